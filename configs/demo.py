@@ -1,0 +1,32 @@
+"""The demo: drawn flowers, the built-in VGG16 base, all three phases, no network needed.
+
+    flaxtl train --config=configs/demo.py --workdir=runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.batch = 20
+
+    c.data = ConfigDict()
+    c.data.source = "garden"
+    c.data.classes = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    c.data.height = c.data.width = 96
+
+    c.model = dict(name="vgg16", stop="")
+    c.weights = dict(path="builtin")
+    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
+    c.augmentation = dict(
+        rotation=20.0, height_shift=0.1, width_shift=0.1, shear=0.2, zoom=0.2, horizontal_flip=True
+    )
+    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
+
+    c.groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen", "augmented", "finetune")
+    c.frozen = dict(epochs=20, augment=False, lr=dict(head=1e-3, block5=0.0, base=0.0))
+    c.augmented = dict(epochs=6, augment=True, lr=dict(head=5e-4, block5=0.0, base=0.0))
+    c.finetune = dict(epochs=4, augment=True, lr=dict(head=1e-5, block5=1e-5, base=0.0))
+    return c

@@ -1,0 +1,183 @@
+"""The one door: `flaxtl <command>`. Parses, calls a room, prints."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flaxtl import __version__
+from flaxtl.errors import UserError, unknown
+from flaxtl.terminal import console
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 on success, 2 for a user's mistake, told in one sentence."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options, rest = parser().parse_known_args(arguments)
+    try:
+        options.overrides = _overrides(rest, allowed="config" in options)
+        options.command_line = shlex.join(["flaxtl", *arguments])
+        options.run(options)
+    except UserError as error:
+        if options.debug:
+            traceback.print_exc()
+        console(errors=True).print(f"flaxtl: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("flaxtl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _overrides(rest: Sequence[str], allowed: bool) -> list[str]:
+    for argument in rest:
+        if not allowed or not argument.startswith("--config."):
+            raise UserError(f"the command does not know {argument!r}; see flaxtl --help, or COMMAND --help")
+    return list(rest)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Commands import their rooms when they run, so that each starts quickly."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top = argparse.ArgumentParser(prog="flaxtl", description=__doc__.splitlines()[0], allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"flaxtl {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, parents=[shared], allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    recipe_help = "recipe, FILE or FILE:VARIANT; change settings by --config.key=value"
+    one = command("train", train, "train a recipe's phases, or go on with them, and write the report")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    one.add_argument("--workdir", required=True, type=Path, help="run directory; the same one resumes")
+
+    one = command("evaluate", evaluate, "measure a trained run on one split")
+    one.add_argument("--workdir", required=True, type=Path)
+    one.add_argument("--data", metavar="SOURCE", help="other pictures than the run's own")
+    one.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
+
+    one = command("predict", predict, "classify picture files with a trained run")
+    one.add_argument("--workdir", required=True, type=Path)
+    one.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
+    one.add_argument("--top", type=int, default=5, help="how many classes to show")
+    one.add_argument("--csv", type=Path, metavar="FILE")
+    one.add_argument("--json", type=Path, metavar="FILE")
+    one.add_argument("--tap", action="append", default=[], metavar="LAYER", help="write that layer's output to --npz")
+    one.add_argument("--npz", type=Path, metavar="FILE")
+
+    one = command("report", report, "write DIR/report/index.html")
+    one.add_argument("--workdir", required=True, type=Path)
+
+    one = command("models", models, "the catalog of networks")
+    one.add_argument("--json", action="store_true", help="as JSON")
+
+    one = command("summary", summary, "a network's layers: shapes, parameters, groups and what learns")
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="NAME", help="a published network")
+    which.add_argument("--config", metavar="FILE[:VARIANT]", help=recipe_help)
+
+    one = command("convert", convert, "check a weight file and write it as safetensors")
+    one.add_argument("--model", required=True, metavar="NAME")
+    one.add_argument("--weights", required=True, metavar="FILE")
+    one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
+    return top
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, judge, report."""
+    from flaxtl import recipe
+    from flaxtl.results.judge import judge
+    from flaxtl.train import loop
+
+    screen = console()
+    config = recipe.load(options.config, options.overrides)
+    outcome = loop.train(config, options.workdir, screen, options.command_line)
+    if outcome is not None:
+        judge(outcome, screen)
+        report(options)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """One JSON object, the last line of the output."""
+    from flaxtl.results.evaluation import evaluate_run
+
+    found = json.dumps(evaluate_run(options.workdir, options.data, options.split, console(errors=True)))
+    if options.json:
+        _write(options.json, found + "\n")
+    print(found)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """A table, and files where they are asked for."""
+    from flaxtl.results import predict as room
+    from flaxtl.results.trained import open_run
+
+    if bool(options.tap) != bool(options.npz):
+        raise UserError("--tap=LAYER and --npz=FILE go together: the layer to write, and where to")
+    if options.top < 1:
+        raise UserError(f"--top={options.top} shows nothing; give 1 or more")
+    paths = room.find_pictures(options.input)
+    answers = room.predict(open_run(options.workdir), paths, options.tap)
+    room.write(answers, options.top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
+    console().print(room.answer_table(answers, options.top))
+    if answers.unreadable:
+        raise UserError("some pictures were left out: " + "; ".join(answers.unreadable))
+
+
+def report(options: argparse.Namespace) -> None:
+    """The page, and where it is."""
+    from flaxtl.results import report as room
+    from flaxtl.results.samples import augmented_samples
+    from flaxtl.results.trained import setup_of
+
+    page = room.write(options.workdir, augmented=augmented_samples(setup_of(options.workdir)))
+    console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def models(options: argparse.Namespace) -> None:
+    """The catalog as a table or as JSON."""
+    from flaxtl.results import networks
+
+    if options.json:
+        print(json.dumps(networks.catalog_rows(), indent=1))
+    else:
+        console().print(networks.catalog_table())
+
+
+def summary(options: argparse.Namespace) -> None:
+    """A layer table, and totals."""
+    from flaxtl import recipe
+    from flaxtl.results import networks
+
+    if options.model is not None:
+        if options.overrides:
+            raise unknown("option", options.overrides[0], ("--config",))
+        console().print(*networks.published(options.model), sep="\n")
+    else:
+        console().print(*networks.of_recipe(recipe.load(options.config, options.overrides)), sep="\n")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """What went where, and the new file."""
+    from flaxtl.train.convert import convert as room
+
+    console().print(room(options.model, Path(options.weights), options.output))
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror}); choose another file") from error

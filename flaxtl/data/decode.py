@@ -1,0 +1,211 @@
+"""Picture files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from flaxtl.errors import UserError, unknown
+
+EXTENSIONS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Suffixes, in lower case, of the files that are taken for pictures; what is inside decides how they are read."""
+
+# Pillow's names of what those suffixes stand for, the usual first. Naming them keeps Pillow from trying everything else
+# it knows on a stranger's file: for PostScript it would start an interpreter.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+_POLICIES = ("squash", "crop")
+
+# How to turn the stored pixels upright, by the value of the EXIF tag Orientation (Exif 2.32, section 4.6.4).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_LISTED = 10  # bad files that an error names before it only counts
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a picture of any size becomes one of `height` x `width` pixels.
+
+    policy 'squash': both sides are scaled on their own, the aspect is not kept. With filter 'nearest' this is, pixel
+    for pixel, `keras.utils.load_img(path, target_size=(height, width))`, the lecture's setting.
+    policy 'crop': the aspect is kept. The picture is scaled until it just covers `shorter` times the target, then the
+    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(shorter * side), the
+    evaluation of ImageNet networks (256 -> 224 with the default of 1 / 0.875).
+    filter: nearest, bilinear, bicubic, lanczos, box or hamming; all but nearest average when they shrink.
+
+    Raises UserError for an unknown policy or filter, a side below one pixel, or `shorter` below 1.
+    """
+
+    height: int
+    width: int
+    policy: str = "squash"
+    filter: str = "bilinear"
+    shorter: float = 1.0 / 0.875
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, before the first of many files is read."""
+        if self.policy not in _POLICIES:
+            raise unknown("resize policy", self.policy, _POLICIES)
+        if self.filter not in _FILTERS:
+            raise unknown("resize filter", self.filter, _FILTERS)
+        if self.height < 1 or self.width < 1:
+            raise UserError(f"pictures of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
+        if not 1.0 <= self.shorter < float("inf"):
+            raise UserError(f"resize.shorter is {self.shorter}, smaller than the crop itself; give a number from 1 up")
+
+
+class _UnreadableError(Exception):
+    """The reason, in plain words, why a file gives no picture."""
+
+
+def decode(path: Path, resize: Resize) -> np.ndarray:
+    """Read one picture: uint8 [height, width, 3], RGB, upright.
+
+    EXIF orientation is applied (Keras ignores it). Transparency is composed over white. 16-bit greys are scaled to
+    8 bits. Of an animation the first frame is taken. Every other mode goes through Pillow's conversion to RGB, as in
+    Keras.
+
+    Raises UserError that names the file and the reason if it is missing, unreadable, empty, not a picture, truncated,
+    has pixels that cannot be shown as 8-bit RGB, or claims more pixels than Pillow's limit for decompression bombs.
+    """
+    try:
+        return _read(path, resize)
+    except _UnreadableError as reason:
+        raise UserError(f"cannot read the picture {path}: {reason}; replace or remove it") from reason
+
+
+def decode_all(
+    paths: Sequence[Path],
+    resize: Resize,
+    on_progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Read many pictures with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode`.
+
+    `on_progress` is called in the caller's thread after each picture with the number of pictures done.
+    `workers` is the number of threads; None leaves it to `concurrent.futures`.
+
+    Raises one UserError for all the files that `decode` would refuse: it names the first ten with their reasons.
+    """
+    pictures = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
+
+    def fill(index: int) -> str | None:
+        try:
+            pictures[index] = _read(paths[index], resize)
+        except _UnreadableError as reason:
+            return f"{paths[index]} ({reason})"
+        return None
+
+    bad = []
+    with ThreadPoolExecutor(workers) as pool:
+        for done, complaint in enumerate(pool.map(fill, range(len(paths))), start=1):
+            if complaint is not None:
+                bad.append(complaint)
+            if on_progress is not None:
+                on_progress(done)
+    if bad:
+        named = ", ".join(bad[:_LISTED]) + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
+        raise UserError(f"cannot read {len(bad)} of {len(paths)} pictures: {named}; replace or remove them")
+    return pictures
+
+
+def _read(path: Path, resize: Resize) -> np.ndarray:
+    """The file as `decode` returns it, or _UnreadableError."""
+    return np.array(_resized(_rgb(_upright(_load(path))), resize))
+
+
+def _load(path: Path) -> Image.Image:
+    """The unpacked picture in whatever mode the file has."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _UnreadableError((error.strerror or str(error)).lower()) from error
+    if not content:
+        raise _UnreadableError("the file is empty")
+    try:
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+        image.load()
+    except UnidentifiedImageError as error:
+        raise _UnreadableError("not a picture of a known format") from error
+    except Image.DecompressionBombError as error:
+        raise _UnreadableError("it claims more pixels than is safe to unpack") from error
+    except Exception as error:  # on broken bytes Pillow's readers raise almost anything: SyntaxError, struct.error, ...
+        raise _UnreadableError(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as the camera was held. A loaded TIFF is upright already and has lost its tag."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as above: damaged metadata must not hide a good picture
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow to RGB, over white where it is transparent."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(np.asarray(image)).convert("RGB")
+    if image.mode in ("F", "LAB"):
+        raise _UnreadableError(f"its pixels are of a kind ({image.mode}) that is not converted to RGB")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(grey: np.ndarray) -> Image.Image:
+    """Greys 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise _UnreadableError("its grey values do not fit into 16 bits")
+    return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
+
+
+def _resized(image: Image.Image, resize: Resize) -> Image.Image:
+    """`image` under the policy of `resize`."""
+    box = _crop_box(image, resize) if resize.policy == "crop" else None
+    return image.resize((resize.width, resize.height), _FILTERS[resize.filter], box)
+
+
+def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, float]:
+    """The part of `image` (left, top, right, bottom) that is in the centre crop once it is scaled.
+
+    Scaling only that part is scaling everything and cropping then, to Pillow's rounding, but a picture of 1 x 10,000
+    never becomes one of 256 x 2,560,000.
+    """
+    target = (resize.width, resize.height)
+    covered = [round(resize.shorter * side) for side in target]
+    scale = max(cover / side for cover, side in zip(covered, image.size, strict=True))
+    box = []
+    for side, cover, crop in zip(image.size, covered, target, strict=True):
+        scaled = max(cover, round(side * scale))
+        start = (scaled - crop) // 2
+        box.append((start * side / scaled, (start + crop) * side / scaled))
+    (left, right), (top, bottom) = box
+    return left, top, right, bottom

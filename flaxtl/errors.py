@@ -1,0 +1,22 @@
+"""The one exception a user is meant to read."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A user's mistake, told in one sentence: what is wrong, where, and how to mend it.
+
+    The command line prints the sentence without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist; suggests the nearest known name, or lists a few."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    else:
+        hint = "known: " + ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return UserError(f"no {kind} {name!r}; {hint}")

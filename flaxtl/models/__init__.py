@@ -1,0 +1,1 @@
+"""Networks: architectures, their head, and the catalog. The only room that imports flax."""

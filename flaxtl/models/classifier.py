@@ -1,0 +1,170 @@
+"""A network as one function of pictures: preprocessing, backbone, head."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flaxtl.errors import UserError
+from flaxtl.models.catalog import Architecture
+from flaxtl.models.head import Head
+from flaxtl.models.net import SKIPPED, Layer, Net, Skipped, Value
+from flaxtl.models.preprocess import PREPROCESSING
+
+Parameters = dict[str, dict[str, dict[str, jax.Array]]]
+"""section ('backbone', 'head') -> layer name -> leaf name -> array."""
+
+
+class Result(NamedTuple):
+    """Of one pass: the last output that was asked for, the logits if they were reached, and the taps."""
+
+    output: jax.Array
+    logits: jax.Array | None
+    taps: dict[str, jax.Array]
+
+
+class Backbone(nn.Module):
+    """The pretrained base, or with `top` the whole published network; layers after `last` do not exist."""
+
+    architecture: Architecture
+    top: bool
+    last: str | None
+
+    @nn.compact
+    def __call__(self, net: Net, x: Value) -> Value:
+        """Run the architecture's layers; returns the output of the last one that ran, for a head to go on with."""
+        net.section("backbone", self.last)
+        self.architecture.build(net, x, self.top)
+        return SKIPPED if net.stopped else net.output
+
+
+class NewHead(nn.Module):
+    """Holds the head's parameters under one name."""
+
+    head: Head
+
+    @nn.compact
+    def __call__(self, net: Net, x: Value) -> None:
+        """Run the head's layers."""
+        net.section("head")
+        self.head.build(net, x)
+
+
+class Classifier(nn.Module):
+    """Pictures to classes: `architecture` cut after layer `last` (None: whole base) under a new `head`.
+
+    Without a head it is the published network with its own 1,000 ImageNet classes.
+    """
+
+    architecture: Architecture
+    head: Head | None = None
+    last: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        start: str | None = None,
+        stop: str | None = None,
+        taps: tuple[str, ...] = (),
+        trace: list[Layer] | None = None,
+    ) -> Result:
+        """Run the network, or a part of it.
+
+        `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
+        backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers; `trace` collects
+        every layer that ran. With `train` a 'dropout' random key is needed. Unknown layer names raise UserError.
+        """
+        given = None if start is None else x.astype(self.dtype)
+        net = Net(dtype=self.dtype, train=train, start=start, given=given, stop=stop, taps=taps)
+        pixels = PREPROCESSING[self.architecture.preprocessing](x) if start is None else SKIPPED
+        features = Backbone(self.architecture, self.head is None, self.last, name="backbone")(net, pixels)
+        if self.head is not None:
+            NewHead(self.head, name="head")(net, features)
+        net.require([name for name in (start, stop, self.last, *taps) if name])
+        if trace is not None:
+            trace.extend(net.layers)
+        ran = {layer.name for layer in net.layers}
+        lost = [name for name in (start, stop, *taps) if name and name not in ran]
+        if lost or isinstance(net.output, Skipped):
+            raise UserError(
+                f"layer {lost[0]!r} is not part of the network that runs "
+                f"(start={start}, stop={stop}, the base up to {self.last or 'its end'})"
+            )
+        return Result(net.output, net.logits, net.tapped)
+
+
+def forward(
+    model: Classifier,
+    parameters: Parameters,
+    x: jax.Array,
+    *,
+    start: str | None = None,
+    stop: str | None = None,
+    taps: tuple[str, ...] = (),
+    dropout: jax.Array | None = None,
+) -> Result:
+    """Run `model` (see Classifier.__call__); with a random key for `dropout` it acts, otherwise it is inactive."""
+    keys = None if dropout is None else {"dropout": dropout}
+    result = model.apply(
+        {"params": parameters}, x, train=dropout is not None, start=start, stop=stop, taps=taps, rngs=keys
+    )
+    return cast(Result, result)
+
+
+def logits_of(
+    model: Classifier,
+    parameters: Parameters,
+    x: jax.Array,
+    *,
+    start: str | None = None,
+    dropout: jax.Array | None = None,
+) -> jax.Array:
+    """Float32 logits [batch, classes]."""
+    logits = forward(model, parameters, x, start=start, dropout=dropout).logits
+    assert logits is not None, "a pass without `stop` reaches the softmax"
+    return logits
+
+
+def layers(model: Classifier, height: int, width: int) -> list[Layer]:
+    """Every layer of `model` for pictures of that size, in order; nothing is computed."""
+    check_size(model.architecture, height, width)
+    found: list[Layer] = []
+    pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    jax.eval_shape(lambda key, x: model.init(key, x, trace=found), jax.random.key(0), pictures)
+    return found
+
+
+def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
+    """section -> layer -> leaf -> shape of every parameter; nothing is computed."""
+    check_size(model.architecture, height, width)
+    pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    tree = jax.eval_shape(model.init, jax.random.key(0), pictures)["params"]
+    found = jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+    ordered: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {section: {} for section in found}
+    for layer in layers(model, height, width):  # JAX sorts keys; files without names are read in the network's order
+        if layer.name in found[layer.section]:
+            ordered[layer.section][layer.name] = found[layer.section][layer.name]
+    return ordered
+
+
+def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
+    """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
+    if not head_only:
+        return dict(model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8))["params"])
+    base = [layer for layer in layers(model, height, width) if layer.section == "backbone"][-1]
+    features = jnp.zeros((1, *base.shape), jnp.float32)
+    return dict(model.init(key, features, start=base.name)["params"])
+
+
+def check_size(architecture: Architecture, height: int, width: int) -> None:
+    """Raise if pictures of that size are too small for the architecture."""
+    if min(height, width) < architecture.minimum_size:
+        raise UserError(
+            f"pictures of {height}x{width} are too small for {architecture.name}: "
+            f"set data.height and data.width to at least {architecture.minimum_size}"
+        )

@@ -1,0 +1,190 @@
+"""Recipes: a config file, its command-line overrides, and the settings that a recipe may leave out."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from flaxtl.errors import UserError, unknown
+
+DEFAULTS = ConfigDict(
+    {
+        "seed": 0,
+        "batch": 32,  # pictures a step, over all devices
+        "dtype": "float32",  # of the computation: float32 or bfloat16; parameters and loss are always float32
+        "data": {
+            "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME or garden
+            "classes": (),  # the class names that are expected, sorted; () takes what is there
+            "height": 200,
+            "width": 200,
+            "resize": "squash",  # or crop: shorter side first, then the centre
+            "filter": "bilinear",
+            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},
+        },
+        "weights": {"path": "imagenet"},  # imagenet, builtin, random or a file
+        "model": {"name": "vgg16", "stop": ""},  # stop: the last layer of the base, '' for all of it
+        "head": {"pooling": "average_2x2", "units": (128,), "dropout": 0.4},
+        "augmentation": {
+            "rotation": 0.0,  # degrees
+            "height_shift": 0.0,  # fraction of the height
+            "width_shift": 0.0,
+            "shear": 0.0,  # degrees
+            "zoom": 0.0,
+            "horizontal_flip": False,
+        },
+        "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.999},  # nadam: Keras' own; else an optax optimizer
+        "groups": (),  # () takes the network's own from the catalog
+        "phases": ("frozen",),
+        "features": {"directory": ""},  # where frozen features are kept; '' for the run directory
+        "checkpoint": {"every_seconds": 60.0},
+    }
+)
+
+PHASE_DEFAULTS = ConfigDict(
+    {
+        "epochs": 10,
+        "steps_per_epoch": 0,  # 0: one pass over the training pictures
+        "augment": False,
+        "lr": {},  # group -> learning rate; 0.0 is frozen
+        "schedule": "constant",  # or cosine, linear: from the rate down to 0 over the phase
+        "warmup_steps": 0,  # steps from 0 up to the rate, before the schedule
+        "metric": "validation_loss",  # what is best: watched by early stopping
+        "patience": 0,  # epochs without a better metric until the phase stops; 0: never, the last weights stay
+    }
+)
+
+OPEN = frozenset({"optimizer", "data.fractions"})
+"""Settings that a recipe replaces as a whole."""
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The recipe in FILE or FILE:VARIANT with its defaults filled in and `--config.key=value` overrides applied.
+
+    Raises UserError for a missing or broken file and for keys that do not exist; locked against new keys.
+    """
+    config = complete(_read(spec))
+    known = dict(flatten(config))
+    for override in overrides:
+        key = override.removeprefix("--config.").split("=", 1)[0]
+        if "=" not in override:
+            raise UserError(f"{override!r} needs a value: --config.{key}=VALUE")
+        if key not in known:
+            raise unknown("setting", key, known)
+    return _override(config, overrides)
+
+
+def complete(recipe: ConfigDict) -> ConfigDict:
+    """`recipe` over the defaults; keys unknown to both are an error."""
+    phases = recipe.get("phases", DEFAULTS.phases)
+    if not isinstance(phases, tuple | list) or not phases:
+        raise UserError("the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')")
+    config = DEFAULTS.copy_and_resolve_references().unlock()
+    for name in phases:
+        if name in DEFAULTS:
+            raise UserError(f"the recipe calls a phase {name!r}, which is a setting's name; choose another")
+        if name not in recipe:
+            raise UserError(f"the recipe names a phase {name!r} in phases but has no settings under c.{name}")
+        config[name] = PHASE_DEFAULTS.copy_and_resolve_references().unlock()
+    _fill(config, recipe, "")
+    return config.lock()
+
+
+def _fill(config: ConfigDict, recipe: Mapping[str, Any], prefix: str) -> None:
+    for key, value in recipe.items():
+        path = prefix + key
+        if key not in config:
+            raise _surplus(config, path, value, prefix)
+        if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict) and path not in OPEN and key != "lr":
+            _fill(config[key], value, path + ".")
+        else:
+            config[key] = _rates(path, value) if key == "lr" else _fitting(path, value, config[key])
+
+
+def _surplus(config: Mapping[str, Any], path: str, value: Any, prefix: str) -> UserError:
+    if isinstance(value, ConfigDict) and "lr" in value:
+        return UserError(f"the recipe has settings c.{path} of a phase that phases does not name; add or remove it")
+    return unknown("setting", path, dict(flatten(config, prefix)))
+
+
+def _rates(path: str, value: Any) -> ConfigDict:
+    """Learning rates as float, so that a 0 can be overridden by any rate."""
+    try:
+        return ConfigDict({group: float(rate) for group, rate in value.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the recipe's {path} must give every group a rate, such as dict(head=1e-3)") from error
+
+
+def _fitting(path: str, value: Any, default: Any) -> Any:
+    """`value` if it is of the default's kind; ml_collections would turn a number into a text unasked."""
+    kinds = {float: (float, int), tuple: (tuple, list)}.get(type(default), type(default))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
+        example = default.to_dict() if isinstance(default, ConfigDict) else default
+        raise UserError(f"the recipe's {path} is {value!r}; it must be like {example!r}")
+    return value
+
+
+def _read(spec: str) -> ConfigDict:
+    file = Path(spec.split(":", 1)[0])
+    if not file.is_file():
+        raise UserError(f"there is no recipe {str(file)!r}; give a config file, such as --config=configs/demo.py")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
+    try:
+        values(["flaxtl", f"--config={spec}"])
+        config = values["config"].value
+    except Exception as error:
+        raise UserError(f"the recipe {spec!r} cannot be read: {_sentence(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the recipe {spec!r} must return an ml_collections.ConfigDict from get_config()")
+    return config
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    arguments = ["flaxtl", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"an override does not fit the recipe: {_sentence(error)}") from error
+    return values["config"].value
+
+
+def _sentence(error: Exception) -> str:
+    """The last line of an error: config_flags quotes a whole traceback before it."""
+    return str(error).strip().splitlines()[-1]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every ('a.b.c', value) of a nested config, in its order."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The recipe as plain JSON values (tuples become lists)."""
+    return dict(json.loads(config.to_json_best_effort()))
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """A recipe as `to_json` wrote it."""
+    return ConfigDict(dict(values)).lock()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """'key: old -> new' for every setting that differs between two JSON recipes."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in keys
+        if before.get(key, absent) != after.get(key, absent)
+    ]

@@ -1,0 +1,1 @@
+"""What a person looks at: predictions, measures, plots and the report."""

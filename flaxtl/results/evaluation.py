@@ -1,0 +1,62 @@
+"""`flaxtl evaluate`: a trained run on one split of its own pictures, or on others."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from flaxtl import cache
+from flaxtl.data import manifest, sources
+from flaxtl.data.manifest import Example, Manifest
+from flaxtl.data.resident import Resident
+from flaxtl.errors import UserError
+from flaxtl.results import measures
+from flaxtl.results.trained import open_run
+from flaxtl.train import mesh as meshes
+from flaxtl.train import steps
+from flaxtl.train.evaluate import evaluate
+from flaxtl.train.inputs import decode
+
+
+def evaluate_run(workdir: Path, source: str | None, split: str, console: Console) -> dict[str, Any]:
+    """Accuracy, loss, balanced accuracy and confusion matrix of every picture of `split`, as JSON values.
+
+    Without `source` the split is the run's own; with it, the folder of that name in the source, or the whole source
+    where it is a plain folder of classes. Classes that the run does not know raise UserError.
+    """
+    run = open_run(workdir)
+    classes = run.setup.manifest.classes
+    examples = _examples(run.setup.manifest, source, split)
+    pictures = decode([Path(example.path) for example in examples], run.setup.resize, console)
+    labels = np.array([classes.index(example.label) for example in examples], np.int32)
+    whole = meshes.replicated(run.setup.mesh)
+    data = Resident(jax.device_put(pictures, whole), jax.device_put(labels, whole))
+    step = steps.eval_step(run.setup.network.model, run.setup.mesh, start=None)
+    found = evaluate(step, run.parameters, data, run.setup.config.batch)
+    matrix = measures.confusion_matrix(labels, found.probabilities.argmax(1), len(classes))
+    return {
+        "workdir": str(workdir),
+        "data": source or run.setup.config.data.source,
+        "split": split,
+        **found.measures._asdict(),
+        "errors": measures.errors(matrix),
+        "balanced_accuracy": measures.balanced_accuracy(matrix),
+        "classes": list(classes),
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, ...]:
+    if source is None:
+        return own.of_split(split)
+    folder = sources.folder_of(source, cache.directory("data"))
+    found = manifest.gather(folder, split)
+    strange = sorted(set(found.classes) - set(own.classes))
+    if strange:
+        raise UserError(
+            f"{source} holds the class(es) {', '.join(strange)}, which the run does not know; "
+            f"it knows {', '.join(own.classes)}"
+        )
+    return found.examples

@@ -1,0 +1,53 @@
+"""The end of a run: every phase's result on the test split, looked at once, and one row a picture."""
+
+import numpy as np
+from rich.console import Console
+
+from flaxtl.results import predictions_file
+from flaxtl.results.predictions_file import Predictions
+from flaxtl.terminal import advancing
+from flaxtl.train import rundir, steps
+from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.evaluate import Evaluation, evaluate
+from flaxtl.train.features import Inputs
+from flaxtl.train.groups import Flat
+from flaxtl.train.loop import Outcome
+from flaxtl.train.phases import Phase
+from flaxtl.train.setup import Setup
+
+
+def judge(outcome: Outcome, console: Console) -> None:
+    """Measure every phase on the test split, and write predictions.csv with the last one's answers."""
+    setup, inputs = outcome
+    splits = [split for split in setup.manifest.splits if split != "train"]
+    final: dict[str, Evaluation] = {}
+    with Checkpoints(setup.workdir) as checkpoints:
+        for done, phase in enumerate(setup.phases, start=1):
+            parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
+            wanted = splits if phase is setup.phases[-1] else [split for split in splits if split == "test"]
+            final = {split: _evaluate(setup, phase, parameters, inputs[split], split, console) for split in wanted}
+            if "test" in final:
+                measures = final["test"].measures
+                rundir.note_phase(setup.workdir, phase.name, test=measures._asdict())
+                console.print(f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures")
+    examples = [example for split in splits for example in setup.manifest.of_split(split)]
+    predictions = Predictions(
+        paths=tuple(example.path for example in examples),
+        splits=tuple(example.split for example in examples),
+        labels=setup.manifest.labels(examples),
+        probabilities=np.concatenate([final[split].probabilities for split in splits]),
+        classes=setup.manifest.classes,
+    )
+    predictions_file.write(setup.workdir / "predictions.csv", predictions)
+    rundir.note(setup.workdir, complete=True)
+
+
+def _evaluate(setup: Setup, phase: Phase, parameters: Flat, inputs: Inputs, split: str, console: Console) -> Evaluation:
+    """The phase's parameters on one split, from the frozen prefix where there is one."""
+    step = steps.eval_step(setup.network.model, setup.mesh, phase.cut)
+    if phase.cut is None:
+        return evaluate(step, parameters, inputs.pictures(), setup.config.batch)
+    data = inputs.features(
+        phase.cut, parameters, lambda title, total: advancing(console, f"{split} pictures {title}", total)
+    )
+    return evaluate(step, parameters, data, setup.config.batch)

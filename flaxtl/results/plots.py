@@ -1,0 +1,213 @@
+"""Pictures of numbers, as SVG text that stands inline in a page.
+
+Text stays text, the background is transparent, and colours are the page's own: `currentColor` for ink and the custom
+property `--accent` for what matters, so that one picture suits a light page, a dark one and paper. Pictures are drawn
+400 units wide, about the width of a phone, so that 12 units of type remain readable there.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from flaxtl.results import measures
+
+# stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
+INK, ACCENT = "#010203", "#040506"
+PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent, #1a8f83)"}
+
+WIDTH = 400 / 72  # inches; matplotlib writes 72 SVG units an inch
+TYPE = {"small": 10, "normal": 12, "large": 14}  # SVG units
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text, not outlines of letters
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib; measures widths, the page sets its own family
+    "font.size": TYPE["normal"],
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+NAMED_CLASSES = 40  # more names than this cannot be told apart along one edge
+NUMBERED_CLASSES = 20  # more counts than this do not fit their cells
+
+
+def curve(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accuracy"]) -> str:
+    """Training and validation over all phases on one epoch axis, as SVG.
+
+    Args:
+        epochs: the lines of metrics.jsonl in order: each has a "phase" and, as far as measured, "train_QUANTITY" and
+            "validation_QUANTITY"; what is missing, None or not finite leaves no point.
+        quantity: what to draw.
+    """
+    with _figure(aspect=0.72) as figure:
+        axes = figure.add_subplot()
+        x = np.arange(1, len(epochs) + 1)
+        training, validation = (_series(epochs, f"{split}_{quantity}") for split in ("train", "validation"))
+        marker = "o" if len(epochs) <= 12 else ""  # a line through one epoch would be invisible
+        axes.plot(x, training, color=INK, alpha=0.5, linewidth=1.3, marker=marker, markersize=3, label="training")
+        axes.plot(x, validation, color=ACCENT, linewidth=2, marker=marker, markersize=4, label="validation")
+        axes.set_xlim(0.5, len(epochs) + 0.5)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        _limit(axes, np.concatenate([training, validation]), quantity)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+        axes.tick_params(length=0, pad=6)
+        axes.spines["left"].set_visible(False)
+        rows = _mark_phases(axes, [str(epoch["phase"]) for epoch in epochs])
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.02 + 0.075 * rows), ncols=2, frameon=False, borderaxespad=0,
+            handlelength=1.4, columnspacing=1.6, borderpad=0.2,
+        )  # fmt: skip
+        return _svg(figure, f"{quantity} of training and validation over {len(epochs)} epochs")
+
+
+def confusion(matrix: measures.Matrix, classes: Sequence[str]) -> str:
+    """The confusion matrix (row true, column predicted) with counts and row shares, as SVG; its title has the errors.
+
+    Cells are as opaque as the square root of their share of the row, so that an error of 2 % can still be seen.
+    """
+    n = len(classes)
+    with _figure(aspect=1.06) as figure:
+        axes = figure.add_subplot(aspect="equal")
+        axes.set_xlim(0, n)
+        axes.set_ylim(n, 0)
+        shares = measures.row_shares(matrix)
+        numbered = n <= NUMBERED_CLASSES
+        for true, predicted in np.argwhere(np.ones_like(matrix) if numbered else matrix):
+            share = float(np.nan_to_num(shares[true, predicted]))
+            _cell(axes, true, predicted, share)
+            if numbered:
+                _number(axes, true, predicted, int(matrix[true, predicted]), share, n)
+        _name_classes(axes, classes)
+        right, wrong, total = int(np.trace(matrix)), measures.errors(matrix), int(matrix.sum())
+        title = "No pictures"
+        if total:
+            title = f"Accuracy {100 * right / total:.2f} %, {wrong:,} error{'s' if wrong != 1 else ''} in {total:,}"
+        axes.set_title(title, fontsize=TYPE["large"], fontweight="bold", pad=12)
+        return _svg(figure, f"Confusion matrix of {n} classes. {title}.")
+
+
+def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:
+    values = [epoch.get(key) for epoch in epochs]
+    series = np.array([np.nan if value is None else value for value in values], np.float64)
+    series[~np.isfinite(series)] = np.nan
+    return series
+
+
+def _limit(axes: Axes, values: npt.NDArray[np.float64], quantity: str) -> None:
+    """Give the axis to the bulk of the values: the first epochs' loss may be a hundred times the last one's."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return
+    if quantity == "accuracy":
+        axes.set_ylim(max(0.0, float(values.min()) - 0.04), min(1.02, float(values.max()) + 0.04))
+        return
+    highest, bulk = float(values.max()), 1.5 * float(np.percentile(values, 96))
+    axes.set_ylim(0, bulk if highest > 2 * bulk else 1.06 * highest or 1.0)
+    if highest > 2 * bulk:
+        axes.text(0.06, 0.98, f"↑ to {highest:.3g}", transform=axes.transAxes, va="top", fontsize=TYPE["small"])
+
+
+def _mark_phases(axes: Axes, phases: Sequence[str]) -> int:
+    """Name each phase above the axes at its first epoch, with a line where one ends; the number of rows of names."""
+    starts = [i for i, phase in enumerate(phases) if i == 0 or phases[i - 1] != phase]
+    free: list[float] = []  # where each row of names is free again, as a share of the axis
+    for start in starts:
+        name, left = _printable(phases[start], 22), start / len(phases)
+        width = (len(name) + 2) * 0.6 * TYPE["small"] / 340  # a letter is 0.6 of the type size, the axis 340 units
+        left = max(0.0, min(left, 1 - width))
+        row = next((row for row, end in enumerate(free) if end <= left), len(free))
+        free[row : row + 1] = [left + width]
+        axes.text(left, 1.02 + 0.075 * row, name, transform=axes.transAxes, fontsize=TYPE["small"])
+        if start:
+            axes.axvline(start + 0.5, color=INK, alpha=0.45, linewidth=1, linestyle=(0, (3, 3)))
+    return len(free)
+
+
+def _cell(axes: Axes, true: int, predicted: int, share: float) -> None:
+    # at most 0.6 opaque: ink stays readable on the accent, dark on light as well as light on dark
+    colour, alpha = (ACCENT, 0.6 * math.sqrt(share)) if share else (INK, 0.03)
+    axes.add_patch(Rectangle((predicted + 0.03, true + 0.03), 0.94, 0.94, color=colour, alpha=alpha, linewidth=0))
+
+
+def _number(axes: Axes, true: int, predicted: int, count: int, share: float, n: int) -> None:
+    """Write the count into a cell and, where there is room, its share of the row."""
+    x, y, size = predicted + 0.5, true + 0.5, min(TYPE["large"], 120 / n)
+    with_share = n <= 8
+    weight = "bold" if true == predicted else "normal"
+    style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "alpha": 1 if count else 0.45}
+    axes.text(x, y - (0.12 if with_share else 0), f"{count:,}", fontsize=size, fontweight=weight, **style)
+    if with_share:
+        axes.text(x, y + 0.2, f"{100 * share:.1f} %", fontsize=min(TYPE["small"], 72 / n), **style)
+
+
+def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
+    n = len(classes)
+    axes.set_xlabel("predicted", labelpad=8)
+    axes.set_ylabel("true", labelpad=8)
+    axes.tick_params(length=0, pad=4, labelsize=min(TYPE["normal"], 220 / n))
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    if n > NAMED_CLASSES:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    names = [_printable(name, 14) for name in classes]
+    centres = np.arange(n) + 0.5
+    axes.set_yticks(centres, names)
+    fits = max(map(len, names)) * n <= 42  # letters side by side below 280 units
+    slant: dict[str, Any] = {} if fits else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(centres, names, **slant)
+
+
+def _printable(name: str, limit: int) -> str:
+    """A name without control characters, cut to `limit` characters."""
+    name = "".join(letter if letter.isprintable() else "�" for letter in name)
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+@contextmanager
+def _figure(aspect: float) -> Iterator[Figure]:
+    """An empty figure in the house style, `aspect` times as high as wide."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # a name may be written in letters that the measuring font lacks; the reader's browser has them
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield Figure(figsize=(WIDTH, WIDTH * aspect), layout="constrained")
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """The figure as one <svg> element that scales with its container and has a description for screen readers."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    # ids are hashed with the description, so that two pictures on a page do not share them
+    with mpl.rc_context({"svg.hashsalt": description}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    needed = set(re.findall(r"#([\w.]+)", svg))
+    # ids count up from 1 in every picture; only those that are referred to are unique, and needed
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in needed else "", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would style the whole page
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    for stand_in, colour in PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    label = escape(description, quote=True)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}" style="stroke-linejoin: round"', 1).strip()

@@ -1,0 +1,36 @@
+"""Originals beside their augmented samples, for the report."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from flaxtl.data.augment import augment, keys
+from flaxtl.data.decode import decode
+from flaxtl.train.setup import Setup
+
+Sample = tuple[Image.Image, list[Image.Image]]
+
+
+def augmented_samples(setup: Setup, pictures: int = 5, each: int = 5) -> list[Sample]:
+    """The first training picture of up to `pictures` classes, each as the first `each` passes would augment it.
+
+    Empty if no phase augments.
+    """
+    if not any(phase.augment for phase in setup.phases):
+        return []
+    examples = setup.manifest.of_split("train")
+    firsts = {example.label: number for number, example in reversed(list(enumerate(examples)))}
+    return [
+        _sample(setup, Path(examples[firsts[label]].path), firsts[label], each) for label in sorted(firsts)[:pictures]
+    ]
+
+
+def _sample(setup: Setup, path: Path, index: int, each: int) -> Sample:
+    original = decode(path, setup.resize)
+    passes = jnp.arange(each, dtype=jnp.int32)
+    random = keys(setup.config.seed, passes, jnp.full(each, index, jnp.int32))
+    changed = augment(random, jnp.broadcast_to(original, (each, *original.shape)), setup.augmentation)
+    pixels = np.asarray(changed.round().clip(0, 255), np.uint8)
+    return Image.fromarray(original), [Image.fromarray(picture) for picture in pixels]

@@ -1,0 +1,33 @@
+"""A run that was trained before, opened to be looked at."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from flaxtl.data.manifest import Manifest
+from flaxtl.errors import UserError
+from flaxtl.train import rundir
+from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.groups import Flat
+from flaxtl.train.setup import Setup, prepare
+
+
+class Trained(NamedTuple):
+    """The setup of a run and its parameters after the last phase that ended."""
+
+    setup: Setup
+    parameters: Flat
+
+
+def setup_of(workdir: Path) -> Setup:
+    """The setup of the run in `workdir`, from its own recipe and manifest."""
+    return prepare(rundir.config_of(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
+
+
+def open_run(workdir: Path) -> Trained:
+    """The run in `workdir`; raises UserError if no phase of it has ended."""
+    setup = setup_of(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        done = checkpoints.phases_done()
+        if not done:
+            raise UserError(f"no phase of the run in {workdir} has ended yet; start the same flaxtl train again")
+        return Trained(setup, checkpoints.restore_phase(done, setup.abstract_parameters()))

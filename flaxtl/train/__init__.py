@@ -1,0 +1,1 @@
+"""Training: groups, phases, steps, features, checkpoints. The only room that imports optax and orbax."""

@@ -1,0 +1,37 @@
+"""`flaxtl convert`: a weight file of any known layout, checked against its network, written as safetensors."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from flaxtl.errors import UserError
+from flaxtl.models import catalog
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.terminal import table
+from flaxtl.train.pretrained import expected_shapes, optional_layers
+from flaxtl.weights import safetensors_file
+from flaxtl.weights.load import Loaded, load
+
+
+def convert(name: str, source: Path, output: Path) -> Table:
+    """Write `source` to `output`, with the network's own top if the file holds it; returns what went where."""
+    architecture = catalog.find(name)
+    whole = Classifier(architecture)
+    base = Classifier(architecture, Head(classes=1, pooling="global_average", units=()))
+    loaded = load(source, expected_shapes(base), optional_layers(architecture))
+    if any(row.fate == "skipped" for row in loaded.rows):
+        loaded = load(source, expected_shapes(whole))
+    _write(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.licence})
+    columns = ("layer", "weight", "shape", "in the file as", "type")
+    cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]
+    count = sum(array.size for leaves in loaded.tree.values() for array in leaves.values())
+    return table(f"{source} ({loaded.origin}) -> {output}: {count:,} parameters", columns, cells)
+
+
+def _write(output: Path, loaded: Loaded, metadata: dict[str, str]) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        safetensors_file.write(output, loaded.tree, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error.strerror}); choose another --output") from error

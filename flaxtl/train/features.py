@@ -1,0 +1,137 @@
+"""The frozen prefix of a network, computed once a picture.
+
+What lies below the lowest layer that learns gives the same output for the same picture in every epoch. It is
+computed once, kept on the device, and written to a file named after everything it depends on: the pixels, the
+weights, the cut and the precision. A resumed run, or one that shares the directory, reads it back.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh
+
+from flaxtl.data.resident import Resident, evaluation_batches
+from flaxtl.models.classifier import Classifier, forward
+from flaxtl.models.net import Layer
+from flaxtl.train import mesh as meshes
+from flaxtl.train.groups import Flat, nest
+
+Pixels = npt.NDArray[np.uint8]
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Title and total -> a progress bar; entering it gives the function that advances it."""
+
+
+def digest(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
+    """path -> SHA-256 of a parameter's bytes, as they are on the device now.
+
+    Of a copy, because an array remembers what was once fetched of it from an accelerator.
+    """
+    fetched = {path: np.asarray(jnp.copy(value)) for path, value in parameters.items()}
+    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in fetched.items()}
+
+
+class Inputs:
+    """The decoded pictures of one split, and what the frozen prefix makes of them.
+
+    `cuts` are the layers that the run's phases start from: one pass over the pictures serves them all.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        layers: Sequence[Layer],
+        mesh: Mesh,
+        pictures: Pixels,
+        labels: npt.NDArray[np.int32],
+        cuts: Sequence[str],
+        directory: Path,
+        batch: int,
+    ) -> None:
+        """`pictures` is uint8 [n, height, width, 3], `labels` int32 [n]; files go to `directory`."""
+        self._model, self._mesh, self._batch, self._directory = model, mesh, batch, directory
+        self._order = [layer.name for layer in layers if layer.section == "backbone"]
+        self._cuts = sorted(set(cuts), key=self._order.index)
+        self._pictures = pictures
+        self._labels = jax.device_put(labels, meshes.replicated(mesh))
+        self._pixels_digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+        self._held: dict[str, jax.Array] = {}
+        self._on_device: jax.Array | None = None
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._pictures)
+
+    def pictures(self) -> Resident:
+        """The pictures themselves, on the device."""
+        if self._on_device is None:
+            self._on_device = jax.device_put(self._pictures, meshes.replicated(self._mesh))
+        return Resident(self._on_device, self._labels)
+
+    def features(self, cut: str, parameters: Flat, progress: Bar) -> Resident:
+        """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand."""
+        digests = digest({path: value for path, value in parameters.items() if path.startswith("backbone/")})
+        keys = {name: self._key(name, digests) for name in self._cuts}
+        if keys[cut] not in self._held:
+            self._read(keys)
+        if keys[cut] not in self._held:
+            with progress(f"up to {cut}", len(self)) as advance:
+                self._compute(keys, parameters, advance)
+        return Resident(self._held[keys[cut]], self._labels)
+
+    def _key(self, cut: str, digests: Mapping[str, str]) -> str:
+        """Names everything that the outputs of `cut` depend on."""
+        below = set(self._order[: self._order.index(cut) + 1])
+        model = self._model
+        parts = [self._pixels_digest, model.architecture.name, model.architecture.preprocessing, str(model.dtype), cut]
+        parts += sorted(f"{path}={value}" for path, value in digests.items() if path.split("/")[1] in below)
+        return f"{cut}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
+
+    def _file(self, key: str) -> Path:
+        return self._directory / f"{key}.npy"
+
+    def _read(self, keys: Mapping[str, str]) -> None:
+        for key in keys.values():
+            if key not in self._held and (stored := self._stored(key)) is not None:
+                self._held[key] = jax.device_put(stored, meshes.replicated(self._mesh))
+
+    def _stored(self, key: str) -> npt.NDArray[Any] | None:
+        """What the file of `key` holds; None if there is none, or a damaged one: it is then computed again."""
+        try:
+            stored: npt.NDArray[Any] = np.load(self._file(key)).view(self._model.dtype)  # of bfloat16 .npy keeps bytes
+        except (OSError, EOFError, ValueError):
+            return None
+        return stored
+
+    def _compute(self, keys: Mapping[str, str], parameters: Flat, advance: Callable[[int], None]) -> None:
+        """One pass over the pictures up to the highest cut, the lower ones tapped on the way."""
+        cuts = tuple(self._cuts)
+
+        def run(parameters: Flat, pictures: jax.Array) -> dict[str, jax.Array]:
+            return forward(self._model, nest(parameters), pictures, stop=cuts[-1], taps=cuts).taps
+
+        whole, split = meshes.replicated(self._mesh), meshes.batched(self._mesh)
+        compiled = jax.jit(run, in_shardings=(whole, split), out_shardings=whole)
+        parts: dict[str, list[jax.Array]] = {cut: [] for cut in cuts}
+        for indices, real in evaluation_batches(len(self), self._batch):
+            taps = compiled(parameters, self._pictures[indices])
+            for cut in cuts:
+                parts[cut].append(taps[cut][: int(real.sum())])
+            jax.block_until_ready(taps)
+            advance(int(real.sum()))
+        for cut in cuts:
+            self._held[keys[cut]] = jnp.concatenate(parts.pop(cut))
+            self._write(keys[cut])
+
+    def _write(self, key: str) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        unfinished = self._file(key).with_suffix(".unfinished")
+        with unfinished.open("wb") as file:
+            np.save(file, np.asarray(self._held[key]))
+        unfinished.replace(self._file(key))

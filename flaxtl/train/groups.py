@@ -1,0 +1,105 @@
+"""One ordered rule list decides the group of every parameter, and the groups' rates decide what learns.
+
+Parameters are held flat, by path: 'backbone/block5_conv3/kernel'.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+
+from flaxtl.errors import UserError, unknown
+
+Flat = dict[str, jax.Array]
+Rule = tuple[str, str]
+Leaf = TypeVar("Leaf")
+Nested = dict[str, dict[str, dict[str, Leaf]]]
+
+
+def flatten(tree: Nested[Leaf]) -> dict[str, Leaf]:
+    """section -> layer -> leaf -> value becomes 'section/layer/leaf' -> value."""
+    return {
+        f"{section}/{layer}/{leaf}": value
+        for section, layers in tree.items()
+        for layer, leaves in layers.items()
+        for leaf, value in leaves.items()
+    }
+
+
+def nest(flat: Mapping[str, Leaf]) -> Nested[Leaf]:
+    """The inverse of `flatten`."""
+    tree: Nested[Leaf] = {}
+    for path, value in flat.items():
+        section, layer, leaf = path.split("/")
+        tree.setdefault(section, {}).setdefault(layer, {})[leaf] = value
+    return tree
+
+
+def assign(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """path -> group, by the first rule (group, regular expression) that matches the whole path.
+
+    Raises UserError for a path that no rule matches, a rule that matches nothing and a broken expression.
+    """
+    try:
+        compiled = [(group, re.compile(pattern)) for group, pattern in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"groups must be pairs (name, regular expression): {error}") from error
+    groups: dict[str, str] = {}
+    for path in paths:
+        group = next((group for group, pattern in compiled if pattern.fullmatch(path)), None)
+        if group is None:
+            raise UserError(
+                f"no rule in groups matches the parameter {path!r}; add one, such as ('base', 'backbone/.*')"
+            )
+        groups[path] = group
+    for group, pattern in rules:
+        if group not in groups.values():
+            raise UserError(
+                f"the rule ({group!r}, {pattern!r}) in groups matches no parameter that an earlier rule left; "
+                "remove or correct it"
+            )
+    return groups
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which group every parameter belongs to in one phase, and at which rate each group learns (0.0: frozen)."""
+
+    groups: Mapping[str, str]
+    rates: Mapping[str, float]
+
+    def learns(self, path: str) -> bool:
+        """Whether the parameter at `path` learns."""
+        return self.rates[self.groups[path]] > 0
+
+    def part(self, parameters: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+        """(learning, frozen) parameters."""
+        learning = {path: value for path, value in parameters.items() if self.learns(path)}
+        frozen = {path: value for path, value in parameters.items() if not self.learns(path)}
+        return learning, frozen
+
+    def labels(self, parameters: Mapping[str, Leaf]) -> dict[str, str]:
+        """path -> group, for the tree that optax.multi_transform is given."""
+        return {path: self.groups[path] for path in parameters}
+
+
+def split(phase: str, groups: Mapping[str, str], rates: Mapping[str, float]) -> Split:
+    """The groups under one phase's rates.
+
+    Raises UserError for a rate of an unknown group, a group without a rate, a negative rate, and a phase in which
+    nothing learns.
+    """
+    names = set(groups.values())
+    for group, rate in rates.items():
+        if group not in names:
+            raise unknown(f"group (in {phase}.lr)", group, names)
+        if not rate >= 0:
+            raise UserError(f"{phase}.lr.{group} is {rate}; a learning rate is 0.0 (frozen) or above")
+    missing = sorted(names - set(rates))
+    if missing:
+        raise UserError(f"{phase}.lr gives no rate for {', '.join(missing)}; 0.0 freezes a group")
+    if not any(rates.values()):
+        raise UserError(f"nothing learns in phase {phase!r}: give a group a rate above 0.0 in {phase}.lr")
+    return Split(groups, dict(rates))

@@ -1,0 +1,63 @@
+"""The first parameters of a run: a pretrained base, checked leaf by leaf, under a fresh head."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxtl import weights
+from flaxtl.models import classifier
+from flaxtl.models.catalog import Architecture
+from flaxtl.models.classifier import Classifier
+from flaxtl.train import groups
+from flaxtl.train.groups import Flat
+from flaxtl.train.setup import Network
+from flaxtl.weights import fetch
+from flaxtl.weights.load import Loaded, load
+
+BUILTIN = Path(weights.__file__).parent / "builtin"
+
+
+class Start(NamedTuple):
+    """Parameters by path, and where the base's values came from."""
+
+    parameters: Flat
+    origin: str
+
+
+def parameters(config: Any, network: Network, say: Callable[[str], None]) -> Start:
+    """The parameters a run starts from: float32, on the default device."""
+    data, model = config.data, network.model
+    key = jax.random.key(config.seed)
+    request = str(config.weights.path)
+    if request == "random":
+        fresh = classifier.initialise(model, data.height, data.width, key, head_only=False)
+        return Start(groups.flatten(fresh), "random")
+    found = load_base(model, request, say)
+    head = classifier.initialise(model, data.height, data.width, key, head_only=True)
+    base = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in found.tree.items()}
+    return Start(groups.flatten({"backbone": base, **head}), found.origin)
+
+
+def load_base(model: Classifier, request: str, say: Callable[[str], None]) -> Loaded:
+    """Weights for the model's backbone from `request`: imagenet, builtin or a file."""
+    architecture = model.architecture
+    base = architecture.file_base if model.head is not None else architecture.file_with_top
+    builtin = BUILTIN / architecture.builtin_base if model.head is not None and architecture.builtin_base else None
+    located = fetch.locate(request, filename=base.name, url=base.url, md5=base.md5, builtin=builtin, say=say)
+    loaded = load(located.path, expected_shapes(model), optional_layers(architecture))
+    return replace(loaded, origin=f"{located.path.name} ({located.origin})")
+
+
+def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:
+    """layer -> leaf -> shape of the backbone; a classifier's own top has the shape for the published picture size."""
+    size = model.architecture.size
+    return classifier.shapes(model, size, size)["backbone"]
+
+
+def optional_layers(architecture: Architecture) -> frozenset[str]:
+    """Every layer of the whole published network: a file may hold more of them than a base needs."""
+    return frozenset(expected_shapes(Classifier(architecture)))

@@ -1,0 +1,97 @@
+"""The run directory: what is written there besides checkpoints and metrics, and whether it may be used."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxtl import recipe
+from flaxtl.data.manifest import Manifest
+from flaxtl.errors import UserError
+from flaxtl.train.log import write_text
+
+PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether `workdir` already belongs to a run of this same kind; creates it if it does not exist.
+
+    Raises UserError if it cannot be written to or holds other things than a run.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
+    return (workdir / "config.json").is_file()
+
+
+def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`."""
+    changed = recipe.differences(_json(workdir / "config.json"), config)
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another recipe ({'; '.join(changed)}); "
+            "choose another --workdir, or start with the settings it was begun with"
+        )
+
+
+def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Write what identifies a run; config.json comes last, as the sign that the rest is there."""
+    manifest.write(workdir / "manifest.csv")
+    _write(workdir / "layers.json", layers)
+    note(
+        workdir,
+        seed=config["seed"],
+        classes=list(manifest.classes),
+        devices=[str(device) for device in jax.devices()],
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        phases={},
+    )
+    _write(workdir / "config.json", config)
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    """summary.json, or {} before it is there."""
+    file = workdir / "summary.json"
+    return dict(_json(file)) if file.is_file() else {}
+
+
+def note(workdir: Path, **values: Any) -> None:
+    """Set top-level entries of summary.json; a mapping is merged into the one that is there."""
+    known = summary(workdir)
+    for key, value in values.items():
+        known[key] = {**known[key], **value} if isinstance(value, dict) and key in known else value
+    _write(workdir / "summary.json", known)
+
+
+def note_phase(workdir: Path, phase: str, **values: Any) -> None:
+    """Set entries of one phase in summary.json."""
+    phases = summary(workdir).get("phases", {})
+    note(workdir, phases={phase: {**phases.get(phase, {}), **values}})
+
+
+def config_of(workdir: Path) -> Any:
+    """The recipe of the run in `workdir`."""
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} is no run directory (it has no config.json); give the --workdir of a training run")
+    return recipe.from_json(_json(workdir / "config.json"))
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read as JSON ({error}); restore it or start anew in another --workdir"
+        ) from error
+
+
+def _write(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,105 @@
+"""A recipe and a manifest become what a run works with; every setting is checked here, before anything is computed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from flaxtl import cache
+from flaxtl.data import sources
+from flaxtl.data.augment import Augmentation
+from flaxtl.data.decode import Resize
+from flaxtl.data.manifest import Manifest, build
+from flaxtl.errors import UserError, unknown
+from flaxtl.models import catalog, classifier
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.models.net import Layer
+from flaxtl.train import groups
+from flaxtl.train import mesh as meshes
+from flaxtl.train.phases import Phase, plan
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recipe's network: the model, its layers, the shape and the group of every parameter by path."""
+
+    model: Classifier
+    layers: tuple[Layer, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    groups: Mapping[str, str]
+
+    def count(self, prefix: str) -> int:
+        """Parameters whose path starts with `prefix`."""
+        return sum(math.prod(shape) for path, shape in self.shapes.items() if path.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with."""
+
+    config: Any
+    workdir: Path
+    manifest: Manifest
+    network: Network
+    phases: tuple[Phase, ...]
+    resize: Resize
+    augmentation: Augmentation
+    mesh: Mesh
+
+    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and sharding of every parameter by path: what a checkpoint is restored by."""
+        sharding = meshes.replicated(self.mesh)
+        shapes = self.network.shapes.items()
+        return {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for path, shape in shapes}
+
+
+def network(config: Any, classes: int) -> Network:
+    """The recipe's network for that many classes."""
+    if config.dtype not in DTYPES:
+        raise unknown("dtype", config.dtype, DTYPES)
+    architecture = catalog.find(config.model.name)
+    head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
+    model = Classifier(architecture, head, config.model.stop or None, DTYPES[config.dtype])
+    shapes = groups.flatten(classifier.shapes(model, config.data.height, config.data.width))
+    rules = [(str(group), str(pattern)) for group, pattern in config.groups or architecture.groups]
+    layers = classifier.layers(model, config.data.height, config.data.width)
+    return Network(model, tuple(layers), shapes, groups.assign(list(shapes), rules))
+
+
+def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
+    """Check every setting of the recipe and put the parts together."""
+    mesh = meshes.make()
+    meshes.check_batch(mesh, config.batch)
+    net = network(config, len(manifest.classes))
+    data = config.data
+    return Setup(
+        config=config,
+        workdir=workdir,
+        manifest=manifest,
+        network=net,
+        phases=plan(config, net.model, net.layers, net.groups, len(manifest.of_split("train"))),
+        resize=Resize(data.height, data.width, data.resize, data.filter),
+        augmentation=Augmentation(**config.augmentation.to_dict()),
+        mesh=mesh,
+    )
+
+
+def manifest_of(config: Any) -> Manifest:
+    """Find the recipe's pictures and split them; other classes than the recipe expects are an error."""
+    folder = sources.folder_of(config.data.source, cache.directory("data"))
+    manifest = build(folder, config.data.fractions.to_dict(), config.seed)
+    expected = tuple(config.data.classes)
+    if expected and expected != manifest.classes:
+        raise UserError(
+            f"{config.data.source} holds the classes {', '.join(manifest.classes)}, but the recipe expects "
+            f"{', '.join(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
+        )
+    return manifest

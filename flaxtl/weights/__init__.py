@@ -1,0 +1,1 @@
+"""Weight files to numpy arrays, checked: reading, converting, merging, fetching."""

@@ -1,0 +1,92 @@
+"""Where the weights come from: an explicit path, a local cache, a download with a hash, or the file in the package."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flaxtl import cache
+from flaxtl.errors import UserError
+
+CONNECT_SECONDS = 3.0  # an offline machine learns it soon
+READ_SECONDS = 30.0  # between two pieces of the download
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weight file on this machine and, in words, where it came from."""
+
+    path: Path
+    origin: str
+
+
+def locate(
+    request: str, *, filename: str, url: str, md5: str, builtin: Path | None, say: Callable[[str], None]
+) -> Located:
+    """Find the weight file for `request`: 'imagenet', 'builtin', or the path of a file.
+
+    'imagenet' is the first of: `filename` with hash `md5` in Keras' cache or in flaxtl's own, the download from `url`
+    into flaxtl's own cache, `builtin` (the file in the package, None where there is none). `say` is told, in whole
+    sentences, of each file that is passed over, of a download, and of falling back.
+    Raises UserError where nothing is found.
+    """
+    if request == "imagenet":
+        return _imagenet(filename, url, md5, builtin, say)
+    if request == "builtin":
+        if builtin is None:
+            raise UserError(
+                f"no weights for {filename} ship with flaxtl; use weights.path=imagenet or the path of a file"
+            )
+        return Located(builtin, "built into flaxtl")
+    path = Path(request).expanduser()
+    if not path.exists():
+        raise UserError(f"no weight file {request!r}; give the path of a file, 'imagenet' or 'builtin'")
+    return Located(path, "given path")
+
+
+def _imagenet(filename: str, url: str, md5: str, builtin: Path | None, say: Callable[[str], None]) -> Located:
+    keras = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"  # keras.utils.get_file
+    for directory, owner in ((keras, "Keras' cache"), (cache.directory("weights"), "flaxtl's cache")):
+        path = directory / filename
+        if path.is_file():
+            if _md5(path) == md5:
+                return Located(path, owner)
+            say(f"{path} is passed over: its md5 is not {md5}, so it is another file or a half one.")
+    say(f"Downloading {url} into {cache.directory('weights')}.")
+    try:
+        return Located(_download(filename, url, md5), f"downloaded from {urlsplit(url).netloc}")
+    except (OSError, ValueError) as error:  # the network, HTTP and the disk raise OSError, a wrong hash ValueError
+        reason = _reason(error, url)
+    if builtin is None:
+        raise UserError(f"{filename} could not be downloaded: {reason}; give a copy with --config.weights.path=FILE")
+    say(f"The download failed: {reason}. The weights built into flaxtl, {builtin.name}, are used in their place.")
+    return Located(builtin, "built into flaxtl")
+
+
+def _download(filename: str, url: str, md5: str) -> Path:
+    """Download into flaxtl's cache; the file appears there only once its hash is right."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # `say` has told it already
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
+    return Path(
+        pooch.retrieve(url, f"md5:{md5}", fname=filename, path=cache.directory("weights"), downloader=downloader)
+    )
+
+
+def _reason(error: OSError | ValueError, url: str) -> str:
+    host = urlsplit(url).netloc
+    if isinstance(error, ValueError):
+        return "what arrived has another md5 than the published one"
+    if not hasattr(error, "response"):  # which every error of the HTTP client has: this one is the disk's
+        return str(error)
+    if error.response is None:
+        return f"the connection to {host} failed"
+    return f"{host} answered with HTTP status {error.response.status_code}"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,114 @@
+"""flaxtl's own weight file: safetensors, one tensor a leaf under the key '<layer>/<leaf>'.
+
+Kernels are kept in the precision asked for, every other leaf in float32: biases are small, and add up.
+int8 is symmetric with one float32 scale per output channel (the last axis) beside it, under '<layer>/<leaf>.scale'.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from flaxtl.errors import UserError
+from flaxtl.weights.tree import Stored, Tree
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+_SCALE = ".scale"
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I8": np.int8,
+}
+
+_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize  # itself without types
+
+
+class Contents(NamedTuple):
+    """What `read` returns: the leaves with their values in float32, and the file's metadata."""
+
+    leaves: dict[str, dict[str, Stored]]
+    metadata: dict[str, str]
+
+
+def write(path: Path, tree: Tree, metadata: Mapping[str, str], precision: Precision = "float32") -> None:
+    """Write `tree` to `path`, which appears whole or not at all; the metadata gain the key 'precision'."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for layer, leaves in tree.items():
+        for leaf, values in leaves.items():
+            tensors |= _encode(f"{layer}/{leaf}", values, precision if leaf == "kernel" else "float32")
+    payload = save(tensors, {**metadata, "precision": precision})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(payload)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Contents:
+    """Read a file that `write` made, or any safetensors file with keys '<layer>/<leaf>'.
+
+    Raises UserError for a damaged file and for tensors that are not numbers of a known kind.
+    """
+    payload = path.read_bytes()
+    try:
+        tensors = {name: _view(name, tensor) for name, tensor in _deserialize(payload)}
+        metadata = _metadata(payload)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is cut short or damaged ({error}); copy or make it again") from error
+    leaves: dict[str, dict[str, Stored]] = {}
+    for name, stored in sorted(tensors.items()):
+        if name.endswith(_SCALE):
+            continue
+        layer, _, leaf = name.rpartition("/")
+        leaves.setdefault(layer, {})[leaf] = _decode(stored, tensors.get(name + _SCALE), path)
+    return Contents(leaves, metadata)
+
+
+def quantise(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 of a kernel and its float32 scale per output channel, shape (out,): kernel ~ int8 * scale."""
+    largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(kernel / scale).astype(np.int8), scale
+
+
+def _encode(key: str, values: NDArray[np.float32], precision: Precision) -> dict[str, NDArray[Any]]:
+    if precision == "int8":
+        rounded, scale = quantise(values)
+        return {key: np.ascontiguousarray(rounded), key + _SCALE: scale}
+    dtype = ml_dtypes.bfloat16 if precision == "bfloat16" else np.float32
+    return {key: np.ascontiguousarray(values, dtype=dtype)}
+
+
+def _decode(stored: Stored, scale: Stored | None, path: Path) -> Stored:
+    values = stored.values.astype(np.float32)
+    if stored.values.dtype == np.int8:
+        if scale is None or scale.values.shape != values.shape[-1:]:
+            raise UserError(f"{path} holds {stored.name!r} in int8 without its scale per channel; make the file again")
+        values *= scale.values
+    return Stored(stored.name, stored.dtype, values)
+
+
+def _view(name: str, tensor: Mapping[str, Any]) -> Stored:
+    if tensor["dtype"] not in _DTYPES:
+        raise ValueError(f"{name!r} has the dtype {tensor['dtype']}")
+    values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return Stored(name, values.dtype.name, values)
+
+
+def _metadata(payload: bytes) -> dict[str, str]:
+    """The header's metadata: eight bytes of length, then that much JSON (safetensors format)."""
+    length = int.from_bytes(payload[:8], "little")
+    metadata: dict[str, str] = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
+    return metadata

@@ -1,0 +1,109 @@
+"""The smallest run that still has everything: 24 drawn pictures, two blocks of VGG16, frozen, then fine-tuned."""
+
+import io
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+
+from flaxtl import recipe
+from flaxtl.data.manifest import build
+from flaxtl.train import pretrained
+from flaxtl.train.features import Inputs
+from flaxtl.train.setup import prepare
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
+EACH = 8
+SIDE = 32
+
+GROUPS = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
+FROZEN = {"head": 1e-2, "block2": 0.0, "base": 0.0}
+FINETUNE = {"head": 1e-3, "block2": 1e-4, "base": 0.0}
+
+
+def patch(colour, number):
+    """uint8 [32, 32, 3]: noise around a colour, so that no two pictures are alike."""
+    noise = np.random.default_rng([*colour, number]).integers(-40, 41, (SIDE, SIDE, 3))
+    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+
+
+def pictures(folder):
+    """FOLDER/{blue,green,red}/N.png, 8 of each; returns `folder`."""
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(EACH):
+            Image.fromarray(patch(colour, number)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def config(folder, **changes):
+    """A complete recipe: batch 4, 12 training and 6 validation and test pictures, 3 steps an epoch, 2 + 2 epochs.
+
+    `changes` replace settings: batch=2, or phase settings such as frozen={...} merged into the phase's own.
+    """
+    phases = {
+        "frozen": {"epochs": 2, "augment": False, "lr": FROZEN},
+        "finetune": {"epochs": 2, "augment": True, "lr": FINETUNE},
+    }
+    settings = {
+        "seed": 3,
+        "batch": 4,
+        "data": {
+            "source": f"folder:{folder}",
+            "height": SIDE,
+            "width": SIDE,
+            "fractions": {"train": 0.5, "validation": 0.25, "test": 0.25},
+        },
+        "weights": {"path": "random"},
+        "model": {"name": "vgg16", "stop": "block2_pool"},
+        "head": {"pooling": "global_average", "units": (8,), "dropout": 0.4},
+        "augmentation": {"rotation": 20.0, "horizontal_flip": True},
+        "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99},
+        "groups": GROUPS,
+        "phases": tuple(phases),
+        "checkpoint": {"every_seconds": 0.0},
+    }
+    for key, value in changes.items():
+        if key in phases:
+            phases[key] = phases[key] | value
+        else:
+            settings[key] = value
+    return recipe.complete(ConfigDict(settings | {name: phases[name] for name in settings["phases"]}))
+
+
+def setup(folder, workdir, **changes):
+    """What `config` comes to, ready for steps and phases."""
+    made = config(folder, **changes)
+    return prepare(made, workdir, build(folder, made.data.fractions.to_dict(), made.seed))
+
+
+def parameters(network, settings):
+    """Fresh parameters, all of them."""
+    return pretrained.parameters(settings, network, say=lambda text: None).parameters
+
+
+def inputs(prepared, split, directory, cuts):
+    """The pictures of one split, as the loop holds them."""
+    examples = prepared.manifest.of_split(split)
+    decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
+    return Inputs(
+        model=prepared.network.model,
+        layers=prepared.network.layers,
+        mesh=prepared.mesh,
+        pictures=decoded,
+        labels=prepared.manifest.labels(examples),
+        cuts=cuts,
+        directory=directory,
+        batch=prepared.config.batch,
+    )
+
+
+def quiet():
+    """A console that nobody sees."""
+    return Console(file=io.StringIO(), width=200)
+
+
+def texts(console):
+    """What was said on a `quiet` console."""
+    return console.file.getvalue()

@@ -1,0 +1,87 @@
+import re
+
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.train import groups
+
+PATHS = [
+    "backbone/block1_conv1/kernel",
+    "backbone/block5_conv1/kernel",
+    "backbone/block5_conv1/bias",
+    "head/out/kernel",
+]
+RULES = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
+RATES = {"head": 1e-3, "block5": 0.0, "base": 0.0}
+
+
+def refused(*sentences):
+    return pytest.raises(UserError, match=".*".join(re.escape(sentence) for sentence in sentences))
+
+
+def test_flatten_and_nest_are_inverse():
+    tree = {"backbone": {"a": {"kernel": 1, "bias": 2}}, "head": {"b": {"kernel": 3}}}
+    flat = {"backbone/a/kernel": 1, "backbone/a/bias": 2, "head/b/kernel": 3}
+    assert groups.flatten(tree) == flat
+    assert groups.nest(flat) == tree
+
+
+def test_the_first_rule_that_matches_the_whole_path_wins():
+    assert groups.assign(PATHS, RULES) == dict(zip(PATHS, ["base", "block5", "block5", "head"], strict=True))
+    everything_first = (("all", ".*/kernel"), ("rest", ".*"))
+    assert list(groups.assign(PATHS, everything_first).values()) == ["all", "all", "rest", "all"]
+
+
+def test_a_rule_must_match_the_whole_path():
+    with refused("no rule", "'backbone/block1_conv1/kernel'"):
+        groups.assign(PATHS, (("head", "head/.*"), ("base", "backbone")))
+
+
+def test_an_unmatched_parameter_is_named():
+    with refused("'head/out/kernel'"):
+        groups.assign(PATHS, RULES[1:])
+
+
+def test_a_rule_that_matches_nothing_is_named():
+    with refused("('block6', 'backbone/block6_.*')", "matches no parameter"):
+        groups.assign(PATHS, (("block6", "backbone/block6_.*"), *RULES))
+
+
+def test_a_rule_that_comes_too_late_is_named():
+    with refused("('head', 'head/.*')", "earlier rule"):
+        groups.assign(PATHS, (("all", ".*"), ("head", "head/.*")))
+
+
+@pytest.mark.parametrize("rules", [(("head", "head/("),), ("head",), (("a", "b", "c"),), (("head", 5),)])
+def test_rules_that_are_no_rules(rules):
+    with refused("groups must be pairs"):
+        groups.assign(PATHS, rules)
+
+
+def test_part_and_labels():
+    split = groups.split("tune", groups.assign(PATHS, RULES), RATES | {"block5": 1e-6})
+    learning, frozen = split.part(dict.fromkeys(PATHS, 7))
+    assert sorted(learning) == sorted(PATHS[1:])
+    assert list(frozen) == PATHS[:1]
+    assert split.labels(learning) == dict(zip(PATHS[1:], ["block5", "block5", "head"], strict=True))
+
+
+def test_an_unknown_group_is_named_with_a_suggestion():
+    with refused("tune.lr", "'blok5'", "did you mean 'block5'?"):
+        groups.split("tune", groups.assign(PATHS, RULES), RATES | {"blok5": 0.0})
+
+
+def test_a_missing_rate_is_named():
+    with refused("tune.lr gives no rate for base, block5"):
+        groups.split("tune", groups.assign(PATHS, RULES), {"head": 1e-3})
+
+
+@pytest.mark.parametrize("rate", [-1e-3, float("nan")])
+def test_a_rate_below_zero_is_named(rate):
+    with refused(f"tune.lr.block5 is {rate}"):
+        groups.split("tune", groups.assign(PATHS, RULES), RATES | {"block5": rate})
+
+
+def test_a_phase_in_which_nothing_learns_is_named():
+    with refused("nothing learns in phase 'tune'", "tune.lr"):
+        groups.split("tune", groups.assign(PATHS, RULES), dict.fromkeys(RATES, 0.0))

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import small
+
+from flaxtl.train.log import Log, rows, write_text
+
+
+def row(phase, epoch, step):
+    return {
+        "phase": phase,
+        "epoch": epoch,
+        "step": step,
+        "train_loss": 0.5,
+        "train_accuracy": 0.75,
+        "validation_loss": 0.625,
+        "validation_accuracy": 0.5,
+        "seconds": 0.1,
+        "rates": {"head": 0.001},
+    }
+
+
+ROWS = [row("frozen", 1, 3), row("frozen", 2, 6), row("finetune", 1, 9)]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    return tmp_path
+
+
+def test_there_are_no_rows_before_the_first(tmp_path):
+    assert rows(tmp_path) == []
+
+
+def test_rows_are_read_back(workdir):
+    assert rows(workdir) == ROWS
+
+
+@pytest.mark.parametrize("rest", ["{", '{"phase": "fine', json.dumps(row("finetune", 2, 12))[:-1], "\0\0\0\0"])
+def test_a_half_written_last_line_is_dropped(workdir, rest):
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(rest)
+    assert rows(workdir) == ROWS
+    with Log(workdir, small.quiet()) as log:
+        log.continue_after(9)
+        with log.phase("finetune", epochs=2, done=1) as report:
+            report(row("finetune", 2, 12))
+    assert rows(workdir) == [*ROWS, row("finetune", 2, 12)]
+
+
+def test_rows_after_the_checkpoint_are_dropped(workdir):
+    with Log(workdir, small.quiet()) as log:
+        log.continue_after(6)
+        assert log.rows_of("frozen") == ROWS[:2]
+        assert log.rows_of("finetune") == []
+    assert (workdir / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_an_epoch_is_told_and_written(tmp_path):
+    console = small.quiet()
+    with Log(tmp_path, console) as log, log.phase("frozen", epochs=2, done=0) as report:
+        report(ROWS[0])
+    assert rows(tmp_path) == ROWS[:1]
+    assert "frozen 1/2: loss 0.500 accuracy 75.0%, validation 0.625 50.0%" in small.texts(console)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train_loss" in events.read_bytes()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "file"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new\ud800")
+    assert file.read_text() == "old"
+    write_text(file, "new")
+    assert file.read_text() == "new"

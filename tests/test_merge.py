@@ -1,0 +1,112 @@
+import ml_dtypes
+import numpy as np
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.weights.convert import to_leaves
+from flaxtl.weights.merge import merge
+from flaxtl.weights.tree import Stored
+
+EXPECTED = {"block1_conv1": {"kernel": (3, 3, 3, 4), "bias": (4,)}, "block1_conv2": {"kernel": (3, 3, 4, 5)}}
+
+
+def stored(name, *shape, dtype=np.float32):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape).astype(dtype)
+    return Stored(name, values.dtype.name, values)
+
+
+def fitting():
+    return {
+        "block1_conv1": {"kernel": stored("k1", 3, 3, 3, 4), "bias": stored("b1", 4)},
+        "block1_conv2": {"kernel": stored("k2", 3, 3, 4, 5)},
+    }
+
+
+def test_everything_fits():
+    found = fitting()
+    merged = merge(EXPECTED, found)
+    assert {layer: {leaf: array.shape for leaf, array in leaves.items()} for layer, leaves in merged.tree.items()} == (
+        EXPECTED
+    )
+    np.testing.assert_array_equal(merged.tree["block1_conv2"]["kernel"], found["block1_conv2"]["kernel"].values)
+    assert merged.rows == [
+        ("block1_conv1", "kernel", (3, 3, 3, 4), "float32", "k1", "loaded"),
+        ("block1_conv1", "bias", (4,), "float32", "b1", "loaded"),
+        ("block1_conv2", "kernel", (3, 3, 4, 5), "float32", "k2", "loaded"),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, ">f4"])
+def test_leaves_are_float32_and_contiguous(dtype):
+    found = fitting()
+    kernel = stored("k2", 5, 4, 3, 3, dtype=dtype)
+    found["block1_conv2"]["kernel"] = Stored("k2", kernel.dtype, kernel.values.T)
+    leaf = merge(EXPECTED, found).tree["block1_conv2"]["kernel"]
+    assert leaf.dtype == np.float32
+    assert leaf.dtype.isnative
+    assert leaf.flags.c_contiguous
+    np.testing.assert_array_equal(leaf, kernel.values.T.astype(np.float64))  # widening is exact
+
+
+def test_optional_layers_are_skipped_and_told():
+    found = fitting() | {"predictions": {"kernel": stored("k3", 80, 3), "bias": stored("b3", 3)}}
+    merged = merge(EXPECTED, found, optional={"predictions", "fc1"})
+    assert merged.tree.keys() == EXPECTED.keys()
+    assert [row for row in merged.rows if row.fate == "skipped"] == [
+        ("predictions", "kernel", (80, 3), "float32", "k3", "skipped"),
+        ("predictions", "bias", (3,), "float32", "b3", "skipped"),
+    ]
+
+
+def test_an_optional_layer_that_is_expected_is_still_checked():
+    found = fitting()
+    found["block1_conv2"]["bias"] = stored("b2", 5)
+    with pytest.raises(UserError, match=r"\+ block1_conv2/bias \(5,\), in the file b2"):
+        merge(EXPECTED, found, optional={"block1_conv2"})
+
+
+def test_one_error_lists_everything():
+    found = {
+        "block1_conv1": {"kernel": stored("k1", 3, 3, 4, 4), "bias": stored("b1", 4), "2": stored("b1 again", 4)},
+        "predictions": {"kernel": stored("k3", 80, 3)},
+    }
+    with pytest.raises(UserError) as caught:
+        merge(EXPECTED, found, source="x.h5")
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith("x.h5 does not fit the network (lines with - are missing, + extra, ! of another shape); ")
+    assert rest == [
+        "  - block1_conv2/kernel (3, 3, 4, 5)",
+        "  + block1_conv1/2 (4,), in the file b1 again",
+        "  + predictions/kernel (80, 3), in the file k3",
+        "  ! block1_conv1/kernel is (3, 3, 4, 4), expected (3, 3, 3, 4)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held", "expected", "told"),
+    [
+        ({"block5_conv3", "block3_conv4"}, {"block5_conv3"}, "this looks like VGG19: it holds block3_conv4"),
+        ({"block5_conv3"}, {"block5_conv3", "block3_conv4"}, None),
+        ({"block5_conv3"}, {"conv1"}, "this looks like VGG16: it holds block5_conv3"),
+        ({"res2a_branch2a", "conv1"}, {"conv1"}, "this looks like the old ResNet50: it holds res2a_branch2a"),
+        ({"dense"}, {"conv1"}, None),
+    ],
+)
+def test_the_error_guesses_whose_weights_these_are(held, expected, told):
+    found = {layer: {"kernel": stored("k", 1)} for layer in sorted(held)}
+    with pytest.raises(UserError) as caught:
+        merge({layer: {"kernel": (2,)} for layer in sorted(expected)}, found)
+    assert (told or "lines with - are missing") in str(caught.value)
+
+
+def test_channels_first_kernels_are_named():
+    found = fitting()
+    found["block1_conv2"]["kernel"] = stored("k2", 5, 4, 3, 3)
+    with pytest.raises(UserError, match=r"! block1_conv2/kernel .* \(channels first: a Theano or PyTorch kernel\)"):
+        merge(EXPECTED, found)
+
+
+def test_arrays_become_leaves_by_position():
+    layers = {"conv": [stored("x_W", 1), stored("x_b", 1), stored("x_c", 1)], "dense": [stored("0", 1)], "flatten": []}
+    leaves = {layer: {leaf: array.name for leaf, array in found.items()} for layer, found in to_leaves(layers).items()}
+    assert leaves == {"conv": {"kernel": "x_W", "bias": "x_b", "2": "x_c"}, "dense": {"kernel": "0"}}

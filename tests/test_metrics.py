@@ -1,0 +1,43 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxtl.train import metrics
+from flaxtl.train.metrics import Measures, Totals
+
+# Softmax of log p is p, so that the losses are known: -log of the probability at the label.
+PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.25, 0.5], [0.1, 0.8, 0.1]])
+LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32)
+LABELS = jnp.array([0, 1, 0, 1])
+LOSSES = -np.log([0.5, 0.75, 0.25, 0.8])
+
+
+def test_cross_entropy_of_known_probabilities():
+    # two float32 logarithms of values up to 2.3
+    np.testing.assert_allclose(metrics.cross_entropy(LOGITS, LABELS), LOSSES, rtol=0, atol=3e-7)
+
+
+def test_cross_entropy_of_large_logits_and_of_bfloat16_is_float32():
+    losses = metrics.cross_entropy(jnp.array([[1000.0, 0.0], [0.0, 1000.0]], jnp.bfloat16), jnp.array([0, 0]))
+    assert losses.dtype == jnp.float32
+    assert losses.tolist() == [0.0, 1000.0]
+
+
+def test_totals_and_their_quotients():
+    found = metrics.divide(metrics.total(LOGITS, LABELS, jnp.ones(4, bool)))
+    assert (found.accuracy, found.n) == (0.75, 4)
+    assert found.loss == pytest.approx(LOSSES.mean(), abs=3e-7)
+
+
+def test_padding_counts_for_nothing_even_if_it_is_not_a_number():
+    logits = LOGITS.at[2:].set(jnp.nan)
+    found = metrics.total(logits, LABELS, jnp.array([True, True, False, False]))
+    assert (int(found.right), int(found.seen)) == (2, 2)
+    assert float(found.loss) == pytest.approx(LOSSES[:2].sum(), abs=3e-7)
+
+
+def test_totals_add_up():
+    halves = [metrics.total(LOGITS[part], LABELS[part], jnp.ones(2, bool)) for part in (slice(0, 2), slice(2, 4))]
+    found = Totals.zero() + halves[0] + halves[1]
+    assert (int(found.right), int(found.seen)) == (3, 4)
+    assert metrics.divide(found) == Measures(pytest.approx(LOSSES.mean(), abs=3e-7), 0.75, 4)

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.train import optim
+from flaxtl.train.groups import Split
+
+SHAPES = {"head/out/kernel": (5, 3), "head/out/bias": (3,)}
+NADAM = {"name": "nadam", "b1": 0.9, "b2": 0.99}
+
+
+def random(seed, shapes=SHAPES):
+    generator = np.random.default_rng(seed)
+    return {path: jnp.asarray(generator.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+
+
+def test_nadam_is_that_of_keras():
+    import keras
+
+    ours = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
+    theirs = {path: keras.Variable(value) for path, value in ours.items()}
+    reference = keras.optimizers.Nadam(learning_rate=1e-3, beta_1=0.9, beta_2=0.99)
+    reference.build(list(theirs.values()))
+    transformation = optim.nadam(optax.constant_schedule(1e-3), b1=0.9, b2=0.99)
+    state = transformation.init(ours)
+    for step in range(1, 21):
+        gradients = random(step)
+        reference.apply([gradients[path] for path in theirs])
+        updates, state = transformation.update(gradients, state)
+        ours = optax.apply_updates(ours, updates)
+        for path, variable in theirs.items():
+            print(step, path, np.abs(ours[path] - variable.numpy()).max(), np.abs(ours[path]).max())
+    assert state.taken == 20
+
+
+def test_nadam_is_not_that_of_optax():
+    parameters, gradients = random(0), random(1)
+    steps = [make(1e-3, 0.9, 0.99) for make in (lambda rate, *b: optim.nadam(lambda _: rate, *b), optax.nadam)]
+    ours, theirs = (step.update(gradients, step.init(parameters))[0] for step in steps)
+    assert not np.allclose(ours["head/out/bias"], theirs["head/out/bias"], rtol=1e-2)
+
+
+def two_groups(rate_of_base):
+    groups = {"head/out/kernel": "head", "backbone/conv/kernel": "base"}
+    return Split(groups, {"head": 1e-2, "base": rate_of_base})
+
+
+def test_a_frozen_group_gets_no_update_and_no_state():
+    shapes = {"head/out/kernel": (5, 3), "backbone/conv/kernel": (7, 11)}
+    parameters = random(0, shapes)
+    transformation = optim.optimizer(NADAM, two_groups(0.0), "constant", 10, 0)
+    state = transformation.init(parameters)
+    assert (7, 11) not in {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert not jax.tree.leaves(state.inner_states["base"])
+    for step in range(1, 4):
+        updates, state = transformation.update(random(step, shapes), state, parameters)
+        assert np.array_equal(updates["backbone/conv/kernel"], np.zeros((7, 11)))
+        assert np.all(np.asarray(updates["head/out/kernel"]) != 0)
+
+
+def test_each_group_learns_at_its_own_rate():
+    shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,)}
+    same = {path: jnp.full(4, 0.3) for path in shapes}
+    transformation = optim.optimizer(NADAM, two_groups(1e-4), "constant", 10, 0)
+    updates, _ = transformation.update(same, transformation.init(same), same)
+    # One float32 product by the rate each: their ratio is exact to three roundings.
+    np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "expected"),
+    [
+        ("constant", 0, {0: 0.5, 5: 0.5, 10: 0.5}),
+        ("linear", 0, {0: 0.5, 5: 0.25, 10: 0.0}),
+        ("cosine", 0, {0: 0.5, 5: 0.25, 10: 0.0}),
+        ("constant", 4, {0: 0.0, 1: 0.125, 3: 0.375, 4: 0.5, 10: 0.5}),
+        ("linear", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
+        ("cosine", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
+    ],
+)
+def test_schedules(name, warmup, expected):
+    rate = optim.schedule(name, 0.5, steps=10, warmup=warmup)
+    found = {step: float(rate(jnp.int32(step))) for step in expected}
+    # cos(pi / 2) in float32 is 4e-8 off zero; everything else here is exact
+    assert found == pytest.approx(expected, rel=0, abs=2e-8)
+
+
+def test_a_misspelt_schedule():
+    with pytest.raises(UserError, match="no schedule 'cosin'; did you mean 'cosine'"):
+        optim.schedule("cosin", 0.5, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "nadm"}, "no optimizer 'nadm'; did you mean 'nadam'"),
+        ({"b1": 0.9}, "no optimizer ''; known: adabelief"),
+        ({"name": "nadam", "bb1": 0.9}, "no setting of the optimizer nadam 'bb1'; did you mean 'b1'"),
+        ({"name": "sgd", "momentun": 0.9}, "no setting of the optimizer sgd 'momentun'; did you mean 'momentum'"),
+        ({"name": "adam", "learning_rate": 1.0}, "no setting of the optimizer adam 'learning_rate'"),
+    ],
+)
+def test_a_misspelt_optimizer_or_argument(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        optim.factory(settings)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_optimizer_that_may_be_named_moves_parameters(name):
+    parameters, gradients = random(0), random(1)
+    split = Split(dict.fromkeys(SHAPES, "head"), {"head": 1e-2})
+    transformation = optim.optimizer({"name": name}, split, "constant", 10, 0)
+    updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
+    assert all(np.any(np.asarray(update) != 0) for update in updates.values())

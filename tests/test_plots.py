@@ -1,0 +1,117 @@
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from flaxtl.results import plots
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def epochs(**phases):
+    return [
+        {"phase": phase, "train_loss": 1 / (i + 1), "validation_loss": 2 / (i + 1), "train_accuracy": 0.5,
+         "validation_accuracy": 0.25 + 0.01 * i}
+        for phase, n in phases.items() for i in range(n)
+    ]  # fmt: skip
+
+
+def texts(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter(SVG + "text")]
+
+
+def test_curve_names_phases_axes_and_lines():
+    svg = plots.curve(epochs(frozen=20, augmented=20, finetune=30), "loss")
+    assert {"frozen", "augmented", "finetune", "epoch", "training", "validation"} <= set(texts(svg))
+    assert svg.count("stroke-dasharray") == 2  # a boundary after each phase but the last
+
+
+def test_curve_of_accuracy_counts_in_percent():
+    assert any(re.fullmatch(r"[\d.]+ %", text) for text in texts(plots.curve(epochs(frozen=20), "accuracy")))
+
+
+def test_phases_too_short_for_their_names_stand_in_rows():
+    svg = plots.curve(epochs(first_phase=1, second_phase=1, third_phase=60), "loss")
+    heights = {
+        element.text: float(element.get("y"))
+        for element in ElementTree.fromstring(svg).iter(SVG + "text")
+        if element.text.endswith("_phase")
+    }
+    assert len(set(heights.values())) == 3
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
+def test_curve_survives_what_was_not_measured(missing):
+    lines = epochs(frozen=3)
+    lines[1]["validation_loss"] = missing
+    del lines[2]["train_loss"]
+    assert "nan" not in plots.curve(lines, "loss")
+
+
+def test_curve_without_any_value_is_still_a_picture():
+    assert "epoch" in texts(plots.curve([{"phase": "frozen"}], "loss"))
+
+
+def test_a_high_first_loss_does_not_flatten_the_rest():
+    lines = epochs(frozen=100)
+    lines[0]["train_loss"] = 500.0
+    assert "↑ to 500" in texts(plots.curve(lines, "loss"))
+
+
+def test_confusion_shows_counts_shares_names_and_errors():
+    svg = plots.confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"])
+    shown = texts(svg)
+    assert {"3", "1", "0", "2", "75.0 %", "25.0 %", "0.0 %", "100.0 %"} <= set(shown)
+    assert "Accuracy 83.33 %, 1 error in 6" in shown
+    assert shown.count("cat") == 2  # on both edges
+
+
+def test_confusion_of_many_classes_drops_what_cannot_be_read():
+    matrix = np.eye(100, dtype=np.int64) * 7
+    shown = texts(plots.confusion(matrix, [f"class{i}" for i in range(100)]))
+    assert shown == ["predicted", "true", "Accuracy 100.00 %, 0 errors in 700"]
+
+
+def test_confusion_without_pictures():
+    assert "No pictures" in texts(plots.confusion(np.zeros((2, 2), np.int64), ["cat", "dog"]))
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$x_{", "a & b", 'quo"te', "\x07bell", "牡丹"])
+def test_hostile_names_are_text(name):
+    svg = plots.confusion(np.eye(2, dtype=np.int64), [name, "dog"])
+    assert "<script" not in svg
+    shown = name.replace("\x07", "\N{REPLACEMENT CHARACTER}")
+    assert (shown if len(shown) <= 14 else shown[:13] + "…") in texts(svg)
+
+
+def test_svg_fits_into_a_page():
+    one, two = plots.curve(epochs(frozen=5), "loss"), plots.curve(epochs(frozen=5), "accuracy")
+    for svg in (one, two):
+        assert svg.startswith('<svg role="img" aria-label="')
+        assert svg.endswith("</svg>")
+        assert "<style" not in svg
+        root = ElementTree.fromstring(svg)
+        assert root.get("viewBox")
+        assert root.get("width") is None  # the page gives the width
+        assert not re.search(r"#0[0-9a-f]{5}", svg)  # no colour but the page's own
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, two)]
+    assert ids[0].isdisjoint(ids[1])
+
+
+def test_svg_repeats_byte_for_byte():
+    assert plots.curve(epochs(frozen=5), "loss") == plots.curve(epochs(frozen=5), "loss")
+
+
+def test_no_global_state_of_matplotlib_is_touched():
+    program = """
+import sys, matplotlib, numpy
+from flaxtl.results import plots
+before = matplotlib.rcParams.copy()
+plots.confusion(numpy.eye(2, dtype=int), ["cat", "dog"])
+assert matplotlib.rcParams.copy() == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,358 @@
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from flaxtl.errors import UserError
+from flaxtl.results import gallery, measures, predictions_file, report
+from flaxtl.results.predictions_file import Predictions
+
+# the second name is an attack, the third would be a formula to matplotlib, the last has a picture that is gone
+CLASSES = ("daisy", "<script>alert(1)</script>", "$x_{", "tulips")
+VOID = {"meta", "link", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Text, start tags and links of a page; fails on tags that do not nest."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.pieces, self.open = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.pieces).split()).replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend((tag, name, value or "") for name, value in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend((tag, name, value or "") for name, value in attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.pieces.append(data)
+
+
+def draw(path, index):
+    image = Image.new("RGB", (60, 40), (40 * index, 120, 200 - 40 * index))
+    ImageDraw.Draw(image).ellipse((20, 10, 40, 30), fill="white")
+    image.save(path, "PNG")
+
+
+def rates(head, top):
+    return {"head": head, "top": top, "base": 0.0}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory of 2 phases and 4 x (3 train, 2 validation, 4 test) pictures, 3 of the 16 test answers wrong."""
+    root = tmp_path_factory.mktemp("run")
+    workdir, pictures = root / 'my "run" & <co>', root / "pictures"
+    workdir.mkdir()
+    pictures.mkdir()
+    rows = []
+    for index, name in enumerate(CLASSES):
+        for i, split in enumerate(["train"] * 3 + ["validation"] * 2 + ["test"] * 4):
+            path = pictures / f"{index}_{i}&<b>.png"
+            draw(path, index)
+            rows.append((str(path), name, split))
+    with (workdir / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
+
+    judged = [row for row in rows if row[2] != "train"]
+    labels = np.array([CLASSES.index(row[1]) for row in judged])
+    answers, sure = labels.copy(), np.full(len(labels), 0.94)
+    answers[2:5], sure[2:5] = (1, 1, 3), (0.64, 0.79, 0.55)  # three daisies of the test split
+    probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
+    probabilities[np.arange(len(labels)), answers] = sure
+    paths, splits = tuple(row[0] for row in judged), tuple(row[2] for row in judged)
+    predictions_file.write(
+        workdir / "predictions.csv", Predictions(paths, splits, labels, probabilities.astype(np.float32), CLASSES)
+    )
+    Path(paths[3]).unlink()  # the most confident error
+    Path(paths[4]).write_bytes(b"no picture")
+
+    phases = {"frozen": (2, False, rates(1e-3, 0.0)), "finetune": (3, True, rates(1e-6, 1e-6))}
+    config = {
+        "seed": 7,
+        "data": {"source": "folder:/p", "height": 200, "width": 180},
+        "model": {"name": "vgg16", "stop": ""},
+        "weights": {"path": "imagenet"},
+        "phases": list(phases),
+    } | {name: {"epochs": n, "augment": augment, "lr": lr} for name, (n, augment, lr) in phases.items()}
+    (workdir / "config.json").write_text(json.dumps(config))
+    with (workdir / "metrics.jsonl").open("w") as file:
+        for name, (n, _, lr) in phases.items():
+            for epoch in range(n):
+                line = {"phase": name, "epoch": epoch + 1, "step": 5, "train_loss": 0.5, "train_accuracy": 0.75}
+                line |= {"validation_loss": 0.6, "validation_accuracy": 0.625, "seconds": 1.5, "rates": lr}
+                file.write(json.dumps(line) + "\n")
+    layers = [
+        {"layer": "block5_conv1", "kind": "conv", "shape": [12, 12, 512], "parameters": 2359808, "group": "top",
+         "learns": ["finetune"], "origin": "imagenet: vgg16.h5"},
+        {"layer": "flatten", "kind": "flatten", "shape": [73728], "parameters": 0, "group": "", "learns": [],
+         "origin": ""},
+    ]  # fmt: skip
+    (workdir / "layers.json").write_text(json.dumps(layers))
+    results = {split: {"accuracy": 0.75, "loss": 0.5, "n": n} for split, n in (("train", 12), ("validation", 8))}
+    summary = {
+        "classes": CLASSES,
+        "phases": {
+            name: {"epochs": n, "steps": n, "wall_seconds": 61.0, "learning_parameters": 590597,
+                   "frozen_leaves_unchanged": 26, "rates": lr, "augment": augment, **results,
+                   "test": {"accuracy": accuracy, "loss": 0.5, "n": 16}}
+            for (name, (n, augment, lr)), accuracy in zip(phases.items(), (0.75, 0.8125), strict=True)
+        },
+        "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["cuda:0", "cuda:1"],
+        "versions": {"jax": "0.10.0"}, "command": "flaxtl train --config=a.py --workdir='<b>'",
+    }  # fmt: skip
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of the finished run that a test may take apart."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def html(finished):
+    picture = Image.new("RGB", (20, 20), "red")
+    path = report.write(finished, augmented=[(picture, [picture, picture.rotate(30)])])
+    assert path == finished / "report" / "index.html"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def text(workdir):
+    return Page(report.write(workdir).read_text(encoding="utf-8")).text
+
+
+def test_headline(page):
+    low, high = (f"{100 * end:.2f} %" for end in measures.wilson_interval(13, 16))
+    assert "81.25 % of the test pictures right 13 of 16 pictures." in page.text
+    assert f"between {low} and {high}" in page.text
+    assert "finetune 81.25 % +6.25 points" in page.text
+    facts = "Network vgg16 Input 200 × 180 Weights imagenet Classes 4 Pictures 36 Seed 7 Wall time 1 h 02 min"
+    assert facts + " Devices 2 × cuda" in page.text
+
+
+def test_phases(page):
+    assert "frozen head 0.001 590,597 off 2 1 min 01 s 75.00 % 75.00 % 75.00 %" in page.text
+    assert "finetune head 1e-6 top 1e-6 590,597 on 3 1 min 01 s 75.00 % 75.00 % 81.25 %" in page.text
+    assert "26 arrays in frozen, 26 arrays in finetune." in page.text
+
+
+def test_confusion_and_classes(page):
+    assert "Accuracy 81.25 %, 3 errors in 16" in page.text
+    assert "daisy 100.0 % 25.0 % 40.0 % 4" in page.text  # one of four daisies found, and no other taken for one
+    assert "(balanced accuracy): 81.25 %" in page.text
+
+
+def test_errors_come_with_their_pictures(page):
+    assert "daisy → <script>alert(1)</script> 2 pictures" in page.text
+    assert "picture no longer there daisy → <script>alert(1)</script> 79 % 0_6&<b>.png" in page.text
+    assert "picture cannot be read daisy → tulips 55 % 0_7&<b>.png" in page.text
+    assert f"79 % loss {-np.log(0.07):.2f} 0_6&<b>.png" in page.text
+
+
+def test_data_layers_and_recipe(page):
+    assert "Class Train Validation Test All daisy 3 2 4 9" in page.text
+    assert "All 12 8 16 36" in page.text
+    assert "2 layers, 2,359,808 parameters" in page.text
+    assert "block5_conv1 conv 12 × 12 × 512 2,359,808 top finetune imagenet: vgg16.h5" in page.text
+    assert "flaxtl train --config=a.py --workdir='<b>'" in page.text
+    assert '"seed": 7' in page.text
+    assert "decode 250 ms" in page.text
+    assert "jax 0.10.0" in page.text
+
+
+def test_page_asks_nothing_of_the_network(page, html):
+    assert "default-src 'none'" in html
+    assert not {"script", "iframe", "object", "base"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_page_is_accessible(page):
+    images = page.tags.count("img")
+    assert images > 0
+    assert sum(tag == "img" and name == "alt" and value != "" for tag, name, value in page.attributes) == images
+    assert ("html", "lang", "en") in page.attributes
+    assert all(value in ("col", "row") for tag, name, value in page.attributes if tag == "th" and name == "scope")
+    assert sum(tag == "th" and name == "scope" for tag, name, _ in page.attributes) == page.tags.count("th")
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    anchors = {value[1:] for tag, name, value in page.attributes if tag == "a" and name == "href"}
+    assert anchors <= set(ids)
+
+
+def test_original_stands_beside_its_augmented_samples(page):
+    alts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
+    start = alts.index("Original picture 1")
+    assert alts[start:] == ["Original picture 1", "Augmented sample 1", "Augmented sample 2"]
+
+
+def test_a_second_report_replaces_the_first(workdir):
+    first = report.write(workdir).read_bytes()
+    assert report.write(workdir).read_bytes() == first
+    assert [path.name for path in (workdir / "report").iterdir()] == ["index.html"]
+
+
+def test_a_run_under_way(workdir):
+    for name in ("summary.json", "predictions.csv"):
+        (workdir / name).unlink()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # the fourth is being written
+    shown = text(workdir)
+    assert "This run has not finished" in shown
+    assert "62.50 % of the validation pictures right 5 of 8 pictures." in shown
+    assert "frozen head 0.001 – off 2 3.0 s 75.00 % 62.50 % –" in shown
+    assert "finetune head 1e-6 top 1e-6 – on 1 of 3 1.5 s" in shown
+    assert "There are no predictions yet" in shown
+    assert "The command is written to summary.json" in shown
+
+
+def test_config_alone_is_enough(workdir):
+    for path in workdir.iterdir():
+        if path.is_file() and path.name != "config.json":
+            path.unlink()
+    shown = text(workdir)
+    for sentence in ("No accuracy yet", "No epoch has been written", "no manifest.csv", "no layers.json"):
+        assert sentence in shown
+    assert "finetune head 1e-6 top 1e-6 – on 0 of 3 –" in shown
+
+
+def test_an_empty_recipe_is_no_crash(workdir):
+    for path in workdir.glob("*.*"):
+        path.unlink()
+    (workdir / "config.json").write_text("{}")
+    assert "The recipe names no phases." in text(workdir)
+
+
+def test_without_a_test_split_validation_judges(workdir):
+    predictions = predictions_file.read(workdir / "predictions.csv")
+    predictions_file.write(workdir / "predictions.csv", predictions.of_split("validation"))
+    manifest = workdir / "manifest.csv"
+    manifest.write_text("".join(line for line in manifest.read_text().splitlines(True) if ",test," not in line))
+    shown = text(workdir)
+    assert "100.00 % of the validation pictures right 8 of 8 pictures." in shown
+    assert "There is no test split" in shown
+    assert "Not one of the 8 validation pictures was answered wrong." in shown
+
+
+def test_a_test_split_that_was_not_predicted_does_not_judge(workdir):
+    predictions = predictions_file.read(workdir / "predictions.csv")
+    predictions_file.write(workdir / "predictions.csv", predictions.of_split("validation"))
+    assert "100.00 % of the validation pictures right 8 of 8 pictures." in text(workdir)
+
+
+def test_without_predictions_the_summary_judges(workdir):
+    (workdir / "predictions.csv").unlink()
+    assert "81.25 % of the test pictures right 13 of 16 pictures." in text(workdir)
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"is no run directory: it has no config\.json"):
+        report.write(tmp_path)
+    with pytest.raises(UserError, match="is no run directory"):
+        report.write(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "[]", "a JSON dict was expected"),
+        ("layers.json", "{}", "a JSON list was expected"),
+        ("metrics.jsonl", "{oops}\n{}\n", "metrics.jsonl cannot be read"),
+        ("manifest.csv", "a,b\n1,2\n", "is no manifest"),
+        ("predictions.csv", "a,b\n1,2\n", "is not a predictions file"),
+    ],
+)
+def test_a_broken_file_is_named(workdir, name, content, reason):
+    (workdir / name).write_text(content)
+    with pytest.raises(UserError, match=reason) as error:
+        report.write(workdir)
+    assert str(workdir / name) in str(error.value)
+
+
+def test_thumbnail_is_upright_and_small(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF orientation: turn by 90 degrees
+    Image.new("RGB", (800, 400)).save(tmp_path / "turned.jpg", exif=exif)
+    uri, trouble = gallery.thumbnail(tmp_path / "turned.jpg")
+    assert trouble == ""
+    assert decode(uri).size == (gallery.SIDE // 2, gallery.SIDE)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_every_mode_becomes_a_jpeg(mode):
+    assert decode(gallery.data_uri(Image.new(mode, (30, 20)))).size == (30, 20)
+
+
+def decode(uri):
+    prefix = "data:image/jpeg;base64,"
+    assert uri.startswith(prefix)
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(prefix))))
+
+
+def test_galleries_choose_the_pictures_that_tell_most(finished):
+    predictions = predictions_file.read(finished / "predictions.csv").of_split("test")
+    (first, second) = gallery.confused_pairs(predictions, pairs=5, each=1)
+    assert (first.true, first.predicted, first.count) == ("daisy", CLASSES[1], 2)
+    assert [tile.name for tile in first.tiles] == ["0_6&<b>.png"]  # the more confident of two
+    assert (second.predicted, second.count) == ("tulips", 1)
+    assert [tile.name for tile in gallery.top_losses(predictions, 2)] == ["0_6&<b>.png", "0_5&<b>.png"]
+    assert len(gallery.top_losses(predictions, 99)) == 3  # the other pictures were answered right and surely
+    assert [tile.true for tile in gallery.right_answers(predictions, 3)] == list(CLASSES[:3])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "–"),
+        (0.0123, "12 ms"),
+        (12.34, "12.3 s"),
+        (59.97, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3725, "1 h 02 min"),
+    ],
+)
+def test_duration(seconds, shown):
+    assert report.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.001, "0.001"), (1e-6, "1e-6"), (3.5e-5, "3.5e-5"), (0.1, "0.1"), (1, "1")]
+)
+def test_rate(value, shown):
+    assert report.rate(value) == shown
+
+
+def test_percent_and_points():
+    assert report.percent(float("nan")) == report.percent(None) == "–"
+    assert report.percent(0.92609, 1) == "92.6\N{NARROW NO-BREAK SPACE}%"
+    assert report.points(-0.0288) == "\N{MINUS SIGN}2.88"

@@ -1,0 +1,145 @@
+"""Sources: one string, one folder of pictures, made once."""
+
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flaxtl import data
+from flaxtl.data import archive
+from flaxtl.data.manifest import build
+from flaxtl.data.sources import folder_of
+from flaxtl.errors import UserError
+
+
+def pictures(root: Path, *classes: str) -> Path:
+    for label in classes:
+        (root / label).mkdir(parents=True)
+        for i in range(10):
+            (root / label / f"{i}.jpg").write_bytes(f"{label}{i}".encode())
+    return root
+
+
+def packed(path: Path, root: Path) -> Path:
+    """`root`, by its own name, in an archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as bundle:
+            for file in sorted(root.rglob("*.jpg")):
+                bundle.write(file, file.relative_to(root.parent))
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(root, root.name)
+    return path
+
+
+def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder_of("folder:~/my: pictures", tmp_path / "cache") == tmp_path / "my: pictures"
+    assert folder_of("folder:relative", tmp_path / "cache") == Path("relative")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["flowers.tgz", "flowers.zip"])
+def test_archive_is_extracted_once_and_descended_into(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = packed(tmp_path / name, pictures(tmp_path / "flower_photos", "daisy", "roses"))
+    folder = folder_of(f"archive:{file}", tmp_path / "cache")
+    assert folder.name == "flower_photos"
+    assert folder.parent.parent == tmp_path / "cache" / "archives"
+    assert folder.parent.name.startswith("flowers-")
+    assert sum(build(folder, {"train": 0.5, "validation": 0.5}, 0).counts()["train"].values()) == 10
+    monkeypatch.setattr(archive, "extract", None)  # not called again
+    assert folder_of(f"archive:{file}", tmp_path / "cache") == folder
+
+
+def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
+    first = packed(tmp_path / "f.zip", pictures(tmp_path / "one", "a", "b"))
+    old = folder_of(f"archive:{first}", tmp_path / "cache")
+    packed(tmp_path / "f.zip", pictures(tmp_path / "two", "c", "d"))
+    new = folder_of(f"archive:{first}", tmp_path / "cache")
+    assert (old.name, new.name) == ("one", "two")
+    assert old.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("inside", "found"),
+    [
+        (("a/b/cats", "a/b/dogs"), "b"),  # folders around folders are skipped
+        (("a/cats",), "a"),  # but not the only class, so that the manifest can name it
+        (("a/train/cats", "a/train/dogs"), "a"),  # nor the only split
+        (("train/cats", "validation/cats"), "f"),
+        (("__MACOSX/a/cats", "a/cats", "a/dogs"), "a"),
+    ],
+)
+def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: str) -> None:
+    root = pictures(tmp_path / "f", *inside)
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
+        for file in sorted(root.rglob("*.jpg")):
+            bundle.write(file, file.relative_to(root))
+    folder = folder_of(f"archive:{tmp_path / 'f.zip'}", tmp_path / "cache")
+    assert folder.name.split("-")[0] == found
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no archive .*none\.tgz"):
+        folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
+
+
+def test_the_garden_is_planted_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def plant(directory: Path) -> Path:
+        calls.append(directory)
+        pictures(directory, "asters")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return directory
+
+    garden = types.SimpleNamespace(plant=plant)
+    monkeypatch.setitem(sys.modules, "flaxtl.data.garden", garden)  # type: ignore[arg-type]
+    monkeypatch.setattr(data, "garden", garden, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        folder_of("garden", tmp_path / "cache")
+    assert not (tmp_path / "cache" / "garden").exists()
+    for _ in range(2):
+        assert folder_of("garden", tmp_path / "cache") == tmp_path / "cache" / "garden"
+    assert len(calls) == 2
+    assert len(list((tmp_path / "cache" / "garden" / "asters").iterdir())) == 10
+
+
+def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flaxtl.data import tfds_export
+
+    monkeypatch.setattr(tfds_export, "export", lambda name, into: into / name.replace("/", "|"))
+    assert folder_of("tfds:tf_flowers", tmp_path) == tmp_path / "tfds" / "tf_flowers" / "tf_flowers"
+    assert folder_of("tfds:a/b:1.0.0", tmp_path) == tmp_path / "tfds" / "a-b-1.0.0" / "a|b:1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("fodler:/x", "no source scheme 'fodler'; did you mean 'folder'"),
+        ("https://x.org/f.tgz", "no source scheme 'https'; known: archive, folder, garden, tfds"),
+        ("flowers", "no source 'flowers'; a source is one of folder:PATH, garden, archive:FILE, tfds:NAME"),
+        ("", "no source ''"),
+        ("folder:", "'folder:' is incomplete or too long; write it as folder:PATH"),
+        ("tfds", "'tfds' is incomplete or too long; write it as tfds:NAME"),
+        ("garden:/x", "'garden:/x' is incomplete or too long; write it as garden"),
+    ],
+)
+def test_sources_that_are_none(tmp_path: Path, source: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        folder_of(source, tmp_path / "cache")
+
+
+def test_a_bare_path_is_told_its_scheme(tmp_path: Path) -> None:
+    (tmp_path / "f.tgz").write_bytes(b"")
+    with pytest.raises(UserError, match=f"write folder:{tmp_path}$"):
+        folder_of(str(tmp_path), tmp_path / "cache")
+    with pytest.raises(UserError, match=f"write archive:{tmp_path}/f.tgz$"):
+        folder_of(f"{tmp_path}/f.tgz", tmp_path / "cache")
