@@ -74,14 +74,14 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise UserError(f"{override!r} needs a value: --config.{key}=VALUE")
         if key not in known:
             raise unknown("setting", key, known)
-    return _override(config, overrides)
+    config = _override(config, overrides)
+    _some(config.phases)
+    return config
 
 
 def complete(recipe: ConfigDict) -> ConfigDict:
     """`recipe` over the defaults; keys unknown to both are an error."""
-    phases = recipe.get("phases", DEFAULTS.phases)
-    if not isinstance(phases, tuple | list) or not phases:
-        raise UserError("the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')")
+    phases = _some(recipe.get("phases", DEFAULTS.phases))
     config = DEFAULTS.copy_and_resolve_references().unlock()
     for name in phases:
         if name in DEFAULTS:
@@ -91,6 +91,12 @@ def complete(recipe: ConfigDict) -> ConfigDict:
         config[name] = PHASE_DEFAULTS.copy_and_resolve_references().unlock()
     _fill(config, recipe, "")
     return config.lock()
+
+
+def _some(phases: Any) -> Sequence[str]:
+    if not isinstance(phases, tuple | list) or not phases:
+        raise UserError("the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')")
+    return phases
 
 
 def _fill(config: ConfigDict, recipe: Mapping[str, Any], prefix: str) -> None:

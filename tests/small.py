@@ -1,8 +1,11 @@
 """The smallest run that still has everything: 24 drawn pictures, two blocks of VGG16, frozen, then fine-tuned."""
 
 import io
+from contextlib import contextmanager
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
@@ -107,3 +110,31 @@ def quiet():
 def texts(console):
     """What was said on a `quiet` console."""
     return console.file.getvalue()
+
+
+@contextmanager
+def bar(title, total):
+    """A progress bar that nobody sees."""
+    yield lambda done: None
+
+
+@contextmanager
+def compiled_once(directory):
+    """Every phase compiles its steps anew; within, the compiler's answers are kept in `directory` and used again."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    _configure(settings)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # which reads them when it is first used

@@ -1,15 +1,12 @@
 """Sources: one string, one folder of pictures, made once."""
 
-import sys
 import tarfile
-import types
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from flaxtl import data
-from flaxtl.data import archive
+from flaxtl.data import archive, garden
 from flaxtl.data.manifest import build
 from flaxtl.data.sources import folder_of
 from flaxtl.errors import UserError
@@ -89,26 +86,12 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
         folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
 
 
-def test_the_garden_is_planted_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Path] = []
-
-    def plant(directory: Path) -> Path:
-        calls.append(directory)
-        pictures(directory, "asters")
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        return directory
-
-    garden = types.SimpleNamespace(plant=plant)
-    monkeypatch.setitem(sys.modules, "flaxtl.data.garden", garden)  # type: ignore[arg-type]
-    monkeypatch.setattr(data, "garden", garden, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        folder_of("garden", tmp_path / "cache")
-    assert not (tmp_path / "cache" / "garden").exists()
-    for _ in range(2):
-        assert folder_of("garden", tmp_path / "cache") == tmp_path / "cache" / "garden"
-    assert len(calls) == 2
-    assert len(list((tmp_path / "cache" / "garden" / "asters").iterdir())) == 10
+def test_each_edition_of_the_garden_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted: list[Path] = []
+    monkeypatch.setattr(garden, "plant", lambda directory: planted.append(directory) or directory)
+    place = tmp_path / f"garden_{garden.EDITION}"
+    assert folder_of("garden", tmp_path) == place
+    assert planted == [place]
 
 
 def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 Array = npt.NDArray[np.float64]
-Colour = tuple[float, float, float]
+Colour = tuple[float, float, float] | Array
 
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))  # 137.5 degrees: neighbouring florets never line up
 
@@ -59,16 +59,16 @@ class Brush:
         self.solid = ImageDraw.Draw(image)
         self.glaze = ImageDraw.Draw(image, "RGBA")
 
-    def polygon(self, points: Array, colour: Array | Colour) -> None:
+    def polygon(self, points: Array, colour: Colour) -> None:
         """Fill the polygon [n, 2]."""
         self.solid.polygon((points * self.side).ravel().tolist(), fill=_rgb(colour))
 
-    def line(self, points: Array, colour: Array | Colour, width: float, opacity: float = 1.0) -> None:
+    def line(self, points: Array, colour: Colour, width: float, opacity: float = 1.0) -> None:
         """Draw the open line [n, 2]."""
         pixels = (points * self.side).ravel().tolist()
         self.glaze.line(pixels, fill=(*_rgb(colour), int(255 * opacity)), width=max(1, round(width * self.side)))
 
-    def dot(self, centre: Array, radius: float, colour: Array | Colour, opacity: float = 1.0) -> None:
+    def dot(self, centre: Array, radius: float, colour: Colour, opacity: float = 1.0) -> None:
         """Fill a circle about `centre` [2]."""
         box = np.concatenate([centre - radius, centre + radius]) * self.side
         if opacity < 1:
@@ -98,7 +98,9 @@ class Brush:
             rim = np.concatenate([flat[petal, :, 0], flat[petal, ::-1, -1]])
             self.line(rim, colours[petal].mean(axis=0) * 0.55, 0.025 * pose.radius, opacity=0.55)
             order = np.argsort(nearness[petal], axis=None)
-            for quad, tint in zip(quads[petal].reshape(-1, 4, 2)[order], tints[petal].reshape(-1, 3)[order], strict=True):
+            for quad, tint in zip(
+                quads[petal].reshape(-1, 4, 2)[order], tints[petal].reshape(-1, 3)[order], strict=True
+            ):
                 self.polygon(quad, tint)
 
     def _shading(self, turned: Array) -> Array:
@@ -109,7 +111,7 @@ class Brush:
         return shading
 
 
-def _rgb(colour: Array | Colour) -> tuple[int, int, int]:
+def _rgb(colour: Colour) -> tuple[int, int, int]:
     red, green, blue = (min(255, max(0, int(channel))) for channel in colour)
     return red, green, blue
 
@@ -132,17 +134,19 @@ def petals(
     A petal leaves the axis at radius `start` and height `base`, rises at `lift`, and has risen by `curl` more at its
     tip. Its half width is `width * sin(pi s^a)^b`, (a, b) = `shape`, s along the petal; `cup` bends its edges inwards.
     """
-    columns = [np.broadcast_to(np.asarray(value, float), angles.shape)[:, None] for value in
-               (length, width, lift, curl, cup, start, base)]
-    length_, width_, lift_, curl_, cup_, start_, base_ = columns
+
+    def column(value: Array | float) -> Array:
+        return np.broadcast_to(np.asarray(value, np.float64), angles.shape)[:, None]
+
     steps, across = grid
     s = np.sin(np.linspace(0.0, np.pi / 2, steps + 1))  # denser towards the tip, which is round
-    rise = lift_ + curl_ * s
-    step = length_ * np.diff(s, prepend=0.0)
-    radius, height = start_ + np.cumsum(step * np.cos(rise), axis=1), base_ + np.cumsum(step * np.sin(rise), axis=1)
-    spread = width_ * np.sin(np.pi * (0.04 + 0.95 * s) ** shape[0]) ** shape[1]
+    rise = column(lift) + column(curl) * s
+    step = column(length) * np.diff(s, prepend=0.0)
+    radius = column(start) + np.cumsum(step * np.cos(rise), axis=1)
+    height = column(base) + np.cumsum(step * np.sin(rise), axis=1)
+    spread = column(width) * np.sin(np.pi * (0.04 + 0.95 * s) ** shape[0]) ** shape[1]
     t = np.linspace(-1.0, 1.0, across)
-    bend = cup_[:, :, None] * spread[:, :, None] * t**2
+    bend = column(cup)[:, :, None] * spread[:, :, None] * t**2
     r = radius[:, :, None] - bend * np.sin(rise)[:, :, None]
     z = height[:, :, None] + bend * np.cos(rise)[:, :, None]
     sideways = spread[:, :, None] * t
@@ -170,7 +174,14 @@ def _pick(rng: np.random.Generator, palette: tuple[tuple[Colour, Colour], ...]) 
 
 
 def _disc(
-    rng: np.random.Generator, brush: Brush, pose: Pose, size: float, dome: float, count: int, inner: Colour, outer: Colour
+    rng: np.random.Generator,
+    brush: Brush,
+    pose: Pose,
+    size: float,
+    dome: float,
+    count: int,
+    inner: Colour,
+    outer: Colour,
 ) -> None:
     """Florets on a dome of radius `size` and height `dome`, in the golden spiral of a real flower."""
     index = np.arange(count)
@@ -193,7 +204,7 @@ def _disc(
 def daisy(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
     """White, sometimes pinkish straps about a yellow dome."""
     inner, outer = _pick(rng, ((WHITE, WHITE), (WHITE, WHITE), (CREAM, WHITE), (WHITE, PINK), (PINK, (226, 110, 160))))
-    count, open_ = int(rng.integers(13, 30)), rng.uniform(-0.25, 0.5)
+    count, open_ = int(rng.integers(18, 36)), rng.uniform(-0.25, 0.5)
     for layer in range(2):
         angles = _circle(rng, count // 2 + 1)
         points = petals(
@@ -202,7 +213,7 @@ def daisy(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
             shape=(1.2, 0.45), grid=(4, 3),
         )  # fmt: skip
         brush.surface(pose, points, tint(rng, points, inner, outer))
-    _disc(rng, brush, pose, rng.uniform(0.24, 0.34), 0.14, 70, (236, 176, 20), (250, 206, 40))
+    _disc(rng, brush, pose, rng.uniform(0.2, 0.29), 0.14, 70, (236, 176, 20), (250, 206, 40))
 
 
 def dandelion(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
@@ -254,7 +265,7 @@ def rose(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
     points = petals(
         np.arange(count) * GOLDEN_ANGLE + rng.normal(0, 0.15, count), start=0.04 + 0.1 * out,
         length=0.5 + 0.4 * out, width=0.2 + 0.42 * out, lift=1.45 - open_ * out,
-        curl=0.25 - 0.9 * open_ * out, cup=0.75 - 0.5 * out, base=-0.3 * out, shape=(1.5, 0.45), grid=(5, 5),
+        curl=0.25 - 0.9 * open_ * out, cup=0.75 - 0.5 * out, base=-0.3 * out, shape=(1.5, 0.45), grid=(6, 5),
     )  # fmt: skip
     points += rng.normal(0, 0.015, points.shape)
     brush.surface(pose, points, tint(rng, points, inner, outer))
@@ -263,16 +274,17 @@ def rose(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
 def sunflower(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
     """Pointed yellow rays about a big disc, mostly brown."""
     inner, outer = _pick(rng, ((GOLD, YELLOW), (GOLD, (252, 224, 70)), (ORANGE, GOLD), ((160, 60, 20), GOLD)))
-    disc, open_ = rng.uniform(0.34, 0.5), rng.uniform(-0.15, 0.45)
+    disc, open_ = rng.uniform(0.38, 0.54), rng.uniform(-0.15, 0.4)
     for layer in range(2):
-        angles = _circle(rng, int(rng.integers(14, 22)))
+        angles = _circle(rng, int(rng.integers(17, 26)))
         points = petals(
             angles, start=0.9 * disc, length=(1.05 - disc) * rng.normal(1, 0.08, angles.size), width=0.12,
             lift=open_ + 0.2 * layer + rng.normal(0, 0.15, angles.size), curl=rng.uniform(-0.6, 0.3), cup=0.5,
             shape=(0.85, 0.9), grid=(4, 3),
         )  # fmt: skip
         brush.surface(pose, points, tint(rng, points, inner, outer, jitter=0.08))
-    heart, rim = _pick(rng, ((BROWN, (104, 62, 24)), ((44, 28, 18), BROWN), ((112, 112, 40), (120, 72, 24))))
+    browns = ((BROWN, (104, 62, 24)), ((44, 28, 18), BROWN), ((30, 20, 14), BROWN), ((112, 112, 40), (120, 72, 24)))
+    heart, rim = _pick(rng, browns)
     _disc(rng, brush, pose, disc, 0.12, 190, heart, rim)
 
 
@@ -283,13 +295,13 @@ def tulip(rng: np.random.Generator, brush: Brush, pose: Pose) -> None:
         (WHITE, PINK), ((206, 70, 120), (240, 150, 180)), (CREAM, WHITE), (GOLD, ORANGE),
     )  # fmt: skip
     inner, outer = _pick(rng, palette)
-    open_, width = rng.uniform(-0.15, 0.55), rng.uniform(0.5, 0.62)
+    open_, width = rng.uniform(-0.15, 0.6), rng.uniform(0.5, 0.65)
     turn = rng.uniform(0, 2 * np.pi)
     angles = np.arange(6) * np.pi / 3 + turn + rng.normal(0, 0.08, 6)
-    outside = np.arange(6) % 2
+    outside = np.arange(6.0) % 2
     points = petals(
-        angles, start=0.05, length=1.55 + 0.05 * outside, width=width, lift=0.75 - 0.6 * open_,
-        curl=1.05 - 0.6 * open_ + rng.normal(0, 0.07, 6), cup=0.75, base=-0.7, shape=(0.95, 0.65), grid=(7, 5),
+        angles, length=1.45 + 0.05 * outside, width=width, lift=0.55 - 0.4 * open_,
+        curl=1.25 - 0.6 * open_ + rng.normal(0, 0.07, 6), cup=0.7, base=-0.65, shape=(0.95, 0.6), grid=(10, 9),
     )  # fmt: skip
     brush.surface(pose, points, tint(rng, points, inner, outer, jitter=0.04))
 

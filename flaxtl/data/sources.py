@@ -13,7 +13,7 @@ def folder_of(source: str, cache: Path) -> Path:
 
     Args:
       source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME' or 'garden'.
-      cache: where made folders are kept: garden/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
+      cache: where made folders are kept: garden_EDITION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
 
     Returns:
       A folder that `manifest.build` understands. For 'folder:' it is the path itself, not checked.
@@ -48,11 +48,7 @@ def _folder(place: str, cache: Path) -> Path:
 def _garden(place: str, cache: Path) -> Path:
     from flaxtl.data import garden
 
-    target = cache / "garden"
-    if not target.is_dir():
-        with archive.complete_folder(target) as folder:
-            garden.plant(folder)
-    return target
+    return garden.plant(cache / f"garden_{garden.EDITION}")
 
 
 def _archive(place: str, cache: Path) -> Path:

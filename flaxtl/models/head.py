@@ -26,8 +26,8 @@ class Head:
             raise unknown("head pooling", self.pooling, POOLINGS)
         if not 0 <= self.dropout < 1:
             raise UserError(f"head.dropout is {self.dropout}; it must be at least 0 and below 1")
-        if any(units < 1 for units in self.units):
-            raise UserError(f"head.units is {self.units}; every hidden layer needs at least one unit")
+        if not all(isinstance(units, int) and units >= 1 for units in self.units):
+            raise UserError(f"head.units is {self.units}; every hidden layer needs a whole number of units, 1 or more")
 
     def build(self, net: Net, x: Value) -> Value:
         """[batch, height, width, channels] features -> [batch, classes] float32 probabilities."""

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,10 +39,16 @@ class Checkpoints:
     """The checkpoints of one run directory; a context manager that waits for what is being written."""
 
     def __init__(self, workdir: Path) -> None:
-        """Open or create workdir/checkpoints."""
-        root = workdir.resolve() / "checkpoints"
-        self._phases = ocp.CheckpointManager(root / "phases")
-        self._latest = ocp.CheckpointManager(root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=1))
+        """The checkpoints below workdir/checkpoints; nothing is created before the first of them is saved."""
+        self._root = workdir.resolve() / "checkpoints"
+
+    @cached_property
+    def _phases(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._root / "phases")
+
+    @cached_property
+    def _latest(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=1))
 
     def __enter__(self) -> "Checkpoints":
         """Itself."""
@@ -49,8 +56,9 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Finish writing."""
-        self._phases.close()
-        self._latest.close()
+        for name in ("_phases", "_latest"):
+            if name in vars(self):
+                getattr(self, name).close()
 
     def phases_done(self) -> int | None:
         """How many phases have ended; None before the run's first checkpoint."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl.data.resident import Resident, evaluation_batches
+from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.net import Layer
 from flaxtl.train import mesh as meshes
@@ -33,7 +34,7 @@ def digest(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
 
     Of a copy, because an array remembers what was once fetched of it from an accelerator.
     """
-    fetched = {path: np.asarray(jnp.copy(value)) for path, value in parameters.items()}
+    fetched = jax.device_get({path: jnp.copy(value) for path, value in parameters.items()})
     return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in fetched.items()}
 
 
@@ -130,8 +131,13 @@ class Inputs:
             self._write(keys[cut])
 
     def _write(self, key: str) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = self._file(key).with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            np.save(file, np.asarray(self._held[key]))
-        unfinished.replace(self._file(key))
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                np.save(file, np.asarray(self._held[key]))
+            unfinished.replace(self._file(key))
+        except OSError as error:
+            raise UserError(
+                f"cannot write features to {self._directory} ({error.strerror}); choose another features.directory"
+            ) from error

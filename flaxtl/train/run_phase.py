@@ -98,7 +98,7 @@ def _data(run: Run, split: str, cut: str | None, parameters: Flat) -> Resident:
 def _epochs(run: Run, leg: Leg, progress: Progress) -> Progress:
     """All epochs that are left. A checkpoint is due by the clock; when it is written does not change the result."""
     phase = leg.phase
-    run.log.continue_after(int(progress.state.step))
+    _continue_log(run, phase, progress)
     saved = time.monotonic()
     with run.log.phase(phase.name, phase.epochs, progress.memory.epoch) as report:
         while progress.memory.epoch < phase.epochs and not _exhausted(phase, progress.memory):
@@ -108,6 +108,15 @@ def _epochs(run: Run, leg: Leg, progress: Progress) -> Progress:
                 run.checkpoints.save_latest(int(progress.state.step), progress)
                 saved = time.monotonic()
     return progress
+
+
+def _continue_log(run: Run, phase: Phase, progress: Progress) -> None:
+    run.log.continue_after(int(progress.state.step))
+    if len(run.log.rows_of(phase.name)) != progress.memory.epoch:
+        raise UserError(
+            f"{run.setup.workdir / 'metrics.jsonl'} has lost epochs of phase {phase.name}; bring it back, "
+            f"or delete {run.setup.workdir / 'checkpoints' / 'latest'} to repeat the phase"
+        )
 
 
 def _exhausted(phase: Phase, memory: Memory) -> bool:

@@ -18,9 +18,9 @@ PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pill
 
 
 def is_run(workdir: Path) -> bool:
-    """Whether `workdir` already belongs to a run of this same kind; creates it if it does not exist.
+    """Whether `workdir` already belongs to a run; creates it if it does not exist.
 
-    Raises UserError if it cannot be written to or holds other things than a run.
+    Raises UserError if it cannot be written to or holds the checkpoints of a run that has lost its config.json.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,10 @@ def is_run(workdir: Path) -> bool:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
-    return (workdir / "config.json").is_file()
+    found = (workdir / "config.json").is_file()
+    if not found and any((workdir / "checkpoints").glob("*/*")):
+        raise UserError(f"{workdir} holds checkpoints of a run but no config.json; choose another --workdir")
+    return found
 
 
 def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,31 @@
+"""Every test runs on the CPU, with caches of its own, against Keras on the JAX backend."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_keras_home = tempfile.TemporaryDirectory(prefix="flaxtl-keras-")  # removed when the process ends
+
+# Before anything imports jax or keras: both read these once. A user's keras.json could change the data format.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["KERAS_HOME"] = _keras_home.name
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory, monkeypatch):
+    """No test finds weights or data in the user's caches, or leaves any there."""
+    caches = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("FLAXTL_CACHE", str(caches / "flaxtl"))
+    monkeypatch.setenv("KERAS_HOME", str(caches / "keras"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real pictures and weights that lies beside a developer's checkout."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no real pictures and weights beside this checkout")
+    return folder

@@ -1,0 +1,135 @@
+"""Every recipe in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from flaxtl import recipe
+from flaxtl.data.augment import Augmentation
+from flaxtl.data.decode import Resize
+from flaxtl.errors import UserError
+from flaxtl.models.classifier import Classifier
+from flaxtl.train.optim import optimizer
+from flaxtl.train.phases import plan
+from flaxtl.train.setup import network
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+VARIANTS = {"demo.py": [""], "flowers_vgg16.py": ["", "scratch", "smoke"], "folder.py": [""]}
+SPECS = [f"{file}:{variant}" if variant else file for file, variants in VARIANTS.items() for variant in variants]
+
+
+def load(spec, *overrides):
+    return recipe.load(str(CONFIGS / spec), overrides)
+
+
+def planned(config, n_train=1835):
+    net = network(config, classes=5)
+    return net, plan(config, net.model, net.layers, net.groups, n_train)
+
+
+def test_every_recipe_is_listed_here():
+    assert sorted(VARIANTS) == sorted(file.name for file in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_recipe_becomes_a_network_with_phases(spec):
+    config = load(spec)
+    net, phases = planned(config)
+    assert isinstance(net.model, Classifier)
+    assert [phase.name for phase in phases] == list(config.phases)
+    assert any(settings.augment for settings in phases)
+    Resize(config.data.height, config.data.width, config.data.resize, config.data.filter)
+    Augmentation(**config.augmentation.to_dict())
+    tree = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.shapes.items()}
+    for phase in phases:
+        learning, frozen = phase.split.part(tree)
+        assert learning
+        assert frozen
+        made = optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
+        jax.eval_shape(made.init, learning)
+
+
+@pytest.mark.parametrize("file", [file for file, variants in VARIANTS.items() if variants != [""]])
+def test_an_unknown_variant_is_refused(file):
+    with pytest.raises(UserError, match="no variant 'nonsense'; known: " + ", ".join(VARIANTS[file][1:])):
+        load(f"{file}:nonsense")
+
+
+def test_the_lectures_network():
+    net, _ = planned(load("flowers_vgg16.py"))
+    assert net.count("head/") == 590_597
+    assert net.count("backbone/") == 14_714_688
+    assert net.count("backbone/block5_") == 7_079_424
+    assert [layer[1:] for layer in net.layers if layer.section == "head"] == [
+        ("pool", "average pool", (3, 3, 512)),
+        ("flatten", "flatten", (4608,)),
+        ("dense_1", "dense", (128,)),
+        ("dropout_1", "dropout", (128,)),
+        ("predictions", "dense", (5,)),
+    ]
+    assert net.model.head.dropout == 0.4
+
+
+def test_the_lectures_schedule():
+    config = load("flowers_vgg16.py")
+    _, phases = planned(config)
+    rows = [(phase.name, phase.epochs, phase.steps_per_epoch, phase.augment, phase.split.rates) for phase in phases]
+    assert rows == [
+        ("frozen", 100, 20, False, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
+        ("augmented", 100, 20, True, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
+        ("finetune", 250, 20, True, {"head": 1e-6, "block5": 1e-6, "base": 0.0}),
+    ]
+    assert [(phase.first_step, phase.last_step) for phase in phases] == [(0, 2000), (2000, 4000), (4000, 9000)]
+    assert [phase.cut for phase in phases] == ["block5_pool", "block5_pool", "block4_pool"]
+    assert {phase.schedule for phase in phases} == {"constant"}
+    assert {phase.patience for phase in phases} == {0}
+    assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99}
+    assert config.batch == 32
+
+
+def test_the_lectures_data_and_augmentation():
+    config = load("flowers_vgg16.py")
+    assert config.data.source == "tfds:tf_flowers"
+    assert config.data.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    assert (config.data.height, config.data.width) == (200, 200)
+    assert config.data.fractions.to_dict() == {"train": 0.5, "validation": 0.2, "test": 0.3}
+    assert config.augmentation.to_dict() == {
+        "rotation": 30.0,
+        "height_shift": 0.2,
+        "width_shift": 0.2,
+        "shear": 0.2,
+        "zoom": 0.2,
+        "horizontal_flip": True,
+    }
+
+
+def test_the_lectures_augmented_model_from_scratch():
+    _, phases = planned(load("flowers_vgg16.py:scratch"))
+    assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
+
+
+def test_the_demo_needs_no_network_and_no_data():
+    config = load("demo.py")
+    assert config.data.source == "garden"
+    assert config.weights.path == "builtin"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_checks_keys_can_be_overridden(spec):
+    phase = load(spec).phases[-1]
+    config = load(
+        spec,
+        "--config.seed=1",
+        "--config.weights.path=random",
+        "--config.data.source=folder:x",
+        "--config.data.height=64",
+        "--config.batch=8",
+        f"--config.{phase}.epochs=1",
+        f"--config.{phase}.steps_per_epoch=2",
+        f"--config.{phase}.lr.block5=3e-6",
+        f"--config.{phase}.augment=False",
+    )
+    assert config.data.source == "folder:x"
+    settings = config[phase]
+    assert (settings.epochs, settings.steps_per_epoch, settings.lr.block5, settings.augment) == (1, 2, 3e-6, False)

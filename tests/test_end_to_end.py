@@ -1,0 +1,227 @@
+"""The commands as a user gives them, on drawn pictures and the built-in weights, in one process."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from small import pictures
+
+from flaxtl.cli import main
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.weights = dict(path="builtin")
+    c.model = dict(name="vgg16", stop="block2_pool")
+    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
+    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
+    c.groups = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen", "finetune")
+    c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0))
+    c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-5, block2=1e-5, base=0.0))
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures/, recipe.py and a finished run/."""
+    place = tmp_path_factory.mktemp("user")
+    pictures(place / "pictures")
+    (place / "recipe.py").write_text(RECIPE)
+    train(place, "run")
+    return place
+
+
+def train(place, workdir, *more):
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    main(["train", f"--config={place / 'recipe.py'}", f"--workdir={place / workdir}", source, *more])
+
+
+def mistake(capsys, *arguments):
+    """The sentence on stderr of a command that must end with code 2 and without a traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("flaxtl: ")
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def test_run_directory_holds_its_contract(place):
+    names = {path.name for path in (place / "run").iterdir()}
+    assert names >= {
+        "config.json",
+        "manifest.csv",
+        "metrics.jsonl",
+        "checkpoints",
+        "predictions.csv",
+        "summary.json",
+        "layers.json",
+        "report",
+        "tensorboard",
+    }
+
+
+def test_summary_has_every_phase_and_split(place):
+    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert list(summary["phases"]) == ["frozen", "finetune"]
+    for phase in summary["phases"].values():
+        assert [phase[split]["n"] for split in ("validation", "test")] == [6, 6]
+        for split in ("train", "validation", "test"):
+            assert 0 <= phase[split]["accuracy"] <= 1
+            assert np.isfinite(phase[split]["loss"])
+    # Two layers of block 1, in both phases; block 2 is frozen in the first.
+    assert summary["phases"]["frozen"]["frozen_leaves_unchanged"] == 8
+    assert summary["phases"]["finetune"]["frozen_leaves_unchanged"] == 4
+    assert summary["weights"]["origin"] == "vgg16_notop.safetensors (built into flaxtl)"
+
+
+def test_predictions_have_one_row_a_picture(place):
+    with (place / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["validation"] * 6 + ["test"] * 6
+    for row in rows:
+        chances = {name: float(row[name]) for name in ("blue", "green", "red")}
+        assert row["prediction"] == max(chances, key=chances.get)
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)  # three float32 values, written in decimals
+
+
+def test_report_is_one_page_without_requests(place):
+    page = (place / "run" / "report" / "index.html").read_text()
+    assert "finetune" in page
+    assert "src=\"http" not in page
+    assert "href=\"http" not in page
+
+
+def test_evaluate_agrees_with_the_summary(place, capsys):
+    capsys.readouterr()
+    main(["evaluate", f"--workdir={place / 'run'}", f"--json={place / 'test.json'}"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(line) == json.loads((place / "test.json").read_text())
+    expected = json.loads((place / "run" / "summary.json").read_text())["phases"]["finetune"]["test"]
+    found = json.loads(line)
+    assert (found["n"], found["accuracy"]) == (6, expected["accuracy"])
+    # From pictures here, from the outputs of a frozen layer there: one float32 sum in another order.
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert np.sum(found["confusion_matrix"]) == 6
+
+
+def test_evaluate_other_pictures(place, capsys):
+    capsys.readouterr()
+    main(["evaluate", f"--workdir={place / 'run'}", f"--data=folder:{place / 'pictures'}"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 24
+
+
+def test_predict_writes_what_it_is_asked_for(place):
+    files = {kind: place / f"out.{kind}" for kind in ("csv", "json", "npz")}
+    main(
+        ["predict", f"--workdir={place / 'run'}", "--input", str(place / "pictures" / "red"), "--top=2"]
+        + [f"--{kind}={file}" for kind, file in files.items()]
+        + ["--tap=block1_pool", "--tap=predictions"]
+    )
+    arrays = np.load(files["npz"])
+    assert sorted(arrays) == ["block1_pool", "path", "predictions"]
+    assert arrays["block1_pool"].shape == (8, 16, 16, 64)
+    rows = json.loads(files["json"].read_text())
+    assert [row["path"] for row in rows] == list(arrays["path"])
+    assert [len(row["top"]) for row in rows] == [2] * 8
+    with files["csv"].open() as file:
+        assert [row["prediction"] for row in csv.DictReader(file)] == [row["top"][0]["label"] for row in rows]
+
+
+def test_complete_run_is_left_alone(place, capsys):
+    before = (place / "run" / "summary.json").read_bytes()
+    capsys.readouterr()
+    train(place, "run")
+    assert "is complete" in capsys.readouterr().out
+    assert (place / "run" / "summary.json").read_bytes() == before
+
+
+def test_workdir_of_another_recipe(place, capsys):
+    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}"]
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    sentence = mistake(capsys, "train", *arguments, source, "--config.seed=9")
+    assert "seed: 0 -> 9" in sentence
+
+
+def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
+    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'nan'}"]
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    rate = "--config.finetune.lr.block2=1e30"
+    sentence = mistake(capsys, "train", *arguments, source, rate, "--config.finetune.epochs=4")
+    assert "in phase finetune" in sentence
+    assert "finetune.lr.block2=1e+30" in sentence
+    summary = json.loads((place / "nan" / "summary.json").read_text())
+    assert summary["phases"]["frozen"]["validation"]["n"] == 6
+    main(["evaluate", f"--workdir={place / 'nan'}", "--split=validation"])
+
+
+def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path, capsys):
+    pictures(tmp_path / "pictures")
+    whole = tmp_path / "pictures" / "red" / "0.png"
+    whole.write_bytes(whole.read_bytes()[:500])
+    (tmp_path / "pictures" / "blue" / "note.jpg").write_text("not a picture")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    workdir = tmp_path / "run"
+    sentence = mistake(
+        capsys,
+        "train",
+        f"--config={tmp_path / 'recipe.py'}",
+        f"--workdir={workdir}",
+        f"--config.data.source=folder:{tmp_path / 'pictures'}",
+    )
+    assert "0.png" in sentence
+    assert "note.jpg" in sentence
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.lerning_rate=1", "no setting 'lerning_rate'"),
+        ("--config.frozen.lr.hed=1", "did you mean 'frozen.lr.head'"),
+        ("--config.data.source=folder:nowhere", "there is no folder nowhere"),
+        ("--config.model.name=vgg-16", "did you mean 'vgg16'"),
+        ("--config.model.stop=block2_pol", "did you mean 'block2_pool'"),
+        ("--config.weights.path=nowhere.h5", "nowhere.h5"),
+        ("--config.head.pooling=mean", "no head pooling 'mean'"),
+        ("--config.batch=0", "a batch of 0"),
+        ("--config.data.height=16", "too small for vgg16"),
+        ("--config.optimizer.name=adm", "did you mean 'adam'"),
+        ("--config.frozen.epochs=0", "frozen.epochs is 0"),
+        ("--config.phases=('frozen','fintune')", "fintune"),
+        ("--config.dtype=float61", "no dtype 'float61'"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_written(place, tmp_path, capsys, override, words):
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    workdir = tmp_path / "run"
+    command = ["train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, override]
+    assert words in mistake(capsys, *command)
+    assert not workdir.exists() or list(workdir.iterdir()) == []
+
+
+def test_workdir_that_cannot_be_written_to(place, capsys):
+    workdir = place / "recipe.py" / "run"
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    sentence = mistake(capsys, "train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source)
+    assert "choose another --workdir" in sentence
+
+
+def test_predict_goes_on_past_an_unreadable_picture(place, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("not a picture")
+    good = place / "pictures" / "red" / "0.png"
+    target = tmp_path / "out.csv"
+    sentence = mistake(
+        capsys, "predict", f"--workdir={place / 'run'}", "--input", str(tmp_path), str(good), f"--csv={target}"
+    )
+    assert "bad.jpg" in sentence
+    assert len(target.read_text().splitlines()) == 2

@@ -1,0 +1,97 @@
+import re
+
+import pytest
+import small
+from ml_collections import ConfigDict
+
+from flaxtl.errors import UserError
+from flaxtl.models import catalog, classifier
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.train import groups, phases
+from flaxtl.train.setup import network
+
+MODEL = Classifier(catalog.find("vgg16"), Head(3, "global_average", (8,), 0.4))
+GROUPS = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("block1", "backbone/block1_.*"), ("base", ".*"))
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return classifier.layers(MODEL, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return network(small.config("unused"), classes=3)
+
+
+def plan(net, n_train=12, **changes):
+    return phases.plan(small.config("unused", **changes), net.model, net.layers, net.groups, n_train)
+
+
+@pytest.mark.parametrize(
+    ("learning", "cut"),
+    [
+        (["head"], "block5_pool"),
+        (["block5"], "block4_pool"),
+        (["head", "block5"], "block4_pool"),
+        (["base"], "block1_pool"),
+        (["block1"], None),
+        (["head", "block1"], None),
+    ],
+)
+def test_the_frozen_prefix_ends_below_the_lowest_layer_that_learns(layers, learning, cut):
+    assigned = groups.assign(list(groups.flatten(classifier.shapes(MODEL, 32, 32))), GROUPS)
+    rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
+    assert phases.frozen_prefix(MODEL, layers, groups.split("tune", assigned, rates)) == cut
+
+
+@pytest.mark.parametrize(("n_train", "steps"), [(12, 3), (13, 4), (1, 1)])
+def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
+    frozen, finetune = plan(net, n_train, finetune={"steps_per_epoch": 20})
+    assert (frozen.steps_per_epoch, finetune.steps_per_epoch) == (steps, 20)
+    assert (frozen.first_step, frozen.steps, frozen.last_step) == (0, 2 * steps, 2 * steps)
+    assert (finetune.first_step, finetune.steps, finetune.last_step) == (2 * steps, 40, 2 * steps + 40)
+    assert (frozen.cut, finetune.cut) == ("block2_pool", "block1_pool")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "best", "better"),
+    [
+        ("validation_loss", 0.5, None, True),
+        ("validation_loss", 0.4, 0.5, True),
+        ("validation_loss", 0.5, 0.5, False),
+        ("train_accuracy", 0.6, 0.5, True),
+        ("validation_accuracy", 0.5, 0.5, False),
+        ("validation_accuracy", 0.4, 0.5, False),
+    ],
+)
+def test_what_is_better(net, metric, value, best, better):
+    frozen, _ = plan(net, frozen={"metric": metric})
+    assert frozen.better(value, best) == better
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"frozen": {"epochs": 0}}, "frozen.epochs is 0; it must be at least 1"),
+        ({"frozen": {"steps_per_epoch": -1}}, "frozen.steps_per_epoch is -1; it must be at least 0"),
+        ({"finetune": {"patience": -2}}, "finetune.patience is -2"),
+        ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps is -1"),
+        ({"frozen": {"metric": "validation_los"}}, "'validation_los'; did you mean 'validation_loss'?"),
+        ({"frozen": {"schedule": "cosin"}}, "no frozen.schedule 'cosin'; did you mean 'cosine'?"),
+        ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, "frozen.lr gives no rate for block2"),
+        ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, "nothing learns in phase 'frozen'"),
+        ({"optimizer": {"name": "nadm"}}, "no optimizer 'nadm'; did you mean 'nadam'?"),
+        ({"phases": ("frozen", "finetune", "frozen")}, "names a phase twice: frozen, finetune, frozen"),
+    ],
+)
+def test_settings_without_meaning_are_named(net, changes, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        plan(net, **changes)
+
+
+def test_a_phase_without_settings_is_named(net):
+    config = ConfigDict({"phases": ("frozen",), "optimizer": {"name": "nadam"}})
+    with pytest.raises(UserError, match=re.escape("phases names 'frozen', but the recipe has no settings c.frozen")):
+        phases.plan(config, net.model, net.layers, net.groups, 12)

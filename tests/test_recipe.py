@@ -1,0 +1,236 @@
+"""Recipes: defaults, overrides, refusals, and the way to JSON and back."""
+
+import json
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from flaxtl import recipe
+from flaxtl.errors import UserError
+
+SMALLEST = "c.frozen = dict(lr=dict(head=1e-3, base=0))"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a recipe of these lines and returns its path."""
+
+    def writer(*lines, signature="", name="mine"):
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where config_flags keeps the last recipe
+        file = tmp_path / f"{name}.py"
+        body = "\n".join(f"    {line}" for line in ("c = ConfigDict()", *lines, "return c"))
+        file.write_text(f"from ml_collections import ConfigDict\ndef get_config({signature}):\n{body}\n")
+        return str(file)
+
+    return writer
+
+
+@pytest.fixture
+def refuses(write):
+    """The sentence with which a recipe of these lines is refused."""
+
+    def refusal(*lines, overrides=()):
+        with pytest.raises(UserError) as error:
+            recipe.load(write(*lines), overrides)
+        sentence = str(error.value)
+        assert len(sentence.splitlines()) == 1
+        return sentence
+
+    return refusal
+
+
+def test_the_smallest_recipe_is_filled_with_the_defaults(write):
+    config = recipe.load(write(SMALLEST)).to_dict()
+    frozen = config.pop("frozen")
+    assert config == recipe.DEFAULTS.to_dict()
+    assert frozen == {**recipe.PHASE_DEFAULTS.to_dict(), "lr": {"head": 1e-3, "base": 0.0}}
+
+
+def test_what_a_recipe_says_stands(write):
+    config = recipe.load(
+        write(
+            "c.seed = 7",
+            "c.data = dict(height=64)",
+            "c.head = dict(units=[32, 16], dropout=0)",
+            "c.phases = ['first', 'second']",
+            "c.first = dict(epochs=1, lr=dict(head=1e-3, base=0.0))",
+            "c.second = dict(augment=True, lr=dict(head=1e-4, base=1e-5))",
+        )
+    )
+    assert config.seed == 7
+    assert (config.data.height, config.data.width) == (64, 200)
+    assert config.head.units == (32, 16)
+    assert isinstance(config.head.dropout, float)
+    assert config.phases == ("first", "second")
+    assert (config.first.epochs, config.first.augment) == (1, False)
+    assert (config.second.epochs, config.second.augment) == (10, True)
+
+
+def test_defaults_are_not_shared_between_recipes(write):
+    first = recipe.load(write(SMALLEST, "c.data = dict(fractions=dict(train=0.8, validation=0.2))"))
+    assert first.data.fractions.to_dict() == {"train": 0.8, "validation": 0.2}
+    second = recipe.load(write(SMALLEST))
+    assert second.data.fractions.to_dict() == {"train": 0.5, "validation": 0.2, "test": 0.3}
+
+
+def test_an_optimizer_is_replaced_as_a_whole(write):
+    config = recipe.load(write(SMALLEST, "c.optimizer = dict(name='sgd', momentum=0.9)"))
+    assert config.optimizer.to_dict() == {"name": "sgd", "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=3", 3),
+        ("head.units=(256, 128)", (256, 128)),
+        ("head.units=256", (256,)),
+        ("head.units=()", ()),
+        ("head.dropout=0", 0.0),
+        ("frozen.lr.head=3e-6", 3e-6),
+        ("frozen.lr.base=3e-6", 3e-6),  # the recipe has the whole number 0 there
+        ("frozen.augment=True", True),
+        ("frozen.augment=false", False),
+        ("data.source=folder:/a=b:c", "folder:/a=b:c"),
+        ("data.classes=('rose', 'tulip')", ("rose", "tulip")),
+        ("data.fractions.train=0.6", 0.6),
+        ("model.stop=block3_pool", "block3_pool"),
+        ("groups=(('head', 'head/.*'), ('base', '.*'))", (("head", "head/.*"), ("base", ".*"))),
+    ],
+)
+def test_overrides_have_the_type_of_the_setting(write, override, expected):
+    value = recipe.load(write(SMALLEST), [f"--config.{override}"])
+    for key in override.split("=")[0].split("."):
+        value = value[key]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_the_last_of_two_overrides_counts(write):
+    assert recipe.load(write(SMALLEST), ["--config.seed=1", "--config.batch=8", "--config.seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sed=3", "no setting 'sed'; did you mean 'seed'?"),
+        ("head.unit=3", "no setting 'head.unit'; did you mean 'head.units'?"),
+        ("frozen.lr.haed=1", "no setting 'frozen.lr.haed'; did you mean 'frozen.lr.head'?"),
+        ("seed", "'--config.seed' needs a value: --config.seed=VALUE"),
+        ("phases=()", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
+    ],
+)
+def test_overrides_that_mean_nothing_are_refused(refuses, override, sentence):
+    assert refuses(SMALLEST, overrides=[f"--config.{override}"]) == sentence
+
+
+@pytest.mark.parametrize("override", ["seed=many", "seed=1.5", "frozen.augment=perhaps", "head.dropout=x"])
+def test_overrides_of_another_type_are_refused(refuses, override):
+    sentence = refuses(SMALLEST, overrides=[f"--config.{override}"])
+    assert sentence.startswith("an override does not fit the recipe: ")
+    assert f"--config.{override}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("c.sed = 3", "no setting 'sed'; did you mean 'seed'?"),
+        ("c.head = dict(unit=(3,))", "no setting 'head.unit'; did you mean 'head.units'?"),
+        ("c.frozen.epoch = 3", "no setting 'frozen.epoch'; did you mean 'frozen.epochs'?"),
+        ("c.batch = '32'", "the recipe's batch is '32'; it must be like 32"),
+        ("c.batch = 3.5", "the recipe's batch is 3.5; it must be like 32"),
+        ("c.seed = True", "the recipe's seed is True; it must be like 0"),
+        ("c.head = dict(units=3)", "the recipe's head.units is 3; it must be like (128,)"),
+        ("c.dtype = 16", "the recipe's dtype is 16; it must be like 'float32'"),
+        ("c.weights = 'imagenet'", "the recipe's weights is 'imagenet'; it must be like {'path': 'imagenet'}"),
+        ("c.frozen.lr = ConfigDict({'head': 'fast'})", "the recipe's frozen.lr must give every group a rate, such as"),
+        ("c.phases = 'frozen'", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
+        ("c.phases = ()", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
+        ("c.phases = ('frozn',)", "the recipe names a phase 'frozn' in phases but has no settings under c.frozn"),
+        ("c.phases = ('data',)", "the recipe calls a phase 'data', which is a setting's name; choose another"),
+        ("c.late = dict(lr=dict(head=1.0))", "the recipe has settings c.late of a phase that phases does not name;"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(refuses, line, sentence):
+    assert refuses(SMALLEST, line).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise ValueError('no such flower')", "no such flower"),
+        ("c.nothing.at_all", "nothing"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("1 +", "invalid syntax (mine.py, line 4)"),
+    ],
+)
+def test_a_broken_recipe_tells_its_last_line(refuses, line, reason):
+    sentence = refuses(line)
+    assert sentence.startswith("the recipe '")
+    assert reason in sentence.split(" cannot be read: ")[1]
+
+
+def test_a_recipe_without_get_config(write, tmp_path):
+    write()
+    file = tmp_path / "empty.py"
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"empty.py' cannot be read: .*get_config"):
+        recipe.load(str(file))
+
+
+@pytest.mark.parametrize("result", ["None", "dict(seed=1)"])
+def test_a_recipe_must_return_a_config(refuses, result):
+    assert refuses(f"return {result}").endswith("must return an ml_collections.ConfigDict from get_config()")
+
+
+@pytest.mark.parametrize("spec", ["nowhere/mine.py", "nowhere/mine.py:variant", ""])
+def test_a_missing_recipe_is_named(spec):
+    with pytest.raises(UserError, match=f"there is no recipe '{spec.split(':')[0] or '.'}'"):
+        recipe.load(spec)
+
+
+def test_variants(write):
+    file = write(SMALLEST, "c.seed = {'': 1, 'two': 2}[variant]", signature="variant=''")
+    assert recipe.load(file).seed == 1
+    assert recipe.load(f"{file}:two").seed == 2
+    with pytest.raises(UserError, match="three"):
+        recipe.load(f"{file}:three")
+
+
+def test_a_variant_of_a_recipe_that_has_none(write):
+    with pytest.raises(UserError, match="takes 0 positional arguments"):
+        recipe.load(write(SMALLEST) + ":two")
+
+
+def test_a_loaded_recipe_is_locked(write):
+    with pytest.raises(AttributeError, match="Did you mean"):
+        recipe.load(write(SMALLEST)).sed = 1
+
+
+def test_json_round_trip(write):
+    config = recipe.load(write(SMALLEST, "c.groups = (('head', 'head/.*'), ('base', '.*'))"))
+    text = json.dumps(recipe.to_json(config))
+    again = recipe.from_json(json.loads(text))
+    assert recipe.to_json(again) == recipe.to_json(config)
+    assert recipe.differences(json.loads(text), recipe.to_json(config)) == []
+    assert [tuple(rule) for rule in again.groups] == [("head", "head/.*"), ("base", ".*")]
+    assert again.frozen.lr.head == 1e-3
+
+
+def test_differences_name_every_setting_in_order():
+    old = {"seed": 0, "data": {"source": "garden", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
+    new = {"seed": 0, "data": {"source": "folder:x", "height": 96}, "frozen": {"lr": {"head": 0.1}, "augment": True}}
+    assert recipe.differences(old, new) == [
+        "data.source: garden -> folder:x",
+        "data.height: 200 -> 96",
+        "frozen.epochs: 3 -> (absent)",
+        "frozen.lr: {} -> (absent)",
+        "frozen.lr.head: (absent) -> 0.1",
+        "frozen.augment: (absent) -> True",
+    ]
+
+
+def test_flatten_keeps_the_order_and_empty_groups():
+    nested = ConfigDict({"b": {"y": 1, "x": {}}, "a": (2,)})
+    assert sorted(recipe.flatten(nested)) == [("a", (2,)), ("b.x", ConfigDict()), ("b.y", 1)]
+    assert list(recipe.flatten({"b": {"y": 1}, "a": 2})) == [("b.y", 1), ("a", 2)]

@@ -1,0 +1,88 @@
+import json
+import re
+
+import pytest
+
+from flaxtl.data.manifest import Example, Manifest
+from flaxtl.errors import UserError
+from flaxtl.train import rundir
+
+CONFIG = {"seed": 3, "data": {"source": "garden"}, "phases": ["frozen"], "frozen": {"lr": {"head": 0.001}}}
+MANIFEST = Manifest(
+    ("a", "b"), (Example("/x/1.png", "a", "train", "0" * 64), Example("/x/2.png", "b", "test", "1" * 64))
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    rundir.create(tmp_path, CONFIG, MANIFEST, [{"layer": "conv"}])
+    return tmp_path
+
+
+def test_a_new_workdir_is_made_with_its_parents(tmp_path):
+    assert not rundir.is_run(tmp_path / "runs" / "new")
+    assert list((tmp_path / "runs" / "new").iterdir()) == []
+
+
+def test_what_is_created_is_a_run(workdir):
+    assert rundir.is_run(workdir)
+    assert Manifest.read(workdir / "manifest.csv") == MANIFEST
+    assert json.loads((workdir / "layers.json").read_text()) == [{"layer": "conv"}]
+    assert json.loads((workdir / "config.json").read_text()) == CONFIG
+    assert rundir.config_of(workdir).frozen.lr.head == 0.001
+    summary = rundir.summary(workdir)
+    assert (summary["seed"], summary["classes"], summary["phases"]) == (3, ["a", "b"], {})
+    assert set(summary["versions"]) == {"python", *rundir.PACKAGES}
+
+
+def test_a_start_that_was_cut_short_is_no_run(workdir):
+    (workdir / "config.json").unlink()
+    assert not rundir.is_run(workdir)
+
+
+def test_checkpoints_without_their_recipe_are_not_overwritten(workdir):
+    (workdir / "checkpoints" / "phases" / "0").mkdir(parents=True)
+    assert rundir.is_run(workdir)
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json; choose another --workdir"):
+        rundir.is_run(workdir)
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=re.escape(f"cannot write to {place} (")):
+            rundir.is_run(place)
+
+
+def test_the_same_recipe_may_go_on_and_another_may_not(workdir):
+    rundir.check_recipe(workdir, json.loads(json.dumps(CONFIG)))
+    other = CONFIG | {"seed": 4, "frozen": {"lr": {"head": 0.1}}, "new": 1}
+    told = re.escape("(seed: 3 -> 4; frozen.lr.head: 0.001 -> 0.1; new: (absent) -> 1)")
+    with pytest.raises(UserError, match=told):
+        rundir.check_recipe(workdir, other)
+
+
+def test_notes_are_added_up(workdir):
+    rundir.note(workdir, timings={"decode": 1.0}, command="first")
+    rundir.note(workdir, timings={"weights": 2.0}, command="second")
+    rundir.note_phase(workdir, "frozen", epochs=2, train={"loss": 1.0})
+    rundir.note_phase(workdir, "frozen", test={"loss": 2.0})
+    rundir.note_phase(workdir, "finetune", epochs=1)
+    summary = rundir.summary(workdir)
+    assert summary["timings"] == {"decode": 1.0, "weights": 2.0}
+    assert summary["command"] == "second"
+    frozen = {"epochs": 2, "train": {"loss": 1.0}, "test": {"loss": 2.0}}
+    assert summary["phases"] == {"frozen": frozen, "finetune": {"epochs": 1}}
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert rundir.summary(tmp_path) == {}
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} is no run directory")):
+        rundir.config_of(tmp_path)
+
+
+def test_damaged_json_is_named(workdir):
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(UserError, match=re.escape(f"{workdir / 'config.json'} cannot be read as JSON")):
+        rundir.config_of(workdir)
