@@ -1,6 +1,6 @@
 """The demo: drawn flowers, the built-in VGG16 base, all three phases, no network needed.
 
-    flaxtl train --config=configs/demo.py --workdir=runs/demo
+flaxtl train --config=configs/demo.py --workdir=runs/demo
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +19,7 @@ def get_config() -> ConfigDict:
     c.model = dict(name="vgg16", stop="")
     c.weights = dict(path="builtin")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
-    c.augmentation = dict(
-        rotation=20.0, height_shift=0.1, width_shift=0.1, shear=0.2, zoom=0.2, horizontal_flip=True
-    )
+    c.augmentation = dict(rotation=20.0, height_shift=0.1, width_shift=0.1, shear=0.2, zoom=0.2, horizontal_flip=True)
     c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
 
     c.groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))

@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 from flaxtl import __version__
 from flaxtl.errors import UserError, unknown
@@ -20,39 +21,47 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 on success, 2 for a user's mistake, told in one sentence."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options, rest = parser().parse_known_args(arguments)
     try:
+        options, rest = parser().parse_known_args(arguments)
         options.overrides = _overrides(rest, allowed="config" in options)
         options.command_line = shlex.join(["flaxtl", *arguments])
         options.run(options)
     except UserError as error:
-        if options.debug:
+        if "--debug" in arguments:
             traceback.print_exc()
         console(errors=True).print(f"flaxtl: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("flaxtl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _overrides(rest: Sequence[str], allowed: bool) -> list[str]:
-    for argument in rest:
+    for argument, following in pairwise([*rest, ""]):
+        if allowed and argument.startswith("--config.") and "=" not in argument and following[:1] not in ("", "-"):
+            raise UserError(f"{argument} {following} needs an equals sign: {argument}={following}")
         if not allowed or not argument.startswith("--config."):
             raise UserError(f"the command does not know {argument!r}; see flaxtl --help, or COMMAND --help")
     return list(rest)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line. Commands import their rooms when they run, so that each starts quickly."""
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    top = argparse.ArgumentParser(prog="flaxtl", description=__doc__.splitlines()[0], allow_abbrev=False)
+    top = Parser(prog="flaxtl", description=__doc__.splitlines()[0], allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"flaxtl {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: object, text: str) -> Parser:
         made = commands.add_parser(name, help=text, description=text, parents=[shared], allow_abbrev=False)
         made.set_defaults(run=run)
         return made

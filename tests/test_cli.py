@@ -213,25 +213,24 @@ def test_a_mistake_is_told_in_one_line(refuses, arguments, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "flaxtl: error: the following arguments are required: COMMAND"),
-        (["modls"], "flaxtl: error: argument COMMAND: invalid choice: 'modls'"),
-        (["summary"], "flaxtl summary: error: one of the arguments --model --config is required"),
-        (["summary", "--model=a", "--config=b"], "flaxtl summary: error: argument --config: not allowed with argument"),
+        ([], "flaxtl: the following arguments are required: COMMAND"),
+        (["modls"], "flaxtl: argument COMMAND: invalid choice: 'modls'"),
+        (["summary"], "flaxtl: one of the arguments --model --config is required"),
+        (["summary", "--model=a", "--config=b"], "flaxtl: argument --config: not allowed with argument"),
         (
             ["convert", "--model=vgg16"],
-            "flaxtl convert: error: the following arguments are required: --weights, --output",
+            "flaxtl: the following arguments are required: --weights, --output",
         ),
         (
             ["evaluate", "--workdir=x", "--split=tset"],
-            "flaxtl evaluate: error: argument --split: invalid choice: 'tset'",
+            "flaxtl: argument --split: invalid choice: 'tset'",
         ),
-        (["train", f"--config={DEMO}"], "flaxtl train: error: the following arguments are required: --workdir"),
+        (["train", f"--config={DEMO}"], "flaxtl: the following arguments are required: --workdir"),
     ],
 )
-def test_a_malformed_command_is_told_with_its_usage(refuses, arguments, sentence):
-    first, *_, last = refuses(*arguments)
-    assert first.startswith("usage: flaxtl")
-    assert last.startswith(sentence)
+def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, sentence):
+    (line,) = refuses(*arguments)
+    assert line.startswith(sentence)
 
 
 def test_debug_shows_the_traceback_before_the_sentence(capsys):

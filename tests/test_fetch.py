@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flaxtl.errors import UserError
 from flaxtl import cache
+from flaxtl.errors import UserError
 from flaxtl.weights.fetch import Located, locate
 
 CONTENT = b"weights" * 1000

@@ -200,7 +200,7 @@ def test_another_recipe_needs_another_workdir(whole, folder):
 
 
 def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder, tmp_path):
-    # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has looked at are
+    # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has seen are
     # not donated; without checkpoints a best that shared the state's buffers would be lost.
     frozen = {"lr": small.FROZEN | {"head": 1e-9}, "metric": "validation_accuracy", "epochs": 5, "patience": 2}
     settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}

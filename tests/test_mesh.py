@@ -64,7 +64,7 @@ def test_two_devices_see_the_same_and_learn_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("devices", "batch", "near"),
-    [(2, 3, "2 or 4"), (4, 9, "8 or 12"), (4, 3, "4"), (8, 1, "8"), (1, 0, "1"), (2, 0, "2"), (2, -4, "2")],
+    [(2, 3, "2 or 4"), (4, 9, "8 or 12"), (4, 3, "4"), (8, 1, "8")],
 )
 def test_a_batch_that_cannot_be_split(devices, batch, near):
     with pytest.raises(UserError, match=f"batch of {batch} .* {devices} devices; set batch to {near}$"):

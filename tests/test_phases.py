@@ -78,10 +78,12 @@ def test_what_is_better(net, metric, value, best, better):
         ({"frozen": {"steps_per_epoch": -1}}, "frozen.steps_per_epoch is -1; it must be at least 0"),
         ({"finetune": {"patience": -2}}, "finetune.patience is -2"),
         ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps is -1"),
+        ({"frozen": {"warmup_steps": 99}}, "frozen.warmup_steps is 99, but the phase has only"),
         ({"frozen": {"metric": "validation_los"}}, "'validation_los'; did you mean 'validation_loss'?"),
         ({"frozen": {"schedule": "cosin"}}, "no frozen.schedule 'cosin'; did you mean 'cosine'?"),
         ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, "frozen.lr gives no rate for block2"),
         ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, "nothing learns in phase 'frozen'"),
+        ({"batch": 0}, "batch is 0; a batch holds at least one picture"),
         ({"optimizer": {"name": "nadm"}}, "no optimizer 'nadm'; did you mean 'nadam'?"),
         ({"phases": ("frozen", "finetune", "frozen")}, "names a phase twice: frozen, finetune, frozen"),
     ],
@@ -92,6 +94,6 @@ def test_settings_without_meaning_are_named(net, changes, sentence):
 
 
 def test_a_phase_without_settings_is_named(net):
-    config = ConfigDict({"phases": ("frozen",), "optimizer": {"name": "nadam"}})
+    config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}})
     with pytest.raises(UserError, match=re.escape("phases names 'frozen', but the recipe has no settings c.frozen")):
         phases.plan(config, net.model, net.layers, net.groups, 12)

@@ -155,7 +155,8 @@ def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, di
 def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
     """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
     if not head_only:
-        return dict(model.init(key, jnp.zeros((1, height, width, 3), jnp.uint8))["params"])
+        pictures = jnp.zeros((1, height, width, 3), jnp.uint8)
+        return dict(jax.jit(model.init)(key, pictures)["params"])  # compiled, the forward pass falls away
     base = [layer for layer in layers(model, height, width) if layer.section == "backbone"][-1]
     features = jnp.zeros((1, *base.shape), jnp.float32)
     return dict(model.init(key, features, start=base.name)["params"])

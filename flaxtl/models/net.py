@@ -29,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softmax": lambda x: nn.softmax(x.astype(jnp.float32)),
 }
 
+GLOROT = nn.initializers.glorot_uniform()
+"""How Keras starts every kernel (Glorot and Bengio 2010); biases start at zero."""
+
 
 class Skipped:
     """Stands for the output of a layer that did not run."""
@@ -118,24 +121,23 @@ class Net:
 
     # ------------------------------------------------------------------ layers with parameters
 
-    def conv(self, x: Value, features: int, size: int, *, name: str, act: str = "linear", strides: int = 1) -> Value:
+    def conv(self, x: Value, features: int, size: int, *, name: str, act: str = "linear") -> Value:
         """Convolution over [batch, height, width, channels], padded `same`, with bias (Keras' Conv2D)."""
 
         def run(x: jax.Array) -> jax.Array:
-            y = nn.Conv(features, (size, size), strides=strides, padding="SAME", dtype=self.dtype, name=name)(x)
-            return ACTIVATIONS[act](y)
+            conv = nn.Conv(features, (size, size), padding="SAME", kernel_init=GLOROT, dtype=self.dtype, name=name)
+            return ACTIVATIONS[act](conv(x))
 
         return self._layer("conv", name, run, x)
 
     def dense(self, x: Value, features: int, *, name: str, act: str = "linear") -> Value:
-        """Fully connected layer over [batch, inputs] (Keras' Dense, its Glorot-uniform start).
+        """Fully connected layer over [batch, inputs] (Keras' Dense).
 
         With `act='softmax'` the output is float32 probabilities and the logits are kept for the loss.
         """
 
         def run(x: jax.Array) -> jax.Array:
-            glorot = nn.initializers.glorot_uniform()
-            y = nn.Dense(features, kernel_init=glorot, dtype=self.dtype, name=name)(x)
+            y = nn.Dense(features, kernel_init=GLOROT, dtype=self.dtype, name=name)(x)
             if act == "softmax":
                 self.logits = y.astype(jnp.float32)
             return ACTIVATIONS[act](y)

@@ -21,7 +21,7 @@ class Log:
         """Continue the files in `workdir`."""
         self._console = console
         self._workdir = workdir
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
+        self._board: SummaryWriter | None = None
 
     def __enter__(self) -> "Log":
         """Itself."""
@@ -29,16 +29,19 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Flush the event file."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def say(self, sentence: str) -> None:
         """A line on the console."""
         self._console.print(sentence, highlight=False, markup=False)
 
     def continue_after(self, step: int) -> None:
-        """Drop the rows of metrics.jsonl after global step `step`: they will be written again."""
+        """Drop the rows of metrics.jsonl, and the events, after global step `step`: they will be written again."""
         kept = [row for row in rows(self._workdir) if row["step"] <= step]
         write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        if self._board is None:
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def advancing(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar; see `advancing`."""
@@ -67,6 +70,7 @@ class Log:
         """One row an epoch: metrics.jsonl and TensorBoard."""
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        assert self._board is not None, "continue_after comes first"
         for key, value in row.items():
             if isinstance(value, float):
                 self._board.add_scalar(key, value, row["step"])

@@ -34,7 +34,7 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
 def check_batch(mesh: Mesh, batch: int) -> None:
     """Raise unless a batch can be split evenly over the devices."""
     devices = mesh.size
-    if batch < 1 or batch % devices:
+    if batch % devices:
         lower = max(batch // devices, 1) * devices
         near = str(lower) if lower >= batch else f"{lower} or {lower + devices}"
         raise UserError(f"a batch of {batch} cannot be split over {devices} devices; set batch to {near}")

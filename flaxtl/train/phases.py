@@ -36,6 +36,13 @@ class Phase:
     first_step: int
     cut: str | None
 
+    def __post_init__(self) -> None:
+        """Refuse a warm-up that never ends."""
+        if self.warmup_steps > self.steps:
+            raise UserError(
+                f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps; lower it"
+            )
+
     @property
     def steps(self) -> int:
         """Steps of the whole phase."""
@@ -58,6 +65,8 @@ def plan(
 ) -> tuple[Phase, ...]:
     """The recipe's phases in order, checked; `n_train` is the number of training pictures."""
     factory(config.optimizer)  # made anew by each phase; here a misspelt one is found before anything is computed
+    if config.batch < 1:
+        raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
     phases: list[Phase] = []
     for name in config.phases:
         if name not in config:

@@ -160,8 +160,8 @@ def _check_finite(phase: Phase, epoch: int, first_step: int, measures: Measures)
         rates = ", ".join(f"{phase.name}.lr.{group}={rate:g}" for group, rate in phase.split.rates.items() if rate)
         raise UserError(
             f"the loss became {measures.loss} in phase {phase.name}, epoch {epoch} (steps {first_step} to "
-            f"{first_step + phase.steps_per_epoch - 1}); lower the learning rate ({rates}); "
-            "the last checkpoint is kept"
+            f"{first_step + phase.steps_per_epoch - 1}); start again in another --workdir with a lower learning rate "
+            f"({rates}); what this one has is kept"
         )
 
 

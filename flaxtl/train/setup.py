@@ -69,9 +69,8 @@ def network(config: Any, classes: int) -> Network:
     head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
     model = Classifier(architecture, head, config.model.stop or None, DTYPES[config.dtype])
     shapes = groups.flatten(classifier.shapes(model, config.data.height, config.data.width))
-    rules = [(str(group), str(pattern)) for group, pattern in config.groups or architecture.groups]
     layers = classifier.layers(model, config.data.height, config.data.width)
-    return Network(model, tuple(layers), shapes, groups.assign(list(shapes), rules))
+    return Network(model, tuple(layers), shapes, groups.assign(list(shapes), config.groups or architecture.groups))
 
 
 def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
