@@ -68,6 +68,7 @@ def test_run_directory_holds_its_contract(place):
         "report",
         "tensorboard",
     }
+    assert "features" not in names  # only a run that may have to go on needs them
 
 
 def test_summary_has_every_phase_and_split(place):

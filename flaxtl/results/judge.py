@@ -1,5 +1,7 @@
 """The end of a run: every phase's result on the test split, looked at once, and one row a picture."""
 
+import shutil
+
 import numpy as np
 from rich.console import Console
 
@@ -11,35 +13,45 @@ from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.evaluate import Evaluation, evaluate
 from flaxtl.train.features import Inputs
 from flaxtl.train.groups import Flat
+from flaxtl.train.inputs import features_directory
 from flaxtl.train.loop import Outcome
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
 
 
 def judge(outcome: Outcome, console: Console) -> None:
-    """Measure every phase on the test split, and write predictions.csv with the last one's answers."""
-    setup, inputs = outcome
-    splits = [split for split in setup.manifest.splits if split != "train"]
-    final: dict[str, Evaluation] = {}
-    with Checkpoints(setup.workdir) as checkpoints:
-        for done, phase in enumerate(setup.phases, start=1):
-            parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
-            wanted = splits if phase is setup.phases[-1] else [split for split in splits if split == "test"]
-            final = {split: _evaluate(setup, phase, parameters, inputs[split], split, console) for split in wanted}
-            if "test" in final:
-                measures = final["test"].measures
-                rundir.note_phase(setup.workdir, phase.name, test=measures._asdict())
-                console.print(f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures")
-    examples = [example for split in splits for example in setup.manifest.of_split(split)]
+    """Measure every phase on the test split, write predictions.csv with the last one's answers, and end the run."""
+    setup = outcome.setup
+    final = _measure(outcome, console)
+    examples = [example for split in final for example in setup.manifest.of_split(split)]
     predictions = Predictions(
         paths=tuple(example.path for example in examples),
         splits=tuple(example.split for example in examples),
         labels=setup.manifest.labels(examples),
-        probabilities=np.concatenate([final[split].probabilities for split in splits]),
+        probabilities=np.concatenate([evaluation.probabilities for evaluation in final.values()]),
         classes=setup.manifest.classes,
     )
     predictions_file.write(setup.workdir / "predictions.csv", predictions)
     rundir.note(setup.workdir, complete=True)
+    if not setup.config.features.directory:  # the run's own, of use to nothing but a resume
+        shutil.rmtree(features_directory(setup), ignore_errors=True)
+
+
+def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
+    """Every phase on the test split, if there is one; returns the last phase's answers on validation and test."""
+    setup, inputs = outcome
+    final: dict[str, Evaluation] = {}
+    with Checkpoints(setup.workdir) as checkpoints:
+        for done, phase in enumerate(setup.phases, start=1):
+            parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
+            splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
+            for split in set(splits) & set(inputs):
+                final[split] = _evaluate(setup, phase, parameters, inputs[split], split, console)
+            if "test" in final:
+                measures = final["test"].measures
+                rundir.note_phase(setup.workdir, phase.name, test=measures._asdict())
+                console.print(f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures")
+    return {split: final[split] for split in setup.manifest.splits if split in final}
 
 
 def _evaluate(setup: Setup, phase: Phase, parameters: Flat, inputs: Inputs, split: str, console: Console) -> Evaluation:

@@ -200,7 +200,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("Network", network),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
-        ("Weights", str(run.config.get("weights", {}).get("path", "–"))),
+        ("Weights", Path(str(run.config.get("weights", {}).get("path", "–"))).name),
         ("Classes", count(len(run.classes))),
         ("Pictures", count(len(run.manifest)) if run.manifest else "–"),
         ("Seed", str(run.config.get("seed", "–"))),

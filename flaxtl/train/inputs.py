@@ -40,6 +40,11 @@ def _inputs(setup: Setup, split: str, examples: Sequence[Example], pictures: Pix
         pictures=pictures,
         labels=setup.manifest.labels(examples),
         cuts=[phase.cut for phase in phases if phase.cut],
-        directory=Path(setup.config.features.directory or setup.workdir / "features"),
+        directory=features_directory(setup),
         batch=setup.config.batch,
     )
+
+
+def features_directory(setup: Setup) -> Path:
+    """Where the outputs of frozen layers are kept: the recipe's folder, or one in the run directory."""
+    return Path(setup.config.features.directory or setup.workdir / "features")

@@ -1,0 +1,6 @@
+"""`python -m flaxtl`: the same door as the command `flaxtl`."""
+
+from flaxtl.cli import main
+
+if __name__ == "__main__":
+    main()
