@@ -70,6 +70,7 @@ def module_of(file):
 def room_of(module):
     """'flaxtl.train.loop' -> 'train'; '' for what is no room: errors, terminal, recipe and the package itself."""
     name = module.split(".")[1] if "." in module else ""
+    name = "cli" if name == "__main__" else name  # the same door
     return name if name == "cli" or (PACKAGE / name).is_dir() else ""
 
 
