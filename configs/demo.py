@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.batch = 20
+    c.batch = 16
 
     c.data = ConfigDict()
     c.data.source = "garden"

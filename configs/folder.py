@@ -2,7 +2,7 @@
 
     flaxtl train --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
 
-Most people change nothing but the source. What is left out here has the default that README.md lists.
+Most people change nothing but the source. What is left out here has the default in flaxtl/recipe.py.
 """
 
 from ml_collections import ConfigDict

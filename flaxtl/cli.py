@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console(errors=True).print(f"flaxtl: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("flaxtl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("flaxtl: stopped (the same flaxtl train goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -123,9 +123,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from flaxtl.results.evaluation import evaluate_run
 
     found = json.dumps(evaluate_run(options.workdir, options.data, options.split, console(errors=True)))
+    print(found)
     if options.json:
         _write(options.json, found + "\n")
-    print(found)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -139,8 +139,8 @@ def predict(options: argparse.Namespace) -> None:
         raise UserError(f"--top={options.top} shows nothing; give 1 or more")
     paths = room.find_pictures(options.input)
     answers = room.predict(open_run(options.workdir), paths, options.tap)
-    room.write(answers, options.top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     console().print(room.answer_table(answers, options.top))
+    room.write(answers, options.top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if answers.unreadable:
         raise UserError("some pictures were left out: " + "; ".join(answers.unreadable))
 
@@ -152,7 +152,7 @@ def report(options: argparse.Namespace) -> None:
     from flaxtl.results.trained import setup_of
 
     page = room.write(options.workdir, augmented=augmented_samples(setup_of(options.workdir)))
-    console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def models(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ DEFAULTS = ConfigDict(
     {
         "seed": 0,
         "batch": 32,  # pictures a step, over all devices
-        "dtype": "float32",  # of the computation: float32 or bfloat16; parameters and loss are always float32
+        "dtype": "float32",  # or bfloat16, of the layers; parameters, last layer and loss are always float32
         "data": {
             "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME or garden
             "classes": (),  # the class names that are expected, sorted; () takes what is there
@@ -67,6 +67,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError for a missing or broken file and for keys that do not exist; locked against new keys.
     """
     config = complete(_read(spec))
+    for override in overrides:
+        if override.startswith("--config.optimizer.name="):  # the arguments were those of another optimizer
+            with config.unlocked():
+                config.optimizer = ConfigDict({"name": config.optimizer.name})
     known = dict(flatten(config))
     for override in overrides:
         key = override.removeprefix("--config.").split("=", 1)[0]
@@ -181,7 +185,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
     """A recipe as `to_json` wrote it."""
-    return ConfigDict(dict(values)).lock()
+    return complete(ConfigDict(dict(values)))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

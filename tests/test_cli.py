@@ -267,4 +267,4 @@ def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         cli.main(["models"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "flaxtl: stopped; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "flaxtl: stopped (the same flaxtl train goes on from its last checkpoint)\n"

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -68,20 +67,27 @@ def test_two_devices_see_the_same_and_learn_the_same(tmp_path):
 )
 def test_a_batch_that_cannot_be_split(devices, batch, near):
     with pytest.raises(UserError, match=f"batch of {batch} .* {devices} devices; set batch to {near}$"):
-        meshes.check_batch(SimpleNamespace(size=devices), batch)
+        meshes.check_batch(devices, batch)
 
 
 @pytest.mark.parametrize(("devices", "batch"), [(1, 1), (1, 7), (2, 4), (8, 32)])
 def test_a_batch_that_can_be_split(devices, batch):
-    meshes.check_batch(SimpleNamespace(size=devices), batch)
+    meshes.check_batch(devices, batch)
 
 
-def test_the_mesh_holds_every_device():
-    assert meshes.make().devices.tolist() == jax.devices()
+@pytest.mark.parametrize(("batch", "devices"), [(8, 4), (6, 3), (5, 1), (2, 2)])
+def test_the_mesh_holds_as_many_devices_as_share_a_batch(monkeypatch, batch, devices):
+    made = {}
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "devices", lambda: list(range(4)))
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, names, **options: made.update(shape=shape, **options))
+    meshes.make(batch)
+    assert made["shape"] == (devices,)
+    assert made["devices"] == list(range(devices))
 
 
 def test_placed_arrays_are_copies():
-    mesh, value = meshes.make(), jnp.arange(4.0)
+    mesh, value = meshes.make(4), jnp.arange(4.0)
     placed = meshes.place({"a": value}, mesh)
     assert placed["a"].sharding == meshes.replicated(mesh)
     jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(placed)

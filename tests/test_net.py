@@ -184,7 +184,8 @@ def test_dense_with_softmax_keeps_its_logits_in_float32():
     assert net.logits.dtype == net.output.dtype == jnp.float32
     assert variables["params"]["predictions"]["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(net.output, jax.nn.softmax(net.logits), rtol=1e-6)  # float32 exp and sum, twice
-    np.testing.assert_array_equal(net.logits, net.logits.astype(jnp.bfloat16))  # computed in bfloat16
+    # Not rounded to bfloat16 on the way: the loss needs the difference of large logits.
+    assert not np.array_equal(net.logits, net.logits.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("kind", ["max_pool", "average_pool"])

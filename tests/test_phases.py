@@ -43,7 +43,15 @@ def plan(net, n_train=12, **changes):
 def test_the_frozen_prefix_ends_below_the_lowest_layer_that_learns(layers, learning, cut):
     assigned = groups.assign(list(groups.flatten(classifier.shapes(MODEL, 32, 32))), GROUPS)
     rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
-    assert phases.frozen_prefix(MODEL, layers, groups.split("tune", assigned, rates)) == cut
+    assert phases.frozen_prefix(MODEL, layers, groups.split("tune", assigned, rates), 10) == cut
+
+
+def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
+    assigned = groups.assign(list(groups.flatten(classifier.shapes(MODEL, 32, 32))), GROUPS)
+    split = groups.split("tune", assigned, {group: 1e-3 if group == "head" else 0.0 for group, _ in GROUPS})
+    picture = 512 * 4  # block5_pool of 32x32 pictures is 1x1x512, float32
+    assert phases.frozen_prefix(MODEL, layers, split, phases.CACHE_BYTES // picture) == "block5_pool"
+    assert phases.frozen_prefix(MODEL, layers, split, phases.CACHE_BYTES // picture + 1) is None
 
 
 @pytest.mark.parametrize(("n_train", "steps"), [(12, 3), (13, 4), (1, 1)])

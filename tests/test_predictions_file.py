@@ -71,7 +71,7 @@ def test_fields_that_do_not_go_together_are_refused():
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
-    with pytest.raises(UserError, match=r"no predictions at .*gone\.csv; run `flaxtl evaluate`"):
+    with pytest.raises(UserError, match=r"no predictions at .*gone\.csv; start the same flaxtl train again"):
         predictions_file.read(tmp_path / "gone.csv")
 
 

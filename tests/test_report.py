@@ -118,7 +118,8 @@ def finished(tmp_path_factory):
                    "test": {"accuracy": accuracy, "loss": 0.5, "n": 16}}
             for (name, (n, augment, lr)), accuracy in zip(phases.items(), (0.75, 0.8125), strict=True)
         },
-        "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["cuda:0", "cuda:1"],
+        "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["H200", "H200"],
+        "weights": {"path": "imagenet", "origin": "vgg16.h5"}, "complete": True,
         "versions": {"jax": "0.10.0"}, "command": "flaxtl train --config=a.py --workdir='<b>'",
     }  # fmt: skip
     (workdir / "summary.json").write_text(json.dumps(summary))
@@ -153,8 +154,8 @@ def test_headline(page):
     assert "81.25 % of the test pictures right 13 of 16 pictures." in page.text
     assert f"between {low} and {high}" in page.text
     assert "finetune 81.25 % +6.25 points" in page.text
-    facts = "Network vgg16 Input 200 × 180 Weights imagenet Classes 4 Pictures 36 Seed 7 Wall time 1 h 02 min"
-    assert facts + " Devices 2 × cuda" in page.text
+    facts = "Network vgg16 Input 200 × 180 Weights vgg16.h5 Classes 4 Pictures 36 Seed 7 Wall time 1 h 02 min"
+    assert facts + " Devices 2 × H200" in page.text
 
 
 def test_phases(page):
@@ -232,7 +233,7 @@ def test_a_run_under_way(workdir):
     assert "frozen head 0.001 – off 2 3.0 s 75.00 % 62.50 % –" in shown
     assert "finetune head 1e-6 top 1e-6 – on 1 of 3 1.5 s" in shown
     assert "There are no predictions yet" in shown
-    assert "The command is written to summary.json" in shown
+    assert "summary.json does not tell the command" in shown
 
 
 def test_config_alone_is_enough(workdir):

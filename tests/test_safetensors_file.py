@@ -95,11 +95,10 @@ def test_write_is_atomic(tmp_path, monkeypatch):
     write(path, TREE, {})
     before = path.read_bytes()
 
-    def full_disk(self, payload):
-        self.touch()
+    def full_disk(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    monkeypatch.setattr("pathlib.Path.replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write(path, TREE, {}, "int8")
     assert path.read_bytes() == before

@@ -10,30 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxtl.models import catalog
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.train.pretrained import expected_shapes, optional_layers
 from flaxtl.weights import safetensors_file
 from flaxtl.weights.load import load
 from flaxtl.weights.tree import Tree
 
-# Convolutions a block and their channels (Simonyan and Zisserman 2015, table 1, configuration D).
-BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-TOP = frozenset({"fc1", "fc2", "predictions"})
 METADATA = {
     "architecture": "vgg16",
     "source": "https://www.robots.ox.ac.uk/~vgg/research/very_deep/ as converted by Keras",
     "licence": "CC BY 4.0, Karen Simonyan and Andrew Zisserman",
 }
-
-
-def expected_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shapes of VGG16 without its top."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    channels_in = 3
-    for block, (convolutions, channels) in enumerate(BLOCKS, start=1):
-        for convolution in range(1, convolutions + 1):
-            kernel = (3, 3, channels_in, channels)
-            shapes[f"block{block}_conv{convolution}"] = {"kernel": kernel, "bias": (channels,)}
-            channels_in = channels
-    return shapes
 
 
 def print_rounding(exact: Tree, path: Path) -> None:
@@ -54,7 +43,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "int8"), default="int8")
     arguments = parser.parse_args()
 
-    loaded = load(arguments.weights, expected_shapes(), TOP)
+    vgg16 = catalog.find("vgg16")
+    base = Classifier(vgg16, Head(classes=1, pooling="global_average", units=()))
+    loaded = load(arguments.weights, expected_shapes(base), optional_layers(vgg16))
     source_md5 = hashlib.md5(arguments.weights.read_bytes(), usedforsecurity=False).hexdigest()
     metadata = METADATA | {"source_file": arguments.weights.name, "source_md5": source_md5}
     safetensors_file.write(arguments.output, loaded.tree, metadata, arguments.precision)

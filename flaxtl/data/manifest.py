@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.errors import UserError, unknown
+from flaxtl.files import whole
 
 SPLITS = ("train", "validation", "test")
 """The splits in their order everywhere."""
@@ -68,16 +69,11 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Writes the manifest as CSV (path,label,split,sha256), whole or not at all."""
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            # File names need not be Unicode: surrogateescape carries their bytes through.
-            with scratch.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-                rows = csv.writer(stream, lineterminator="\n")
-                rows.writerow(_COLUMNS)
-                rows.writerows((e.path, e.label, e.split, e.sha256) for e in self.examples)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        # File names need not be Unicode: surrogateescape carries their bytes through.
+        with whole(path, errors="surrogateescape", newline="") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(_COLUMNS)
+            rows.writerows((e.path, e.label, e.split, e.sha256) for e in self.examples)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

@@ -5,6 +5,7 @@ run sees what an uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -34,11 +35,18 @@ class Batch(NamedTuple):
 
 def training_batch(seed: int, step: int, batch: int, n: int) -> Batch:
     """The examples of a training step. Every pass over the data is a new permutation; batches run across passes."""
-    positions = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-    passes = positions // n
-    orders = {number: np.random.default_rng([seed, number]).permutation(n) for number in np.unique(passes).tolist()}
-    indices = [orders[number][place] for number, place in zip(passes.tolist(), (positions % n).tolist(), strict=True)]
-    return Batch(np.array(indices, np.int32), passes.astype(np.int32))
+    passes, places = np.divmod(np.arange(step * batch, (step + 1) * batch, dtype=np.int64), n)
+    indices = np.empty(batch, np.int32)
+    for number in np.unique(passes).tolist():
+        here = passes == number
+        indices[here] = _order(seed, number, n)[places[here]]
+    return Batch(indices, passes.astype(np.int32))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, number: int, n: int) -> Indices:
+    """The permutation of pass `number`; remembered, because a pass is many steps."""
+    return np.random.default_rng([seed, number]).permutation(n).astype(np.int32)
 
 
 def evaluation_batches(n: int, batch: int) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:

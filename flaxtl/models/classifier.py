@@ -1,5 +1,6 @@
 """A network as one function of pictures: preprocessing, backbone, head."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -159,7 +160,7 @@ def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, he
         return dict(jax.jit(model.init)(key, pictures)["params"])  # compiled, the forward pass falls away
     base = [layer for layer in layers(model, height, width) if layer.section == "backbone"][-1]
     features = jnp.zeros((1, *base.shape), jnp.float32)
-    return dict(model.init(key, features, start=base.name)["params"])
+    return dict(jax.jit(partial(model.init, start=base.name))(key, features)["params"])
 
 
 def check_size(architecture: Architecture, height: int, width: int) -> None:

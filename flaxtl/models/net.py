@@ -26,7 +26,7 @@ from flaxtl.errors import UserError, unknown
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
     "relu": nn.relu,
-    "softmax": lambda x: nn.softmax(x.astype(jnp.float32)),
+    "softmax": nn.softmax,
 }
 
 GLOROT = nn.initializers.glorot_uniform()
@@ -133,13 +133,14 @@ class Net:
     def dense(self, x: Value, features: int, *, name: str, act: str = "linear") -> Value:
         """Fully connected layer over [batch, inputs] (Keras' Dense).
 
-        With `act='softmax'` the output is float32 probabilities and the logits are kept for the loss.
+        With `act='softmax'` it computes in float32 whatever the dtype, and the logits are kept for the loss.
         """
 
         def run(x: jax.Array) -> jax.Array:
-            y = nn.Dense(features, kernel_init=GLOROT, dtype=self.dtype, name=name)(x)
+            dtype = jnp.float32 if act == "softmax" else self.dtype
+            y = nn.Dense(features, kernel_init=GLOROT, dtype=dtype, name=name)(x)
             if act == "softmax":
-                self.logits = y.astype(jnp.float32)
+                self.logits = y
             return ACTIVATIONS[act](y)
 
         return self._layer("dense", name, run, x)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from flaxtl import cache
@@ -30,7 +29,7 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
     classes = run.setup.manifest.classes
     examples = _examples(run.setup.manifest, source, split)
     pictures = decode([Path(example.path) for example in examples], run.setup.resize, console)
-    labels = np.array([classes.index(example.label) for example in examples], np.int32)
+    labels = run.setup.manifest.labels(examples)
     whole = meshes.replicated(run.setup.mesh)
     data = Resident(jax.device_put(pictures, whole), jax.device_put(labels, whole))
     step = steps.eval_step(run.setup.network.model, run.setup.mesh, start=None)

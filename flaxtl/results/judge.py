@@ -1,4 +1,4 @@
-"""The end of a run: every phase's result on the test split, looked at once, and one row a picture."""
+"""The end of a run: every phase on the test split, looked at once, and the answers on validation and test pictures."""
 
 import shutil
 
@@ -45,12 +45,14 @@ def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
         for done, phase in enumerate(setup.phases, start=1):
             parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
             splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
-            for split in set(splits) & set(inputs):
+            for split in (split for split in splits if split in inputs):
                 final[split] = _evaluate(setup, phase, parameters, inputs[split], split, console)
             if "test" in final:
                 measures = final["test"].measures
                 rundir.note_phase(setup.workdir, phase.name, test=measures._asdict())
-                console.print(f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures")
+                console.print(
+                    f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures", markup=False
+                )
     return {split: final[split] for split in setup.manifest.splits if split in final}
 
 

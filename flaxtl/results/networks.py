@@ -1,6 +1,7 @@
 """Networks as tables: the catalog, a published network, a recipe's network."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,9 @@ def of_recipe(config: Any) -> tuple[Table, str]:
     """The layers of a recipe's network with their groups and the phases in which they learn, and totals."""
     classes = tuple(config.data.classes) or manifest_of(config).classes
     net = network(config, len(classes))
-    phases = plan(config, net.model, net.layers, net.groups, n_train=config.batch)
+    phases = plan(
+        config, net.model, net.layers, net.groups, n_train=sys.maxsize
+    )  # how many pictures is not known here, nor shown
     cells = [
         (
             row["layer"],

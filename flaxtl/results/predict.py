@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -86,18 +87,28 @@ def predict(run: Trained, paths: Sequence[Path], taps: Sequence[str]) -> Answers
 def _batches(
     paths: Sequence[Path], resize: Resize, unreadable: list[str]
 ) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-    """(paths, uint8 [BATCH, height, width, 3]): always whole batches, so that the step is compiled once."""
-    for first in range(0, len(paths), BATCH):
-        names: list[str] = []
-        pictures = np.zeros((BATCH, resize.height, resize.width, 3), np.uint8)
-        for path in paths[first : first + BATCH]:
-            try:
-                pictures[len(names)] = decode(path, resize)
-                names.append(str(path))
-            except UserError as error:
-                unreadable.append(str(error))
-        if names:
-            yield names, pictures
+    """(paths, uint8 [size, height, width, 3]) of one size, so that the step is compiled once."""
+    size = min(BATCH, len(paths))
+
+    def read(path: Path) -> npt.NDArray[np.uint8] | str:
+        try:
+            return decode(path, resize)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(paths), size):
+            names: list[str] = []
+            pictures = np.zeros((size, resize.height, resize.width, 3), np.uint8)
+            some = paths[first : first + size]
+            for path, found in zip(some, pool.map(read, some), strict=True):
+                if isinstance(found, str):
+                    unreadable.append(found)
+                else:
+                    pictures[len(names)] = found
+                    names.append(str(path))
+            if names:
+                yield names, pictures
 
 
 def write_csv(file: Path, answers: Answers) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.errors import UserError
+from flaxtl.files import whole
 
 FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
 
@@ -65,13 +66,11 @@ class Predictions:
 
 def write(path: Path, predictions: Predictions) -> None:
     """Write predictions.csv; whoever reads `path` meanwhile sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.part")
     # surrogateescape: a Linux file name need not be valid UTF-8, and must come back as the same bytes
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with whole(path, errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*FIXED_COLUMNS, *predictions.classes))
         writer.writerows(_rows(predictions))
-    temporary.replace(path)
 
 
 def read(path: Path) -> Predictions:
@@ -84,7 +83,7 @@ def read(path: Path) -> Predictions:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             return _parse(file, path)
     except FileNotFoundError:
-        raise UserError(f"no predictions at {path}; run `flaxtl evaluate` on the run directory first") from None
+        raise UserError(f"no predictions at {path}; start the same flaxtl train again to finish the run") from None
     except (OSError, csv.Error) as error:
         raise _foreign(path, str(error)) from None
 
@@ -136,4 +135,4 @@ def _parse(file: TextIO, path: Path) -> Predictions:
 
 
 def _foreign(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is not a predictions file: {reason}; make it anew with `flaxtl evaluate`")
+    return UserError(f"{path} is not a predictions file: {reason}; delete it and start the same flaxtl train again")

@@ -18,6 +18,7 @@ import PIL.Image
 from markupsafe import Markup
 
 from flaxtl.errors import UserError
+from flaxtl.files import whole
 from flaxtl.results import gallery, measures, plots, predictions_file
 from flaxtl.results.predictions_file import Predictions
 
@@ -121,10 +122,9 @@ def write(
     page = render(read(workdir), augmented)
     path = workdir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(".index.html.part")
-    # replace: a file name that is not valid UTF-8 is shown with question marks
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    return temporary.replace(path)
+    with whole(path, errors="replace") as file:  # a file name that is not valid UTF-8 is shown with question marks
+        file.write(page)
+    return path
 
 
 def read(workdir: Path) -> Run:
@@ -196,11 +196,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """Terms and values of the line of facts below the headline."""
     data, model = run.config.get("data", {}), run.config.get("model", {})
     network = str(model.get("name", "–")) + (f" up to {model['stop']}" if model.get("stop") else "")
-    devices = Counter(str(device).partition(":")[0] for device in run.summary.get("devices", []))
+    devices = Counter(run.summary.get("devices", []))
     return [
         ("Network", network),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
-        ("Weights", Path(str(run.config.get("weights", {}).get("path", "–"))).name),
+        ("Weights", str(run.summary.get("weights", {}).get("origin", "–"))),
         ("Classes", count(len(run.classes))),
         ("Pictures", count(len(run.manifest)) if run.manifest else "–"),
         ("Seed", str(run.config.get("seed", "–"))),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -31,6 +32,8 @@ def _sample(setup: Setup, path: Path, index: int, each: int) -> Sample:
     original = decode(path, setup.resize)
     passes = jnp.arange(each, dtype=jnp.int32)
     random = keys(setup.config.seed, passes, jnp.full(each, index, jnp.int32))
-    changed = augment(random, jnp.broadcast_to(original, (each, *original.shape)), setup.augmentation)
+    changed = jax.jit(augment, static_argnums=2)(
+        random, jnp.broadcast_to(original, (each, *original.shape)), setup.augmentation
+    )
     pixels = np.asarray(changed.round().clip(0, 255), np.uint8)
     return Image.fromarray(original), [Image.fromarray(picture) for picture in pixels]

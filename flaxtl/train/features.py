@@ -8,6 +8,7 @@ weights, the cut and the precision. A resumed run, or one that shares the direct
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from flaxtl import __version__, files
 from flaxtl.data.resident import Resident, evaluation_batches
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier, forward
@@ -34,8 +36,8 @@ def digest(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
 
     Of a copy, because an array remembers what was once fetched of it from an accelerator.
     """
-    fetched = jax.device_get({path: jnp.copy(value) for path, value in parameters.items()})
-    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in fetched.items()}
+    copies = ((path, np.asarray(jnp.copy(value))) for path, value in parameters.items())
+    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in copies}
 
 
 class Inputs:
@@ -61,13 +63,16 @@ class Inputs:
         self._cuts = sorted(set(cuts), key=self._order.index)
         self._pictures = pictures
         self._labels = jax.device_put(labels, meshes.replicated(mesh))
-        self._pixels_digest = hashlib.sha256(pictures.tobytes()).hexdigest()
         self._held: dict[str, jax.Array] = {}
         self._on_device: jax.Array | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self._pictures)
+
+    @cached_property
+    def _pixels(self) -> str:
+        return f"{self._pictures.shape} {hashlib.sha256(np.ascontiguousarray(self._pictures).data).hexdigest()}"
 
     def pictures(self) -> Resident:
         """The pictures themselves, on the device."""
@@ -79,6 +84,7 @@ class Inputs:
         """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand."""
         digests = digest({path: value for path, value in parameters.items() if path.startswith("backbone/")})
         keys = {name: self._key(name, digests) for name in self._cuts}
+        self._held = {key: value for key, value in self._held.items() if key in keys.values()}
         if keys[cut] not in self._held:
             self._read(keys)
         if keys[cut] not in self._held:
@@ -90,7 +96,7 @@ class Inputs:
         """Names everything that the outputs of `cut` depend on."""
         below = set(self._order[: self._order.index(cut) + 1])
         model = self._model
-        parts = [self._pixels_digest, model.architecture.name, model.architecture.preprocessing, str(model.dtype), cut]
+        parts = [__version__, jax.default_backend(), self._pixels, model.architecture.name, str(model.dtype), cut]
         parts += sorted(f"{path}={value}" for path, value in digests.items() if path.split("/")[1] in below)
         return f"{cut}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
@@ -119,24 +125,24 @@ class Inputs:
 
         whole, split = meshes.replicated(self._mesh), meshes.batched(self._mesh)
         compiled = jax.jit(run, in_shardings=(whole, split), out_shardings=whole)
-        parts: dict[str, list[jax.Array]] = {cut: [] for cut in cuts}
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        first = 0
         for indices, real in evaluation_batches(len(self), self._batch):
-            taps = compiled(parameters, self._pictures[indices])
-            for cut in cuts:
-                parts[cut].append(taps[cut][: int(real.sum())])
-            jax.block_until_ready(taps)
-            advance(int(real.sum()))
-        for cut in cuts:
-            self._held[keys[cut]] = jnp.concatenate(parts.pop(cut))
-            self._write(keys[cut])
+            last = first + int(real.sum())
+            for cut, value in compiled(parameters, self._pictures[indices]).items():
+                output = outputs.setdefault(cut, np.empty((len(self), *value.shape[1:]), value.dtype))
+                output[first:last] = np.asarray(value)[real]
+            advance(last - first)
+            first = last
+        for cut, output in outputs.items():
+            self._write(keys[cut], output)
+            self._held[keys[cut]] = jax.device_put(output, whole)
 
-    def _write(self, key: str) -> None:
-        unfinished = self._file(key).with_suffix(".unfinished")
+    def _write(self, key: str, output: npt.NDArray[Any]) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                np.save(file, np.asarray(self._held[key]))
-            unfinished.replace(self._file(key))
+            with files.whole(self._file(key), "wb") as file:
+                np.save(file, output)
         except OSError as error:
             raise UserError(
                 f"cannot write features to {self._directory} ({error.strerror}); choose another features.directory"

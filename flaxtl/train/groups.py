@@ -47,15 +47,17 @@ def assign(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"groups must be pairs (name, regular expression): {error}") from error
     groups: dict[str, str] = {}
+    used: set[int] = set()
     for path in paths:
-        group = next((group for group, pattern in compiled if pattern.fullmatch(path)), None)
-        if group is None:
+        number = next((number for number, (_, pattern) in enumerate(compiled) if pattern.fullmatch(path)), None)
+        if number is None:
             raise UserError(
                 f"no rule in groups matches the parameter {path!r}; add one, such as ('base', 'backbone/.*')"
             )
-        groups[path] = group
-    for group, pattern in rules:
-        if group not in groups.values():
+        used.add(number)
+        groups[path] = compiled[number][0]
+    for number, (group, pattern) in enumerate(rules):
+        if number not in used:
             raise UserError(
                 f"the rule ({group!r}, {pattern!r}) in groups matches no parameter that an earlier rule left; "
                 "remove or correct it"

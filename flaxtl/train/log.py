@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from tensorboardX import SummaryWriter
 
+from flaxtl.files import write_text
 from flaxtl.terminal import advancing, bar
 
 
@@ -81,13 +82,6 @@ def _measures(row: Mapping[str, Any]) -> str:
         f"loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.1%}, "
         f"validation {row['validation_loss']:.3f} {row['validation_accuracy']:.1%}"
     )
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:

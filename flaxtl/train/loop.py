@@ -1,10 +1,11 @@
 """A run from start to end: the order of its start-up, then its phases."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 from flaxtl import recipe
@@ -16,13 +17,14 @@ from flaxtl.train.features import Inputs
 from flaxtl.train.groups import Flat
 from flaxtl.train.inputs import decode_splits
 from flaxtl.train.log import Log
+from flaxtl.train.pretrained import Start
 from flaxtl.train.run_phase import Run, run_phase
 from flaxtl.train.setup import Setup, manifest_of, prepare
 from flaxtl.train.table import group_table, layer_rows
 
 
 class Outcome(NamedTuple):
-    """A finished run: its setup, its decoded pictures by split, and its parameters after each phase."""
+    """A finished run: its setup and its decoded pictures by split; its parameters are in the checkpoints."""
 
     setup: Setup
     inputs: Mapping[str, Inputs]
@@ -42,40 +44,46 @@ def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome
     if resumes:
         rundir.check_recipe(workdir, recipe.to_json(config))
         if rundir.summary(workdir).get("complete"):
-            console.print(f"{workdir} is complete; for another run choose another --workdir.", highlight=False)
+            _sayer(console)(
+                f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew."
+            )
             return None
     # 2. Which pictures: the manifest is made once and then belongs to the run.
     manifest = Manifest.read(workdir / "manifest.csv") if resumes else manifest_of(config)
     # 3. Every setting of the recipe.
     setup = prepare(config, workdir, manifest)
-    # 4. Every picture of every split.
-    inputs = decode_splits(setup, manifest.splits, console)
-    decoded = time.monotonic()
+    meshes.check_batch(jax.device_count(), config.batch)
     with Checkpoints(workdir) as checkpoints:
-        # 5. Parameters: a checkpoint before pretrained weights.
+        # 4. Pretrained weights, unless there is a checkpoint.
         done = checkpoints.phases_done() if resumes else None
-        if done is None:
-            parameters = _begin(setup, checkpoints, console, command)
-            done = 0
-            rundir.note(workdir, timings={"decode": decoded - started, "weights": time.monotonic() - decoded})
+        start = None if done is not None else pretrained.parameters(config, setup.network, _sayer(console))
+        # 5. Every picture of every split.
+        inputs = decode_splits(setup, manifest.splits, console)
+        # 6. From here on things are written.
+        if start is not None:
+            parameters = _begin(setup, start, checkpoints, command)
         else:
-            parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
-        # 6. What learns, said before it does.
+            parameters = checkpoints.restore_phase(done or 0, setup.abstract_parameters())
+        # 7. What learns, said before it does.
         console.print(group_table(setup.network, setup.phases, rundir.summary(workdir)["weights"]["origin"]))
-        # 7. The phases, each from the one before.
-        with Log(workdir, console) as log:
-            for phase in setup.phases[done:]:
-                parameters = run_phase(Run(setup, inputs, checkpoints, log), phase, parameters)
-    if done < len(setup.phases):
-        spent = rundir.summary(workdir).get("wall_seconds", 0.0)
-        rundir.note(workdir, wall_seconds=spent + time.monotonic() - started)
+        # 8. The phases, each from the one before.
+        try:
+            with Log(workdir, console) as log:
+                for phase in setup.phases[done or 0 :]:
+                    parameters = run_phase(Run(setup, inputs, checkpoints, log), phase, parameters)
+        finally:
+            spent = rundir.summary(workdir).get("wall_seconds", 0.0)
+            rundir.note(workdir, wall_seconds=spent + time.monotonic() - started)
     return Outcome(setup, inputs)
 
 
-def _begin(setup: Setup, checkpoints: Checkpoints, console: Console, command: str) -> Flat:
-    """A new run's first parameters, and the files that make its directory a run."""
+def _sayer(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, highlight=False, markup=False)
+
+
+def _begin(setup: Setup, start: Start, checkpoints: Checkpoints, command: str) -> Flat:
+    """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
     config, workdir = setup.config, setup.workdir
-    start = pretrained.parameters(config, setup.network, lambda text: console.print(text, highlight=False))
     rows = layer_rows(setup.network, setup.phases, start.origin)
     rundir.create(workdir, recipe.to_json(config), setup.manifest, rows)
     rundir.note(workdir, command=command, weights={"path": config.weights.path, "origin": start.origin})

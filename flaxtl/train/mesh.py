@@ -10,9 +10,10 @@ from flaxtl.errors import UserError
 Tree = TypeVar("Tree")
 
 
-def make() -> Mesh:
-    """All devices along the axis 'data'."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make(batch: int) -> Mesh:
+    """As many devices as share a batch evenly, along the axis 'data'."""
+    devices = max(n for n in range(1, jax.device_count() + 1) if batch % n == 0)
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,9 +32,8 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
     return placed
 
 
-def check_batch(mesh: Mesh, batch: int) -> None:
-    """Raise unless a batch can be split evenly over the devices."""
-    devices = mesh.size
+def check_batch(devices: int, batch: int) -> None:
+    """Raise unless a training batch can be split evenly over all the devices: none shall idle unasked."""
     if batch % devices:
         lower = max(batch // devices, 1) * devices
         near = str(lower) if lower >= batch else f"{lower} or {lower + devices}"

@@ -1,5 +1,6 @@
 """The legs of a run's schedule: what learns, at what rate, on what, how long."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from flaxtl.train.groups import Split
 from flaxtl.train.optim import SCHEDULES, factory
 
 HIGHER_IS_BETTER = {"validation_loss": False, "validation_accuracy": True, "train_loss": False, "train_accuracy": True}
+
+CACHE_BYTES = 8 * 2**30
+"""How large the outputs of a frozen prefix may be: they lie in device memory, beside the pictures."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def plan(
                 metric=_known(name, "metric", settings.metric, tuple(HIGHER_IS_BETTER)),
                 patience=_at_least(0, name, "patience", settings.patience),
                 first_step=phases[-1].last_step if phases else 0,
-                cut=frozen_prefix(model, layers, split),
+                cut=frozen_prefix(model, layers, split, n_train),
             )
         )
     if len({phase.name for phase in phases}) < len(phases):
@@ -106,15 +110,21 @@ def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: Split) -> str | None:
-    """The highest backbone layer that everything passes through and at or below which nothing learns."""
+def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: Split, n: int) -> str | None:
+    """The highest backbone layer that everything passes through and at or below which nothing learns.
+
+    None if there is no such layer, or if its outputs for `n` pictures would be larger than CACHE_BYTES.
+    """
     learning = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.learns(path)}
     below: list[Layer] = []
     for layer in layers:
         if layer.section != "backbone" or layer.name in learning:
             break
         below.append(layer)
-    return next((layer.name for layer in reversed(below) if _can_start(model, layer)), None)
+    cut = next((layer for layer in reversed(below) if _can_start(model, layer)), None)
+    if cut is None or n * math.prod(cut.shape) * jnp.dtype(model.dtype).itemsize > CACHE_BYTES:
+        return None
+    return cut.name
 
 
 def _can_start(model: Classifier, layer: Layer) -> bool:

@@ -57,11 +57,13 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     mesh = run.setup.mesh
     fresh = Progress(meshes.place(state, mesh), meshes.place(learning, mesh), Memory(0, None, 0))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, fresh) or fresh
+    earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
     progress = _epochs(run, leg, progress)
 
     ended = {**frozen, **(progress.best if phase.patience else progress.state.learning)}
     unchanged = _prove_freeze(phase, before, frozen, ended)
-    _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=time.monotonic() - started)
+    wall = earlier + time.monotonic() - started
+    _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
     rundir.note(run.setup.workdir, timings={f"{phase.name}: features": featured - started})
     run.checkpoints.save_phase(run.setup.phases.index(phase) + 1, ended)
     return ended
@@ -146,7 +148,6 @@ def _epoch(run: Run, leg: Leg, progress: Progress) -> tuple[Progress, dict[str, 
         "validation_loss": validated.loss,
         "validation_accuracy": validated.accuracy,
         "seconds": time.monotonic() - started,
-        "rates": dict(phase.split.rates),
     }
     value = float(row[phase.metric])
     if phase.better(value, progress.memory.best_value):

@@ -12,7 +12,7 @@ import jax
 from flaxtl import recipe
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
-from flaxtl.train.log import write_text
+from flaxtl.files import write_text
 
 PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -37,7 +37,11 @@ def is_run(workdir: Path) -> bool:
 
 def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
     """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`."""
-    changed = recipe.differences(_json(workdir / "config.json"), config)
+    changed = [
+        line
+        for line in recipe.differences(_json(workdir / "config.json"), config)
+        if not line.startswith(("features.", "checkpoint."))  # they change where and when, not what
+    ]
     if changed:
         raise UserError(
             f"{workdir} holds a run of another recipe ({'; '.join(changed)}); "
@@ -53,7 +57,7 @@ def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers:
         workdir,
         seed=config["seed"],
         classes=list(manifest.classes),
-        devices=[str(device) for device in jax.devices()],
+        devices=[device.device_kind for device in jax.devices()],
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         phases={},
     )

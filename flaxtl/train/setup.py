@@ -75,8 +75,6 @@ def network(config: Any, classes: int) -> Network:
 
 def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
     """Check every setting of the recipe and put the parts together."""
-    mesh = meshes.make()
-    meshes.check_batch(mesh, config.batch)
     net = network(config, len(manifest.classes))
     data = config.data
     return Setup(
@@ -87,7 +85,7 @@ def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
         phases=plan(config, net.model, net.layers, net.groups, len(manifest.of_split("train"))),
         resize=Resize(data.height, data.width, data.resize, data.filter),
         augmentation=Augmentation(**config.augmentation.to_dict()),
-        mesh=mesh,
+        mesh=meshes.make(config.batch),
     )
 
 

@@ -1,6 +1,7 @@
 """One step of training and one of evaluation: pure functions, compiled once a phase."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -67,6 +68,7 @@ def train_step(
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, whole, split, split), out_shardings=whole)
 
 
+@cache
 def eval_step(model: Classifier, mesh: Mesh, start: str | None) -> EvalStep:
     """(parameters, data, indices [batch], real [batch]) -> (float32 probabilities [batch, classes], totals)."""
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from flaxtl.errors import UserError
 from flaxtl.weights.tree import Stored
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"  # first bytes of every HDF5 file (HDF5 file format specification, superblock)
 MAX_BYTES = 4 * 2**30  # all arrays of a file together; the largest network in Keras, ConvNeXtXLarge, has 1.4 GB
 MAX_EXPANSION = 1000  # declared bytes per stored byte; deflate reaches 1032 on constant data, trained weights 1.1
 

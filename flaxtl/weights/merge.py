@@ -37,9 +37,14 @@ def merge(
 
     Layers named in `optional` may be there without being expected (the network's own top, when only its base is
     wanted): they are skipped, and their rows say so. `source` is the name that an error tells.
-    Raises one UserError that lists everything missing (-), extra (+) and of another shape (!).
+    Raises one UserError that lists everything missing (-), extra (+) and of another shape or kind (!).
     """
-    problems = [*_missing(expected, found), *_extra(expected, found, optional), *_misshaped(expected, found)]
+    problems = [
+        *_missing(expected, found),
+        *_extra(expected, found, optional),
+        *_misshaped(expected, found),
+        *_not_real(expected, found),
+    ]
     if problems:
         hint = seems_to_be(found.keys(), expected.keys()) or "lines with - are missing, + extra, ! of another shape"
         listing = "".join(f"\n  {problem}" for problem in problems)
@@ -82,6 +87,16 @@ def _misshaped(expected: Expected, found: Found) -> Iterator[str]:
             if stored is not None and stored.values.shape != tuple(shape):
                 remark = _channels_first(stored, shape)
                 yield f"! {layer}/{leaf} is {stored.values.shape}, expected {tuple(shape)}{remark}"
+
+
+def _not_real(expected: Expected, found: Found) -> Iterator[str]:
+    for layer, leaves in expected.items():
+        for leaf in leaves:
+            stored = found.get(layer, {}).get(leaf)
+            if stored is not None and stored.values.dtype.kind in "iub":
+                yield f"! {layer}/{leaf} holds whole numbers ({stored.dtype}), in the file {stored.name}"
+            elif stored is not None and not np.isfinite(np.asarray(stored.values, np.float32)).all():
+                yield f"! {layer}/{leaf} holds values that are infinite or no numbers, in the file {stored.name}"
 
 
 def _channels_first(stored: Stored, shape: tuple[int, ...]) -> str:

@@ -5,7 +5,6 @@ int8 is symmetric with one float32 scale per output channel (the last axis) besi
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from flaxtl.errors import UserError
+from flaxtl.files import whole
 from flaxtl.weights.tree import Stored, Tree
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -48,12 +48,8 @@ def write(path: Path, tree: Tree, metadata: Mapping[str, str], precision: Precis
             tensors |= _encode(f"{layer}/{leaf}", values, precision if leaf == "kernel" else "float32")
     payload = save(tensors, {**metadata, "precision": precision})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(payload)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path, "wb") as file:
+        file.write(payload)
 
 
 def read(path: Path) -> Contents:
