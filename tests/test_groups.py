@@ -42,6 +42,11 @@ def test_an_unmatched_parameter_is_named():
         groups.assign(PATHS, RULES[1:])
 
 
+def test_a_rule_that_matches_nothing_is_named_though_its_group_has_another():
+    with refused("('head', 'haed/.*')", "matches no parameter"):
+        groups.assign(PATHS, (("head", "head/.*"), ("head", "haed/.*"), ("base", "backbone/.*")))
+
+
 def test_a_rule_that_matches_nothing_is_named():
     with refused("('block6', 'backbone/block6_.*')", "matches no parameter"):
         groups.assign(PATHS, (("block6", "backbone/block6_.*"), *RULES))

@@ -36,6 +36,22 @@ def test_everything_fits():
     ]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [
+        (np.full((3, 3, 4, 5), np.nan, np.float32), "! block1_conv2/kernel holds values that are infinite or no"),
+        (np.full((3, 3, 4, 5), np.inf, ml_dtypes.bfloat16), "! block1_conv2/kernel holds values that are infinite"),
+        (np.full((3, 3, 4, 5), 200, np.uint8), "! block1_conv2/kernel holds whole numbers (uint8), in the file k2"),
+    ],
+)
+def test_values_that_are_no_weights(kernel, complaint):
+    found = fitting()
+    found["block1_conv2"]["kernel"] = Stored("k2", kernel.dtype.name, kernel)
+    with pytest.raises(UserError) as error:
+        merge(EXPECTED, found)
+    assert complaint in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, ">f4"])
 def test_leaves_are_float32_and_contiguous(dtype):
     found = fitting()

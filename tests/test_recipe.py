@@ -106,6 +106,16 @@ def test_overrides_have_the_type_of_the_setting(write, override, expected):
     assert type(value) is type(expected)
 
 
+def test_another_optimizer_does_not_inherit_arguments(write):
+    file = write(SMALLEST)
+    assert recipe.load(file, ["--config.optimizer.name=sgd"]).optimizer.to_dict() == {"name": "sgd"}
+    assert recipe.load(file, ["--config.optimizer.b1=0.5"]).optimizer.to_dict() == {
+        "name": "nadam",
+        "b1": 0.5,
+        "b2": 0.999,
+    }
+
+
 def test_the_last_of_two_overrides_counts(write):
     assert recipe.load(write(SMALLEST), ["--config.seed=1", "--config.batch=8", "--config.seed=2"]).seed == 2
 

@@ -196,7 +196,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """Terms and values of the line of facts below the headline."""
     data, model = run.config.get("data", {}), run.config.get("model", {})
     network = str(model.get("name", "–")) + (f" up to {model['stop']}" if model.get("stop") else "")
-    devices = Counter(run.summary.get("devices", []))
+    devices: Counter[str] = Counter(run.summary.get("devices", []))
     return [
         ("Network", network),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
