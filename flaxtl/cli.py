@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 import traceback
@@ -21,6 +22,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 on success, 2 for a user's mistake, told in one sentence."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax' advice on checkpointing less often, and the like
     try:
         options, rest = parser().parse_known_args(arguments)
         options.overrides = _overrides(rest, allowed="config" in options)
