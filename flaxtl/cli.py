@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         console(errors=True).print(f"flaxtl: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("flaxtl: stopped (the same flaxtl train goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -140,7 +143,12 @@ def predict(options: argparse.Namespace) -> None:
     if options.top < 1:
         raise UserError(f"--top={options.top} shows nothing; give 1 or more")
     paths = room.find_pictures(options.input)
-    answers = room.predict(open_run(options.workdir), paths, options.tap)
+    run = open_run(options.workdir)
+    if run.phase != run.setup.phases[-1].name:
+        console(errors=True).print(
+            f"the run is not finished: these are the answers after its phase {run.phase}", markup=False
+        )
+    answers = room.predict(run, paths, options.tap)
     console().print(room.answer_table(answers, options.top))
     room.write(answers, options.top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if answers.unreadable:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -118,7 +119,10 @@ def test_evaluate_agrees_with_the_summary(place, capsys):
 def test_evaluate_other_pictures(place, capsys):
     capsys.readouterr()
     main(["evaluate", f"--workdir={place / 'run'}", f"--data=folder:{place / 'pictures'}"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 24
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])
+    assert (found["n"], found["phase"], found["seen_in_training"]) == (24, "finetune", 12)
+    assert "12 of the 24 pictures were trained on" in told.err
 
 
 def test_predict_writes_what_it_is_asked_for(place):
@@ -144,6 +148,38 @@ def test_complete_run_is_left_alone(place, capsys):
     train(place, "run")
     assert "is complete" in capsys.readouterr().out
     assert (place / "run" / "summary.json").read_bytes() == before
+
+
+def test_lost_predictions_are_made_again(place):
+    file = place / "run" / "predictions.csv"
+    before = file.read_bytes()
+    file.unlink()
+    train(place, "run")
+    assert file.read_bytes() == before
+
+
+def test_a_cut_base_asks_for_no_other_rules(place, capsys):
+    capsys.readouterr()
+    main(
+        [
+            "summary",
+            f"--config={place / 'recipe.py'}",
+            "--config.model.stop=block1_pool",
+            "--config.data.classes=('a','b')",
+        ]
+    )
+    told = capsys.readouterr().out
+    assert "Learning in phase finetune" in told
+    assert "Group block2" not in told
+
+
+def test_a_damaged_checkpoint_is_told_in_one_sentence(place, tmp_path, capsys):
+    shutil.copytree(place / "run", tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "phases" / "2").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+    sentence = mistake(capsys, "evaluate", f"--workdir={tmp_path / 'run'}")
+    assert "is damaged or of another run" in sentence
 
 
 def test_workdir_of_another_recipe(place, capsys):

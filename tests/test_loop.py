@@ -175,6 +175,7 @@ def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole.setup.workdir, workdir)
     rundir.note(workdir, complete=True)
+    (workdir / "predictions.csv").touch()
 
     def contents():
         return {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}

@@ -34,11 +34,19 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
     data = Resident(jax.device_put(pictures, whole), jax.device_put(labels, whole))
     step = steps.eval_step(run.setup.network.model, run.setup.mesh, start=None)
     found = evaluate(step, run.parameters, data, run.setup.config.batch)
+    trained_on = {example.sha256 for example in run.setup.manifest.of_split("train")}
+    seen = sum(example.sha256 in trained_on for example in examples)
+    if seen and split != "train":
+        console.print(
+            f"{seen} of the {len(examples)} pictures were trained on: the accuracy is flattered", markup=False
+        )
     matrix = measures.confusion_matrix(labels, found.probabilities.argmax(1), len(classes))
     return {
         "workdir": str(workdir),
         "data": source or run.setup.config.data.source,
         "split": split,
+        "phase": run.phase,
+        "seen_in_training": seen,
         **found.measures._asdict(),
         "errors": measures.errors(matrix),
         "balanced_accuracy": measures.balanced_accuracy(matrix),

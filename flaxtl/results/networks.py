@@ -75,9 +75,7 @@ def of_recipe(config: Any) -> tuple[Table, str]:
     """The layers of a recipe's network with their groups and the phases in which they learn, and totals."""
     classes = tuple(config.data.classes) or manifest_of(config).classes
     net = network(config, len(classes))
-    phases = plan(
-        config, net.model, net.layers, net.groups, n_train=sys.maxsize
-    )  # how many pictures is not known here, nor shown
+    phases = plan(config, net.model, net.layers, net.groups, sys.maxsize, net.cut_groups)
     cells = [
         (
             row["layer"],

@@ -12,10 +12,11 @@ from flaxtl.train.setup import Setup, prepare
 
 
 class Trained(NamedTuple):
-    """The setup of a run and its parameters after the last phase that ended."""
+    """The setup of a run and its parameters after the last phase that ended, and that phase's name."""
 
     setup: Setup
     parameters: Flat
+    phase: str
 
 
 def setup_of(workdir: Path) -> Setup:
@@ -30,4 +31,5 @@ def open_run(workdir: Path) -> Trained:
         done = checkpoints.phases_done()
         if not done:
             raise UserError(f"no phase of the run in {workdir} has ended yet; start the same flaxtl train again")
-        return Trained(setup, checkpoints.restore_phase(done, setup.abstract_parameters()))
+        parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
+        return Trained(setup, parameters, setup.phases[done - 1].name)

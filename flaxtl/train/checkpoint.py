@@ -5,7 +5,8 @@
             the memory of early stopping. The frozen parameters are those of phases/K and are not written again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,20 @@ class Checkpoints:
         """Finish writing."""
         for name in ("_phases", "_latest"):
             if name in vars(self):
-                getattr(self, name).close()
+                # After an error the first one counts, not that of a write which it interrupted.
+                with suppress(Exception) if error else self._writing():
+                    getattr(self, name).close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell a failed write in one sentence; orbax and TensorStore raise whatever the disk made them meet."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self._root} ({_first_line(error)}); if the disk is full, free some "
+                "space, and start the same command again"
+            ) from error
 
     def phases_done(self) -> int | None:
         """How many phases have ended; None before the run's first checkpoint."""
@@ -67,8 +81,9 @@ class Checkpoints:
 
     def save_phase(self, done: int, parameters: Flat) -> None:
         """Keep all parameters after `done` phases; returns when they are on disk."""
-        self._phases.save(done, args=ocp.args.StandardSave(parameters), force=True)
-        self._phases.wait_until_finished()
+        with self._writing():
+            self._phases.save(done, args=ocp.args.StandardSave(parameters), force=True)
+            self._phases.wait_until_finished()
 
     def restore_phase(self, done: int, like: Mapping[str, jax.ShapeDtypeStruct]) -> Flat:
         """All parameters after `done` phases; `like` gives shapes and shardings."""
@@ -82,7 +97,8 @@ class Checkpoints:
             best=ocp.args.StandardSave(progress.best),
             memory=ocp.args.JsonSave(progress.memory._asdict()),
         )
-        self._latest.save(step, args=arguments, force=True)
+        with self._writing():
+            self._latest.save(step, args=arguments, force=True)
 
     def restore_latest(self, first_step: int, last_step: int, like: Progress) -> Progress | None:
         """The progress saved within a phase's steps, or None; `like` gives structure, shapes and shardings."""
@@ -98,6 +114,10 @@ class Checkpoints:
         return Progress(found.state, found.best, Memory(**found.memory))
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
@@ -105,7 +125,7 @@ def _abstract(tree: Any) -> Any:
 def _restore(manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
     try:
         return manager.restore(step, args=arguments)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # orbax and TensorStore raise many kinds for a damaged file
         place = manager.directory / str(step)
         raise UserError(
             f"the checkpoint {place} is damaged or of another run; delete it to go on from the one before"

@@ -43,7 +43,7 @@ def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome
     resumes = rundir.is_run(workdir)
     if resumes:
         rundir.check_recipe(workdir, recipe.to_json(config))
-        if rundir.summary(workdir).get("complete"):
+        if rundir.summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
             _sayer(console)(
                 f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew."
             )

@@ -1,7 +1,7 @@
 """The legs of a run's schedule: what learns, at what rate, on what, how long."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,17 @@ class Phase:
 
 
 def plan(
-    config: Any, model: Classifier, layers: Sequence[Layer], assigned: Mapping[str, str], n_train: int
+    config: Any,
+    model: Classifier,
+    layers: Sequence[Layer],
+    assigned: Mapping[str, str],
+    n_train: int,
+    cut_groups: Collection[str] = (),
 ) -> tuple[Phase, ...]:
-    """The recipe's phases in order, checked; `n_train` is the number of training pictures."""
+    """The recipe's phases in order, checked; `n_train` is the number of training pictures.
+
+    The rates of `cut_groups`, which model.stop leaves without parameters, are passed over.
+    """
     factory(config.optimizer)  # made anew by each phase; here a misspelt one is found before anything is computed
     if config.batch < 1:
         raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
@@ -76,7 +84,8 @@ def plan(
         if name not in config:
             raise UserError(f"phases names {name!r}, but the recipe has no settings c.{name}")
         settings = config[name]
-        split = groups.split(name, assigned, {group: float(rate) for group, rate in settings.lr.items()})
+        rates = {group: float(rate) for group, rate in settings.lr.items() if group not in cut_groups}
+        split = groups.split(name, assigned, rates)
         phases.append(
             Phase(
                 name=name,

@@ -109,6 +109,9 @@ def _epochs(run: Run, leg: Leg, progress: Progress) -> Progress:
             if time.monotonic() - saved > run.setup.config.checkpoint.every_seconds:
                 run.checkpoints.save_latest(int(progress.state.step), progress)
                 saved = time.monotonic()
+    if progress.memory.epoch < phase.epochs:
+        best = progress.memory.best_epoch
+        run.log.say(f"{phase.name}: stopped after epoch {progress.memory.epoch}; epoch {best} was best and is kept")
     return progress
 
 

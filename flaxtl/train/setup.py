@@ -35,6 +35,7 @@ class Network:
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
     groups: Mapping[str, str]
+    cut_groups: frozenset[str] = frozenset()  # of which model.stop leaves no parameter
 
     def count(self, prefix: str) -> int:
         """Parameters whose path starts with `prefix`."""
@@ -68,9 +69,14 @@ def network(config: Any, classes: int) -> Network:
     architecture = catalog.find(config.model.name)
     head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
     model = Classifier(architecture, head, config.model.stop or None, DTYPES[config.dtype])
-    shapes = groups.flatten(classifier.shapes(model, config.data.height, config.data.width))
-    layers = classifier.layers(model, config.data.height, config.data.width)
-    return Network(model, tuple(layers), shapes, groups.assign(list(shapes), config.groups or architecture.groups))
+    size = (config.data.height, config.data.width)
+    shapes = groups.flatten(classifier.shapes(model, *size))
+    # Rules are for the whole network, so that cutting its base asks for no others.
+    whole = groups.flatten(classifier.shapes(model.clone(last=None), *size)) if model.last else shapes
+    assigned = groups.assign(list(whole), config.groups or architecture.groups)
+    kept = {path: assigned[path] for path in shapes}
+    cut = frozenset(assigned.values()) - frozenset(kept.values())
+    return Network(model, tuple(classifier.layers(model, *size)), shapes, kept, cut)
 
 
 def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
@@ -82,7 +88,7 @@ def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
         workdir=workdir,
         manifest=manifest,
         network=net,
-        phases=plan(config, net.model, net.layers, net.groups, len(manifest.of_split("train"))),
+        phases=plan(config, net.model, net.layers, net.groups, len(manifest.of_split("train")), net.cut_groups),
         resize=Resize(data.height, data.width, data.resize, data.filter),
         augmentation=Augmentation(**config.augmentation.to_dict()),
         mesh=meshes.make(config.batch),
