@@ -3,7 +3,7 @@ import json
 import pytest
 import small
 
-from flaxtl.train.log import Log, rows, write_text
+from flaxtl.train.log import Log, rows
 
 
 def row(phase, epoch, step):
@@ -67,13 +67,3 @@ def test_an_epoch_is_told_and_written(tmp_path):
     assert "frozen 1/2: loss 0.500 accuracy 75.0%, validation 0.625 50.0%" in small.texts(console)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "file"
-    write_text(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "new\ud800")
-    assert file.read_text() == "old"
-    write_text(file, "new")
-    assert file.read_text() == "new"
