@@ -44,6 +44,9 @@ _UPRIGHT = {
 
 _LISTED = 10  # bad files that an error names before it only counts
 
+COVER = 1 / 0.875
+"""How much larger than the crop a picture is made first: 256 to 224, as ImageNet networks are evaluated."""
+
 
 @dataclass(frozen=True)
 class Resize:
@@ -51,19 +54,18 @@ class Resize:
 
     policy 'squash': both sides are scaled on their own, the aspect is not kept. With filter 'nearest' this is, pixel
     for pixel, `keras.utils.load_img(path, target_size=(height, width))`, the lecture's setting.
-    policy 'crop': the aspect is kept. The picture is scaled until it just covers `shorter` times the target, then the
-    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(shorter * side), the
-    evaluation of ImageNet networks (256 -> 224 with the default of 1 / 0.875).
+    policy 'crop': the aspect is kept. The picture is scaled until it just covers COVER times the target, then the
+    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(COVER * side), the
+    evaluation of ImageNet networks (256 -> 224).
     filter: nearest, bilinear, bicubic, lanczos, box or hamming; all but nearest average when they shrink.
 
-    Raises UserError for an unknown policy or filter, a side below one pixel, or `shorter` below 1.
+    Raises UserError for an unknown policy or filter, or a side below one pixel.
     """
 
     height: int
     width: int
     policy: str = "squash"
     filter: str = "bilinear"
-    shorter: float = 1.0 / 0.875
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before the first of many files is read."""
@@ -73,8 +75,6 @@ class Resize:
             raise unknown("resize filter", self.filter, _FILTERS)
         if self.height < 1 or self.width < 1:
             raise UserError(f"pictures of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
-        if not 1.0 <= self.shorter < float("inf"):
-            raise UserError(f"resize.shorter is {self.shorter}, smaller than the crop itself; give a number from 1 up")
 
 
 class _UnreadableError(Exception):
@@ -200,7 +200,7 @@ def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, 
     never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)
-    covered = [round(resize.shorter * side) for side in target]
+    covered = [round(COVER * side) for side in target]
     scale = max(cover / side for cover, side in zip(covered, image.size, strict=True))
     box = []
     for side, cover, crop in zip(image.size, covered, target, strict=True):

@@ -50,11 +50,6 @@ def confusion_matrix(labels: Integers, predicted: Integers, classes: int) -> Mat
     return matrix
 
 
-def accuracy(matrix: Matrix) -> float:
-    """Share of pictures that were predicted right, in [0, 1]; nan without pictures."""
-    return float(_ratio(np.trace(matrix), matrix.sum()))
-
-
 def errors(matrix: Matrix) -> int:
     """Number of pictures that were predicted wrong."""
     return int(matrix.sum() - np.trace(matrix))
