@@ -1,10 +1,11 @@
 """Picture files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -77,7 +78,14 @@ class Resize:
             raise UserError(f"pictures of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
 
 
-class _UnreadableError(Exception):
+class Rows(Protocol):
+    """What pictures can be put into, one by one and from many threads: an array, or a file."""
+
+    def __setitem__(self, index: int, picture: np.ndarray, /) -> None:
+        """Keep `picture`, uint8 [height, width, 3], as number `index`."""
+
+
+class UnreadableError(Exception):
     """The reason, in plain words, why a file gives no picture."""
 
 
@@ -93,7 +101,7 @@ def decode(path: Path, resize: Resize) -> np.ndarray:
     """
     try:
         return _read(path, resize)
-    except _UnreadableError as reason:
+    except UnreadableError as reason:
         raise UserError(f"cannot read the picture {path}: {reason}; replace or remove it") from reason
 
 
@@ -105,59 +113,79 @@ def decode_all(
 ) -> np.ndarray:
     """Read many pictures with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode`.
 
+    Raises one UserError for all the files that `decode` would refuse: see `refuse`.
+    """
+    pictures = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
+    refuse(paths, decode_into(pictures, paths, resize, on_progress, workers))
+    return pictures
+
+
+def decode_into(
+    pictures: Rows,
+    paths: Sequence[Path],
+    resize: Resize,
+    on_progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+) -> dict[int, str]:
+    """Read many pictures with threads; the picture of paths[i], uint8 [height, width, 3], is put to pictures[i].
+
     `on_progress` is called in the caller's thread after each picture with the number of pictures done.
     `workers` is the number of threads; None leaves it to `concurrent.futures`.
 
-    Raises one UserError for all the files that `decode` would refuse: it names the first ten with their reasons.
+    Returns the reason by index for every file that `decode` would refuse; nothing is put there.
     """
-    pictures = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
 
     def fill(index: int) -> str | None:
         try:
             pictures[index] = _read(paths[index], resize)
-        except _UnreadableError as reason:
-            return f"{paths[index]} ({reason})"
+        except UnreadableError as reason:
+            return str(reason)
         return None
 
-    bad = []
+    bad: dict[int, str] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for done, complaint in enumerate(pool.map(fill, range(len(paths))), start=1):
-            if complaint is not None:
-                bad.append(complaint)
+        for index, reason in enumerate(pool.map(fill, range(len(paths)))):
+            if reason is not None:
+                bad[index] = reason
             if on_progress is not None:
-                on_progress(done)
+                on_progress(index + 1)
+    return bad
+
+
+def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
+    """Raise one UserError if files are `bad` (index into `paths` -> reason): it names the first ten with reasons."""
     if bad:
-        named = ", ".join(bad[:_LISTED]) + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
+        told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
+        named = ", ".join(told[:_LISTED]) + (f" and {len(told) - _LISTED} more" if len(told) > _LISTED else "")
         raise UserError(f"cannot read {len(bad)} of {len(paths)} pictures: {named}; replace or remove them")
-    return pictures
 
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
-    """The file as `decode` returns it, or _UnreadableError."""
-    return np.array(_resized(_rgb(_upright(_load(path))), resize))
+    """The file as `decode` returns it, or UnreadableError."""
+    return np.array(_resized(rgb(upright(unpack(path))), resize))
 
 
-def _load(path: Path) -> Image.Image:
-    """The unpacked picture in whatever mode the file has."""
+def unpack(path: Path) -> Image.Image:
+    """The unpacked picture in whatever mode the file has; raises UnreadableError."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise _UnreadableError((error.strerror or str(error)).lower()) from error
+        raise UnreadableError((error.strerror or str(error)).lower()) from error
     if not content:
-        raise _UnreadableError("the file is empty")
+        raise UnreadableError("the file is empty")
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
         image.load()
     except UnidentifiedImageError as error:
-        raise _UnreadableError("not a picture of a known format") from error
+        raise UnreadableError("not a picture of a known format") from error
     except Image.DecompressionBombError as error:
-        raise _UnreadableError("it claims more pixels than is safe to unpack") from error
+        raise UnreadableError("it claims more pixels than is safe to unpack") from error
     except Exception as error:  # on broken bytes Pillow's readers raise almost anything: SyntaxError, struct.error, ...
-        raise _UnreadableError(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+        raise UnreadableError(f"truncated or damaged: {str(error) or type(error).__name__}") from error
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The picture as the camera was held. A loaded TIFF is upright already and has lost its tag."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -166,14 +194,14 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow to RGB, over white where it is transparent."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(np.asarray(image)).convert("RGB")
     if image.mode in ("F", "LAB"):
-        raise _UnreadableError(f"its pixels are of a kind ({image.mode}) that is not converted to RGB")
+        raise UnreadableError(f"its pixels are of a kind ({image.mode}) that is not converted to RGB")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
@@ -183,7 +211,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_16_bits(grey: np.ndarray) -> Image.Image:
     """Greys 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
     if grey.min() < 0 or grey.max() > 65535:
-        raise _UnreadableError("its grey values do not fit into 16 bits")
+        raise UnreadableError("its grey values do not fit into 16 bits")
     return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
 
 
