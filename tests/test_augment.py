@@ -1,178 +1,44 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.ndimage
 import scipy.stats
-from keras.src.legacy.preprocessing import image as keras_image
 
-from flaxtl.data.augment import Affine, Augmentation, augment, draw, keys, matrix, warp
+from flaxtl.data.affine import Affine, compose
+from flaxtl.data.augment import Augmentation, Change, changes, draw, keys
 from flaxtl.errors import UserError
 
 LECTURE = Augmentation(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
-STILL = Affine(theta=0.0, tx=0.0, ty=0.0, shear=0.0, zx=1.0, zy=1.0, flip=False)
-ALONE = [
-    {"theta": 23.0},
-    {"theta": -171.5},
-    {"tx": 7.3},
-    {"ty": -5.8},
-    {"shear": 12.5},
-    {"zx": 1.19},
-    {"zy": 0.83},
-    {"flip": True},
-]
-TOGETHER = [
-    {"theta": -28.4, "tx": 9.7, "ty": -6.1, "shear": 0.17, "zx": 0.87, "zy": 1.13},
-    {"theta": 64.0, "tx": -3.2, "ty": 11.9, "shear": -31.0, "zx": 1.3, "zy": 0.7, "flip": True},
-]
-SIZES = [(32, 32), (33, 33), (32, 47), (61, 40), (1, 9)]
+EVERYTHING = {
+    "rotation": 30, "height_shift": 0.2, "width_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
+    "vertical_flip": True, "brightness": 0.4, "channel_shift": 30, "contrast": 0.3, "saturation": 0.6, "hue": 0.1,
+    "crop": 0.3, "randaugment": 2, "magnitude": 5, "erasing": 0.5,
+}  # fmt: skip
+MANY = 20_000
 
-# Against float64: a coordinate's three terms are each rounded to 2**-16 (1.5 * 2**-16 at most) after float32 rounding
-# of numbers up to 128 (3 * 2**-18) and of the matrix itself (a few 2**-18 more): below 2**-15 pixels on either axis.
-# Bilinear values of 0..255 change by at most 255 a pixel on either axis, the blend itself rounds to 255 * 2**-23.
-GREY = 2 * 255 * 2.0**-15
-
-
-step = jax.jit(augment, static_argnums=2)
+drawn = jax.jit(changes, static_argnums=(1, 2, 3))
 keys_of = jax.jit(keys)
-view = jax.jit(lambda picture, affine: warp(picture, matrix(affine, *picture.shape[:2])))
-
-
-@pytest.fixture(autouse=True)
-def scipy_name_that_keras_uses(monkeypatch):
-    monkeypatch.setattr(scipy.ndimage, "interpolation", scipy.ndimage, raising=False)  # gone in scipy 2
-
-
-@pytest.fixture
-def unexchanged(monkeypatch):
-    """Keras without its exchange of the axes: exchanging them once more undoes it (see the module's docstring)."""
-    centred = keras_image.transform_matrix_offset_center
-
-    def exchanged(product, height, width):
-        return centred(product, height, width)[[1, 0, 2]][:, [1, 0, 2]]
-
-    monkeypatch.setattr(keras_image, "transform_matrix_offset_center", exchanged)
-
-
-def noise(height: int, width: int, batch: tuple[int, ...] = ()) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, 256, (*batch, height, width, 3), dtype=np.uint8)
-
-
-def keras_transform(picture: np.ndarray, affine: dict[str, float]) -> np.ndarray:
-    parameters = {"flip_horizontal" if name == "flip" else name: value for name, value in affine.items()}
-    return keras_image.ImageDataGenerator(fill_mode="nearest").apply_transform(picture.astype(np.float32), parameters)
-
-
-def ours(picture: np.ndarray, affine: dict[str, float]) -> np.ndarray:
-    return np.asarray(view(picture, STILL._replace(**affine)))
-
-
-@pytest.mark.parametrize("affine", ALONE + TOGETHER, ids=str)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.usefixtures("unexchanged")
-def test_warp_is_keras_apply_transform(size, affine):
-    picture = noise(*size)
-    np.testing.assert_allclose(ours(picture, affine), keras_transform(picture, affine), rtol=0, atol=GREY)
-
-
-@pytest.mark.parametrize("affine", [a for a in ALONE + TOGETHER if not a.get("flip")], ids=str)
-@pytest.mark.parametrize("side", [32, 33])
-def test_on_squares_keras_of_today_is_the_same_with_the_axes_exchanged(side, affine):
-    picture = noise(side, side)
-    turned = ours(picture.swapaxes(0, 1), affine).swapaxes(0, 1)
-    np.testing.assert_allclose(turned, keras_transform(picture, affine), rtol=0, atol=GREY)
-
-
-def test_the_lectures_size_is_keras_too(unexchanged):
-    picture = noise(200, 200)
-    # as above, with numbers up to 256: twice the float32 part
-    np.testing.assert_allclose(ours(picture, TOGETHER[0]), keras_transform(picture, TOGETHER[0]), rtol=0, atol=2 * GREY)
-
-
-def test_height_shift_moves_rows():
-    """A positive shift reads further down, so the picture moves up: Keras' sign, and the axis its name says."""
-    picture = noise(9, 7)
-    np.testing.assert_array_equal(ours(picture, {"tx": 2.0})[:-2], picture[2:])
-    np.testing.assert_array_equal(ours(picture, {"tx": 2.0})[-2:], picture[[-1, -1]])
-    np.testing.assert_array_equal(ours(picture, {"ty": 2.0})[:, :-2], picture[:, 2:])
-
-
-def test_matrix_turns_about_the_centre():
-    turned = np.asarray(matrix(STILL._replace(theta=90.0, flip=True), 5, 9))
-    centre = np.array([2, 4, 1])
-    # float32 cosine of a right angle is -4e-8, times half a width
-    np.testing.assert_allclose(turned @ centre, centre, atol=1e-6)
-    np.testing.assert_allclose(turned, [[0, 1, -2], [1, 0, 2], [0, 0, 1]], atol=1e-6)
-    assert turned.dtype == np.float32
-
-
-def test_index_and_weight_never_disagree():
-    """The reason for fixed point: a coordinate has the same bits in every compilation, and in each use within one."""
-    pictures = jnp.asarray(noise(64, 64, (8,)))
-    matrices = jax.jit(jax.vmap(lambda key: matrix(draw(key, LECTURE, 64, 64), 64, 64)))(some_keys(8))
-    together = jax.jit(jax.vmap(warp))(pictures, matrices)
-    in_turn = jax.jit(lambda *batch: jax.lax.map(lambda one: warp(*one), batch))(pictures, matrices)
-    by_steps = jax.vmap(warp)(pictures, matrices)
-    # only the blend may be contracted: two float32 roundings of at most 255
-    np.testing.assert_allclose(in_turn, together, rtol=0, atol=255 * 2.0**-22)
-    np.testing.assert_allclose(by_steps, together, rtol=0, atol=255 * 2.0**-22)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("size", [(16, 16), (33, 20)])
-def test_no_augmentation_is_the_identity_bit_for_bit(size, dtype):
-    pictures = noise(*size, (3,)).astype(dtype)
-    if dtype == np.float32:
-        pictures += np.float32(0.37)
-    result = step(some_keys(3), pictures, Augmentation())
-    assert result.dtype == jnp.float32
-    np.testing.assert_array_equal(result, pictures.astype(np.float32))
-
-
-@pytest.mark.parametrize("size", [(16, 16), (16, 21)])
-def test_flip_is_exact_and_hits_about_half(size):
-    pictures = noise(*size, (64,))
-    result = np.asarray(step(some_keys(64), pictures, Augmentation(horizontal_flip=True)))
-    flipped = np.array([(one == before[:, ::-1]).all() for one, before in zip(result, pictures, strict=True)])
-    kept = np.array([(one == before).all() for one, before in zip(result, pictures, strict=True)])
-    assert (flipped ^ kept).all()
-    assert 16 < flipped.sum() < 48  # 4 standard deviations of 64 fair coins
 
 
 def some_keys(n: int, seed: int = 3, turn: int = 0) -> jax.Array:
     return keys_of(seed, np.full(n, turn), np.arange(n))
 
 
-def test_draws_are_uniform_in_keras_ranges():
-    many = jax.jit(jax.vmap(lambda key: draw(key, LECTURE, 100, 50)))(some_keys(20_000))
-    ranges = {
-        "theta": (-30, 30),
-        "tx": (-20, 20),
-        "ty": (-10, 10),
-        "shear": (-0.2, 0.2),
-        "zx": (0.8, 1.2),
-        "zy": (0.8, 1.2),
-    }
-    standard = []
-    for name, (low, high) in ranges.items():
-        values = np.asarray(getattr(many, name), np.float64)
-        # one part in a million more than the range: 1 - 0.2 in float32
-        assert values.min() >= low - 1e-6 * abs(low)
-        assert values.max() <= high + 1e-6 * high
-        standard.append((values - low) / (high - low))
-        # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
-        assert scipy.stats.kstest(standard[-1], "uniform").statistic < 1.95 / np.sqrt(20_000)
-    correlations = np.corrcoef([*standard, np.asarray(many.flip)]) - np.eye(7)
-    assert np.abs(correlations).max() < 4 / np.sqrt(20_000)
-    assert abs(np.mean(many.flip) - 0.5) < 4 * 0.5 / np.sqrt(20_000)
+@pytest.fixture(scope="module")
+def many() -> Change:
+    """Twenty thousand changes of everything, of pictures of 100 x 50 pixels."""
+    return jax.tree.map(np.asarray, drawn(some_keys(MANY), Augmentation(**EVERYTHING), 100, 50))
 
 
-def test_switching_one_kind_off_leaves_the_others():
-    key = some_keys(1)[0]
-    whole, part = draw(key, LECTURE, 64, 64), draw(key, Augmentation(zoom=0.2), 64, 64)
-    assert (part.theta, part.tx, part.ty, part.shear, part.flip) == (0, 0, 0, 0, False)
-    assert (part.zx, part.zy) == (whole.zx, whole.zy)
-    assert part.zx != part.zy
+def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
+    values = np.asarray(values, np.float64)
+    # float32 ends, such as 1 - 0.2
+    assert values.min() >= low - 1e-6 * abs(low)
+    assert values.max() <= high + 1e-6 * abs(high)
+    # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
+    return scipy.stats.kstest(values, "uniform", (low, high - low)).statistic < 1.95 / np.sqrt(len(values))
 
 
 def test_a_key_is_a_function_of_seed_pass_and_index_alone():
@@ -187,33 +53,179 @@ def test_a_key_is_a_function_of_seed_pass_and_index_alone():
     assert len(np.unique(apart, axis=0)) == 2 * 30 * 30
 
 
-def test_the_same_key_gives_the_same_picture_in_any_batch():
-    pictures = jnp.asarray(noise(24, 24, (8,)))
-    whole = step(some_keys(8), pictures, LECTURE)
-    order = jnp.array([6, 1, 3])
-    np.testing.assert_array_equal(step(some_keys(8)[order], pictures[order], LECTURE), whole[order])
-    assert (step(some_keys(8, turn=1), pictures, LECTURE) != whole).any(axis=(1, 2, 3)).all()
+def test_the_affine_draws_never_change():
+    """Runs are resumed: what seed 3 did to picture 5 in pass 0, and to picture 6 in pass 1, is written down here."""
+    kinds = Augmentation(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
+    affine = jax.vmap(lambda key: draw(key, kinds, 2, 2))(keys(3, np.array([0, 1]), np.array([5, 6])))
+    expected = [
+        [-0.05719470977783203, -0.8983354568481445],
+        [-0.7684948444366455, 0.829965353012085],
+        [0.3612852096557617, -0.5952439308166504],
+        [-0.4938795566558838, -0.4937748908996582],
+        [0.678808331489563, 0.8138271570205688],
+        [0.6737098693847656, 1.3128913640975952],
+        [True, True],
+        [False, False],
+    ]
+    np.testing.assert_array_equal(np.stack(affine), np.float32(expected))
 
 
-def test_uint8_and_float32_give_the_same_floats_within_range():
-    pictures = noise(40, 30, (8,))
-    results = [step(some_keys(8), pictures.astype(dtype), LECTURE) for dtype in (np.uint8, np.float32)]
-    assert results[0].dtype == jnp.float32
-    assert results[0].shape == (8, 40, 30, 3)
-    np.testing.assert_array_equal(*results)
-    assert results[0].min() >= 0
-    assert results[0].max() <= 255 * (1 + 2.0**-22)  # weights that sum to 1, rounded
+@pytest.fixture(scope="module")
+def affine() -> Affine:
+    """The affine part of `many`."""
+    kinds = Augmentation(**EVERYTHING)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: draw(key, kinds, 100, 50)))(some_keys(MANY)))
 
 
-def test_augment_is_draw_matrix_warp():
-    pictures = jnp.asarray(noise(20, 26, (2,)))
-    result = step(some_keys(2), pictures, LECTURE)
-    one = view(pictures[1], draw(some_keys(2)[1], LECTURE, 20, 26))
-    # two compilations of the same formula: sine and cosine within an ulp, the grey values as in GREY
-    np.testing.assert_allclose(result[1], one, rtol=0, atol=GREY)
+def test_affine_draws_are_uniform_in_keras_ranges(affine):
+    assert is_uniform(affine.theta, -30, 30)
+    assert is_uniform(affine.tx, -20, 20)
+    assert is_uniform(affine.ty, -10, 10)
+    assert is_uniform(affine.shear, -0.2, 0.2)
+    assert is_uniform(affine.zx, 0.8, 1.2)
+    assert is_uniform(affine.zy, 0.8, 1.2)
+    for flip in (affine.flip_horizontal, affine.flip_vertical):
+        assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
-@pytest.mark.parametrize("bad", [{"rotation": -1}, {"height_shift": 1.0}, {"zoom": 1.5}, {"shear": float("nan")}])
-def test_ranges_without_meaning_are_refused(bad):
-    with pytest.raises(UserError, match=f"augmentation {next(iter(bad))} is"):
+def test_all_kinds_are_drawn_apart(affine, many):
+    crops = drawn(some_keys(MANY), Augmentation(crop=0.3), 100, 50).matrix
+    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+    drawings = [
+        *affine,
+        many.channel_shift, many.brightness, many.contrast, many.saturation, many.hue,
+        tall * wide, wide / tall, crops[:, 0, 2], crops[:, 1, 2],
+        many.box[:, 2] > many.box[:, 0], *many.colour.T,
+        many.operations[:, 0] == 0, many.operations[:, 1] == 0,
+    ]  # fmt: skip
+    correlations = np.corrcoef(np.stack(drawings)) - np.eye(len(drawings))
+    among_crops = np.s_[13:17, 13:17]  # where a crop can begin does depend on its size
+    assert np.abs(correlations[among_crops]).max() > 0.1
+    correlations[among_crops] = 0
+    assert np.abs(correlations).max() < 4.5 / np.sqrt(MANY)  # of 270 pairs
+
+
+def test_switching_one_affine_kind_off_leaves_the_others():
+    key = some_keys(1)[0]
+    whole, part = draw(key, LECTURE, 64, 64), draw(key, Augmentation(zoom=0.2), 64, 64)
+    assert (part.theta, part.tx, part.ty, part.shear, part.flip_horizontal) == (0, 0, 0, 0, False)
+    assert (part.zx, part.zy) == (whole.zx, whole.zy)
+    assert part.zx != part.zy
+
+
+def test_colours_are_uniform_in_their_ranges(many):
+    assert is_uniform(many.brightness, 0.6, 1.4)
+    assert is_uniform(many.channel_shift, -30, 30)
+    assert is_uniform(many.contrast, 0.7, 1.3)
+    assert is_uniform(many.saturation, 0.4, 1.6)
+    assert is_uniform(many.hue, -0.1, 0.1)
+
+
+def test_boxes_of_erasing(many):
+    top, left, bottom, right = many.box.T
+    erased = bottom > top
+    assert abs(erased.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
+    assert (many.box[~erased] == 0).all()
+    assert (many.box == np.round(many.box)).all()
+    assert ((top >= 0) & (left >= 0) & (bottom <= 100) & (right <= 50)).all()
+    tall, wide = (bottom - top)[erased], (right - left)[erased]
+    uncut = (tall < 100) & (wide < 50)
+    # whole pixels: half a pixel off in a side of at least sqrt(0.02 * 5000 / 3.3) = 5.5
+    area, aspect = (tall * wide)[uncut] / 5000, (tall / wide)[uncut]
+    assert area.min() > 0.02 * (1 - 0.5 / 5.5) ** 2
+    assert area.max() < 0.33 * (1 + 0.5 / 22) ** 2
+    assert aspect.min() > (1 / 3.3) * (1 - 0.5 / 5.5) / (1 + 0.5 / 18)
+    assert aspect.max() < 3.3 * (1 + 0.5 / 18) / (1 - 0.5 / 5.5)
+    assert abs(np.median(aspect) - 1) < 0.2  # as many tall as wide, but for those that are cut
+    # tall boxes of every second picture or less touch both edges; the others lie anywhere
+    free = 100 - tall
+    assert (
+        scipy.stats.kstest((top[erased] / np.maximum(free, 1))[free > 50], "uniform").statistic < 0.03
+    )  # whole pixels
+    assert is_uniform(many.colour.ravel(), 0, 255)
+
+
+def test_crops_lie_within_the_picture_and_have_the_areas_and_aspects_asked_for():
+    crops = drawn(some_keys(MANY), Augmentation(crop=0.3), 100, 50).matrix
+    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+    np.testing.assert_array_equal(crops[:, [0, 1], [1, 0]], 0)
+    first, last = np.asarray(crops[:, :, 2]), np.asarray(crops @ np.array([99.0, 49.0, 1.0], np.float32))
+    assert first.min() >= 0
+    # float32 of products of two numbers below 100
+    assert (last <= np.array([99, 49]) + 2e-5).all()
+    aspect = wide / tall
+    uncut = (tall < 1) & (wide < 1)
+    assert (aspect[uncut] >= 3 / 4 - 1e-6).all()
+    assert (aspect[uncut] <= 4 / 3 + 1e-6).all()
+    small = tall * wide < 0.7  # none of these is cut: 0.7 * 4 / 3 < 1
+    assert uncut[small].all()
+    assert is_uniform(tall[small] * wide[small], 0.3, 0.7)
+    assert is_uniform(np.log(aspect[small]), -math.log(4 / 3), math.log(4 / 3))
+    assert is_uniform(first[small, 0] / (99 * (1 - tall[small])), 0, 1)
+    assert is_uniform(first[small, 1] / (49 * (1 - wide[small])), 0, 1)
+
+
+def test_kinds_do_not_move_each_others_draws_and_one_matrix_does_crop_then_randaugment_then_keras(many):
+    colours = {"channel_shift", "hue", "saturation"}
+    of_others = colours | {"crop", "randaugment", "magnitude"}
+    keras = {name: value for name, value in EVERYTHING.items() if name not in of_others}
+    others = {name: value for name, value in EVERYTHING.items() if name in of_others}
+    first, second = (drawn(some_keys(50), Augmentation(**kinds), 100, 50) for kinds in (keras, others))
+    for name in ("brightness", "contrast", "box", "colour", *colours, "operations", "strengths"):
+        on, off = (first, second) if name in {"brightness", "contrast", "box", "colour"} else (second, first)
+        np.testing.assert_array_equal(getattr(on, name), getattr(many, name)[:50])
+        assert not np.array_equal(getattr(off, name), getattr(many, name)[:50])
+    expected = jax.vmap(compose)(second.matrix, first.matrix)
+    # the same products, of numbers up to 100, summed in another order
+    np.testing.assert_allclose(many.matrix[:50], expected, rtol=0, atol=1e-4)
+
+
+def test_nothing_is_neutral():
+    change = drawn(some_keys(2), Augmentation(), 7, 9)
+    neutral = Change(np.zeros((2, 0)), np.zeros((2, 0)), [np.eye(3)[:2]] * 2, 0, 1, 1, 1, 0, 0, 0)
+    for name, expected in neutral._asdict().items():
+        np.testing.assert_array_equal(getattr(change, name), expected)
+
+
+def test_shapes_and_dtypes(many):
+    shapes = {name: (value.shape[1:], value.dtype) for name, value in many._asdict().items()}
+    whole, real = np.dtype(np.int32), np.dtype(np.float32)
+    assert shapes == {
+        "operations": ((2,), whole),
+        "strengths": ((2,), real),
+        "matrix": ((2, 3), real),
+        "channel_shift": ((), real),
+        "brightness": ((), real),
+        "contrast": ((), real),
+        "saturation": ((), real),
+        "hue": ((), real),
+        "box": ((4,), real),
+        "colour": ((3,), real),
+    }
+    nothing = drawn(some_keys(2), Augmentation(), 7, 9)
+    assert [value.dtype for value in nothing] == [value.dtype for value in many]
+
+
+@pytest.mark.parametrize("bad", [
+    {"rotation": -1}, {"height_shift": 1.0}, {"zoom": 1.5}, {"shear": float("nan")}, {"cval": 256}, {"brightness": 1.1},
+    {"channel_shift": -1}, {"hue": 0.6}, {"crop": 1.1}, {"randaugment": -1}, {"magnitude": 11}, {"erasing": 2},
+    {"mixup": -0.2}, {"cutmix": float("inf")}, {"mixup": float("nan")},
+], ids=str)  # fmt: skip
+def test_values_without_meaning_are_refused(bad):
+    with pytest.raises(UserError, match=f"augmentation {next(iter(bad))} is .*; give a number from 0 "):
         Augmentation(**bad)
+
+
+def test_a_misspelt_fill_is_refused():
+    with pytest.raises(UserError, match="no augmentation fill 'reflct'; did you mean 'reflect'"):
+        Augmentation(fill="reflct")
+
+
+@pytest.mark.parametrize(("kinds", "moves", "mixes"), [
+    ({}, False, False), ({"brightness": 0.1, "erasing": 1, "hue": 0.5}, False, False), ({"shear": 1}, True, False),
+    ({"vertical_flip": True}, True, False), ({"crop": 0.5}, True, False), ({"randaugment": 1}, True, False),
+    ({"mixup": 0.2}, False, True), ({"cutmix": 1}, False, True),
+], ids=str)  # fmt: skip
+def test_what_is_on(kinds, moves, mixes):
+    augmentation = Augmentation(**kinds)
+    assert (augmentation.moves, augmentation.mixes) == (moves, mixes)

@@ -328,10 +328,10 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     assert " more" not in message
 
 
-def test_of_many_bad_files_ten_are_named(tmp_path):
-    paths = [tmp_path / f"{i:02}.jpg" for i in range(25)]
+def test_of_many_bad_files_a_hundred_are_named(tmp_path):
+    paths = [tmp_path / f"{i:03}.jpg" for i in range(115)]
     with pytest.raises(UserError) as error:
         decode_all(paths, Resize(8, 8))
     message = str(error.value)
-    assert [path for path in paths if str(path) in message] == paths[:10]
+    assert [path for path in paths if str(path) in message] == paths[:100]
     assert "and 15 more; replace or remove them" in message

@@ -1,27 +1,27 @@
-"""The manifest of a run: layouts, split, order, file."""
+"""The manifest of a run: its making, its order, its file."""
 
 import hashlib
 import os
-import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import fill, paint, picture
 
-from flaxtl.data import manifest
-from flaxtl.data.manifest import Example, Manifest, build
+from flaxtl.data import fingerprint, listing_csv
+from flaxtl.data.listing import SPLITS, Found, Listing, of_folder
+from flaxtl.data.manifest import Example, Manifest, build, gather, identified
 from flaxtl.errors import UserError
 
 LECTURE = {"train": 0.5, "validation": 0.2, "test": 0.3}
-FLOWERS = {"daisy": 633, "dandelion": 898, "roses": 641, "sunflowers": 699, "tulips": 799}
 
 
-def fill(folder: Path, n: int, prefix: str = "", suffix: str = ".jpg") -> None:
-    """n files in `folder` that differ from each other; the manifest never looks at pixels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(n):
-        (folder / f"{prefix}{i:04d}{suffix}").write_bytes(f"{folder.name}/{prefix}{i}".encode())
+def counts(made: Manifest) -> dict[str, dict[str, int]]:
+    """split -> class -> pictures"""
+    found = Counter((example.split, example.label) for example in made.examples)
+    return {split: {label: found[split, label] for label in made.classes} for split in made.splits}
 
 
 def names(made: Manifest, split: str, label: str) -> set[str]:
@@ -29,157 +29,35 @@ def names(made: Manifest, split: str, label: str) -> set[str]:
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Path:
+def place(tmp_path: Path) -> Path:
     fill(tmp_path / "set" / "cats", 20)
     fill(tmp_path / "set" / "dogs", 11)
     return tmp_path / "set"
 
 
-def test_the_3670_flowers_split_into_1835_735_1100(tmp_path: Path) -> None:
-    for label, n in FLOWERS.items():
-        fill(tmp_path / label, n)
-    (tmp_path / "LICENSE.txt").write_text("CC-BY")
-    counts = build(tmp_path, LECTURE, seed=0).counts()
-    # 0.5 and 0.2 of each class, half to even (633 / 2 = 316.5 -> 316; 699 / 2 = 349.5 -> 350), the rest to test.
-    assert counts == {
-        "train": {"daisy": 316, "dandelion": 449, "roses": 320, "sunflowers": 350, "tulips": 400},
-        "validation": {"daisy": 127, "dandelion": 180, "roses": 128, "sunflowers": 140, "tulips": 160},
-        "test": {"daisy": 190, "dandelion": 269, "roses": 193, "sunflowers": 209, "tulips": 239},
-    }
-    assert {split: sum(classes.values()) for split, classes in counts.items()} == {
-        "train": 1835,
-        "validation": 735,
-        "test": 1100,
-    }
+@pytest.fixture
+def two(place: Path) -> Listing:
+    return of_folder(place)
 
 
-def test_every_picture_once_with_its_hash_in_a_fixed_order(two: Path) -> None:
+def test_every_picture_once_with_its_hash_in_a_fixed_order(two: Listing) -> None:
     made = build(two, LECTURE, seed=3)
     assert made.classes == ("cats", "dogs")
     assert made.splits == ("train", "validation", "test")
-    assert sorted(e.path for e in made.examples) == sorted(str(p) for p in two.resolve().rglob("*.jpg"))
+    assert sorted(e.path for e in made.examples) == sorted(str(found.path) for found in two.found)
     assert all(e.sha256 == hashlib.sha256(Path(e.path).read_bytes()).hexdigest() for e in made.examples)
-    key = [(manifest.SPLITS.index(e.split), e.label, e.path) for e in made.examples]
+    key = [(SPLITS.index(e.split), e.label, e.path) for e in made.examples]
     assert key == sorted(key)
     assert sum((made.of_split(split) for split in made.splits), ()) == made.examples
 
 
-def test_the_permutation_is_the_documented_one(two: Path) -> None:
-    order = np.random.default_rng([7, *b"dogs"]).permutation(11)
-    made = build(two, LECTURE, seed=7)
-    # 11 * 0.5 = 5.5 -> 6 (half to even), 11 * 0.2 = 2.2 -> 2, the rest 3.
-    assert names(made, "train", "dogs") == {f"{i:04d}.jpg" for i in order[:6]}
-    assert names(made, "validation", "dogs") == {f"{i:04d}.jpg" for i in order[6:8]}
-    assert names(made, "test", "dogs") == {f"{i:04d}.jpg" for i in order[8:]}
-
-
-def test_the_split_follows_seed_and_class_alone(two: Path, tmp_path: Path) -> None:
-    first = build(two, LECTURE, seed=1)
-    moved = shutil.copytree(two, tmp_path / "elsewhere" / "deep")
-    fill(moved / "ants", 9)
-    second = build(moved, LECTURE, seed=1)
-    for split in manifest.SPLITS:
-        assert names(first, split, "cats") == names(second, split, "cats")
-    assert names(build(two, LECTURE, seed=2), "train", "cats") != names(first, "train", "cats")
-
-
-def test_classes_of_one_size_are_permuted_differently(tmp_path: Path) -> None:
-    fill(tmp_path / "a", 30)
-    fill(tmp_path / "b", 30)
-    made = build(tmp_path, LECTURE, seed=0)
-    assert names(made, "train", "a") != names(made, "train", "b")
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_copies_never_straddle_and_counts_stay(tmp_path: Path, seed: int) -> None:
-    fill(tmp_path / "a", 20)
-    fill(tmp_path / "b", 20)
-    for i in (0, 5, 10):  # three groups of three identical files
-        for twin in (i + 1, i + 2):
-            (tmp_path / "a" / f"{twin:04d}.jpg").write_bytes((tmp_path / "a" / f"{i:04d}.jpg").read_bytes())
-    made = build(tmp_path, LECTURE, seed)
-    assert {split: classes["a"] for split, classes in made.counts().items()} == {
-        "train": 10,
-        "validation": 4,
-        "test": 6,
-    }
-    groups: dict[str, set[str]] = {}
-    for e in made.examples:
-        groups.setdefault(e.sha256, set()).add(e.split)
-    assert all(len(splits) == 1 for splits in groups.values())
-
-
-def test_counts_stay_even_where_all_pictures_are_identical(tmp_path: Path) -> None:
-    for label in "ab":
-        fill(tmp_path / label, 10)
-        for path in (tmp_path / label).iterdir():
-            path.write_bytes(b"")
-    counts = build(tmp_path, LECTURE, seed=0).counts()
-    assert [counts[split]["a"] for split in manifest.SPLITS] == [5, 2, 3]
-
-
 @pytest.mark.parametrize("test", [{}, {"test": 0.0}])
-def test_without_test_fraction_validation_takes_the_rest(two: Path, test: dict[str, float]) -> None:
-    made = build(two, {"train": 0.8, "validation": 0.2, **test}, seed=0)
-    assert made.counts() == {"train": {"cats": 16, "dogs": 9}, "validation": {"cats": 4, "dogs": 2}}
+def test_there_need_be_no_test_split(two: Listing, test: dict[str, float]) -> None:
+    made = build(two, {"validation": 0.2, "train": 0.8, **test}, seed=0)
+    assert counts(made) == {"train": {"cats": 16, "dogs": 9}, "validation": {"cats": 4, "dogs": 2}}
 
 
-@pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
-@pytest.mark.parametrize("test", [True, False])
-def test_given_splits_are_taken_as_they_are(tmp_path: Path, validation: str, test: bool) -> None:
-    for split, n in {"train": 3, validation: 2, **({"test": 1} if test else {})}.items():
-        for label in ("b", "a"):
-            fill(tmp_path / split / label, n, prefix=split)
-    made = build(tmp_path, LECTURE, seed=0)
-    expected = {"train": {"a": 3, "b": 3}, "validation": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
-    assert made.counts() == (expected if test else {s: expected[s] for s in ("train", "validation")})
-    assert all(f"/{validation}/" in e.path for e in made.of_split("validation"))
-    assert made.examples[0] == Example(
-        str((tmp_path / "train" / "a" / "train0000.jpg").resolve()),
-        "a",
-        "train",
-        hashlib.sha256(b"a/train0").hexdigest(),
-    )
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    for label in ("bus", "plane", "train"):
-        fill(tmp_path / label, 10)
-    assert build(tmp_path, LECTURE, seed=0).classes == ("bus", "plane", "train")
-
-
-def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
-    plain = build(two, LECTURE, seed=0)
-    for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
-        fill(two / junk, 3)
-        fill(two / "cats" / junk, 3)
-    for stray in (
-        "LICENSE.txt",
-        ".DS_Store",
-        "Thumbs.db",
-        "._0001.jpg",
-        "cats/notes.txt",
-        "cats/.DS_Store",
-        "cats/._0.jpg",
-    ):
-        (two / stray).write_bytes(b"x")
-    assert build(two, LECTURE, seed=0) == plain
-
-
-def test_suffixes_count_in_any_case(two: Path) -> None:
-    fill(two / "cats", 2, prefix="more", suffix=".JPEG")
-    fill(two / "cats", 2, prefix="more", suffix=".PNG")
-    assert sum(c["cats"] for c in build(two, LECTURE, seed=0).counts().values()) == 24
-
-
-def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(two.parent)
-    assert build(Path("set"), LECTURE, seed=0) == build(two, LECTURE, seed=0)
-    monkeypatch.setenv("HOME", str(two.parent))
-    assert build(Path("~/set"), LECTURE, seed=0) == build(two, LECTURE, seed=0)
-
-
-def test_labels_are_class_indices(two: Path) -> None:
+def test_labels_are_class_indices(two: Listing) -> None:
     made = build(two, LECTURE, seed=0)
     labels = made.labels(made.of_split("validation"))
     assert labels.dtype == np.int32
@@ -187,7 +65,7 @@ def test_labels_are_class_indices(two: Path) -> None:
     assert made.labels(()).shape == (0,)
 
 
-def test_an_unknown_split_names_those_there_are(two: Path) -> None:
+def test_an_unknown_split_names_those_there_are(two: Listing) -> None:
     made = build(two, {"train": 0.5, "validation": 0.5}, seed=0)
     with pytest.raises(UserError, match="no split 'test'; known: train, validation"):
         made.of_split("test")
@@ -206,82 +84,179 @@ def test_an_unknown_split_names_those_there_are(two: Path) -> None:
         (LECTURE, -1, "seed of the split is -1"),
     ],
 )
-def test_fractions_and_seed_that_will_not_do(two: Path, fractions: dict[str, float], seed: int, sentence: str) -> None:
+def test_fractions_and_seed_that_will_not_do(
+    two: Listing, fractions: dict[str, float], seed: int, sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
         build(two, fractions, seed)
 
 
-def test_thirds_typed_by_hand_sum_to_one(two: Path) -> None:
-    assert build(two, {"train": 0.333333, "validation": 0.333333, "test": 0.333334}, 0).counts()["train"]["cats"] == 7
+def test_thirds_typed_by_hand_sum_to_one(two: Listing) -> None:
+    made = build(two, {"train": 0.333333, "validation": 0.333333, "test": 0.333334}, 0)
+    assert [len(made.of_split(split)) for split in SPLITS] == [10, 10, 11]
 
 
-def faulty(root: Path) -> dict[str, str]:
-    """Makes one faulty folder for every sentence, by its name."""
-    (root / "empty").mkdir()
-    (root / "file").write_bytes(b"")
-    fill(root / "one" / "cats", 9)
-    for case in (
-        "bare",
-        "small",
-        "nested",
-        "loose",
-        "no-validation",
-        "extra",
-        "twice",
-        "other",
-        "hollow",
-        "unlabelled",
-    ):
-        split = case in ("no-validation", "extra", "twice", "other", "hollow", "unlabelled")
-        for base in ("train", "validation") if split else (".",):
-            for label in "ab":
-                fill(root / case / base / label, 9)
-    fill(root / "bare" / "c", 3, suffix=".txt")
-    fill(root / "small" / "c", 3)
-    fill(root / "nested" / "a" / "inner", 3)
-    fill(root / "loose", 2)
-    shutil.rmtree(root / "no-validation" / "validation")
-    fill(root / "extra" / "tset" / "a", 2)
-    fill(root / "twice" / "val" / "a", 2)
-    fill(root / "other" / "validation" / "c", 2)
-    (root / "hollow" / "train" / "c").mkdir()
-    fill(root / "unlabelled" / "test", 2)
-    return {
-        "missing": "there is no folder .*missing; check the path",
-        "file": "is a file, not a folder.*write archive:",
-        "empty": "empty holds no class folders; put",
-        "one": "holds only one class, 'cats'; a classifier needs two",
-        "bare": r"class folder .*bare/c holds no pictures \(.*\.jpg.*\); fill or remove",
-        "small": r"class .*small/c is too small: its 3 picture\(s\) leave",  # 1.5 -> 2, 0.6 -> 1, rest 0
-        "nested": "nested/a/inner is a folder within a class",
-        "loose": r"loose holds 2 picture\(s\) outside the class folders, such as 0000.jpg; move",
-        "no-validation": "holds train but no validation folder; move a part of the pictures",
-        "extra": "holds splits and also 'tset', which is none of train, validation, test",
-        "twice": "holds both 'val' and 'validation' for validation; join them",
-        "other": r"other/train lacks the class folder\(s\) c of the other splits",
-        "hollow": "class folder .*hollow/train/c holds no pictures",
-        "unlabelled": r"unlabelled/test holds 2 picture\(s\) outside the class folders",
-    }
+def test_the_split_follows_the_names_and_not_the_place(place: Path, tmp_path: Path) -> None:
+    first = build(of_folder(place), LECTURE, seed=1)
+    moved = build(of_folder(shutil.copytree(place, tmp_path / "elsewhere" / "deep")), LECTURE, seed=1)
+    rows = "".join(f"{path},{path.parent.name}\n" for path in sorted(place.rglob("*.jpg"), key=lambda p: p.name))
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+    listed = build(listing_csv.of_csv(tmp_path / "list.csv"), LECTURE, seed=1)
+    other = build(of_folder(place), LECTURE, seed=2)
+    for split in SPLITS:
+        for label in ("cats", "dogs"):
+            assert names(first, split, label) == names(moved, split, label) == names(listed, split, label)
+    assert names(other, "train", "cats") != names(first, "train", "cats")
 
 
-def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
-    for case, sentence in faulty(tmp_path).items():
-        with pytest.raises(UserError) as caught:
-            build(tmp_path / case, LECTURE, seed=0)
-        assert re.search(sentence, str(caught.value)), (case, str(caught.value))
-        assert "\n" not in str(caught.value)
+def test_the_permutation_is_the_documented_one(two: Listing) -> None:
+    order = np.random.default_rng([7, *b"dogs"]).permutation(11)
+    made = build(two, LECTURE, seed=7)
+    # Of 31 pictures 15.5, 6.2 and 9.3 are 16, 6 and 9; the 20 cats are 10, 4 and 6 of them.
+    assert names(made, "train", "dogs") == {f"{i:04d}.jpg" for i in order[:6]}
+    assert names(made, "validation", "dogs") == {f"{i:04d}.jpg" for i in order[6:8]}
+    assert names(made, "test", "dogs") == {f"{i:04d}.jpg" for i in order[8:]}
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_picture_is_named(two: Path) -> None:
-    (two / "cats" / "0003.jpg").chmod(0)
-    with pytest.raises(UserError, match=r"cannot read the picture .*0003\.jpg"):
-        build(two, LECTURE, seed=0)
+def test_near_duplicates_stay_together(tmp_path: Path) -> None:
+    for number, label in enumerate("ab"):
+        paint(tmp_path / label, range(100 * number, 100 * number + 20))
+        for twin in range(6):  # the same pictures, smaller and compressed
+            small = picture(100 * number + twin).resize((48, 48))
+            small.save(tmp_path / label / f"small{twin}.jpg", quality=70)
+    shutil.copy(tmp_path / "a" / "9.png", tmp_path / "b" / "conflict.png")
+    together, apart = 0, 0
+    for seed in range(5):
+        splits = {Path(e.path): e.split for e in build(of_folder(tmp_path), LECTURE, seed).examples}
+        loose = {Path(e.path): e.split for e in build(of_folder(tmp_path), LECTURE, seed, near_duplicates=-1).examples}
+        root = tmp_path.resolve()
+        for number, label in enumerate("ab"):
+            for twin in range(6):
+                pair = (root / label / f"{100 * number + twin}.png", root / label / f"small{twin}.jpg")
+                assert splits[pair[0]] == splits[pair[1]]
+                together, apart = together + 1, apart + (loose[pair[0]] != loose[pair[1]])
+        for made in (splits, loose):  # equal files, whatever the threshold, under two labels
+            assert made[root / "a" / "9.png"] == made[root / "b" / "conflict.png"]
+    assert together == 60
+    assert apart > 20
 
 
-def test_write_and_read_give_the_same_manifest(two: Path, tmp_path: Path) -> None:
-    fill(two / 'a, "strange"\nclass é', 5)
-    made = build(two, LECTURE, seed=0)
+@pytest.fixture
+def leaking(tmp_path: Path) -> Path:
+    """Given splits with one picture in both, and one that is nearly in both."""
+    for number, split in enumerate(("train", "validation")):
+        for offset, label in enumerate("ab"):
+            first = 100 * number + 50 * offset
+            paint(tmp_path / split / label, range(first, first + 3))
+    shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "validation" / "a" / "same.png")
+    picture(51).save(tmp_path / "validation" / "b" / "similar.jpg")
+    return tmp_path
+
+
+def test_a_given_split_that_leaks_is_refused(leaking: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        build(of_folder(leaking), LECTURE, 0)
+    assert str(caught.value) == (
+        f"1 picture(s) of {leaking.resolve()} lie in more than one split: train/a/0.png (train) ="
+        " validation/a/same.png (validation); flaxtl doctor shows them all: remove them from one split, or train all"
+        " the same with --config.data.allow_leaks=true"
+    )
+
+
+def test_leaks_may_be_allowed_and_near_ones_are_warned_of(leaking: Path) -> None:
+    told: list[str] = []
+    made = build(of_folder(leaking), LECTURE, 0, allow_leaks=True, warn=told.append)
+    assert len(made.examples) == 14
+    assert [sentence.split(" of ")[0] for sentence in told] == ["1 picture(s)", "1 picture(s)"]
+    assert "train/a/0.png (train) = validation/a/same.png (validation); measures on these are flattered" in told[0]
+    assert "look nearly the same in more than one split: train/b/51.png (train) = validation/b/similar.jpg" in told[1]
+    build(of_folder(leaking), LECTURE, 0, allow_leaks=True, near_duplicates=-1, warn=told.append)
+    assert len(told) == 3
+
+
+def test_what_training_lacks_is_told(tmp_path: Path) -> None:
+    fill(tmp_path / "only", 3)
+    with pytest.raises(UserError, match="holds only one class, 'only'"):
+        build(of_folder(tmp_path), LECTURE, 0)
+
+
+def test_a_class_too_small_for_all_splits_is_named(place: Path) -> None:
+    fill(place / "ants", 2)
+    with pytest.raises(UserError, match=r"the class 'ants' is too small: its 2 picture\(s\) leave .* empty; add"):
+        build(of_folder(place), LECTURE, 0)
+
+
+def test_files_are_those_whose_hashes_were_listed(place: Path) -> None:
+    good = [
+        Found(path, path.parent.name, None, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in place.rglob("*.*")
+    ]
+    assert len(build(Listing(tuple(good), "x.csv"), LECTURE, 0).examples) == 31
+    (place / "dogs" / "0004.jpg").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"1 picture\(s\), such as .*dogs/0004\.jpg, have another SHA-256 than x\.csv"):
+        build(Listing(tuple(good), "x.csv"), LECTURE, 0)
+
+
+def test_a_threshold_out_of_range_is_told_before_anything_is_read(
+    two: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "of", None)
+    with pytest.raises(UserError, match="near-duplicates cannot differ by 65 bits"):
+        build(two, LECTURE, 0, near_duplicates=65)
+
+
+def test_missing_and_empty_pictures_are_left_to_who_decodes_them(two: Listing, place: Path) -> None:
+    (place / "cats" / "0003.jpg").unlink()
+    (place / "dogs" / "0004.jpg").write_bytes(b"")
+    (place / "dogs" / "0005.jpg").write_bytes(b"")
+    assert len(build(two, LECTURE, seed=0).examples) == 31
+    with pytest.raises(UserError, match=r"cannot read 3 of 31 pictures: .*0003\.jpg \(no such file.*0004\.jpg.*empty"):
+        identified(two, near_duplicates=-1)
+
+
+def test_validation_is_dealt_out_of_train_where_it_is_not_given(tmp_path: Path) -> None:
+    for label in ("cats", "dogs"):
+        fill(tmp_path / "train" / label, 14, prefix=f"train {label}")
+        fill(tmp_path / "test" / label, 5, prefix=f"test {label}")
+    told: list[str] = []
+    made = build(of_folder(tmp_path), LECTURE, seed=0, near_duplicates=-1, warn=told.append)
+    counts = {split: len(made.of_split(split)) for split in made.splits}
+    assert counts == {"train": 20, "validation": 8, "test": 10}  # 5 to 2 of 28, and the test pictures as given
+    assert {Path(example.path).parts[-3] for example in made.of_split("validation")} == {"train"}
+    assert {Path(example.path).parts[-3] for example in made.of_split("test")} == {"test"}
+    assert told == [
+        f"{tmp_path} holds no validation pictures: 8 of its 28 training pictures are set aside for validation"
+    ]
+
+
+def test_gather_takes_all_or_one_given_split(place: Path, tmp_path: Path) -> None:
+    made = gather(of_folder(place), "test")
+    assert counts(made) == {"test": {"cats": 20, "dogs": 11}}
+    given = tmp_path / "given"
+    for split, n in (("train", 3), ("val", 2)):
+        shutil.copytree(place, given / split)
+        fill(given / split / "cats", n, prefix=split)
+    made = gather(of_folder(given), "validation")
+    assert counts(made) == {"validation": {"cats": 22, "dogs": 11}}
+    assert all(e.sha256 == hashlib.sha256(Path(e.path).read_bytes()).hexdigest() for e in made.examples)
+    with pytest.raises(UserError, match="holds no test pictures; it holds train, validation"):
+        gather(of_folder(given), "test")
+
+
+def test_without_some_pictures(two: Listing) -> None:
+    made = build(two, LECTURE, 0)
+    gone = {made.examples[0].path, made.examples[-1].path}
+    left = made.without(gone)
+    assert left.examples == made.examples[1:-1]
+    assert left.classes == made.classes
+    dogs = {e.path for e in made.of_split("validation") if e.label == "dogs"}
+    with pytest.raises(UserError, match="all validation pictures of the class 'dogs' would be left out"):
+        made.without(dogs)
+
+
+def test_write_and_read_give_the_same_manifest(place: Path, tmp_path: Path) -> None:
+    fill(place / 'a, "strange"\nclass é', 5)
+    made = build(of_folder(place), LECTURE, seed=0)
     made.write(tmp_path / "manifest.csv")
     assert Manifest.read(tmp_path / "manifest.csv") == made
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.csv", "set"]
@@ -302,9 +277,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
-def test_names_that_are_no_unicode_survive(two: Path, tmp_path: Path) -> None:
-    (two / "cats" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"1")
-    made = build(two, LECTURE, seed=0)
+def test_names_that_are_no_unicode_survive(place: Path, tmp_path: Path) -> None:
+    (place / "cats" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"1")
+    made = build(of_folder(place), LECTURE, seed=0)
     made.write(tmp_path / "m.csv")
     assert Manifest.read(tmp_path / "m.csv") == made
 
@@ -339,13 +314,14 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
         Manifest.read(tmp_path / "m.csv")
 
 
-def test_the_real_flowers() -> None:
-    folder = Path(__file__).parents[2] / "shared" / "data" / "flowers"
-    if not folder.is_dir():
-        pytest.skip("the flower pictures are not here")
-    made = build(folder, LECTURE, seed=0)
-    assert made.classes == tuple(FLOWERS)
+@pytest.mark.slow
+def test_the_real_flowers(shared: Path) -> None:
+    told: list[str] = []
+    made = build(of_folder(shared / "data" / "flowers"), LECTURE, seed=0, warn=told.append)
+    assert made.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert {split: len(made.of_split(split)) for split in made.splits} == {"train": 1835, "validation": 735}
     twins = {e.path: e.sha256 for e in made.examples if "15922772266_1167a06620" in e.path}
     assert len(twins) == 2  # one picture, under roses and under tulips
     assert len(set(twins.values())) == 1
+    (near,) = told
+    assert "train/daisy/10466290366_cc72e33532.jpg (train) = validation/daisy/10994032453_ac7f8d9e2e.jpg" in near

@@ -1,4 +1,4 @@
-"""Sources: one string, one folder of pictures, made once."""
+"""Sources: one string, one listing of pictures, whose folder is made once."""
 
 import tarfile
 import zipfile
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from flaxtl.data import archive, garden
-from flaxtl.data.manifest import build
-from flaxtl.data.sources import folder_of
+from flaxtl.data.sources import find, survey
 from flaxtl.errors import UserError
 
 
@@ -32,11 +31,34 @@ def packed(path: Path, root: Path) -> Path:
     return path
 
 
+def folder_of(source: str, cache: Path) -> Path:
+    return Path(find(source, cache).origin)
+
+
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder_of("folder:~/my: pictures", tmp_path / "cache") == tmp_path / "my: pictures"
-    assert folder_of("folder:relative", tmp_path / "cache") == Path("relative")
+    monkeypatch.chdir(tmp_path)
+    root = pictures(tmp_path / "my: pictures", "cats", "dogs")
+    assert folder_of("folder:~/my: pictures", tmp_path / "cache") == root.resolve()
+    assert find("folder:my: pictures", tmp_path / "cache").classes == ("cats", "dogs")
     assert not (tmp_path / "cache").exists()
+
+
+def test_csv(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "in", "cats")
+    (tmp_path / "list.csv").write_text("label,path\nold,in/cats/0.jpg\n")
+    found = find(f"csv:{tmp_path}/list.csv", tmp_path / "cache")
+    assert [(each.path, each.label) for each in found.found] == [(root.resolve() / "cats" / "0.jpg", "old")]
+
+
+def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "in", "cats", "dogs")
+    (root / "loose.jpg").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("label,path\na,in/cats/0.jpg\nb,in/none.jpg\n")
+    for source, fault in ((f"folder:{root}", "outside the class folders"), (f"csv:{tmp_path}/list.csv", "row 3")):
+        with pytest.raises(UserError, match=fault):
+            find(source, tmp_path / "cache")
+        assert fault in survey(source, tmp_path / "cache").complaints[0]
 
 
 @pytest.mark.parametrize("name", ["flowers.tgz", "flowers.zip"])
@@ -48,7 +70,7 @@ def test_archive_is_extracted_once_and_descended_into(
     assert folder.name == "flower_photos"
     assert folder.parent.parent == tmp_path / "cache" / "archives"
     assert folder.parent.name.startswith("flowers-")
-    assert sum(build(folder, {"train": 0.5, "validation": 0.5}, 0).counts()["train"].values()) == 10
+    assert len(find(f"archive:{file}", tmp_path / "cache").found) == 20
     monkeypatch.setattr(archive, "extract", None)  # not called again
     assert folder_of(f"archive:{file}", tmp_path / "cache") == folder
 
@@ -88,26 +110,27 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
 
 def test_each_edition_of_the_garden_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted: list[Path] = []
-    monkeypatch.setattr(garden, "plant", lambda directory: planted.append(directory) or directory)
+    monkeypatch.setattr(garden, "plant", lambda directory: planted.append(directory) or pictures(directory, "a", "b"))
     place = tmp_path / f"garden_{garden.EDITION}"
-    assert folder_of("garden", tmp_path) == place
+    assert folder_of("garden", tmp_path) == place.resolve()
     assert planted == [place]
 
 
 def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flaxtl.data import tfds_export
 
-    monkeypatch.setattr(tfds_export, "export", lambda name, into: into / name.replace("/", "|"))
-    assert folder_of("tfds:tf_flowers", tmp_path) == tmp_path / "tfds" / "tf_flowers" / "tf_flowers"
-    assert folder_of("tfds:a/b:1.0.0", tmp_path) == tmp_path / "tfds" / "a-b-1.0.0" / "a|b:1.0.0"
+    monkeypatch.setattr(tfds_export, "export", lambda name, into: pictures(into / name.replace("/", "|"), "a", "b"))
+    root = tmp_path.resolve() / "tfds"
+    assert folder_of("tfds:tf_flowers", tmp_path) == root / "tf_flowers" / "tf_flowers"
+    assert folder_of("tfds:a/b:1.0.0", tmp_path) == root / "a-b-1.0.0" / "a|b:1.0.0"
 
 
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
         ("fodler:/x", "no source scheme 'fodler'; did you mean 'folder'"),
-        ("https://x.org/f.tgz", "no source scheme 'https'; known: archive, folder, garden, tfds"),
-        ("flowers", "no source 'flowers'; a source is one of folder:PATH, garden, archive:FILE, tfds:NAME"),
+        ("https://x.org/f.tgz", "no source scheme 'https'; known: archive, csv, folder, garden, tfds"),
+        ("flowers", "no source 'flowers'; a source is one of folder:PATH, garden, archive:FILE, tfds:NAME, csv:FILE"),
         ("", "no source ''"),
         ("folder:", "'folder:' is incomplete or too long; write it as folder:PATH"),
         ("tfds", "'tfds' is incomplete or too long; write it as tfds:NAME"),
@@ -126,3 +149,6 @@ def test_a_bare_path_is_told_its_scheme(tmp_path: Path) -> None:
         folder_of(str(tmp_path), tmp_path / "cache")
     with pytest.raises(UserError, match=f"write archive:{tmp_path}/f.tgz$"):
         folder_of(f"{tmp_path}/f.tgz", tmp_path / "cache")
+    (tmp_path / "f.csv").write_bytes(b"")
+    with pytest.raises(UserError, match=f"write csv:{tmp_path}/f.csv$"):
+        folder_of(f"{tmp_path}/f.csv", tmp_path / "cache")

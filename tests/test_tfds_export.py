@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data.manifest import build
+from flaxtl.data.listing import of_folder
 from flaxtl.data.tfds_export import export
 from flaxtl.errors import UserError
 
@@ -94,8 +95,8 @@ def test_one_split_becomes_class_folders_byte_for_byte(tmp_path: Path, file_form
     assert folder == tmp_path / "out"
     assert found(folder) == expected({"train": 30}, nested=False)
     assert sorted(p.stem for p in folder.rglob("*.*")) == [f"train_{i:06d}" for i in range(30)]
-    counts = build(folder, {"train": 0.5, "validation": 0.2, "test": 0.3}, seed=0).counts()
-    assert counts["train"] == {"daisy-white": 5, "roses": 5, "tulips": 5}
+    labels = Counter(each.label for each in of_folder(folder).found)
+    assert labels == {"daisy-white": 10, "roses": 10, "tulips": 10}
 
 
 def test_own_splits_stay_as_published(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_own_splits_stay_as_published(tmp_path: Path) -> None:
     folder = export(made(tmp_path / "tfds", splits), tmp_path / "out", tmp_path / "tfds")
     del splits["unlabeled"]
     assert found(folder) == expected(splits, nested=True)
-    assert build(folder, {"train": 0.5, "validation": 0.5}, seed=0).splits == ("train", "validation", "test")
+    assert of_folder(folder).splits == ("train", "validation", "test")
 
 
 def test_one_known_split_beside_others_is_the_set(tmp_path: Path) -> None:

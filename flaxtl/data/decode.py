@@ -1,5 +1,6 @@
 """Picture files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_LISTED = 10  # bad files that an error names before it only counts
+_LISTED = 100  # bad files that an error names before it only counts
 
 COVER = 1 / 0.875
 """How much larger than the crop a picture is made first: 256 to 224, as ImageNet networks are evaluated."""
@@ -86,7 +87,16 @@ class Rows(Protocol):
 
 
 class UnreadableError(Exception):
-    """The reason, in plain words, why a file gives no picture."""
+    """The reason, in plain words, why a file gives no picture.
+
+    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-a-picture', 'oversized', 'truncated'
+    (or damaged) or 'unconvertible' (to RGB).
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        """Both as above."""
+        super().__init__(reason)
+        self.kind = kind
 
 
 def decode(path: Path, resize: Resize) -> np.ndarray:
@@ -100,7 +110,7 @@ def decode(path: Path, resize: Resize) -> np.ndarray:
     has pixels that cannot be shown as 8-bit RGB, or claims more pixels than Pillow's limit for decompression bombs.
     """
     try:
-        return _read(path, resize)
+        return _read(path, resize).copy()
     except UnreadableError as reason:
         raise UserError(f"cannot read the picture {path}: {reason}; replace or remove it") from reason
 
@@ -130,7 +140,7 @@ def decode_into(
     """Read many pictures with threads; the picture of paths[i], uint8 [height, width, 3], is put to pictures[i].
 
     `on_progress` is called in the caller's thread after each picture with the number of pictures done.
-    `workers` is the number of threads; None leaves it to `concurrent.futures`.
+    `workers` is the number of threads, one a core unless given: more only wait for each other.
 
     Returns the reason by index for every file that `decode` would refuse; nothing is put there.
     """
@@ -143,7 +153,7 @@ def decode_into(
         return None
 
     bad: dict[int, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for index, reason in enumerate(pool.map(fill, range(len(paths)))):
             if reason is not None:
                 bad[index] = reason
@@ -153,7 +163,7 @@ def decode_into(
 
 
 def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
-    """Raise one UserError if files are `bad` (index into `paths` -> reason): it names the first ten with reasons."""
+    """Raise one UserError if files are `bad` (index into `paths` -> reason): it names the first hundred with reasons."""
     if bad:
         told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
         named = ", ".join(told[:_LISTED]) + (f" and {len(told) - _LISTED} more" if len(told) > _LISTED else "")
@@ -161,27 +171,33 @@ def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
 
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
-    """The file as `decode` returns it, or UnreadableError."""
-    return np.array(_resized(rgb(upright(unpack(path))), resize))
+    """The file as `decode` returns it, but not to be written to; or UnreadableError."""
+    return np.asarray(_resized(rgb(upright(unpack(path))), resize))
 
 
-def unpack(path: Path) -> Image.Image:
-    """The unpacked picture in whatever mode the file has; raises UnreadableError."""
+def unpack(path: Path, enough: int | None = None) -> Image.Image:
+    """The unpacked picture in whatever mode the file has; raises UnreadableError.
+
+    enough: a JPEG may be unpacked at 1/2, 1/4 or 1/8 of its size, many times quicker, as long as both of its sides keep
+    that many pixels; None unpacks it whole.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UnreadableError((error.strerror or str(error)).lower()) from error
+        raise UnreadableError("unreadable", (error.strerror or str(error)).lower()) from error
     if not content:
-        raise UnreadableError("the file is empty")
+        raise UnreadableError("empty", "the file is empty")
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
+        if enough is not None:
+            image.draft(None, (enough, enough))
         image.load()
     except UnidentifiedImageError as error:
-        raise UnreadableError("not a picture of a known format") from error
+        raise UnreadableError("not-a-picture", "not a picture of a known format") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableError("it claims more pixels than is safe to unpack") from error
+        raise UnreadableError("oversized", "it claims more pixels than is safe to unpack") from error
     except Exception as error:  # on broken bytes Pillow's readers raise almost anything: SyntaxError, struct.error, ...
-        raise UnreadableError(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+        raise UnreadableError("truncated", f"truncated or damaged: {str(error) or type(error).__name__}") from error
     return image
 
 
@@ -201,7 +217,8 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(np.asarray(image)).convert("RGB")
     if image.mode in ("F", "LAB"):
-        raise UnreadableError(f"its pixels are of a kind ({image.mode}) that is not converted to RGB")
+        reason = f"its pixels are of a kind ({image.mode}) that is not converted to RGB"
+        raise UnreadableError("unconvertible", reason)
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
@@ -211,7 +228,7 @@ def rgb(image: Image.Image) -> Image.Image:
 def _from_16_bits(grey: np.ndarray) -> Image.Image:
     """Greys 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
     if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadableError("its grey values do not fit into 16 bits")
+        raise UnreadableError("unconvertible", "its grey values do not fit into 16 bits")
     return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
 
 

@@ -1,12 +1,8 @@
 """The manifest: which pictures a run uses, their classes, their splits and their content hashes."""
 
 import csv
-import hashlib
-import math
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flaxtl.data.decode import EXTENSIONS
+from flaxtl.data import duplicates, fingerprint, leaks, splitting
+from flaxtl.data.fingerprint import Fingerprint
+from flaxtl.data.listing import SPLITS, Found, Listing, shortcomings
 from flaxtl.errors import UserError, unknown
 from flaxtl.files import whole
 
-SPLITS = ("train", "validation", "test")
-"""The splits in their order everywhere."""
-
-_ALIASES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 _COLUMNS = ("path", "label", "split", "sha256")
-_JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # left behind by file managers, beside names with a dot
 
 
 @dataclass(frozen=True)
@@ -60,12 +53,17 @@ class Manifest:
         index = {label: i for i, label in enumerate(self.classes)}
         return np.array([index[example.label] for example in examples], dtype=np.int32)
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures per split and class, zeros included."""
-        table = {split: dict.fromkeys(self.classes, 0) for split in self.splits}
-        for example in self.examples:
-            table[example.split][example.label] += 1
-        return table
+    def without(self, paths: Collection[str]) -> "Manifest":
+        """The manifest less the pictures at `paths`; raises UserError where a split would lose a whole class."""
+        kept = tuple(example for example in self.examples if example.path not in paths)
+        before, after = ({(e.split, e.label) for e in examples} for examples in (self.examples, kept))
+        if lost := sorted(before - after):
+            split, label = lost[0]
+            raise UserError(
+                f"all {split} pictures of the class {label!r} would be left out, as none of them can be read; mend or"
+                " replace them"
+            )
+        return Manifest(self.classes, kept)
 
     def write(self, path: Path) -> None:
         """Writes the manifest as CSV (path,label,split,sha256), whole or not at all."""
@@ -124,219 +122,136 @@ def _fault(row: list[str]) -> str | None:
     return None
 
 
-def build(folder: Path, fractions: Mapping[str, float], seed: int) -> Manifest:
-    """The manifest of a folder of pictures in one of two layouts, told apart by what is there.
+def build(
+    listing: Listing,
+    fractions: Mapping[str, float],
+    seed: int,
+    *,
+    near_duplicates: int = 4,
+    allow_leaks: bool = False,
+    warn: Callable[[str], None] = lambda sentence: None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """The manifest of a run on `listing`.
 
-    FOLDER/{train,validation[,test]}/CLASS/*: the splits are taken as given ('val' and 'valid' mean validation), and
-    `fractions` and `seed` are not used.
-
-    FOLDER/CLASS/*: split here, class by class. The files of a class, sorted by name, are permuted by numpy's
-    default_rng seeded with `seed` and the bytes of the class name, then dealt out: round(n * fraction), half to even,
-    to each split in turn, the rest to the last. So the split depends neither on where the folder lies nor on other
-    classes. Identical files of a class stay together in one split wherever the counts allow it.
-
-    Pictures are files with a suffix of `decode.EXTENSIONS`; other files, and whatever is hidden, count for nothing.
-    A picture where none belongs (beside the classes, in a folder within a class) is an error: none is dropped unsaid.
+    Given splits are taken as they are; where only validation is missing, it is dealt out of train, in the proportion of
+    their fractions. Without given splits the pictures are dealt out by
+    `splitting.deal`, each class in the order of file names, so that the split does not depend on where the pictures
+    lie; equal files and near-duplicates stay together in one split.
 
     Args:
-      folder: see above.
+      listing: see `sources.find`.
       fractions: parts of train, validation and test; the first two above 0, test may be 0 or absent; they sum to 1.
       seed: 0 or more.
+      near_duplicates: the threshold of `duplicates.pairs`; -1 looks for equal files only, and unpacks no picture.
+      allow_leaks: whether equal files in two given splits are told to `warn` instead of raised.
+      warn: is told in sentences what is odd but stops nothing: near-duplicates in two given splits, and totals that had
+        to give way to groups of like pictures.
+      on_progress: called with the number of files that are fingerprinted.
 
     Returns:
       Classes in sorted order; examples sorted by split (train, validation, test), class and file name.
 
     Raises:
-      UserError: the folder or the fractions will not do.
+      UserError: the listing or the fractions will not do, or the given splits leak. A file that cannot be opened is no
+        error: who decodes the pictures tells of it, with all others that cannot be read.
     """
-    parts = _checked(fractions, seed)
-    folder = _existing(folder.expanduser())
-    given = _given_splits(folder)
-    if given:
-        found = {split: _files_by_class(place) for split, place in given.items()}
-        _check_same_classes(given, found)
-        dealt = [(p, label, split) for split, classes in found.items() for label, ps in classes.items() for p in ps]
-        hashes = _hashes([path for path, _, _ in dealt])
+    parts = _run_fractions(fractions, seed)
+    for sentence in shortcomings(listing):
+        raise UserError(sentence)
+    found, prints = identified(listing, near_duplicates, on_progress, strict=False)
+    pairs = duplicates.pairs(prints, near_duplicates)
+    groups = duplicates.groups(len(found), pairs)
+    if listing.given:
+        leaks.check(listing.origin, found, pairs, allow_leaks, warn)
+        splits = _with_validation(listing, found, groups, parts, seed, warn)
     else:
-        classes = _files_by_class(folder)
-        hashes = _hashes([path for paths in classes.values() for path in paths])
-        dealt = [
-            (path, label, split)
-            for label, paths in classes.items()
-            for path, split in _deal(folder / label, paths, hashes, parts, seed)
-        ]
-    dealt.sort(key=lambda row: (SPLITS.index(row[2]), row[1], row[0].name))
-    examples = tuple(Example(str(path), label, split, hashes[path]) for path, label, split in dealt)
-    return Manifest(tuple(sorted({label for _, label, _ in dealt})), examples)
+        splits = splitting.deal([picture.label for picture in found], groups, parts, seed, warn)
+    rows = zip(found, splits, prints, strict=True)
+    return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, split, p in rows)
 
 
-def gather(folder: Path, split: str) -> Manifest:
-    """The pictures of one split, where `folder` holds splits, or of all its class folders, where it holds classes.
-
-    Nothing is split: every picture found counts as one of `split`. Raises UserError as `build` does.
-    """
-    folder = _existing(folder.expanduser())
-    given = {name: path for path in subfolders(folder) if (name := split_of(path.name)) and subfolders(path)}
-    if given and split not in given:
-        raise UserError(f"{folder} holds no {split} folder; it holds {', '.join(given)}")
-    classes = _files_by_class(given.get(split, folder))
-    hashes = _hashes([path for paths in classes.values() for path in paths])
-    rows = [(path, label) for label, paths in classes.items() for path in paths]
-    return Manifest(
-        tuple(sorted(classes)), tuple(Example(str(path), label, split, hashes[path]) for path, label in rows)
+def _with_validation(
+    listing: Listing,
+    found: Sequence[Found],
+    groups: Sequence[Sequence[int]],
+    parts: Mapping[str, float],
+    seed: int,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """The given split of every picture; where none are given for validation, a part of the training pictures is."""
+    splits = [picture.split or "" for picture in found]
+    if "validation" in listing.splits:
+        return splits
+    train = [number for number, split in enumerate(splits) if split == "train"]
+    place = {number: position for position, number in enumerate(train)}
+    inside = [[place[number] for number in group if number in place] for group in groups]
+    shares = {split: parts[split] / (parts["train"] + parts["validation"]) for split in ("train", "validation")}
+    labels = [found[number].label for number in train]
+    dealt = splitting.deal(labels, [group for group in inside if len(group) > 1], shares, seed, warn)
+    for number, split in zip(train, dealt, strict=True):
+        splits[number] = split
+    warn(
+        f"{listing.origin} holds no validation pictures: {dealt.count('validation')} of its {len(train)} training"
+        " pictures are set aside for validation"
     )
+    return splits
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted by name, without hidden ones and those that file managers leave behind."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
+def gather(listing: Listing, split: str) -> Manifest:
+    """The pictures of one given split, or, where no splits are given, all of them as pictures of `split`.
+
+    Raises UserError where the split is not among those given.
+    """
+    if listing.given and split not in listing.splits:
+        raise UserError(f"{listing.origin} holds no {split} pictures; it holds {', '.join(listing.splits)}")
+    chosen = Listing(tuple(found for found in listing.found if found.split in (split, None)), listing.origin)
+    found, prints = identified(chosen, near_duplicates=-1, strict=False)
+    pairs = zip(found, prints, strict=True)
+    return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, p in pairs)
 
 
-def split_of(folder_name: str) -> str | None:
-    """The split that a folder of this name stands for ('Val' is validation), or None."""
-    return _ALIASES.get(folder_name.lower())
+def identified(
+    listing: Listing,
+    near_duplicates: int,
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    strict: bool = True,
+) -> tuple[list[Found], list[Fingerprint]]:
+    """The pictures in an order that does not depend on where they lie, with their fingerprints.
+
+    That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for `strict` see `fingerprint.of`.
+
+    Raises:
+      UserError: the threshold is out of its range, a file cannot be opened, or it is not the one whose SHA-256 was
+        listed.
+    """
+    duplicates.check_threshold(near_duplicates)
+    paths = [found.path for found in listing.found]
+    prints = fingerprint.of(paths, on_progress, look=near_duplicates >= 0, strict=strict)
+    rows = sorted(
+        zip(listing.found, prints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
+    )
+    changed = [found.path for found, p in rows if found.sha256 not in (None, p.sha256)]
+    if changed:
+        raise UserError(
+            f"{len(changed)} picture(s), such as {changed[0]}, have another SHA-256 than {listing.origin} says; restore"
+            " them, or remove the column sha256"
+        )
+    return [found for found, _ in rows], [p for _, p in rows]
 
 
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in _JUNK
+def _manifest(examples: Iterable[Example]) -> Manifest:
+    ordered = sorted(examples, key=lambda e: (SPLITS.index(e.split), e.label, Path(e.path).name, e.path))
+    return Manifest(tuple(sorted({example.label for example in ordered})), tuple(ordered))
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and _visible(p) and p.is_file())
-
-
-def _checked(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
-    for name, part in fractions.items():
+def _run_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
+    for name in fractions:
         if name not in SPLITS:
             raise unknown("split", name, SPLITS)
-        if not 0 <= part <= 1:
-            raise UserError(f"the fraction of {name} is {part}; fractions lie between 0 and 1")
-    parts = {split: fractions[split] for split in SPLITS if fractions.get(split, 0) > 0}
-    told = ", ".join(f"{split} {part}" for split, part in fractions.items())
+    parts = splitting.checked(fractions, seed)
     if not {"train", "validation"} <= parts.keys():
+        told = ", ".join(f"{split} {part}" for split, part in fractions.items())
         raise UserError(f"the fractions ({told}) leave train or validation without pictures; give both more than 0")
-    if not math.isclose(sum(parts.values()), 1, abs_tol=1e-6):
-        raise UserError(f"the fractions ({told}) sum to {sum(parts.values()):.6g}; make them sum to 1")
-    if seed < 0:
-        raise UserError(f"the seed of the split is {seed}; give 0 or more")
-    return parts
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.exists():
-        raise UserError(f"there is no folder {folder}; check the path")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder of pictures; for an archive write archive:{folder}")
-    return folder.resolve()
-
-
-def _given_splits(folder: Path) -> dict[str, Path]:
-    """The folder of each split, in order; empty where `folder` holds classes, one of which may be named 'train'."""
-    inside = subfolders(folder)
-    if not any(split_of(path.name) and subfolders(path) for path in inside):
-        return {}
-    _check_no_loose_pictures(folder)
-    given: dict[str, Path] = {}
-    for path in inside:
-        split = split_of(path.name)
-        if split is None:
-            raise UserError(
-                f"{folder} holds splits and also {path.name!r}, which is none of {', '.join(SPLITS)}; move it"
-            )
-        if split in given:
-            raise UserError(f"{folder} holds both {given[split].name!r} and {path.name!r} for {split}; join them")
-        given[split] = path
-    if missing := [split for split in SPLITS[:2] if split not in given]:
-        raise UserError(
-            f"{folder} holds {', '.join(given)} but no {missing[0]} folder; move a part of the pictures there, or put"
-            " all classes directly into one folder and let flaxtl split them"
-        )
-    return {split: given[split] for split in SPLITS if split in given}
-
-
-def _files_by_class(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder in `folder`, sorted by name."""
-    _check_no_loose_pictures(folder)
-    places = subfolders(folder)
-    if not places:
-        raise UserError(f"{folder} holds no class folders; put the pictures of each class into a folder of its name")
-    if len(places) == 1:
-        raise UserError(f"{folder} holds only one class, {places[0].name!r}; a classifier needs two or more")
-    return {place.name: _class_pictures(place) for place in places}
-
-
-def _check_no_loose_pictures(folder: Path) -> None:
-    if loose := _pictures(folder):
-        raise UserError(
-            f"{folder} holds {len(loose)} picture(s) outside the class folders, such as {loose[0].name}; move them into"
-            " one folder per class, or away"
-        )
-
-
-def _class_pictures(place: Path) -> list[Path]:
-    if inner := subfolders(place):
-        raise UserError(
-            f"{inner[0]} is a folder within a class; put pictures directly into the class folders, and if"
-            f" {place.name!r} is a split, name it train, validation or test"
-        )
-    pictures = _pictures(place)
-    if not pictures:
-        raise UserError(
-            f"the class folder {place} holds no pictures ({', '.join(sorted(EXTENSIONS))}); fill or remove it"
-        )
-    return pictures
-
-
-def _check_same_classes(given: Mapping[str, Path], found: Mapping[str, Mapping[str, object]]) -> None:
-    everything = {label for classes in found.values() for label in classes}
-    for split, classes in found.items():
-        if missing := sorted(everything - classes.keys()):
-            raise UserError(
-                f"{given[split]} lacks the class folder(s) {', '.join(missing)} of the other splits; every split needs"
-                " the same classes"
-            )
-
-
-def _deal(
-    place: Path, paths: Sequence[Path], hashes: Mapping[Path, str], parts: Mapping[str, float], seed: int
-) -> list[tuple[Path, str]]:
-    """Gives every picture of one class, sorted by name, its split."""
-    order = np.random.default_rng([seed, *place.name.encode(errors="surrogateescape")]).permutation(len(paths))
-    copies: dict[str, list[Path]] = {}
-    for i in order:
-        copies.setdefault(hashes[paths[i]], []).append(paths[i])
-    room = _sizes(len(paths), parts)
-    if empty := [split for split, size in room.items() if size < 1]:
-        raise UserError(
-            f"the class {place} is too small: its {len(paths)} picture(s) leave {', '.join(empty)} empty; add pictures"
-            " or change the fractions"
-        )
-    dealt: list[tuple[Path, str]] = []
-    for group in copies.values():
-        # A group too large for every split is dealt out picture by picture: the promised counts come first.
-        together = next((split for split in room if room[split] >= len(group)), None)
-        for path in group:
-            split = together or next(split for split in room if room[split] > 0)
-            room[split] -= 1
-            dealt.append((path, split))
-    return dealt
-
-
-def _sizes(n: int, parts: Mapping[str, float]) -> dict[str, int]:
-    """How many of n pictures each split gets: the fraction rounded half to even, the last split takes the rest."""
-    *first, last = parts
-    sizes = {split: round(n * parts[split]) for split in first}
-    return {**sizes, last: n - sum(sizes.values())}
-
-
-def _hashes(paths: Sequence[Path]) -> dict[Path, str]:
-    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:  # more than cores: disks wait
-        return dict(zip(paths, pool.map(_sha256, paths), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error.strerror}") from error
+    return {split: parts[split] for split in SPLITS if split in parts}

@@ -1,26 +1,41 @@
-"""Where pictures come from: one string names a source, one function makes a folder of it."""
+"""Where pictures come from: one string names a source, one function lists its pictures."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from flaxtl.data import archive, manifest
+from flaxtl.data import archive, listing, listing_csv
+from flaxtl.data.listing import Listing, Survey
 from flaxtl.errors import UserError, unknown
 
 
-def folder_of(source: str, cache: Path) -> Path:
-    """The folder of pictures that `source` names; what must be drawn, extracted or downloaded lands in `cache`, once.
+def find(source: str, cache: Path) -> Listing:
+    """The pictures of `source`; what must be drawn, extracted or downloaded lands in `cache`, once.
 
     Args:
-      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME' or 'garden'.
+      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME', 'csv:FILE' or 'garden'.
       cache: where made folders are kept: garden_EDITION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
 
-    Returns:
-      A folder that `manifest.build` understands. For 'folder:' it is the path itself, not checked.
-
     Raises:
-      UserError: the scheme is unknown, or the source cannot be had.
+      UserError: the scheme is unknown, the source cannot be had, or `listing.of_folder` or `listing_csv.of_csv`
+        refuses it.
     """
+    place = _place(source, cache)
+    return listing_csv.of_csv(place) if _is_csv(source) else listing.of_folder(place)
+
+
+def survey(source: str, cache: Path) -> Survey:
+    """What `find` lists and all that is wrong about it, instead of an error for the first fault of its layout."""
+    place = _place(source, cache)
+    return listing_csv.survey_csv(place) if _is_csv(source) else listing.survey(place)
+
+
+def _is_csv(source: str) -> bool:
+    return source.startswith("csv:")
+
+
+def _place(source: str, cache: Path) -> Path:
+    """The folder, or the CSV file, of a source."""
     scheme, _, place = source.partition(":")
     if scheme not in _SCHEMES:
         raise _no_scheme(source, scheme)
@@ -34,14 +49,15 @@ def _no_scheme(source: str, scheme: str) -> UserError:
     if source and path.is_dir():
         return UserError(f"source {source!r} is a folder; write folder:{source}")
     if path.is_file():
-        return UserError(f"source {source!r} is a file; write archive:{source}")
+        kind = "csv" if path.suffix.lower() == ".csv" else "archive"
+        return UserError(f"source {source!r} is a file; write {kind}:{source}")
     if ":" in source:
         return unknown("source scheme", scheme, _SCHEMES)
     forms = ", ".join(form for form, _ in _SCHEMES.values())
     return UserError(f"no source {source!r}; a source is one of {forms}")
 
 
-def _folder(place: str, cache: Path) -> Path:
+def _path(place: str, cache: Path) -> Path:
     return Path(place).expanduser()
 
 
@@ -68,10 +84,10 @@ def _key(file: Path) -> str:
 
 def _descended(folder: Path) -> Path:
     """The innermost folder that is alone at its level and holds folders itself: flower_photos/ of flower_photos.tgz."""
-    inside = manifest.subfolders(folder)
-    while len(inside) == 1 and manifest.split_of(inside[0].name) is None and manifest.subfolders(inside[0]):
+    inside = listing.subfolders(folder)
+    while len(inside) == 1 and listing.split_of(inside[0].name) is None and listing.subfolders(inside[0]):
         folder = inside[0]
-        inside = manifest.subfolders(folder)
+        inside = listing.subfolders(folder)
     return folder
 
 
@@ -82,8 +98,9 @@ def _tfds(place: str, cache: Path) -> Path:
 
 
 _SCHEMES: dict[str, tuple[str, Callable[[str, Path], Path]]] = {
-    "folder": ("folder:PATH", _folder),
+    "folder": ("folder:PATH", _path),
     "garden": ("garden", _garden),
     "archive": ("archive:FILE", _archive),
     "tfds": ("tfds:NAME", _tfds),
+    "csv": ("csv:FILE", _path),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxtl.data.archive import complete_folder
-from flaxtl.data.manifest import SPLITS
+from flaxtl.data.listing import SPLITS
 from flaxtl.errors import UserError, unknown
 
 # First bytes of the encodings that TFDS' Image feature accepts (tf.io.decode_image) and the suffix each is given.

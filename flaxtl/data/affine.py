@@ -1,0 +1,72 @@
+"""Affine maps of a picture's coordinates: float32 [2, 3] that take (row, column, 1) of the output to the input.
+
+Products are written out: without a matrix product there is nothing that an accelerator would round to bfloat16.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Line = tuple[jax.Array, jax.Array, jax.Array]
+"""One coordinate of the input: factor on the output's row, factor on its column, shift in pixels."""
+
+
+class Affine(NamedTuple):
+    """Keras' affine parameters of one picture, float32 scalars (or arrays of them under vmap)."""
+
+    theta: jax.Array
+    """Rotation, degrees."""
+    tx: jax.Array
+    """Shift along the rows' axis, pixels."""
+    ty: jax.Array
+    """Shift along the columns' axis, pixels."""
+    shear: jax.Array
+    """Degrees."""
+    zx: jax.Array
+    """Factor on output rows."""
+    zy: jax.Array
+    """Factor on output columns."""
+    flip_horizontal: jax.Array
+    """Boolean: mirror left and right, after everything else."""
+    flip_vertical: jax.Array
+    """Boolean: mirror top and bottom, after everything else."""
+
+
+def matrix(affine: Affine, height: int, width: int) -> jax.Array:
+    """float32 [2, 3]: Keras' product Rotation @ Shift @ Shear @ Zoom about the centre, and on its right the flips."""
+    theta, shear = jnp.deg2rad(affine.theta), jnp.deg2rad(affine.shear)
+    cos, sin = jnp.cos(theta), jnp.sin(theta)
+    # about the centre, which both leave in place
+    mirror_rows = jnp.where(affine.flip_vertical, -1.0, 1.0)
+    mirror_columns = jnp.where(affine.flip_horizontal, -1.0, 1.0)
+    return about_centre(
+        (
+            affine.zx * cos * mirror_rows,
+            -affine.zy * jnp.sin(theta + shear) * mirror_columns,
+            cos * affine.tx - sin * affine.ty,
+        ),
+        (
+            affine.zx * sin * mirror_rows,
+            affine.zy * jnp.cos(theta + shear) * mirror_columns,
+            sin * affine.tx + cos * affine.ty,
+        ),
+        height,
+        width,
+    )
+
+
+def about_centre(row: Line, column: Line, height: int, width: int) -> jax.Array:
+    """float32 [2, 3]: a linear map about the centre (height / 2 - 0.5, width / 2 - 0.5), and a shift."""
+    middle = height / 2 - 0.5, width / 2 - 0.5
+
+    def line(by_row: jax.Array, by_column: jax.Array, shift: jax.Array, centre: float) -> jax.Array:
+        return jnp.stack([by_row, by_column, shift + (centre - by_row * middle[0] - by_column * middle[1])])
+
+    return jnp.stack([line(*row, middle[0]), line(*column, middle[1])])
+
+
+def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
+    """float32 [2, 3]: `inner`, and `outer` of what it gives."""
+    product: jax.Array = outer[:, :1] * inner[0] + outer[:, 1:2] * inner[1]
+    return product.at[:, 2].add(outer[:, 2])

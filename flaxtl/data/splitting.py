@@ -1,0 +1,134 @@
+"""Who goes into which split: stratified, seeded, and pictures that are alike never apart."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flaxtl.data import apportion
+from flaxtl.data.apportion import Counts
+from flaxtl.errors import UserError
+
+Indices = NDArray[np.int64]
+
+
+def checked(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
+    """The fractions above 0. Raises UserError unless each lies in 0..1, they sum to 1, and the seed is 0 or more."""
+    for name, part in fractions.items():
+        if not 0 <= part <= 1:
+            raise UserError(f"the fraction of {name} is {part}; fractions lie between 0 and 1")
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        told = ", ".join(f"{split} {part}" for split, part in fractions.items())
+        raise UserError(f"the fractions ({told}) sum to {sum(fractions.values()):.6g}; make them sum to 1")
+    if seed < 0:
+        raise UserError(f"the seed of the split is {seed}; give 0 or more")
+    return {name: part for name, part in fractions.items() if part > 0}
+
+
+def deal(
+    labels: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    fractions: Mapping[str, float],
+    seed: int,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """Gives every picture its split.
+
+    The counts are those of `apportion.counts`, where every split gets a picture of each class that has enough of them.
+    The pictures of a class, in the order given, are permuted by numpy's default_rng seeded with `seed` and the bytes of
+    the class name. Groups are placed first, the largest first: each, whole, where most of the room for its classes is
+    left, else where it exceeds the room least. Then the others fill the counts in the order of the permutation. So a
+    split does not depend on where the pictures lie, as long as their order does not.
+
+    Args:
+      labels: the class name of every picture.
+      groups: disjoint sets of two and more pictures, by index, that must not be separated; classes may mix.
+      fractions: the part of each split, above 0, with the sum 1.
+      seed: 0 or more.
+      warn: is told one sentence where groups are so large that the totals had to give way.
+
+    Returns:
+      The names of the splits, one a picture.
+
+    Raises:
+      UserError: a class leaves a split empty.
+    """
+    splits, shares = list(fractions), list(fractions.values())
+    classes, of = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    sizes = np.bincount(of, minlength=len(classes))
+    order = _order(of, classes, seed)
+    wanted = apportion.counts(sizes.tolist(), shares, _bounds(np.zeros((len(classes), len(splits)), np.int64), sizes))
+    dealt = np.full(len(labels), -1)
+    placed = _place(groups, of, order, wanted, dealt)
+    table = apportion.counts(sizes.tolist(), shares, _bounds(placed, sizes))
+    _check_none_empty(table, [str(name) for name in classes], splits, sizes, placed)
+    for number in range(len(classes)):
+        singles = order[(of[order] == number) & (dealt[order] < 0)]
+        dealt[singles] = np.repeat(np.arange(len(splits)), table[number] - placed[number])
+    if (table.sum(0) != wanted.sum(0)).any():
+        told = zip(splits, table.sum(0), wanted.sum(0), strict=True)
+        changes = ", ".join(f"{split} {n} instead of {exact}" for split, n, exact in told if n != exact)
+        warn(f"pictures that are alike stay together and do not fit into the fractions exactly: {changes}")
+    return [splits[number] for number in dealt]
+
+
+def folds(
+    labels: Sequence[str], groups: Sequence[Sequence[int]], k: int, seed: int, warn: Callable[[str], None]
+) -> list[int]:
+    """The fold of every picture, 0 to k - 1, dealt out as `deal` does. Raises UserError as it does, and for k < 2."""
+    if k < 2:
+        raise UserError(f"{k} fold(s) leave nothing to train on or nothing to validate with; give 2 or more")
+    names = [f"fold {number + 1}" for number in range(k)]
+    return [names.index(name) for name in deal(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
+
+
+def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
+    """All pictures, class by class, each class permuted."""
+    permuted = [np.zeros(0, np.int64)]
+    for number, name in enumerate(classes):
+        members = np.flatnonzero(of == number)
+        rng = np.random.default_rng([seed, *name.encode(errors="surrogateescape")])
+        permuted.append(members[rng.permutation(len(members))])
+    return np.concatenate(permuted)
+
+
+def _bounds(placed: Counts, sizes: Counts) -> Counts:
+    """What is placed, and one picture for each empty place of the classes that have as many left."""
+    empty = placed == 0
+    enough = empty.sum(1) <= sizes - placed.sum(1)
+    return np.where(empty & enough[:, None], 1, placed)
+
+
+def _place(groups: Sequence[Sequence[int]], of: Indices, order: Indices, wanted: Counts, dealt: Indices) -> Counts:
+    """Gives each group its split in `dealt`; returns how many of each class are placed so, [classes, splits]."""
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    placed = np.zeros_like(wanted)
+    for group in sorted(groups, key=lambda members: (-len(members), rank[list(members)].min())):
+        members = list(group)
+        classes, need = np.unique(of[members], return_counts=True)
+        split = _roomiest(need[:, None], wanted[classes], placed[classes])
+        placed[classes, split] += need
+        dealt[members] = split
+    return placed
+
+
+def _roomiest(need: Counts, wanted: Counts, placed: Counts) -> int:
+    room = wanted - placed
+    excess = np.maximum(need - room, 0).sum(0)
+    left = (room / np.maximum(wanted, 1)).min(0)  # of the class that has the least
+    return int(np.where(excess == excess.min(), left, -np.inf).argmax())
+
+
+def _check_none_empty(
+    table: Counts, classes: Sequence[str], splits: Sequence[str], sizes: Counts, placed: Counts
+) -> None:
+    for row, name, size, together in zip(table, classes, sizes, placed.sum(1), strict=True):
+        if not row.all():
+            empty = ", ".join(split for split, n in zip(splits, row, strict=True) if not n)
+            alike = f", {together} of which are like others and stay with them," if together else ""
+            raise UserError(
+                f"the class {name!r} is too small: its {size} picture(s){alike} leave {empty} empty; add pictures or"
+                " change the fractions" + (", or count fewer as near-duplicates" if together else "")
+            )

@@ -1,0 +1,88 @@
+"""Like pictures, against a comparison of every two."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from flaxtl.data.duplicates import LARGEST, Pair, groups, pairs
+from flaxtl.data.fingerprint import Fingerprint
+from flaxtl.errors import UserError
+
+
+def prints(*hashes: int | None) -> list[Fingerprint]:
+    """Of files that all differ."""
+    return [Fingerprint(f"{i:064x}", phash) for i, phash in enumerate(hashes)]
+
+
+def clustered(n: int, seed: int) -> list[int]:
+    """n different hashes; many are a few bits from one another."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**64, n // 10, dtype=np.uint64)
+    found: set[int] = set()
+    while len(found) < n:
+        flips = rng.choice(64, rng.integers(0, 10), replace=False)
+        found.add(int(rng.choice(centres)) ^ sum(1 << int(bit) for bit in flips))
+    return list(found)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 4, 5, 8, LARGEST])
+def test_no_pair_of_different_hashes_is_missed(threshold: int) -> None:
+    hashes = clustered(300, threshold)
+    distances = {(i, j): (hashes[i] ^ hashes[j]).bit_count() for i, j in itertools.combinations(range(len(hashes)), 2)}
+    expected = [Pair(i, j, bits, False) for (i, j), bits in distances.items() if bits <= threshold]
+    assert pairs(prints(*hashes), threshold) == expected
+    assert bool(expected) == (threshold > 0)
+
+
+def test_equal_files_and_equal_hashes_are_paired_with_the_first() -> None:
+    same = Fingerprint("f" * 64, 5)
+    made = [same, *prints(5, 7, 5), same, same]
+    assert pairs(made, 0) == [(0, 1, 0, False), (0, 3, 0, False), (0, 4, 0, True), (0, 5, 0, True)]
+    assert pairs(made, 1) == [*pairs(made, 0)[:1], (0, 2, 1, False), *pairs(made, 0)[1:]]
+    assert pairs(made, -1) == [(0, 4, 0, True), (0, 5, 0, True)]
+
+
+def test_what_has_no_looks_is_like_its_copies_only() -> None:
+    nothing = Fingerprint("e" * 64, None)
+    assert pairs([*prints(None, None, 0), nothing, nothing], LARGEST) == [(3, 4, 0, True)]
+
+
+def test_the_highest_bit_counts() -> None:
+    assert pairs(prints(2**64 - 1, 2**63 - 1, 0), 1) == [(0, 1, 1, False)]
+
+
+def test_nothing_to_compare() -> None:
+    assert pairs([], 4) == []
+    assert pairs(prints(1), 4) == []
+
+
+@pytest.mark.parametrize("threshold", [-2, LARGEST + 1])
+def test_thresholds_out_of_range(threshold: int) -> None:
+    with pytest.raises(UserError, match=f"cannot differ by {threshold} bits; give 0 to {LARGEST}, or -1"):
+        pairs([], threshold)
+
+
+def test_groups_are_what_pairs_connect() -> None:
+    made = [Pair(3, 7, 0, True), Pair(0, 9, 2, False), Pair(1, 7, 4, False), Pair(1, 2, 4, False)]
+    assert groups(10, made) == [[0, 9], [1, 2, 3, 7]]
+    assert groups(10, []) == []
+
+
+def test_a_long_chain_is_one_group() -> None:
+    n = 20_000
+    made = [Pair(i, i + 1, 1, False) for i in reversed(range(n - 1))]
+    assert groups(n, made) == [list(range(n))]
+
+
+def test_a_hundred_thousand_pictures_take_seconds() -> None:
+    """0.2 s of one core here; comparing every two would take minutes."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64).tolist()
+    hashes[70_000] = hashes[10] ^ 0b1011
+    hashes[80_000:] = [hashes[20]] * 20_000
+    started = time.process_time()
+    made = pairs(prints(*hashes), 4)
+    found = groups(len(hashes), made)
+    assert time.process_time() - started < 10
+    assert found == [[10, 70_000], [20, *range(80_000, 100_000)]]

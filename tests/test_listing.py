@@ -1,0 +1,198 @@
+"""What a folder holds: layouts, their faults, and all of the faults at once."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from folders import fill
+
+from flaxtl.data.listing import Found, Listing, of_folder, shortcomings, survey
+from flaxtl.errors import UserError
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    fill(tmp_path / "set" / "cats", 20)
+    fill(tmp_path / "set" / "dogs", 11)
+    return tmp_path / "set"
+
+
+def test_a_folder_of_classes(two: Path) -> None:
+    listing = of_folder(two)
+    assert listing.origin == str(two.resolve())
+    assert listing.classes == ("cats", "dogs")
+    assert not listing.given
+    assert listing.found[0] == Found(two.resolve() / "cats" / "0000.jpg", "cats")
+    assert [found.path for found in listing.found] == sorted(two.resolve().rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
+@pytest.mark.parametrize("test", [True, False])
+def test_given_splits_are_taken_as_they_are(tmp_path: Path, validation: str, test: bool) -> None:
+    expected = []
+    for split, folder, n in (("train", "train", 3), ("validation", validation, 2), ("test", "test", 1))[: 2 + test]:
+        for label in ("a", "b"):
+            fill(tmp_path / folder / label, n)
+            place = tmp_path.resolve() / folder / label
+            expected += [Found(place / f"{i:04d}.jpg", label, split) for i in range(n)]
+    listing = of_folder(tmp_path)
+    assert list(listing.found) == expected
+    assert listing.given
+    assert listing.splits == ("train", "validation", "test")[: 2 + test]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for label in ("bus", "plane", "train"):
+        fill(tmp_path / label, 2)
+    listing = of_folder(tmp_path)
+    assert (listing.classes, listing.given) == (("bus", "plane", "train"), False)
+
+
+def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
+    plain = of_folder(two)
+    for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        fill(two / junk, 3)
+        fill(two / "cats" / junk, 3)
+    for stray in (
+        "LICENSE.txt",
+        ".DS_Store",
+        "Thumbs.db",
+        "._0.jpg",
+        "cats/notes.txt",
+        "cats/.DS_Store",
+        "cats/._0.jpg",
+    ):
+        (two / stray).write_bytes(b"x")
+    assert of_folder(two) == plain
+    root = two.resolve()
+    assert survey(two).passed_over == (root / "LICENSE.txt", root / "cats" / "notes.txt")
+
+
+def test_suffixes_count_in_any_case(two: Path) -> None:
+    fill(two / "cats", 2, prefix="more", suffix=".JPEG")
+    fill(two / "cats", 3, prefix="more", suffix=".Png")
+    assert sum(found.label == "cats" for found in of_folder(two).found) == 25
+
+
+def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = of_folder(two)
+    monkeypatch.chdir(two.parent)
+    assert of_folder(Path("set")) == expected
+    monkeypatch.setenv("HOME", str(two.parent))
+    assert of_folder(Path("~/set")) == expected
+
+
+def faulty(root: Path) -> dict[str, str]:
+    """Makes one faulty folder for every sentence, by its name."""
+    (root / "empty").mkdir()
+    for case in ("bare", "nested", "loose", "extra", "twice", "hollow", "unlabelled"):
+        split = case in ("extra", "twice", "hollow", "unlabelled")
+        for base in ("train", "validation") if split else (".",):
+            for label in "ab":
+                fill(root / case / base / label, 9)
+    fill(root / "bare" / "c", 3, suffix=".txt")
+    fill(root / "nested" / "a" / "inner", 3)
+    fill(root / "loose", 2)
+    fill(root / "extra" / "tset" / "a", 2)
+    fill(root / "twice" / "val" / "a", 2)
+    (root / "hollow" / "train" / "c").mkdir()
+    fill(root / "unlabelled" / "test", 2)
+    return {
+        "empty": "empty holds no class folders; put",
+        "bare": r"class folder .*bare/c holds no pictures \(.*\.jpg.*\); fill or remove",
+        "nested": "nested/a/inner is a folder within a class",
+        "loose": r"loose holds 2 picture\(s\) outside the class folders, such as 0000.jpg; move",
+        "extra": "holds splits and also 'tset', which is none of train, validation, test",
+        "twice": "holds both 'val' and 'validation' for validation; join them",
+        "hollow": "class folder .*hollow/train/c holds no pictures",
+        "unlabelled": r"unlabelled/test holds 2 picture\(s\) outside the class folders",
+    }
+
+
+def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
+    for case, sentence in faulty(tmp_path).items():
+        with pytest.raises(UserError) as caught:
+            of_folder(tmp_path / case)
+        assert re.search(sentence, str(caught.value)), (case, str(caught.value))
+        assert "\n" not in str(caught.value)
+        assert survey(tmp_path / case).complaints[0] == str(caught.value)
+
+
+def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None:
+    for label in "ab":
+        fill(tmp_path / label, 3)
+    fill(tmp_path / "a" / "inner", 3)
+    (tmp_path / "c").mkdir()
+    fill(tmp_path, 2)
+    found = survey(tmp_path)
+    assert [text.split(" ", 1)[1][:24] for text in found.complaints] == [
+        "holds 2 picture(s) outsi",
+        "is a folder within a cla",
+        f"class folder {tmp_path.resolve()}/c"[:24],
+    ]
+    assert len(found.listing.found) == 6
+
+
+@pytest.mark.parametrize("look", [of_folder, survey])
+def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"there is no folder .*missing; check the path"):
+        look(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"is a file, not a folder.*write csv:.* or archive:"):
+        look(tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
+    (two / "dogs").chmod(0)
+    try:
+        with pytest.raises(UserError, match=r"cannot read the folder .*dogs: Permission denied; correct"):
+            of_folder(two)
+        assert len(survey(two).listing.found) == 20
+    finally:
+        (two / "dogs").chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need permission there")
+def test_links_in_circles_end(two: Path) -> None:
+    (two / "cats" / "round").symlink_to(two)
+    (two / "knot").symlink_to(two / "knot")
+    (two / "cats" / "gone.jpg").symlink_to(two / "nowhere.jpg")
+    found = survey(two)
+    assert len(found.complaints) == 1
+    assert "cats/round is a folder within a class" in found.complaints[0]
+    assert two.resolve() / "cats" / "gone.jpg" in {each.path for each in found.listing.found}
+    assert len(found.listing.found) == 32
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_a_pipe_is_no_picture(two: Path) -> None:
+    os.mkfifo(two / "cats" / "pipe.jpg")
+    assert survey(two).passed_over == (two.resolve() / "cats" / "pipe.jpg",)
+
+
+def test_what_training_needs() -> None:
+    def listed(*rows: tuple[str, str | None]) -> Listing:
+        return Listing(tuple(Found(Path(f"/{i}.jpg"), *row) for i, row in enumerate(rows)), "/x")
+
+    assert shortcomings(listed(("a", None), ("b", None))) == ()
+    assert shortcomings(listed()) == ()
+    assert shortcomings(listed(("a", None))) == ("/x holds only one class, 'a'; a classifier needs two or more",)
+    train, validation = (("a", "train"), ("b", "train")), (("a", "validation"), ("b", "validation"))
+    assert shortcomings(listed(*train, *validation)) == ()
+    assert shortcomings(listed(*train)) == ()
+    (absent,) = shortcomings(listed(*validation))
+    assert absent.startswith("/x holds validation but no train pictures; move a part of the pictures there")
+    (missing,) = shortcomings(listed(*train, *validation, ("c", "validation")))
+    assert missing.startswith("the train pictures of /x lack the class(es) c of the other splits")
+
+
+def test_a_survey_tells_what_training_needs_as_well(tmp_path: Path) -> None:
+    fill(tmp_path / "test" / "a", 3)
+    fill(tmp_path / "test" / "b", 3)
+    assert of_folder(tmp_path).splits == ("test",)
+    assert "holds test but no train" in survey(tmp_path).complaints[0]
+    shutil.rmtree(tmp_path / "test" / "b")
+    assert "only one class, 'a'" in survey(tmp_path).complaints[0]

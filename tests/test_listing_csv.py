@@ -1,0 +1,121 @@
+"""CSV files as sources: any order of columns, any place, and each fault by its row."""
+
+import os
+from pathlib import Path
+
+import pytest
+from folders import fill
+
+from flaxtl.data.listing import Found
+from flaxtl.data.listing_csv import of_csv, survey_csv
+from flaxtl.errors import UserError
+
+
+@pytest.fixture
+def table(tmp_path: Path):
+    """Writes the text of a CSV file beside the pictures in/0000.jpg to in/0003.jpg."""
+    fill(tmp_path / "in", 4)
+
+    def write(text: str, encoding: str = "utf-8") -> Path:
+        file = tmp_path / "list.csv"
+        file.write_text(text, encoding=encoding, newline="")
+        return file
+
+    return write
+
+
+def test_labels_alone(table, tmp_path: Path) -> None:
+    listing = of_csv(table(f"path,label\nin/0001.jpg,b\n{tmp_path}/in/0000.jpg,a\n\n"))
+    assert listing.found == (
+        Found(tmp_path.resolve() / "in/0001.jpg", "b"),
+        Found(tmp_path / "in/0000.jpg", "a"),
+    )
+    assert listing.origin == str(tmp_path / "list.csv")
+    assert not listing.given
+
+
+def test_columns_in_any_order(table, tmp_path: Path) -> None:
+    sha = "0123456789ABCDEF" * 4
+    listing = of_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
+    assert listing.found == (
+        Found(tmp_path.resolve() / "in/0001.jpg", "é ö", "validation", sha.lower()),
+        Found(tmp_path.resolve() / "in/0002.jpg", "a", "train"),
+    )
+    assert listing.splits == ("train", "validation")
+
+
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
+def test_byte_order_marks_and_line_ends(table, encoding: str, end: str) -> None:
+    listing = of_csv(table(end.join(("path,label", "in/0000.jpg,ä", "in/0001.jpg,b")), encoding))
+    assert listing.classes == ("b", "ä")
+
+
+def test_it_counts_from_its_own_folder(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = table("path,label\nin/0000.jpg,a\n")
+    expected = of_csv(file).found
+    monkeypatch.chdir(tmp_path)
+    assert of_csv(Path("list.csv")).found == expected
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert of_csv(Path("~/list.csv")).found == expected
+
+
+@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
+def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "in" / name).write_bytes(b"1")
+    file = table("")
+    file.write_bytes(b"path,label\nin/caf\xe9.jpg,a\n")
+    assert of_csv(file).found[0].path == tmp_path.resolve() / "in" / name
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("in/0001.jpg,a", "it has 2 columns instead of 4"),
+        (",a,train,", "it has no path"),
+        ("in/0001.jpg,,train,", "it has no label"),
+        ("in/0001.jpg, a,train,", "its label ' a' begins or ends with a space"),
+        ("in/0001.jpg,a,tain,", "'tain' is no split, which is one of train, validation, test"),
+        ("in/0001.jpg,a,,", "'' is no split"),
+        ("in/0001.jpg,a,train,12", "'12' is no SHA-256"),
+        ("in/0009.jpg,a,train,", "there is no file "),
+        ("in,a,train,", "is a folder"),
+        ("in/0000.jpg,b,test,", "0000.jpg was listed before"),
+    ],
+)
+def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
+    file = table(f"path,label,split,sha256\nin/0000.jpg,a,train,\n\n{row}\nin/0002.jpg,b,validation,\n")
+    with pytest.raises(UserError) as caught:
+        of_csv(file)
+    assert f"{file} has a fault in row 4: " in str(caught.value)
+    assert fault in str(caught.value)
+    listing, complaints, passed_over = survey_csv(file)
+    assert complaints[0] == str(caught.value)
+    assert (len(listing.found), passed_over) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "must name the columns path and label"),
+        ("path;label\nin/0000.jpg;a\n", "the first row of .* is 'path;label'; it must name .* with commas"),
+        ("path,label,Splitt\n", "and nothing else"),
+        ("path,label,label\n", "and nothing else"),
+        ("path,label\n", "lists no pictures"),
+        ('path,label\n"in/0000.jpg,a', "is no table of comma-separated values"),
+    ],
+)
+def test_files_that_are_no_such_table(table, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        of_csv(table(text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the CSV file .*none\.csv: No such file"):
+        of_csv(tmp_path / "none.csv")
+
+
+def test_a_survey_tells_what_training_needs(table) -> None:
+    complaints = survey_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).complaints
+    assert len(complaints) == 1
+    assert "holds test but no train pictures" in complaints[0]

@@ -1,0 +1,28 @@
+import pytest
+
+from flaxtl.data.pipeline import PIPELINES, choose
+
+
+@pytest.mark.parametrize(
+    ("pictures", "memory", "expected"),
+    [
+        (2 * 10**9, 4 * 10**9, "resident"),
+        (2 * 10**9 + 1, 4 * 10**9, "stream"),
+        (0, 1, "resident"),
+        (10**13, 10**11, "stream"),
+    ],
+)
+def test_half_of_the_memory_may_hold_pictures(pictures, memory, expected):
+    way, _ = choose(pictures, memory, "the device's memory")
+    assert way == expected
+    assert way in PIPELINES
+
+
+def test_the_reason_has_the_numbers():
+    assert choose(440_400_000, 24 * 10**9, "this machine's memory")[1] == (
+        "the decoded pictures are 0.44 GB, within 50% of the 24.00 GB of this machine's memory: they stay there"
+    )
+    assert choose(60 * 10**9, 24 * 10**9, "this machine's memory")[1] == (
+        "the decoded pictures are 60.00 GB, more than 50% of the 24.00 GB of this machine's memory: "
+        "they are streamed from a file"
+    )
