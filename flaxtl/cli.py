@@ -102,10 +102,42 @@ def parser() -> Parser:
     which.add_argument("--model", metavar="NAME", help="a published network")
     which.add_argument("--config", metavar="FILE[:VARIANT]", help=recipe_help)
 
+    one = command("split", split, "deal pictures out to train, validation and test folders, or to folds")
+    one.add_argument("--source", required=True, metavar="SOURCE")
+    one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
+    one.add_argument(
+        "--fractions",
+        metavar="NUMBERS",
+        help="parts of train, validation and test: 0.5,0.2,0.3; or of named splits: train=0.6,validation=0.2,extra=0.2",
+    )
+    one.add_argument("--kfold", type=int, metavar="K", help="write the lists of a cross-validation instead")
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="the same one gives the same split")
+    one.add_argument("--link", action="store_true", help="hard links in place of copies")
+    one.add_argument(
+        "--near-duplicates",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="pictures whose perceptual hashes differ by so many of 64 bits stay together; -1: equal files only",
+    )
+
+    one = command("doctor", doctor, "examine pictures: what would stop a run (exit code 1), and what may spoil it")
+    one.add_argument("--data", required=True, metavar="SOURCE")
+    one.add_argument(
+        "--near-duplicates",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="perceptual hashes that differ in at most so many of 64 bits are the same picture; -1: equal bytes only",
+    )
+    one.add_argument("--json", type=Path, metavar="FILE", help="write every finding there")
+    one.add_argument("--html", type=Path, metavar="FILE", help="write a page with thumbnails there")
+
     one = command("convert", convert, "check a weight file and write it as safetensors")
     one.add_argument("--model", required=True, metavar="NAME")
     one.add_argument("--weights", required=True, metavar="FILE")
     one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
+    one.add_argument("--layout", choices=("timm",), help="a safetensors file with PyTorch's names and axes")
     return top
 
 
@@ -188,11 +220,47 @@ def summary(options: argparse.Namespace) -> None:
         console().print(*networks.of_recipe(recipe.load(options.config, options.overrides)), sep="\n")
 
 
+def split(options: argparse.Namespace) -> None:
+    """A table of what went where."""
+    from flaxtl.results import split as room
+
+    screen, alike = console(errors=True), options.near_duplicates
+    if options.kfold is not None:
+        if options.fractions or options.link:
+            screen.print("--kfold lists equal parts in place: --fractions and --link are not used", markup=False)
+        made = room.into_folds(options.source, options.output, options.kfold, options.seed, alike, screen)
+    elif options.fractions is not None:
+        made = room.into_folders(
+            options.source, options.output, options.fractions, options.seed, alike, options.link, screen
+        )
+    else:
+        raise UserError("nothing says how to split; give --fractions=0.5,0.2,0.3, or --kfold=5 for a cross-validation")
+    console().print(made)
+    console().print(f"written: {options.output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Tables, and files where they are asked for; exit code 1 where something would stop a run."""
+    from flaxtl.results import checkup
+
+    screen = console()
+    found = checkup.of_source(options.data, options.near_duplicates, console(errors=True))
+    screen.print(*checkup.tables(found), sep="\n")
+    if options.json:
+        _write(options.json, json.dumps(found.as_json(options.data), indent=1) + "\n")
+    if options.html:
+        from flaxtl.results import doctor_page
+
+        doctor_page.write(found, options.data, options.html)
+    if found.stopping:
+        sys.exit(1)
+
+
 def convert(options: argparse.Namespace) -> None:
     """What went where, and the new file."""
     from flaxtl.train.convert import convert as room
 
-    console().print(room(options.model, Path(options.weights), options.output))
+    console().print(room(options.model, Path(options.weights), options.output, timm=options.layout == "timm"))
 
 
 def _write(file: Path, text: str) -> None:

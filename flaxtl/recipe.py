@@ -15,15 +15,21 @@ DEFAULTS = ConfigDict(
     {
         "seed": 0,
         "batch": 32,  # pictures a step, over all devices
+        "class_weights": "none",  # or balanced, or factors on the loss by class name: {'daisy': 2.0}
         "dtype": "float32",  # or bfloat16, of the layers; parameters, last layer and loss are always float32
         "data": {
-            "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME or garden
+            "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME, csv:FILE or garden
             "classes": (),  # the class names that are expected, sorted; () takes what is there
             "height": 200,
             "width": 200,
             "resize": "squash",  # or crop: shorter side first, then the centre
             "filter": "bilinear",
+            "sampling": "shuffled",  # or balanced: every class equally often
             "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},
+            "near_duplicates": 4,  # bits of 64 by which the perceptual hashes of like pictures differ; -1: equal files
+            "allow_leaks": False,  # whether the same picture may lie in two given splits
+            "on_error": "fail",  # or skip: train without the pictures that cannot be read
+            "pipeline": "auto",  # or resident: pictures in device memory; or stream: from a file, by TensorFlow
         },
         "weights": {"path": "imagenet"},  # imagenet, builtin, random or a file
         "model": {"name": "vgg16", "stop": ""},  # stop: the last layer of the base, '' for all of it
@@ -33,8 +39,22 @@ DEFAULTS = ConfigDict(
             "height_shift": 0.0,  # fraction of the height
             "width_shift": 0.0,
             "shear": 0.0,  # degrees
-            "zoom": 0.0,
+            "zoom": 0.0,  # factors from 1 - zoom to 1 + zoom
             "horizontal_flip": False,
+            "vertical_flip": False,
+            "fill": "nearest",  # or constant, reflect, wrap: what lies outside the picture
+            "cval": 0.0,  # the constant, a grey level 0..255
+            "brightness": 0.0,  # factors from 1 - brightness to 1 + brightness
+            "channel_shift": 0.0,  # grey levels
+            "contrast": 0.0,  # factors, as brightness
+            "saturation": 0.0,
+            "hue": 0.0,  # fraction of the colour circle, at most 0.5
+            "crop": 0.0,  # random-resized crops of at least this fraction of the area; 0: none
+            "randaugment": 0,  # operations of RandAugment; 0: none
+            "magnitude": 9.0,  # their strength, 0..10
+            "erasing": 0.0,  # probability that a box is covered
+            "mixup": 0.0,  # alpha of the shares' Beta distribution; 0: none
+            "cutmix": 0.0,
         },
         "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.999},  # nadam: Keras' own; else an optax optimizer
         "groups": (),  # () takes the network's own from the catalog
@@ -67,6 +87,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError for a missing or broken file and for keys that do not exist; locked against new keys.
     """
     config = complete(_read(spec))
+    phases = tuple(config.phases)
     for override in overrides:
         if override.startswith("--config.optimizer.name="):  # the arguments were those of another optimizer
             with config.unlocked():
@@ -80,6 +101,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise unknown("setting", key, known)
     config = _override(config, overrides)
     _some(config.phases)
+    with config.unlocked():
+        for left_out in set(phases) - set(config.phases):
+            del config[left_out]
     return config
 
 
@@ -108,7 +132,9 @@ def _fill(config: ConfigDict, recipe: Mapping[str, Any], prefix: str) -> None:
         path = prefix + key
         if key not in config:
             raise _surplus(config, path, value, prefix)
-        if isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict) and path not in OPEN and key != "lr":
+        if key == "class_weights" and isinstance(value, ConfigDict):
+            config[key] = repr(value.to_dict())  # a text, so that the command line can replace it by a word
+        elif isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict) and path not in OPEN and key != "lr":
             _fill(config[key], value, path + ".")
         else:
             config[key] = _rates(path, value) if key == "lr" else _fitting(path, value, config[key])

@@ -11,9 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from flaxtl import recipe
+from flaxtl.data.listing import of_folder
 from flaxtl.data.manifest import build
 from flaxtl.train import pretrained
 from flaxtl.train.features import Inputs
+from flaxtl.train.pictures import Held
 from flaxtl.train.setup import prepare
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
@@ -78,7 +80,7 @@ def config(folder, **changes):
 def setup(folder, workdir, **changes):
     """What `config` comes to, ready for steps and phases."""
     made = config(folder, **changes)
-    return prepare(made, workdir, build(folder, made.data.fractions.to_dict(), made.seed))
+    return prepare(made, workdir, build(of_folder(folder), made.data.fractions.to_dict(), made.seed))
 
 
 def parameters(network, settings):
@@ -94,8 +96,7 @@ def inputs(prepared, split, directory, cuts):
         model=prepared.network.model,
         layers=prepared.network.layers,
         mesh=prepared.mesh,
-        pictures=decoded,
-        labels=prepared.manifest.labels(examples),
+        pictures=Held(decoded, prepared.manifest.labels(examples)),
         cuts=cuts,
         directory=directory,
         batch=prepared.config.batch,

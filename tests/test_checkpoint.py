@@ -29,7 +29,7 @@ def progress(mesh, fill, memory):
     state = optimizer({"name": "nadam"}, SPLIT, "constant", 10, 0).init(learning)
     state = jax.tree.map(lambda leaf: leaf + jnp.asarray(fill, leaf.dtype), state)
     totals = Totals(jnp.float32(fill), jnp.int32(3), jnp.int32(4))
-    return meshes.place(Progress(State(jnp.int32(fill), learning, state, totals), learning, None), mesh)._replace(
+    return meshes.place(Progress(State(jnp.int32(fill), learning, {}, state, totals), learning, None), mesh)._replace(
         memory=memory
     )
 

@@ -88,7 +88,7 @@ def test_models_as_json(flaxtl):
         "built_in": True,
         "weights": rows["vgg16"]["weights"],
     }
-    assert rows["vgg16"]["weights"]["base"]["md5"] == "6d6bbae143d832006294945121d1f1fc"
+    assert rows["vgg16"]["weights"]["base"]["hash"] == "6d6bbae143d832006294945121d1f1fc"
     assert rows["vgg19"]["built_in"] is False
 
 

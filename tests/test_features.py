@@ -35,13 +35,13 @@ def no_bar(title, total):
 
 def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
     inputs = small.inputs(prepared, "train", tmp_path, CUTS)
-    pictures = inputs.pictures().inputs
+    pictures = inputs.pictures().data.inputs
     for cut in CUTS:
         direct = forward(prepared.network.model, nest(parameters), pictures, stop=cut).output
         found = inputs.features(cut, parameters, small.bar)
         # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
-        np.testing.assert_allclose(found.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
-        assert np.array_equal(found.labels, prepared.manifest.labels(prepared.manifest.of_split("train")))
+        np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
+        assert np.array_equal(found.data.labels, prepared.manifest.labels(prepared.manifest.of_split("train")))
         assert len(found) == len(inputs) == 12
 
 
@@ -53,7 +53,7 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
         told.append((title, total))
         return small.bar(title, total)
 
-    shapes = [inputs.features(cut, parameters, bar).inputs.shape for cut in CUTS]
+    shapes = [inputs.features(cut, parameters, bar).data.inputs.shape for cut in CUTS]
     assert told == [("up to block1_pool", 6)]
     assert shapes == [(6, 16, 16, 64), (6, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
@@ -62,7 +62,7 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
 def test_features_are_read_back_and_not_computed(prepared, parameters, tmp_path):
     first = small.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, small.bar)
     again = small.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
-    assert np.array_equal(first.inputs, again.inputs)
+    assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
 @pytest.mark.parametrize("keep", [0, 64, 5000])
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
     whole = file.read_bytes()
     file.write_bytes(whole[:keep])
     again = small.inputs(prepared, "train", tmp_path, CUTS[:1]).features(CUTS[0], parameters, small.bar)
-    assert np.array_equal(first.inputs, again.inputs)
+    assert np.array_equal(first.data.inputs, again.data.inputs)
     assert file.read_bytes() == whole
 
 
@@ -81,8 +81,8 @@ def test_bfloat16_features_are_read_back(folder, tmp_path):
     parameters = small.parameters(prepared.network, prepared.config)
     first = small.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, small.bar)
     again = small.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
-    assert again.inputs.dtype == jnp.bfloat16
-    assert np.array_equal(first.inputs, again.inputs)
+    assert again.data.inputs.dtype == jnp.bfloat16
+    assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
 def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, parameters, folder, tmp_path):
@@ -108,7 +108,7 @@ def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_
     first = inputs.features(CUTS[0], parameters, small.bar)
     path = "backbone/block1_conv2/bias"
     other = inputs.features(CUTS[0], {**parameters, path: parameters[path] + 1}, small.bar)
-    assert not np.array_equal(first.inputs, other.inputs)
+    assert not np.array_equal(first.data.inputs, other.data.inputs)
 
 
 def test_a_directory_that_cannot_be_written_to(prepared, parameters, tmp_path):

@@ -65,7 +65,7 @@ def test_rules_that_are_no_rules(rules):
 
 def test_part_and_labels():
     split = groups.split("tune", groups.assign(PATHS, RULES), RATES | {"block5": 1e-6})
-    learning, frozen = split.part(dict.fromkeys(PATHS, 7))
+    learning, _, frozen = split.part(dict.fromkeys(PATHS, 7))
     assert sorted(learning) == sorted(PATHS[1:])
     assert list(frozen) == PATHS[:1]
     assert split.labels(learning) == dict(zip(PATHS[1:], ["block5", "block5", "head"], strict=True))

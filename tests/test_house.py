@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flaxtl"
@@ -27,6 +27,7 @@ KEPT_TO = {
     "orbax": "train/",
     "h5py": "weights/",
     "matplotlib": "results/plots.py",
+    "tensorflow": "data/streaming.py",
     "tensorflow_datasets": "data/tfds_export.py",
 }
 """Library -> the only part of the package that imports it."""
@@ -34,7 +35,7 @@ KEPT_TO = {
 INSIDE_FUNCTIONS = {"tensorflow_datasets", "pooch"}
 """Libraries that most commands never need, imported where they are used."""
 
-ABSENT = {"tensorflow", "keras", "torch"}
+ABSENT = {"keras", "onnx", "onnxruntime", "torch"}
 
 
 class Import(NamedTuple):
@@ -76,6 +77,8 @@ def room_of(module):
 
 IMPORTS = [found for file in FILES for found in imports_of(file)]
 MODULES = [module_of(file) for file in FILES]
+STREAMING = {"flaxtl.data.streaming"}
+"""What imports TensorFlow, and is imported where streaming is wanted."""
 
 
 def test_there_is_a_house_to_look_at():
@@ -112,7 +115,9 @@ def test_the_references_are_not_imported():
 
 def test_libraries_are_those_that_pyproject_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {*map(distribution, project["dependencies"]), distribution("tensorflow-datasets")}
+    required = map(Requirement, project["dependencies"] + project["optional-dependencies"]["stream"])
+    declared = {distribution(each.name) for each in required if each.marker is None or each.marker.evaluate()}
+    declared.add(distribution("tensorflow-datasets"))
     distributions = packages_distributions()
     imported = set()
     for found in IMPORTS:
@@ -122,9 +127,9 @@ def test_libraries_are_those_that_pyproject_declares():
     assert imported == declared
 
 
-def distribution(requirement):
-    """'pooch[progress]>=1.8' -> 'pooch', in the spelling that all names have in common."""
-    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+def distribution(name):
+    """The spelling that all ways to write a name have in common."""
+    return name.lower().replace("_", "-")
 
 
 def test_recipes_import_nothing_of_ours():
@@ -157,8 +162,7 @@ def python(code, *arguments):
     return done.stdout
 
 
-def test_everything_imports_without_tensorflow_and_keras():
-    code = """
+ABSENCE = """
 import importlib, sys
 
 class Absent:
@@ -167,11 +171,33 @@ class Absent:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_everything_imports_without_tensorflow_and_keras():
+    code = """
 for module in sys.argv[1:]:
     importlib.import_module(module)
 print("imported", len(sys.argv) - 1)
 """
-    assert python(code, *MODULES) == f"imported {len(MODULES)}\n"
+    others = sorted(set(MODULES) - STREAMING)
+    assert python(ABSENCE + code, *others) == f"imported {len(others)}\n"
+
+
+def test_streaming_without_tensorflow_says_how_to_install_it():
+    code = """
+from flaxtl.errors import UserError
+try:
+    import flaxtl.data.streaming
+except UserError as error:
+    print(error)
+"""
+    assert python(ABSENCE + code) == "streaming pictures needs TensorFlow; pip install 'flaxtl[stream]'\n"
+
+
+def test_nothing_imports_what_imports_tensorflow_before_it_is_wanted():
+    early = [found for found in IMPORTS if found.target in STREAMING and not found.inside_function]
+    assert {module_of(ROOT / found.file) for found in early} <= STREAMING
 
 
 def test_a_command_loads_only_what_it_needs():

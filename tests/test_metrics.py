@@ -26,18 +26,25 @@ def test_cross_entropy_of_large_logits_and_of_bfloat16_is_float32():
 def test_totals_and_their_quotients():
     found = metrics.divide(metrics.total(LOGITS, LABELS, jnp.ones(4, bool)))
     assert (found.accuracy, found.n) == (0.75, 4)
+    assert found.balanced_accuracy == (1 / 2 + 2 / 2) / 2  # by class: one of two right, two of two, none there
     assert found.loss == pytest.approx(LOSSES.mean(), abs=3e-7)
 
 
 def test_padding_counts_for_nothing_even_if_it_is_not_a_number():
     logits = LOGITS.at[2:].set(jnp.nan)
     found = metrics.total(logits, LABELS, jnp.array([True, True, False, False]))
-    assert (int(found.right), int(found.seen)) == (2, 2)
+    assert (found.right.tolist(), found.seen.tolist()) == ([1, 1, 0], [1, 1, 0])
     assert float(found.loss) == pytest.approx(LOSSES[:2].sum(), abs=3e-7)
 
 
 def test_totals_add_up():
     halves = [metrics.total(LOGITS[part], LABELS[part], jnp.ones(2, bool)) for part in (slice(0, 2), slice(2, 4))]
-    found = Totals.zero() + halves[0] + halves[1]
-    assert (int(found.right), int(found.seen)) == (3, 4)
-    assert metrics.divide(found) == Measures(pytest.approx(LOSSES.mean(), abs=3e-7), 0.75, 4)
+    found = Totals.zero(3) + halves[0] + halves[1]
+    assert (found.right.tolist(), found.seen.tolist()) == ([1, 2, 0], [2, 2, 0])
+    assert metrics.divide(found) == Measures(pytest.approx(LOSSES.mean(), abs=3e-7), 0.75, 0.75, 4)
+
+
+def test_losses_can_be_given():
+    found = metrics.total(LOGITS, LABELS, jnp.array([True, True, True, False]), jnp.array([1.0, 2.0, 4.0, 8.0]))
+    assert float(found.loss) == 7.0
+    assert found.right.tolist() == [1, 1, 0]

@@ -244,3 +244,13 @@ def test_flatten_keeps_the_order_and_empty_groups():
     nested = ConfigDict({"b": {"y": 1, "x": {}}, "a": (2,)})
     assert sorted(recipe.flatten(nested)) == [("a", (2,)), ("b.x", ConfigDict()), ("b.y", 1)]
     assert list(recipe.flatten({"b": {"y": 1}, "a": 2})) == [("b.y", 1), ("a", 2)]
+
+
+def test_phases_that_the_command_line_leaves_out_are_gone_for_good(write):
+    phases = "c.first = dict(lr=dict(head=1e-3))", "c.second = dict(lr=dict(head=1e-4))"
+    file = write("c.phases = ('first', 'second')", *phases)
+    config = recipe.load(file, ["--config.phases=('second',)", "--config.second.epochs=3"])
+    assert "first" not in config
+    again = recipe.from_json(recipe.to_json(config))
+    assert again == config
+    assert again.second.epochs == 3

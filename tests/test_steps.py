@@ -1,15 +1,19 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 
-from flaxtl.data.resident import Resident, training_batch
+from flaxtl.data.order import Order
+from flaxtl.data.resident import Resident
 from flaxtl.models.classifier import logits_of
 from flaxtl.train import mesh as meshes
 from flaxtl.train import steps
 from flaxtl.train.evaluate import evaluate, measure
 from flaxtl.train.features import digest
+from flaxtl.train.feeds import Picked, ResidentFeed, Sent, StreamFeed
 from flaxtl.train.groups import nest
 from flaxtl.train.metrics import Totals
 from flaxtl.train.optim import optimizer
@@ -31,26 +35,25 @@ class World:
 
     def start(self, phase, step=0):
         """(first state, frozen parameters)."""
-        learning, frozen = phase.split.part(self.parameters)
-        state = State(jnp.int32(step), learning, self.optimizer(phase).init(learning), Totals.zero())
+        learning, statistics, frozen = phase.split.part(self.parameters)
+        state = State(jnp.int32(step), learning, statistics, self.optimizer(phase).init(learning), Totals.zero(3))
         return meshes.place(state, self.setup.mesh), frozen
 
     def optimizer(self, phase):
         return optimizer(self.setup.config.optimizer, phase.split, "constant", phase.steps, 0)
 
-    def step(self, phase, *, seed=3, start=None, augmentation=None):
-        return steps.train_step(
-            self.setup.network.model, self.optimizer(phase), self.setup.mesh, seed, start, augmentation
-        )
+    def step(self, phase, *, seed=3, feed=None, **options):
+        setup = self.setup
+        sharding = (self.pictures if feed is None else feed).sharding(setup.mesh)
+        return steps.train_step(setup.network.model, self.optimizer(phase), setup.mesh, seed, sharding, **options)
 
     def losses(self, phase, data, first=0, **settings):
         """Of three steps over four examples, the loss summed up to each, and the last state."""
         step = self.step(phase, **settings)
         state, frozen = self.start(phase, first)
         found = []
-        for number in range(3):
-            batch = training_batch(3, number, 4, len(data))
-            state = step(state, frozen, data, batch.indices, batch.passes)
+        for examples in data.training(Order(3, 4, len(data)), 0, 3, None):
+            state = step(state, frozen, examples)
             found.append(float(state.totals.loss))
         return found, state
 
@@ -70,11 +73,10 @@ def test_what_learns_changes_and_nothing_else(world):
     step = world.step(world.finetune, augmentation=world.setup.augmentation)
     state, frozen = world.start(world.finetune)
     before, old = digest(frozen), {path: np.array(value) for path, value in state.learning.items()}
-    for number in range(4):
-        batch = training_batch(3, number, 4, len(world.pictures))
-        state = step(state, frozen, world.pictures, batch.indices, batch.passes)
+    for examples in world.pictures.training(Order(3, 4, len(world.pictures)), 0, 4, world.setup.augmentation):
+        state = step(state, frozen, examples)
         # as at the start of an epoch
-        state = state._replace(totals=meshes.place(Totals.zero(), world.setup.mesh))
+        state = state._replace(totals=meshes.place(Totals.zero(3), world.setup.mesh))
     assert digest(frozen) == before
     assert {path.split("/")[1] for path in frozen} == {"block1_conv1", "block1_conv2"}
     assert len(old) == 8
@@ -84,7 +86,7 @@ def test_what_learns_changes_and_nothing_else(world):
 
 
 def test_only_what_learns_has_optimizer_state(world):
-    learning, _ = world.frozen.split.part(world.parameters)
+    learning, *_ = world.frozen.split.part(world.parameters)
     state = world.optimizer(world.frozen).init(learning)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
     # nadam: the count, the momentum product and two means of each leaf
@@ -97,8 +99,8 @@ def test_a_step_from_features_is_a_step_from_pictures(world):
     from_features, other = world.losses(world.frozen, world.features, start=CUT)
     # The same float32 sums in another order: measured 0; the 12 terms of a loss explain 12 x 2**-24.
     np.testing.assert_allclose(from_features, from_pictures, rtol=12 * 2.0**-24)
-    assert int(state.totals.seen) == int(other.totals.seen) == 12
-    assert int(state.totals.right) == int(other.totals.right)
+    assert state.totals.seen.sum() == other.totals.seen.sum() == 12
+    assert state.totals.right.tolist() == other.totals.right.tolist()
 
 
 def test_dropout_is_a_function_of_seed_and_step(world):
@@ -115,7 +117,8 @@ def test_augmentation_is_a_function_of_seed_pass_and_picture(world):
 
     def loss(passes, step=step):
         fresh = jax.tree.map(jnp.copy, state)
-        return float(step(fresh, frozen, world.pictures, indices, np.array(passes, np.int32)).totals.loss)
+        given = Picked(world.pictures.data, indices, np.array(passes, np.int32))
+        return float(step(fresh, frozen, given).totals.loss)
 
     first = loss([0, 0, 0, 0])
     assert loss([0, 0, 0, 0]) == first
@@ -126,8 +129,8 @@ def test_augmentation_is_a_function_of_seed_pass_and_picture(world):
 def test_donation_harms_nobody(world):
     state, frozen = world.start(world.frozen)
     before = digest(world.parameters)
-    batch = training_batch(3, 0, 4, len(world.features))
-    after = world.step(world.frozen, start=CUT)(state, frozen, world.features, batch.indices, batch.passes)
+    (examples,) = world.features.training(Order(3, 4, len(world.features)), 0, 1, None)
+    after = world.step(world.frozen, start=CUT)(state, frozen, examples)
     assert all(leaf.is_deleted() for leaf in state.learning.values())  # so it was donated
     assert not any(leaf.is_deleted() for leaf in (*world.parameters.values(), *after.learning.values()))
     assert digest(world.parameters) == before
@@ -135,14 +138,57 @@ def test_donation_harms_nobody(world):
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5])
 def test_every_example_is_evaluated_once(world, n):
-    data = Resident(world.features.inputs[:n], world.features.labels[:n])
-    step = steps.eval_step(world.setup.network.model, world.setup.mesh, CUT)
+    data = ResidentFeed(Resident(world.features.data.inputs[:n], world.features.data.labels[:n]))
+    step = steps.eval_step(world.setup.network.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh))
     probabilities, measures = evaluate(step, world.parameters, data, batch=4)
-    direct = jax.nn.softmax(logits_of(world.setup.network.model, nest(world.parameters), world.pictures.inputs[:n]))
-    labels = np.asarray(data.labels)
+    pictures = world.pictures.data.inputs[:n]
+    direct = jax.nn.softmax(logits_of(world.setup.network.model, nest(world.parameters), pictures))
+    labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
     assert measures.n == len(probabilities) == n
     assert measures.accuracy == (probabilities.argmax(1) == labels).mean()
     assert measures.loss == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
     assert measure(step, world.parameters, data, batch=4) == measures
+
+
+def test_pictures_that_were_sent_make_the_step_of_those_that_were_picked(world):
+    order = Order(3, 4, len(world.pictures))
+    step, (state, frozen) = world.step(world.finetune, feed=StreamFeed(None, None)), world.start(world.finetune)
+    for number in range(3):
+        batch = order.batch(number)
+        inputs, labels = (np.asarray(part)[batch.indices] for part in world.pictures.data)
+        state = step(state, frozen, Sent(inputs, labels, batch.indices, batch.passes))
+    _, picked = world.losses(world.finetune, world.pictures)
+    assert digest(state.learning) == digest(picked.learning)
+    assert float(state.totals.loss) == float(picked.totals.loss)
+
+
+def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
+    plain, even = world.losses(world.frozen, world.features, start=CUT)
+    ones, same = world.losses(world.frozen, world.features, start=CUT, class_weights=(1.0, 1.0, 1.0))
+    assert digest(even.learning) == digest(same.learning)
+    assert plain == ones
+    weighed, other = world.losses(world.frozen, world.features, start=CUT, class_weights=(0.0, 0.0, 5.0))
+    assert weighed[0] == plain[0]  # before the first update the totals are of the same network
+    assert weighed[1] != plain[1]
+    bias = "head/predictions/bias"
+    # Only class 2 is learned: its output rises, the others fall.
+    assert np.sign(np.asarray(other.learning[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
+
+
+def test_mixed_pictures_are_learned_as_both_of_their_classes(world):
+    goals = (steps.Goal(np.array([0, 1]), np.array([0.75, 1.0])), steps.Goal(np.array([2, 0]), np.array([0.25, 0.0])))
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]], np.float32))
+    found = steps._losses(logits, goals, (1.0, 2.0, 4.0))
+    # float32 logarithms of values up to 1.4, weighed by at most 2
+    np.testing.assert_allclose(found, [-0.75 * np.log(0.5) - np.log(0.25), -2 * np.log(0.75)], atol=5e-7)
+
+
+def test_mixing_is_part_of_the_step(world):
+    mixing = replace(world.setup.augmentation, mixup=0.4)
+    mixed, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
+    again, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
+    plain, _ = world.losses(world.finetune, world.pictures, augmentation=world.setup.augmentation)
+    assert mixed == again
+    assert mixed[0] != plain[0]

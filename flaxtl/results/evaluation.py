@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from flaxtl import cache
 from flaxtl.data import manifest, sources
 from flaxtl.data.manifest import Example, Manifest
-from flaxtl.data.resident import Resident
 from flaxtl.errors import UserError
 from flaxtl.results import measures
 from flaxtl.results.trained import open_run
-from flaxtl.train import mesh as meshes
 from flaxtl.train import steps
 from flaxtl.train.evaluate import evaluate
-from flaxtl.train.inputs import decode
+from flaxtl.train.inputs import decode_examples
 
 
 def evaluate_run(workdir: Path, source: str | None, split: str, console: Console) -> dict[str, Any]:
@@ -28,11 +25,9 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
     run = open_run(workdir)
     classes = run.setup.manifest.classes
     examples = _examples(run.setup.manifest, source, split)
-    pictures = decode([Path(example.path) for example in examples], run.setup.resize, console)
-    labels = run.setup.manifest.labels(examples)
-    whole = meshes.replicated(run.setup.mesh)
-    data = Resident(jax.device_put(pictures, whole), jax.device_put(labels, whole))
-    step = steps.eval_step(run.setup.network.model, run.setup.mesh, start=None)
+    pictures = decode_examples(run.setup, examples, console)
+    labels, data = pictures.labels, pictures.feed(run.setup.mesh)
+    step = steps.eval_step(run.setup.network.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
     found = evaluate(step, run.parameters, data, run.setup.config.batch)
     trained_on = {example.sha256 for example in run.setup.manifest.of_split("train")}
     seen = sum(example.sha256 in trained_on for example in examples)
@@ -49,7 +44,6 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
         "seen_in_training": seen,
         **found.measures._asdict(),
         "errors": measures.errors(matrix),
-        "balanced_accuracy": measures.balanced_accuracy(matrix),
         "classes": list(classes),
         "confusion_matrix": matrix.tolist(),
     }
@@ -58,8 +52,7 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
 def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, ...]:
     if source is None:
         return own.of_split(split)
-    folder = sources.folder_of(source, cache.directory("data"))
-    found = manifest.gather(folder, split)
+    found = manifest.gather(sources.find(source, cache.directory("data")), split)
     strange = sorted(set(found.classes) - set(own.classes))
     if strange:
         raise UserError(

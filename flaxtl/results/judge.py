@@ -1,7 +1,5 @@
 """The end of a run: every phase on the test split, looked at once, and the answers on validation and test pictures."""
 
-import shutil
-
 import numpy as np
 from rich.console import Console
 
@@ -12,8 +10,9 @@ from flaxtl.train import rundir, steps
 from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.evaluate import Evaluation, evaluate
 from flaxtl.train.features import Inputs
+from flaxtl.train.feeds import Feed
 from flaxtl.train.groups import Flat
-from flaxtl.train.inputs import features_directory
+from flaxtl.train.inputs import tidy
 from flaxtl.train.loop import Outcome
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
@@ -33,8 +32,7 @@ def judge(outcome: Outcome, console: Console) -> None:
     )
     predictions_file.write(setup.workdir / "predictions.csv", predictions)
     rundir.note(setup.workdir, complete=True)
-    if not setup.config.features.directory:  # the run's own, of use to nothing but a resume
-        shutil.rmtree(features_directory(setup), ignore_errors=True)
+    tidy(setup)
 
 
 def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
@@ -58,10 +56,14 @@ def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
 
 def _evaluate(setup: Setup, phase: Phase, parameters: Flat, inputs: Inputs, split: str, console: Console) -> Evaluation:
     """The phase's parameters on one split, from the frozen prefix where there is one."""
-    step = steps.eval_step(setup.network.model, setup.mesh, phase.cut)
+    data = _feed(phase, parameters, inputs, split, console)
+    step = steps.eval_step(setup.network.model, setup.mesh, phase.cut, data.sharding(setup.mesh))
+    return evaluate(step, parameters, data, setup.config.batch)
+
+
+def _feed(phase: Phase, parameters: Flat, inputs: Inputs, split: str, console: Console) -> Feed:
     if phase.cut is None:
-        return evaluate(step, parameters, inputs.pictures(), setup.config.batch)
-    data = inputs.features(
+        return inputs.pictures()
+    return inputs.features(
         phase.cut, parameters, lambda title, total: advancing(console, f"{split} pictures {title}", total)
     )
-    return evaluate(step, parameters, data, setup.config.batch)

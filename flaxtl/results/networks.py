@@ -7,12 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
+from flaxtl import cache
+from flaxtl.data import sources
 from flaxtl.models import catalog, classifier
-from flaxtl.models.catalog import Architecture
+from flaxtl.models.architecture import Architecture
 from flaxtl.models.classifier import Classifier
 from flaxtl.terminal import table
 from flaxtl.train.phases import Phase, plan
-from flaxtl.train.setup import Network, manifest_of, network
+from flaxtl.train.setup import Network, network
 from flaxtl.train.table import layer_rows
 
 
@@ -73,7 +75,7 @@ def published(name: str) -> tuple[Table, str]:
 
 def of_recipe(config: Any) -> tuple[Table, str]:
     """The layers of a recipe's network with their groups and the phases in which they learn, and totals."""
-    classes = tuple(config.data.classes) or manifest_of(config).classes
+    classes = tuple(config.data.classes) or sources.find(config.data.source, cache.directory("data")).classes
     net = network(config, len(classes))
     phases = plan(config, net.model, net.layers, net.groups, sys.maxsize, net.cut_groups)
     cells = [

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from flaxtl.data.augment import augment, keys
+from flaxtl.data.apply import augment
+from flaxtl.data.augment import keys
 from flaxtl.data.decode import decode
 from flaxtl.train.setup import Setup
 

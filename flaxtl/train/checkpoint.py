@@ -1,7 +1,7 @@
 """Checkpoints by orbax, of two kinds under checkpoints/.
 
 `phases/K`  all parameters after K phases: where phase K starts; the highest is the run's result.
-`latest/S`  within a phase, after step S: what learns, the optimizer's state, the best learning parameters so far and
+`latest/S`  within a phase, after step S: what learns, the optimizer's state, what was best so far and
             the memory of early stopping. The frozen parameters are those of phases/K and are not written again.
 """
 

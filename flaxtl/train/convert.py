@@ -1,5 +1,7 @@
 """`flaxtl convert`: a weight file of any known layout, checked against its network, written as safetensors."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -10,18 +12,30 @@ from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.terminal import table
 from flaxtl.train.pretrained import expected_shapes, optional_layers
+from flaxtl.train.recolour import recoloured
 from flaxtl.weights import safetensors_file
-from flaxtl.weights.load import Loaded, load
+from flaxtl.weights.load import Loaded, load, load_timm
+from flaxtl.weights.tree import Expected
 
 
-def convert(name: str, source: Path, output: Path) -> Table:
-    """Write `source` to `output`, with the network's own top if the file holds it; returns what went where."""
+def convert(name: str, source: Path, output: Path, *, timm: bool = False) -> Table:
+    """Write `source` to `output`, with the network's own top if the file holds it; returns what went where.
+
+    With `timm` it is a file of PyTorch's, made for its preprocessing: the first layer takes on the difference.
+    """
     architecture = catalog.find(name)
+
+    def read(expected: Expected, optional: Collection[str] = frozenset()) -> Loaded:
+        if not timm:
+            return load(source, expected, optional)
+        loaded = load_timm(source, architecture.name, expected, optional)
+        return replace(loaded, tree=recoloured(loaded.tree, "torch", architecture.preprocessing))
+
     whole = Classifier(architecture)
     base = Classifier(architecture, Head(classes=1, pooling="global_average", units=()))
-    loaded = load(source, expected_shapes(base), optional_layers(architecture))
+    loaded = read(expected_shapes(base), optional_layers(architecture))
     if any(row.fate == "skipped" for row in loaded.rows):
-        loaded = load(source, expected_shapes(whole))
+        loaded = read(expected_shapes(whole))
     _write(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.licence})
     columns = ("layer", "weight", "shape", "in the file as", "type")
     cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]

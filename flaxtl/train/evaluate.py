@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.resident import Resident, evaluation_batches
+from flaxtl.train.feeds import Feed
 from flaxtl.train.groups import Flat
 from flaxtl.train.metrics import Measures, Totals, divide
 from flaxtl.train.steps import EvalStep
@@ -18,19 +18,23 @@ class Evaluation(NamedTuple):
     measures: Measures
 
 
-def evaluate(step: EvalStep, parameters: Flat, data: Resident, batch: int) -> Evaluation:
-    """Probabilities of every example, with loss and accuracy."""
-    totals, parts = Totals.zero(), []
-    for indices, real in evaluation_batches(len(data), batch):
-        probabilities, counted = step(parameters, data, indices, real)
+def evaluate(step: EvalStep, parameters: Flat, data: Feed, batch: int) -> Evaluation:
+    """Probabilities of every example, with what they come to."""
+    counted: list[Totals] = []
+    parts = []
+    for examples, real in data.evaluation(batch):
+        probabilities, totals = step(parameters, examples, real)
         parts.append(np.asarray(probabilities)[real])
-        totals = totals + counted
-    return Evaluation(np.concatenate(parts), divide(totals))
+        counted.append(totals)
+    return Evaluation(np.concatenate(parts), divide(_sum(counted)))
 
 
-def measure(step: EvalStep, parameters: Flat, data: Resident, batch: int) -> Measures:
-    """Loss and accuracy alone: nothing but the sums leaves the device, and those once."""
-    totals = Totals.zero()
-    for indices, real in evaluation_batches(len(data), batch):
-        totals = totals + step(parameters, data, indices, real)[1]
-    return divide(totals)
+def measure(step: EvalStep, parameters: Flat, data: Feed, batch: int) -> Measures:
+    """Loss and accuracies alone: nothing but the sums leaves the device, and those once."""
+    return divide(_sum([step(parameters, examples, real)[1] for examples, real in data.evaluation(batch)]))
+
+
+def _sum(counted: list[Totals]) -> Totals:
+    """In the order of the batches."""
+    first, *rest = counted
+    return sum(rest, start=first)

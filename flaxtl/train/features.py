@@ -8,7 +8,6 @@ weights, the cut and the precision. A resumed run, or one that shares the direct
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,16 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl import __version__, files
-from flaxtl.data.resident import Resident, evaluation_batches
+from flaxtl.data.order import evaluation_batches
+from flaxtl.data.resident import Resident
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier, forward
-from flaxtl.models.net import Layer
+from flaxtl.models.trace import Layer
 from flaxtl.train import mesh as meshes
+from flaxtl.train.feeds import Feed, ResidentFeed
 from flaxtl.train.groups import Flat, nest
+from flaxtl.train.pictures import Pictures
 
-Pixels = npt.NDArray[np.uint8]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Title and total -> a progress bar; entering it gives the function that advances it."""
 
@@ -51,36 +52,28 @@ class Inputs:
         model: Classifier,
         layers: Sequence[Layer],
         mesh: Mesh,
-        pictures: Pixels,
-        labels: npt.NDArray[np.int32],
+        pictures: Pictures,
         cuts: Sequence[str],
         directory: Path,
         batch: int,
     ) -> None:
-        """`pictures` is uint8 [n, height, width, 3], `labels` int32 [n]; files go to `directory`."""
+        """Files go to `directory`."""
         self._model, self._mesh, self._batch, self._directory = model, mesh, batch, directory
         self._order = [layer.name for layer in layers if layer.section == "backbone"]
         self._cuts = sorted(set(cuts), key=self._order.index)
         self._pictures = pictures
-        self._labels = jax.device_put(labels, meshes.replicated(mesh))
+        self._labels = jax.device_put(pictures.labels, meshes.replicated(mesh))
         self._held: dict[str, jax.Array] = {}
-        self._on_device: jax.Array | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self._pictures)
 
-    @cached_property
-    def _pixels(self) -> str:
-        return f"{self._pictures.shape} {hashlib.sha256(np.ascontiguousarray(self._pictures).data).hexdigest()}"
+    def pictures(self) -> Feed:
+        """The pictures themselves."""
+        return self._pictures.feed(self._mesh)
 
-    def pictures(self) -> Resident:
-        """The pictures themselves, on the device."""
-        if self._on_device is None:
-            self._on_device = jax.device_put(self._pictures, meshes.replicated(self._mesh))
-        return Resident(self._on_device, self._labels)
-
-    def features(self, cut: str, parameters: Flat, progress: Bar) -> Resident:
+    def features(self, cut: str, parameters: Flat, progress: Bar) -> ResidentFeed:
         """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand."""
         digests = digest({path: value for path, value in parameters.items() if path.startswith("backbone/")})
         keys = {name: self._key(name, digests) for name in self._cuts}
@@ -90,13 +83,20 @@ class Inputs:
         if keys[cut] not in self._held:
             with progress(f"up to {cut}", len(self)) as advance:
                 self._compute(keys, parameters, advance)
-        return Resident(self._held[keys[cut]], self._labels)
+        return ResidentFeed(Resident(self._held[keys[cut]], self._labels))
 
     def _key(self, cut: str, digests: Mapping[str, str]) -> str:
         """Names everything that the outputs of `cut` depend on."""
         below = set(self._order[: self._order.index(cut) + 1])
         model = self._model
-        parts = [__version__, jax.default_backend(), self._pixels, model.architecture.name, str(model.dtype), cut]
+        parts = [
+            __version__,
+            jax.default_backend(),
+            self._pictures.digest,
+            model.architecture.name,
+            str(model.dtype),
+            cut,
+        ]
         parts += sorted(f"{path}={value}" for path, value in digests.items() if path.split("/")[1] in below)
         return f"{cut}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
@@ -129,7 +129,7 @@ class Inputs:
         first = 0
         for indices, real in evaluation_batches(len(self), self._batch):
             last = first + int(real.sum())
-            for cut, value in compiled(parameters, self._pictures[indices]).items():
+            for cut, value in compiled(parameters, self._pictures.read(indices)).items():
                 output = outputs.setdefault(cut, np.empty((len(self), *value.shape[1:]), value.dtype))
                 output[first:last] = np.asarray(value)[real]
             advance(last - first)

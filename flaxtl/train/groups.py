@@ -6,11 +6,12 @@ Parameters are held flat, by path: 'backbone/block5_conv3/kernel'.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 
 from flaxtl.errors import UserError, unknown
+from flaxtl.models.classifier import STATISTICS
 
 Flat = dict[str, jax.Array]
 Rule = tuple[str, str]
@@ -65,6 +66,19 @@ def assign(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
     return groups
 
 
+def is_statistic(path: str) -> bool:
+    """Whether `path` is a batch norm's running mean or variance, which no gradient moves."""
+    return path.rsplit("/", 1)[1] in STATISTICS
+
+
+class Parts(NamedTuple, Generic[Leaf]):
+    """The parameters of one phase, by path, in three."""
+
+    learning: dict[str, Leaf]
+    statistics: dict[str, Leaf]
+    frozen: dict[str, Leaf]
+
+
 @dataclass(frozen=True)
 class Split:
     """Which group every parameter belongs to in one phase, and at which rate each group learns (0.0: frozen)."""
@@ -72,15 +86,21 @@ class Split:
     groups: Mapping[str, str]
     rates: Mapping[str, float]
 
-    def learns(self, path: str) -> bool:
-        """Whether the parameter at `path` learns."""
+    def moves(self, path: str) -> bool:
+        """Whether the phase changes what is at `path`: it learns, or is a statistic of a layer that learns."""
         return self.rates[self.groups[path]] > 0
 
-    def part(self, parameters: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
-        """(learning, frozen) parameters."""
-        learning = {path: value for path, value in parameters.items() if self.learns(path)}
-        frozen = {path: value for path, value in parameters.items() if not self.learns(path)}
-        return learning, frozen
+    def learns(self, path: str) -> bool:
+        """Whether gradients change what is at `path`."""
+        return self.moves(path) and not is_statistic(path)
+
+    def part(self, parameters: Mapping[str, Leaf]) -> Parts[Leaf]:
+        """What learns, the statistics that move with it, and what is frozen."""
+        return Parts(
+            {path: value for path, value in parameters.items() if self.learns(path)},
+            {path: value for path, value in parameters.items() if self.moves(path) and is_statistic(path)},
+            {path: value for path, value in parameters.items() if not self.moves(path)},
+        )
 
     def labels(self, parameters: Mapping[str, Leaf]) -> dict[str, str]:
         """path -> group, for the tree that optax.multi_transform is given."""

@@ -1,36 +1,164 @@
-"""The splits of a manifest as decoded pictures."""
+"""The splits of a manifest as decoded pictures, in memory or in a file."""
 
-from collections.abc import Sequence
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from flaxtl.data.decode import Resize, decode_all
+from flaxtl import __version__
+from flaxtl.data import pipeline, store
+from flaxtl.data.decode import Resize, Rows, decode_into, refuse
 from flaxtl.data.manifest import Example
+from flaxtl.data.store import Store
 from flaxtl.terminal import bar
-from flaxtl.train.features import Inputs, Pixels
-from flaxtl.train.setup import Setup
+from flaxtl.train import mesh as meshes
+from flaxtl.train.features import Inputs
+from flaxtl.train.pictures import Held, Pictures, Pixels, Stored
+from flaxtl.train.setup import Setup, prepare
+
+_LISTED = 10  # left-out pictures that are named on the console; summary.json names all
 
 
-def decode_splits(setup: Setup, splits: Sequence[str], console: Console) -> dict[str, Inputs]:
-    """split -> its pictures, decoded; one error lists every picture, of all splits, that cannot be."""
-    examples = {split: setup.manifest.of_split(split) for split in splits}
-    paths = [Path(example.path) for split in splits for example in examples[split]]
-    pictures = decode(paths, setup.resize, console)
-    ends = np.cumsum([len(examples[split]) for split in splits])
-    parts = np.split(pictures, ends[:-1])
-    return {split: _inputs(setup, split, examples[split], part) for split, part in zip(splits, parts, strict=True)}
+class Inventory(NamedTuple):
+    """A setup whose manifest lists readable pictures only, these by split, and path -> reason of those left out."""
+
+    setup: Setup
+    inputs: dict[str, Inputs]
+    skipped: dict[str, str]
 
 
-def decode(paths: Sequence[Path], resize: Resize, console: Console) -> Pixels:
-    """uint8 [n, height, width, 3] under a progress bar."""
+def decode_splits(setup: Setup, splits: Sequence[str], console: Console, *, may_skip: bool) -> Inventory:
+    """Decode every picture of `splits`.
+
+    One error lists every picture, of all splits, that cannot be read; unless the recipe says that they be skipped and
+    it `may_skip`: then they leave the manifest, before any step is made.
+    """
+    examples = [example for split in splits for example in setup.manifest.of_split(split)]
+    decoded, bad = _decode(setup, examples, console, skip=may_skip and setup.config.data.on_error == "skip")
+    skipped = {examples[index].path: reason for index, reason in bad.items()}
+    if skipped:
+        _tell(skipped, len(examples), console)
+        setup = prepare(setup.config, setup.workdir, setup.manifest.without(skipped))
+    inputs, first = {}, 0
+    for split in splits:
+        members = setup.manifest.of_split(split)
+        part = slice(first, first + len(members))
+        inputs[split] = _inputs(setup, split, _pictures(setup, members, decoded, part))
+        first = part.stop
+    return Inventory(setup, inputs, skipped)
+
+
+def decode_examples(setup: Setup, examples: Sequence[Example], console: Console) -> Pictures:
+    """Decode pictures that need not be the run's own; one error lists those that cannot be read."""
+    decoded, _ = _decode(setup, examples, console, skip=False)
+    return _pictures(setup, examples, decoded, slice(None))
+
+
+def features_directory(setup: Setup) -> Path:
+    """Where the outputs of frozen layers are kept: the recipe's folder, or one in the run directory."""
+    return Path(setup.config.features.directory or setup.workdir / "features")
+
+
+def tidy(setup: Setup) -> None:
+    """Remove what only a resume could use: decoded pictures, and features that are the run's own."""
+    shutil.rmtree(_store_directory(setup), ignore_errors=True)
+    if not setup.config.features.directory:
+        shutil.rmtree(features_directory(setup), ignore_errors=True)
+
+
+def _store_directory(setup: Setup) -> Path:
+    return setup.workdir / "pictures"
+
+
+def _tell(skipped: Mapping[str, str], n: int, console: Console) -> None:
+    named = ", ".join(f"{path} ({reason})" for path, reason in list(skipped.items())[:_LISTED])
+    more = f" and {len(skipped) - _LISTED} more (all in summary.json)" if len(skipped) > _LISTED else ""
+    console.print(
+        f"{len(skipped)} of {n} pictures cannot be read and are left out: {named}{more}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _decode(
+    setup: Setup, examples: Sequence[Example], console: Console, *, skip: bool
+) -> tuple[Pixels | Store, dict[int, str]]:
+    """The readable pictures in their order, and why the others, by index, are not; these are an error unless `skip`."""
+    n, height, width = len(examples), setup.resize.height, setup.resize.width
+    way = setup.config.data.pipeline
+    if way == "auto":
+        way, why = pipeline.choose(3 * n * height * width, *meshes.memory(setup.mesh))
+        console.print(why, highlight=False, markup=False, soft_wrap=True)
+    if way == "stream":
+        return _decode_to_file(setup, examples, console, skip=skip)
+    pixels: Pixels = np.empty((n, height, width, 3), np.uint8)
+    bad = _fill(pixels, setup, examples, console, skip=skip)
+    return (np.delete(pixels, list(bad), axis=0) if bad else pixels), bad
+
+
+def _decode_to_file(
+    setup: Setup, examples: Sequence[Example], console: Console, *, skip: bool
+) -> tuple[Store, dict[int, str]]:
+    """As `_decode`; the file is named after its pictures, and read again by a resumed run."""
+    if (kept := _stored(setup, examples)) is not None:
+        return kept, {}
+    shutil.rmtree(_store_directory(setup), ignore_errors=True)  # pictures of another manifest
+    with _new_store(setup, examples) as fresh:
+        bad = _fill(fresh, setup, examples, console, skip=skip)
+        readable = [example for index, example in enumerate(examples) if index not in bad]
+        if bad:
+            with _new_store(setup, readable) as compact:
+                for new, old in enumerate(np.delete(np.arange(len(examples)), list(bad))):
+                    compact[new] = fresh.read([old])[0]
+    if bad:
+        _file(setup, examples).unlink()
+    found = _stored(setup, readable)
+    assert found is not None, "it was just written"
+    return found, bad
+
+
+def _fill(rows: Rows, setup: Setup, examples: Sequence[Example], console: Console, *, skip: bool) -> dict[int, str]:
+    paths = [Path(example.path) for example in examples]
     with bar(console) as progress:
         task = progress.add_task("decoding pictures", total=len(paths))
-        return decode_all(paths, resize, lambda done: progress.update(task, completed=done))
+        bad = decode_into(rows, paths, setup.resize, lambda done: progress.update(task, completed=done))
+    if not skip:
+        refuse(paths, bad)
+    return bad
 
 
-def _inputs(setup: Setup, split: str, examples: Sequence[Example], pictures: Pixels) -> Inputs:
+def _stored(setup: Setup, examples: Sequence[Example]) -> Store | None:
+    return store.load(_file(setup, examples), len(examples), setup.resize.height, setup.resize.width)
+
+
+def _new_store(setup: Setup, examples: Sequence[Example]) -> AbstractContextManager[Store]:
+    return store.create(_file(setup, examples), len(examples), setup.resize.height, setup.resize.width)
+
+
+def _file(setup: Setup, examples: Sequence[Example]) -> Path:
+    return _store_directory(setup) / f"{_digest(setup.resize, examples)[:20]}.u8"
+
+
+def _digest(resize: Resize, examples: Sequence[Example]) -> str:
+    """Tells the decoded pictures of these files from all others."""
+    parts = [__version__, str(resize), *(example.sha256 for example in examples)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _pictures(setup: Setup, examples: Sequence[Example], decoded: Pixels | Store, part: slice) -> Pictures:
+    labels = setup.manifest.labels(examples)
+    if isinstance(decoded, Store):
+        return Stored(decoded.part(part), labels, _digest(setup.resize, examples))
+    return Held(decoded[part], labels)
+
+
+def _inputs(setup: Setup, split: str, pictures: Pictures) -> Inputs:
     """Training pictures are needed from the cuts of phases without augmentation; the others from every cut."""
     phases = [phase for phase in setup.phases if not (split == "train" and phase.augment)]
     return Inputs(
@@ -38,13 +166,7 @@ def _inputs(setup: Setup, split: str, examples: Sequence[Example], pictures: Pix
         layers=setup.network.layers,
         mesh=setup.mesh,
         pictures=pictures,
-        labels=setup.manifest.labels(examples),
         cuts=[phase.cut for phase in phases if phase.cut],
         directory=features_directory(setup),
         batch=setup.config.batch,
     )
-
-
-def features_directory(setup: Setup) -> Path:
-    """Where the outputs of frozen layers are kept: the recipe's folder, or one in the run directory."""
-    return Path(setup.config.features.directory or setup.workdir / "features")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from flaxtl import recipe
 from flaxtl.data.manifest import Manifest
+from flaxtl.errors import UserError
 from flaxtl.train import mesh as meshes
 from flaxtl.train import pretrained, rundir
 from flaxtl.train.checkpoint import Checkpoints
@@ -34,9 +36,22 @@ def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome
     """Run the recipe's phases in `workdir`, going on from its last checkpoint if there is one.
 
     Returns None, having said so, for a run that was trained and judged before.
+    """
+    is_new = not workdir.exists()
+    try:
+        return _train(config, workdir, console, command)
+    except UserError:
+        if is_new:
+            with suppress(OSError):  # of a run that was refused there is nothing in it
+                workdir.rmdir()
+        raise
 
-    DO NOT change the order: whatever can be wrong with the user's input is found before anything is computed, and
-    nothing is written before all of it is right.
+
+def _train(config: Any, workdir: Path, console: Console, command: str) -> Outcome | None:
+    """DO NOT change the order.
+
+    Whatever can be wrong with the user's input is found before anything is computed, and nothing is written before all
+    of it is right.
     """
     started = time.monotonic()
     # 1. The run directory: new, or of this same recipe.
@@ -49,7 +64,7 @@ def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome
             )
             return None
     # 2. Which pictures: the manifest is made once and then belongs to the run.
-    manifest = Manifest.read(workdir / "manifest.csv") if resumes else manifest_of(config)
+    manifest = Manifest.read(workdir / "manifest.csv") if resumes else manifest_of(config, console)
     # 3. Every setting of the recipe.
     setup = prepare(config, workdir, manifest)
     meshes.check_batch(jax.device_count(), config.batch)
@@ -58,10 +73,10 @@ def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome
         done = checkpoints.phases_done() if resumes else None
         start = None if done is not None else pretrained.parameters(config, setup.network, _sayer(console))
         # 5. Every picture of every split.
-        inputs = decode_splits(setup, manifest.splits, console)
+        setup, inputs, skipped = decode_splits(setup, manifest.splits, console, may_skip=not resumes)
         # 6. From here on things are written.
         if start is not None:
-            parameters = _begin(setup, start, checkpoints, command)
+            parameters = _begin(setup, start, checkpoints, command, skipped)
         else:
             parameters = checkpoints.restore_phase(done or 0, setup.abstract_parameters())
         # 7. What learns, said before it does.
@@ -81,12 +96,14 @@ def _sayer(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(text, highlight=False, markup=False)
 
 
-def _begin(setup: Setup, start: Start, checkpoints: Checkpoints, command: str) -> Flat:
+def _begin(setup: Setup, start: Start, checkpoints: Checkpoints, command: str, skipped: Mapping[str, str]) -> Flat:
     """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
     config, workdir = setup.config, setup.workdir
     rows = layer_rows(setup.network, setup.phases, start.origin)
     rundir.create(workdir, recipe.to_json(config), setup.manifest, rows)
-    rundir.note(workdir, command=command, weights={"path": config.weights.path, "origin": start.origin})
+    rundir.note(
+        workdir, command=command, weights={"path": config.weights.path, "origin": start.origin}, skipped=dict(skipped)
+    )
     parameters = meshes.place(start.parameters, setup.mesh)
     checkpoints.save_phase(0, parameters)
     return parameters

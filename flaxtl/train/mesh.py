@@ -1,5 +1,6 @@
 """The devices as a one-dimensional mesh: batches are split over it, everything else is on every device."""
 
+import os
 from typing import TypeVar
 
 import jax
@@ -30,6 +31,14 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
     """Fresh copies of a tree's arrays on every device: donating them harms no other holder."""
     placed: Tree = jax.tree.map(lambda leaf: jax.device_put(leaf, replicated(mesh), may_alias=False), tree)
     return placed
+
+
+def memory(mesh: Mesh) -> tuple[int, str]:
+    """How many bytes arrays on every device may take at most, and a name for where they lie."""
+    statistics = mesh.devices.flat[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"], "each device's memory"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
 
 
 def check_batch(devices: int, batch: int) -> None:

@@ -4,19 +4,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Totals(NamedTuple):
-    """Sums over examples: cross-entropy (nats, float32), right answers and examples (int32)."""
+    """Sums over examples: cross-entropy (nats, float32 []), right answers and examples by class (int32 [classes])."""
 
     loss: jax.Array
     right: jax.Array
     seen: jax.Array
 
     @staticmethod
-    def zero() -> "Totals":
+    def zero(classes: int) -> "Totals":
         """Nothing counted yet."""
-        return Totals(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return Totals(jnp.zeros(()), jnp.zeros(classes, jnp.int32), jnp.zeros(classes, jnp.int32))
 
     def __add__(self, other: "Totals") -> "Totals":  # type: ignore[override]
         """Sums of both."""
@@ -24,10 +25,14 @@ class Totals(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What the totals come to: mean loss (nats), accuracy (0..1) and the number of examples."""
+    """What the totals come to: mean loss (nats), accuracy and balanced accuracy (0..1), the number of examples.
+
+    Balanced accuracy is the mean over the classes that occur of the share of their examples that were answered right.
+    """
 
     loss: float
     accuracy: float
+    balanced_accuracy: float
     n: int
 
 
@@ -37,15 +42,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
 
 
-def total(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Totals:
-    """Totals of a batch; `weights` [batch] is True for real examples and False for padding."""
-    right = (logits.argmax(-1) == labels) & weights
-    losses = jnp.where(weights, cross_entropy(logits, labels), 0.0)
-    return Totals(losses.sum(), right.sum(dtype=jnp.int32), weights.sum(dtype=jnp.int32))
+def total(logits: jax.Array, labels: jax.Array, real: jax.Array, losses: jax.Array | None = None) -> Totals:
+    """Totals of a batch; `real` [batch] is False for padding.
+
+    `losses` [batch] stand for the cross-entropy where an example's loss is another, as that of mixed pictures is.
+    """
+    classes = logits.shape[-1]
+    losses = cross_entropy(logits, labels) if losses is None else losses
+    right = (logits.argmax(-1) == labels) & real
+
+    def by_class(counted: jax.Array) -> jax.Array:
+        return jnp.zeros(classes, jnp.int32).at[labels].add(counted.astype(jnp.int32))
+
+    return Totals(jnp.where(real, losses, 0.0).sum(), by_class(right), by_class(real))
 
 
 def divide(totals: Totals) -> Measures:
     """The totals, fetched from the device and divided."""
     loss, right, seen = jax.device_get(totals)
-    n = int(seen)
-    return Measures(float(loss) / n, int(right) / n, n)
+    n = int(seen.sum())
+    occurs = seen > 0
+    balanced = np.mean(right[occurs] / seen[occurs])
+    return Measures(float(loss) / n, int(right.sum()) / n, float(balanced), n)

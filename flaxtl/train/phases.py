@@ -10,12 +10,18 @@ import jax.numpy as jnp
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
-from flaxtl.models.net import Layer
+from flaxtl.models.trace import Layer
 from flaxtl.train import groups
 from flaxtl.train.groups import Split
 from flaxtl.train.optim import SCHEDULES, factory
 
-HIGHER_IS_BETTER = {"validation_loss": False, "validation_accuracy": True, "train_loss": False, "train_accuracy": True}
+HIGHER_IS_BETTER = {
+    "validation_loss": False,
+    "validation_accuracy": True,
+    "validation_balanced_accuracy": True,
+    "train_loss": False,
+    "train_accuracy": True,
+}
 
 CACHE_BYTES = 8 * 2**30
 """How large the outputs of a frozen prefix may be: they lie in device memory, beside the pictures."""

@@ -1,6 +1,6 @@
 """The first parameters of a run: a pretrained base, checked leaf by leaf, under a fresh head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flaxtl import weights
 from flaxtl.models import classifier
-from flaxtl.models.catalog import Architecture
+from flaxtl.models.architecture import Architecture
 from flaxtl.models.classifier import Classifier
 from flaxtl.train import groups
 from flaxtl.train.groups import Flat
@@ -47,7 +47,7 @@ def load_base(model: Classifier, request: str, say: Callable[[str], None]) -> Lo
     architecture = model.architecture
     base = architecture.file_base if model.head is not None else architecture.file_with_top
     builtin = BUILTIN / architecture.builtin_base if model.head is not None and architecture.builtin_base else None
-    located = fetch.locate(request, filename=base.name, url=base.url, md5=base.md5, builtin=builtin, say=say)
+    located = fetch.locate(request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say)
     loaded = load(located.path, expected_shapes(model), optional_layers(architecture))
     return replace(loaded, origin=f"{located.path.name} ({located.origin})")
 
@@ -58,6 +58,6 @@ def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:
     return classifier.shapes(model, size, size)["backbone"]
 
 
-def optional_layers(architecture: Architecture) -> frozenset[str]:
-    """Every layer of the whole published network: a file may hold more of them than a base needs."""
-    return frozenset(expected_shapes(Classifier(architecture)))
+def optional_layers(architecture: Architecture) -> KeysView[str]:
+    """Every layer of the whole published network, in Keras' order: a file may hold more of them than a base needs."""
+    return expected_shapes(Classifier(architecture)).keys()

@@ -2,19 +2,22 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flaxtl.data.resident import Resident, training_batch
+from flaxtl.data.augment import Augmentation
 from flaxtl.errors import UserError
 from flaxtl.train import mesh as meshes
 from flaxtl.train import rundir, steps
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.evaluate import measure
 from flaxtl.train.features import Inputs, digest
+from flaxtl.train.feeds import Examples, Feed
 from flaxtl.train.groups import Flat
 from flaxtl.train.log import Log
 from flaxtl.train.metrics import Measures, Totals, divide
@@ -38,8 +41,9 @@ class Leg(NamedTuple):
 
     phase: Phase
     frozen: Flat
-    data: Resident
-    validation: Resident
+    data: Feed
+    validation: Feed
+    augmentation: Augmentation | None
     train_step: TrainStep
     eval_step: EvalStep
 
@@ -47,20 +51,21 @@ class Leg(NamedTuple):
 def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     """Train one phase, prove its freeze, keep the result. Returns the parameters after it."""
     started = time.monotonic()
-    learning, frozen = phase.split.part(parameters)
+    learning, statistics, frozen = phase.split.part(parameters)
     before = digest(frozen)
     transformation = optimizer(run.setup.config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
     leg = _leg(run, phase, parameters, frozen, transformation)
     featured = time.monotonic()
 
-    state = State(jnp.int32(phase.first_step), learning, transformation.init(learning), Totals.zero())
+    totals = Totals.zero(len(run.setup.manifest.classes))
+    state = State(jnp.int32(phase.first_step), learning, statistics, transformation.init(learning), totals)
     mesh = run.setup.mesh
-    fresh = Progress(meshes.place(state, mesh), meshes.place(learning, mesh), Memory(0, None, 0))
+    fresh = Progress(meshes.place(state, mesh), meshes.place(learning | statistics, mesh), Memory(0, None, 0))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, fresh) or fresh
     earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
     progress = _epochs(run, leg, progress)
 
-    ended = {**frozen, **(progress.best if phase.patience else progress.state.learning)}
+    ended = frozen | (progress.best if phase.patience else progress.state.moved)
     unchanged = _prove_freeze(phase, before, frozen, ended)
     wall = earlier + time.monotonic() - started
     _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
@@ -72,24 +77,23 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
 def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation: Any) -> Leg:
     setup = run.setup
     start = None if phase.augment else phase.cut
-    return Leg(
-        phase,
-        frozen,
-        _data(run, "train", start, parameters),
-        _data(run, "validation", phase.cut, parameters),
-        steps.train_step(
-            setup.network.model,
-            transformation,
-            setup.mesh,
-            setup.config.seed,
-            start,
-            setup.augmentation if phase.augment else None,
-        ),
-        steps.eval_step(setup.network.model, setup.mesh, phase.cut),
+    data, validation = _data(run, "train", start, parameters), _data(run, "validation", phase.cut, parameters)
+    augmentation = setup.augmentation if phase.augment else None
+    train_step = steps.train_step(
+        setup.network.model,
+        transformation,
+        setup.mesh,
+        setup.config.seed,
+        data.sharding(setup.mesh),
+        start=start,
+        augmentation=augmentation,
+        class_weights=setup.class_weights,
     )
+    eval_step = steps.eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
+    return Leg(phase, frozen, data, validation, augmentation, train_step, eval_step)
 
 
-def _data(run: Run, split: str, cut: str | None, parameters: Flat) -> Resident:
+def _data(run: Run, split: str, cut: str | None, parameters: Flat) -> Feed:
     """The split's pictures, or with a cut what the frozen prefix makes of them."""
     inputs = run.inputs[split]
     if cut is None:
@@ -102,9 +106,14 @@ def _epochs(run: Run, leg: Leg, progress: Progress) -> Progress:
     phase = leg.phase
     _continue_log(run, phase, progress)
     saved = time.monotonic()
-    with run.log.phase(phase.name, phase.epochs, progress.memory.epoch) as report:
+    first = phase.first_step + progress.memory.epoch * phase.steps_per_epoch
+    order = run.setup.order()
+    with (
+        run.log.phase(phase.name, phase.epochs, progress.memory.epoch) as report,
+        closing(leg.data.training(order, first, phase.last_step, leg.augmentation)) as examples,
+    ):
         while progress.memory.epoch < phase.epochs and not _exhausted(phase, progress.memory):
-            progress, row = _epoch(run, leg, progress)
+            progress, row = _epoch(run, leg, progress, islice(examples, phase.steps_per_epoch))
             report(row)
             if time.monotonic() - saved > run.setup.config.checkpoint.every_seconds:
                 run.checkpoints.save_latest(int(progress.state.step), progress)
@@ -128,18 +137,18 @@ def _exhausted(phase: Phase, memory: Memory) -> bool:
     return bool(phase.patience) and memory.epoch - memory.best_epoch >= phase.patience
 
 
-def _epoch(run: Run, leg: Leg, progress: Progress) -> tuple[Progress, dict[str, Any]]:
+def _epoch(run: Run, leg: Leg, progress: Progress, examples: Iterable[Examples]) -> tuple[Progress, dict[str, Any]]:
     """Steps, then one fetch of their totals, then validation. Returns the row for metrics.jsonl."""
     started = time.monotonic()
     phase, config = leg.phase, run.setup.config
     epoch = progress.memory.epoch + 1
     first = phase.first_step + progress.memory.epoch * phase.steps_per_epoch
-    state = progress.state._replace(totals=meshes.place(Totals.zero(), run.setup.mesh))
-    for step in range(first, first + phase.steps_per_epoch):
-        batch = training_batch(config.seed, step, config.batch, len(leg.data))
-        state = leg.train_step(state, leg.frozen, leg.data, batch.indices, batch.passes)
+    zero = Totals.zero(len(run.setup.manifest.classes))
+    state = progress.state._replace(totals=meshes.place(zero, run.setup.mesh))
+    for given in examples:
+        state = leg.train_step(state, leg.frozen, given)
     trained = divide(state.totals)
-    validated = measure(leg.eval_step, {**leg.frozen, **state.learning}, leg.validation, config.batch)
+    validated = measure(leg.eval_step, leg.frozen | state.moved, leg.validation, config.batch)
     for measures in (trained, validated):
         _check_finite(phase, epoch, first, measures)
     row: dict[str, Any] = {
@@ -150,12 +159,13 @@ def _epoch(run: Run, leg: Leg, progress: Progress) -> tuple[Progress, dict[str, 
         "train_accuracy": trained.accuracy,
         "validation_loss": validated.loss,
         "validation_accuracy": validated.accuracy,
+        "validation_balanced_accuracy": validated.balanced_accuracy,
         "seconds": time.monotonic() - started,
     }
     value = float(row[phase.metric])
     if phase.better(value, progress.memory.best_value):
         # A copy: the next step is given the state's own buffers and overwrites them.
-        return Progress(state, jax.tree.map(jnp.copy, state.learning), Memory(epoch, value, epoch)), row
+        return Progress(state, jax.tree.map(jnp.copy, state.moved), Memory(epoch, value, epoch)), row
     return Progress(state, progress.best, progress.memory._replace(epoch=epoch)), row
 
 

@@ -9,20 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from rich.console import Console
 
 from flaxtl import cache
 from flaxtl.data import sources
 from flaxtl.data.augment import Augmentation
 from flaxtl.data.decode import Resize
 from flaxtl.data.manifest import Manifest, build
+from flaxtl.data.order import Order
 from flaxtl.errors import UserError, unknown
 from flaxtl.models import catalog, classifier
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
-from flaxtl.models.net import Layer
+from flaxtl.models.trace import Layer
+from flaxtl.terminal import advancing
 from flaxtl.train import groups
 from flaxtl.train import mesh as meshes
+from flaxtl.train.balance import class_weights
 from flaxtl.train.phases import Phase, plan
+
+CHOICES = {
+    "sampling": ("shuffled", "balanced"),
+    "on_error": ("fail", "skip"),
+    "pipeline": ("auto", "resident", "stream"),
+}
+"""Settings under data that are one of a few words."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -53,7 +64,14 @@ class Setup:
     phases: tuple[Phase, ...]
     resize: Resize
     augmentation: Augmentation
+    class_weights: tuple[float, ...] | None
     mesh: Mesh
+
+    def order(self) -> Order:
+        """In which order the training pictures are seen."""
+        labels = self.manifest.labels(self.manifest.of_split("train"))
+        balanced = labels if self.config.data.sampling == "balanced" else None
+        return Order(self.config.seed, self.config.batch, len(labels), balanced)
 
     def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and sharding of every parameter by path: what a checkpoint is restored by."""
@@ -83,26 +101,40 @@ def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
     """Check every setting of the recipe and put the parts together."""
     net = network(config, len(manifest.classes))
     data = config.data
+    for key, known in CHOICES.items():
+        if data[key] not in known:
+            raise unknown(f"data.{key}", data[key], known)
+    train = manifest.of_split("train")
     return Setup(
         config=config,
         workdir=workdir,
         manifest=manifest,
         network=net,
-        phases=plan(config, net.model, net.layers, net.groups, len(manifest.of_split("train")), net.cut_groups),
+        phases=plan(config, net.model, net.layers, net.groups, len(train), net.cut_groups),
         resize=Resize(data.height, data.width, data.resize, data.filter),
         augmentation=Augmentation(**config.augmentation.to_dict()),
+        class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
         mesh=meshes.make(config.batch),
     )
 
 
-def manifest_of(config: Any) -> Manifest:
+def manifest_of(config: Any, console: Console) -> Manifest:
     """Find the recipe's pictures and split them; other classes than the recipe expects are an error."""
-    folder = sources.folder_of(config.data.source, cache.directory("data"))
-    manifest = build(folder, config.data.fractions.to_dict(), config.seed)
-    expected = tuple(config.data.classes)
-    if expected and expected != manifest.classes:
+    data = config.data
+    listing = sources.find(data.source, cache.directory("data"))
+    expected = tuple(data.classes)
+    if expected and expected != listing.classes:
         raise UserError(
-            f"{config.data.source} holds the classes {', '.join(manifest.classes)}, but the recipe expects "
+            f"{data.source} holds the classes {', '.join(listing.classes)}, but the recipe expects "
             f"{', '.join(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
         )
-    return manifest
+    with advancing(console, "looking for duplicates", len(listing.found)) as advance:
+        return build(
+            listing,
+            data.fractions.to_dict(),
+            config.seed,
+            near_duplicates=data.near_duplicates,
+            allow_leaks=data.allow_leaks,
+            warn=lambda sentence: console.print(sentence, highlight=False, markup=False, soft_wrap=True),
+            on_progress=lambda done: advance(1),
+        )

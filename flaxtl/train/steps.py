@@ -11,11 +11,12 @@ import numpy.typing as npt
 import optax
 from jax.sharding import Mesh
 
-from flaxtl.data.augment import Augmentation, augment, keys
-from flaxtl.data.resident import Indices, Resident
-from flaxtl.models.classifier import Classifier, logits_of
+from flaxtl.data.augment import Augmentation, keys
+from flaxtl.data.mix import mix
+from flaxtl.models.classifier import Classifier, forward, logits_of
 from flaxtl.train import mesh as meshes
-from flaxtl.train.groups import Flat, nest
+from flaxtl.train.feeds import Examples
+from flaxtl.train.groups import Flat, flatten, nest
 from flaxtl.train.metrics import Totals, cross_entropy, total
 
 DROPOUT_STREAM = 1
@@ -23,16 +24,33 @@ DROPOUT_STREAM = 1
 
 
 class State(NamedTuple):
-    """What a phase changes: global step (int32), learning parameters, optimizer state, totals since the epoch began."""
+    """What a phase changes.
+
+    The global step (int32), the learning parameters, the statistics of their batch norms, the optimizer's state and
+    the totals since the epoch began.
+    """
 
     step: jax.Array
     learning: Flat
+    statistics: Flat
     optimizer: optax.OptState
     totals: Totals
 
+    @property
+    def moved(self) -> Flat:
+        """All parameters that the phase changes."""
+        return self.learning | self.statistics
 
-TrainStep = Callable[[State, Flat, Resident, Indices, Indices], State]
-EvalStep = Callable[[Flat, Resident, Indices, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
+
+class Goal(NamedTuple):
+    """What a step's pictures shall be taken for: class indices [batch], each with its share of the loss."""
+
+    labels: jax.Array
+    shares: jax.Array | float
+
+
+TrainStep = Callable[[State, Flat, Examples], State]
+EvalStep = Callable[[Flat, Examples, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
 
 
 def train_step(
@@ -40,41 +58,72 @@ def train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
-    start: str | None,
-    augmentation: Augmentation | None,
+    sharding: Examples,
+    *,
+    start: str | None = None,
+    augmentation: Augmentation | None = None,
+    class_weights: tuple[float, ...] | None = None,
 ) -> TrainStep:
-    """(state, frozen parameters, data, indices [batch], passes [batch]) -> state; the old state is donated.
+    """(state, frozen parameters, examples) -> state; the old state is donated.
 
-    Only the learning parameters are differentiated. With `start` the data are the outputs of that layer.
+    `sharding` is the feed's. Only the learning parameters are differentiated. With `start` the examples are outputs of
+    that layer.
+    `class_weights` weigh the loss that is minimised; the totals count every example alike, so that they can be
+    compared with those of other runs and of validation.
     """
 
-    def step(state: State, frozen: Flat, data: Resident, indices: jax.Array, passes: jax.Array) -> State:
-        inputs, labels = data.inputs[indices], data.labels[indices]
-        if augmentation is not None:
-            inputs = augment(keys(seed, passes, indices), inputs, augmentation)
+    def step(state: State, frozen: Flat, examples: Examples) -> State:
+        inputs, goals = _task(examples, seed, augmentation)
         dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), state.step)
 
-        def loss(learning: Flat) -> tuple[jax.Array, jax.Array]:
-            logits = logits_of(model, nest(frozen | learning), inputs, start=start, dropout=dropout)
-            return cross_entropy(logits, labels).mean(), logits
+        layers = frozenset(path.split("/")[1] for path in state.learning)
 
-        gradients, logits = jax.grad(loss, has_aux=True)(state.learning)
+        def loss(learning: Flat) -> tuple[jax.Array, tuple[jax.Array, Flat]]:
+            parameters = nest(frozen | state.statistics | learning)
+            result = forward(model, parameters, inputs, start=start, learning=layers, dropout=dropout)
+            assert result.logits is not None, "a pass without `stop` reaches the softmax"
+            return _losses(result.logits, goals, class_weights).mean(), (result.logits, flatten(result.statistics))
+
+        gradients, (logits, moved) = jax.grad(loss, has_aux=True)(state.learning)
+        statistics = {path: moved[path] for path in state.statistics}
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.learning)
         learning = optax.apply_updates(state.learning, updates)
-        totals = state.totals + total(logits, labels, jnp.ones(labels.shape, bool))
-        return State(state.step + 1, learning, optimizer_state, totals)
+        labels = examples.answers()
+        counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals, None))
+        return State(state.step + 1, learning, statistics, optimizer_state, state.totals + counted)
 
-    whole, split = meshes.replicated(mesh), meshes.batched(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, whole, split, split), out_shardings=whole)
+    whole = meshes.replicated(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, sharding), out_shardings=whole)
+
+
+def _task(examples: Examples, seed: int, augmentation: Augmentation | None) -> tuple[jax.Array, tuple[Goal, ...]]:
+    """A step's inputs and what they shall be taken for."""
+    inputs, labels = examples.inputs(seed, augmentation), examples.answers()
+    if augmentation is None or not augmentation.mixes:
+        return inputs, (Goal(labels, 1.0),)
+    mixed = mix(keys(seed, examples.passes, examples.indices), inputs, labels, augmentation)
+    return mixed.pictures, (Goal(mixed.labels, mixed.shares), Goal(mixed.partners, 1 - mixed.shares))
+
+
+def _losses(logits: jax.Array, goals: tuple[Goal, ...], class_weights: tuple[float, ...] | None) -> jax.Array:
+    """float32 [batch]: the cross-entropy with every goal by its share and, if given, the weight of its class."""
+    losses = jnp.zeros(())
+    for labels, shares in goals:
+        weights = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
+        losses += shares * weights * cross_entropy(logits, labels)
+    return losses
 
 
 @cache
-def eval_step(model: Classifier, mesh: Mesh, start: str | None) -> EvalStep:
-    """(parameters, data, indices [batch], real [batch]) -> (float32 probabilities [batch, classes], totals)."""
+def eval_step(model: Classifier, mesh: Mesh, start: str | None, sharding: Examples) -> EvalStep:
+    """(parameters, examples, real [batch]) -> (float32 probabilities [batch, classes], totals).
 
-    def step(parameters: Flat, data: Resident, indices: jax.Array, real: jax.Array) -> tuple[jax.Array, Totals]:
-        logits = logits_of(model, nest(parameters), data.inputs[indices], start=start)
-        return jax.nn.softmax(logits), total(logits, data.labels[indices], real)
+    `sharding` is the feed's.
+    """
 
-    whole, split = meshes.replicated(mesh), meshes.batched(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, split, split), out_shardings=whole)
+    def step(parameters: Flat, examples: Examples, real: jax.Array) -> tuple[jax.Array, Totals]:
+        logits = logits_of(model, nest(parameters), examples.inputs(0, None), start=start)
+        return jax.nn.softmax(logits), total(logits, examples.answers(), real)
+
+    whole = meshes.replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, sharding, meshes.batched(mesh)), out_shardings=whole)

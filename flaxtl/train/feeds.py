@@ -1,0 +1,139 @@
+"""Where the examples of a step come from: data that lie on the device, or pictures that are sent there in time."""
+
+from collections.abc import Generator
+from contextlib import closing
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh
+
+from flaxtl.data.apply import augment
+from flaxtl.data.augment import Augmentation, keys
+from flaxtl.data.order import Order, evaluation_batches
+from flaxtl.data.resident import Resident
+from flaxtl.data.store import Store
+from flaxtl.train import mesh as meshes
+
+Real = npt.NDArray[np.bool_]
+
+
+class Picked(NamedTuple):
+    """Examples of resident data by their indices; `passes` counts the passes over the data before each."""
+
+    data: Resident
+    indices: jax.Array
+    passes: jax.Array
+
+    def inputs(self, seed: int, augmentation: Augmentation | None) -> jax.Array:
+        """What the network is given; augmented here, inside the step."""
+        picked = self.data.inputs[self.indices]
+        return picked if augmentation is None else augment(keys(seed, self.passes, self.indices), picked, augmentation)
+
+    def answers(self) -> jax.Array:
+        """Class indices, int32 [batch]."""
+        return self.data.labels[self.indices]
+
+
+class Sent(NamedTuple):
+    """Examples that were read, and augmented, on the host."""
+
+    pictures: jax.Array
+    labels: jax.Array
+    indices: jax.Array
+    passes: jax.Array
+
+    def inputs(self, seed: int, augmentation: Augmentation | None) -> jax.Array:
+        """What the network is given."""
+        return self.pictures
+
+    def answers(self) -> jax.Array:
+        """Class indices, int32 [batch]."""
+        return self.labels
+
+
+Examples = Picked | Sent
+
+
+class Feed(Protocol):
+    """The examples of one split, in the order of the manifest."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def sharding(self, mesh: Mesh) -> Examples:
+        """How a batch of them lies on the devices: the examples split, resident data whole on each."""
+
+    def training(
+        self, order: Order, first: int, last: int, augmentation: Augmentation | None
+    ) -> Generator[Examples, None, None]:
+        """The batches of the training steps from `first` to below `last`; close it when it is no longer needed."""
+
+    def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
+        """Every example once, with the mask of those that do not pad the last batch."""
+
+
+class ResidentFeed:
+    """Pictures or features on the device; a batch is its indices."""
+
+    def __init__(self, data: Resident) -> None:
+        """`data` is replicated over the mesh."""
+        self.data = data
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.data)
+
+    def sharding(self, mesh: Mesh) -> Examples:
+        """See Feed."""
+        whole, split = meshes.replicated(mesh), meshes.batched(mesh)
+        return Picked(Resident(whole, whole), split, split)  # type: ignore[arg-type]
+
+    def training(
+        self, order: Order, first: int, last: int, augmentation: Augmentation | None
+    ) -> Generator[Examples, None, None]:
+        """See Feed; the step itself augments."""
+        for step in range(first, last):
+            batch = order.batch(step)
+            yield Picked(self.data, batch.indices, batch.passes)  # type: ignore[arg-type]
+
+    def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
+        """See Feed."""
+        for indices, real in evaluation_batches(len(self), batch):
+            yield Picked(self.data, indices, np.zeros_like(indices)), real  # type: ignore[arg-type]
+
+
+class StreamFeed:
+    """Pictures in a file, read, augmented and sent while the step before is computed."""
+
+    def __init__(self, store: Store, labels: npt.NDArray[np.int32]) -> None:
+        """`labels` are the class indices of the store's pictures."""
+        self.store, self.labels = store, labels
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.store)
+
+    def sharding(self, mesh: Mesh) -> Examples:
+        """See Feed."""
+        split = meshes.batched(mesh)
+        return Sent(split, split, split, split)  # type: ignore[arg-type]
+
+    def training(
+        self, order: Order, first: int, last: int, augmentation: Augmentation | None
+    ) -> Generator[Examples, None, None]:
+        """See Feed; TensorFlow augments on the host."""
+        from flaxtl.data import streaming
+
+        with closing(streaming.training(self.store, self.labels, order, first, last, augmentation)) as stream:
+            for batch in stream:
+                yield Sent(*batch)  # type: ignore[arg-type]
+
+    def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
+        """See Feed."""
+        from flaxtl.data import streaming
+
+        with closing(streaming.evaluation(self.store, self.labels, batch)) as stream:
+            for pictures, labels, real in stream:
+                yield Sent(pictures, labels, np.zeros_like(labels), np.zeros_like(labels)), real  # type: ignore[arg-type]

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from flaxtl import recipe
+from flaxtl.errors import UserError
+from flaxtl.train.balance import class_weights
+
+CLASSES = ("daisy", "roses", "tulips")
+LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2], np.int32)
+
+
+def test_none_leaves_the_loss_as_it_is():
+    assert class_weights("none", CLASSES, LABELS) is None
+
+
+def test_balanced_weights_make_the_classes_count_alike():
+    weights = class_weights("balanced", CLASSES, LABELS)
+    assert weights == (10 / 18, 10 / 9, 10 / 3)
+    sums = np.bincount(LABELS, np.array(weights)[LABELS])
+    np.testing.assert_allclose(sums, 10 / 3, rtol=1e-15)  # and all together weigh as much as before
+
+
+def test_factors_by_name_and_one_for_the_others():
+    assert class_weights("{'tulips': 3, 'daisy': 0.5}", CLASSES, LABELS) == (0.5, 1.0, 3.0)
+
+
+def test_a_recipe_may_give_factors_and_the_command_line_replace_them(tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'class_weights': {'tulips': 3}, 'frozen': {'lr': {'head': 1e-3}}})\n"
+    )
+    assert class_weights(recipe.load(str(file)).class_weights, CLASSES, LABELS) == (1.0, 1.0, 3.0)
+    assert recipe.load(str(file), ["--config.class_weights=balanced"]).class_weights == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("balancd", "no class_weights 'balancd'; did you mean 'balanced'"),
+        ("{'rose': 2.0}", "no class in class_weights 'rose'; did you mean 'roses'"),
+        ("{'roses': -1.0}", "'roses' the factor -1.0; give a number of 0 or more"),
+        ("{'roses': 1e999}", "'roses' the factor inf"),
+        ("{'roses': True}", "'roses' the factor True"),
+        ("{'roses': '2'}", "'roses' the factor '2'"),
+        ("{'daisy': 0, 'roses': 0, 'tulips': 0}", "every class the factor 0"),
+        ("{'roses': ", "none, balanced, or factors by class name"),
+        ("{1, 2}", "none, balanced, or factors by class name"),
+    ],
+)
+def test_settings_without_meaning(setting, message):
+    with pytest.raises(UserError, match=message):
+        class_weights(setting, CLASSES, LABELS)
