@@ -11,6 +11,7 @@ from flaxtl.weights.fetch import Located, locate
 
 CONTENT = b"weights" * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "tiny_notop.h5"
 
 
@@ -46,8 +47,8 @@ def ask(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path / "flaxtl"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
-    def ask(request="imagenet", *, url="http://127.0.0.1:9/never.h5", md5=MD5, builtin=None):
-        return locate(request, filename=NAME, url=url, md5=md5, builtin=builtin, say=ask.said.append)
+    def ask(request="imagenet", *, url="http://127.0.0.1:9/never.h5", hash=MD5, builtin=None):
+        return locate(request, filename=NAME, url=url, hash=hash, builtin=builtin, say=ask.said.append)
 
     ask.said = []
     return ask
@@ -86,13 +87,33 @@ def test_another_file_of_that_name_is_passed_over(tmp_path, ask):
     assert ask.said == [f"{wrong} is passed over: its md5 is not {MD5}, so it is another file or a half one."]
 
 
-def test_download_once(ask, server):
+@pytest.mark.parametrize("hash", [MD5, SHA256])
+def test_download_once(ask, server, hash):
     path = cache.directory("weights") / NAME
-    assert ask(url=f"{server.url}/x.h5") == Located(path, f"downloaded from 127.0.0.1:{server.server_port}")
+    address = f"{server.url}/x.h5"
+    assert ask(url=address, hash=hash) == Located(path, f"downloaded from 127.0.0.1:{server.server_port}")
     assert path.read_bytes() == CONTENT
-    assert ask(url=f"{server.url}/x.h5") == Located(path, "flaxtl's cache")
+    assert ask(url=address, hash=hash) == Located(path, "flaxtl's cache")
     assert server.asked == ["/x.h5"]
     assert list(cache.directory("weights").iterdir()) == [path]
+
+
+def test_a_file_without_a_published_hash_is_not_checked(tmp_path, ask, server):
+    address = f"{server.url}/x.h5"
+    downloaded = ask(url=address, hash="")
+    assert downloaded.path.read_bytes() == CONTENT
+    assert ask.said[0].endswith(" No hash of this file is published, so what arrives is not checked.")
+    assert ask(url=address, hash="") == Located(downloaded.path, "flaxtl's cache")
+    any_content = put(tmp_path / "keras/models", b"another")
+    assert ask(url=address, hash="") == Located(any_content, "Keras' cache")
+    assert len(ask.said) == 1
+
+
+@pytest.mark.parametrize("page", ["gone.h5", "half.h5"])
+def test_a_failed_download_without_a_hash_leaves_nothing(ask, server, page):
+    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded"):
+        ask(url=f"{server.url}/{page}", hash="")
+    assert list(cache.directory("weights").iterdir()) == []
 
 
 def test_a_damaged_cached_file_is_replaced(ask, server):
@@ -102,27 +123,28 @@ def test_a_damaged_cached_file_is_replaced(ask, server):
 
 
 @pytest.mark.parametrize(
-    ("page", "md5", "reason"),
+    ("page", "hash", "reason"),
     [
         ("gone.h5", MD5, "answered with HTTP status 404"),
-        ("x.h5", "0" * 32, "what arrived has another md5 than the published one"),
+        ("x.h5", "0" * 32, "what arrived has another hash than the published one"),
+        ("x.h5", "0" * 64, "what arrived has another hash than the published one"),
         (
             "half.h5",
             MD5,
-            "the connection to .* failed|another md5",
+            "the connection to .* failed|another hash",
         ),  # requests before 2.32 does not notice the missing half
     ],
 )
-def test_failed_download_leaves_nothing_and_falls_back(tmp_path, ask, server, page, md5, reason):
+def test_failed_download_leaves_nothing_and_falls_back(tmp_path, ask, server, page, hash, reason):
     builtin = tmp_path / "builtin.safetensors"
-    assert ask(url=f"{server.url}/{page}", md5=md5, builtin=builtin) == Located(builtin, "built into flaxtl")
+    assert ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin) == Located(builtin, "built into flaxtl")
     assert len(ask.said) == 2
     assert ask.said[1].startswith("The download failed: ")
     assert ask.said[1].endswith(" The weights built into flaxtl, builtin.safetensors, are used in their place.")
     assert re.search(reason, ask.said[1])
     assert list(cache.directory("weights").iterdir()) == []
     with pytest.raises(UserError, match=r"--config.weights.path=FILE"):
-        ask(url=f"{server.url}/{page}", md5=md5)
+        ask(url=f"{server.url}/{page}", hash=hash)
 
 
 def test_refused_connection(tmp_path, ask, server):

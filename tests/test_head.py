@@ -103,10 +103,12 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
     tree = model.init(jax.random.key(0), features, start="block5_pool")["params"]
     tree["head"]["dense_1"] = {"kernel": np.zeros((512, 1000), np.float32), "bias": np.ones(1000, np.float32)}
 
-    def dropped(key):
-        return forward(model, tree, features, start="block5_pool", taps=("dropout_1",), dropout=key).taps["dropout_1"]
+    def dropped(key, learning=frozenset({"dense_1", "predictions"})):
+        options = {"start": "block5_pool", "taps": ("dropout_1",), "learning": learning, "dropout": key}
+        return forward(model, tree, features, **options).taps["dropout_1"]
 
-    np.testing.assert_array_equal(dropped(None), np.ones((8, 1000)))
+    np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
+    np.testing.assert_array_equal(dropped(jax.random.key(1), frozenset({"predictions"})), np.ones((8, 1000)))
     values = np.asarray(dropped(jax.random.key(1)))
     np.testing.assert_array_equal(np.unique(values), [0, np.float32(1) / np.float32(0.6)])
     assert (values == 0).mean() == pytest.approx(0.4, abs=0.02)  # 8,000 draws: standard deviation 0.0055

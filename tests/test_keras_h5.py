@@ -124,6 +124,23 @@ def test_scope_made_unique_by_tensorflow(tmp_path):
     assert list(read(path, {"conv"})) == list(read(path)) == ["conv"]
 
 
+@pytest.mark.parametrize("scope", ["", "densenet121/"])
+def test_renamed_layers_have_their_names_of_today(tmp_path, scope):
+    """DenseNet's first batch norm was conv1/bn; its last one is bn."""
+    path = tmp_path / "densenet.h5"
+    names_then = ["conv1/conv", "conv1/bn", "bn", "fc1000"]
+    with h5py.File(path, "w") as file:
+        if scope:
+            file.attrs["layer_names"] = [b"densenet121"]
+            add_layer(file, "densenet121", {f"{scope}{name}/kernel:0": BIAS for name in names_then})
+        else:
+            file.attrs["layer_names"] = names_then
+            for name in names_then:
+                add_layer(file, name, {f"{name}/kernel:0": BIAS})
+    today = ["conv1_conv", "conv1_bn", "bn", "predictions"]
+    assert list(read(path, today)) == list(read(path)) == today
+
+
 def test_arrays_of_the_model_itself(tmp_path):
     path = tmp_path / "top.h5"
     with h5py.File(path, "w") as file:

@@ -10,7 +10,8 @@ from flaxtl.errors import UserError
 from flaxtl.models import catalog, classifier
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.head import Head
-from flaxtl.models.net import SKIPPED, Net
+from flaxtl.models.net import Net
+from flaxtl.models.trace import SKIPPED
 
 VGG16 = catalog.find("vgg16")
 LAYERS = [layer.name for layer in classifier.layers(Classifier(VGG16, Head(3, "global_average")), 32, 32)]
@@ -106,9 +107,9 @@ def created(model, shape, **cuts):
 def test_layers_are_noted_in_order_with_their_shapes():
     net, variables = run(chain, X)
     assert net.layers == [
-        ("backbone", "first", "conv", (8, 8, 4)),
-        ("backbone", "pool", "max pool", (4, 4, 4)),
-        ("backbone", "second", "conv", (4, 4, 5)),
+        ("backbone", "first", "conv", (8, 8, 4), ()),
+        ("backbone", "pool", "max pool", (4, 4, 4), ("first",)),
+        ("backbone", "second", "conv", (4, 4, 5), ("pool",)),
     ]
     assert list(variables["params"]) == ["first", "second"]
 

@@ -1,4 +1,8 @@
-"""Against keras.applications' own preprocess_input, bit for bit: the same float32 subtraction of the same constants."""
+"""Against keras.applications' own preprocess_input.
+
+Compiled, a division by a constant is a product with its reciprocal, which is rounded too: up to 2**-23 of the quotient,
+which is at most 2, and in 'torch' divided by 0.225 again. Subtraction alone is bit for bit.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +10,24 @@ import keras
 import numpy as np
 import pytest
 
-from flaxtl.models.catalog import ARCHITECTURES
 from flaxtl.models.preprocess import MEAN_BGR, PREPROCESSING, caffe
 
+KERAS = {
+    "caffe": keras.applications.vgg16,
+    "tf": keras.applications.resnet_v2,
+    "torch": keras.applications.densenet,
+}
+"""Ours -> who does it in Keras; which network has which is tested with the networks."""
 
-@pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=ARCHITECTURES)
+
+@pytest.mark.parametrize("name", KERAS)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_equals_keras(row, dtype):
+def test_equals_keras(name, dtype):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(dtype)
-    expected = getattr(keras.applications, row.name).preprocess_input(pictures.astype("float32"))
-    got = jax.jit(PREPROCESSING[row.preprocessing])(pictures)
+    expected = KERAS[name].preprocess_input(pictures.astype("float32"))
+    got = jax.jit(PREPROCESSING[name])(pictures)
     assert got.dtype == jnp.float32
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0 if name == "caffe" else 1e-6)
 
 
 def test_caffe_swaps_red_and_blue():

@@ -8,21 +8,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxtl.errors import UserError
-from flaxtl.models.catalog import Architecture
+from flaxtl.models.architecture import Architecture
+from flaxtl.models.graph import keras_order
 from flaxtl.models.head import Head
-from flaxtl.models.net import SKIPPED, Layer, Net, Skipped, Value
+from flaxtl.models.net import Net
 from flaxtl.models.preprocess import PREPROCESSING
+from flaxtl.models.trace import SKIPPED, Layer, Skipped, Value
 
 Parameters = dict[str, dict[str, dict[str, jax.Array]]]
-"""section ('backbone', 'head') -> layer name -> leaf name -> array."""
+"""section ('backbone', 'head') -> layer name -> leaf name -> array, the statistics of batch norms among them."""
+
+STATISTICS = frozenset({"mean", "var"})
+"""Names of the leaves that no gradient moves: what a batch norm remembers of the batches it saw."""
 
 
 class Result(NamedTuple):
-    """Of one pass: the last output that was asked for, the logits if they were reached, and the taps."""
+    """Of one pass: the last output that was asked for, the logits if they were reached, and the taps.
+
+    `statistics`: of the batch norms that learn, as the pass left them; section -> layer -> leaf -> array.
+    """
 
     output: jax.Array
     logits: jax.Array | None
     taps: dict[str, jax.Array]
+    statistics: Parameters = {}  # noqa: RUF012 - nobody writes to it
 
 
 class Backbone(nn.Module):
@@ -68,7 +77,7 @@ class Classifier(nn.Module):
         self,
         x: jax.Array,
         *,
-        train: bool = False,
+        learning: frozenset[str] = frozenset(),
         start: str | None = None,
         stop: str | None = None,
         taps: tuple[str, ...] = (),
@@ -78,17 +87,18 @@ class Classifier(nn.Module):
 
         `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
         backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers; `trace` collects
-        every layer that ran. With `train` a 'dropout' random key is needed. Unknown layer names raise UserError.
+        every layer that ran, in Keras' order. `learning` names the layers that learn: batch norms among them go by the
+        batch, and dropout acts behind them and needs a random key 'dropout'. Unknown layer names raise UserError.
         """
         given = None if start is None else x.astype(self.dtype)
-        net = Net(dtype=self.dtype, train=train, start=start, given=given, stop=stop, taps=taps)
+        net = Net(dtype=self.dtype, learning=learning, start=start, given=given, stop=stop, taps=taps)
         pixels = PREPROCESSING[self.architecture.preprocessing](x) if start is None else SKIPPED
         features = Backbone(self.architecture, self.head is None, self.last, name="backbone")(net, pixels)
         if self.head is not None:
             NewHead(self.head, name="head")(net, features)
         net.require([name for name in (start, stop, self.last, *taps) if name])
         if trace is not None:
-            trace.extend(net.layers)
+            trace.extend(keras_order(net.layers))
         ran = {layer.name for layer in net.layers}
         lost = [name for name in (start, stop, *taps) if name and name not in ran]
         if lost or isinstance(net.output, Skipped):
@@ -107,26 +117,56 @@ def forward(
     start: str | None = None,
     stop: str | None = None,
     taps: tuple[str, ...] = (),
+    learning: frozenset[str] = frozenset(),
     dropout: jax.Array | None = None,
 ) -> Result:
-    """Run `model` (see Classifier.__call__); with a random key for `dropout` it acts, otherwise it is inactive."""
-    keys = None if dropout is None else {"dropout": dropout}
-    result = model.apply(
-        {"params": parameters}, x, train=dropout is not None, start=start, stop=stop, taps=taps, rngs=keys
-    )
-    return cast(Result, result)
+    """Run `model` (see Classifier.__call__); `dropout` is the random key that layers in `learning` need."""
+    run = partial(model.apply, _collections(parameters), x, learning=learning, start=start, stop=stop, taps=taps)
+    if dropout is None:
+        return cast(Result, run())
+    result, changed = run(rngs={"dropout": dropout}, mutable=["batch_stats"])
+    return cast(Result, result)._replace(statistics=changed.get("batch_stats", {}))
 
 
-def logits_of(
-    model: Classifier,
-    parameters: Parameters,
-    x: jax.Array,
-    *,
-    start: str | None = None,
-    dropout: jax.Array | None = None,
-) -> jax.Array:
+def _collections(parameters: Parameters) -> dict[str, Parameters]:
+    """The leaves as Flax keeps them, in collections: params, and batch_stats."""
+
+    def having(wanted: bool) -> Parameters:
+        return {
+            section: {
+                layer: {leaf: value for leaf, value in leaves.items() if (leaf in STATISTICS) is wanted}
+                for layer, leaves in layers.items()
+                if any((leaf in STATISTICS) is wanted for leaf in leaves)
+            }
+            for section, layers in parameters.items()
+        }
+
+    return {"params": having(False), "batch_stats": having(True)}
+
+
+def _merged(variables: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """The inverse of `_collections`; leaves in their order in Keras' files."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for collection in ("params", "batch_stats"):
+        for section, layers in variables.get(collection, {}).items():
+            for layer, leaves in layers.items():
+                found.setdefault(section, {}).setdefault(layer, {}).update(leaves)
+    return {
+        section: {layer: dict(sorted(leaves.items(), key=_file_order)) for layer, leaves in layers.items()}
+        for section, layers in found.items()
+    }
+
+
+_LEAVES = ("depthwise_kernel", "pointwise_kernel", "kernel", "scale", "bias", "mean", "var")
+
+
+def _file_order(item: tuple[str, Any]) -> int:
+    return _LEAVES.index(item[0])
+
+
+def logits_of(model: Classifier, parameters: Parameters, x: jax.Array, *, start: str | None = None) -> jax.Array:
     """Float32 logits [batch, classes]."""
-    logits = forward(model, parameters, x, start=start, dropout=dropout).logits
+    logits = forward(model, parameters, x, start=start).logits
     assert logits is not None, "a pass without `stop` reaches the softmax"
     return logits
 
@@ -141,13 +181,13 @@ def layers(model: Classifier, height: int, width: int) -> list[Layer]:
 
 
 def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
-    """section -> layer -> leaf -> shape of every parameter; nothing is computed."""
+    """section -> layer -> leaf -> shape of every parameter, in the order of Keras' files; nothing is computed."""
     check_size(model.architecture, height, width)
     pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    tree = jax.eval_shape(model.init, jax.random.key(0), pictures)["params"]
-    found = jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+    variables = jax.eval_shape(model.init, jax.random.key(0), pictures)
+    found = _merged(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
     ordered: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {section: {} for section in found}
-    for layer in layers(model, height, width):  # JAX sorts keys; files without names are read in the network's order
+    for layer in layers(model, height, width):
         if layer.name in found[layer.section]:
             ordered[layer.section][layer.name] = found[layer.section][layer.name]
     return ordered
@@ -157,10 +197,10 @@ def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, he
     """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
     if not head_only:
         pictures = jnp.zeros((1, height, width, 3), jnp.uint8)
-        return dict(jax.jit(model.init)(key, pictures)["params"])  # compiled, the forward pass falls away
+        return _merged(jax.jit(model.init)(key, pictures))  # compiled, the forward pass falls away
     base = [layer for layer in layers(model, height, width) if layer.section == "backbone"][-1]
     features = jnp.zeros((1, *base.shape), jnp.float32)
-    return dict(jax.jit(partial(model.init, start=base.name))(key, features)["params"])
+    return _merged(jax.jit(partial(model.init, start=base.name))(key, features))
 
 
 def check_size(architecture: Architecture, height: int, width: int) -> None:

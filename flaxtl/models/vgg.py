@@ -3,12 +3,16 @@
 Layer by layer as in Keras' vgg16.py and vgg19.py.
 """
 
-from flaxtl.models.net import Net, Value
+from functools import partial
+
+from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.net import Net
+from flaxtl.models.trace import Value
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def vgg(net: Net, x: Value, *, depths: tuple[int, ...], top: bool) -> Value:
+def vgg(net: Net, x: Value, top: bool, *, depths: tuple[int, ...]) -> Value:
     """Five blocks of 3x3 convolutions, each halved by a pool; with `top` the 1,000-class ImageNet classifier."""
     for block, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), start=1):
         for layer in range(1, depth + 1):
@@ -22,11 +26,49 @@ def vgg(net: Net, x: Value, *, depths: tuple[int, ...], top: bool) -> Value:
     return x
 
 
-def vgg16(net: Net, x: Value, top: bool) -> Value:
-    """16 layers with weights; the base has 13."""
-    return vgg(net, x, depths=(2, 2, 3, 3, 3), top=top)
+def _row(
+    name: str,
+    depths: tuple[int, ...],
+    parameters: tuple[int, int],
+    accuracy: tuple[float, float],
+    md5s: tuple[str, str],
+    builtin: str = "",
+) -> Architecture:
+    files = keras_files(name, f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
+    return Architecture(
+        name=name,
+        build=partial(vgg, depths=depths),
+        size=224,
+        minimum_size=32,
+        preprocessing="caffe",
+        parameters_with_top=parameters[0],
+        parameters_base=parameters[1],
+        top1=accuracy[0],
+        top5=accuracy[1],
+        licence="CC BY 4.0 (K. Simonyan, A. Zisserman)",
+        paper="arXiv:1409.1556",
+        file_with_top=files[0],
+        file_base=files[1],
+        groups=groups_of("block5", "block5_.*"),
+        builtin_base=builtin,
+    )
 
 
-def vgg19(net: Net, x: Value, top: bool) -> Value:
-    """19 layers with weights; the base has 16."""
-    return vgg(net, x, depths=(2, 2, 4, 4, 4), top=top)
+# Sizes, counts, files and hashes: Keras' vgg16.py and vgg19.py. Accuracies: keras-applications' README.
+NETWORKS = (
+    _row(
+        "vgg16",
+        (2, 2, 3, 3, 3),
+        (138_357_544, 14_714_688),
+        (71.268, 90.050),
+        ("64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc"),
+        builtin="vgg16_notop.safetensors",
+    ),
+    _row(
+        "vgg19",
+        (2, 2, 4, 4, 4),
+        (143_667_240, 20_024_384),
+        (71.256, 89.988),
+        ("cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
+    ),
+)

@@ -13,6 +13,8 @@ from flaxtl.errors import UserError
 CONNECT_SECONDS = 3.0  # an offline machine learns it soon
 READ_SECONDS = 30.0  # between two pieces of the download
 
+_HASHES = {32: "md5", 64: "sha256"}  # the kind of a hash by its length, as Keras tells them apart
+
 
 @dataclass(frozen=True)
 class Located:
@@ -23,17 +25,18 @@ class Located:
 
 
 def locate(
-    request: str, *, filename: str, url: str, md5: str, builtin: Path | None, say: Callable[[str], None]
+    request: str, *, filename: str, url: str, hash: str, builtin: Path | None, say: Callable[[str], None]
 ) -> Located:
     """Find the weight file for `request`: 'imagenet', 'builtin', or the path of a file.
 
-    'imagenet' is the first of: `filename` with hash `md5` in Keras' cache or in flaxtl's own, the download from `url`
-    into flaxtl's own cache, `builtin` (the file in the package, None where there is none). `say` is told, in whole
-    sentences, of each file that is passed over, of a download, and of falling back.
+    'imagenet' is the first of: `filename` with the `hash` (MD5 or SHA-256; '' where none is published, and nothing is
+    checked) in Keras' cache or in flaxtl's own, the download from `url` into flaxtl's own cache, `builtin` (the file in
+    the package, None where there is none). `say` is told, in whole sentences, of each file that is passed over, of a
+    download, and of falling back.
     Raises UserError where nothing is found.
     """
     if request == "imagenet":
-        return _imagenet(filename, url, md5, builtin, say)
+        return _imagenet(filename, url, hash, builtin, say)
     if request == "builtin":
         if builtin is None:
             raise UserError(
@@ -46,17 +49,20 @@ def locate(
     return Located(path, "given path")
 
 
-def _imagenet(filename: str, url: str, md5: str, builtin: Path | None, say: Callable[[str], None]) -> Located:
+def _imagenet(filename: str, url: str, hash: str, builtin: Path | None, say: Callable[[str], None]) -> Located:
+    kind = _HASHES[len(hash)] if hash else ""
     keras = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"  # keras.utils.get_file
     for directory, owner in ((keras, "Keras' cache"), (cache.directory("weights"), "flaxtl's cache")):
         path = directory / filename
         if path.is_file():
-            if _md5(path) == md5:
+            if not hash or _digest(path, kind) == hash:
                 return Located(path, owner)
-            say(f"{path} is passed over: its md5 is not {md5}, so it is another file or a half one.")
-    say(f"Downloading {url} into {cache.directory('weights')}.")
+            say(f"{path} is passed over: its {kind} is not {hash}, so it is another file or a half one.")
+    unchecked = "" if hash else " No hash of this file is published, so what arrives is not checked."
+    say(f"Downloading {url} into {cache.directory('weights')}.{unchecked}")
     try:
-        return Located(_download(filename, url, md5), f"downloaded from {urlsplit(url).netloc}")
+        known_hash = f"{kind}:{hash}" if hash else None
+        return Located(_download(filename, url, known_hash), f"downloaded from {urlsplit(url).netloc}")
     except (OSError, ValueError) as error:  # the network, HTTP and the disk raise OSError, a wrong hash ValueError
         reason = _reason(error, url)
     if builtin is None:
@@ -65,21 +71,19 @@ def _imagenet(filename: str, url: str, md5: str, builtin: Path | None, say: Call
     return Located(builtin, "built into flaxtl")
 
 
-def _download(filename: str, url: str, md5: str) -> Path:
-    """Download into flaxtl's cache; the file appears there only once its hash is right."""
+def _download(filename: str, url: str, known_hash: str | None) -> Path:
+    """Download into flaxtl's cache; the file appears there only once it is whole and its hash, if known, is right."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")  # `say` has told it already
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
-    return Path(
-        pooch.retrieve(url, f"md5:{md5}", fname=filename, path=cache.directory("weights"), downloader=downloader)
-    )
+    return Path(pooch.retrieve(url, known_hash, fname=filename, path=cache.directory("weights"), downloader=downloader))
 
 
 def _reason(error: OSError | ValueError, url: str) -> str:
     host = urlsplit(url).netloc
     if isinstance(error, ValueError):
-        return "what arrived has another md5 than the published one"
+        return "what arrived has another hash than the published one"
     if not hasattr(error, "response"):  # which every error of the HTTP client has: this one is the disk's
         return str(error)
     if error.response is None:
@@ -87,6 +91,6 @@ def _reason(error: OSError | ValueError, url: str) -> str:
     return f"{host} answered with HTTP status {error.response.status_code}"
 
 
-def _md5(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -54,8 +54,8 @@ def recognises(file: SafeFile) -> bool:
 def read(file: SafeFile, expected: Expected) -> Layers:
     """Every array of the file, by layer, in the order in which the layer made them.
 
-    Layers whose name the file does not tell are matched by rank: the third `conv2d` is the third expected layer with a
-    kernel of four axes. Past the last such layer a group keeps the name that it has in the file.
+    Layers whose name the file does not tell are matched by rank: the third `conv2d` is the third expected convolution.
+    Past the last such layer a group keeps the name that it has in the file.
     """
     layers: Layers = {}
     nameless = defaultdict(list)
@@ -64,13 +64,24 @@ def read(file: SafeFile, expected: Expected) -> Layers:
             nameless[slot.kind].append(slot)
         else:
             layers.setdefault(slot.name, []).extend(slot.arrays)
-    for slots in nameless.values():
-        axes = slots[0].arrays[0].values.ndim
-        names = [layer for layer, leaves in expected.items() if len(leaves.get("kernel", ())) == axes]
+    for kind, slots in nameless.items():
+        names = [layer for layer, leaves in expected.items() if _kind(leaves) == kind]
         names += [slot.path.lstrip("/") for slot in slots[len(names) :]]
         for name, slot in zip(names, slots, strict=False):
             layers.setdefault(name, []).extend(slot.arrays)
     return layers
+
+
+def _kind(leaves: Mapping[str, tuple[int, ...]]) -> str:
+    """The class, in snake case, of a layer with these leaves."""
+    if "mean" in leaves:
+        return "batch_normalization"
+    if "depthwise_kernel" in leaves:
+        return "separable_conv2d"
+    kernel = leaves.get("kernel", ())
+    if len(kernel) == 2:
+        return "dense"
+    return "depthwise_conv2d" if len(kernel) == 4 and kernel[2] == 1 < kernel[3] else "conv2d"
 
 
 def weights_of_archive(path: Path) -> BytesIO:

@@ -10,11 +10,17 @@ from collections.abc import Collection
 import h5py
 
 from flaxtl.errors import UserError
+from flaxtl.weights.autonames import is_automatic
 from flaxtl.weights.h5_safety import SafeFile
 from flaxtl.weights.tree import Layers
 
 # Keras 1 wrote `block1_conv1_W_1:0` where Keras 2 writes `block1_conv1/kernel:0`.
 _KERAS_1_NAME = re.compile(r"(?P<layer>.+)_[Wb](_\d+)?(:0)?")
+
+# What densenet.py and resnet_common.py of keras-applications called the layers in the files that Keras still downloads,
+# and what Keras calls them today.
+_RENAMED = {"conv1/conv": "conv1_conv", "conv1/bn": "conv1_bn", "fc1000": "predictions", "probs": "predictions"}
+_FORMER = re.compile(rf"(?<![^/])({'|'.join(_RENAMED)})(?![^/])")
 
 
 def recognises(file: SafeFile) -> bool:
@@ -56,13 +62,13 @@ def _read_layer(file: SafeFile, group: h5py.Group, name: str, known: Collection[
     scopes = [_scopes(weight) for weight in weights]
     nested = len({tuple(scope) for scope in scopes}) > 1
     for weight, scope in zip(weights, scopes, strict=True):
-        owner = _owner(name, scope, nested, known)
+        owner = _owner(_today(name), scope, nested, known)
         layers.setdefault(owner, []).append(file.array(group, weight))
 
 
 def _owner(group: str, scope: list[str], nested: bool, known: Collection[str]) -> str:
     """The layer that an array belongs to: its group, unless the group is a nested model."""
-    if group in known:
+    if group in known or is_automatic(group):
         return group
     inner = next((part for part in reversed(scope) if part in known), None)
     return inner or (scope[-1] if nested and scope else group)
@@ -70,9 +76,14 @@ def _owner(group: str, scope: list[str], nested: bool, known: Collection[str]) -
 
 def _scopes(weight: str) -> list[str]:
     """The names above an array's own: ['vgg16', 'block1_conv1'] for 'vgg16/block1_conv1/kernel:0'."""
-    *scopes, last = weight.split("/")
+    *scopes, last = _today(weight).split("/")
     keras_1 = _KERAS_1_NAME.fullmatch(last)
     return [keras_1["layer"]] if keras_1 and not scopes else scopes
+
+
+def _today(path: str) -> str:
+    """`path` with today's names of layers that were renamed."""
+    return _FORMER.sub(lambda former: _RENAMED[former[0]], path)
 
 
 def _weights_group(file: SafeFile) -> h5py.Group:

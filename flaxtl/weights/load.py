@@ -7,10 +7,10 @@ from pathlib import Path
 import h5py
 
 from flaxtl.errors import UserError
-from flaxtl.weights import convert, keras3, keras_h5, safetensors_file
+from flaxtl.weights import autonames, convert, keras3, keras_h5, normalization, onnx, safetensors_file, timm
 from flaxtl.weights.h5_safety import SafeFile, opened
 from flaxtl.weights.merge import Row, merge
-from flaxtl.weights.tree import Expected, Found, Tree
+from flaxtl.weights.tree import Expected, Found, Layers, Tree
 
 _ZIP = b"PK\x03\x04"
 
@@ -27,10 +27,22 @@ class Loaded:
 def load(path: Path, expected: Expected, optional: Collection[str] = frozenset()) -> Loaded:
     """Read the weight file at `path` and fit it to `expected`; layers named in `optional` are skipped.
 
-    Reads Keras' HDF5 files of every vintage, `.keras` archives, and flaxtl's safetensors files.
+    `optional` may name the layers of the whole network: layers that Keras named itself are known by their order in it.
+    Reads Keras' HDF5 files of every vintage, `.keras` archives, flaxtl's safetensors files, and ONNX.
     Raises UserError for a file that is none of these, is damaged or unsafe, or does not fit.
     """
-    found, origin = _read(path, expected, {*expected, *optional})
+    found, origin = _read(path, expected, dict.fromkeys((*optional, *expected)))
+    return _fit(path, expected, found, optional, origin)
+
+
+def load_timm(path: Path, network: str, expected: Expected, optional: Collection[str] = frozenset()) -> Loaded:
+    """`load` for a safetensors file of PyTorch's `network` under the names of timm or torchvision (see timm.read)."""
+    _first_bytes(path)  # tells what is wrong with a path
+    found = timm.read(path, network, {*expected, *optional}, expected)
+    return _fit(path, expected, found, optional, "PyTorch safetensors")
+
+
+def _fit(path: Path, expected: Expected, found: Found, optional: Collection[str], origin: str) -> Loaded:
     merged = merge(expected, found, optional=optional, source=str(path))
     return Loaded(merged.tree, merged.rows, origin)
 
@@ -39,24 +51,31 @@ def _read(path: Path, expected: Expected, known: Collection[str]) -> tuple[Found
     start = _first_bytes(path)
     if start.startswith(_ZIP):
         with opened(keras3.weights_of_archive(path), path) as file:
-            return convert.to_leaves(keras3.read(file, expected)), "Keras 3 .keras archive"
+            return _leaves(file, keras3.read(file, expected), expected, known), "Keras 3 .keras archive"
     if h5py.is_hdf5(path):
         with opened(path, path) as file:
             return _read_h5(file, expected, known)
     if start[8:9] == b"{":  # eight bytes of length, then JSON
         leaves, metadata = safetensors_file.read(path)
         return leaves, f"safetensors ({metadata.get('precision', 'precision not told')})"
+    if onnx.recognises(start):
+        return onnx.read(path), "ONNX"
     raise UserError(
-        f"{path} is {_guess(start)}, not a weight file; give a Keras .h5, .keras or flaxtl .safetensors file"
+        f"{path} is {_guess(start)}, not a weight file; give a Keras .h5, .keras, flaxtl .safetensors or .onnx file"
     )
 
 
 def _read_h5(file: SafeFile, expected: Expected, known: Collection[str]) -> tuple[Found, str]:
     if keras_h5.recognises(file):
-        return convert.to_leaves(keras_h5.read(file, known)), keras_h5.describe(file)
+        return _leaves(file, keras_h5.read(file, known), expected, known), keras_h5.describe(file)
     if keras3.recognises(file):
-        return convert.to_leaves(keras3.read(file, expected)), "Keras 3 .weights.h5"
+        return _leaves(file, keras3.read(file, expected), expected, known), "Keras 3 .weights.h5"
     raise UserError(f"{file.path} is an HDF5 file, but not one of Keras' weight files; save the weights with Keras")
+
+
+def _leaves(file: SafeFile, layers: Layers, expected: Expected, known: Collection[str]) -> Found:
+    layers = normalization.without(layers, file.path)
+    return convert.to_leaves(autonames.rename(layers, (known, expected), file.path), expected)
 
 
 def _first_bytes(path: Path) -> bytes:

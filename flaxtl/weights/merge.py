@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from flaxtl.errors import UserError
-from flaxtl.weights.lookalike import seems_to_be
+from flaxtl.weights.lookalike import outdated, seems_to_be
 from flaxtl.weights.tree import Expected, Found, Stored, Tree
 
 
@@ -37,8 +37,11 @@ def merge(
 
     Layers named in `optional` may be there without being expected (the network's own top, when only its base is
     wanted): they are skipped, and their rows say so. `source` is the name that an error tells.
-    Raises one UserError that lists everything missing (-), extra (+) and of another shape or kind (!).
+    Raises one UserError that lists everything missing (-), extra (+) and of another shape or kind (!), or that says
+    that the file is the old ResNet50's.
     """
+    if fault := outdated(found.keys()):
+        raise UserError(f"{source} {fault}")
     problems = [
         *_missing(expected, found),
         *_extra(expected, found, optional),

@@ -28,6 +28,7 @@ _DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
     "I8": np.int8,
+    "I64": np.int64,  # PyTorch's counters of batches
 }
 
 _deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize  # itself without types
@@ -57,12 +58,7 @@ def read(path: Path) -> Contents:
 
     Raises UserError for a damaged file and for tensors that are not numbers of a known kind.
     """
-    payload = path.read_bytes()
-    try:
-        tensors = {name: _view(name, tensor) for name, tensor in _deserialize(payload)}
-        metadata = _metadata(payload)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}); copy or make it again") from error
+    tensors, metadata = tensors_of(path)
     leaves: dict[str, dict[str, Stored]] = {}
     for name, stored in sorted(tensors.items()):
         if name.endswith(_SCALE):
@@ -70,6 +66,18 @@ def read(path: Path) -> Contents:
         layer, _, leaf = name.rpartition("/")
         leaves.setdefault(layer, {})[leaf] = _decode(stored, tensors.get(name + _SCALE), path)
     return Contents(leaves, metadata)
+
+
+def tensors_of(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Every tensor of any safetensors file under its own name and in its own dtype, and the file's metadata.
+
+    Raises UserError for a damaged file and for tensors that are not numbers of a known kind.
+    """
+    payload = path.read_bytes()
+    try:
+        return {name: _view(name, tensor) for name, tensor in _deserialize(payload)}, _metadata(payload)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is cut short or damaged ({error}); copy or make it again") from error
 
 
 def quantise(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -88,6 +96,8 @@ def _encode(key: str, values: NDArray[np.float32], precision: Precision) -> dict
 
 
 def _decode(stored: Stored, scale: Stored | None, path: Path) -> Stored:
+    if stored.values.dtype == np.int64:
+        return stored  # whole numbers, which are no weights
     values = stored.values.astype(np.float32)
     if stored.values.dtype == np.int8:
         if scale is None or scale.values.shape != values.shape[-1:]:

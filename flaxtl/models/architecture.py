@@ -1,0 +1,62 @@
+"""The words of the catalog: what is told of an architecture and of its weight files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flaxtl.models.net import Net
+from flaxtl.models.trace import Value
+
+KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+
+Groups = tuple[tuple[str, str], ...]
+"""An ordered rule list: (group, regular expression over 'section/layer/leaf'); the first full match wins."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of pretrained weights: its name in Keras' cache, where it is had, and its MD5 or SHA-256 ('': none published)."""
+
+    name: str
+    url: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the catalog.
+
+    `build` runs the layers on a Net; its third argument asks for the network's own top of 1,000 ImageNet classes.
+    `size` is the side of the square picture that the weights go with, `minimum_size` the smallest side it accepts;
+    parameter counts are those that Keras' `count_params` gives, the statistics of batch norms included; accuracies are
+    ImageNet validation, one centre crop, in percent, as published. `groups` is the default rule list for freezing.
+    """
+
+    name: str
+    build: Callable[[Net, Value, bool], Value]
+    size: int
+    minimum_size: int
+    preprocessing: str
+    parameters_with_top: int
+    parameters_base: int
+    top1: float
+    top5: float
+    licence: str
+    paper: str
+    file_with_top: WeightFile
+    file_base: WeightFile
+    groups: Groups
+    builtin_base: str = ""
+
+
+def keras_files(
+    folder: str, stem: str, with_top: str, base: str, *, base_ending: str = "_notop", root: str = KERAS
+) -> tuple[WeightFile, WeightFile]:
+    """The files `STEM.h5` and `STEM_notop.h5` in a folder of Keras', with their MD5s."""
+    files = ((f"{stem}.h5", with_top), (f"{stem}{base_ending}.h5", base))
+    first, second = (WeightFile(file, f"{root}/{folder}/{file}", md5) for file, md5 in files)
+    return first, second
+
+
+def groups_of(top: str, layers: str) -> Groups:
+    """The usual three groups: the new head, the base's top block (a regular expression over layer names), the rest."""
+    return (("head", "head/.*"), (top, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))

@@ -1,0 +1,107 @@
+"""ResNet50, ResNet101 and ResNet152: He et al. 2015, arXiv:1512.03385, table 1.
+
+Layer by layer as in Keras' resnet.py, which follows the authors' Caffe networks: the stride of a stage is on the first
+1x1 convolution of its first block, convolutions have biases although a batch norm follows, borders are explicit.
+"""
+
+from functools import partial
+
+from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.net import Net
+from flaxtl.models.trace import Value
+
+EPSILON = 1.001e-5
+"""Of the batch norms of ResNet, ResNetV2 and DenseNet in Keras' files."""
+
+BORDER_3 = ((3, 3), (3, 3))
+BORDER_1 = ((1, 1), (1, 1))
+
+
+def resnet(net: Net, x: Value, top: bool, *, depths: tuple[int, ...]) -> Value:
+    """A stem that divides the size by four, then four stages of bottleneck blocks, each but the first halving it."""
+    x = net.pad(x, BORDER_3, name="conv1_pad")
+    x = net.conv(x, 64, 7, strides=2, padding="valid", name="conv1_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name="conv1_bn")
+    x = net.activation(x, "relu", name="conv1_relu")
+    x = net.pad(x, BORDER_1, name="pool1_pad")
+    x = net.max_pool(x, 3, strides=2, name="pool1_pool")
+    for stage, depth in enumerate(depths, start=2):
+        width = 64 * 2 ** (stage - 2)
+        x = block(net, x, width, strides=1 if stage == 2 else 2, project=True, name=f"conv{stage}_block1")
+        for number in range(2, depth + 1):
+            x = block(net, x, width, strides=1, project=False, name=f"conv{stage}_block{number}")
+    if top:
+        x = net.global_average_pool(x, name="avg_pool")
+        x = net.dense(x, 1000, act="softmax", name="predictions")
+    return x
+
+
+def block(net: Net, x: Value, width: int, *, strides: int, project: bool, name: str) -> Value:
+    """Bottleneck: 1x1 to `width` channels, 3x3, 1x1 to 4 * `width`, beside the input or its projection."""
+    shortcut = x
+    if project:
+        shortcut = net.conv(x, 4 * width, 1, strides=strides, name=f"{name}_0_conv")
+        shortcut = net.batch_norm(shortcut, epsilon=EPSILON, name=f"{name}_0_bn")
+    x = net.conv(x, width, 1, strides=strides, name=f"{name}_1_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_1_bn")
+    x = net.activation(x, "relu", name=f"{name}_1_relu")
+    x = net.conv(x, width, 3, name=f"{name}_2_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_2_bn")
+    x = net.activation(x, "relu", name=f"{name}_2_relu")
+    x = net.conv(x, 4 * width, 1, name=f"{name}_3_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_3_bn")
+    x = net.add([shortcut, x], name=f"{name}_add")
+    return net.activation(x, "relu", name=f"{name}_out")
+
+
+def _row(
+    layers: int,
+    depths: tuple[int, ...],
+    parameters: tuple[int, int],
+    accuracy: tuple[float, float],
+    md5s: tuple[str, str],
+) -> Architecture:
+    name = f"resnet{layers}"
+    files = keras_files("resnet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
+    return Architecture(
+        name=name,
+        build=partial(resnet, depths=depths),
+        size=224,
+        minimum_size=32,
+        preprocessing="caffe",
+        parameters_with_top=parameters[0],
+        parameters_base=parameters[1],
+        top1=accuracy[0],
+        top5=accuracy[1],
+        licence="MIT (K. He)",
+        paper="arXiv:1512.03385",
+        file_with_top=files[0],
+        file_base=files[1],
+        groups=groups_of("conv5", "conv5_.*"),
+    )
+
+
+# Sizes, counts, files and hashes: Keras' resnet.py. Accuracies: keras-applications' README.
+NETWORKS = (
+    _row(
+        50,
+        (3, 4, 6, 3),
+        (25_636_712, 23_587_712),
+        (74.928, 92.060),
+        ("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+    ),
+    _row(
+        101,
+        (3, 4, 23, 3),
+        (44_707_176, 42_658_176),
+        (76.420, 92.786),
+        ("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+    ),
+    _row(
+        152,
+        (3, 8, 36, 3),
+        (60_419_944, 58_370_944),
+        (76.604, 93.118),
+        ("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+    ),
+)

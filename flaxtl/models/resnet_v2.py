@@ -1,0 +1,103 @@
+"""ResNet50V2, ResNet101V2 and ResNet152V2: He et al. 2016, arXiv:1603.05027, blocks as in its figure 1 (b).
+
+Layer by layer as in Keras' resnet.py. Where the authors have the stride in the first block of a stage, it is here in
+the last block of the stage before, on the 3x3 convolution; the stem has neither batch norm nor relu.
+"""
+
+from functools import partial
+
+from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.net import Net
+from flaxtl.models.resnet import BORDER_1, BORDER_3, EPSILON
+from flaxtl.models.trace import Value
+
+
+def resnet_v2(net: Net, x: Value, top: bool, *, depths: tuple[int, ...]) -> Value:
+    """A linear stem that divides the size by four, then four stages, each but the last halving it at its end."""
+    x = net.pad(x, BORDER_3, name="conv1_pad")
+    x = net.conv(x, 64, 7, strides=2, padding="valid", name="conv1_conv")
+    x = net.pad(x, BORDER_1, name="pool1_pad")
+    x = net.max_pool(x, 3, strides=2, name="pool1_pool")
+    for stage, depth in enumerate(depths, start=2):
+        for number in range(1, depth + 1):
+            strides = 2 if number == depth and stage < 5 else 1
+            width = 64 * 2 ** (stage - 2)
+            x = block(net, x, width, strides=strides, project=number == 1, name=f"conv{stage}_block{number}")
+    x = net.batch_norm(x, epsilon=EPSILON, name="post_bn")
+    x = net.activation(x, "relu", name="post_relu")
+    if top:
+        x = net.global_average_pool(x, name="avg_pool")
+        x = net.dense(x, 1000, act="softmax", name="predictions")
+    return x
+
+
+def block(net: Net, x: Value, width: int, *, strides: int, project: bool, name: str) -> Value:
+    """Batch norm and relu, then a bottleneck as in ResNet, beside the raw input or the projection of the activated."""
+    active = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_preact_bn")
+    active = net.activation(active, "relu", name=f"{name}_preact_relu")
+    if project:
+        shortcut = net.conv(active, 4 * width, 1, name=f"{name}_0_conv")
+    else:
+        shortcut = x if strides == 1 else net.max_pool(x, 1, strides=strides)
+    x = net.conv(active, width, 1, bias=False, name=f"{name}_1_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_1_bn")
+    x = net.activation(x, "relu", name=f"{name}_1_relu")
+    x = net.pad(x, BORDER_1, name=f"{name}_2_pad")
+    x = net.conv(x, width, 3, strides=strides, padding="valid", bias=False, name=f"{name}_2_conv")
+    x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_2_bn")
+    x = net.activation(x, "relu", name=f"{name}_2_relu")
+    x = net.conv(x, 4 * width, 1, name=f"{name}_3_conv")
+    return net.add([shortcut, x], name=f"{name}_out")
+
+
+def _row(
+    layers: int,
+    depths: tuple[int, ...],
+    parameters: tuple[int, int],
+    accuracy: tuple[float, float],
+    md5s: tuple[str, str],
+) -> Architecture:
+    name = f"resnet{layers}v2"
+    files = keras_files("resnet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
+    return Architecture(
+        name=name,
+        build=partial(resnet_v2, depths=depths),
+        size=224,
+        minimum_size=32,
+        preprocessing="tf",
+        parameters_with_top=parameters[0],
+        parameters_base=parameters[1],
+        top1=accuracy[0],
+        top5=accuracy[1],
+        licence="BSD-3-Clause (Facebook)",
+        paper="arXiv:1603.05027",
+        file_with_top=files[0],
+        file_base=files[1],
+        groups=groups_of("conv5", "conv5_.*|post_bn"),
+    )
+
+
+# Sizes, counts, files and hashes: Keras' resnet.py. Accuracies: keras-applications' README, on pictures of 299 pixels.
+NETWORKS = (
+    _row(
+        50,
+        (3, 4, 6, 3),
+        (25_613_800, 23_564_800),
+        (75.960, 93.034),
+        ("3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
+    ),
+    _row(
+        101,
+        (3, 4, 23, 3),
+        (44_675_560, 42_626_560),
+        (77.234, 93.816),
+        ("6343647c601c52e1368623803854d971", "c0ed64b8031c3730f411d2eb4eea35b5"),
+    ),
+    _row(
+        152,
+        (3, 8, 36, 3),
+        (60_380_648, 58_331_648),
+        (78.032, 94.162),
+        ("a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
+    ),
+)

@@ -1,0 +1,71 @@
+"""EfficientNetV2 B0 to B3, S, M and L against Keras' own with weights drawn at random."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+import zoo
+
+from flaxtl.models import catalog
+
+NETWORKS = [row.name for row in catalog.ARCHITECTURES.values() if row.name.startswith("efficientnetv2")]
+SIDE = 91  # layers of stride 2 see odd and even sizes: 91, 46, 23, 12, 6
+BOUND = 1e-2
+LAYERS = ("stem_conv", "block1a_project_activation", "block3b_add", "block5a_se_excite", "top_activation")
+
+first_is_fast = pytest.mark.parametrize(
+    "name", [NETWORKS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS[1:])]
+)
+
+
+def drawn(name, side, *, top):
+    """Keras' network with random weights whose residual blocks add little to what they are added to.
+
+    Else dozens of random blocks make outputs a thousand times as large, and the sigmoids between them tell nothing.
+    """
+    network = zoo.keras_network(name, side, top=top)
+    for layer in network.layers:
+        if re.fullmatch(r"block\d[b-z]_project_bn", layer.name):
+            layer.gamma.assign(0.2 * layer.gamma)
+    return network
+
+
+@first_is_fast
+def test_base_equals_keras(name, tmp_path):
+    network = drawn(name, SIDE, top=False)
+    both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=False)
+    theirs, ours = zoo.outputs(both, lambda x: x, LAYERS)
+    for k in theirs:
+        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
+    zoo.assert_equal(theirs, ours, BOUND)
+    again = zoo.pair(name, network, zoo.save_keras3(network, tmp_path / "again"), top=False)
+    jax.tree.map(np.testing.assert_array_equal, again.parameters, both.parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_top_equals_keras(name, tmp_path):
+    network = drawn(name, catalog.find(name).size, top=True)
+    both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
+    theirs, ours = zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
+    for k in theirs:
+        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
+    zoo.assert_equal(theirs, ours, BOUND)
+
+
+@first_is_fast
+def test_layers_and_counts_are_those_of_keras(name):
+    row = catalog.find(name)
+    network = zoo.keras_network(name, row.size, top=True)
+    assert zoo.our_names(name, row.size, top=True) == zoo.names(network)
+    assert zoo.batch_norms(network) == zoo.our_batch_norms(name, row.size)
+    assert zoo.dropouts(network) == zoo.our_dropouts(name, row.size)
+    assert zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
+    assert zoo.count(name, top=False) == row.parameters_base
+
+
+def test_a_deeper_network_goes_beyond_the_full_rate_of_drop_connect():
+    """Keras divides by the number of B0's blocks in B1 to B3 too."""
+    rates = [rate for rate, whole in zoo.our_dropouts("efficientnetv2-b3", SIDE).values() if whole]
+    assert max(rates) > 0.2

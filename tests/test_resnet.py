@@ -1,0 +1,103 @@
+"""ResNet50, ResNet101 and ResNet152 against Keras' own, with the same random weights, batch statistics among them.
+
+Largest deviation measured on CPU, of the largest output: XXX, from float32 sums in another order, one after another
+through 53 to 155 convolutions. The bound is three times that.
+"""
+
+import h5py
+import numpy as np
+import pytest
+import zoo
+from keras.applications.resnet import preprocess_input
+
+from flaxtl.errors import UserError
+from flaxtl.models import catalog, classifier
+from flaxtl.models.classifier import Classifier
+from flaxtl.train.pretrained import expected_shapes
+from flaxtl.weights.load import load
+
+NETWORKS = ("resnet50", "resnet101", "resnet152")
+BOUND = 1e-5
+ODD, EVEN = 75, 64  # pixels; 75 meets both parities on its way down: 38, 19, 10, 5, 3
+
+# What is wrong where the first deviation is:
+TAPS = (
+    "conv1_bn",  # the border of the first convolution; epsilon
+    "pool1_pool",  # the border of the pool
+    "conv2_block1_out",  # projection
+    "conv3_block1_1_bn",  # the place of the stride
+    "conv3_block1_out",
+    "conv5_block3_out",
+)
+
+first_is_fast = pytest.mark.parametrize(
+    "name", [NETWORKS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS[1:])]
+)
+
+
+@first_is_fast
+def test_base_equals_keras(name, tmp_path):
+    network = zoo.keras_network(name, ODD, top=False)
+    zoo.shrink(network, "_3_bn")
+    both, again = (
+        zoo.pair(name, network, save(network, tmp_path / "weights.h5"), top=False)
+        for save in (zoo.save_legacy, zoo.save_keras3)
+    )
+    np.testing.assert_equal(again.parameters, both.parameters)
+    theirs, ours = zoo.outputs(both, preprocess_input, TAPS)
+    zoo.assert_equal(theirs, ours, BOUND)
+
+
+@first_is_fast
+def test_top_equals_keras(name, tmp_path):
+    network = zoo.keras_network(name, EVEN, top=True, classifier_activation=None)
+    zoo.shrink(network, "_3_bn")
+    both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
+    theirs, ours = zoo.logits(both, preprocess_input)
+    zoo.assert_equal(theirs, ours, BOUND)
+
+
+@first_is_fast
+def test_layers_and_counts_are_those_of_keras(name):
+    network = zoo.keras_network(name, 224, top=True)
+    assert zoo.our_names(name, 224, top=True) == zoo.names(network)
+    assert zoo.our_batch_norms(name, 224) == zoo.batch_norms(network)
+    row = catalog.find(name)
+    assert zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
+    assert zoo.count(name, top=False) == row.parameters_base
+
+
+def test_the_stride_is_on_the_first_convolution_of_a_stage():
+    """Not on the 3x3, as in the networks that are called v1.5."""
+    found = classifier.layers(Classifier(catalog.find("resnet50")), EVEN, EVEN)
+    sides = {layer.name: layer.shape[0] for layer in found if len(layer.shape) == 3}
+    first = [f"conv{stage}_block1_{layer}_conv" for stage in (2, 3, 4, 5) for layer in (1, 2)]
+    assert [sides[name] for name in first] == [16, 16, 8, 8, 4, 4, 2, 2]
+
+
+def test_every_convolution_has_a_bias():
+    shapes = expected_shapes(Classifier(catalog.find("resnet50")))
+    assert all(set(leaves) == {"kernel", "bias"} for leaves in shapes.values() if "kernel" in leaves)
+
+
+def test_order_of_the_layers_of_a_block():
+    """In a file, that is: by depth, the projection among the layers that it runs beside."""
+    shapes = expected_shapes(Classifier(catalog.find("resnet50")))
+    block = [name.removeprefix("conv3_block1_") for name in shapes if name.startswith("conv3_block1_")]
+    assert block == ["1_conv", "1_bn", "2_conv", "2_bn", "0_conv", "3_conv", "0_bn", "3_bn"]
+
+
+def test_the_old_resnet50_is_told_apart(tmp_path):
+    """It has today's file name and shapes, other layer names and another epsilon."""
+    file = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    kernels = {"conv1": (7, 7, 3, 64), "res2a_branch2a": (1, 1, 64, 64)}
+    with h5py.File(file, "w") as stream:
+        stream.attrs["layer_names"] = [name.encode() for name in kernels]
+        for name, shape in kernels.items():
+            group = stream.create_group(name)
+            group.attrs["weight_names"] = [f"{name}_W:0".encode()]
+            group[f"{name}_W:0"] = np.zeros(shape, np.float32)
+    with pytest.raises(UserError, match=r"Keras' old ResNet50 .* epsilon 0\.001.* weights\.path=imagenet") as caught:
+        load(file, expected_shapes(Classifier(catalog.find("resnet50"))))
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
