@@ -2,7 +2,9 @@
 
     flaxtl train --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
 
-Most people change nothing but the source. What is left out here has the default in flaxtl/recipe.py.
+Most people change nothing but the source, and perhaps --config.model.name=NAME: `flaxtl models` lists the networks.
+`top` is the network's top block, such as block5 of VGG16 or conv5 of ResNet50: `flaxtl summary` shows its layers.
+What is left out here has the default in flaxtl/recipe.py.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +17,13 @@ def get_config() -> ConfigDict:
     c.data.height = c.data.width = 200
     c.data.resize = "crop"  # keeps the pictures' proportions
 
+    c.model = dict(name="vgg16", stop="")
     c.weights = dict(path="imagenet")
     c.head = dict(pooling="average_2x2", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
-    c.groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "augmented", "finetune")
-    c.frozen = dict(epochs=30, augment=False, patience=8, lr=dict(head=1e-3, block5=0.0, base=0.0))
-    c.augmented = dict(epochs=20, augment=True, patience=6, lr=dict(head=5e-4, block5=0.0, base=0.0))
-    c.finetune = dict(epochs=20, augment=True, patience=6, lr=dict(head=1e-5, block5=1e-5, base=0.0))
+    c.frozen = dict(epochs=30, augment=False, patience=8, lr=dict(head=1e-3, top=0.0, base=0.0))
+    c.augmented = dict(epochs=20, augment=True, patience=6, lr=dict(head=5e-4, top=0.0, base=0.0))
+    c.finetune = dict(epochs=20, augment=True, patience=6, lr=dict(head=1e-5, top=1e-5, base=0.0))
     return c

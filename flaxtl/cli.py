@@ -10,11 +10,17 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from flaxtl import __version__
 from flaxtl.errors import UserError, unknown
 from flaxtl.terminal import console
+
+if TYPE_CHECKING:
+    from flaxtl.results.predict import Predictor
+
+TOP = 5
+"""Classes that `flaxtl predict` shows of each picture, as in ImageNet's top-5."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -82,14 +88,29 @@ def parser() -> Parser:
     one.add_argument("--split", default="test", choices=("train", "validation", "test"))
     one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
 
-    one = command("predict", predict, "classify picture files with a trained run")
-    one.add_argument("--workdir", required=True, type=Path)
+    one = command("predict", predict, "classify picture files with a trained run, or with a published network")
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path, help="a trained run, with its own picture size and resize policy")
+    which.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a published network with its 1,000 ImageNet classes, at its own picture size: shorter side to 8/7 of it, "
+        "bicubic, centre crop",
+    )
+    one.add_argument("--weights", metavar="FILE", help="for --model; left out: from a cache, else downloaded")
     one.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
-    one.add_argument("--top", type=int, default=5, help="how many classes to show")
-    one.add_argument("--csv", type=Path, metavar="FILE")
-    one.add_argument("--json", type=Path, metavar="FILE")
-    one.add_argument("--tap", action="append", default=[], metavar="LAYER", help="write that layer's output to --npz")
-    one.add_argument("--npz", type=Path, metavar="FILE")
+    one.add_argument("--top", type=int, metavar="N", help=f"how many classes to show, {TOP} unless given")
+    one.add_argument("--csv", type=Path, metavar="FILE", help="a row a picture")
+    one.add_argument("--json", type=Path, metavar="FILE", help="the classes that are shown, picture by picture")
+    one.add_argument(
+        "--tap",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="write that layer's output to --npz; where all --tap lie in the base of --model and neither --top, --csv "
+        "nor --json is given, nothing is classified and weights without the top are enough",
+    )
+    one.add_argument("--npz", type=Path, metavar="FILE", help="'path' and an array named after each --tap")
 
     one = command("report", report, "write DIR/report/index.html")
     one.add_argument("--workdir", required=True, type=Path)
@@ -167,24 +188,45 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """A table, and files where they are asked for."""
+    from flaxtl.results import answers
     from flaxtl.results import predict as room
-    from flaxtl.results.trained import open_run
 
     if bool(options.tap) != bool(options.npz):
         raise UserError("--tap=LAYER and --npz=FILE go together: the layer to write, and where to")
-    if options.top < 1:
+    if options.top is not None and options.top < 1:
         raise UserError(f"--top={options.top} shows nothing; give 1 or more")
-    paths = room.find_pictures(options.input)
-    run = open_run(options.workdir)
+    if options.weights and not options.model:
+        raise UserError("--weights=FILE goes with --model=NAME; a run has its own")
+    paths, top = room.find_pictures(options.input), options.top or TOP
+    predictor = _published(options) if options.model else _trained(options.workdir)
+    found = room.predict(predictor, paths, options.tap)
+    console().print(answers.answer_table(found, top))
+    answers.write(found, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
+    if found.unreadable:
+        raise UserError("some pictures were left out: " + "; ".join(found.unreadable))
+
+
+def _trained(workdir: Path) -> "Predictor":
+    from flaxtl.results.predict import of_run
+    from flaxtl.results.trained import open_run
+
+    run = open_run(workdir)
     if run.phase != run.setup.phases[-1].name:
-        console(errors=True).print(
-            f"the run is not finished: these are the answers after its phase {run.phase}", markup=False
-        )
-    answers = room.predict(run, paths, options.tap)
-    console().print(room.answer_table(answers, options.top))
-    room.write(answers, options.top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
-    if answers.unreadable:
-        raise UserError("some pictures were left out: " + "; ".join(answers.unreadable))
+        _say(f"the run is not finished: these are the answers after its phase {run.phase}")
+    return of_run(run)
+
+
+def _published(options: argparse.Namespace) -> "Predictor":
+    from flaxtl.results.published import open_network
+
+    classify = any((options.top, options.csv, options.json, not options.tap))
+    opened = open_network(options.model, options.weights or "imagenet", options.tap, classify, _say)
+    console().print(f"weights: {opened.origin}", highlight=False, markup=False, soft_wrap=True)
+    return opened.predictor
+
+
+def _say(sentence: str) -> None:
+    console(errors=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -199,12 +241,12 @@ def report(options: argparse.Namespace) -> None:
 
 def models(options: argparse.Namespace) -> None:
     """The catalog as a table or as JSON."""
-    from flaxtl.results import networks
+    from flaxtl.results import catalog_table
 
     if options.json:
-        print(json.dumps(networks.catalog_rows(), indent=1))
+        print(json.dumps(catalog_table.rows(), indent=1))
     else:
-        console().print(networks.catalog_table())
+        console().print(catalog_table.as_table(), catalog_table.AT_HAND, sep="\n", highlight=False)
 
 
 def summary(options: argparse.Namespace) -> None:

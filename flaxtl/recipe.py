@@ -69,13 +69,16 @@ PHASE_DEFAULTS = ConfigDict(
         "epochs": 10,
         "steps_per_epoch": 0,  # 0: one pass over the training pictures
         "augment": False,
-        "lr": {},  # group -> learning rate; 0.0 is frozen
+        "lr": {},  # group -> learning rate; 0.0 is frozen; `top` is the network's own top block, whatever its name
         "schedule": "constant",  # or cosine, linear: from the rate down to 0 over the phase
         "warmup_steps": 0,  # steps from 0 up to the rate, before the schedule
         "metric": "validation_loss",  # what is best: watched by early stopping
         "patience": 0,  # epochs without a better metric until the phase stops; 0: never, the last weights stay
     }
 )
+
+TOP = "top"
+"""In a phase's lr the network's own group between head and base: block5 in VGG16, conv5 in ResNet50."""
 
 OPEN = frozenset({"optimizer", "data.fractions"})
 """Settings that a recipe replaces as a whole."""
@@ -97,7 +100,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         key = override.removeprefix("--config.").split("=", 1)[0]
         if "=" not in override:
             raise UserError(f"{override!r} needs a value: --config.{key}=VALUE")
-        if key not in known:
+        if key not in known and not _takes_the_place_of_top(config, key):
             raise unknown("setting", key, known)
     config = _override(config, overrides)
     _some(config.phases)
@@ -105,6 +108,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         for left_out in set(phases) - set(config.phases):
             del config[left_out]
     return config
+
+
+def _takes_the_place_of_top(config: ConfigDict, key: str) -> bool:
+    """Whether `key` rates a group by its own name where the recipe speaks of `top`; then it does so no longer."""
+    phase, _, group = key.partition(".lr.")
+    if not group or phase not in config.phases or TOP not in config[phase].lr:
+        return False
+    rates = config[phase].lr
+    with config.unlocked():
+        rates[group] = rates[TOP]
+        del rates[TOP]
+    return True
 
 
 def complete(recipe: ConfigDict) -> ConfigDict:

@@ -13,8 +13,10 @@ from rich.console import Console
 from flaxtl import recipe
 from flaxtl.data.listing import of_folder
 from flaxtl.data.manifest import build
-from flaxtl.train import pretrained
-from flaxtl.train.features import Inputs
+from flaxtl.train import pretrained, rundir
+from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.features import Inputs, digest
+from flaxtl.train.log import rows
 from flaxtl.train.pictures import Held
 from flaxtl.train.setup import prepare
 
@@ -111,6 +113,40 @@ def quiet():
 def texts(console):
     """What was said on a `quiet` console."""
     return console.file.getvalue()
+
+
+def digests(outcome):
+    """path -> SHA-256 of the parameters before and after each phase of a run that has ended."""
+    prepared = outcome.setup
+    with Checkpoints(prepared.workdir) as checkpoints:
+        assert checkpoints.phases_done() == len(prepared.phases)
+        done = range(len(prepared.phases) + 1)
+        return [digest(checkpoints.restore_phase(number, prepared.abstract_parameters())) for number in done]
+
+
+def told(workdir):
+    """What a run says of itself, without its clock."""
+    epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in rows(workdir)]
+    phases = rundir.summary(workdir)["phases"]
+    for facts in phases.values():
+        del facts["wall_seconds"]
+    return epochs, phases
+
+
+def stop_at(monkeypatch, owner, name, call, *, after=False):
+    """Make the call-th call (from 1) of owner.name raise KeyboardInterrupt, before or after it did its work."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **named):
+        calls.append(name)
+        if len(calls) == call and not after:
+            raise KeyboardInterrupt
+        result = original(*arguments, **named)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from flaxtl.models.head import Head
 
 BOUND = 6e-6
 BASE = {"conv1": "r1", "norm1": "r2", "pool1": "r3", "conv2": "r5", "norm2": "r6", "conv4": "r11", "pool5": "r14"}
-TOP = {"fc6": "r17", "fc7": "r21", "fc8": "r24", "prob": "prob_1"}
+TOP = {"fc6": "r17", "fc7": "r21", "fc8": "r24", "predictions": "prob_1"}
 
 
 @pytest.mark.parametrize(("height", "width"), [(75, 100), pytest.param(227, 227, marks=pytest.mark.slow)])
@@ -31,7 +31,7 @@ def test_top_equals_onnx(side, tmp_path):
     """At the zoo's size and at Caffe's; fc6 reads rows and columns of channels, in the file channels of rows."""
     both = zoo_onnx.pair("alexnet", "bvlc_alexnet", tmp_path / "x.onnx", side, side, top=True)
     theirs = zoo_onnx.theirs(both, TOP)
-    assert 0.01 < theirs["prob"].max() < 0.9
+    assert 0.01 < theirs["predictions"].max() < 0.9
     zoo.assert_equal(theirs, zoo_onnx.ours(both, TOP), BOUND)
 
 
@@ -54,7 +54,7 @@ def test_minimum_size():
 
 def test_layers_and_counts():
     names = ["conv1", "norm1", "pool1", "conv2", "norm2", "pool2", "conv3", "conv4", "conv5", "pool5_pad", "pool5"]
-    top = ["flatten", "fc6", "drop6", "fc7", "drop7", "fc8", "prob"]
+    top = ["flatten", "fc6", "drop6", "fc7", "drop7", "fc8", "predictions"]
     assert zoo.our_names("alexnet", 227, top=False) == names
     assert zoo.our_names("alexnet", 227, top=True) == names + top
     assert zoo.count("alexnet", top=True) == catalog.find("alexnet").parameters_with_top == 60_965_224

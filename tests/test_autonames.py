@@ -126,8 +126,8 @@ def test_arrays_may_be_called_after_another_layer(later, tmp_path):
     """The group of an array tells its layer, whatever else its own name says."""
     path = zoo.save_legacy(later, tmp_path / "weights.h5")
     with h5py.File(path, "r+") as file:
-        group = file["conv2d_8"]
-        group.move("conv2d_8", "conv2d_1")
+        group = file["conv2d_11"]
+        group.move("conv2d_11", "conv2d_1")
         group.attrs["weight_names"] = ["conv2d_1/kernel"]
     assert_loaded(path, later, WHOLE)
 

@@ -1,6 +1,7 @@
 """The command line, as far as nothing is trained: what it prints, and how it refuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flaxtl import __version__, cli
+from flaxtl import __version__, cache, cli
 from flaxtl.errors import UserError
+from flaxtl.models import catalog
 from flaxtl.weights import safetensors_file
 
 ROOT = Path(__file__).parents[1]
@@ -67,13 +69,30 @@ def test_a_process_of_its_own():
 def test_models(flaxtl):
     rows = cells(flaxtl("models"))
     assert rows[0] == ["Networks"]
-    assert ["vgg16", "138,357,544", "14,714,688", "224 (min 32)", "71.3", "90.0", "caffe", "base"] in rows
+    assert ["vgg16", "138,357,544", "14,714,688", "224 (min 32)", "71.3", "90.0", "caffe", "base (built in)"] in rows
     assert ["vgg19", "143,667,240", "20,024,384", "224 (min 32)", "71.3", "90.0", "caffe"] in rows
+    assert {row[0] for row in rows} >= catalog.ARCHITECTURES.keys()
+
+
+def test_models_tells_what_is_at_hand(flaxtl):
+    """A file of that name is enough: nothing is read."""
+    keras, own = Path(os.environ["KERAS_HOME"]) / "models", cache.directory("weights")
+    vgg16, vgg19, resnet50 = map(catalog.find, ("vgg16", "vgg19", "resnet50"))
+    for file in (keras / vgg16.file_with_top.name, own / vgg19.file_base.name):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    told = {row[0]: row[-1] for row in cells(flaxtl("models"))}
+    assert told["vgg16"] == "whole (Keras' cache)"
+    assert told["vgg19"] == "base (flaxtl's cache)"
+    at_hand = {row["name"]: row["at_hand"] for row in json.loads(flaxtl("models", "--json"))}
+    assert at_hand[vgg16.name] == {"top": "Keras' cache", "base": "Keras' cache"}
+    assert at_hand[vgg19.name] == {"top": None, "base": "flaxtl's cache"}
+    assert at_hand[resnet50.name] == {"top": None, "base": None}
 
 
 def test_models_as_json(flaxtl):
     rows = {row["name"]: row for row in json.loads(flaxtl("models", "--json"))}
-    assert rows.keys() == {"vgg16", "vgg19"}
+    assert list(rows) == list(catalog.ARCHITECTURES)
     assert rows["vgg16"] == {
         "name": "vgg16",
         "parameters_with_top": 138_357_544,
@@ -85,11 +104,10 @@ def test_models_as_json(flaxtl):
         "top5": 90.05,
         "licence": "CC BY 4.0 (K. Simonyan, A. Zisserman)",
         "paper": "arXiv:1409.1556",
-        "built_in": True,
         "weights": rows["vgg16"]["weights"],
+        "at_hand": {"top": None, "base": "built in"},
     }
     assert rows["vgg16"]["weights"]["base"]["hash"] == "6d6bbae143d832006294945121d1f1fc"
-    assert rows["vgg19"]["built_in"] is False
 
 
 def test_summary_of_a_published_network(flaxtl):
@@ -101,6 +119,30 @@ def test_summary_of_a_published_network(flaxtl):
     assert ["fc1", "dense", "4096", "102,764,544"] in rows
     assert ["predictions", "dense", "1000", "4,097,000"] in rows
     assert rows[-1] == ["Total: 138,357,544 parameters; 14,714,688 without the top"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "total"),
+    [
+        (
+            "mobilenet_0.25",
+            ["conv1_bn", "batch norm", "112x112x8", "32"],
+            "Total: 475,544 parameters (5,472 of them statistics of batch norms); 218,544 without the top",
+        ),
+        (
+            "EfficientNet-B0",
+            ["stem_bn", "batch norm", "112x112x32", "128"],
+            "Total: 5,330,571 parameters (42,016 of them statistics of batch norms, 7 of a layer that is preprocessing "
+            "here); 4,049,571 without the top",
+        ),
+    ],
+)
+def test_summary_counts_as_keras_does(flaxtl, name, layer, total):
+    """Keras' model.summary(): total parameters, and the non-trainable ones (42,023 = 42,016 + 7 of EfficientNetB0)."""
+    rows = cells(flaxtl("summary", f"--model={name}"))
+    assert rows[0] == [f"{catalog.find(name).name} at 224x224"]
+    assert layer in rows
+    assert rows[-1] == [total]
 
 
 def test_summary_of_a_recipe(flaxtl):
@@ -164,7 +206,7 @@ def test_convert_refuses_what_is_no_weight_file(refuses, tmp_path):
 def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refuses, tmp_path):
     sentence, *listed = refuses(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
     assert sentence.startswith(f"flaxtl: {BUILTIN} does not fit the network")
-    missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("bias", "kernel")]
+    missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("kernel", "bias")]
     assert [line.split()[:2] for line in listed] == [["-", name] for name in missing]
     assert list(tmp_path.iterdir()) == []
 
@@ -200,6 +242,14 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["convert", "--model=vgg61", "--weights=x", "--output=y"], "no network 'vgg61'; did you mean 'vgg19'?"),
         (["predict", "--workdir=x", "--input=y", "--tap=fc1"], "--tap=LAYER and --npz=FILE go together"),
         (["predict", "--workdir=x", "--input=y", "--npz=z"], "--tap=LAYER and --npz=FILE go together"),
+        (
+            ["predict", "--workdir=x", "--input=y", "--weights=z"],
+            "--weights=FILE goes with --model=NAME; a run has its",
+        ),
+        (["predict", "--model=vgg61", f"--input={DEMO}"], "no network 'vgg61'; did you mean 'vgg19'?"),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], "random weights know no classes; leave"),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], "no weight file 'x.h5'; give the path of"),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=builtin"], "no weights for vgg16_weights_tf_dim_"),
         (["predict", "--workdir=x", "--input=y", "--top=0"], "--top=0 shows nothing; give 1 or more"),
         (["evaluate", "--workdir=nowhere"], "nowhere is no run directory (it has no config.json); give the --workdir"),
         (["report", "--workdir=nowhere"], "nowhere is no run directory (it has no config.json); give the --workdir of"),
@@ -226,6 +276,8 @@ def test_a_mistake_is_told_in_one_line(refuses, arguments, sentence):
             "flaxtl: argument --split: invalid choice: 'tset'",
         ),
         (["train", f"--config={DEMO}"], "flaxtl: the following arguments are required: --workdir"),
+        (["predict", "--input=x"], "flaxtl: one of the arguments --workdir --model is required"),
+        (["predict", "--workdir=x", "--model=y", "--input=z"], "flaxtl: argument --model: not allowed with argument"),
     ],
 )
 def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, sentence):

@@ -9,6 +9,7 @@ from flaxtl import recipe
 from flaxtl.data.augment import Augmentation
 from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
+from flaxtl.models import catalog
 from flaxtl.models.classifier import Classifier
 from flaxtl.train.optim import optimizer
 from flaxtl.train.phases import plan
@@ -107,6 +108,22 @@ def test_the_lectures_data_and_augmentation():
 def test_the_lectures_augmented_model_from_scratch():
     _, phases = planned(load("flowers_vgg16.py:scratch"))
     assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
+
+
+QUICK = ("resnet50", "efficientnetb0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in catalog.ARCHITECTURES if name not in QUICK)],
+)
+def test_your_own_pictures_can_be_given_to_every_network(name):
+    net, phases = planned(load("folder.py", f"--config.model.name={name}"))
+    assert net.model.architecture.name == name
+    top = net.model.architecture.top_group
+    assert [group for group, rate in phases[-1].split.rates.items() if rate] == ["head", top]
+    assert {group: rate for group, rate in phases[0].split.rates.items() if rate} == {"head": 1e-3}
+    assert any(net.groups[path] == top and phases[-1].split.learns(path) for path in net.groups)
 
 
 def test_the_demo_needs_no_network_and_no_data():

@@ -1,6 +1,6 @@
 """DenseNet121, DenseNet169 and DenseNet201 against Keras' own, with the same random weights.
 
-Largest deviation measured on CPU, of the largest output: XXX, from float32 sums in another order, one after another
+Largest deviation measured on CPU, of the largest output: 1.2e-6, from float32 sums in another order, one after another
 through 120 to 200 convolutions. The bound is three times that.
 """
 
@@ -13,9 +13,10 @@ from keras.applications.densenet import preprocess_input
 from flaxtl.models import catalog
 from flaxtl.models.classifier import Classifier
 from flaxtl.train.pretrained import expected_shapes
+from flaxtl.weights.load import load
 
 NETWORKS = ("densenet121", "densenet169", "densenet201")
-BOUND = 1e-5
+BOUND = 4e-6
 ODD, EVEN = 75, 64  # pixels; 75 meets both parities on its way down: 38, 19, 9, 4, 2
 
 # What is wrong where the first deviation is:
@@ -46,15 +47,13 @@ def test_base_equals_keras(name, tmp_path):
     zoo.assert_equal(theirs, ours, BOUND)
 
 
-@first_is_fast
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_top_equals_keras(name, tmp_path):
     network = zoo.keras_network(name, EVEN, top=True, classifier_activation=None)
-    file = zoo.save_legacy(network, tmp_path / "weights.h5")
-    both = zoo.pair(name, network, file, top=True)
+    both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
     theirs, ours = zoo.logits(both, preprocess_input)
     zoo.assert_equal(theirs, ours, BOUND)
-    give_former_names(file)
-    np.testing.assert_equal(zoo.pair(name, network, file, top=True).parameters, both.parameters)
 
 
 FORMERLY = {"conv1_conv": "conv1/conv", "conv1_bn": "conv1/bn", "predictions": "fc1000"}
@@ -62,7 +61,7 @@ FORMERLY = {"conv1_conv": "conv1/conv", "conv1_bn": "conv1/bn", "predictions": "
 
 
 def give_former_names(file):
-    """In a file that Keras wrote today: groups of groups, as a slash in the name of a layer makes them."""
+    """In a file that Keras wrote today; a slash in the name of a layer makes groups of groups."""
     with h5py.File(file, "r+") as stream:
         for today, then in FORMERLY.items():
             group = stream[today]
@@ -70,6 +69,15 @@ def give_former_names(file):
             group.attrs["weight_names"] = [name.replace(today, then) for name in group.attrs["weight_names"]]
             stream.move(today, then)
         stream.attrs["layer_names"] = [FORMERLY.get(name, name) for name in stream.attrs["layer_names"]]
+
+
+def test_a_file_with_former_names(tmp_path):
+    network = zoo.keras_network("densenet121", EVEN, top=True)
+    file = zoo.save_legacy(network, tmp_path / "weights.h5")
+    expected = expected_shapes(Classifier(catalog.find("densenet121")))
+    tree = load(file, expected).tree
+    give_former_names(file)
+    np.testing.assert_equal(load(file, expected).tree, tree)
 
 
 @first_is_fast
@@ -80,6 +88,13 @@ def test_layers_and_counts_are_those_of_keras(name):
     row = catalog.find(name)
     assert zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
     assert zoo.count(name, top=False) == row.parameters_base
+
+
+def test_every_layer_computes_in_bfloat16_when_asked():
+    """But for the border around the pixels, which are float32 up to the first convolution."""
+    found = zoo.dtypes("densenet121", ODD, "bfloat16")
+    assert found.pop("zero_padding2d") == "float32"
+    assert set(found.values()) == {"bfloat16"}
 
 
 def test_no_convolution_has_a_bias():

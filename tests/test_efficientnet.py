@@ -1,4 +1,7 @@
-"""EfficientNetB0 to B7 against Keras' own, as it builds them for ImageNet's weights, from a file drawn at random."""
+"""EfficientNetB0 to B7 against Keras' own, as it builds them for ImageNet's weights, from a file drawn at random.
+
+XLA orders the sums of the two graphs differently. Measured, relative to the largest output: up to 2e-6 (B7 at its full size).
+"""
 
 import re
 
@@ -18,7 +21,7 @@ from flaxtl.weights.normalization import KNOWN
 
 NETWORKS = [f"efficientnetb{number}" for number in range(8)]
 SIDE = 91  # in both sizes of windows the layers of stride 2 see odd and even sizes: 91, 46, 23, 12, 6
-BOUND = 1e-2
+BOUND = 6e-6
 LAYERS = ("stem_conv", "block3a_se_excite", "block6b_add", "top_activation")
 
 first_is_fast = pytest.mark.parametrize(
@@ -26,13 +29,18 @@ first_is_fast = pytest.mark.parametrize(
 )
 
 
+RESIDUAL = r"block\d[b-z]_project_bn"
+"""What a residual block adds. Dozens of random ones would make outputs a thousand times as large, and the sigmoids of
+squeeze and excitation either 0 or 1."""
+
+
 def published(name, side, file, monkeypatch, *, top):
-    """Keras' network as weights='imagenet' builds it, with what it does to pixels; `file` takes the download's place."""
-    network = zoo.keras_network(name, side, top=top)
+    """Keras' network as weights='imagenet' builds it, with what it does to pixels; `file` is what it downloads."""
+    network = zoo.quietened(zoo.keras_network(name, side, top=top), RESIDUAL)
     network.get_layer("normalization").set_weights([*map(np.float32, KNOWN), np.int32(0)])
     zoo.save_legacy(network, file)
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *_, **__: str(file))
-    return zoo.keras_network(name, side, top=top, weights="imagenet")
+    return zoo.quietened(zoo.keras_network(name, side, top=top, weights="imagenet"), RESIDUAL)
 
 
 @first_is_fast
@@ -41,8 +49,6 @@ def test_base_equals_keras(name, tmp_path, monkeypatch):
     network = published(name, SIDE, file, monkeypatch, top=False)
     both = zoo.pair(name, network, file, top=False)
     theirs, ours = zoo.outputs(both, lambda x: x, LAYERS)
-    for k in theirs:
-        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
     again = zoo.pair(name, network, zoo.save_keras3(network, tmp_path / "again"), top=False)
     jax.tree.map(np.testing.assert_array_equal, again.parameters, both.parameters)
@@ -55,8 +61,6 @@ def test_top_equals_keras(name, tmp_path, monkeypatch):
     network = published(name, catalog.find(name).size, file, monkeypatch, top=True)
     both = zoo.pair(name, network, file, top=True)
     theirs, ours = zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
-    for k in theirs:
-        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
 
 

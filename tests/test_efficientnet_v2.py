@@ -1,17 +1,21 @@
-"""EfficientNetV2 B0 to B3, S, M and L against Keras' own with weights drawn at random."""
+"""EfficientNetV2 B0 to B3, S, M and L against Keras' own with weights drawn at random.
 
-import re
+XLA orders the sums of the two graphs differently, and sigmoids of tens, which real weights do not lead to, multiply
+the difference. Measured, relative to the largest output: up to 3e-6, L 9e-6.
+"""
 
 import jax
+import keras
 import numpy as np
 import pytest
 import zoo
 
 from flaxtl.models import catalog
+from flaxtl.models.preprocess import PREPROCESSING
 
 NETWORKS = [row.name for row in catalog.ARCHITECTURES.values() if row.name.startswith("efficientnetv2")]
 SIDE = 91  # layers of stride 2 see odd and even sizes: 91, 46, 23, 12, 6
-BOUND = 1e-2
+BOUND = 3e-5
 LAYERS = ("stem_conv", "block1a_project_activation", "block3b_add", "block5a_se_excite", "top_activation")
 
 first_is_fast = pytest.mark.parametrize(
@@ -20,15 +24,8 @@ first_is_fast = pytest.mark.parametrize(
 
 
 def drawn(name, side, *, top):
-    """Keras' network with random weights whose residual blocks add little to what they are added to.
-
-    Else dozens of random blocks make outputs a thousand times as large, and the sigmoids between them tell nothing.
-    """
-    network = zoo.keras_network(name, side, top=top)
-    for layer in network.layers:
-        if re.fullmatch(r"block\d[b-z]_project_bn", layer.name):
-            layer.gamma.assign(0.2 * layer.gamma)
-    return network
+    """Keras' network with random weights that do not grow its outputs a thousandfold, as dozens of blocks else do."""
+    return zoo.quietened(zoo.keras_network(name, side, top=top), r"(stem|block\d[b-z]_project)_bn")
 
 
 @first_is_fast
@@ -36,8 +33,7 @@ def test_base_equals_keras(name, tmp_path):
     network = drawn(name, SIDE, top=False)
     both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=False)
     theirs, ours = zoo.outputs(both, lambda x: x, LAYERS)
-    for k in theirs:
-        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
+    for k in theirs: print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
     again = zoo.pair(name, network, zoo.save_keras3(network, tmp_path / "again"), top=False)
     jax.tree.map(np.testing.assert_array_equal, again.parameters, both.parameters)
@@ -49,8 +45,7 @@ def test_top_equals_keras(name, tmp_path):
     network = drawn(name, catalog.find(name).size, top=True)
     both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
     theirs, ours = zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
-    for k in theirs:
-        print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
+    for k in theirs: print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
 
 
@@ -69,3 +64,10 @@ def test_a_deeper_network_goes_beyond_the_full_rate_of_drop_connect():
     """Keras divides by the number of B0's blocks in B1 to B3 too."""
     rates = [rate for rate, whole in zoo.our_dropouts("efficientnetv2-b3", SIDE).values() if whole]
     assert max(rates) > 0.2
+
+
+def test_small_networks_are_fed_by_mean_and_deviation_the_others_from_minus_one_to_one():
+    assert [catalog.find(name).preprocessing for name in NETWORKS] == ["torch"] * 4 + ["tf_128"] * 3
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
+    expected = keras.layers.Rescaling(1 / 128, offset=-1)(pictures.astype(np.float32))
+    np.testing.assert_array_equal(PREPROCESSING["tf_128"](pictures), expected)  # exact: 128 is a power of 2

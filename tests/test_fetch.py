@@ -160,7 +160,7 @@ def test_refused_connection(tmp_path, ask, server):
 def test_a_cache_that_cannot_be_written(tmp_path, ask, server, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded: .*Not a directory.*; give a copy"):
+    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded: .*Not a directory.*; get http"):
         ask(url=f"{server.url}/x.h5")
 
 

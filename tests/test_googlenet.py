@@ -25,7 +25,7 @@ BASE = {
     "inception_4d_5x5": "r90",
     "inception_5b_output": "r137",
 }
-TOP = {"inception_5b_output": "r137", "pool5_7x7_s1": "r141", "loss3_classifier": "r143", "prob": "prob_1"}
+TOP = {"inception_5b_output": "r137", "pool5_7x7_s1": "r141", "loss3_classifier": "r143", "predictions": "prob_1"}
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (75, 100)])
@@ -38,7 +38,7 @@ def test_top_equals_onnx(tmp_path):
     """The pool of 7x7 has 6x6 before it, and an edge of zeros that does not count: it is the mean of the picture."""
     both = zoo_onnx.pair("googlenet", "inception_v1", tmp_path / "x.onnx", 224, 224, top=True)
     theirs = zoo_onnx.theirs(both, TOP)
-    assert 0.002 < theirs["prob"].max() < 0.9
+    assert 0.002 < theirs["predictions"].max() < 0.9
     zoo.assert_equal(theirs, zoo_onnx.ours(both, TOP), BOUND)
 
 
@@ -64,7 +64,7 @@ def test_layers_and_counts():
     assert names[:4] == ["conv1_pad", "conv1_7x7_s2", "pool1_3x3_s2", "pool1_norm1"]
     parts = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool", "pool_proj", "output")
     assert {name for name in names if name.startswith("inception_4e")} == {f"inception_4e_{part}" for part in parts}
-    assert names[-4:] == ["pool5_7x7_s1", "pool5_drop_7x7_s1", "loss3_classifier", "prob"]
+    assert names[-4:] == ["pool5_7x7_s1", "pool5_drop_7x7_s1", "loss3_classifier", "predictions"]
     assert zoo.count("googlenet", top=True) == catalog.find("googlenet").parameters_with_top == 6_998_552
     assert zoo.count("googlenet", top=False) == catalog.find("googlenet").parameters_base
 

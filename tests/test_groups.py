@@ -71,6 +71,33 @@ def test_part_and_labels():
     assert split.labels(learning) == dict(zip(PATHS[1:], ["block5", "block5", "head"], strict=True))
 
 
+NORM = [f"backbone/norm/{leaf}" for leaf in ("scale", "bias", "mean", "var")]
+
+
+def norm_split(rules, **rates):
+    return groups.split("tune", groups.assign(NORM, rules), rates)
+
+
+def test_statistics_move_with_their_layer_and_do_not_learn():
+    parts = norm_split((("all", ".*"),), all=1e-3).part(dict.fromkeys(NORM, 7))
+    assert [list(part) for part in parts] == [NORM[:2], NORM[2:], []]
+    assert groups.in_training([*parts.learning, *parts.statistics], parts.frozen) == {"norm"}
+    parts = norm_split((("all", ".*/(scale|bias|mean)"), ("rest", ".*")), all=1e-3, rest=0.0).part(dict.fromkeys(NORM))
+    assert [list(part) for part in parts] == [NORM[:2], NORM[2:3], NORM[3:]]
+
+
+def test_a_norm_whose_statistics_stay_is_not_in_training_though_its_bias_learns():
+    parts = norm_split((("biases", ".*/bias"), ("rest", ".*")), biases=1e-3, rest=0.0).part(dict.fromkeys(NORM))
+    assert [list(part) for part in parts] == [NORM[1:2], [], [NORM[0], *NORM[2:]]]
+    assert groups.in_training(parts.learning, parts.frozen) == frozenset()
+    assert groups.in_training([*parts.learning, "head/out/bias"], [*parts.frozen, "head/out/kernel"]) == {"out"}
+
+
+def test_statistics_alone_are_nothing_that_learns():
+    with refused("nothing learns in phase 'tune'"):
+        norm_split((("statistics", ".*/(mean|var)"), ("rest", ".*")), statistics=1e-3, rest=0.0)
+
+
 def test_an_unknown_group_is_named_with_a_suggestion():
     with refused("tune.lr", "'blok5'", "did you mean 'block5'?"):
         groups.split("tune", groups.assign(PATHS, RULES), RATES | {"blok5": 0.0})

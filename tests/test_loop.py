@@ -32,56 +32,22 @@ def train(config, workdir):
     return loop.train(config, workdir, small.quiet(), "flaxtl train")
 
 
-def digests(outcome):
-    """path -> SHA-256 of the parameters after each phase."""
-    setup = outcome.setup
-    with Checkpoints(setup.workdir) as checkpoints:
-        assert checkpoints.phases_done() == len(setup.phases)
-        done = range(len(setup.phases) + 1)
-        return [digest(checkpoints.restore_phase(number, setup.abstract_parameters())) for number in done]
-
-
-def told(workdir):
-    """What a run says of itself, without its clock."""
-    epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in rows(workdir)]
-    phases = rundir.summary(workdir)["phases"]
-    for facts in phases.values():
-        del facts["wall_seconds"]
-    return epochs, phases
-
-
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
     """A run that nothing disturbed."""
     return train(small.config(folder, **PHASES), tmp_path_factory.mktemp("runs") / "whole")
 
 
-def stop_at(monkeypatch, owner, name, call, *, after=False):
-    """Make the call-th call (from 1) of owner.name raise KeyboardInterrupt, before or after it did its work."""
-    original, calls = getattr(owner, name), []
-
-    def interrupted(*arguments, **named):
-        calls.append(name)
-        if len(calls) == call and not after:
-            raise KeyboardInterrupt
-        result = original(*arguments, **named)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, interrupted)
-
-
 def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
     with monkeypatch.context() as patch:
-        stop_at(patch, owner, name, call, after=after)
+        small.stop_at(patch, owner, name, call, after=after)
         with pytest.raises(KeyboardInterrupt):
             train(small.config(folder, **PHASES), workdir)
 
 
 def test_a_run_tells_what_it_did(whole):
     workdir = whole.setup.workdir
-    epochs, phases = told(workdir)
+    epochs, phases = small.told(workdir)
     expected = [("frozen", 1, 3), ("frozen", 2, 6), ("frozen", 3, 9), ("finetune", 1, 12), ("finetune", 2, 15)]
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == expected
     losses = [row["validation_loss"] for row in epochs[:3]]
@@ -109,7 +75,7 @@ def test_a_run_tells_what_it_did(whole):
 
 
 def test_phases_change_what_they_say_they_change(whole):
-    start, frozen, finetuned = digests(whole)
+    start, frozen, finetuned = small.digests(whole)
     assert {path.split("/")[0] for path in start if start[path] != frozen[path]} == {"head"}
     changed = {path.split("/")[1] for path in start if frozen[path] != finetuned[path]}
     assert changed == {"block2_conv1", "block2_conv2", "dense_1", "predictions"}
@@ -141,20 +107,20 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(monkeypatch, whole, fold
     resumed = train(small.config(folder, **PHASES), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.
     assert {step._cache_size() for step in made} <= {0, 1}
-    assert told(tmp_path / "run") == told(whole.setup.workdir)
-    assert digests(resumed) == digests(whole)
+    assert small.told(tmp_path / "run") == small.told(whole.setup.workdir)
+    assert small.digests(resumed) == small.digests(whole)
 
 
 def test_a_run_without_checkpoints_between_goes_back_to_the_start_of_its_phase(monkeypatch, whole, folder, tmp_path):
     rarely = small.config(folder, **PHASES, checkpoint={"every_seconds": 3600.0})
     with monkeypatch.context() as patch:
-        stop_at(patch, run_phase, "_epoch", 3)
+        small.stop_at(patch, run_phase, "_epoch", 3)
         with pytest.raises(KeyboardInterrupt):
             train(rarely, tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
     resumed = train(rarely, tmp_path / "run")
-    assert told(tmp_path / "run") == told(whole.setup.workdir)
-    assert digests(resumed) == digests(whole)
+    assert small.told(tmp_path / "run") == small.told(whole.setup.workdir)
+    assert small.digests(resumed) == small.digests(whole)
 
 
 def test_a_half_written_row_and_a_lost_phase_do_not_matter(monkeypatch, whole, folder, tmp_path):
@@ -163,8 +129,8 @@ def test_a_half_written_row_and_a_lost_phase_do_not_matter(monkeypatch, whole, f
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
     resumed = train(small.config(folder, **PHASES), tmp_path / "run")
-    assert told(tmp_path / "run") == told(whole.setup.workdir)
-    assert digests(resumed) == digests(whole)
+    assert small.told(tmp_path / "run") == small.told(whole.setup.workdir)
+    assert small.digests(resumed) == small.digests(whole)
 
 
 def test_lost_rows_are_told_before_training_goes_on(monkeypatch, whole, folder, tmp_path):
@@ -178,8 +144,8 @@ def test_lost_rows_are_told_before_training_goes_on(monkeypatch, whole, folder, 
         train(small.config(folder, **PHASES), workdir)
     shutil.rmtree(latest)
     resumed = train(small.config(folder, **PHASES), workdir)
-    assert told(workdir) == told(whole.setup.workdir)
-    assert digests(resumed) == digests(whole)
+    assert small.told(workdir) == small.told(whole.setup.workdir)
+    assert small.digests(resumed) == small.digests(whole)
 
 
 def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
@@ -199,9 +165,9 @@ def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
 
 def test_a_trained_run_is_not_trained_again(monkeypatch, whole, folder):
     monkeypatch.setattr(run_phase, "_epoch", None)
-    before = told(whole.setup.workdir)
+    before = small.told(whole.setup.workdir)
     assert train(small.config(folder, **PHASES), whole.setup.workdir) is not None
-    assert told(whole.setup.workdir) == before
+    assert small.told(whole.setup.workdir) == before
 
 
 def test_another_recipe_needs_another_workdir(whole, folder):
@@ -217,7 +183,7 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
     settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
     stopped = train(small.config(folder, **settings), tmp_path / "stopped")
     one_epoch = train(small.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
-    epochs, phases = told(tmp_path / "stopped")
+    epochs, phases = small.told(tmp_path / "stopped")
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == [
         ("frozen", 1, 3),
         ("frozen", 2, 6),
@@ -227,7 +193,7 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
     assert (phases["frozen"]["epochs"], phases["frozen"]["best_epoch"]) == (3, 1)
     assert phases["frozen"]["validation"]["loss"] == epochs[0]["validation_loss"]
     assert phases["frozen"]["train"]["loss"] == epochs[0]["train_loss"] != epochs[2]["train_loss"]
-    assert digests(stopped)[:2] == digests(one_epoch)
+    assert small.digests(stopped)[:2] == small.digests(one_epoch)
 
 
 @pytest.mark.parametrize(

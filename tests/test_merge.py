@@ -102,7 +102,14 @@ def test_one_error_lists_everything():
     ("held", "expected", "told"),
     [
         ({"block5_conv3", "block3_conv4"}, {"block5_conv3"}, "this looks like VGG19: it holds block3_conv4"),
-        ({"block5_conv3"}, {"block5_conv3", "block3_conv4"}, None),
+        ({"block5_conv3"}, ["block3_conv4", "block5_conv3"], None),
+        (
+            {"a", "b"},
+            ["a", "b", "c", "d"],
+            "nothing from layer c on is in it: this looks like the file without the top",
+        ),
+        ({"a", "c"}, ["a", "b", "c", "d"], None),
+        ({"a", "x"}, ["a", "b", "c", "d"], None),
         ({"block5_conv3"}, {"conv1"}, "this looks like VGG16: it holds block5_conv3"),
         ({"dense"}, {"conv1"}, None),
     ],

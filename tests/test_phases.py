@@ -54,6 +54,27 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
     assert phases.frozen_prefix(MODEL, layers, split, phases.CACHE_BYTES // picture + 1) is None
 
 
+@pytest.mark.parametrize(
+    ("own", "lr", "sentence"),
+    [
+        ((), {"head": 0.1, "top": 0.2, "base": 0.0}, None),
+        ((), {"head": 0.1, "block5": 0.2, "base": 0.0}, None),
+        ((), {"haed": 0.1, "top": 0.2, "base": 0.0}, "no group (in frozen.lr) 'haed'; did you mean 'head'?"),
+        ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, "no group (in frozen.lr) 'top'"),
+    ],
+)
+def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, sentence):
+    config = small.config("unused", groups=own, model={"name": "vgg16", "stop": ""}, phases=("frozen",))
+    config.frozen.lr = ConfigDict(lr)
+    net = network(config, classes=3)
+    if sentence is None:
+        (frozen,) = phases.plan(config, net.model, net.layers, net.groups, 12)
+        assert frozen.split.rates == {"head": 0.1, "block5": 0.2, "base": 0.0}
+    else:
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            phases.plan(config, net.model, net.layers, net.groups, 12)
+
+
 @pytest.mark.parametrize(("n_train", "steps"), [(12, 3), (13, 4), (1, 1)])
 def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
     frozen, finetune = plan(net, n_train, finetune={"steps_per_epoch": 20})

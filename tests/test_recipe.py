@@ -120,6 +120,23 @@ def test_the_last_of_two_overrides_counts(write):
     assert recipe.load(write(SMALLEST), ["--config.seed=1", "--config.batch=8", "--config.seed=2"]).seed == 2
 
 
+TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
+
+
+def test_a_rate_by_the_own_name_of_the_top_block_takes_the_place_of_top(write):
+    file = write(TOP)
+    assert recipe.load(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
+    named = recipe.load(file, ["--config.frozen.lr.block5=3e-6"])
+    assert named.frozen.lr.to_dict() == {"head": 1e-3, "block5": 3e-6, "base": 0.0}
+    assert recipe.from_json(recipe.to_json(named)) == named
+
+
+@pytest.mark.parametrize("key", ["frozen.lr", "frzen.lr.block5", "frozen.lr.", "frozen.block5"])
+def test_only_a_rate_takes_the_place_of_top(write, key):
+    with pytest.raises(UserError):
+        recipe.load(write(TOP), [f"--config.{key}=3e-6"])
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

@@ -1,6 +1,6 @@
 """ResNet50V2, ResNet101V2 and ResNet152V2 against Keras' own, with the same random weights.
 
-Largest deviation measured on CPU, of the largest output: XXX, from float32 sums in another order, one after another
+Largest deviation measured on CPU, of the largest output: 1.4e-6, from float32 sums in another order, one after another
 through 53 to 155 convolutions. The bound is three times that.
 """
 
@@ -14,7 +14,7 @@ from flaxtl.models.classifier import Classifier
 from flaxtl.train.pretrained import expected_shapes
 
 NETWORKS = ("resnet50v2", "resnet101v2", "resnet152v2")
-BOUND = 1e-5
+BOUND = 4e-6
 ODD, EVEN = 75, 64  # pixels; 75 meets both parities on its way down: 38, 19, 10, 5, 3
 
 # What is wrong where the first deviation is:
@@ -64,6 +64,13 @@ def test_layers_and_counts_are_those_of_keras(name):
     row = catalog.find(name)
     assert zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
     assert zoo.count(name, top=False) == row.parameters_base
+
+
+def test_every_layer_computes_in_bfloat16_when_asked():
+    """But for the border around the pixels, which are float32 up to the first convolution."""
+    found = zoo.dtypes("resnet50v2", ODD, "bfloat16")
+    assert found.pop("conv1_pad") == "float32"
+    assert set(found.values()) == {"bfloat16"}
 
 
 def test_the_stride_is_on_the_3x3_convolution_of_the_last_block():

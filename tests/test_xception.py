@@ -1,6 +1,6 @@
 """Xception against Keras' own, with the same random weights.
 
-Largest deviation measured on CPU, of the largest output: 2.1e-6, from float32 sums in another order, one after another
+Largest deviation measured on CPU, of the largest output: 1.5e-6, from float32 sums in another order, one after another
 through 40 convolutions. The bound is three times that.
 """
 
@@ -11,15 +11,15 @@ from keras.applications.xception import preprocess_input
 
 from flaxtl.models import catalog
 
-BOUND = 6e-6
+BOUND = 5e-6
 ODD, EVEN = 75, 128  # pixels
 
 # What is wrong where the first deviation is:
 TAPS = (
-    "block2_sepconv2_act",  # a relu before the first separable convolution of block2
     "block2_pool",  # the border of the pool: zeros would win over what is negative
-    "block3_pool",  # no such relu in block3
-    "add_10",
+    "add",  # a sum that is cut off at zero
+    "block3_pool",  # no relu before a separable convolution
+    "add_10",  # the same in the middle blocks
     "block14_sepconv1",  # a relu before this one
     "block14_sepconv2_act",  # none at the end
 )
@@ -49,6 +49,7 @@ def test_top_equals_keras(tmp_path):
 
 
 def test_layers_and_counts_are_those_of_keras():
+    """Pins, too: block2 has no relu before its first separable convolution, where it would change nothing."""
     network = zoo.keras_network("xception", 299, top=True)
     assert zoo.our_names("xception", 299, top=True) == zoo.names(network)
     row = catalog.find("xception")

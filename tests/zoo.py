@@ -1,5 +1,6 @@
 """Keras' own networks with weights drawn at random, and ours with the same: what every family is compared by."""
 
+import re
 import sys
 from functools import partial
 from typing import NamedTuple
@@ -121,6 +122,14 @@ def shrink(network, ending):
             layer.set_weights([first / 4, *others])
 
 
+def quietened(network, layers):
+    """The network; its batch norms that are called like the regular expression `layers` pass on a fifth."""
+    for layer in network.layers:
+        if re.fullmatch(layers, layer.name):
+            layer.gamma.assign(0.2 * layer.gamma)
+    return network
+
+
 def save_legacy(network, file):
     """Keras' legacy HDF5 layout, as `save_weights('x.h5')` wrote it up to Keras 2."""
     with h5py.File(file, "w") as stream:
@@ -159,8 +168,8 @@ def outputs(both, preprocess, layers):
 def logits(both, preprocess):
     """The logits, (Keras', ours); Keras' network is built with classifier_activation=None."""
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x).logits)
-    theirs = both.keras(preprocess(both.pictures.astype("float32")))
-    return {"logits": np.asarray(theirs)}, {"logits": run(both.parameters, both.pictures)}
+    theirs = both.keras.predict(preprocess(both.pictures.astype("float32")), verbose=0)
+    return {"logits": theirs}, {"logits": run(both.parameters, both.pictures)}
 
 
 def assert_equal(theirs, ours, bound):
@@ -188,6 +197,14 @@ def count(name, *, top):
     model = Classifier(architecture, None if top else Head(classes=2, pooling="global_average"))
     shapes = expected_shapes(model)
     return sum(int(np.prod(shape)) for leaves in shapes.values() for shape in leaves.values())
+
+
+def dtypes(name, side, dtype):
+    """layer -> the kind of numbers that it gives out when our base computes in `dtype`; nothing is computed."""
+    model = Classifier(catalog.find(name), Head(classes=2, pooling="global_average"), dtype=dtype)
+    run = partial(model.init_with_output, taps=tuple(our_names(name, side, top=False)))
+    result, _ = jax.eval_shape(run, jax.random.key(0), np.zeros((1, side, side, 3), np.uint8))
+    return {layer: str(tap.dtype) for layer, tap in result.taps.items()}
 
 
 def batch_norms(network):

@@ -31,7 +31,7 @@ def alexnet(net: Net, x: Value, top: bool) -> Value:
             x = net.dense(x, 4096, act="relu", name=f"fc{number}")
             x = net.dropout(x, 0.5, name=f"drop{number}")
         x = net.dense(x, 1000, name="fc8")
-        x = net.activation(x, "softmax", name="prob")
+        x = net.activation(x, "softmax", name="predictions")
     return x
 
 

@@ -14,7 +14,7 @@ Groups = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of pretrained weights: its name in Keras' cache, where it is had, and its MD5 or SHA-256 ('': none published)."""
+    """A file of weights: its name in a cache, where it is had, its MD5 or SHA-256 ('' if none is published)."""
 
     name: str
     url: str
@@ -46,6 +46,11 @@ class Architecture:
     file_base: WeightFile
     groups: Groups
     builtin_base: str = ""
+
+    @property
+    def top_group(self) -> str:
+        """Name of the group that is the base's top block: the second of `groups`."""
+        return self.groups[1][0]
 
 
 def keras_files(

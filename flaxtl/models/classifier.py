@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from flaxtl.errors import UserError
 from flaxtl.models.architecture import Architecture
-from flaxtl.models.graph import keras_order
+from flaxtl.models.graph import keras_order, passages
 from flaxtl.models.head import Head
 from flaxtl.models.net import Net
 from flaxtl.models.preprocess import PREPROCESSING
@@ -25,7 +25,7 @@ STATISTICS = frozenset({"mean", "var"})
 class Result(NamedTuple):
     """Of one pass: the last output that was asked for, the logits if they were reached, and the taps.
 
-    `statistics`: of the batch norms that learn, as the pass left them; section -> layer -> leaf -> array.
+    `statistics`: of all batch norms, as a pass with a key for dropout left them; section -> layer -> leaf -> array.
     """
 
     output: jax.Array
@@ -181,7 +181,10 @@ def layers(model: Classifier, height: int, width: int) -> list[Layer]:
 
 
 def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
-    """section -> layer -> leaf -> shape of every parameter, in the order of Keras' files; nothing is computed."""
+    """section -> layer -> leaf -> shape of every parameter, in the order of Keras' files; nothing is computed.
+
+    Raises UserError if the base ends within a branch, so that another one would lead nowhere.
+    """
     check_size(model.architecture, height, width)
     pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
     variables = jax.eval_shape(model.init, jax.random.key(0), pictures)
@@ -190,7 +193,18 @@ def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, di
     for layer in layers(model, height, width):
         if layer.name in found[layer.section]:
             ordered[layer.section][layer.name] = found[layer.section][layer.name]
+    if idle := [layer for layer in found["backbone"] if layer not in ordered["backbone"]]:
+        raise _within_a_branch(model, idle[0], height, width)
     return ordered
+
+
+def _within_a_branch(model: Classifier, idle: str, height: int, width: int) -> UserError:
+    kept = {layer.name for layer in layers(model, height, width) if layer.section == "backbone"}
+    clean = [name for name in passages(layers(model.clone(last=None), height, width)) if name in kept]
+    return UserError(
+        f"the base cannot end at {model.last!r}, beside which {idle!r} would lead nowhere; set model.stop to "
+        f"a layer that everything passes through, such as {clean[-1]!r}"
+    )
 
 
 def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:

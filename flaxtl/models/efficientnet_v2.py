@@ -23,7 +23,7 @@ FUSED = 3
 
 convolve = partial(efficientnet.convolve, momentum=MOMENTUM)
 
-B = (
+B0 = (
     Stage(3, 1, 16, 1, 1),
     Stage(3, 2, 32, 4, 2),
     Stage(3, 2, 48, 4, 2),
@@ -57,6 +57,7 @@ L = (
     Stage(3, 25, 384, 6, 2),
     Stage(3, 7, 640, 6, 1),
 )
+"""B1 to B3 are B0 made wider and deeper; S, M and L have tables of their own."""
 
 
 def efficientnet_v2(
@@ -138,7 +139,7 @@ def _row(
 NETWORKS = (
     _row(
         "b0",
-        partial(efficientnet_v2, stages=B, stem=32),
+        partial(efficientnet_v2, stages=B0, stem=32),
         224,
         (7_200_312, 5_919_312),
         (78.7, 94.3),
@@ -146,7 +147,7 @@ NETWORKS = (
     ),
     _row(
         "b1",
-        partial(efficientnet_v2, stages=B, stem=32, depth=1.1),
+        partial(efficientnet_v2, stages=B0, stem=32, depth=1.1),
         240,
         (8_212_124, 6_931_124),
         (79.8, 95.0),
@@ -154,7 +155,7 @@ NETWORKS = (
     ),
     _row(
         "b2",
-        partial(efficientnet_v2, stages=B, stem=32, width=1.1, depth=1.2),
+        partial(efficientnet_v2, stages=B0, stem=32, width=1.1, depth=1.2),
         260,
         (10_178_374, 8_769_374),
         (80.5, 95.1),
@@ -162,7 +163,7 @@ NETWORKS = (
     ),
     _row(
         "b3",
-        partial(efficientnet_v2, stages=B, stem=32, width=1.2, depth=1.4),
+        partial(efficientnet_v2, stages=B0, stem=32, width=1.2, depth=1.4),
         300,
         (14_467_622, 12_930_622),
         (82.0, 95.8),

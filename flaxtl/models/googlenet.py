@@ -43,7 +43,7 @@ def googlenet(net: Net, x: Value, top: bool) -> Value:
         x = net.global_average_pool(x, name="pool5_7x7_s1")
         x = net.dropout(x, 0.4, name="pool5_drop_7x7_s1")
         x = net.dense(x, 1000, name="loss3_classifier")
-        x = net.activation(x, "softmax", name="prob")
+        x = net.activation(x, "softmax", name="predictions")
     return x
 
 

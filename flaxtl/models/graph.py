@@ -5,7 +5,7 @@ the output, the farthest first, and equally distant ones by when a depth-first s
 (keras/src/ops/function.py, map_graph).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flaxtl.models.trace import OPERATION, Layer
 
@@ -13,14 +13,38 @@ from flaxtl.models.trace import OPERATION, Layer
 def keras_order(layers: Sequence[Layer]) -> list[Layer]:
     """`layers`, given in an order in which every layer comes after those it reads, as Keras sorts them.
 
-    Operations that are no layers take part and are left out of the result.
+    Operations that are no layers take part and are left out of the result, where a layer reads what they read.
     """
     known = {layer.name: layer for layer in layers}
     depth = _depths(layers, known)
     met = _met(layers[-1], known) if layers else {}
     connected = [layer for layer in layers if layer.name in met]
     connected.sort(key=lambda layer: (-depth[layer.name], met[layer.name]))
-    return [layer for layer in connected if layer.kind != OPERATION]
+    return [layer._replace(inputs=tuple(_sources(layer, known))) for layer in connected if layer.kind != OPERATION]
+
+
+def passages(layers: Sequence[Layer]) -> list[str]:
+    """Names of the layers that everything passes through, in order: nothing behind one reads what lies before it.
+
+    `layers` as `keras_order` gives them.
+    """
+    place = {layer.name: number for number, layer in enumerate(layers)}
+    found: list[str] = []
+    lowest = len(layers)  # of all that the layers above read
+    for number, layer in reversed(list(enumerate(layers))):
+        if number <= lowest:
+            found.append(layer.name)
+        lowest = min(lowest, min((place[name] for name in layer.inputs), default=-1))
+    return found[::-1]
+
+
+def _sources(layer: Layer, known: dict[str, Layer]) -> Iterator[str]:
+    """The layers that `layer` reads, itself or through operations."""
+    for name in layer.inputs:
+        if known[name].kind == OPERATION:
+            yield from _sources(known[name], known)
+        else:
+            yield name
 
 
 def _depths(layers: Sequence[Layer], known: dict[str, Layer]) -> dict[str, int]:

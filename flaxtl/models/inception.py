@@ -32,8 +32,8 @@ def inception_v3(net: Net, x: Value, top: bool) -> Value:
     x = reduction(net, x, ((384, 3),), ((64, 1), (96, 3), (96, 3)), name="mixed3")
     for number, width in enumerate((128, 160, 160, 192), start=4):
         x = module(net, x, branches_7(width), 192, name=f"mixed{number}")
-    strided = (192, 3)
-    x = reduction(net, x, ((192, 1), (320, 3)), ((192, 1), (192, ROW_7), (192, COLUMN_7), strided), name="mixed8")
+    long = ((192, 1), (192, ROW_7), (192, COLUMN_7), (192, 3))
+    x = reduction(net, x, ((192, 1), (320, 3)), long, name="mixed8")
     for number in range(2):
         x = fanned(net, x, number)
     return classify(net, x) if top else x

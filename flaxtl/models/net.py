@@ -236,7 +236,7 @@ class Net(Trace):
         """Every value over (1 + alpha * m) ** beta, m the mean square of `size` channels around it.
 
         Krizhevsky et al. 2012, section 3.3, with the constants that Caffe's networks were trained with: the mean in
-        place of the sum, 1 in place of 2; zeros stand beside the first and the last channel. Float32 whatever the dtype.
+        place of the sum, 1 in place of 2; zeros stand beside the first and the last channel. In float32 always.
         """
 
         def run(x: jax.Array) -> jax.Array:
@@ -268,7 +268,7 @@ class Net(Trace):
         def run(x: jax.Array) -> jax.Array:
             window = (size, size)
             pooled: jax.Array = nn.avg_pool(x, window, (step, step), padding.upper(), count_include_pad=False)
-            return pooled
+            return pooled.astype(x.dtype)  # the counts of pixels are float32
 
         return self._layer("average pool", name or self._auto("average_pooling2d"), run, x)
 
@@ -301,7 +301,9 @@ class Net(Trace):
         name = name or self._auto("dropout")
 
         def run(x: jax.Array) -> jax.Array:
-            dropped: jax.Array = nn.Dropout(rate, broadcast_dims=axes, deterministic=not self._active)(x)
+            # Its name makes what is dropped independent of the layers that were skipped.
+            dropout = nn.Dropout(rate, broadcast_dims=axes, deterministic=not self._active, name=name)
+            dropped: jax.Array = dropout(x)
             return dropped
 
         return self._layer("dropout", name, run, x)

@@ -1,8 +1,8 @@
-"""Networks as tables: the catalog, a published network, a recipe's network."""
+"""Networks as tables of layers: a published network, a recipe's network."""
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -11,66 +11,36 @@ from flaxtl import cache
 from flaxtl.data import sources
 from flaxtl.models import catalog, classifier
 from flaxtl.models.architecture import Architecture
-from flaxtl.models.classifier import Classifier
+from flaxtl.models.classifier import STATISTICS, Classifier
 from flaxtl.terminal import table
 from flaxtl.train.phases import Phase, plan
 from flaxtl.train.setup import Network, network
 from flaxtl.train.table import layer_rows
 
 
-def catalog_rows() -> list[dict[str, Any]]:
-    """One JSON object an architecture."""
-    return [_row(architecture) for architecture in catalog.ARCHITECTURES.values()]
-
-
-def _row(row: Architecture) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "parameters_with_top": row.parameters_with_top,
-        "parameters_base": row.parameters_base,
-        "size": row.size,
-        "minimum_size": row.minimum_size,
-        "preprocessing": row.preprocessing,
-        "top1": row.top1,
-        "top5": row.top5,
-        "licence": row.licence,
-        "paper": row.paper,
-        "built_in": bool(row.builtin_base),
-        "weights": {"top": vars(row.file_with_top), "base": vars(row.file_base)},
-    }
-
-
-def catalog_table() -> Table:
-    """The catalog for the console."""
-    columns = ("network", "parameters", "base", "input", "top-1 %", "top-5 %", "preprocessing", "built in")
-    cells = [
-        (
-            row.name,
-            f"{row.parameters_with_top:,}",
-            f"{row.parameters_base:,}",
-            f"{row.size} (min {row.minimum_size})",
-            f"{row.top1:.1f}",
-            f"{row.top5:.1f}",
-            row.preprocessing,
-            "base" if row.builtin_base else "",
-        )
-        for row in catalog.ARCHITECTURES.values()
-    ]
-    return table("Networks", columns, cells)
-
-
 def published(name: str) -> tuple[Table, str]:
-    """The layers of a published network with its ImageNet top, at its own picture size."""
+    """The layers of a published network with its ImageNet top, at its own picture size, and its totals."""
     architecture = catalog.find(name)
-    model = Classifier(architecture)
-    shapes = classifier.shapes(model, architecture.size, architecture.size)["backbone"]
+    model, size = Classifier(architecture), architecture.size
+    shapes = classifier.shapes(model, size, size)["backbone"]
     cells = []
-    for layer in classifier.layers(model, architecture.size, architecture.size):
+    for layer in classifier.layers(model, size, size):
         count = sum(math.prod(shape) for shape in shapes.get(layer.name, {}).values())
         cells.append((layer.name, layer.kind, _shape(layer.shape), f"{count:,}"))
-    title = f"{name} at {architecture.size}x{architecture.size}"
-    total = f"Total: {architecture.parameters_with_top:,} parameters; {architecture.parameters_base:,} without the top"
-    return table(title, ("layer", "kind", "output", "parameters"), cells), total
+    title = f"{architecture.name} at {size}x{size}"
+    return table(title, ("layer", "kind", "output", "parameters"), cells), _published_totals(architecture, shapes)
+
+
+def _published_totals(architecture: Architecture, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    """All numbers that Keras counts as parameters, and which of them no gradient moves."""
+    counts = [(leaf, math.prod(shape)) for leaves in shapes.values() for leaf, shape in leaves.items()]
+    statistics = sum(count for leaf, count in counts if leaf in STATISTICS)
+    elsewhere = architecture.parameters_with_top - sum(count for _, count in counts)
+    told = [f"{statistics:,} of them statistics of batch norms"] if statistics else []
+    told += [f"{elsewhere} of a layer that is preprocessing here"] if elsewhere else []
+    remark = f" ({', '.join(told)})" if told else ""
+    total, base = architecture.parameters_with_top, architecture.parameters_base
+    return f"Total: {total:,} parameters{remark}; {base:,} without the top"
 
 
 def of_recipe(config: Any) -> tuple[Table, str]:

@@ -9,9 +9,8 @@ from rich.table import Table
 from flaxtl.errors import UserError
 from flaxtl.models import catalog
 from flaxtl.models.classifier import Classifier
-from flaxtl.models.head import Head
 from flaxtl.terminal import table
-from flaxtl.train.pretrained import expected_shapes, optional_layers
+from flaxtl.train.pretrained import base_of, expected_shapes, optional_layers
 from flaxtl.train.recolour import recoloured
 from flaxtl.weights import safetensors_file
 from flaxtl.weights.load import Loaded, load, load_timm
@@ -32,8 +31,7 @@ def convert(name: str, source: Path, output: Path, *, timm: bool = False) -> Tab
         return replace(loaded, tree=recoloured(loaded.tree, "torch", architecture.preprocessing))
 
     whole = Classifier(architecture)
-    base = Classifier(architecture, Head(classes=1, pooling="global_average", units=()))
-    loaded = read(expected_shapes(base), optional_layers(architecture))
+    loaded = read(expected_shapes(base_of(architecture)), optional_layers(architecture))
     if any(row.fate == "skipped" for row in loaded.rows):
         loaded = read(expected_shapes(whole))
     _write(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.licence})

@@ -4,7 +4,7 @@ Parameters are held flat, by path: 'backbone/block5_conv3/kernel'.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -71,6 +71,18 @@ def is_statistic(path: str) -> bool:
     return path.rsplit("/", 1)[1] in STATISTICS
 
 
+def in_training(moving: Iterable[str], still: Iterable[str]) -> frozenset[str]:
+    """Names of the layers that run as in training, by the paths of what moves and of what stays.
+
+    A batch norm does if its statistics move: else what it learns by the batch would be judged by other statistics.
+    """
+    return frozenset(map(_layer, moving)) - frozenset(_layer(path) for path in still if is_statistic(path))
+
+
+def _layer(path: str) -> str:
+    return path.split("/")[1]
+
+
 class Parts(NamedTuple, Generic[Leaf]):
     """The parameters of one phase, by path, in three."""
 
@@ -87,7 +99,7 @@ class Split:
     rates: Mapping[str, float]
 
     def moves(self, path: str) -> bool:
-        """Whether the phase changes what is at `path`: it learns, or is a statistic of a layer that learns."""
+        """Whether the phase changes what is at `path`: its group learns."""
         return self.rates[self.groups[path]] > 0
 
     def learns(self, path: str) -> bool:
@@ -122,6 +134,6 @@ def split(phase: str, groups: Mapping[str, str], rates: Mapping[str, float]) -> 
     missing = sorted(names - set(rates))
     if missing:
         raise UserError(f"{phase}.lr gives no rate for {', '.join(missing)}; 0.0 freezes a group")
-    if not any(rates.values()):
+    if not any(rates[group] for path, group in groups.items() if not is_statistic(path)):
         raise UserError(f"nothing learns in phase {phase!r}: give a group a rate above 0.0 in {phase}.lr")
     return Split(groups, dict(rates))

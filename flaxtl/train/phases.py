@@ -3,14 +3,16 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
+from flaxtl.models.graph import passages
 from flaxtl.models.trace import Layer
+from flaxtl.recipe import TOP
 from flaxtl.train import groups
 from flaxtl.train.groups import Split
 from flaxtl.train.optim import SCHEDULES, factory
@@ -90,8 +92,8 @@ def plan(
         if name not in config:
             raise UserError(f"phases names {name!r}, but the recipe has no settings c.{name}")
         settings = config[name]
-        rates = {group: float(rate) for group, rate in settings.lr.items() if group not in cut_groups}
-        split = groups.split(name, assigned, rates)
+        rates = _rates(config, model, settings.lr)
+        split = groups.split(name, assigned, {group: rates[group] for group in rates if group not in cut_groups})
         phases.append(
             Phase(
                 name=name,
@@ -113,6 +115,12 @@ def plan(
     return tuple(phases)
 
 
+def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:
+    """group -> learning rate; `top` under its own name, unless the recipe has groups of its own."""
+    top = TOP if config.groups else model.architecture.top_group
+    return {top if group == TOP else group: float(rate) for group, rate in lr.items()}
+
+
 def _at_least(least: int, phase: str, key: str, value: int) -> int:
     if value < least:
         raise UserError(f"{phase}.{key} is {value}; it must be at least {least}")
@@ -126,27 +134,14 @@ def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:
 
 
 def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: Split, n: int) -> str | None:
-    """The highest backbone layer that everything passes through and at or below which nothing learns.
+    """The highest backbone layer that everything passes through and at or below which nothing moves.
 
     None if there is no such layer, or if its outputs for `n` pictures would be larger than CACHE_BYTES.
     """
-    learning = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.learns(path)}
-    below: list[Layer] = []
-    for layer in layers:
-        if layer.section != "backbone" or layer.name in learning:
-            break
-        below.append(layer)
-    cut = next((layer for layer in reversed(below) if _can_start(model, layer)), None)
+    moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.moves(path)}
+    below = takewhile(lambda layer: layer.section == "backbone" and layer.name not in moving, layers)
+    clean = set(passages(layers))
+    *_, cut = None, *(layer for layer in below if layer.name in clean)
     if cut is None or n * math.prod(cut.shape) * jnp.dtype(model.dtype).itemsize > CACHE_BYTES:
         return None
     return cut.name
-
-
-def _can_start(model: Classifier, layer: Layer) -> bool:
-    """Whether the network can go on from that layer's output alone."""
-    features = jax.ShapeDtypeStruct((1, *layer.shape), jnp.float32)
-    try:
-        jax.eval_shape(lambda key, x: model.init(key, x, start=layer.name), jax.random.key(0), features)
-    except UserError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from flaxtl import weights
 from flaxtl.models import classifier
 from flaxtl.models.architecture import Architecture
 from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
 from flaxtl.train import groups
 from flaxtl.train.groups import Flat
 from flaxtl.train.setup import Network
@@ -42,14 +43,28 @@ def parameters(config: Any, network: Network, say: Callable[[str], None]) -> Sta
     return Start(groups.flatten({"backbone": base, **head}), found.origin)
 
 
-def load_base(model: Classifier, request: str, say: Callable[[str], None]) -> Loaded:
-    """Weights for the model's backbone from `request`: imagenet, builtin or a file."""
+def load_base(
+    model: Classifier, request: str, say: Callable[[str], None], option: str = "--config.weights.path"
+) -> Loaded:
+    """Weights for the model's backbone from `request`, which was given by `option`: imagenet, builtin or a file.
+
+    A base is in the published file with the top too: that one is taken where a cache has it and not the smaller one.
+    """
     architecture = model.architecture
-    base = architecture.file_base if model.head is not None else architecture.file_with_top
+    base, top = architecture.file_base, architecture.file_with_top
+    if model.head is None or (fetch.cached(top.name) and not fetch.cached(base.name)):
+        base = top
     builtin = BUILTIN / architecture.builtin_base if model.head is not None and architecture.builtin_base else None
-    located = fetch.locate(request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say)
+    located = fetch.locate(
+        request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say, option=option
+    )
     loaded = load(located.path, expected_shapes(model), optional_layers(architecture))
     return replace(loaded, origin=f"{located.path.name} ({located.origin})")
+
+
+def base_of(architecture: Architecture) -> Classifier:
+    """The published network without its own top, under a head that only pools."""
+    return Classifier(architecture, Head(classes=1, pooling="global_average", units=()))
 
 
 def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from flaxtl.data.mix import mix
 from flaxtl.models.classifier import Classifier, forward, logits_of
 from flaxtl.train import mesh as meshes
 from flaxtl.train.feeds import Examples
-from flaxtl.train.groups import Flat, flatten, nest
+from flaxtl.train.groups import Flat, flatten, in_training, nest
 from flaxtl.train.metrics import Totals, cross_entropy, total
 
 DROPOUT_STREAM = 1
@@ -76,7 +76,7 @@ def train_step(
         inputs, goals = _task(examples, seed, augmentation)
         dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), state.step)
 
-        layers = frozenset(path.split("/")[1] for path in state.learning)
+        layers = in_training(state.moved, frozen)
 
         def loss(learning: Flat) -> tuple[jax.Array, tuple[jax.Array, Flat]]:
             parameters = nest(frozen | state.statistics | learning)

@@ -25,23 +25,28 @@ class Located:
 
 
 def locate(
-    request: str, *, filename: str, url: str, hash: str, builtin: Path | None, say: Callable[[str], None]
+    request: str,
+    *,
+    filename: str,
+    url: str,
+    hash: str,
+    builtin: Path | None,
+    say: Callable[[str], None],
+    option: str = "--config.weights.path",
 ) -> Located:
     """Find the weight file for `request`: 'imagenet', 'builtin', or the path of a file.
 
     'imagenet' is the first of: `filename` with the `hash` (MD5 or SHA-256; '' where none is published, and nothing is
     checked) in Keras' cache or in flaxtl's own, the download from `url` into flaxtl's own cache, `builtin` (the file in
     the package, None where there is none). `say` is told, in whole sentences, of each file that is passed over, of a
-    download, and of falling back.
+    download, and of falling back. `option` is what the request was given by.
     Raises UserError where nothing is found.
     """
     if request == "imagenet":
-        return _imagenet(filename, url, hash, builtin, say)
+        return _imagenet(filename, url, hash, builtin, say, option)
     if request == "builtin":
         if builtin is None:
-            raise UserError(
-                f"no weights for {filename} ship with flaxtl; use weights.path=imagenet or the path of a file"
-            )
+            raise UserError(f"no weights for {filename} ship with flaxtl; use {option}=imagenet or the path of a file")
         return Located(builtin, "built into flaxtl")
     path = Path(request).expanduser()
     if not path.exists():
@@ -49,15 +54,21 @@ def locate(
     return Located(path, "given path")
 
 
-def _imagenet(filename: str, url: str, hash: str, builtin: Path | None, say: Callable[[str], None]) -> Located:
-    kind = _HASHES[len(hash)] if hash else ""
+def cached(filename: str) -> list[Located]:
+    """The files of that name in Keras' cache and in flaxtl's own, in this order; what is in them is not looked at."""
     keras = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"  # keras.utils.get_file
-    for directory, owner in ((keras, "Keras' cache"), (cache.directory("weights"), "flaxtl's cache")):
-        path = directory / filename
-        if path.is_file():
-            if not hash or _digest(path, kind) == hash:
-                return Located(path, owner)
-            say(f"{path} is passed over: its {kind} is not {hash}, so it is another file or a half one.")
+    places = ((keras, "Keras' cache"), (cache.directory("weights"), "flaxtl's cache"))
+    return [Located(folder / filename, owner) for folder, owner in places if (folder / filename).is_file()]
+
+
+def _imagenet(
+    filename: str, url: str, hash: str, builtin: Path | None, say: Callable[[str], None], option: str
+) -> Located:
+    kind = _HASHES[len(hash)] if hash else ""
+    for found in cached(filename):
+        if not hash or _digest(found.path, kind) == hash:
+            return found
+        say(f"{found.path} is passed over: its {kind} is not {hash}, so it is another file or a half one.")
     unchecked = "" if hash else " No hash of this file is published, so what arrives is not checked."
     say(f"Downloading {url} into {cache.directory('weights')}.{unchecked}")
     try:
@@ -66,7 +77,10 @@ def _imagenet(filename: str, url: str, hash: str, builtin: Path | None, say: Cal
     except (OSError, ValueError) as error:  # the network, HTTP and the disk raise OSError, a wrong hash ValueError
         reason = _reason(error, url)
     if builtin is None:
-        raise UserError(f"{filename} could not be downloaded: {reason}; give a copy with --config.weights.path=FILE")
+        raise UserError(
+            f"{filename} could not be downloaded: {reason}; get {url} on another machine "
+            f"and give the copy with {option}=FILE"
+        )
     say(f"The download failed: {reason}. The weights built into flaxtl, {builtin.name}, are used in their place.")
     return Located(builtin, "built into flaxtl")
 

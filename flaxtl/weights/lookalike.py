@@ -36,8 +36,13 @@ def outdated(layers: Collection[str]) -> str | None:
 
 
 def seems_to_be(layers: Collection[str], expected: Collection[str]) -> str | None:
-    """'this looks like VGG19: it holds block3_conv4', or None where the file shows nothing that was not expected."""
+    """'this looks like VGG19: it holds block3_conv4', or that only the last layers, the top, are missing; else None."""
     for layer, network in _TELLTALES:
+        if layer in layers and layer not in expected:
+            return f"this looks like {network}: it holds {layer}"
         if layer in layers:
-            return None if layer in expected else f"this looks like {network}: it holds {layer}"
+            break
+    first, rest = list(expected)[: len(layers)], list(expected)[len(layers) :]
+    if rest and layers and set(first) == set(layers):
+        return f"nothing from layer {rest[0]} on is in it: this looks like the file without the top"
     return None
