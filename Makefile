@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
+PARALLEL ?= --numprocesses=2 --dist=loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -11,10 +12,10 @@ demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=configs/demo.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 slow: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """EfficientNetV2 B0 to B3, S, M and L against Keras' own with weights drawn at random.
 
-XLA orders the sums of the two graphs differently, and sigmoids of tens, which real weights do not lead to, multiply
-the difference. Measured, relative to the largest output: up to 3e-6, L 9e-6.
+XLA orders the sums of the two graphs differently. Measured, relative to the largest output: up to 2e-6 (L at its full
+size).
 """
 
 import jax
@@ -15,7 +15,7 @@ from flaxtl.models.preprocess import PREPROCESSING
 
 NETWORKS = [row.name for row in catalog.ARCHITECTURES.values() if row.name.startswith("efficientnetv2")]
 SIDE = 91  # layers of stride 2 see odd and even sizes: 91, 46, 23, 12, 6
-BOUND = 3e-5
+BOUND = 6e-6
 LAYERS = ("stem_conv", "block1a_project_activation", "block3b_add", "block5a_se_excite", "top_activation")
 
 first_is_fast = pytest.mark.parametrize(
@@ -33,7 +33,6 @@ def test_base_equals_keras(name, tmp_path):
     network = drawn(name, SIDE, top=False)
     both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=False)
     theirs, ours = zoo.outputs(both, lambda x: x, LAYERS)
-    for k in theirs: print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
     again = zoo.pair(name, network, zoo.save_keras3(network, tmp_path / "again"), top=False)
     jax.tree.map(np.testing.assert_array_equal, again.parameters, both.parameters)
@@ -42,10 +41,9 @@ def test_base_equals_keras(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_top_equals_keras(name, tmp_path):
-    network = drawn(name, catalog.find(name).size, top=True)
+    network = drawn(name, catalog.find(name).size if name == NETWORKS[0] else SIDE, top=True)  # the top fits every size
     both = zoo.pair(name, network, zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
     theirs, ours = zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
-    for k in theirs: print("FIG", name, k, np.abs(theirs[k]).max(), np.abs(theirs[k] - ours[k]).max() / np.abs(theirs[k]).max())
     zoo.assert_equal(theirs, ours, BOUND)
 
 

@@ -24,11 +24,12 @@ from flaxtl.results.trained import open_run
 from flaxtl.train import groups, loop, run_phase, steps
 from flaxtl.train import mesh as meshes
 from flaxtl.train.checkpoint import Checkpoints
-from flaxtl.train.features import digest
+from flaxtl.train.features import Inputs, digest
 from flaxtl.train.feeds import ResidentFeed
 from flaxtl.train.metrics import Totals
 from flaxtl.train.optim import NadamState, optimizer
 from flaxtl.train.phases import Phase, plan
+from flaxtl.train.pictures import Held
 from flaxtl.train.setup import network
 from flaxtl.train.steps import State
 
@@ -192,8 +193,8 @@ def keras_toy():
 def test_a_step_is_that_of_keras(monkeypatch):
     """Two steps of SGD with the same examples: every weight and every statistic.
 
-    Measured: 1.2e-7, one rounding. A float32 sum of 256 values may be wrong by some roundings of 6e-8 of its terms, which are about 1.
-    The unbiased variance would be 256 / 255 of the biased one: after two steps the statistics would differ by 1e-4.
+    Measured: 1.2e-7; the mean of 256 float32 values near 1 may be wrong by a few roundings of 6e-8. The unbiased
+    variance would be 256 / 255 of the biased one: after two steps the statistics would differ by 1e-4.
     """
     monkeypatch.setitem(catalog.ARCHITECTURES, "toy", TOY)
     rates = {"head": 0.1, "all": 0.1}
@@ -280,6 +281,20 @@ def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
     dropped = [np.any(np.asarray(output), axis=(1, 2, 3)).tolist() for output in (whole[layer], rest)]
     assert dropped[0] == dropped[1]
     assert not all(dropped[0])
+
+
+def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
+    made = World(recipe("mobilenet_0.25"))
+    held = Held(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
+    cut, net = made.phase.cut, made.network
+    inputs = Inputs(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
+
+    def key(path=None):
+        changed = {} if path is None else {path: made.parameters[path] + 1}
+        return inputs._key(cut, digest(made.parameters | changed))
+
+    assert key("backbone/conv1_bn/mean") != key() != key("backbone/conv_pw_11_bn/var")
+    assert key("backbone/conv_dw_12_bn/mean") == key()
 
 
 # ---------------------------------------------------------------------- whole runs

@@ -162,7 +162,7 @@ def outputs(both, preprocess, layers):
     theirs = keras.Model(both.keras.input, outputs).predict(preprocess(both.pictures.astype("float32")), verbose=0)
     taps = tuple(layers)
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x, taps=taps, stop=taps[-1]).taps)
-    return theirs, run(both.parameters, both.pictures)
+    return {layer: theirs[layer] for layer in layers}, run(both.parameters, both.pictures)  # Keras sorts the names
 
 
 def logits(both, preprocess):

@@ -163,7 +163,7 @@ def decode_into(
 
 
 def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
-    """Raise one UserError if files are `bad` (index into `paths` -> reason): it names the first hundred with reasons."""
+    """Raise one UserError if files are `bad` (index -> reason); it names the first hundred with reasons."""
     if bad:
         told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
         named = ", ".join(told[:_LISTED]) + (f" and {len(told) - _LISTED} more" if len(told) > _LISTED else "")

@@ -220,7 +220,8 @@ def identified(
 ) -> tuple[list[Found], list[Fingerprint]]:
     """The pictures in an order that does not depend on where they lie, with their fingerprints.
 
-    That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for `strict` see `fingerprint.of`.
+    That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for
+    `strict` see `fingerprint.of`.
 
     Raises:
       UserError: the threshold is out of its range, a file cannot be opened, or it is not the one whose SHA-256 was
