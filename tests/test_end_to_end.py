@@ -192,10 +192,10 @@ def test_workdir_of_another_recipe(place, capsys):
 def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
     arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'nan'}"]
     source = f"--config.data.source=folder:{place / 'pictures'}"
-    rate = "--config.finetune.lr.block2=1e30"
+    rate = "--config.finetune.lr.head=1e38"  # float32 ends at 3.4e38: a few steps
     sentence = mistake(capsys, "train", *arguments, source, rate, "--config.finetune.epochs=4")
     assert "in phase finetune" in sentence
-    assert "finetune.lr.block2=1e+30" in sentence
+    assert "finetune.lr.head=1e+38" in sentence
     summary = json.loads((place / "nan" / "summary.json").read_text())
     assert summary["phases"]["frozen"]["validation"]["n"] == 6
     main(["evaluate", f"--workdir={place / 'nan'}", "--split=validation"])
@@ -217,7 +217,7 @@ def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path,
     )
     assert "0.png" in sentence
     assert "note.jpg" in sentence
-    assert list(workdir.iterdir()) == []
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(

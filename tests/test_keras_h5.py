@@ -141,6 +141,17 @@ def test_renamed_layers_have_their_names_of_today(tmp_path, scope):
     assert list(read(path, today)) == list(read(path)) == today
 
 
+def test_mobilenets_names_of_keras_2(tmp_path):
+    then = ["Conv", "Conv/BatchNorm", "expanded_conv/depthwise/BatchNorm", "expanded_conv_1/squeeze_excite/Conv_1"]
+    today = ["conv", "conv_bn", "expanded_conv_depthwise_bn", "expanded_conv_1_squeeze_excite_conv_1"]
+    path = tmp_path / "mobilenet_v3.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = then
+        for name in then:
+            add_layer(file, name, {f"{name}/kernel:0": BIAS})
+    assert list(read(path, today)) == today
+
+
 def test_arrays_of_the_model_itself(tmp_path):
     path = tmp_path / "top.h5"
     with h5py.File(path, "w") as file:

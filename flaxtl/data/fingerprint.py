@@ -45,8 +45,8 @@ def of(
     picture is unpacked, which is many times quicker, and every phash is None.
 
     Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no picture
-    is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: a file that
-    is empty or cannot be opened then has the SHA-256 of its path, which is that of no picture.
+    is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: such files
+    then have the SHA-256 of their path, which is that of no picture.
     """
 
     def one(path: Path) -> Fingerprint | str:

@@ -70,6 +70,8 @@ def _owner(group: str, scope: list[str], nested: bool, known: Collection[str]) -
     """The layer that an array belongs to: its group, unless the group is a nested model."""
     if group in known or is_automatic(group):
         return group
+    if (flat := _flat(group)) in known:
+        return flat
     inner = next((part for part in reversed(scope) if part in known), None)
     return inner or (scope[-1] if nested and scope else group)
 
@@ -84,6 +86,11 @@ def _scopes(weight: str) -> list[str]:
 def _today(path: str) -> str:
     """`path` with today's names of layers that were renamed."""
     return _FORMER.sub(lambda former: _RENAMED[former[0]], path)
+
+
+def _flat(name: str) -> str:
+    """MobileNetV3: expanded_conv_depthwise_bn is what Keras 2 called expanded_conv/depthwise/BatchNorm."""
+    return name.lower().replace("/batchnorm", "_bn").replace("/", "_")
 
 
 def _weights_group(file: SafeFile) -> h5py.Group:
