@@ -119,3 +119,9 @@ def test_a_survey_tells_what_training_needs(table) -> None:
     complaints = survey_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).complaints
     assert len(complaints) == 1
     assert "holds test but no train pictures" in complaints[0]
+
+
+def test_what_is_no_ordinary_file_is_not_read(table, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg is no ordinary file"):
+        of_csv(table("path,label\nin/0000.jpg,a\npipe.jpg,b\n"))

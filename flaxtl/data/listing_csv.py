@@ -101,4 +101,6 @@ def _picture(row: dict[str, str], folder: Path) -> tuple[Found, str | None]:
         fault = f"there is no file {found.path}"
     elif found.path.is_dir():
         fault = f"{found.path} is a folder"
+    elif not found.path.is_file():
+        fault = f"{found.path} is no ordinary file"  # reading from a named pipe would wait for ever
     return found, fault
