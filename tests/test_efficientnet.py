@@ -59,8 +59,7 @@ def test_base_equals_keras(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_top_equals_keras(name, tmp_path, monkeypatch):
     file = tmp_path / "weights.h5"
-    side = catalog.find(name).size if name == NETWORKS[0] else SIDE  # its top goes with every size
-    network = published(name, side, file, monkeypatch, top=True)
+    network = published(name, catalog.find(name).size, file, monkeypatch, top=True)
     both = zoo.pair(name, network, file, top=True)
     theirs, ours = zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
     zoo.assert_equal(theirs, ours, BOUND)
