@@ -65,3 +65,40 @@ def keras_files(
 def groups_of(top: str, layers: str) -> Groups:
     """The usual three groups: the new head, the base's top block (a regular expression over layer names), the rest."""
     return (("head", "head/.*"), (top, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))
+
+
+def row(
+    name: str,
+    build: Callable[[Net, Value, bool], Value],
+    files: tuple[WeightFile, WeightFile],
+    parameters: tuple[int, int],
+    accuracy: tuple[float, float],
+    *,
+    preprocessing: str,
+    licence: str,
+    paper: str,
+    groups: Groups,
+    size: int = 224,
+    builtin_base: str = "",
+) -> Architecture:
+    """The row of a network for pictures of 32 pixels and more.
+
+    `files` and `parameters` are those with the top and those of the base, `accuracy` is (top-1, top-5) in percent.
+    """
+    return Architecture(
+        name=name,
+        build=build,
+        size=size,
+        minimum_size=32,
+        preprocessing=preprocessing,
+        parameters_with_top=parameters[0],
+        parameters_base=parameters[1],
+        top1=accuracy[0],
+        top5=accuracy[1],
+        licence=licence,
+        paper=paper,
+        file_with_top=files[0],
+        file_base=files[1],
+        groups=groups,
+        builtin_base=builtin_base,
+    )

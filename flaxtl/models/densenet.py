@@ -5,7 +5,7 @@ Layer by layer as in Keras' densenet.py, which follows the authors' Torch networ
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.resnet import BORDER_1, BORDER_3, EPSILON
 from flaxtl.models.trace import Value
@@ -67,20 +67,15 @@ def _row(
 ) -> Architecture:
     name = f"densenet{layers}"
     files = keras_files("densenet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
-    return Architecture(
-        name=name,
-        build=partial(densenet, depths=depths),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(densenet, depths=depths),
+        files,
+        parameters,
+        accuracy,
         preprocessing="torch",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="BSD-3-Clause (Z. Liu)",
         paper="arXiv:1608.06993",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("conv5", "conv5_.*|bn"),
     )
 

@@ -11,7 +11,7 @@ from math import ceil
 from string import ascii_lowercase
 from typing import NamedTuple
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -159,21 +159,17 @@ def _row(
     name = f"efficientnetb{number}"
     width, depth, size, dropout = scale
     files = keras_files("keras-applications", name, *md5s, root="https://storage.googleapis.com")
-    return Architecture(
-        name=name,
-        build=partial(efficientnet, width=width, depth=depth, dropout=dropout),
-        size=size,
-        minimum_size=32,
+    return row(
+        name,
+        partial(efficientnet, width=width, depth=depth, dropout=dropout),
+        files,
+        parameters,
+        accuracy,
         preprocessing="torch",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:1905.11946",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("block7", "block7.*|top_.*"),
+        size=size,
     )
 
 

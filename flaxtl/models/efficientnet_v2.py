@@ -8,7 +8,7 @@ from functools import partial
 from math import ceil
 
 from flaxtl.models import efficientnet
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.efficientnet import Block, Stage, blocks, classify, residual, squeeze_excite
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
@@ -117,21 +117,17 @@ def _row(
     name = f"efficientnetv2-{variant}"
     files = keras_files("efficientnet_v2", name, *md5s)
     last = len(build.keywords["stages"])
-    return Architecture(
-        name=name,
-        build=build,
-        size=size,
-        minimum_size=32,
+    return row(
+        name,
+        build,
+        files,
+        parameters,
+        accuracy,
         preprocessing="torch" if variant.startswith("b") else "tf_128",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:2104.00298",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of(f"block{last}", f"block{last}.*|top_.*"),
+        size=size,
     )
 
 

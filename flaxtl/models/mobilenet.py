@@ -6,7 +6,7 @@ that every layer has.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -51,20 +51,15 @@ def _row(
     name: str, alpha: float, stem: str, parameters: tuple[int, int], accuracy: tuple[float, float]
 ) -> Architecture:
     files = keras_files("mobilenet", stem, "", "", base_ending="_no_top")
-    return Architecture(
-        name=name,
-        build=partial(mobilenet, alpha=alpha),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(mobilenet, alpha=alpha),
+        files,
+        parameters,
+        accuracy,
         preprocessing="tf",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:1704.04861",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("last_stage", r"conv_[dp]w_1[23](?:_bn)?"),
     )
 

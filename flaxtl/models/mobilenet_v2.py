@@ -6,7 +6,7 @@ channels that every layer has, in whole eights.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -67,20 +67,15 @@ def whole_eights(channels: float) -> int:
 def _row(name: str, alpha: float, parameters: tuple[int, int], accuracy: tuple[float, float]) -> Architecture:
     stem = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224"
     files = keras_files("mobilenet_v2", stem, "", "", base_ending="_no_top")
-    return Architecture(
-        name=name,
-        build=partial(mobilenet_v2, alpha=alpha),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(mobilenet_v2, alpha=alpha),
+        files,
+        parameters,
+        accuracy,
         preprocessing="tf",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:1801.04381",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("last_stage", "block_1[3-6]_.*|Conv_1.*"),
     )
 

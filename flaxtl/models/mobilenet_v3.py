@@ -6,7 +6,7 @@ Layer by layer as in Keras' mobilenet_v3.py, at full width. Its first layer ther
 from functools import partial
 from typing import NamedTuple
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.mobilenet_v2 import MOMENTUM, whole_eights
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
@@ -129,20 +129,15 @@ def _row(
 ) -> Architecture:
     stem = f"weights_mobilenet_v3_{size}_224_1.0_float"
     files = keras_files("mobilenet_v3", stem, *md5s, base_ending="_no_top_v2")
-    return Architecture(
-        name=f"mobilenet_v3_{size}",
-        build=partial(mobilenet_v3, blocks=blocks, hidden=hidden),
-        size=224,
-        minimum_size=32,
+    return row(
+        f"mobilenet_v3_{size}",
+        partial(mobilenet_v3, blocks=blocks, hidden=hidden),
+        files,
+        parameters,
+        accuracy,
         preprocessing="tf",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:1905.02244",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("last_stage", f"expanded_conv_(?:{last_stage})_.*|conv_1.*"),
     )
 

@@ -6,7 +6,7 @@ the cell before that, brought to the cell's size and channels. `cell` is the end
 
 from functools import partial
 
-from flaxtl.models.architecture import KERAS, Architecture, WeightFile, groups_of
+from flaxtl.models.architecture import KERAS, Architecture, WeightFile, groups_of, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -132,21 +132,21 @@ def _row(
 ) -> Architecture:
     stem, channels, cells, skip = build
     name, address = f"nasnet_{kind}", f"{KERAS}/nasnet/NASNet-{kind}"  # Keras keeps them under other names
-    return Architecture(
-        name=name,
-        build=partial(nasnet, stem=stem, channels=channels, cells=cells, skip=skip),
-        size=size,
-        minimum_size=32,
+    files = (
+        WeightFile(f"{name}.h5", f"{address}.h5", md5s[0]),
+        WeightFile(f"{name}_no_top.h5", f"{address}-no-top.h5", md5s[1]),
+    )
+    return row(
+        name,
+        partial(nasnet, stem=stem, channels=channels, cells=cells, skip=skip),
+        files,
+        parameters,
+        accuracy,
         preprocessing="tf",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="Apache 2.0 (Google)",
         paper="arXiv:1707.07012",
-        file_with_top=WeightFile(f"{name}.h5", f"{address}.h5", md5s[0]),
-        file_base=WeightFile(f"{name}_no_top.h5", f"{address}-no-top.h5", md5s[1]),
         groups=groups_of("last_stage", f".*_(?:{last_stage})"),
+        size=size,
     )
 
 

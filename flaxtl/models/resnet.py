@@ -6,7 +6,7 @@ Layer by layer as in Keras' resnet.py, which follows the authors' Caffe networks
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -63,20 +63,15 @@ def _row(
 ) -> Architecture:
     name = f"resnet{layers}"
     files = keras_files("resnet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
-    return Architecture(
-        name=name,
-        build=partial(resnet, depths=depths),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(resnet, depths=depths),
+        files,
+        parameters,
+        accuracy,
         preprocessing="caffe",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="MIT (K. He)",
         paper="arXiv:1512.03385",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("conv5", "conv5_.*"),
     )
 

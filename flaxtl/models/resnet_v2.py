@@ -6,7 +6,7 @@ the last block of the stage before, on the 3x3 convolution; the stem has neither
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.resnet import BORDER_1, BORDER_3, EPSILON
 from flaxtl.models.trace import Value
@@ -59,20 +59,15 @@ def _row(
 ) -> Architecture:
     name = f"resnet{layers}v2"
     files = keras_files("resnet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
-    return Architecture(
-        name=name,
-        build=partial(resnet_v2, depths=depths),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(resnet_v2, depths=depths),
+        files,
+        parameters,
+        accuracy,
         preprocessing="tf",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="BSD-3-Clause (Facebook)",
         paper="arXiv:1603.05027",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("conv5", "conv5_.*|post_bn"),
     )
 

@@ -5,7 +5,7 @@ Layer by layer as in Keras' vgg16.py and vgg19.py.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
+from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.trace import Value
 
@@ -35,20 +35,15 @@ def _row(
     builtin: str = "",
 ) -> Architecture:
     files = keras_files(name, f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
-    return Architecture(
-        name=name,
-        build=partial(vgg, depths=depths),
-        size=224,
-        minimum_size=32,
+    return row(
+        name,
+        partial(vgg, depths=depths),
+        files,
+        parameters,
+        accuracy,
         preprocessing="caffe",
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
         licence="CC BY 4.0 (K. Simonyan, A. Zisserman)",
         paper="arXiv:1409.1556",
-        file_with_top=files[0],
-        file_base=files[1],
         groups=groups_of("block5", "block5_.*"),
         builtin_base=builtin,
     )
