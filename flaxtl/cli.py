@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from flaxtl import __version__
 from flaxtl.errors import UserError, unknown
 from flaxtl.terminal import console
+from flaxtl.train.interruption import Stopped, exit_code
 
 if TYPE_CHECKING:
     from flaxtl.results.predict import Predictor
@@ -22,29 +25,43 @@ if TYPE_CHECKING:
 TOP = 5
 """Classes that `flaxtl predict` shows of each picture, as in ImageNet's top-5."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 on success, 2 for a user's mistake, told in one sentence."""
+    """Run one command and exit.
+
+    0 on success; 2 for a user's mistake, told in one sentence; 130 after Ctrl-C and 143 after SIGTERM, when what was
+    done is kept; 1 for a fault of flaxtl's own.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax' advice on checkpointing less often, and the like
+    warnings.filterwarnings("ignore", module="PIL")  # large pictures and damaged metadata: neither stops a run
     try:
         options, rest = parser().parse_known_args(arguments)
         options.overrides = _overrides(rest, allowed="config" in options)
         options.command_line = shlex.join(["flaxtl", *arguments])
         options.run(options)
     except UserError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        console(errors=True).print(f"flaxtl: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error), 2, arguments)
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("flaxtl: stopped (the same flaxtl train goes on from its last checkpoint)", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, Stopped) as stopped:
+        number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+        _fail("stopped; the same flaxtl train goes on from where it was", exit_code(number), arguments)
+    except MemoryError:
+        _fail("this machine has too little memory; lower batch, or set data.pipeline=stream", 2, arguments)
+    except OSError as error:
+        _fail(f"cannot read or write {error.filename or 'a file'} ({error.strerror or error})", 2, arguments)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _fail("the device has too little memory; lower batch, or raise accumulate", 2, arguments)
+        _fail(f"a fault in flaxtl itself ({type(error).__name__}: {error}); --debug shows where", 1, arguments)
+
+
+def _fail(sentence: str, code: int, arguments: Sequence[str]) -> NoReturn:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    console(errors=True).print(f"flaxtl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):
@@ -165,25 +182,22 @@ def parser() -> Parser:
 def train(options: argparse.Namespace) -> None:
     """Train, judge, report."""
     from flaxtl import recipe
-    from flaxtl.results.judge import judge
-    from flaxtl.train import loop
+    from flaxtl.results.run import run
 
-    screen = console()
-    config = recipe.load(options.config, options.overrides)
-    outcome = loop.train(config, options.workdir, screen, options.command_line)
-    if outcome is not None:
-        judge(outcome, screen)
-        report(options)
+    run(recipe.load(options.config, options.overrides), options.workdir, console(), options.command_line)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """One JSON object, the last line of the output."""
-    from flaxtl.results.evaluation import evaluate_run
+    from flaxtl.results.evaluation import brief, evaluate_run
 
-    found = json.dumps(evaluate_run(options.workdir, options.data, options.split, console(errors=True)))
-    print(found)
+    found = evaluate_run(options.workdir, options.data, options.split, console(errors=True))
+    shown = brief(found) if sys.stdout.isatty() else found
+    print(json.dumps(shown))
+    if shown.keys() < found.keys():
+        _say("left out here: the classes and their confusion matrix, which --json=FILE holds")
     if options.json:
-        _write(options.json, found + "\n")
+        _write(options.json, json.dumps(found) + "\n")
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from typing import IO, Any
 def whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """`path` opened for writing (`mode` 'w' or 'wb'); it takes its name only when the block ends without an error.
 
-    Whoever reads `path` meanwhile sees the old file, and two processes may write it at once. `options` are those of
-    open(); text is UTF-8 unless they say otherwise.
+    Whoever reads `path` meanwhile sees the old file, and two processes may write it at once. Its bytes are on the disk
+    before it takes its name, so that a loss of power leaves the old file or the new one. `options` are those of open();
+    text is UTF-8 unless they say otherwise.
     """
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
@@ -20,6 +21,8 @@ def whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     try:
         with scratch.open(mode, **options) as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

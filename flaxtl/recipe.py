@@ -15,6 +15,7 @@ DEFAULTS = ConfigDict(
     {
         "seed": 0,
         "batch": 32,  # pictures a step, over all devices
+        "accumulate": 1,  # equal parts of a batch that pass one after the other, for less memory
         "class_weights": "none",  # or balanced, or factors on the loss by class name: {'daisy': 2.0}
         "dtype": "float32",  # or bfloat16, of the layers; parameters, last layer and loss are always float32
         "data": {

@@ -29,9 +29,8 @@ def progress(mesh, fill, memory):
     state = optimizer({"name": "nadam"}, SPLIT, "constant", 10, 0).init(learning)
     state = jax.tree.map(lambda leaf: leaf + jnp.asarray(fill, leaf.dtype), state)
     totals = Totals(jnp.float32(fill), jnp.int32(3), jnp.int32(4))
-    return meshes.place(Progress(State(jnp.int32(fill), learning, {}, state, totals), learning, None), mesh)._replace(
-        memory=memory
-    )
+    made = State.first(fill, learning, {}, state, classes=3)._replace(totals=totals)
+    return meshes.place(Progress(made, learning, None), mesh)._replace(memory=memory)
 
 
 def same(first, second):
@@ -46,7 +45,7 @@ def abstract(parameters):
 def test_nothing_is_there_at_first(tmp_path, mesh):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.phases_done() is None
-        assert checkpoints.restore_latest(0, 10, progress(mesh, 0, Memory(0, None, 0))) is None
+        assert checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, Memory(0, None, 0))) is None
 
 
 def test_parameters_after_phases_are_read_back(tmp_path, mesh):
@@ -64,12 +63,12 @@ def test_progress_is_read_back_bit_for_bit_though_its_buffers_went_on(tmp_path, 
     saved, expected = (progress(mesh, 5, Memory(2, 0.1, 1)) for _ in range(2))
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 2 + 1, state), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_latest(5, saved)
+        checkpoints.save_latest(saved)
         state = saved.state
         for _ in range(5):
             state = step(state)
     with Checkpoints(tmp_path) as checkpoints:
-        found = checkpoints.restore_latest(0, 10, progress(mesh, 0, Memory(0, None, 0)))
+        found = checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, Memory(0, None, 0)))
     assert same(found, expected)
     assert found.memory == Memory(2, 0.1, 1)
 
@@ -78,16 +77,16 @@ def test_progress_is_read_back_bit_for_bit_though_its_buffers_went_on(tmp_path, 
 def test_progress_belongs_to_the_phase_that_owns_its_step(tmp_path, mesh, first, last, there):
     one = progress(mesh, 5, Memory(1, None, 0))
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_latest(5, one)
+        checkpoints.save_latest(one)
     with Checkpoints(tmp_path) as checkpoints:
-        assert (checkpoints.restore_latest(first, last, one) is not None) == there
+        assert (checkpoints.restore_latest(first, last, 9, one) is not None) == there
 
 
-def test_only_the_latest_progress_is_kept(tmp_path, mesh):
+def test_the_latest_progress_and_the_one_before_are_kept(tmp_path, mesh):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save_latest(step, progress(mesh, step, Memory(step, None, 0)))
-    assert [place.name for place in (tmp_path / "checkpoints" / "latest").iterdir()] == ["3"]
+            checkpoints.save_latest(progress(mesh, step, Memory(step, None, 0)))
+    assert sorted(place.name for place in (tmp_path / "checkpoints" / "latest").iterdir()) == ["2", "3"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, mesh):
@@ -95,7 +94,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, mesh):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_phase(0, parameters)
     place = tmp_path / "checkpoints" / "phases" / "0"
-    shutil.rmtree(place / "default")
+    shutil.rmtree(place / "parameters")
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=f"{place} is damaged"):
         checkpoints.restore_phase(0, abstract(parameters))
 
@@ -107,3 +106,66 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, mesh, shape):
         like = abstract(meshes.place({"head/out/kernel": jnp.ones(shape)}, mesh))
         with pytest.raises(UserError, match="of another run"):
             checkpoints.restore_phase(0, like)
+
+
+def saved(tmp_path, mesh, *fills):
+    """A place with one progress after another, each of its own fill."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for fill in fills:
+            checkpoints.save_latest(progress(mesh, fill, Memory(fill, None, 0)))
+    return tmp_path / "checkpoints" / "latest"
+
+
+def harms(data):
+    """What a loss of power, or a failing disk, makes of a file."""
+    yield "cut", data[: len(data) // 2]
+    yield "empty", b""
+    yield "zeros", bytes(len(data))
+    yield "one bit", data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
+
+
+def test_whatever_file_is_harmed_the_arrays_are_right_or_those_before_are_taken(tmp_path, mesh, monkeypatch):
+    monkeypatch.setattr("test_checkpoint.LARGE", (3, 5))
+    place = saved(tmp_path / "whole", mesh, 4, 5)
+    right = {fill: progress(mesh, fill, Memory(fill, None, 0)) for fill in (4, 5)}
+    names = sorted(file.relative_to(place) for file in (place / "2").rglob("*") if file.is_file())
+    assert len(names) > 5
+    fell_back = 0
+    for name in names:
+        for harm, data in harms((place / name).read_bytes()):
+            workdir, told = tmp_path / f"{name}-{harm}".replace("/", "-"), []
+            shutil.copytree(tmp_path / "whole", workdir)
+            (workdir / "checkpoints" / "latest" / name).write_bytes(data)
+            with Checkpoints(workdir, told.append) as checkpoints:
+                found = checkpoints.restore_latest(0, 10, 9, right[5])
+            fill = found.memory.epoch
+            assert same(found, right[fill]), (name, harm)
+            assert (fill == 4) == bool(told), (name, harm)
+            fell_back += fill == 4
+    assert fell_back > len(names)
+
+
+def test_what_comes_after_lost_epochs_is_put_aside(tmp_path, mesh):
+    place, told = saved(tmp_path, mesh, 4, 5), []
+    with Checkpoints(tmp_path, told.append) as checkpoints:
+        found = checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, Memory(0, None, 0)))
+    assert found.memory.epoch == 4
+    assert told == [
+        f"metrics.jsonl has lost epochs before checkpoint 2: it is put aside as {tmp_path / 'checkpoints/damaged/latest-2'}, "
+        "and the run goes on from the one before"
+    ]
+    assert [checkpoint.name for checkpoint in place.iterdir()] == ["1"]
+
+
+def test_numbers_go_on_after_one_was_put_aside(tmp_path, mesh):
+    saved(tmp_path, mesh, 4, 5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, Memory(0, None, 0))).memory.epoch == 4
+    saved(tmp_path, mesh, 6)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, Memory(0, None, 0))).memory.epoch == 6
+        assert checkpoints.restore_latest(0, 10, 5, progress(mesh, 0, Memory(0, None, 0))).memory.epoch == 4
+    assert sorted(place.name for place in (tmp_path / "checkpoints" / "damaged").iterdir()) == [
+        "latest-2",
+        "latest-2-again",
+    ]

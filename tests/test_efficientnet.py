@@ -91,8 +91,9 @@ def test_drop_connect_acts_on_whole_examples_and_only_where_the_block_learns():
     variables = OneBlock().init(jax.random.key(0), Net(), x)
 
     def run(*learning):
-        net = Net(learning=frozenset(learning), taps=("block_project_bn",))
-        y, _ = OneBlock().apply(variables, net, x, rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"])
+        keys = jax.random.split(jax.random.key(1), len(x))
+        net = Net(learning=frozenset(learning), keys=keys, taps=("block_project_bn",))
+        y, _ = OneBlock().apply(variables, net, x, mutable=["batch_stats"])
         return np.asarray(y), np.asarray(net.tapped["block_project_bn"])
 
     frozen, inside = run("head")

@@ -100,7 +100,7 @@ class World:
     def run(self, seed=3):
         """Two steps: the step, the state after it and the frozen parameters."""
         learning, statistics, frozen = self.phase.split.part(self.parameters)
-        state = State(jnp.int32(0), learning, statistics, self.optimizer.init(learning), Totals.zero(3))
+        state = State.first(0, learning, statistics, self.optimizer.init(learning), 3)
         step = steps.train_step(self.network.model, self.optimizer, self.mesh, seed, self.feed.sharding(self.mesh))
         state = meshes.place(state, self.mesh)
         for examples in self.feed.training(Order(seed, BATCH, 2 * BATCH), 0, 2, None):
@@ -235,7 +235,8 @@ class Dropping:
     @partial(jax.jit, static_argnums=0, static_argnames=("stop", "start", "taps", "training"))
     def run(self, given, key, *, training=True, **cuts):
         parameters, learning = groups.nest(self.made.parameters), self.learning if training else frozenset()
-        return forward(self.made.network.model, parameters, given, learning=learning, dropout=key, **cuts)
+        keys = jax.random.split(key, len(given))
+        return forward(self.made.network.model, parameters, given, learning=learning, dropout=keys, **cuts)
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,8 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
     tree["head"]["dense_1"] = {"kernel": np.zeros((512, 1000), np.float32), "bias": np.ones(1000, np.float32)}
 
     def dropped(key, learning=frozenset({"dense_1", "predictions"})):
-        options = {"start": "block5_pool", "taps": ("dropout_1",), "learning": learning, "dropout": key}
+        keys = None if key is None else jax.random.split(key, len(features))
+        options = {"start": "block5_pool", "taps": ("dropout_1",), "learning": learning, "dropout": keys}
         return forward(model, tree, features, **options).taps["dropout_1"]
 
     np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))

@@ -36,7 +36,7 @@ class World:
     def start(self, phase, step=0):
         """(first state, frozen parameters)."""
         learning, statistics, frozen = phase.split.part(self.parameters)
-        state = State(jnp.int32(step), learning, statistics, self.optimizer(phase).init(learning), Totals.zero(3))
+        state = State.first(step, learning, statistics, self.optimizer(phase).init(learning), 3)
         return meshes.place(state, self.setup.mesh), frozen
 
     def optimizer(self, phase):

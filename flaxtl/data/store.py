@@ -92,6 +92,8 @@ def create(path: Path, n: int, height: int, width: int) -> Iterator[Store]:
     try:
         _blank(scratch, n_bytes)
         yield Store(scratch, (height, width, 3), range(n))
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())  # of a file that has its name a resumed run believes every byte
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

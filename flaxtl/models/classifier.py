@@ -78,6 +78,7 @@ class Classifier(nn.Module):
         x: jax.Array,
         *,
         learning: frozenset[str] = frozenset(),
+        dropout: jax.Array | None = None,
         start: str | None = None,
         stop: str | None = None,
         taps: tuple[str, ...] = (),
@@ -88,10 +89,11 @@ class Classifier(nn.Module):
         `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
         backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers; `trace` collects
         every layer that ran, in Keras' order. `learning` names the layers that learn: batch norms among them go by the
-        batch, and dropout acts behind them and needs a random key 'dropout'. Unknown layer names raise UserError.
+        batch, and dropout acts behind them by `dropout`, a random key an example [batch]. Unknown layer names raise
+        UserError.
         """
         given = None if start is None else x.astype(self.dtype)
-        net = Net(dtype=self.dtype, learning=learning, start=start, given=given, stop=stop, taps=taps)
+        net = Net(dtype=self.dtype, learning=learning, keys=dropout, start=start, given=given, stop=stop, taps=taps)
         pixels = PREPROCESSING[self.architecture.preprocessing](x) if start is None else SKIPPED
         features = Backbone(self.architecture, self.head is None, self.last, name="backbone")(net, pixels)
         if self.head is not None:
@@ -120,11 +122,13 @@ def forward(
     learning: frozenset[str] = frozenset(),
     dropout: jax.Array | None = None,
 ) -> Result:
-    """Run `model` (see Classifier.__call__); `dropout` is the random key that layers in `learning` need."""
-    run = partial(model.apply, _collections(parameters), x, learning=learning, start=start, stop=stop, taps=taps)
+    """Run `model` (see Classifier.__call__); with `dropout`, a random key an example, it runs as in training."""
+    run = partial(
+        model.apply, _collections(parameters), x, learning=learning, dropout=dropout, start=start, stop=stop, taps=taps
+    )
     if dropout is None:
         return cast(Result, run())
-    result, changed = run(rngs={"dropout": dropout}, mutable=["batch_stats"])
+    result, changed = run(mutable=["batch_stats"])
     return cast(Result, result)._replace(statistics=changed.get("batch_stats", {}))
 
 

@@ -7,6 +7,7 @@ What runs and what is skipped is the business of trace.py.
 """
 
 from collections.abc import Callable, Sequence
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -297,13 +298,17 @@ class Net(Trace):
         only when the base is called with training=False. With `whole` all values of an example are dropped together
         (DropConnect, as Keras calls stochastic depth: noise_shape=(None, 1, 1, 1)).
         """
-        axes = (1, 2, 3) if whole else ()
         name = name or self._auto("dropout")
 
         def run(x: jax.Array) -> jax.Array:
-            # Its name makes what is dropped independent of the layers that were skipped.
-            dropout = nn.Dropout(rate, broadcast_dims=axes, deterministic=not self._active, name=name)
-            dropped: jax.Array = dropout(x)
-            return dropped
+            if not rate or not self._active or self.keys is None:
+                return x
+            number = crc32(name.encode())  # by its name, whatever layers were skipped
+
+            def keep(key: jax.Array) -> jax.Array:
+                shape = (1,) * (x.ndim - 1) if whole else x.shape[1:]
+                return jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, shape)
+
+            return jnp.where(jax.vmap(keep)(self.keys), x / (1 - rate), 0)
 
         return self._layer("dropout", name, run, x)

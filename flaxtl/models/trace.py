@@ -46,13 +46,14 @@ class Trace:
     """What to run, and what came of it.
 
     Set before the pass: `dtype` of the computation, `learning` (names of the layers that learn in this pass; empty
-    for inference), the cut names and the taps.
+    for inference), `keys` (random, one an example, [batch]; None: nothing is dropped), the cut names and the taps.
     Read after it: `output` (of the last layer that ran), `logits` (float32, before the softmax, if it was reached),
     `tapped` (layer name -> output) and `layers` (every layer that ran, in order).
     """
 
     dtype: Any = jnp.float32
     learning: frozenset[str] = frozenset()
+    keys: jax.Array | None = None
     start: str | None = None
     given: jax.Array | None = None
     stop: str | None = None

@@ -1,11 +1,15 @@
 """Checkpoints by orbax, of two kinds under checkpoints/.
 
 `phases/K`  all parameters after K phases: where phase K starts; the highest is the run's result.
-`latest/S`  within a phase, after step S: what learns, the optimizer's state, what was best so far and
-            the memory of early stopping. The frozen parameters are those of phases/K and are not written again.
+`latest/N`  the N-th time that progress within a phase was kept: what learns, the optimizer's state, what was best so
+            far and the memory of early stopping. The frozen parameters are those of phases/K, not written again.
+
+Each holds a hash of all its arrays. One that cannot be read as it was written, as a loss of power can leave it, is
+said, put aside under `damaged/`, and the run goes on from the one before.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +17,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxtl.errors import UserError
 from flaxtl.train.groups import Flat
 from flaxtl.train.steps import State
+
+_KEPT = 2  # of latest: the one before is there if the last one is damaged
 
 
 class Memory(NamedTuple):
@@ -26,6 +33,10 @@ class Memory(NamedTuple):
     epoch: int
     best_value: float | None
     best_epoch: int
+
+
+_MEMORY = {"epoch": int, "best_value": float | None, "best_epoch": int}
+"""The fields of Memory as JSON has them."""
 
 
 class Progress(NamedTuple):
@@ -37,26 +48,32 @@ class Progress(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; a context manager that waits for what is being written."""
+    """The checkpoints of one run directory; a context manager that closes them."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, say: Callable[[str], None] = lambda sentence: None) -> None:
         """The checkpoints below workdir/checkpoints; nothing is created before the first of them is saved."""
         self._root = workdir.resolve() / "checkpoints"
+        self._say = say
 
     @cached_property
     def _phases(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._root / "phases")
+        return self._manager("phases", None)
 
     @cached_property
     def _latest(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=1))
+        return self._manager("latest", _KEPT)
+
+    def _manager(self, name: str, kept: int | None) -> ocp.CheckpointManager:
+        # Not in the background: a write that fails is told where it was asked for, and nothing outlives the run.
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self._root / name, options=options)
 
     def __enter__(self) -> "Checkpoints":
         """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Finish writing."""
+        """Close what was opened."""
         for name in ("_phases", "_latest"):
             if name in vars(self):
                 # After an error the first one counts, not that of a write which it interrupted.
@@ -81,37 +98,74 @@ class Checkpoints:
 
     def save_phase(self, done: int, parameters: Flat) -> None:
         """Keep all parameters after `done` phases; returns when they are on disk."""
+        facts = {"sha256": _hash((parameters,))}
+        items = {"parameters": ocp.args.StandardSave(parameters), "facts": ocp.args.JsonSave(facts)}
         with self._writing():
-            self._phases.save(done, args=ocp.args.StandardSave(parameters), force=True)
-            self._phases.wait_until_finished()
+            self._phases.save(done, args=ocp.args.Composite(**items), force=True)
 
     def restore_phase(self, done: int, like: Mapping[str, jax.ShapeDtypeStruct]) -> Flat:
         """All parameters after `done` phases; `like` gives shapes and shardings."""
-        parameters: Flat = _restore(self._phases, done, ocp.args.StandardRestore(dict(like)))
+        found = _restore(self._phases, done, parameters=ocp.args.StandardRestore(dict(like)))
+        parameters: Flat = found.parameters
         return parameters
 
-    def save_latest(self, step: int, progress: Progress) -> None:
-        """Keep the progress of a phase after global step `step`, written in the background."""
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(progress.state),
-            best=ocp.args.StandardSave(progress.best),
-            memory=ocp.args.JsonSave(progress.memory._asdict()),
-        )
-        with self._writing():
-            self._latest.save(step, args=arguments, force=True)
+    def restore_last_phase(self, like: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, Flat] | None:
+        """How many phases have ended, and the parameters after them, of the last checkpoint that is whole."""
+        while (done := self.phases_done()) is not None:
+            try:
+                return done, self.restore_phase(done, like)
+            except UserError as error:
+                self._put_aside(self._phases, done, str(error))
+        return None
 
-    def restore_latest(self, first_step: int, last_step: int, like: Progress) -> Progress | None:
-        """The progress saved within a phase's steps, or None; `like` gives structure, shapes and shardings."""
-        step = self._latest.latest_step()
-        if step is None or not first_step < step <= last_step:
-            return None
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_abstract(like.state)),
-            best=ocp.args.StandardRestore(_abstract(like.best)),
-            memory=ocp.args.JsonRestore(),
-        )
-        found = _restore(self._latest, step, arguments)
-        return Progress(found.state, found.best, Memory(**found.memory))
+    def save_latest(self, progress: Progress) -> None:
+        """Keep the progress of a phase; returns when it is on disk."""
+        number = (self._latest.latest_step() or 0) + 1
+        facts = {"sha256": _hash((progress.state, progress.best)), "step": int(progress.state.step)}
+        items = {
+            "state": ocp.args.StandardSave(progress.state),
+            "best": ocp.args.StandardSave(progress.best),
+            "facts": ocp.args.JsonSave(facts | progress.memory._asdict()),
+        }
+        with self._writing():
+            self._latest.save(number, args=ocp.args.Composite(**items), force=True)
+
+    def restore_latest(self, first_step: int, last_step: int, epochs: int, like: Progress) -> Progress | None:
+        """The last progress that was saved within a phase's steps and is whole; `like` gives structure and shardings.
+
+        Not one after more than `epochs` epochs of the phase, of which no measures are left.
+        """
+        items = {
+            "state": ocp.args.StandardRestore(_abstract(like.state)),
+            "best": ocp.args.StandardRestore(_abstract(like.best)),
+        }
+        while (number := self._latest.latest_step()) is not None:
+            try:
+                facts = _facts_of(self._latest, number, step=int, **_MEMORY)
+                if not first_step < facts["step"] <= last_step:
+                    return None
+                found = _restore(self._latest, number, **items)
+            except UserError as error:
+                self._put_aside(self._latest, number, str(error))
+                continue
+            if facts["epoch"] <= epochs:
+                return Progress(found.state, found.best, Memory(*(facts[name] for name in _MEMORY)))
+            self._put_aside(self._latest, number, f"metrics.jsonl has lost epochs before checkpoint {number}")
+        return None
+
+    def _put_aside(self, manager: ocp.CheckpointManager, number: int, why: str) -> None:
+        """Out of the way, but not lost."""
+        source = Path(manager.directory) / str(number)
+        target = self._root / "damaged" / f"{source.parent.name}-{number}"
+        self._say(f"{why}: it is put aside as {target}, and the run goes on from the one before")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "-again")
+            source.rename(target)
+        except OSError as error:
+            raise UserError(f"cannot move the damaged checkpoint {source} ({error.strerror}); delete it") from error
+        manager.reload()
 
 
 def _first_line(error: Exception) -> str:
@@ -122,11 +176,42 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+def _hash(trees: tuple[Any, ...]) -> str:
+    """SHA-256 of every array's path, kind, shape and bytes."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _facts_of(manager: ocp.CheckpointManager, number: int, **kinds: Any) -> dict[str, Any]:
+    """What was noted beside the arrays: their hash, and the named facts of those kinds."""
+    facts = _read(manager, number, facts=ocp.args.JsonRestore()).facts
+    kinds["sha256"] = str
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name, ...), kinds[name]) for name in kinds):
+        raise _damaged(manager, number)
+    return facts
+
+
+def _restore(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
+    """The items, if their arrays are what they were when they were saved."""
+    facts = _facts_of(manager, number)
+    found = _read(manager, number, **items)
+    arrays = tuple(found[name] for name in items)
+    if _hash(arrays) != facts["sha256"]:
+        raise _damaged(manager, number)
+    return found
+
+
+def _read(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
     try:
-        return manager.restore(step, args=arguments)
+        return manager.restore(number, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and TensorStore raise many kinds for a damaged file
-        place = manager.directory / str(step)
-        raise UserError(
-            f"the checkpoint {place} is damaged or of another run; delete it to go on from the one before"
-        ) from error
+        raise _damaged(manager, number) from error
+
+
+def _damaged(manager: ocp.CheckpointManager, number: int) -> UserError:
+    place = Path(manager.directory) / str(number)
+    return UserError(f"the checkpoint {place} is damaged or of another run; the same flaxtl train makes it anew")

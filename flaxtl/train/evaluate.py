@@ -1,5 +1,6 @@
 """Every picture of a split exactly once."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 from flaxtl.train.feeds import Feed
 from flaxtl.train.groups import Flat
 from flaxtl.train.metrics import Measures, Totals, divide
+from flaxtl.train.pace import Pace
 from flaxtl.train.steps import EvalStep
 
 
@@ -29,9 +31,20 @@ def evaluate(step: EvalStep, parameters: Flat, data: Feed, batch: int) -> Evalua
     return Evaluation(np.concatenate(parts), divide(_sum(counted)))
 
 
-def measure(step: EvalStep, parameters: Flat, data: Feed, batch: int) -> Measures:
-    """Loss and accuracies alone: nothing but the sums leaves the device, and those once."""
-    return divide(_sum([step(parameters, examples, real)[1] for examples, real in data.evaluation(batch)]))
+def measure(
+    step: EvalStep, parameters: Flat, data: Feed, batch: int, pause: Callable[[], None] = lambda: None
+) -> Measures:
+    """Loss and accuracies alone: nothing but the sums leaves the device, and those once.
+
+    `pause` is called between batches; it may raise.
+    """
+    counted: list[Totals] = []
+    pace = Pace()
+    for examples, real in data.evaluation(batch):
+        counted.append(step(parameters, examples, real)[1])
+        pace.wait(counted[-1].loss)
+        pause()
+    return divide(_sum(counted))
 
 
 def _sum(counted: list[Totals]) -> Totals:

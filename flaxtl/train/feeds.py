@@ -26,6 +26,15 @@ class Picked(NamedTuple):
     indices: jax.Array
     passes: jax.Array
 
+    @property
+    def rows(self) -> tuple[jax.Array, ...]:
+        """What belongs to each example, [batch, ...] each."""
+        return self.indices, self.passes
+
+    def of(self, rows: tuple[jax.Array, ...]) -> "Picked":
+        """The examples of other rows."""
+        return Picked(self.data, *rows)
+
     def inputs(self, seed: int, augmentation: Augmentation | None) -> jax.Array:
         """What the network is given; augmented here, inside the step."""
         picked = self.data.inputs[self.indices]
@@ -43,6 +52,15 @@ class Sent(NamedTuple):
     labels: jax.Array
     indices: jax.Array
     passes: jax.Array
+
+    @property
+    def rows(self) -> tuple[jax.Array, ...]:
+        """See Picked."""
+        return tuple(self)
+
+    def of(self, rows: tuple[jax.Array, ...]) -> "Sent":
+        """See Picked."""
+        return Sent(*rows)
 
     def inputs(self, seed: int, augmentation: Augmentation | None) -> jax.Array:
         """What the network is given."""

@@ -1,6 +1,7 @@
 """What a run says while it goes: console, progress bars, metrics.jsonl and TensorBoard events."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ class Log:
         """Continue the files in `workdir`."""
         self._console = console
         self._workdir = workdir
+        self._rows = rows(workdir)
         self._board: SummaryWriter | None = None
 
     def __enter__(self) -> "Log":
@@ -39,8 +41,8 @@ class Log:
 
     def continue_after(self, step: int) -> None:
         """Drop the rows of metrics.jsonl, and the events, after global step `step`: they will be written again."""
-        kept = [row for row in rows(self._workdir) if row["step"] <= step]
-        write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self._rows = [row for row in self._rows if row["step"] <= step]
+        write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         if self._board is None:
             self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
@@ -50,7 +52,7 @@ class Log:
 
     def rows_of(self, phase: str) -> list[dict[str, Any]]:
         """The rows of one phase, an epoch each."""
-        return [row for row in rows(self._workdir) if row["phase"] == phase]
+        return [row for row in self._rows if row["phase"] == phase]
 
     @contextmanager
     def phase(self, name: str, epochs: int, done: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
@@ -68,9 +70,12 @@ class Log:
             yield report
 
     def _record(self, row: Mapping[str, Any]) -> None:
-        """One row an epoch: metrics.jsonl and TensorBoard."""
+        """One row an epoch: metrics.jsonl, on the disk before the checkpoint that follows it, and TensorBoard."""
+        self._rows.append(dict(row))
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         assert self._board is not None, "continue_after comes first"
         for key, value in row.items():
             if isinstance(value, float):

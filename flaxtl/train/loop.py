@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +9,17 @@ import jax
 from rich.console import Console
 
 from flaxtl import recipe
-from flaxtl.data.manifest import Manifest
-from flaxtl.errors import UserError
 from flaxtl.train import mesh as meshes
 from flaxtl.train import pretrained, rundir
 from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.features import Inputs
 from flaxtl.train.groups import Flat
 from flaxtl.train.inputs import decode_splits
+from flaxtl.train.interruption import Interruption
 from flaxtl.train.log import Log
 from flaxtl.train.pretrained import Start
 from flaxtl.train.run_phase import Run, run_phase
-from flaxtl.train.setup import Setup, manifest_of, prepare
+from flaxtl.train.setup import Setup, kept_manifest, manifest_of, prepare
 from flaxtl.train.table import group_table, layer_rows
 
 
@@ -32,60 +30,49 @@ class Outcome(NamedTuple):
     inputs: Mapping[str, Inputs]
 
 
-def train(config: Any, workdir: Path, console: Console, command: str) -> Outcome | None:
+def train(
+    config: Any, workdir: Path, console: Console, command: str, interruption: Interruption | None = None
+) -> Outcome | None:
     """Run the recipe's phases in `workdir`, going on from its last checkpoint if there is one.
 
-    Returns None, having said so, for a run that was trained and judged before.
+    Returns None, having said so, for a run that was trained and judged before. Raises Stopped when `interruption` is
+    asked to end it.
+
+    DO NOT change the order: whatever can be wrong with the user's input is found before anything is computed, and
+    nothing is written before all of it is right.
     """
-    is_new = not workdir.exists()
-    try:
-        return _train(config, workdir, console, command)
-    except UserError:
-        if is_new:
-            with suppress(OSError):  # of a run that was refused there is nothing in it
-                workdir.rmdir()
-        raise
-
-
-def _train(config: Any, workdir: Path, console: Console, command: str) -> Outcome | None:
-    """DO NOT change the order.
-
-    Whatever can be wrong with the user's input is found before anything is computed, and nothing is written before all
-    of it is right.
-    """
-    started = time.monotonic()
+    started, say = time.monotonic(), _sayer(console)
     # 1. The run directory: new, or of this same recipe.
     resumes = rundir.is_run(workdir)
     if resumes:
         rundir.check_recipe(workdir, recipe.to_json(config))
         if rundir.summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
-            _sayer(console)(
-                f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew."
-            )
+            say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
             return None
     # 2. Which pictures: the manifest is made once and then belongs to the run.
-    manifest = Manifest.read(workdir / "manifest.csv") if resumes else manifest_of(config, console)
+    manifest = kept_manifest(workdir) if resumes else manifest_of(config, console)
     # 3. Every setting of the recipe.
     setup = prepare(config, workdir, manifest)
-    meshes.check_batch(jax.device_count(), config.batch)
-    with Checkpoints(workdir) as checkpoints:
+    meshes.check_batch(jax.device_count(), config.batch, config.accumulate)
+    with Checkpoints(workdir, say) as checkpoints:
         # 4. Pretrained weights, unless there is a checkpoint.
-        done = checkpoints.phases_done() if resumes else None
-        start = None if done is not None else pretrained.parameters(config, setup.network, _sayer(console))
+        last = checkpoints.restore_last_phase(setup.abstract_parameters()) if resumes else None
+        start = None if last else pretrained.parameters(config, setup.network, say)
         # 5. Every picture of every split.
         setup, inputs, skipped = decode_splits(setup, manifest.splits, console, may_skip=not resumes)
         # 6. From here on things are written.
         if start is not None:
-            parameters = _begin(setup, start, checkpoints, command, skipped)
-        else:
-            parameters = checkpoints.restore_phase(done or 0, setup.abstract_parameters())
+            last = 0, _begin(setup, start, checkpoints, command, skipped)
+        assert last is not None, "either there was a checkpoint or there is one now"
+        done, parameters = last
         # 7. What learns, said before it does.
         console.print(group_table(setup.network, setup.phases, rundir.summary(workdir)["weights"]["origin"]))
         # 8. The phases, each from the one before.
         try:
             with Log(workdir, console) as log:
-                for phase in setup.phases[done or 0 :]:
-                    parameters = run_phase(Run(setup, inputs, checkpoints, log), phase, parameters)
+                run = Run(setup, inputs, checkpoints, log, interruption or Interruption())
+                for phase in setup.phases[done:]:
+                    parameters = run_phase(run, phase, parameters)
         finally:
             spent = rundir.summary(workdir).get("wall_seconds", 0.0)
             rundir.note(workdir, wall_seconds=spent + time.monotonic() - started)

@@ -22,9 +22,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis, the first unless told, split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def place(tree: Tree, mesh: Mesh) -> Tree:
@@ -41,9 +41,13 @@ def memory(mesh: Mesh) -> tuple[int, str]:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
 
 
-def check_batch(devices: int, batch: int) -> None:
-    """Raise unless a training batch can be split evenly over all the devices: none shall idle unasked."""
-    if batch % devices:
-        lower = max(batch // devices, 1) * devices
-        near = str(lower) if lower >= batch else f"{lower} or {lower + devices}"
-        raise UserError(f"a batch of {batch} cannot be split over {devices} devices; set batch to {near}")
+def check_batch(devices: int, batch: int, accumulate: int = 1) -> None:
+    """Raise unless every part of a training batch can be split evenly over all the devices: none shall idle unasked."""
+    if accumulate < 1:
+        raise UserError(f"accumulate is {accumulate}; it is the number of parts of a batch, 1 or more")
+    shares = devices * accumulate
+    if batch % shares:
+        lower = max(batch // shares, 1) * shares
+        near = str(lower) if lower >= batch else f"{lower} or {lower + shares}"
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise UserError(f"a batch of {batch} cannot be split over {devices} devices{parts}; set batch to {near}")

@@ -18,17 +18,10 @@ PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pill
 
 
 def is_run(workdir: Path) -> bool:
-    """Whether `workdir` already belongs to a run; creates it if it does not exist.
+    """Whether `workdir` belongs to a run.
 
-    Raises UserError if it cannot be written to or holds the checkpoints of a run that has lost its config.json.
+    Raises UserError if it holds the checkpoints of a run that has lost its config.json.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
     found = (workdir / "config.json").is_file()
     if not found and any((workdir / "checkpoints").glob("*/*")):
         raise UserError(f"{workdir} holds checkpoints of a run but no config.json; choose another --workdir")
@@ -39,7 +32,7 @@ def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
     """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`."""
     changed = [
         line
-        for line in recipe.differences(_json(workdir / "config.json"), config)
+        for line in recipe.differences(_completed(_json(workdir / "config.json")), config)
         if not line.startswith(("features.", "checkpoint."))  # they change where and when, not what
     ]
     if changed:
@@ -49,8 +42,14 @@ def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults of settings that did not exist when the run began."""
+    return recipe.to_json(recipe.from_json(config))
+
+
 def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[Mapping[str, Any]]) -> None:
     """Write what identifies a run; config.json comes last, as the sign that the rest is there."""
+    workdir.mkdir(parents=True, exist_ok=True)
     manifest.write(workdir / "manifest.csv")
     _write(workdir / "layers.json", layers)
     note(

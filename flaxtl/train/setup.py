@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flaxtl import cache
-from flaxtl.data import sources
+from flaxtl.data import fingerprint, sources
 from flaxtl.data.augment import Augmentation
 from flaxtl.data.decode import Resize
 from flaxtl.data.manifest import Manifest, build
@@ -116,6 +116,22 @@ def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
         mesh=meshes.make(config.batch),
     )
+
+
+def kept_manifest(workdir: Path) -> Manifest:
+    """The manifest of a run that goes on; raises UserError if one of its pictures is no longer what it was."""
+    manifest = Manifest.read(workdir / "manifest.csv")
+    found = fingerprint.of([Path(example.path) for example in manifest.examples], look=False)
+    changed = [
+        example.path for example, now in zip(manifest.examples, found, strict=True) if example.sha256 != now.sha256
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{len(changed)} pictures are not what they were when the run in {workdir} began: "
+            f"{', '.join(changed[:5])}{more}; bring them back, or start anew in another --workdir"
+        )
+    return manifest
 
 
 def manifest_of(config: Any, console: Console) -> Manifest:

@@ -1,8 +1,8 @@
 """One step of training and one of evaluation: pure functions, compiled once a phase."""
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,17 @@ DROPOUT_STREAM = 1
 """Number folded into the seed for dropout, so that it is independent of augmentation."""
 
 
+NONE_FAILED = -1
+"""State.failed while all is well."""
+
+
 class State(NamedTuple):
     """What a phase changes.
 
     The global step (int32), the learning parameters, the statistics of their batch norms, the optimizer's state and
     the totals since the epoch began.
+    `failed` (int32) is the step whose loss or gradient was not finite, or NONE_FAILED: from that step on nothing
+    changes any more, so that a state which failed still is the last good one.
     """
 
     step: jax.Array
@@ -35,6 +41,12 @@ class State(NamedTuple):
     statistics: Flat
     optimizer: optax.OptState
     totals: Totals
+    failed: jax.Array
+
+    @classmethod
+    def first(cls, step: int, learning: Flat, statistics: Flat, optimizer: optax.OptState, classes: int) -> "State":
+        """The state before global step `step`."""
+        return cls(jnp.int32(step), learning, statistics, optimizer, Totals.zero(classes), jnp.int32(NONE_FAILED))
 
     @property
     def moved(self) -> Flat:
@@ -53,6 +65,15 @@ TrainStep = Callable[[State, Flat, Examples], State]
 EvalStep = Callable[[Flat, Examples, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
 
 
+class Part(NamedTuple):
+    """What the examples of one pass contribute: mean loss, its gradients, moved statistics and totals."""
+
+    loss: jax.Array
+    gradients: Flat
+    statistics: Flat
+    totals: Totals
+
+
 def train_step(
     model: Classifier,
     optimizer: optax.GradientTransformation,
@@ -63,6 +84,7 @@ def train_step(
     start: str | None = None,
     augmentation: Augmentation | None = None,
     class_weights: tuple[float, ...] | None = None,
+    accumulate: int = 1,
 ) -> TrainStep:
     """(state, frozen parameters, examples) -> state; the old state is donated.
 
@@ -70,12 +92,12 @@ def train_step(
     that layer.
     `class_weights` weigh the loss that is minimised; the totals count every example alike, so that they can be
     compared with those of other runs and of validation.
+    The batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
+    of the whole batch, but for batch norms that learn, which see one part at a time.
     """
 
-    def step(state: State, frozen: Flat, examples: Examples) -> State:
+    def part(state: State, frozen: Flat, examples: Examples, dropout: jax.Array) -> Part:
         inputs, goals = _task(examples, seed, augmentation)
-        dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), state.step)
-
         layers = in_training(state.moved, frozen)
 
         def loss(learning: Flat) -> tuple[jax.Array, tuple[jax.Array, Flat]]:
@@ -84,16 +106,65 @@ def train_step(
             assert result.logits is not None, "a pass without `stop` reaches the softmax"
             return _losses(result.logits, goals, class_weights).mean(), (result.logits, flatten(result.statistics))
 
-        gradients, (logits, moved) = jax.grad(loss, has_aux=True)(state.learning)
+        (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
         statistics = {path: moved[path] for path in state.statistics}
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.learning)
-        learning = optax.apply_updates(state.learning, updates)
         labels = examples.answers()
         counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals, None))
-        return State(state.step + 1, learning, statistics, optimizer_state, state.totals + counted)
+        return Part(value, gradients, statistics, counted)
+
+    def step(state: State, frozen: Flat, examples: Examples) -> State:
+        keys = _dropout_keys(seed, state.step, examples.rows[0].shape[0])
+        if accumulate == 1:
+            found = part(state, frozen, examples, keys)
+        else:
+            dealt = jax.tree.map(lambda rows: _deal(rows, accumulate, mesh), (examples.rows, keys))
+            found = _accumulated(lambda state, row: part(state, frozen, examples.of(row[0]), row[1]), state, dealt)
+        updates, optimizer_state = optimizer.update(found.gradients, state.optimizer, state.learning)
+        learning = optax.apply_updates(state.learning, updates)
+        totals = state.totals + found.totals
+        moved = State(state.step + 1, learning, found.statistics, optimizer_state, totals, state.failed)
+        return _unless_failed(state, moved, found)
 
     whole = meshes.replicated(mesh)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, sharding), out_shardings=whole)
+
+
+def _dropout_keys(seed: int, step: jax.Array, batch: int) -> jax.Array:
+    """A random key for each example [batch]: its own, so that it does not matter which others pass with it."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), step)
+    keys: jax.Array = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(batch))
+    return keys
+
+
+def _deal(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """[batch, ...] -> [parts, batch / parts, ...]; dealt out in turn, so that every device has its share of a part."""
+    dealt = rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+    placed: jax.Array = jax.lax.with_sharding_constraint(dealt, meshes.batched(mesh, axis=1))
+    return placed
+
+
+def _accumulated(part: Callable[[State, Any], Part], state: State, rows: Any) -> Part:
+    """The parts of a batch one after the other: means of losses and gradients, sums of totals, the last statistics."""
+    shapes = jax.eval_shape(part, state, jax.tree.map(lambda row: row[0], rows))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)._replace(statistics=state.statistics)
+
+    def add(before: Part, row: Any) -> tuple[Part, None]:
+        found = part(state._replace(statistics=before.statistics), row)
+        loss, gradients = jax.tree.map(jnp.add, before[:2], found[:2])
+        return Part(loss, gradients, found.statistics, before.totals + found.totals), None
+
+    (loss, gradients, statistics, totals), _ = jax.lax.scan(add, nothing, rows)
+    n = len(jax.tree.leaves(rows)[0])
+    return Part(loss / n, {path: gradient / n for path, gradient in gradients.items()}, statistics, totals)
+
+
+def _unless_failed(state: State, moved: State, found: Part) -> State:
+    """`moved`, or where loss or gradients are not finite, or were not before, the state as it was."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((found.loss, found.gradients))]
+    well = jnp.stack(finite).all() & (state.failed == NONE_FAILED)
+    kept: State = jax.tree.map(partial(jnp.where, well), moved, state)
+    failed = jnp.where(well | (state.failed != NONE_FAILED), state.failed, state.step)
+    return kept._replace(failed=failed)
 
 
 def _task(examples: Examples, seed: int, augmentation: Augmentation | None) -> tuple[jax.Array, tuple[Goal, ...]]:

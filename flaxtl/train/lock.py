@@ -1,0 +1,51 @@
+"""One process at a time in a run directory."""
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flaxtl.errors import UserError
+
+NAME = ".lock"
+
+
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """`workdir`, which is made if it does not exist, for this process alone.
+
+    The system lets go of the lock when the process ends, however it ends. A new directory in which nothing was written
+    is removed again. Raises UserError if another process holds it, or if nothing can be written there.
+    """
+    new = [place for place in (workdir, *workdir.parents) if not place.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / NAME).open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
+    with file:
+        _take(file.fileno(), workdir)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (workdir / NAME).unlink()
+                for place in new:
+                    place.rmdir()
+
+
+def _take(descriptor: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = (workdir / NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+        raise UserError(
+            f"a flaxtl train is at work in {workdir} ({holder}); wait for it, or choose another --workdir"
+        ) from None
+    except OSError:
+        return  # a file system without locks, as some network file systems are

@@ -1,0 +1,174 @@
+"""Real processes, killed at real moments: what the same command then makes is what an undisturbed run makes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from flaxtl.train.interruption import GRACE_SECONDS
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.weights = dict(path="random")
+    c.model = dict(name="mobilenet_0.25", stop="conv_pw_2_relu")
+    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
+    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
+    c.groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen", "finetune")
+    c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0), patience=2, metric="validation_accuracy")
+    c.finetune = dict(epochs=2, augment=True, lr=dict(head=1e-3, block2=1e-3, base=0.0), schedule="cosine")
+    return c
+"""
+
+
+class Place:
+    """A folder of pictures, a recipe, and runs of it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        small.pictures(folder / "pictures")
+        (folder / "recipe.py").write_text(RECIPE)
+
+    def start(self, workdir, at=0, number="SIGKILL", every=0.0):
+        here = Path(__file__).parent
+        environment = os.environ | {
+            "PYTHONPATH": str(here.parent),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        command = [sys.executable, str(here / "killer.py"), str(at), number, "train"]
+        command += [f"--config={self.folder / 'recipe.py'}", f"--workdir={workdir}"]
+        command += [
+            f"--config.data.source=folder:{self.folder / 'pictures'}",
+            f"--config.checkpoint.every_seconds={every}",
+        ]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, workdir, at=0, number="SIGKILL", every=0.0):
+        """(exit code, what was said, moments)."""
+        process = self.start(workdir, at, number, every)
+        out, err = process.communicate(timeout=300)
+        last = out.splitlines()[-1:]
+        moments = int(last[0].removeprefix("moments ")) if last and last[0].startswith("moments ") else None
+        return process.returncode, out + err, moments
+
+
+def outcome(workdir):
+    """Everything that a run leaves but its clock: measures, answers, summary and hashes of all kept parameters."""
+    epochs, phases = small.told(workdir)
+    kept = sorted((workdir / "checkpoints" / "phases").iterdir())
+    hashes = [json.loads((place / "facts" / "metadata").read_text())["sha256"] for place in kept]
+    return epochs, phases, hashes, (workdir / "predictions.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The undisturbed run: what it left, and how many moments it has."""
+    code, said, moments = place.run(place.folder / "whole")
+    assert code == 0, said
+    return outcome(place.folder / "whole"), moments
+
+
+def chain(place, whole, workdir, kills, seed):
+    """Kill a run again and again, at random moments, until it has been killed often enough; then let it end."""
+    expected, moments = whole
+    random, done = np.random.default_rng(seed), 0
+    while done < kills:
+        # At most a fourth of the whole way, so that a run is killed in many places before it ends.
+        code, said, _ = place.run(workdir, at=int(random.integers(1, moments // 4)))
+        if code == 0:
+            break
+        assert code == -9, said
+        done += 1
+    code, said, _ = place.run(workdir)
+    assert code == 0, said
+    assert outcome(workdir) == expected
+    return done
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(place, whole, tmp_path):
+    assert chain(place, whole, tmp_path / "run", kills=3, seed=0) == 3
+
+
+@pytest.mark.slow
+def test_twenty_random_moments(place, whole, tmp_path):
+    kills, seed = 0, 1
+    while kills < 20:
+        kills += chain(place, whole, tmp_path / str(seed), kills=20 - kills, seed=seed)
+        seed += 1
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+def test_a_run_that_is_told_to_end_keeps_its_step(place, whole, tmp_path, number, code):
+    expected, moments = whole
+    started = time.monotonic()
+    found, said, _ = place.run(tmp_path / "run", at=moments // 3, number=number, every=3600.0)
+    assert found == code, said
+    assert "stopped; the same flaxtl train goes on from where it was" in said
+    assert "Traceback" not in said
+    assert time.monotonic() - started < 60 + GRACE_SECONDS
+    assert len(list((tmp_path / "run" / "checkpoints" / "latest").iterdir())) == 1  # without the signal there were none
+    assert place.run(tmp_path / "run", every=3600.0)[0] == 0
+    assert outcome(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+def test_every_moment_of_a_phase_boundary_survives_a_signal(place, whole, tmp_path):
+    expected, moments = whole
+    for number, at in enumerate(range(moments // 2, moments // 2 + 12)):
+        workdir = tmp_path / str(number)
+        assert place.run(workdir, at=at, number="SIGTERM", every=3600.0)[0] == 143
+        assert place.run(workdir, every=3600.0)[0] == 0
+        assert outcome(workdir) == expected
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_and_does_nothing(place, whole):
+    workdir = place.folder / "whole"
+    before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
+    code, said, _ = place.run(workdir)
+    assert code == 0
+    assert "is complete" in said
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from flaxtl.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(place, whole, tmp_path):
+    """A file may grow to so many bytes and no more, which meets the writer as a full disk does."""
+    workdir = tmp_path / "run"
+    arguments = ["train", f"--config={place.folder / 'recipe.py'}", f"--workdir={workdir}"]
+    arguments += [f"--config.data.source=folder:{place.folder / 'pictures'}", "--config.checkpoint.every_seconds=0"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "9000", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("flaxtl: cannot ")
+    assert len(done.stderr.splitlines()) == 1
+    assert place.run(workdir)[0] == 0
+    assert outcome(workdir) == whole[0]
