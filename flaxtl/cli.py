@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done is kept; 1 for a fault of flaxtl's own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax' advice on checkpointing less often, and the like
+    for library in ("absl", "matplotlib"):  # orbax' advice on checkpointing less often, where fonts are cached, ...
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="PIL")  # large pictures and damaged metadata: neither stops a run
     try:
         options, rest = parser().parse_known_args(arguments)
@@ -61,6 +62,8 @@ def _fail(sentence: str, code: int, arguments: Sequence[str]) -> NoReturn:
     if "--debug" in arguments:
         traceback.print_exc()
     console(errors=True).print(f"flaxtl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if "flaxtl.train.hosts" in sys.modules:  # else no other process can be waiting
+        sys.modules["flaxtl.train.hosts"].end(code)
     sys.exit(code)
 
 
@@ -98,6 +101,13 @@ def parser() -> Parser:
     one = command("train", train, "train a recipe's phases, or go on with them, and write the report")
     one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
     one.add_argument("--workdir", required=True, type=Path, help="run directory; the same one resumes")
+    many = one.add_argument_group("many processes", "start the same command in each, with a --workdir that all share")
+    many.add_argument(
+        "--distributed", action="store_true", help="find the others by the environment: Slurm, TPU pod, GKE, Open MPI"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    many.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     one = command("evaluate", evaluate, "measure a trained run on one split")
     one.add_argument("--workdir", required=True, type=Path)
@@ -183,8 +193,11 @@ def train(options: argparse.Namespace) -> None:
     """Train, judge, report."""
     from flaxtl import recipe
     from flaxtl.results.run import run
+    from flaxtl.train import hosts
 
-    run(recipe.load(options.config, options.overrides), options.workdir, console(), options.command_line)
+    config = recipe.load(options.config, options.overrides)
+    hosts.join(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
+    run(config, options.workdir, console(), options.command_line)
 
 
 def evaluate(options: argparse.Namespace) -> None:

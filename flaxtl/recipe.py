@@ -17,6 +17,7 @@ DEFAULTS = ConfigDict(
         "batch": 32,  # pictures a step, over all devices
         "accumulate": 1,  # equal parts of a batch that pass one after the other, for less memory
         "class_weights": "none",  # or balanced, or factors on the loss by class name: {'daisy': 2.0}
+        "deterministic": False,  # whether a GPU gives the same bits in every run, by slower kernels
         "dtype": "float32",  # or bfloat16, of the layers; parameters, last layer and loss are always float32
         "data": {
             "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME, csv:FILE or garden

@@ -154,7 +154,8 @@ def test_every_example_is_evaluated_once(world, n):
 
 def test_pictures_that_were_sent_make_the_step_of_those_that_were_picked(world):
     order = Order(3, 4, len(world.pictures))
-    step, (state, frozen) = world.step(world.finetune, feed=StreamFeed(None, None)), world.start(world.finetune)
+    step = world.step(world.finetune, feed=StreamFeed(None, None, world.setup.mesh))
+    state, frozen = world.start(world.finetune)
     for number in range(3):
         batch = order.batch(number)
         inputs, labels = (np.asarray(part)[batch.indices] for part in world.pictures.data)
@@ -192,3 +193,46 @@ def test_mixing_is_part_of_the_step(world):
     plain, _ = world.losses(world.finetune, world.pictures, augmentation=world.setup.augmentation)
     assert mixed == again
     assert mixed[0] != plain[0]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("phase", ["frozen", "finetune"])
+def test_a_batch_in_parts_is_the_batch(world, phase, parts):
+    """With dropout, and augmented: what happens to a picture does not depend on which others pass with it."""
+    which = getattr(world, phase)
+    options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
+    whole, expected = world.losses(which, world.pictures, **options)
+    found, state = world.losses(which, world.pictures, accumulate=parts, **options)
+    # Sums of four examples in another order, for three steps; Nadam divides by roots of small numbers: measured 2e-7.
+    np.testing.assert_allclose(found, whole, rtol=2e-6)
+    for path, value in expected.learning.items():
+        np.testing.assert_allclose(state.learning[path], value, rtol=0, atol=5e-6, err_msg=path)
+    assert state.totals.seen.tolist() == expected.totals.seen.tolist()
+    assert state.totals.right.tolist() == expected.totals.right.tolist()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
+    step = world.step(world.frozen, feed=world.features, start=CUT)
+    state, frozen = world.start(world.frozen)
+    order = Order(3, 4, len(world.features))
+    good, bad, after = (examples for examples in world.features.training(order, 0, 3, None))
+    state = step(state, frozen, good)
+    before = {path: np.array(value) for path, value in state.learning.items()}
+    broken = bad._replace(data=Resident(bad.data.inputs.at[bad.indices[1]].set(jnp.nan), bad.data.labels))
+    for examples in (broken, after):
+        state = step(state, frozen, examples)
+        assert (int(state.failed), int(state.step)) == (1, 1)
+        assert all(np.array_equal(state.learning[path], value) for path, value in before.items())
+    assert state.totals.seen.sum() == 4
+    assert step._cache_size() == 1
+
+
+def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
+    def steep(logits, labels):  # 0 with an infinite slope
+        return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
+
+    monkeypatch.setattr(steps, "cross_entropy", steep)
+    step = world.step(world.frozen, feed=world.features, start=CUT)
+    state, frozen = world.start(world.frozen)
+    state = step(state, frozen, next(world.features.training(Order(3, 4, len(world.features)), 0, 1, None)))
+    assert int(state.failed) == 0

@@ -6,7 +6,7 @@ from rich.console import Console
 from flaxtl.results import predictions_file
 from flaxtl.results.predictions_file import Predictions
 from flaxtl.terminal import advancing
-from flaxtl.train import rundir, steps
+from flaxtl.train import hosts, rundir, steps
 from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.evaluate import Evaluation, evaluate
 from flaxtl.train.features import Inputs
@@ -30,9 +30,10 @@ def judge(outcome: Outcome, console: Console) -> None:
         probabilities=np.concatenate([evaluation.probabilities for evaluation in final.values()]),
         classes=setup.manifest.classes,
     )
-    predictions_file.write(setup.workdir / "predictions.csv", predictions)
-    rundir.note(setup.workdir, complete=True)
-    tidy(setup)
+    if hosts.writes():
+        predictions_file.write(setup.workdir / "predictions.csv", predictions)
+        rundir.note(setup.workdir, complete=True)
+        tidy(setup)
 
 
 def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxtl.errors import UserError
+from flaxtl.train import hosts
 from flaxtl.train.groups import Flat
 from flaxtl.train.steps import State
 
@@ -47,6 +48,14 @@ class Progress(NamedTuple):
     memory: Memory
 
 
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
+    """Leaves the agreement on a step to stop at to the loop: orbax would ask for its own numbers."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run directory; a context manager that closes them."""
 
@@ -66,7 +75,7 @@ class Checkpoints:
     def _manager(self, name: str, kept: int | None) -> ocp.CheckpointManager:
         # Not in the background: a write that fails is told where it was asked for, and nothing outlives the run.
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self._root / name, options=options)
+        return _Manager(self._root / name, options=options)
 
     def __enter__(self) -> "Checkpoints":
         """Itself."""
@@ -158,14 +167,20 @@ class Checkpoints:
         source = Path(manager.directory) / str(number)
         target = self._root / "damaged" / f"{source.parent.name}-{number}"
         self._say(f"{why}: it is put aside as {target}, and the run goes on from the one before")
-        try:
-            target.parent.mkdir(exist_ok=True)
-            while target.exists():
-                target = target.with_name(target.name + "-again")
-            source.rename(target)
-        except OSError as error:
-            raise UserError(f"cannot move the damaged checkpoint {source} ({error.strerror}); delete it") from error
+        if hosts.writes():
+            _move(source, target)
+        hosts.barrier(f"{target.name} is put aside")
         manager.reload()
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(target.name + "-again")
+        source.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot move the damaged checkpoint {source} ({error.strerror}); delete it") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -200,16 +215,22 @@ def _restore(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
     facts = _facts_of(manager, number)
     found = _read(manager, number, **items)
     arrays = tuple(found[name] for name in items)
-    if _hash(arrays) != facts["sha256"]:
+    if hosts.any_of(_hash(arrays) != facts["sha256"]):
         raise _damaged(manager, number)
     return found
 
 
 def _read(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
+    found, problem = None, None
     try:
-        return manager.restore(number, args=ocp.args.Composite(**items))
+        found = manager.restore(number, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and TensorStore raise many kinds for a damaged file
-        raise _damaged(manager, number) from error
+        if hosts.lost(error):
+            raise
+        problem = error
+    if hosts.any_of(problem is not None):
+        raise _damaged(manager, number) from problem
+    return found
 
 
 def _damaged(manager: ocp.CheckpointManager, number: int) -> UserError:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 
 from flaxtl.data.augment import Augmentation
 from flaxtl.errors import UserError
+from flaxtl.train import hosts, rundir
 from flaxtl.train import mesh as meshes
-from flaxtl.train import rundir
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.evaluate import measure
 from flaxtl.train.feeds import Examples, Feed
@@ -64,7 +63,7 @@ class Epochs:
                 progress, row = self._judge(progress)
                 report(row | {"seconds": time.monotonic() - started})
                 step = self._first_step(progress)
-                self._pause(progress)
+                self._after_epoch(progress)
         if progress.memory.epoch < phase.epochs:
             ended, _, best = progress.memory
             self._log.say(f"{phase.name}: stopped after epoch {ended}; epoch {best} was best and is kept")
@@ -84,20 +83,31 @@ class Epochs:
             zero = meshes.place(Totals.zero(len(self._setup.manifest.classes)), self._setup.mesh)
             progress = progress._replace(state=progress.state._replace(totals=zero))
         pace = Pace()
-        for given in islice(examples, first + self._phase.steps_per_epoch - step):
+        following = range(step + 1, first + self._phase.steps_per_epoch + 1)
+        for step, given in zip(following, examples, strict=False):
             progress = progress._replace(state=self._leg.train_step(progress.state, self._leg.frozen, given))
             pace.wait(jnp.copy(progress.state.step))  # the next step overwrites the state's own
-            self._pause(progress)
+            self._between_steps(progress, step)
         return progress
 
-    def _pause(self, progress: Progress) -> None:
-        """Between two steps: keep the progress if it is time to, or if the run was asked to end."""
-        due = time.monotonic() - self._saved > self._setup.config.checkpoint.every_seconds
-        if due or self._interruption.asked:
+    def _between_steps(self, progress: Progress, step: int) -> None:
+        """Before global step `step`: keep the progress if it is time to, or if the run was asked to end."""
+        asked = self._interruption.asked if hosts.count() == 1 else hosts.agreed_to_stop(step)
+        if asked or (hosts.count() == 1 and self._due()):
             self._check_finite(progress)
             self._save(progress)
-        if self._interruption.asked:
+        if asked:
             self._interruption.stop()
+
+    def _after_epoch(self, progress: Progress) -> None:
+        """As between steps; of many processes, whose clocks differ, this is where they agree on what is due."""
+        if hosts.any_of(self._due() or (hosts.count() == 1 and self._interruption.asked)):
+            self._save(progress)
+        if hosts.count() == 1 and self._interruption.asked:
+            self._interruption.stop()
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._saved > float(self._setup.config.checkpoint.every_seconds)
 
     def _save(self, progress: Progress) -> None:
         self._checkpoints.save_latest(progress)
@@ -130,8 +140,9 @@ class Epochs:
         leg, state = self._leg, progress.state
 
         def pause() -> None:
-            if self._interruption.asked:
-                self._pause(progress)
+            if hosts.count() == 1 and self._interruption.asked:  # many processes end between steps
+                self._save(progress)
+                self._interruption.stop()
 
         found = measure(leg.eval_step, leg.frozen | state.moved, leg.validation, self._setup.config.batch, pause)
         if not math.isfinite(found.loss):

@@ -23,6 +23,7 @@ from flaxtl.data.resident import Resident
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.trace import Layer
+from flaxtl.train import hosts
 from flaxtl.train import mesh as meshes
 from flaxtl.train.feeds import Feed, ResidentFeed
 from flaxtl.train.groups import Flat, nest
@@ -62,12 +63,17 @@ class Inputs:
         self._order = [layer.name for layer in layers if layer.section == "backbone"]
         self._cuts = sorted(set(cuts), key=self._order.index)
         self._pictures = pictures
-        self._labels = jax.device_put(pictures.labels, meshes.replicated(mesh))
+        self._labels = hosts.spread(pictures.labels, meshes.replicated(mesh))
         self._held: dict[str, jax.Array] = {}
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self._pictures)
+
+    @property
+    def digest(self) -> str:
+        """Tells the pictures from all others."""
+        return self._pictures.digest
 
     def pictures(self) -> Feed:
         """The pictures themselves."""
@@ -105,8 +111,11 @@ class Inputs:
 
     def _read(self, keys: Mapping[str, str]) -> None:
         for key in keys.values():
-            if key not in self._held and (stored := self._stored(key)) is not None:
-                self._held[key] = jax.device_put(stored, meshes.replicated(self._mesh))
+            if key in self._held:
+                continue
+            stored = self._stored(key)
+            if not hosts.any_of(stored is None):
+                self._held[key] = hosts.spread(stored, meshes.replicated(self._mesh))
 
     def _stored(self, key: str) -> npt.NDArray[Any] | None:
         """What the file of `key` holds; None if there is none, or a damaged one: it is then computed again."""
@@ -129,14 +138,15 @@ class Inputs:
         first = 0
         for indices, real in evaluation_batches(len(self), self._batch):
             last = first + int(real.sum())
-            for cut, value in compiled(parameters, self._pictures.read(indices)).items():
+            for cut, value in compiled(parameters, hosts.spread(self._pictures.read(indices), split)).items():
                 output = outputs.setdefault(cut, np.empty((len(self), *value.shape[1:]), value.dtype))
                 output[first:last] = np.asarray(value)[real]
             advance(last - first)
             first = last
         for cut, output in outputs.items():
-            self._write(keys[cut], output)
-            self._held[keys[cut]] = jax.device_put(output, whole)
+            if hosts.writes():
+                self._write(keys[cut], output)
+            self._held[keys[cut]] = hosts.spread(output, whole)
 
     def _write(self, key: str, output: npt.NDArray[Any]) -> None:
         try:

@@ -14,6 +14,7 @@ from flaxtl.data.augment import Augmentation, keys
 from flaxtl.data.order import Order, evaluation_batches
 from flaxtl.data.resident import Resident
 from flaxtl.data.store import Store
+from flaxtl.train import hosts
 from flaxtl.train import mesh as meshes
 
 Real = npt.NDArray[np.bool_]
@@ -105,8 +106,8 @@ class ResidentFeed:
 
     def sharding(self, mesh: Mesh) -> Examples:
         """See Feed."""
-        whole, split = meshes.replicated(mesh), meshes.batched(mesh)
-        return Picked(Resident(whole, whole), split, split)  # type: ignore[arg-type]
+        whole = meshes.replicated(mesh)  # the step splits them
+        return Picked(Resident(whole, whole), whole, whole)  # type: ignore[arg-type]
 
     def training(
         self, order: Order, first: int, last: int, augmentation: Augmentation | None
@@ -123,11 +124,13 @@ class ResidentFeed:
 
 
 class StreamFeed:
-    """Pictures in a file, read, augmented and sent while the step before is computed."""
+    """Pictures in a file, read, augmented and sent while the step before is computed; each process reads its share."""
 
-    def __init__(self, store: Store, labels: npt.NDArray[np.int32]) -> None:
+    def __init__(self, store: Store, labels: npt.NDArray[np.int32], mesh: Mesh) -> None:
         """`labels` are the class indices of the store's pictures."""
         self.store, self.labels = store, labels
+        self._split = meshes.batched(mesh)
+        self._share = jax.process_index(), hosts.count()
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -144,14 +147,18 @@ class StreamFeed:
         """See Feed; TensorFlow augments on the host."""
         from flaxtl.data import streaming
 
-        with closing(streaming.training(self.store, self.labels, order, first, last, augmentation)) as stream:
+        stream = streaming.training(self.store, self.labels, order, first, last, augmentation, self._share)
+        with closing(stream):
             for batch in stream:
-                yield Sent(*batch)  # type: ignore[arg-type]
+                yield self._sent(*batch)
 
     def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
         """See Feed."""
         from flaxtl.data import streaming
 
-        with closing(streaming.evaluation(self.store, self.labels, batch)) as stream:
-            for pictures, labels, real in stream:
-                yield Sent(pictures, labels, np.zeros_like(labels), np.zeros_like(labels)), real  # type: ignore[arg-type]
+        with closing(streaming.evaluation(self.store, self.labels, batch, self._share)) as stream:
+            for (pictures, labels, _), (_, real) in zip(stream, evaluation_batches(len(self), batch), strict=True):
+                yield self._sent(pictures, labels, np.zeros_like(labels), np.zeros_like(labels)), real
+
+    def _sent(self, *rows: npt.NDArray[np.generic]) -> Sent:
+        return Sent(*(hosts.spread_own(row, self._split) for row in rows))

@@ -117,11 +117,14 @@ def writes() -> bool:
 
 def barrier(name: str) -> None:
     """Wait for all processes; they give the same name."""
-    multihost_utils.sync_global_devices(name)
+    if count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def same(what: str, digest: str) -> None:
     """Raise, in every process, unless all of them hold the same `digest` of what is named."""
+    if count() == 1:
+        return
     own = np.frombuffer(hashlib.sha256(digest.encode()).digest(), np.uint8)
     held = multihost_utils.process_allgather(own).reshape(-1, own.size)
     others = np.flatnonzero((held != held[0]).any(axis=1))
@@ -132,16 +135,26 @@ def same(what: str, digest: str) -> None:
 
 def any_of(flag: bool) -> bool:
     """Whether `flag` is true in any process."""
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return flag if count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def spread(array: Any, sharding: Sharding) -> jax.Array:
     """A fresh array on all devices of all processes; each process gives the whole of it and sends what its own hold.
 
-    jax.device_put would first compare the array over all processes: milliseconds, where this takes microseconds.
+    With several processes jax.device_put would first compare the array over all of them: milliseconds, where this
+    takes microseconds.
     """
+    if count() == 1:
+        placed: jax.Array = jax.device_put(array, sharding, may_alias=False)
+        return placed
     host: npt.NDArray[Any] = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+
+def spread_own(array: npt.NDArray[Any], sharding: Sharding) -> jax.Array:
+    """As `spread`, of what is split over the first axis; each process gives its own share of it only."""
+    placed: jax.Array = jax.make_array_from_process_local_data(sharding, array)
+    return placed
 
 
 def tell_all() -> None:
@@ -164,8 +177,8 @@ def end(code: int) -> NoReturn:
     if not jax.distributed.is_initialized():
         sys.exit(code)
     _on_abort("", code)  # process 0 may be gone first, and the coordination service with it
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with suppress(Exception):
+        sys.stdout.flush()
     with suppress(Exception):
         _client().wait_at_barrier("flaxtl: end", END_SECONDS * 1000)
     os._exit(code)
@@ -177,10 +190,20 @@ def noticing_loss() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not jax.distributed.is_initialized() or not _of_connection(error):
+        if not lost(error):
             raise
-        sys.stdout.flush()
+        with suppress(Exception):
+            sys.stdout.flush()
         _say_and_exit(_gone(), LOST)
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came of, is a lost connection to another process."""
+    while jax.distributed.is_initialized() and error is not None:
+        if any(word in str(error) for word in CONNECTION_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_flags(coordinator: str | None, processes: int | None, process: int | None, from_cluster: bool) -> None:
@@ -234,15 +257,6 @@ def _gone() -> str:
     )
 
 
-def _of_connection(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came of, is a lost connection."""
-    while error is not None:
-        if any(word in str(error) for word in CONNECTION_WORDS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -260,8 +274,9 @@ def _on_abort(sentence: str, code: int = LOST) -> None:
     A handler of Python's signal module would not run: abort() kills the process as soon as a C handler returns.
     """
     global _on_sigabrt
-    _on_sigabrt = _Handler(lambda _: _say_and_exit(sentence, code))
-    _set_handler(signal.SIGABRT, _on_sigabrt)
+    handler = _Handler(lambda _: _say_and_exit(sentence, code))
+    _set_handler(signal.SIGABRT, handler)
+    _on_sigabrt = handler
 
 
 def _set_handler(number: int, handler: "ctypes._CFunctionType | None") -> int | None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -66,13 +67,14 @@ def features_directory(setup: Setup) -> Path:
 
 def tidy(setup: Setup) -> None:
     """Remove what only a resume could use: decoded pictures, and features that are the run's own."""
-    shutil.rmtree(_store_directory(setup), ignore_errors=True)
+    shutil.rmtree(_store_directory(setup).parent, ignore_errors=True)
     if not setup.config.features.directory:
         shutil.rmtree(features_directory(setup), ignore_errors=True)
 
 
 def _store_directory(setup: Setup) -> Path:
-    return setup.workdir / "pictures"
+    """Each process has its own: it waits for no other, and what it needs may lie on a disk of its own."""
+    return setup.workdir / "pictures" / str(jax.process_index())
 
 
 def _tell(skipped: Mapping[str, str], n: int, console: Console) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -38,9 +38,9 @@ class Interruption:
     after the last one.
     """
 
-    def __init__(self, grace: float = GRACE_SECONDS) -> None:
-        """Nobody has asked yet; signals are heard within `listening`."""
-        self._grace = grace
+    def __init__(self, tell: Callable[[], None] = lambda: None, grace: float = GRACE_SECONDS) -> None:
+        """Nobody has asked yet; signals are heard within `listening`. `tell` is called when one is noted."""
+        self._tell, self._grace = tell, grace
         self._number: int | None = None
         self._patient = False
 
@@ -50,9 +50,8 @@ class Interruption:
         return self._number is not None
 
     def stop(self) -> NoReturn:
-        """End the run, as it was asked to."""
-        assert self._number is not None, "nobody asked"
-        raise Stopped(self._number)
+        """End the run, as it was asked to, here or in another process."""
+        raise Stopped(self._number or signal.SIGTERM)
 
     @contextmanager
     def listening(self) -> Iterator["Interruption"]:
@@ -86,6 +85,7 @@ class Interruption:
         if self._number is not None or not self._patient:
             raise Stopped(number)
         self._number = number
+        self._tell()
 
     def _watch(self, heard: int) -> None:
         """The clock of the grace. Python's own handlers wait while XLA compiles; the bytes of the pipe do not."""

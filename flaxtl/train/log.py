@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 
 from flaxtl.files import write_text
 from flaxtl.terminal import advancing, bar
+from flaxtl.train import hosts
 
 
 class Log:
@@ -24,6 +25,7 @@ class Log:
         self._console = console
         self._workdir = workdir
         self._rows = rows(workdir)
+        hosts.barrier("all have read metrics.jsonl, before it is written anew")
         self._board: SummaryWriter | None = None
 
     def __enter__(self) -> "Log":
@@ -42,6 +44,8 @@ class Log:
     def continue_after(self, step: int) -> None:
         """Drop the rows of metrics.jsonl, and the events, after global step `step`: they will be written again."""
         self._rows = [row for row in self._rows if row["step"] <= step]
+        if not hosts.writes():
+            return
         write_text(self._workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
         if self._board is None:
             self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
@@ -72,6 +76,8 @@ class Log:
     def _record(self, row: Mapping[str, Any]) -> None:
         """One row an epoch: metrics.jsonl, on the disk before the checkpoint that follows it, and TensorBoard."""
         self._rows.append(dict(row))
+        if not hosts.writes():
+            return
         with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -1,5 +1,6 @@
 """A run from start to end: the order of its start-up, then its phases."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,10 +10,10 @@ import jax
 from rich.console import Console
 
 from flaxtl import recipe
+from flaxtl.train import hosts, pretrained, rundir
 from flaxtl.train import mesh as meshes
-from flaxtl.train import pretrained, rundir
 from flaxtl.train.checkpoint import Checkpoints
-from flaxtl.train.features import Inputs
+from flaxtl.train.features import Inputs, digest
 from flaxtl.train.groups import Flat
 from flaxtl.train.inputs import decode_splits
 from flaxtl.train.interruption import Interruption
@@ -43,7 +44,7 @@ def train(
     """
     started, say = time.monotonic(), _sayer(console)
     # 1. The run directory: new, or of this same recipe.
-    resumes = rundir.is_run(workdir)
+    resumes = hosts.any_of(rundir.is_run(workdir))
     if resumes:
         rundir.check_recipe(workdir, recipe.to_json(config))
         if rundir.summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
@@ -60,6 +61,7 @@ def train(
         start = None if last else pretrained.parameters(config, setup.network, say)
         # 5. Every picture of every split.
         setup, inputs, skipped = decode_splits(setup, manifest.splits, console, may_skip=not resumes)
+        _agree(setup, inputs, start)
         # 6. From here on things are written.
         if start is not None:
             last = 0, _begin(setup, start, checkpoints, command, skipped)
@@ -77,6 +79,14 @@ def train(
             spent = rundir.summary(workdir).get("wall_seconds", 0.0)
             rundir.note(workdir, wall_seconds=spent + time.monotonic() - started)
     return Outcome(setup, inputs)
+
+
+def _agree(setup: Setup, inputs: Mapping[str, Inputs], start: Start | None) -> None:
+    """Raise UserError if the processes of a run do not hold the same recipe, pictures and weights."""
+    hosts.same("the recipe", json.dumps(recipe.to_json(setup.config)))
+    hosts.same("the list of pictures", repr(setup.manifest.examples))
+    hosts.same("what pictures look like", repr([inputs[split].digest for split in inputs]))
+    hosts.same("the pretrained weights", repr(start and digest(start.parameters)))
 
 
 def _sayer(console: Console) -> Callable[[str], None]:

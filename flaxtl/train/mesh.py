@@ -7,6 +7,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxtl.errors import UserError
+from flaxtl.train import hosts
 
 Tree = TypeVar("Tree")
 
@@ -29,16 +30,25 @@ def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 def place(tree: Tree, mesh: Mesh) -> Tree:
     """Fresh copies of a tree's arrays on every device: donating them harms no other holder."""
-    placed: Tree = jax.tree.map(lambda leaf: jax.device_put(leaf, replicated(mesh), may_alias=False), tree)
+    placed: Tree = jax.tree.map(lambda leaf: hosts.spread(leaf, replicated(mesh)), tree)
     return placed
 
 
 def memory(mesh: Mesh) -> tuple[int, str]:
     """How many bytes arrays on every device may take at most, and a name for where they lie."""
-    statistics = mesh.devices.flat[0].memory_stats()
+    statistics = mesh.local_devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"], "each device's memory"
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
+
+
+def make_deterministic() -> None:
+    """Have XLA choose, on a GPU, kernels that give the same bits in every run; before anything is computed.
+
+    They are slower where the fast ones add up in the order in which threads come: scatters, and gradients of pooling
+    and of some convolutions. On CPU and TPU XLA is deterministic as it is.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
 
 def check_batch(devices: int, batch: int, accumulate: int = 1) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
@@ -64,9 +63,7 @@ class Held:
     def feed(self, mesh: Mesh) -> Feed:
         """On the device, where they stay."""
         if self._on_device is None:
-            self._on_device = ResidentFeed(
-                Resident(*jax.device_put((self.pixels, self.labels), meshes.replicated(mesh)))
-            )
+            self._on_device = ResidentFeed(meshes.place(Resident(self.pixels, self.labels), mesh))  # type: ignore[arg-type]
         return self._on_device
 
 
@@ -88,4 +85,4 @@ class Stored:
 
     def feed(self, mesh: Mesh) -> Feed:
         """A stream."""
-        return StreamFeed(self.store, self.labels)
+        return StreamFeed(self.store, self.labels, mesh)

@@ -1,4 +1,7 @@
-"""The run directory: what is written there besides checkpoints and metrics, and whether it may be used."""
+"""The run directory: what is written there besides checkpoints and metrics, and whether it may be used.
+
+Of a run of many processes the first one writes, and all read.
+"""
 
 import json
 import platform
@@ -13,6 +16,7 @@ from flaxtl import recipe
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
 from flaxtl.files import write_text
+from flaxtl.train import hosts
 
 PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -49,6 +53,8 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[Mapping[str, Any]]) -> None:
     """Write what identifies a run; config.json comes last, as the sign that the rest is there."""
+    if not hosts.writes():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write(workdir / "manifest.csv")
     _write(workdir / "layers.json", layers)
@@ -71,6 +77,8 @@ def summary(workdir: Path) -> dict[str, Any]:
 
 def note(workdir: Path, **values: Any) -> None:
     """Set top-level entries of summary.json; a mapping is merged into the one that is there."""
+    if not hosts.writes():
+        return
     known = summary(workdir)
     for key, value in values.items():
         known[key] = {**known[key], **value} if isinstance(value, dict) and key in known else value

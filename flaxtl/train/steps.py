@@ -113,6 +113,7 @@ def train_step(
         return Part(value, gradients, statistics, counted)
 
     def step(state: State, frozen: Flat, examples: Examples) -> State:
+        examples = _split(examples, mesh)
         keys = _dropout_keys(seed, state.step, examples.rows[0].shape[0])
         if accumulate == 1:
             found = part(state, frozen, examples, keys)
@@ -127,6 +128,11 @@ def train_step(
 
     whole = meshes.replicated(mesh)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, sharding), out_shardings=whole)
+
+
+def _split(examples: Examples, mesh: Mesh) -> Examples:
+    """Each device has its share of them, however they came."""
+    return examples.of(jax.lax.with_sharding_constraint(examples.rows, meshes.batched(mesh)))
 
 
 def _dropout_keys(seed: int, step: jax.Array, batch: int) -> jax.Array:
@@ -193,8 +199,9 @@ def eval_step(model: Classifier, mesh: Mesh, start: str | None, sharding: Exampl
     """
 
     def step(parameters: Flat, examples: Examples, real: jax.Array) -> tuple[jax.Array, Totals]:
+        examples = _split(examples, mesh)
         logits = logits_of(model, nest(parameters), examples.inputs(0, None), start=start)
         return jax.nn.softmax(logits), total(logits, examples.answers(), real)
 
     whole = meshes.replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, sharding, meshes.batched(mesh)), out_shardings=whole)
+    return jax.jit(step, in_shardings=(whole, sharding, whole), out_shardings=whole)

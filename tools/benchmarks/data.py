@@ -34,7 +34,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=200, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes of PyTorch's DataLoader")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, repeats=5)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _ways(files: list[Path], options: argparse.Namespace, stack: ExitStack) -> I
     yield "augment: flaxtl resident", _resident(decode_all(files, resize), labels, order, batch)
     if peers.installed("tensorflow"):
         kept = stack.enter_context(_stored(files, resize))
-        yield "augment: flaxtl stream", _stream(StreamFeed(kept, labels), order, batch)
+        yield "augment: flaxtl stream", _stream(StreamFeed(kept, labels, meshes.make(batch)), order, batch)
 
 
 def _decode_to_file(files: list[Path], resize: Resize) -> int:

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import jax
 
-PACKAGES = ("flaxtl", "jax", "numpy", "pillow", "keras", "tensorflow", "tensorflow-cpu", "torch")
+PACKAGES = ("flaxtl", "jax", "jaxlib", "flax", "numpy", "pillow", "keras", "tensorflow", "tensorflow-cpu", "torch")
 
 Work = Callable[[], int]
 """Does something once and returns how many pictures went through."""
@@ -33,14 +34,27 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
+def spread(values: list[float]) -> float:
+    """From the lowest to the highest, relative to the median."""
+    return (max(values) - min(values)) / median(values)
+
+
 def machine() -> dict[str, object]:
     """The hardware, in words."""
     return {
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "system": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """Its name; Linux tells it in a file."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

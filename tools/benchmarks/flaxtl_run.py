@@ -1,0 +1,46 @@
+"""A whole `flaxtl train` in a process of its own, timed from its start to its end, and where the time went."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.turns import ENVIRONMENT
+
+AROUND = "start-up, looking for pictures, decoding"
+AFTER = "loading of libraries, test pictures, report"
+
+
+class Run(NamedTuple):
+    """Seconds of a run, altogether and part by part; what became of its phases, as its summary.json has it."""
+
+    seconds: float
+    parts: dict[str, float]
+    phases: dict[str, Any]
+    workdir: Path
+
+
+def train(config: str, overrides: Sequence[str], workdir: Path, environment: Mapping[str, str]) -> Run:
+    """Run it; what it says goes to the standard error. Raises SystemExit if it fails."""
+    command = [sys.executable, "-m", "flaxtl", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
+    paths = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"]}
+    started = time.perf_counter()
+    done = subprocess.run(command, env={**os.environ, **paths, **environment}, stdout=sys.stderr, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"flaxtl train ended with exit code {done.returncode}")
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    return Run(seconds, _parts(seconds, summary), summary["phases"], workdir)
+
+
+def _parts(seconds: float, summary: Mapping[str, Any]) -> dict[str, float]:
+    """A phase's features are what its frozen layers make of the pictures; the rest of it are steps and validation."""
+    parts = {AROUND: summary["wall_seconds"] - sum(phase["wall_seconds"] for phase in summary["phases"].values())}
+    for name, phase in summary["phases"].items():
+        features = summary["timings"][f"{name}: features"]
+        parts |= {f"{name}: features": features, f"{name}: steps, validation": phase["wall_seconds"] - features}
+    return parts | {AFTER: seconds - summary["wall_seconds"]}
