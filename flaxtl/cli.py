@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from flaxtl import __version__
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done is kept; 1 for a fault of flaxtl's own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    for library in ("absl", "matplotlib"):  # orbax' advice on checkpointing less often, where fonts are cached, ...
-        logging.getLogger(library).setLevel(logging.ERROR)
+    for library in ("absl", "asyncio", "matplotlib"):  # tracebacks of errors that orbax raises too, font caches, ...
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.excepthook = _hook
     warnings.filterwarnings("ignore", module="PIL")  # large pictures and damaged metadata: neither stops a run
     try:
         options, rest = parser().parse_known_args(arguments)
@@ -56,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "RESOURCE_EXHAUSTED" in str(error):
             _fail("the device has too little memory; lower batch, or raise accumulate", 2, arguments)
         _fail(f"a fault in flaxtl itself ({type(error).__name__}: {error}); --debug shows where", 1, arguments)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own, but for what TensorStore's threads say after a write that failed and was told."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _fail(sentence: str, code: int, arguments: Sequence[str]) -> NoReturn:

@@ -11,6 +11,14 @@ class UserError(Exception):
     """
 
 
+def listed(names: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c'; of many the first five and how many more."""
+    *first, last = names
+    if len(first) > 5:
+        return ", ".join(first[:5]) + f" and {len(first) - 4:,} more"
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist; suggests the nearest known name, or lists a few."""
     known = sorted(known)

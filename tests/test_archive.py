@@ -4,6 +4,7 @@ import gzip
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,41 @@ def test_links_to_anything_but_an_earlier_file_are_refused(tmp_path: Path, kind:
     assert f"its link {name!r} points to {target!r}" in refused(path, tmp_path / "out")
 
 
+def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
+    """Neither below a link to a file, nor over one, into what lies outside or into another member."""
+    link = special("link", tarfile.SYMTYPE, "a/1.jpg")
+    path = tar_of(tmp_path / "f.tar", ("a/1.jpg", b"one"), link, ("link/evil.jpg", b"x"))
+    assert "cannot make the folder" in refused(path, tmp_path / "out")
+    chain = [special("b", tarfile.SYMTYPE, "a"), special("a", tarfile.SYMTYPE, "../outside")]
+    assert "points to '../outside'" in refused(tar_of(tmp_path / "g.tar", ("a", b"x"), *chain), tmp_path / "out")
+
+
+def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None:
+    info = special("a/1.jpg", tarfile.REGTYPE)
+    info.mode, info.uid = 0o6777, 12345
+    folder = extract(tar_of(tmp_path / "f.tar", info), tmp_path / "out")
+    made = (folder / "a" / "1.jpg").stat()
+    assert made.st_mode & 0o7022 == 0
+    assert made.st_uid == tmp_path.stat().st_uid
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes) -> None:
+    header = special("././@LongLink", kind)
+    header.size = 64 * 2**20
+    with gzip.open(tmp_path / "f.tgz", "wb") as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size))
+    tracemalloc.start()
+    assert "is damaged (a header claims 67,108,864 bytes)" in refused(tmp_path / "f.tgz", tmp_path / "out")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["é" * 125 + ".jpg", "-rf.jpg", "<b>.jpg", "a\nb.jpg", "\udcff.jpg"])
+def test_strange_names_within_the_folder_are_kept(tmp_path: Path, name: str) -> None:
+    assert contents(extract(tar_of(tmp_path / "f.tar", (name, b"x")), tmp_path / "out")) == {name: b"x"}
+
+
 def test_links_to_earlier_files_work(tmp_path: Path) -> None:
     symbolic = special("b/symbolic.jpg", tarfile.SYMTYPE, "../a/1.jpg")
     hard = special("b/hard.jpg", tarfile.LNKTYPE, "a/1.jpg")
@@ -115,9 +151,10 @@ def test_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     assert "holds the device 'null'" in refused(path, tmp_path / "out")
 
 
-def test_links_in_zip_files_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_links_and_devices_in_zip_files_are_refused(tmp_path: Path, kind: int) -> None:
     link = zipfile.ZipInfo("link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    link.external_attr = (kind | 0o777) << 16
     path = zip_of(tmp_path / "f.zip", ("fine.jpg", b"x"), (link, b"/etc/passwd"))
     assert "holds the link or device 'link'" in refused(path, tmp_path / "out")
 

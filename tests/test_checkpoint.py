@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.train import mesh as meshes
-from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
+from flaxtl.train.checkpoint import Checkpoints, Memory, Progress, _reason
 from flaxtl.train.groups import Split
 from flaxtl.train.metrics import Totals
 from flaxtl.train.optim import optimizer
@@ -151,8 +152,8 @@ def test_what_comes_after_lost_epochs_is_put_aside(tmp_path, mesh):
         found = checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, Memory(0, None, 0)))
     assert found.memory.epoch == 4
     assert told == [
-        f"metrics.jsonl has lost epochs before checkpoint 2: it is put aside as {tmp_path / 'checkpoints/damaged/latest-2'}, "
-        "and the run goes on from the one before"
+        "metrics.jsonl has lost epochs before checkpoint 2: it is put aside as "
+        f"{tmp_path / 'checkpoints/damaged/latest-2'}, and the run goes on from the one before"
     ]
     assert [checkpoint.name for checkpoint in place.iterdir()] == ["1"]
 
@@ -169,3 +170,26 @@ def test_numbers_go_on_after_one_was_put_aside(tmp_path, mesh):
         "latest-2",
         "latest-2-again",
     ]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, mesh, monkeypatch):
+    place = saved(tmp_path, mesh, 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with Checkpoints(tmp_path) as checkpoints:
+        # 5 arrays of a learning leaf, 4 MB each, of two leaves, and a few scalars
+        with pytest.raises(
+            UserError, match=r"needs 32\.0 MB in .*checkpoints, where 1\.0 MB are free; free some space"
+        ):
+            checkpoints.save_latest(progress(mesh, 5, Memory(5, None, 0)))
+        with pytest.raises(UserError, match=r"needs 4\.0 MB in"):
+            checkpoints.save_phase(1, {"head/out/kernel": jnp.ones(LARGE)})
+    assert [checkpoint.name for checkpoint in place.iterdir()] == ["1"]
+
+
+def test_the_systems_word_is_found_in_what_tensorstore_says():
+    said = (
+        "RESOURCE_EXHAUSTED: Error writing 'a/0': Failed to write 9 bytes: No space left on device [os_error_code='28']"
+    )
+    assert _reason(ValueError(said)) == "No space left on device"
+    assert _reason(ValueError("short\nlong")) == "short"
+    assert _reason(ValueError()) == "ValueError"

@@ -305,10 +305,36 @@ def test_a_sentence_is_neither_wrapped_nor_taken_for_markup(refuses, monkeypatch
     assert refuses("models") == [f"flaxtl: {sentence}"]
 
 
-def test_an_error_of_ours_is_no_users_mistake(monkeypatch):
+def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
     monkeypatch.setattr(cli, "models", lambda options: {}["missing"])
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         cli.main(["models"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "flaxtl: a fault in flaxtl itself (KeyError: 'missing'); --debug shows where\n"
+    with pytest.raises(SystemExit):
+        cli.main(["models", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "cannot read or write /x (Permission denied)"),
+        (MemoryError(), "too little memory; lower batch"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "the device has too little memory; lower batch"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, error, sentence):
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(cli, "models", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["models"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
 
 
 def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch):
@@ -319,4 +345,4 @@ def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         cli.main(["models"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "flaxtl: stopped (the same flaxtl train goes on from its last checkpoint)\n"
+    assert capsys.readouterr().err == "flaxtl: stopped; the same flaxtl train goes on from where it was\n"

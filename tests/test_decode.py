@@ -273,6 +273,7 @@ def test_a_forbidden_file_is_reported(tmp_path, monkeypatch):
     def forbidden(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
+    save(tmp_path / "a.png", Image.new("L", (2, 2)))
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(UserError, match=r"a\.png: permission denied; replace or remove it"):
         decode(tmp_path / "a.png", Resize(2, 2))

@@ -115,7 +115,7 @@ SINGLE = {
     "empty": ("x.jpg", lambda place: place.write_bytes(b""), "the file is empty"),
     "not-a-picture": ("x.jpg", lambda place: place.write_text("gone"), "not a picture of a known format"),
     "truncated": ("x.png", truncated, "truncated or damaged: image file is truncated"),
-    "oversized": ("x.ppm", oversized, "it claims more pixels than is safe to unpack"),
+    "oversized": ("x.ppm", oversized, "it claims more pixels than is safe to unpack, which is 110,000,000"),
     "unconvertible": (
         "x.tif",
         lambda place: Image.fromarray(np.zeros((40, 40), np.float32)).save(place),

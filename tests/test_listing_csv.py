@@ -125,3 +125,9 @@ def test_what_is_no_ordinary_file_is_not_read(table, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UserError, match=r"pipe\.jpg is no ordinary file"):
         of_csv(table("path,label\nin/0000.jpg,a\npipe.jpg,b\n"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "in/0000.jpg/x.jpg"])
+def test_paths_that_no_file_can_have_are_faults(table, name: str) -> None:
+    with pytest.raises(UserError, match=r"(cannot reach|there is no file) .*; correct the row or remove it"):
+        of_csv(table(f"path,label\n{name},a\n"))

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import small
 
-from flaxtl.train.hosts import LOST
-
 HERE = Path(__file__).parent
 RECIPE = """
 from ml_collections import ConfigDict
@@ -125,37 +123,32 @@ def members(launcher):
     return [int(child) for child in children]
 
 
-LONG = "--config.finetune.epochs=400"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_ends_the_others_and_the_job_goes_on(place, tmp_path, victim):
-    workdir, short = tmp_path / "run", ["--config.finetune.epochs=40", "--config.checkpoint.every_seconds=0"]
-    assert place.run(tmp_path / "undisturbed", 2, 1, *short)[0] == 0
-    launcher = place.start(workdir, 2, 1, *short)
-    wait_for_steps(workdir, 5)
+def test_a_killed_worker_ends_the_others_and_the_job_goes_on(place, one, tmp_path, victim):
+    workdir, often = tmp_path / "run", "--config.checkpoint.every_seconds=0"
+    launcher = place.start(workdir, 2, 2, often)
+    wait_for_steps(workdir, 3)
     os.kill(members(launcher)[victim], signal.SIGKILL)
     killed = time.monotonic()
     said, _ = launcher.communicate(timeout=120)
     assert time.monotonic() - killed < 60
     assert "lost the connection to another" in said
     assert launcher.returncode not in (0, 2)
-    code, said = place.run(workdir, 2, 1, *short)
+    code, said = place.run(workdir, 2, 2, often)
     assert code == 0, said
-    compare(outcome(workdir), outcome(tmp_path / "undisturbed"))
+    compare(outcome(workdir), one)
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_ends_all_after_the_same_step(place, tmp_path):
     workdir = tmp_path / "run"
-    launcher = place.start(workdir, 2, 1, LONG, "--config.checkpoint.every_seconds=3600")
+    launcher = place.start(workdir, 2, 1, "--config.finetune.epochs=400", "--config.checkpoint.every_seconds=3600")
     wait_for_steps(workdir, 4)
     os.kill(members(launcher)[1], signal.SIGTERM)
     said, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + signal.SIGTERM, said
     assert len(list((workdir / "checkpoints" / "latest").iterdir())) == 1
-    assert LOST not in (launcher.returncode,)
 
 
 @pytest.mark.slow

@@ -19,26 +19,31 @@ def leaking(tmp_path):
     return tmp_path
 
 
-def test_leaks_are_an_error_unless_the_recipe_allows_them(leaking):
+def test_leaks_are_an_error_unless_the_recipe_allows_them(leaking, tmp_path_factory):
     config, console = small.config(leaking), small.quiet()
     with pytest.raises(UserError, match=r"1 picture\(s\) of .* lie in more than one split"):
-        manifest_of(config, console)
+        manifest_of(config, tmp_path_factory.getbasetemp() / "run", console)
     config.data.allow_leaks = True
-    assert len(manifest_of(config, console).examples) == 13
+    assert len(manifest_of(config, tmp_path_factory.getbasetemp() / "run", console).examples) == 13
     assert "measures on these are flattered" in small.texts(console)
     assert "looking for duplicates" in small.texts(console)
 
 
-def test_the_threshold_is_the_recipe_s(leaking):
+def test_the_threshold_is_the_recipe_s(leaking, tmp_path_factory):
     config = small.config(leaking)
     config.data.near_duplicates = 99
     with pytest.raises(UserError, match="near-duplicates cannot differ by 99 bits"):
-        manifest_of(config, small.quiet())
+        manifest_of(config, tmp_path_factory.getbasetemp() / "run", small.quiet())
 
 
-def test_other_classes_than_expected_are_told_before_pictures_are_read(leaking):
+def test_other_classes_than_expected_are_told_before_pictures_are_read(leaking, tmp_path_factory):
     config, console = small.config(leaking), small.quiet()
     config.data.classes = ("a", "c")
-    with pytest.raises(UserError, match="holds the classes a, b, but the recipe expects a, c; correct"):
-        manifest_of(config, console)
+    with pytest.raises(UserError, match="holds the classes a and b, but the recipe expects a and c; correct"):
+        manifest_of(config, tmp_path_factory.getbasetemp() / "run", console)
     assert small.texts(console) == ""
+
+
+def test_a_run_among_its_pictures_is_refused(leaking):
+    with pytest.raises(UserError, match=r"lies within the source .* and would become a part of it; choose another"):
+        manifest_of(small.config(leaking), leaking / "train" / "run", small.quiet())

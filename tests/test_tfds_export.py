@@ -126,6 +126,14 @@ def test_the_same_set_gives_the_same_names(tmp_path: Path) -> None:
     }
 
 
+def test_a_class_that_leads_outside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NAMES", ["tulips", "..", "roses"])
+    name = made(tmp_path / "tfds", {"train": 3})
+    with pytest.raises(UserError, match="has a class whose name begins with a dot; export it yourself"):
+        export(name, tmp_path / "out", tmp_path / "tfds")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert export("no_such_set", tmp_path / "out") == tmp_path / "out"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
+from typing import IO, cast
 
 from flaxtl.errors import UserError
 
@@ -23,6 +24,10 @@ MAX_MEMBERS = 2_000_000
 MAX_EXPANSION = 20
 # Granted to every archive beside MAX_EXPANSION times its size, so that small archives of flat drawings pass.
 GRACE_BYTES = 2**30
+
+# Bytes of a tar header, which tarfile reads at once: names of files end at 4,096 bytes on Linux, but a header may claim
+# any number, and gzip packs a thousandfold.
+MAX_HEADER = 2**16
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
@@ -85,7 +90,7 @@ def _unpacker(archive: Path) -> Callable[[Path, Path], None]:
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     gauge = _Gauge(archive)
-    with _uncompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+    with _uncompressed(archive) as stream, tarfile.open(fileobj=cast(IO[bytes], _Sips(stream)), mode="r:") as tar:
         files: set[str] = set()
         for member in tar:
             gauge.admit(member.name, member.size)
@@ -101,6 +106,19 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
 def _uncompressed(archive: Path) -> BufferedIOBase:
     return archive.open("rb") if archive.name.lower().endswith(".tar") else gzip.open(archive, "rb")
+
+
+class _Sips:
+    """What tarfile needs of a stream: it reads contents in pieces of 16 KiB, headers as long as they claim to be."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._stream.read(size)
 
 
 def _check_link(archive: Path, link: tarfile.TarInfo, files: set[str]) -> None:

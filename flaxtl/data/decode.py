@@ -4,23 +4,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
+from flaxtl.data.unpack import UnreadableError, rgb, unpacked, upright
 from flaxtl.errors import UserError, unknown
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """Suffixes, in lower case, of the files that are taken for pictures; what is inside decides how they are read."""
-
-# Pillow's names of what those suffixes stand for, the usual first. Naming them keeps Pillow from trying everything else
-# it knows on a stranger's file: for PostScript it would start an interpreter.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,17 +28,6 @@ _FILTERS = {
 }
 
 _POLICIES = ("squash", "crop")
-
-# How to turn the stored pixels upright, by the value of the EXIF tag Orientation (Exif 2.32, section 4.6.4).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _LISTED = 100  # bad files that an error names before it only counts
 
@@ -86,19 +71,6 @@ class Rows(Protocol):
         """Keep `picture`, uint8 [height, width, 3], as number `index`."""
 
 
-class UnreadableError(Exception):
-    """The reason, in plain words, why a file gives no picture.
-
-    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-a-picture', 'oversized', 'truncated'
-    (or damaged) or 'unconvertible' (to RGB).
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        """Both as above."""
-        super().__init__(reason)
-        self.kind = kind
-
-
 def decode(path: Path, resize: Resize) -> np.ndarray:
     """Read one picture: uint8 [height, width, 3], RGB, upright.
 
@@ -107,7 +79,7 @@ def decode(path: Path, resize: Resize) -> np.ndarray:
     Keras.
 
     Raises UserError that names the file and the reason if it is missing, unreadable, empty, not a picture, truncated,
-    has pixels that cannot be shown as 8-bit RGB, or claims more pixels than Pillow's limit for decompression bombs.
+    has pixels that cannot be shown as 8-bit RGB, or is larger than `unpack.LARGEST` or `unpack.LARGEST_FILE`.
     """
     try:
         return _read(path, resize).copy()
@@ -172,64 +144,8 @@ def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
     """The file as `decode` returns it, but not to be written to; or UnreadableError."""
-    return np.asarray(_resized(rgb(upright(unpack(path))), resize))
-
-
-def unpack(path: Path, enough: int | None = None) -> Image.Image:
-    """The unpacked picture in whatever mode the file has; raises UnreadableError.
-
-    enough: a JPEG may be unpacked at 1/2, 1/4 or 1/8 of its size, many times quicker, as long as both of its sides keep
-    that many pixels; None unpacks it whole.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableError("unreadable", (error.strerror or str(error)).lower()) from error
-    if not content:
-        raise UnreadableError("empty", "the file is empty")
-    try:
-        image = Image.open(BytesIO(content), formats=_FORMATS)
-        if enough is not None:
-            image.draft(None, (enough, enough))
-        image.load()
-    except UnidentifiedImageError as error:
-        raise UnreadableError("not-a-picture", "not a picture of a known format") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableError("oversized", "it claims more pixels than is safe to unpack") from error
-    except Exception as error:  # on broken bytes Pillow's readers raise almost anything: SyntaxError, struct.error, ...
-        raise UnreadableError("truncated", f"truncated or damaged: {str(error) or type(error).__name__}") from error
-    return image
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as the camera was held. A loaded TIFF is upright already and has lost its tag."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as above: damaged metadata must not hide a good picture
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow to RGB, over white where it is transparent."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image)).convert("RGB")
-    if image.mode in ("F", "LAB"):
-        reason = f"its pixels are of a kind ({image.mode}) that is not converted to RGB"
-        raise UnreadableError("unconvertible", reason)
-    if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_16_bits(grey: np.ndarray) -> Image.Image:
-    """Greys 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
-    if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadableError("unconvertible", "its grey values do not fit into 16 bits")
-    return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
+    with unpacked(path) as image:
+        return np.asarray(_resized(rgb(upright(image)), resize))
 
 
 def _resized(image: Image.Image, resize: Resize) -> Image.Image:

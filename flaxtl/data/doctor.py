@@ -1,7 +1,7 @@
 """The health of a data set: what would stop a run, and what may spoil its result. Nothing is ever changed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from flaxtl.data import duplicates, examine, fingerprint, splitting
 from flaxtl.data.examine import Facts, Fault
 from flaxtl.data.fingerprint import Fingerprint
 from flaxtl.data.listing import Found, Listing, Survey
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, listed
 from flaxtl.recipe import DEFAULTS
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -235,9 +235,9 @@ def _of_group(members: Sequence[Found], what: str, leak: str, copies: str) -> It
     labels = sorted({one.label for one in members})
     splits = list(dict.fromkeys(one.split for one in members if one.split))
     if len(splits) > 1:
-        yield Finding(leak, paths, f"{what} in {_listed(splits)}")
+        yield Finding(leak, paths, f"{what} in {listed(splits)}")
     if len(labels) > 1:
-        yield Finding("label-conflict", paths, f"{what} under {_listed(labels)}")
+        yield Finding("label-conflict", paths, f"{what} under {listed(labels)}")
     if len(splits) < 2 and len(labels) < 2:
         yield Finding(copies, paths, f"{what} in {len(members)} files of {labels[0]}")
 
@@ -263,11 +263,3 @@ def _of_split(found: Sequence[Found], groups: Sequence[Sequence[int]]) -> Iterat
             )
         except UserError as error:
             yield Finding("too-small", (), str(error))
-
-
-def _listed(names: Iterable[str]) -> str:
-    """'a', 'a and b', 'a, b and c'; of many the first few."""
-    *first, last = names
-    if len(first) > 5:
-        return ", ".join(first[:5]) + f" and {len(first) - 4} more"
-    return f"{', '.join(first)} and {last}" if first else last

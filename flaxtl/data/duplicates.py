@@ -31,8 +31,8 @@ def pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
     """Enough pairs of like pictures to connect all that are alike, sorted.
 
     Of pictures with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
-    ones give n - 1 pairs); of different hashes every two that differ by at most `threshold` bits are paired, by the
-    first picture of each.
+    ones give n - 1 pairs). Different hashes, by the first picture of each, are paired where they differ by at most
+    `threshold` bits and are not connected yet, so that there are never more pairs than pictures.
 
     Args:
       fingerprints: of all pictures.
@@ -69,50 +69,76 @@ def check_threshold(threshold: int) -> None:
 
 def groups(n: int, pairs: Sequence[Pair]) -> list[list[int]]:
     """The sets of two and more of n pictures that `pairs` connect, directly or through others; all sorted."""
-    parents = list(range(n))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]  # halves the way for the next one
-            index = parents[index]
-        return index
-
-    for pair in pairs:
-        first, second = sorted((root(pair.first), root(pair.second)))
-        parents[second] = first  # so that the root of a set is its smallest member
+    forest = _Forest(n)
+    forest.join([pair.first for pair in pairs], [pair.second for pair in pairs])
     members: dict[int, list[int]] = {}
     for index in sorted({index for pair in pairs for index in pair[:2]}):
-        members.setdefault(root(index), []).append(index)
+        members.setdefault(int(forest.roots[index]), []).append(index)
     return list(members.values())
 
 
+class _Forest:
+    """Which of n places are connected: `roots`, int64 [n], is the smallest place of the tree that each is in."""
+
+    def __init__(self, n: int) -> None:
+        self.roots = np.arange(n)
+
+    def join(self, left: Sequence[int], right: Sequence[int]) -> list[tuple[int, int]]:
+        """Connect left[i] with right[i] for every i; returns the pairs that were not connected before."""
+        joined = []
+        for pair in zip(left, right, strict=True):
+            first, second = sorted(map(self._root, pair))
+            if first < second:
+                self.roots[second] = first
+                joined.append(pair)
+        while joined and (self.roots != (higher := self.roots[self.roots])).any():
+            self.roots = higher
+        return joined
+
+    def _root(self, place: int) -> int:
+        while (higher := int(self.roots[place])) != place:
+            self.roots[place] = self.roots[higher]  # halves the way for the next one
+            place = higher
+        return place
+
+
 def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
-    """Pairs of different hashes (hash -> picture).
+    """Pairs of different hashes (hash -> picture), as few as connect all that are near.
 
     By the pigeonhole principle two hashes that differ by at most t bits agree in at least one of t + 1 bands of bits,
     so only hashes that share a band are compared.
     """
     values = np.fromiter(hashes.keys(), np.uint64, len(hashes))
-    pictures = np.fromiter(hashes.values(), np.int64, len(hashes))
+    pictures = list(hashes.values())
     edges = np.linspace(0, BITS, threshold + 2).astype(int).tolist()
-    near: set[tuple[int, int]] = set()
+    forest = _Forest(len(values))
     for low, high in pairwise(edges):
         band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        for left, right in _equal(band):
-            close = np.bitwise_count(values[left] ^ values[right]) <= threshold
-            near.update(zip(left[close].tolist(), right[close].tolist(), strict=True))
-    for one, other in near:
-        first, second = sorted((int(pictures[one]), int(pictures[other])))
-        yield Pair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
+        for left, right in _equal(band, forest):
+            new = np.bitwise_count(values[left] ^ values[right]) <= threshold
+            new &= forest.roots[left] != forest.roots[right]
+            for one, other in forest.join(left[new].tolist(), right[new].tolist()):
+                first, second = sorted((pictures[one], pictures[other]))
+                yield Pair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
 
 
-def _equal(keys: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The places of every two equal keys, the lesser first, in portions no longer than `keys`."""
+def _equal(keys: NDArray[np.uint64], forest: _Forest) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The places of every two equal keys, the lesser first, in portions no longer than `keys`.
+
+    Equal keys whose places have all become connected are not gone through to the end: among the frames of a film every
+    two are alike, and their number is squared.
+    """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
+    run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
     places = np.arange(len(keys))
     apart = 1
     while len(places := places[places + apart < len(keys)]):
         places = places[ordered[places] == ordered[places + apart]]  # equal at a distance is equal at every lesser one
+        if apart.bit_count() == 1:  # a look at 1, 2, 4, 8, ... costs little
+            roots = forest.roots[order]
+            divided = np.minimum.reduceat(roots, starts) < np.maximum.reduceat(roots, starts)
+            places = places[divided[run[places]]]
         yield order[places], order[places + apart]
         apart += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from flaxtl.data import decode
+from flaxtl.data.unpack import UnreadableError, rgb, unpacked, upright
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that gives no picture; `kind` and `reason` are those of `decode.UnreadableError`."""
+    """A file that gives no picture; `kind` and `reason` are those of `unpack.UnreadableError`."""
 
     kind: str
     reason: str
@@ -61,10 +61,14 @@ def all_of(paths: Sequence[Path], on_progress: Callable[[int], None] | None = No
 def examine(path: Path) -> Facts | Fault:
     """Unpack one file and see what it is."""
     try:
-        image = decode.unpack(path)
-        seen = decode.rgb(decode.upright(image))
-    except decode.UnreadableError as error:
+        with unpacked(path) as image:
+            return _facts(image)
+    except UnreadableError as error:
         return Fault(error.kind, str(error))
+
+
+def _facts(image: Image.Image) -> Facts:
+    seen = rgb(upright(image))
     return Facts(
         format=image.format or "",
         mode=image.mode,

@@ -11,7 +11,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from flaxtl.data.decode import UnreadableError, refuse, rgb, unpack, upright
+from flaxtl.data.decode import refuse
+from flaxtl.data.unpack import UnreadableError, rgb, unpacked, upright
 
 BITS = 64
 """Of a perceptual hash."""
@@ -80,10 +81,11 @@ def _sha256(path: Path) -> str:
 
 def _phash(path: Path) -> int | None:
     try:
-        grey = rgb(upright(unpack(path, _ENOUGH))).convert("L")
+        with unpacked(path, _ENOUGH) as image:
+            grey = rgb(upright(image)).convert("L")
+            small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash would do
     except UnreadableError:
         return None
-    small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash would do
     if np.ptp(np.asarray(small)) < _FLAT:
         return None
     return int(str(imagehash.phash(small)), 16)

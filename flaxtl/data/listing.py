@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, listed
 
 SPLITS = ("train", "validation", "test")
 """The splits in their order everywhere."""
@@ -109,7 +109,7 @@ def _missing_classes(listing: Listing) -> list[str]:
         if found.split:
             classes[found.split].add(found.label)
     return [
-        f"the {split} pictures of {listing.origin} lack the class(es) {', '.join(missing)} of the other splits; every"
+        f"the {split} pictures of {listing.origin} lack the class(es) {listed(missing)} of the other splits; every"
         " split needs the same classes"
         for split, present in classes.items()
         if (missing := sorted(set(listing.classes) - present))
@@ -168,15 +168,14 @@ class _Scan:
         return Listing(tuple(self.found), str(self.root))
 
     def _read(self, folder: Path) -> _Inside:
+        found = _Inside([], [])
         try:
-            inside = sorted(path for path in folder.iterdir() if _visible(path))
-        except OSError as error:
+            for path in sorted(path for path in folder.iterdir() if _visible(path)):
+                kind = found.folders if path.is_dir() else found.pictures if _is_picture(path) else self.passed_over
+                kind.append(path)
+        except OSError as error:  # a folder that may be listed but not entered tells its names and nothing else
             self.complaints.append(f"cannot read the folder {folder}: {error.strerror}; correct its permissions")
             return _Inside([], [])
-        found = _Inside([], [])
-        for path in inside:
-            kind = found.folders if path.is_dir() else found.pictures if _is_picture(path) else self.passed_over
-            kind.append(path)
         return found
 
     def _places(self, inner: Mapping[Path, _Inside]) -> dict[str, Path]:

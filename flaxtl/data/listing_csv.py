@@ -2,6 +2,7 @@
 
 import csv
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +39,14 @@ def _read(file: Path) -> tuple[Listing, list[str]]:
     file = file.expanduser()
     header, *rows = _rows(file)
     columns = _columns(file, header)
+    nothing = dict.fromkeys(columns, "")
     folder = file.resolve().parent
     found: dict[Path, Found] = {}
     complaints: list[str] = []
     for number, row in enumerate(rows, start=2):
         if not row:
             continue
-        picture, fault = _picture(dict(zip(columns, row, strict=False)), folder)
+        picture, fault = _picture(nothing | dict(zip(columns, row, strict=False)), folder)
         if len(row) != len(columns):
             fault = f"it has {len(row)} columns instead of {len(columns)}"
         elif picture.path in found:
@@ -97,10 +99,19 @@ def _picture(row: dict[str, str], folder: Path) -> tuple[Found, str | None]:
         fault = f"{split!r} is no split, which is one of {', '.join(SPLITS)}"
     elif sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
         fault = f"{sha256!r} is no SHA-256"
-    elif not found.path.exists():
-        fault = f"there is no file {found.path}"
-    elif found.path.is_dir():
-        fault = f"{found.path} is a folder"
-    elif not found.path.is_file():
-        fault = f"{found.path} is no ordinary file"  # reading from a named pipe would wait for ever
+    else:
+        fault = _unlike_a_file(found.path)
     return found, fault
+
+
+def _unlike_a_file(path: Path) -> str | None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return f"there is no file {path}"
+    except (OSError, ValueError) as error:  # too long a name, a folder that may not be entered, a zero byte
+        return f"cannot reach {path} ({getattr(error, 'strerror', error)})"
+    if stat.S_ISDIR(mode):
+        return f"{path} is a folder"
+    # Reading from a named pipe would wait for ever.
+    return None if stat.S_ISREG(mode) else f"{path} is no ordinary file"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flaxtl import csv_rows
 from flaxtl.data import duplicates, fingerprint, leaks, splitting
 from flaxtl.data.fingerprint import Fingerprint
 from flaxtl.data.listing import SPLITS, Found, Listing, shortcomings
@@ -69,9 +70,8 @@ class Manifest:
         """Writes the manifest as CSV (path,label,split,sha256), whole or not at all."""
         # File names need not be Unicode: surrogateescape carries their bytes through.
         with whole(path, errors="surrogateescape", newline="") as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(_COLUMNS)
-            rows.writerows((e.path, e.label, e.split, e.sha256) for e in self.examples)
+            csv_rows.write(stream, [_COLUMNS])
+            csv_rows.write(stream, ((e.path, e.label, e.split, e.sha256) for e in self.examples))
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

@@ -79,7 +79,7 @@ def _key(file: Path) -> str:
     # The content names the folder, so that a new archive under an old name is extracted anew.
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{file.name.split('.')[0]}-{digest[:16]}"
+    return f"{file.name.split('.')[0][:40]}-{digest[:16]}"
 
 
 def _descended(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """`flaxtl split`: a source dealt out once and for all, as folders of pictures or as the lists of a cross-validation."""
 
-import csv
 import os
 import re
 import shutil
@@ -9,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxtl import csv_rows
 from flaxtl.data import duplicates, manifest, splitting
 from flaxtl.data.archive import complete_folder
 from flaxtl.data.fingerprint import Fingerprint
 from flaxtl.data.listing import SPLITS, Found, Listing, split_of
 from flaxtl.data.listing_csv import COLUMNS
 from flaxtl.errors import UserError
+
+_LONGEST = 255  # bytes of a name on the file systems of Linux; no other allows more
 
 Progress = Callable[[int], None]
 Say = Callable[[str], None]
@@ -90,6 +92,7 @@ def write_folders(
     parts = splitting.checked(fractions, seed)
     output = _checked_output(listing, output)
     _check_labels(listing)
+    _check_folders(listing)
     found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
     splits = splitting.deal([picture.label for picture in found], groups, parts, seed, say)
     names = _names(found, prints)
@@ -127,6 +130,7 @@ def write_folds(
     """
     splitting.checked({"train": 1.0}, seed)
     output = _checked_output(listing, output)
+    _check_labels(listing)
     found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
     folds = splitting.folds([picture.label for picture in found], groups, k, seed, say)
     with complete_folder(output) as folder:
@@ -173,8 +177,15 @@ def _clear_way(output: Path) -> None:
 
 
 def _check_labels(listing: Listing) -> None:
+    """A list is read back with labels as they are but for those that `listing_csv` takes for a slip of the pen."""
     for label in listing.classes:
-        if label.startswith(".") or re.search(r"[/\\\x00]", label):
+        if label != label.strip():
+            raise UserError(f"the class {label!r} of {listing.origin} begins or ends with a space; rename it there")
+
+
+def _check_folders(listing: Listing) -> None:
+    for label in listing.classes:
+        if label.startswith(".") or re.search(r"[/\\\x00]", label) or len(os.fsencode(label)) > _LONGEST:
             raise UserError(f"the class {label!r} of {listing.origin} cannot be a folder's name; rename it there")
 
 
@@ -187,14 +198,21 @@ def _names(found: Sequence[Found], prints: Sequence[Fingerprint]) -> list[str]:
         stem, suffix = picture.path.stem, picture.path.suffix
         name, copy = picture.path.name, 1
         if shared[picture.label, name.casefold()] > 1:
-            stem = f"{stem}-{fingerprint.sha256[:8]}"
+            stem = _shortened(stem, f"-{fingerprint.sha256[:8]}", suffix)
             name = stem + suffix
         while (picture.label, name.casefold()) in taken:  # an equal file of an equal name, out of another folder
             copy += 1
-            name = f"{stem}-{copy}{suffix}"
+            name = _shortened(stem, f"-{copy}", suffix) + suffix
         taken.add((picture.label, name.casefold()))
         names.append(name)
     return names
+
+
+def _shortened(stem: str, addition: str, suffix: str) -> str:
+    """The stem of a name with something added to it, cut where the name would be longer than a file's can be."""
+    while len(os.fsencode(stem + addition + suffix)) > _LONGEST:
+        stem = stem[:-1]
+    return stem + addition
 
 
 def _put(source: Path, target: Path, link: bool) -> None:
@@ -210,6 +228,4 @@ def _put(source: Path, target: Path, link: bool) -> None:
 def _write(file: Path, rows: Sequence[Row]) -> None:
     # File names need not be Unicode: surrogateescape carries their bytes through.
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
+        csv_rows.write(stream, [COLUMNS, *rows])

@@ -41,6 +41,8 @@ def export(name: str, into: Path, data_dir: Path | None = None) -> Path:
     names = [title.replace("/", "-") for title in builder.info.features[label].names]
     if len(set(names)) < len(names):
         raise UserError(f"TFDS set {name!r} has classes whose folder names would be the same; export it yourself")
+    if any(title.startswith(".") for title in names):  # '..' would lead outside, and what is hidden is not listed
+        raise UserError(f"TFDS set {name!r} has a class whose name begins with a dot; export it yourself")
     splits = _splits(name, list(builder.info.splits))
     with complete_folder(into) as folder:
         for split in splits:

@@ -1,6 +1,5 @@
 """What a network said about picture files, as a table and as files."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from flaxtl import csv_rows
 from flaxtl.errors import UserError
-from flaxtl.terminal import table
+from flaxtl.terminal import printable, screenful, table
 
 
 class Guess(NamedTuple):
@@ -51,11 +51,15 @@ def answer_table(answers: Answers, k: int) -> Table:
         shapes = [(name, "x".join(map(str, array.shape))) for name, array in answers.taps.items()]
         return table("Outputs", ("layer", "shape"), shapes)
     cells = [
-        (Path(path).name, *(f"{guess.label} {guess.probability:.1%}" for guess in answers.top(row, k)))
+        (
+            printable(Path(path).name),
+            *(f"{printable(guess.label)} {guess.probability:.1%}" for guess in answers.top(row, k)),
+        )
         for row, path in enumerate(answers.paths)
     ]
     places = min(k, len(answers.classes))
-    return table("Predictions", ("picture", *(f"{place}." for place in range(1, places + 1))), cells)
+    columns = ("picture", *(f"{place}." for place in range(1, places + 1)))
+    return table("Predictions", columns, screenful(cells, ", all in --csv=FILE or --json=FILE"))
 
 
 def write(answers: Answers, k: int, csv_file: Path | None, json_file: Path | None, npz_file: Path | None) -> None:
@@ -78,10 +82,13 @@ def write_csv(file: Path, answers: Answers, k: int) -> None:
     WordNet id, then prediction_2, confidence_2, wordnet_id_2 and so on to the k-th best class.
     """
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("path", *(_ranked_columns(k) if answers.wordnet_ids else _class_columns(answers.classes))))
-        for row, path in enumerate(answers.paths):
-            writer.writerow((path, *(_ranked(answers, row, k) if answers.wordnet_ids else _by_class(answers, row))))
+        header = _ranked_columns(k) if answers.wordnet_ids else _class_columns(answers.classes)
+        rows = (
+            _ranked(answers, row, k) if answers.wordnet_ids else _by_class(answers, row)
+            for row in range(len(answers.paths))
+        )
+        csv_rows.write(stream, [("path", *header)])
+        csv_rows.write(stream, ((path, *cells) for path, cells in zip(answers.paths, rows, strict=True)))
 
 
 def _class_columns(classes: Sequence[str]) -> list[str]:
@@ -108,7 +115,7 @@ def write_json(file: Path, answers: Answers, k: int) -> None:
         {"path": path, "top": [_named(guess) for guess in answers.top(row, k)]}
         for row, path in enumerate(answers.paths)
     ]
-    file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def _named(guess: Guess) -> dict[str, str | float]:

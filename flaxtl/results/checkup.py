@@ -9,7 +9,7 @@ from rich.text import Text
 from flaxtl import cache
 from flaxtl.data import doctor, sources
 from flaxtl.data.doctor import KINDS, Diagnosis, Finding
-from flaxtl.terminal import advancing, table
+from flaxtl.terminal import advancing, printable, screenful, table
 
 _EXAMPLES = 3  # findings of a kind that its row tells, and files of a finding; --json and --html tell more
 
@@ -43,11 +43,6 @@ def place(path: Path) -> str:
     return printable("/".join(path.parts[-3:]))
 
 
-def printable(text: str) -> str:
-    """`text` without what a file name may hold and a terminal or a page may not: control characters, broken UTF-8."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def _counted(number: int, noun: str) -> str:
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
@@ -59,7 +54,7 @@ def _pictures(diagnosis: Diagnosis) -> RenderableType:
         (printable(label), *(f"{diagnosis.counts[label, split]:,}" for split in splits), f"{total:,}")
         for label, total in diagnosis.classes.items()
     ]
-    return table("Pictures", ("class", *splits, "all"), rows)
+    return table("Pictures", ("class", *splits, "all"), screenful(rows, " classes, all in --json=FILE"))
 
 
 def _row(kind: str, findings: Sequence[Finding]) -> tuple[str, str, str]:

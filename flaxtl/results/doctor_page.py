@@ -1,19 +1,18 @@
 """What `flaxtl doctor` found as one HTML page, with the pictures themselves; it asks nothing of the network."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from PIL import Image
 
-from flaxtl.data import decode
 from flaxtl.data.doctor import KINDS, Diagnosis, Finding, Kind
+from flaxtl.data.unpack import UnreadableError
 from flaxtl.errors import UserError
 from flaxtl.files import whole
-from flaxtl.results.checkup import place, printable
+from flaxtl.results import thumbnail
+from flaxtl.results.checkup import place
+from flaxtl.terminal import printable
 
 SIDE = 128  # pixels of the longer side of a thumbnail
 QUALITY = 75  # of its JPEG: about 4 kB
@@ -105,12 +104,8 @@ def _item(finding: Finding) -> Item:
 
 
 def _thumbnail(path: Path) -> str:
-    """The picture, upright and at most SIDE pixels long, as a JPEG data URI; '' for what is no picture."""
+    """The picture as a data URI; '' for what is no picture."""
     try:
-        image = decode.rgb(decode.upright(decode.unpack(path, SIDE)))
-    except decode.UnreadableError:
+        return thumbnail.of_file(path, SIDE, QUALITY)
+    except UnreadableError:
         return ""
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -8,9 +8,10 @@ from rich.console import Console
 from flaxtl import cache
 from flaxtl.data import manifest, sources
 from flaxtl.data.manifest import Example, Manifest
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, listed
 from flaxtl.results import measures
 from flaxtl.results.trained import open_run
+from flaxtl.terminal import SCREENFUL
 from flaxtl.train import steps
 from flaxtl.train.evaluate import evaluate
 from flaxtl.train.inputs import decode_examples
@@ -49,6 +50,13 @@ def evaluate_run(workdir: Path, source: str | None, split: str, console: Console
     }
 
 
+def brief(found: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_run` found, for a terminal: of more than SCREENFUL classes without their names and the matrix."""
+    if len(found["classes"]) <= SCREENFUL:
+        return found
+    return {key: value for key, value in found.items() if key not in ("classes", "confusion_matrix")}
+
+
 def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, ...]:
     if source is None:
         return own.of_split(split)
@@ -56,7 +64,7 @@ def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, .
     strange = sorted(set(found.classes) - set(own.classes))
     if strange:
         raise UserError(
-            f"{source} holds the class(es) {', '.join(strange)}, which the run does not know; "
-            f"it knows {', '.join(own.classes)}"
+            f"{source} holds the class(es) {listed(strange)}, which the run does not know; "
+            f"it knows {listed(own.classes)}"
         )
     return found.examples

@@ -1,16 +1,15 @@
 """Small pictures for the report, carried inside the page as JPEG data URIs."""
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from flaxtl.results import measures
+from flaxtl.data.unpack import UnreadableError
+from flaxtl.results import measures, thumbnail
 from flaxtl.results.predictions_file import Predictions
 
 SIDE = 240  # pixels of the longer side: shown about 160 wide, sharp on a dense screen
@@ -53,24 +52,8 @@ class ConfusedPair:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture of any mode, upright and at most SIDE pixels long, as a JPEG data URI."""
-    image = ImageOps.exif_transpose(image).convert("RGB")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def thumbnail(path: Path) -> tuple[str, str]:
-    """The data URI of a picture file and "", or "" and the trouble: a report outlives its pictures."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (SIDE, SIDE))  # lets a JPEG be decoded at a fraction of its size
-            return data_uri(image), ""
-    except FileNotFoundError:
-        return "", "picture no longer there"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for broken files
-        return "", "picture cannot be read"
+    """An RGB picture at most SIDE pixels long, as a JPEG data URI."""
+    return thumbnail.data_uri(image, SIDE, QUALITY)
 
 
 def confused_pairs(predictions: Predictions, pairs: int, each: int) -> list[ConfusedPair]:
@@ -110,7 +93,7 @@ def _tiles(predictions: Predictions, rows: Sequence[int]) -> list[Tile]:
     tiles = []
     for row in rows:
         path = Path(predictions.paths[row])
-        uri, trouble = thumbnail(path)
+        uri, trouble = _thumbnail(path)
         tiles.append(
             Tile(
                 uri=uri,
@@ -124,3 +107,12 @@ def _tiles(predictions: Predictions, rows: Sequence[int]) -> list[Tile]:
             )
         )
     return tiles
+
+
+def _thumbnail(path: Path) -> tuple[str, str]:
+    """The data URI of a picture file and "", or "" and the trouble: a report outlives its pictures."""
+    try:
+        return thumbnail.of_file(path, SIDE, QUALITY), ""
+    except UnreadableError as error:
+        gone = isinstance(error.__cause__, FileNotFoundError)
+        return "", "picture no longer there" if gone else "picture cannot be read"

@@ -88,6 +88,12 @@ def most_confused(matrix: Matrix, limit: int) -> list[Confusion]:
     return sorted(pairs, key=lambda pair: -pair.count)[:limit]
 
 
+def most_mistaken(matrix: Matrix, limit: int) -> npt.NDArray[np.intp]:
+    """The `limit` classes with the most errors, taken for others or others for them, in class order, int [limit]."""
+    wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diagonal(matrix)
+    return np.sort(np.argsort(-wrong, kind="stable")[:limit])
+
+
 def losses(probabilities: npt.NDArray[np.floating], labels: Integers) -> Reals:
     """Cross-entropy -log p(true class) of every picture, float64 [n], finite.
 

@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flaxtl.results import measures
+from flaxtl.terminal import printable
 
 # stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
 INK, ACCENT = "#010203", "#040506"
@@ -43,7 +44,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-NAMED_CLASSES = 40  # more names than this cannot be told apart along one edge
+NAMED_CLASSES = 40  # more names than this cannot be told apart along one edge, so that no more classes are shown
 NUMBERED_CLASSES = 20  # more counts than this do not fit their cells
 
 
@@ -82,25 +83,27 @@ def curve(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accura
 def confusion(matrix: measures.Matrix, classes: Sequence[str]) -> str:
     """The confusion matrix (row true, column predicted) with counts and row shares, as SVG; its title has the errors.
 
-    Cells are as opaque as the square root of their share of the row, so that an error of 2 % can still be seen.
+    Of more classes than can be told apart, those with the most errors are shown. Cells are as opaque as the square root
+    of their share of the row, so that an error of 2 % can still be seen.
     """
-    n = len(classes)
+    right, wrong, total = int(np.trace(matrix)), measures.errors(matrix), int(matrix.sum())
+    title = "No pictures"
+    if total:
+        title = f"Accuracy {100 * right / total:.2f} %, {wrong:,} error{'s' if wrong != 1 else ''} in {total:,}"
+    shown = measures.most_mistaken(matrix, NAMED_CLASSES)
+    n = len(shown)
+    counts, shares = matrix[np.ix_(shown, shown)], measures.row_shares(matrix)[np.ix_(shown, shown)]
     with _figure(aspect=1.06) as figure:
         axes = figure.add_subplot(aspect="equal")
         axes.set_xlim(0, n)
         axes.set_ylim(n, 0)
-        shares = measures.row_shares(matrix)
         numbered = n <= NUMBERED_CLASSES
-        for true, predicted in np.argwhere(np.ones_like(matrix) if numbered else matrix):
+        for true, predicted in np.argwhere(np.ones_like(counts) if numbered else counts):
             share = float(np.nan_to_num(shares[true, predicted]))
             _cell(axes, true, predicted, share)
             if numbered:
-                _number(axes, true, predicted, int(matrix[true, predicted]), share, n)
-        _name_classes(axes, classes)
-        right, wrong, total = int(np.trace(matrix)), measures.errors(matrix), int(matrix.sum())
-        title = "No pictures"
-        if total:
-            title = f"Accuracy {100 * right / total:.2f} %, {wrong:,} error{'s' if wrong != 1 else ''} in {total:,}"
+                _number(axes, true, predicted, int(counts[true, predicted]), share, n)
+        _name_classes(axes, [classes[index] for index in shown])
         axes.set_title(title, fontsize=TYPE["large"], fontweight="bold", pad=12)
         return _svg(figure, f"Confusion matrix of {n} classes. {title}.")
 
@@ -166,10 +169,6 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     axes.tick_params(length=0, pad=4, labelsize=min(TYPE["normal"], 220 / n))
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    if n > NAMED_CLASSES:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
     names = [_printable(name, 14) for name in classes]
     centres = np.arange(n) + 0.5
     axes.set_yticks(centres, names)
@@ -180,7 +179,7 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
 
 def _printable(name: str, limit: int) -> str:
     """A name without control characters, cut to `limit` characters."""
-    name = "".join(letter if letter.isprintable() else "�" for letter in name)
+    name = printable(name)
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

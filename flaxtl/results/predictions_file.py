@@ -9,6 +9,7 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from flaxtl import csv_rows
 from flaxtl.errors import UserError
 from flaxtl.files import whole
 
@@ -68,9 +69,8 @@ def write(path: Path, predictions: Predictions) -> None:
     """Write predictions.csv; whoever reads `path` meanwhile sees the old file or the whole new one."""
     # surrogateescape: a Linux file name need not be valid UTF-8, and must come back as the same bytes
     with whole(path, errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*FIXED_COLUMNS, *predictions.classes))
-        writer.writerows(_rows(predictions))
+        csv_rows.write(file, [(*FIXED_COLUMNS, *predictions.classes)])
+        csv_rows.write(file, _rows(predictions))
 
 
 def read(path: Path) -> Predictions:

@@ -3,55 +3,26 @@
 The page tells what the files of the run directory say; what a file would have told and does not yet is a sentence.
 """
 
-import csv
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import PIL.Image
 from markupsafe import Markup
 
-from flaxtl.errors import UserError
 from flaxtl.files import whole
-from flaxtl.results import gallery, measures, plots, predictions_file
-from flaxtl.results.predictions_file import Predictions
+from flaxtl.results import gallery, measures, plots
+from flaxtl.results.run_files import Json, Run, read
+from flaxtl.terminal import printable
 
 SPLITS = ("train", "validation", "test")
 PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS = 6, 12, 18, 12  # about a hundred thumbnails, 1 MB
 
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """The files of a run directory; what is missing is empty, or None."""
-
-    workdir: Path
-    config: Json
-    epochs: list[Json]
-    manifest: list[dict[str, str]]
-    predictions: Predictions | None
-    layers: list[Json]
-    summary: Json
-
-    @cached_property
-    def judged(self) -> str:
-        """The split that judges the run: test if it was predicted (or is to be), else validation."""
-        predicted = set(self.predictions.splits) if self.predictions else set()
-        return "test" if "test" in (predicted or {row["split"] for row in self.manifest}) else "validation"
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """Class names in the order of the network's outputs, as far as the run knows it."""
-        if self.predictions:
-            return list(self.predictions.classes)
-        return list(self.summary.get("classes") or sorted({row["label"] for row in self.manifest}))
+FOLDED = 30  # rows of a table beyond which the page shows it when asked
 
 
 @dataclass(frozen=True)
@@ -93,12 +64,13 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the predictions of the judged split show."""
+    """What the predictions of the judged split show; `shown` is the number of classes in the picture of the matrix."""
 
     matrix: Markup
     balanced_accuracy: float
     errors: int
     rows: Sequence[ClassRow]
+    shown: int
     pairs: Sequence[gallery.ConfusedPair]
     top_losses: Sequence[gallery.Tile]
     right_answers: Sequence[gallery.Tile]
@@ -122,29 +94,9 @@ def write(
     page = render(read(workdir), augmented)
     path = workdir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    with whole(path, errors="replace") as file:  # a file name that is not valid UTF-8 is shown with question marks
+    with whole(path) as file:
         file.write(page)
     return path
-
-
-def read(workdir: Path) -> Run:
-    """Read the files of a run directory; only config.json has to be there.
-
-    Raises:
-        UserError: workdir is no run directory, or one of its files cannot be read.
-    """
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is no run directory: it has no config.json; name the --workdir of a `flaxtl train`")
-    predictions = workdir / "predictions.csv"
-    return Run(
-        workdir=workdir,
-        config=_object(workdir / "config.json"),
-        epochs=_epochs(workdir / "metrics.jsonl"),
-        manifest=_manifest(workdir / "manifest.csv"),
-        predictions=predictions_file.read(predictions) if predictions.exists() else None,
-        layers=_json(workdir / "layers.json", list),
-        summary=_object(workdir / "summary.json"),
-    )
 
 
 def render(run: Run, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Image.Image]]] = ()) -> str:
@@ -154,7 +106,9 @@ def render(run: Run, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Ima
         autoescape=True,  # file and class names are anybody's text
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
     )
+    environment.globals["folded"] = FOLDED
     environment.filters |= {"percent": percent, "points": points, "count": count, "duration": duration, "rate": rate}
     return environment.get_template("report.html.jinja").render(
         run=run,
@@ -247,11 +201,19 @@ def evaluation(run: Run) -> Evaluation | None:
         matrix=Markup(plots.confusion(matrix, judged.classes)),
         balanced_accuracy=measures.balanced_accuracy(matrix),
         errors=measures.errors(matrix),
-        rows=[ClassRow(*row) for row in zip(judged.classes, *columns, strict=True)],
+        rows=_worst_first([ClassRow(*row) for row in zip(judged.classes, *columns, strict=True)]),
+        shown=min(len(judged.classes), plots.NAMED_CLASSES),
         pairs=gallery.confused_pairs(judged, PAIRS, TILES_PER_PAIR),
         top_losses=gallery.top_losses(judged, TOP_LOSSES),
         right_answers=gallery.right_answers(judged, RIGHT_ANSWERS),
     )
+
+
+def _worst_first(rows: list[ClassRow]) -> list[ClassRow]:
+    """Of more than FOLDED classes those of the lowest recall first, and those without pictures last; else unchanged."""
+    if len(rows) <= FOLDED:
+        return rows
+    return sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -285,42 +247,3 @@ def rate(value: float) -> str:
     """A learning rate as people write it: 0.001, 1e-6."""
     mantissa, exponent, power = f"{value:g}".partition("e")
     return mantissa + (f"e{int(power)}" if exponent else "")
-
-
-def _json(path: Path, kind: type[Any]) -> Any:
-    """The JSON value of a file, which has to be of `kind`; an empty one for a missing file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return kind()
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise UserError(f"{path} cannot be read: {error}; restore the file or train anew") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path} cannot be read: a JSON {kind.__name__} was expected; restore the file or train anew")
-    return value
-
-
-def _object(path: Path) -> Json:
-    value: Json = _json(path, dict)
-    return value
-
-
-def _epochs(path: Path) -> list[Json]:
-    """The lines of metrics.jsonl; a last line without its end is still being written and does not count."""
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    try:
-        return [json.loads(line) for line in lines if line]
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}; remove the broken line or train anew") from None
-
-
-def _manifest(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"path", "label", "split"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{path} is no manifest: it needs columns path, label and split; restore it or train anew")
-        return list(rows)

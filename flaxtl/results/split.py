@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flaxtl import cache
 from flaxtl.data import sources, split_files
-from flaxtl.terminal import advancing, table
+from flaxtl.terminal import advancing, printable, screenful, table
 
 
 def into_folders(
@@ -51,9 +51,9 @@ def into_folds(source: str, output: Path, k: int, seed: int, near_duplicates: in
 
 def _table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Table:
     def row(name: str, numbers: Sequence[int]) -> list[str]:
-        return [name, *(f"{n:,}" for n in (*numbers, sum(numbers)))]
+        return [printable(name), *(f"{n:,}" for n in (*numbers, sum(numbers)))]
 
     classes = sorted({label for label, _ in counts})
     cells = [row(label, [counts[label, split] for split in splits]) for label in classes]
     totals = row("all", [sum(counts[label, split] for label in classes) for split in splits])
-    return table("Pictures", ("class", *splits, "all"), [*cells, totals])
+    return table("Pictures", ("class", *splits, "all"), [*screenful(cells, " classes"), totals])

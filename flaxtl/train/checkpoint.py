@@ -9,6 +9,8 @@ said, put aside under `damaged/`, and the run goes on from the one before.
 """
 
 import hashlib
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -96,9 +98,19 @@ class Checkpoints:
             yield
         except Exception as error:
             raise UserError(
-                f"cannot write a checkpoint to {self._root} ({_first_line(error)}); if the disk is full, free some "
-                "space, and start the same command again"
+                f"cannot write a checkpoint to {self._root} ({_reason(error)}); if the disk is full, free some space, "
+                "and start the same command again"
             ) from error
+
+    def _find_room(self, trees: Any) -> None:
+        """Before a full disk would be met half way."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self._root.parent).free
+        if free < needed:
+            raise UserError(
+                f"a checkpoint needs {needed / 1e6:.1f} MB in {self._root}, where {free / 1e6:.1f} MB are free; free "
+                "some space, and start the same command again"
+            )
 
     def phases_done(self) -> int | None:
         """How many phases have ended; None before the run's first checkpoint."""
@@ -109,6 +121,7 @@ class Checkpoints:
         """Keep all parameters after `done` phases; returns when they are on disk."""
         facts = {"sha256": _hash((parameters,))}
         items = {"parameters": ocp.args.StandardSave(parameters), "facts": ocp.args.JsonSave(facts)}
+        self._find_room(parameters)
         with self._writing():
             self._phases.save(done, args=ocp.args.Composite(**items), force=True)
 
@@ -136,6 +149,7 @@ class Checkpoints:
             "best": ocp.args.StandardSave(progress.best),
             "facts": ocp.args.JsonSave(facts | progress.memory._asdict()),
         }
+        self._find_room((progress.state, progress.best))
         with self._writing():
             self._latest.save(number, args=ocp.args.Composite(**items), force=True)
 
@@ -183,8 +197,10 @@ def _move(source: Path, target: Path) -> None:
         raise UserError(f"cannot move the damaged checkpoint {source} ({error.strerror}); delete it") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: Exception) -> str:
+    """The system's word for it, which TensorStore puts between many of its own."""
+    told = re.search(r"([^:]+) \[os_error_code=", str(error))
+    return told[1].strip() if told else (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _abstract(tree: Any) -> Any:

@@ -51,7 +51,7 @@ def train(
             say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
             return None
     # 2. Which pictures: the manifest is made once and then belongs to the run.
-    manifest = kept_manifest(workdir) if resumes else manifest_of(config, console)
+    manifest = kept_manifest(workdir) if resumes else manifest_of(config, workdir, console)
     # 3. Every setting of the recipe.
     setup = prepare(config, workdir, manifest)
     meshes.check_batch(jax.device_count(), config.batch, config.accumulate)

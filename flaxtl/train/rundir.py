@@ -108,4 +108,4 @@ def _json(file: Path) -> Any:
 
 
 def _write(file: Path, value: Any) -> None:
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(value, indent=1) + "\n")  # ASCII: names of files need not be Unicode

@@ -17,7 +17,7 @@ from flaxtl.data.augment import Augmentation
 from flaxtl.data.decode import Resize
 from flaxtl.data.manifest import Manifest, build
 from flaxtl.data.order import Order
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError, listed, unknown
 from flaxtl.models import catalog, classifier
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
@@ -134,15 +134,22 @@ def kept_manifest(workdir: Path) -> Manifest:
     return manifest
 
 
-def manifest_of(config: Any, console: Console) -> Manifest:
-    """Find the recipe's pictures and split them; other classes than the recipe expects are an error."""
+def manifest_of(config: Any, workdir: Path, console: Console) -> Manifest:
+    """Find the recipe's pictures and split them.
+
+    Raises UserError for other classes than the recipe expects, and for a `workdir` among the pictures.
+    """
     data = config.data
     listing = sources.find(data.source, cache.directory("data"))
+    if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):
+        raise UserError(
+            f"--workdir={workdir} lies within the source {listing.origin} and would become a part of it; choose another"
+        )
     expected = tuple(data.classes)
     if expected and expected != listing.classes:
         raise UserError(
-            f"{data.source} holds the classes {', '.join(listing.classes)}, but the recipe expects "
-            f"{', '.join(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
+            f"{data.source} holds the classes {listed(listing.classes)}, but the recipe expects "
+            f"{listed(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
         )
     with advancing(console, "looking for duplicates", len(listing.found)) as advance:
         return build(

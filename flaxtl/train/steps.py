@@ -159,8 +159,10 @@ def _accumulated(part: Callable[[State, Any], Part], state: State, rows: Any) ->
         loss, gradients = jax.tree.map(jnp.add, before[:2], found[:2])
         return Part(loss, gradients, found.statistics, before.totals + found.totals), None
 
-    (loss, gradients, statistics, totals), _ = jax.lax.scan(add, nothing, rows)
     n = len(jax.tree.leaves(rows)[0])
+    # XLA's convolutions on CPU are tens of times slower within a loop; there the parts are written out.
+    unroll = n if jax.default_backend() == "cpu" else 1
+    (loss, gradients, statistics, totals), _ = jax.lax.scan(add, nothing, rows, unroll=unroll)
     return Part(loss / n, {path: gradient / n for path, gradient in gradients.items()}, statistics, totals)
 
 
