@@ -1,6 +1,7 @@
 """Recipes: a config file, its command-line overrides, and the settings that a recipe may leave out."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ DEFAULTS = ConfigDict(
         "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.999},  # nadam: Keras' own; else an optax optimizer
         "groups": (),  # () takes the network's own from the catalog
         "phases": ("frozen",),
-        "features": {"directory": ""},  # where frozen features are kept; '' for the run directory
+        "features": {
+            "views": 0,  # augmented views of each picture that a frozen base is passed by once; 0: fresh in each step
+            "directory": "",  # where frozen features are kept; '' for the run directory
+        },
         "checkpoint": {"every_seconds": 60.0},
     }
 )
@@ -105,6 +109,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if key not in known and not _takes_the_place_of_top(config, key):
             raise unknown("setting", key, known)
     config = _override(config, overrides)
+    _check_seed(config.seed)
     _some(config.phases)
     with config.unlocked():
         for left_out in set(phases) - set(config.phases):
@@ -135,11 +140,20 @@ def complete(recipe: ConfigDict) -> ConfigDict:
             raise UserError(f"the recipe names a phase {name!r} in phases but has no settings under c.{name}")
         config[name] = PHASE_DEFAULTS.copy_and_resolve_references().unlock()
     _fill(config, recipe, "")
+    _check_seed(config.seed)
+    for rule in config.groups:
+        if not isinstance(rule, tuple | list) or [type(part) for part in rule] != [str, str]:
+            raise UserError(f"the recipe's groups hold {rule!r}; each must be a pair (name, regular expression)")
     return config.lock()
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:  # what jax.random.key takes
+        raise UserError(f"the recipe's seed is {seed}; it must be at least 0 and below 2**63")
+
+
 def _some(phases: Any) -> Sequence[str]:
-    if not isinstance(phases, tuple | list) or not phases:
+    if not isinstance(phases, tuple | list) or not phases or not all(isinstance(name, str) for name in phases):
         raise UserError("the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')")
     return phases
 
@@ -167,14 +181,15 @@ def _rates(path: str, value: Any) -> ConfigDict:
     """Learning rates as float, so that a 0 can be overridden by any rate."""
     try:
         return ConfigDict({group: float(rate) for group, rate in value.items()})
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"the recipe's {path} must give every group a rate, such as dict(head=1e-3)") from error
 
 
 def _fitting(path: str, value: Any, default: Any) -> Any:
     """`value` if it is of the default's kind; ml_collections would turn a number into a text unasked."""
     kinds = {float: (float, int), tuple: (tuple, list)}.get(type(default), type(default))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
+    too_large = isinstance(value, int) and isinstance(default, float) and abs(value) > sys.float_info.max
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)) or too_large:
         example = default.to_dict() if isinstance(default, ConfigDict) else default
         raise UserError(f"the recipe's {path} is {value!r}; it must be like {example!r}")
     return value
@@ -209,7 +224,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def _sentence(error: Exception) -> str:
     """The last line of an error: config_flags quotes a whole traceback before it."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -227,8 +242,11 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """A recipe as `to_json` wrote it."""
-    return complete(ConfigDict(dict(values)))
+    """A recipe as `to_json` wrote it; raises UserError for anything else."""
+    try:
+        return complete(ConfigDict(dict(values)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the recipe in config.json is damaged ({error}); start anew in another --workdir") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

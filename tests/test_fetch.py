@@ -70,20 +70,20 @@ def test_cache_directory(tmp_path, monkeypatch):
 def test_keras_cache_comes_first(tmp_path, ask):
     path = put(tmp_path / "keras/models")
     put(cache.directory("weights"))
-    assert ask() == Located(path, "Keras' cache")
+    assert ask() == Located(path, "Keras' cache", trusted=True)
     assert ask.said == []
 
 
 def test_own_cache(ask):
     path = put(cache.directory("weights"))
-    assert ask() == Located(path, "flaxtl's cache")
+    assert ask() == Located(path, "flaxtl's cache", trusted=True)
     assert ask.said == []
 
 
 def test_another_file_of_that_name_is_passed_over(tmp_path, ask):
     wrong = put(tmp_path / "keras/models", b"another")
     right = put(cache.directory("weights"))
-    assert ask() == Located(right, "flaxtl's cache")
+    assert ask() == Located(right, "flaxtl's cache", trusted=True)
     assert ask.said == [f"{wrong} is passed over: its md5 is not {MD5}, so it is another file or a half one."]
 
 
@@ -91,9 +91,9 @@ def test_another_file_of_that_name_is_passed_over(tmp_path, ask):
 def test_download_once(ask, server, hash):
     path = cache.directory("weights") / NAME
     address = f"{server.url}/x.h5"
-    assert ask(url=address, hash=hash) == Located(path, f"downloaded from 127.0.0.1:{server.server_port}")
+    assert ask(url=address, hash=hash) == Located(path, f"downloaded from 127.0.0.1:{server.server_port}", trusted=True)
     assert path.read_bytes() == CONTENT
-    assert ask(url=address, hash=hash) == Located(path, "flaxtl's cache")
+    assert ask(url=address, hash=hash) == Located(path, "flaxtl's cache", trusted=True)
     assert server.asked == ["/x.h5"]
     assert list(cache.directory("weights").iterdir()) == [path]
 
@@ -137,7 +137,9 @@ def test_a_damaged_cached_file_is_replaced(ask, server):
 )
 def test_failed_download_leaves_nothing_and_falls_back(tmp_path, ask, server, page, hash, reason):
     builtin = tmp_path / "builtin.safetensors"
-    assert ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin) == Located(builtin, "built into flaxtl")
+    assert ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin) == Located(
+        builtin, "built into flaxtl", trusted=True
+    )
     assert len(ask.said) == 2
     assert ask.said[1].startswith("The download failed: ")
     assert ask.said[1].endswith(" The weights built into flaxtl, builtin.safetensors, are used in their place.")
@@ -165,7 +167,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, ask, server, monkeypatch):
 
 
 def test_builtin(tmp_path, ask):
-    assert ask("builtin", builtin=tmp_path / "b") == Located(tmp_path / "b", "built into flaxtl")
+    assert ask("builtin", builtin=tmp_path / "b") == Located(tmp_path / "b", "built into flaxtl", trusted=True)
     with pytest.raises(UserError, match=r"no weights for tiny_notop\.h5 ship with flaxtl"):
         ask("builtin")
     assert ask.said == []

@@ -21,9 +21,10 @@ from flaxtl.models.efficientnet import STAGES, blocks
 from flaxtl.results import predictions_file
 from flaxtl.results.judge import judge
 from flaxtl.results.trained import open_run
-from flaxtl.train import groups, loop, run_phase, steps
+from flaxtl.train import groups, loop, steps
 from flaxtl.train import mesh as meshes
 from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.epochs import Epochs
 from flaxtl.train.features import Inputs, digest
 from flaxtl.train.feeds import ResidentFeed
 from flaxtl.train.metrics import Totals
@@ -334,7 +335,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     shapes = whole.setup.network.shapes
     assert facts["learning_parameters"] == sum(math.prod(shapes[path]) for path in shapes if split.learns(path))
 
-    for number, (owner, call) in enumerate([(run_phase, ("_epoch", 3)), (Checkpoints, ("save_phase", 3))]):
+    for number, (owner, call) in enumerate([(Epochs, ("_steps", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"
         with monkeypatch.context() as patch:
             small.stop_at(patch, owner, *call)

@@ -67,3 +67,13 @@ def test_an_epoch_is_told_and_written(tmp_path):
     assert "frozen 1/2: loss 0.500 accuracy 75.0%, validation 0.625 50.0%" in small.texts(console)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "harm", [b"\xff\xfe", b"[" * 100_000, b"7", b"[]", b'{"phase": "frozen"}', b'{"phase": 1, "epoch": 2}']
+)
+def test_rows_end_where_something_else_begins(tmp_path, harm):
+    row = {"phase": "frozen", "epoch": 1, "step": 3, "seconds": 0.5}
+    line = json.dumps(row).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, harm, line]))
+    assert rows(tmp_path) == [row]

@@ -130,9 +130,9 @@ def test_a_run_that_is_told_to_end_keeps_its_step(place, whole, tmp_path, number
 
 
 @pytest.mark.slow
-def test_every_moment_of_a_phase_boundary_survives_a_signal(place, whole, tmp_path):
+def test_moments_around_a_phase_boundary_survive_a_signal(place, whole, tmp_path):
     expected, moments = whole
-    for number, at in enumerate(range(moments // 2, moments // 2 + 12)):
+    for number, at in enumerate(range(moments // 2, moments // 2 + 12, 3)):
         workdir = tmp_path / str(number)
         assert place.run(workdir, at=at, number="SIGTERM", every=3600.0)[0] == 143
         assert place.run(workdir, every=3600.0)[0] == 0

@@ -81,3 +81,16 @@ def test_damaged_json_is_named(workdir):
     (workdir / "config.json").write_text("{")
     with pytest.raises(UserError, match=re.escape(f"{workdir / 'config.json'} cannot be read as JSON")):
         rundir.config_of(workdir)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "[" * 100_000, '"x"'])
+def test_json_that_is_no_object_is_told(workdir, text):
+    for name, read in (("config.json", rundir.config_of), ("summary.json", rundir.summary)):
+        (workdir / name).write_text(text)
+        with pytest.raises(UserError, match=re.escape(f"{workdir / name} cannot be read as JSON")):
+            read(workdir)
+
+
+def test_names_need_not_be_unicode(workdir):
+    rundir.note(workdir, command="flaxtl train --workdir=\udcff")
+    assert rundir.summary(workdir)["command"].endswith("\udcff")

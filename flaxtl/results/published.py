@@ -12,6 +12,7 @@ from flaxtl.models import catalog, classifier, imagenet
 from flaxtl.models.architecture import Architecture
 from flaxtl.models.classifier import Classifier
 from flaxtl.results.predict import Predictor
+from flaxtl.train import compiled
 from flaxtl.train.pretrained import base_of, load_base
 
 
@@ -38,6 +39,7 @@ def open_network(name: str, request: str, taps: Sequence[str], classify: bool, s
             raise unknown("layer", tap, layers)
     alone = not classify and set(taps) <= set(inner)
     model = base if alone else whole
+    compiled.keep()
     loaded = load_base(model, request, say, option="--weights")
     classes = () if alone else imagenet.classes()
     predictor = Predictor(

@@ -10,7 +10,7 @@ from rich.console import Console
 from flaxtl.results import report
 from flaxtl.results.judge import judge
 from flaxtl.results.samples import augmented_samples
-from flaxtl.train import hosts, lock, loop, mesh
+from flaxtl.train import compiled, hosts, lock, loop, mesh
 from flaxtl.train.interruption import Interruption
 
 
@@ -20,6 +20,7 @@ def run(config: Any, workdir: Path, console: Console, command: str) -> None:
     Of a run of many processes, which have joined before, each calls it; the first one writes and speaks. Raises Stopped
     where a signal ended it, UserError where somebody else is at work in `workdir`.
     """
+    compiled.keep()
     if config.deterministic:
         mesh.make_deterministic()
     alone = lock.held(workdir) if hosts.writes() else nullcontext()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
-from flaxtl.train import rundir
+from flaxtl.train import compiled, rundir
 from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.groups import Flat
 from flaxtl.train.setup import Setup, prepare
@@ -26,6 +26,7 @@ def setup_of(workdir: Path) -> Setup:
 
 def open_run(workdir: Path) -> Trained:
     """The run in `workdir`; raises UserError if no phase of it has ended."""
+    compiled.keep()
     setup = setup_of(workdir)
     with Checkpoints(workdir) as checkpoints:
         done = checkpoints.phases_done()

@@ -77,7 +77,17 @@ class Checkpoints:
     def _manager(self, name: str, kept: int | None) -> ocp.CheckpointManager:
         # Not in the background: a write that fails is told where it was asked for, and nothing outlives the run.
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
-        return _Manager(self._root / name, options=options)
+        try:
+            manager = _Manager(self._root / name, options=options)
+            manager.latest_step()  # reads what others left there
+        except Exception as error:  # orbax raises many kinds for damaged files
+            if hosts.lost(error):
+                raise
+            raise UserError(
+                f"the checkpoints in {self._root / name} are damaged ({_reason(error)}); move away the newest of them, "
+                "and start the same command again"
+            ) from error
+        return manager
 
     def __enter__(self) -> "Checkpoints":
         """Itself."""

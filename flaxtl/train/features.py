@@ -1,36 +1,46 @@
-"""The frozen prefix of a network, computed once a picture.
+"""The frozen prefix of a network, computed once a picture, or once for each of a few augmented views of it.
 
 What lies below the lowest layer that learns gives the same output for the same picture in every epoch. It is
-computed once, kept on the device, and written to a file named after everything it depends on: the pixels, the
-weights, the cut and the precision. A resumed run, or one that shares the directory, reads it back.
+computed once, into a file named after everything it depends on: the pixels, their augmentation, the weights, the cut
+and the precision. It then lies on the device, or is read batch by batch where it would take too much of its memory. A
+resumed run, or one that shares the directory, finds the file.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax.sharding import Mesh
 
-from flaxtl import __version__, files
-from flaxtl.data.order import evaluation_batches
+from flaxtl import __version__
+from flaxtl.data.pipeline import SHARE
 from flaxtl.data.resident import Resident
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import Classifier, forward
+from flaxtl.models.classifier import Classifier
 from flaxtl.models.trace import Layer
 from flaxtl.train import hosts
 from flaxtl.train import mesh as meshes
+from flaxtl.train.feature_feeds import MappedFeed, ViewsFeed
+from flaxtl.train.feature_files import FeatureFile
 from flaxtl.train.feeds import Feed, ResidentFeed
-from flaxtl.train.groups import Flat, nest
+from flaxtl.train.groups import Flat
 from flaxtl.train.pictures import Pictures
+from flaxtl.train.prefix import Prefix, Views
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Title and total -> a progress bar; entering it gives the function that advances it."""
+
+
+class Cuts(NamedTuple):
+    """Layers that phases start from, and in which views the pictures come there."""
+
+    layers: Sequence[str]
+    views: Views
 
 
 def digest(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
@@ -45,7 +55,8 @@ def digest(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
 class Inputs:
     """The decoded pictures of one split, and what the frozen prefix makes of them.
 
-    `cuts` are the layers that the run's phases start from: one pass over the pictures serves them all.
+    `cuts` are the layers that the run's phases start from: one pass over the pictures serves them all. `augmented` are
+    those of phases that learn from a few augmented views of each picture.
     """
 
     def __init__(
@@ -57,14 +68,17 @@ class Inputs:
         cuts: Sequence[str],
         directory: Path,
         batch: int,
+        augmented: Cuts | None = None,
     ) -> None:
         """Files go to `directory`."""
         self._model, self._mesh, self._batch, self._directory = model, mesh, batch, directory
-        self._order = [layer.name for layer in layers if layer.section == "backbone"]
-        self._cuts = sorted(set(cuts), key=self._order.index)
+        self._shapes = {layer.name: layer.shape for layer in layers if layer.section == "backbone"}
+        self._order = list(self._shapes)
+        self._clean = Cuts(cuts, Views(np.dtype(model.dtype)))
+        self._augmented = augmented
         self._pictures = pictures
-        self._labels = hosts.spread(pictures.labels, meshes.replicated(mesh))
-        self._held: dict[str, jax.Array] = {}
+        self._held: dict[Path, jax.Array] = {}
+        self._pixels = 0
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -75,23 +89,73 @@ class Inputs:
         """Tells the pictures from all others."""
         return self._pictures.digest
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of each device's memory is taken."""
+        return self._pixels + sum(array.nbytes for array in self._held.values())
+
     def pictures(self) -> Feed:
         """The pictures themselves."""
-        return self._pictures.feed(self._mesh)
+        feed = self._pictures.feed(self._mesh)
+        if isinstance(feed, ResidentFeed):
+            self._pixels = feed.data.inputs.nbytes  # they stay
+        self._held = {}
+        return feed
 
-    def features(self, cut: str, parameters: Flat, progress: Bar) -> ResidentFeed:
-        """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand."""
+    def features(self, cut: str, parameters: Flat, progress: Bar, beside: int = 0) -> Feed:
+        """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand.
+
+        They lie on the device, if there is room `beside` so many bytes.
+        """
+        return self._feed(self._clean, cut, parameters, progress, beside)
+
+    def views(self, cut: str, parameters: Flat, progress: Bar, beside: int = 0) -> Feed:
+        """The outputs of layer `cut` for augmented views of each picture, a pass over the pictures a view.
+
+        After as many passes the views come again. They are computed and kept as `features` are.
+        """
+        assert self._augmented is not None, "asked for only where it was announced"
+        return self._feed(self._augmented, cut, parameters, progress, beside)
+
+    def _feed(self, cuts: Cuts, cut: str, parameters: Flat, progress: Bar, beside: int) -> Feed:
         digests = digest({path: value for path, value in parameters.items() if path.startswith("backbone/")})
-        keys = {name: self._key(name, digests) for name in self._cuts}
-        self._held = {key: value for key, value in self._held.items() if key in keys.values()}
-        if keys[cut] not in self._held:
-            self._read(keys)
-        if keys[cut] not in self._held:
-            with progress(f"up to {cut}", len(self)) as advance:
-                self._compute(keys, parameters, advance)
-        return ResidentFeed(Resident(self._held[keys[cut]], self._labels))
+        files = {name: self._file(cuts, name, digests) for name in self._sorted(cuts.layers)}
+        file, labels, count = files[cut], self._pictures.labels, cuts.views.n
+        self._held = {path: array for path, array in self._held.items() if path == file.path}
+        if not self._held:
+            self._fill(files, cut, cuts.views, parameters, progress)
+            if not self._fits(file, beside):
+                return MappedFeed(file, labels, self._mesh, count)
+            self._held[file.path] = hosts.spread(file.read(slice(None)), meshes.replicated(self._mesh))
+        rows = hosts.spread(np.repeat(labels, count), meshes.replicated(self._mesh))
+        data = Resident(self._held[file.path], rows)
+        return ResidentFeed(data) if cuts.views.augmentation is None else ViewsFeed(data, count)
 
-    def _key(self, cut: str, digests: Mapping[str, str]) -> str:
+    def _fill(self, files: Mapping[str, FeatureFile], cut: str, views: Views, parameters: Flat, progress: Bar) -> None:
+        """Compute what is missing, unless `cut` is there."""
+        missing = {name: file for name, file in files.items() if hosts.any_of(file.mapped() is None)}
+        if cut not in missing:
+            return
+        title = f"up to {cut}" if views.augmentation is None else f"in {views.n} views up to {cut}"
+        with progress(title, len(self) * views.n) as advance:
+            Prefix(self._model, self._mesh, parameters).fill(missing, self._pictures, views, self._batch, advance)
+        if hosts.any_of(files[cut].mapped() is None):
+            raise UserError(
+                f"not every process finds the features that the first wrote to {self._directory}; "
+                "let features.directory be a folder that all of them share"
+            )
+
+    def _fits(self, file: FeatureFile, beside: int) -> bool:
+        """Whether every process has room for it on its devices."""
+        memory, _ = meshes.memory(self._mesh)
+        return not hosts.any_of(file.nbytes + self._pixels + beside > SHARE * memory)
+
+    def _file(self, cuts: Cuts, cut: str, digests: Mapping[str, str]) -> FeatureFile:
+        shape = (len(self) * cuts.views.n, *self._shapes[cut])
+        path = self._directory / f"{self._key(cut, digests, cuts.views)}.npy"
+        return FeatureFile(path, shape, cuts.views.dtype)
+
+    def _key(self, cut: str, digests: Mapping[str, str], views: Views | None = None) -> str:
         """Names everything that the outputs of `cut` depend on."""
         below = set(self._order[: self._order.index(cut) + 1])
         model = self._model
@@ -102,58 +166,11 @@ class Inputs:
             model.architecture.name,
             str(model.dtype),
             cut,
+            repr(views or self._clean.views),
         ]
         parts += sorted(f"{path}={value}" for path, value in digests.items() if path.split("/")[1] in below)
         return f"{cut}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
-    def _file(self, key: str) -> Path:
-        return self._directory / f"{key}.npy"
-
-    def _read(self, keys: Mapping[str, str]) -> None:
-        for key in keys.values():
-            if key in self._held:
-                continue
-            stored = self._stored(key)
-            if not hosts.any_of(stored is None):
-                self._held[key] = hosts.spread(stored, meshes.replicated(self._mesh))
-
-    def _stored(self, key: str) -> npt.NDArray[Any] | None:
-        """What the file of `key` holds; None if there is none, or a damaged one: it is then computed again."""
-        try:
-            stored: npt.NDArray[Any] = np.load(self._file(key)).view(self._model.dtype)  # of bfloat16 .npy keeps bytes
-        except (OSError, EOFError, ValueError):
-            return None
-        return stored
-
-    def _compute(self, keys: Mapping[str, str], parameters: Flat, advance: Callable[[int], None]) -> None:
-        """One pass over the pictures up to the highest cut, the lower ones tapped on the way."""
-        cuts = tuple(self._cuts)
-
-        def run(parameters: Flat, pictures: jax.Array) -> dict[str, jax.Array]:
-            return forward(self._model, nest(parameters), pictures, stop=cuts[-1], taps=cuts).taps
-
-        whole, split = meshes.replicated(self._mesh), meshes.batched(self._mesh)
-        compiled = jax.jit(run, in_shardings=(whole, split), out_shardings=whole)
-        outputs: dict[str, npt.NDArray[Any]] = {}
-        first = 0
-        for indices, real in evaluation_batches(len(self), self._batch):
-            last = first + int(real.sum())
-            for cut, value in compiled(parameters, hosts.spread(self._pictures.read(indices), split)).items():
-                output = outputs.setdefault(cut, np.empty((len(self), *value.shape[1:]), value.dtype))
-                output[first:last] = np.asarray(value)[real]
-            advance(last - first)
-            first = last
-        for cut, output in outputs.items():
-            if hosts.writes():
-                self._write(keys[cut], output)
-            self._held[keys[cut]] = hosts.spread(output, whole)
-
-    def _write(self, key: str, output: npt.NDArray[Any]) -> None:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with files.whole(self._file(key), "wb") as file:
-                np.save(file, output)
-        except OSError as error:
-            raise UserError(
-                f"cannot write features to {self._directory} ({error.strerror}); choose another features.directory"
-            ) from error
+    def _sorted(self, layers: Sequence[str]) -> list[str]:
+        """From low to high, each once."""
+        return sorted(set(layers), key=self._order.index)

@@ -139,7 +139,9 @@ def any_of(flag: bool) -> bool:
 
 
 def spread(array: Any, sharding: Sharding) -> jax.Array:
-    """A fresh array on all devices of all processes; each process gives the whole of it and sends what its own hold.
+    """An array on all devices of all processes; each process gives the whole of it and sends what its own hold.
+
+    Of a jax array it is a copy; on CPU it may share the memory of a numpy array, which nobody may write to after.
 
     With several processes jax.device_put would first compare the array over all of them: milliseconds, where this
     takes microseconds.

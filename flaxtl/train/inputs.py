@@ -18,8 +18,9 @@ from flaxtl.data.manifest import Example
 from flaxtl.data.store import Store
 from flaxtl.terminal import bar
 from flaxtl.train import mesh as meshes
-from flaxtl.train.features import Inputs
+from flaxtl.train.features import Cuts, Inputs
 from flaxtl.train.pictures import Held, Pictures, Pixels, Stored
+from flaxtl.train.prefix import VIEWS_DTYPE, Views
 from flaxtl.train.setup import Setup, prepare
 
 _LISTED = 10  # left-out pictures that are named on the console; summary.json names all
@@ -161,14 +162,18 @@ def _pictures(setup: Setup, examples: Sequence[Example], decoded: Pixels | Store
 
 
 def _inputs(setup: Setup, split: str, pictures: Pictures) -> Inputs:
-    """Training pictures are needed from the cuts of phases without augmentation; the others from every cut."""
-    phases = [phase for phase in setup.phases if not (split == "train" and phase.augment)]
+    """Training pictures are needed from the cuts of phases, augmented or not; the others, clean, from every cut."""
+    config = setup.config
+    views = Views(VIEWS_DTYPE, config.features.views, config.seed, setup.augmentation)
+    augmented = [phase for phase in setup.phases if split == "train" and phase.augment]
+    clean = [phase for phase in setup.phases if phase not in augmented]
     return Inputs(
         model=setup.network.model,
         layers=setup.network.layers,
         mesh=setup.mesh,
         pictures=pictures,
-        cuts=[phase.cut for phase in phases if phase.cut],
+        cuts=[phase.cut for phase in clean if phase.cut],
         directory=features_directory(setup),
-        batch=setup.config.batch,
+        batch=config.batch,
+        augmented=Cuts([phase.cut for phase in augmented if phase.cut], views) if views.n else None,
     )

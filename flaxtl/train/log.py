@@ -16,6 +16,9 @@ from flaxtl.files import write_text
 from flaxtl.terminal import advancing, bar
 from flaxtl.train import hosts
 
+_NEEDED = {"phase": str, "epoch": int, "step": int, "seconds": float}
+"""What a run that goes on reads of its rows."""
+
 
 class Log:
     """One run's voice. Rows go to metrics.jsonl at once; a resumed run first drops rows after its checkpoint."""
@@ -96,12 +99,15 @@ def _measures(row: Mapping[str, Any]) -> str:
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; an unfinished last line, left by a crash, is dropped."""
+    """The rows of metrics.jsonl up to the first that is none: an unfinished last line, left by a crash, is dropped."""
     found: list[dict[str, Any]] = []
     file = workdir / "metrics.jsonl"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not _NEEDED.items() <= {name: type(row.get(name)) for name in _NEEDED}.items():
+            break
+        found.append(row)
     return found

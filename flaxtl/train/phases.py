@@ -26,7 +26,7 @@ HIGHER_IS_BETTER = {
 }
 
 CACHE_BYTES = 8 * 2**30
-"""How large the outputs of a frozen prefix may be: they lie in device memory, beside the pictures."""
+"""How large the outputs of a frozen prefix may be, for one view of each training picture."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,20 @@ def plan(
         )
     if len({phase.name for phase in phases}) < len(phases):
         raise UserError(f"phases names a phase twice: {', '.join(config.phases)}; give each its own name and settings")
+    _check_views(config, phases)
     return tuple(phases)
+
+
+def _check_views(config: Any, phases: Sequence[Phase]) -> None:
+    """Refuse what cannot be kept: mixtures are of pictures that meet in a batch."""
+    views, mixing = config.features.views, [name for name in ("mixup", "cutmix") if config.augmentation[name]]
+    if views < 0:
+        raise UserError(f"features.views is {views}; give 0 for fresh augmentation, or the number of views to keep")
+    if views and mixing and any(phase.augment and phase.cut for phase in phases):
+        raise UserError(
+            f"features.views={views} keeps views of single pictures, but augmentation.{mixing[0]} mixes two anew in "
+            f"every step; set features.views=0 or augmentation.{mixing[0]}=0"
+        )
 
 
 def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:

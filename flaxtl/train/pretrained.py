@@ -58,7 +58,7 @@ def load_base(
     located = fetch.locate(
         request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say, option=option
     )
-    loaded = load(located.path, expected_shapes(model), optional_layers(architecture))
+    loaded = load(located.path, expected_shapes(model), optional_layers(architecture), trusted=located.trusted)
     return replace(loaded, origin=f"{located.path.name} ({located.origin})")
 
 

@@ -8,7 +8,8 @@ from flaxtl.train import mesh as meshes
 from flaxtl.train import rundir, steps
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.epochs import Epochs, Leg
-from flaxtl.train.features import Inputs, digest
+from flaxtl.train.feature_feeds import MappedFeed
+from flaxtl.train.features import Bar, Inputs, digest
 from flaxtl.train.feeds import Feed
 from flaxtl.train.groups import Flat
 from flaxtl.train.interruption import Interruption
@@ -58,9 +59,11 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
 
 def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation: Any) -> Leg:
     setup = run.setup
-    start = None if phase.augment else phase.cut
-    data, validation = _data(run, "train", start, parameters), _data(run, "validation", phase.cut, parameters)
-    augmentation = setup.augmentation if phase.augment else None
+    fresh = phase.augment and not (phase.cut and setup.config.features.views)
+    start = None if fresh else phase.cut
+    augmentation = setup.augmentation if fresh else None
+    validation = _clean(run, "validation", phase.cut, parameters)
+    data = _views(run, phase, parameters) if phase.augment and start else _clean(run, "train", start, parameters)
     train_step = steps.train_step(
         setup.network.model,
         transformation,
@@ -76,12 +79,32 @@ def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation:
     return Leg(phase, frozen, data, validation, augmentation, train_step, eval_step)
 
 
-def _data(run: Run, split: str, cut: str | None, parameters: Flat) -> Feed:
+def _clean(run: Run, split: str, cut: str | None, parameters: Flat) -> Feed:
     """The split's pictures, or with a cut what the frozen prefix makes of them."""
     inputs = run.inputs[split]
     if cut is None:
         return inputs.pictures()
-    return inputs.features(cut, parameters, lambda title, n: run.log.advancing(f"{split} pictures {title}", n))
+    return inputs.features(cut, parameters, _bar(run, split), _beside(run, split))
+
+
+def _views(run: Run, phase: Phase, parameters: Flat) -> Feed:
+    """What the frozen prefix makes of a few augmented views of the training pictures."""
+    assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
+    data = run.inputs["train"].views(phase.cut, parameters, _bar(run, "train"), _beside(run, "train"))
+    place = ", read from a file batch by batch" if isinstance(data, MappedFeed) else ""
+    run.log.say(
+        f"{phase.name}: {run.setup.config.features.views} views of each picture stand for fresh augmentation{place}"
+    )
+    return data
+
+
+def _bar(run: Run, split: str) -> Bar:
+    return lambda title, n: run.log.advancing(f"{split} pictures {title}", n)
+
+
+def _beside(run: Run, split: str) -> int:
+    """Bytes that the other splits hold on each device."""
+    return sum(inputs.held_bytes for name, inputs in run.inputs.items() if name != split)
 
 
 def _prove_freeze(phase: Phase, before: Mapping[str, str], frozen: Flat, ended: Flat) -> int:

@@ -37,7 +37,7 @@ def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
     changed = [
         line
         for line in recipe.differences(_completed(_json(workdir / "config.json")), config)
-        if not line.startswith(("features.", "checkpoint."))  # they change where and when, not what
+        if not line.startswith(("features.directory", "checkpoint."))  # they change where and when, not what
     ]
     if changed:
         raise UserError(
@@ -72,7 +72,7 @@ def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers:
 def summary(workdir: Path) -> dict[str, Any]:
     """summary.json, or {} before it is there."""
     file = workdir / "summary.json"
-    return dict(_json(file)) if file.is_file() else {}
+    return _json(file) if file.is_file() else {}
 
 
 def note(workdir: Path, **values: Any) -> None:
@@ -98,13 +98,16 @@ def config_of(workdir: Path) -> Any:
     return recipe.from_json(_json(workdir / "config.json"))
 
 
-def _json(file: Path) -> Any:
+def _json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be read as JSON ({error}); restore it or start anew in another --workdir"
         ) from error
+    return found
 
 
 def _write(file: Path, value: Any) -> None:

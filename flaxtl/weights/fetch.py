@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,10 +18,11 @@ _HASHES = {32: "md5", 64: "sha256"}  # the kind of a hash by its length, as Kera
 
 @dataclass(frozen=True)
 class Located:
-    """A weight file on this machine and, in words, where it came from."""
+    """A weight file on this machine; in words, where it came from; whether it is known to be the published one."""
 
     path: Path
     origin: str
+    trusted: bool = False
 
 
 def locate(
@@ -47,7 +48,7 @@ def locate(
     if request == "builtin":
         if builtin is None:
             raise UserError(f"no weights for {filename} ship with flaxtl; use {option}=imagenet or the path of a file")
-        return Located(builtin, "built into flaxtl")
+        return Located(builtin, "built into flaxtl", trusted=True)
     path = Path(request).expanduser()
     if not path.exists():
         raise UserError(f"no weight file {request!r}; give the path of a file, 'imagenet' or 'builtin'")
@@ -67,13 +68,14 @@ def _imagenet(
     kind = _HASHES[len(hash)] if hash else ""
     for found in cached(filename):
         if not hash or _digest(found.path, kind) == hash:
-            return found
+            return replace(found, trusted=bool(hash))
         say(f"{found.path} is passed over: its {kind} is not {hash}, so it is another file or a half one.")
     unchecked = "" if hash else " No hash of this file is published, so what arrives is not checked."
     say(f"Downloading {url} into {cache.directory('weights')}.{unchecked}")
     try:
         known_hash = f"{kind}:{hash}" if hash else None
-        return Located(_download(filename, url, known_hash), f"downloaded from {urlsplit(url).netloc}")
+        path = _download(filename, url, known_hash)
+        return Located(path, f"downloaded from {urlsplit(url).netloc}", trusted=bool(hash))
     except (OSError, ValueError) as error:  # the network, HTTP and the disk raise OSError, a wrong hash ValueError
         reason = _reason(error, url)
     if builtin is None:
@@ -82,7 +84,7 @@ def _imagenet(
             f"and give the copy with {option}=FILE"
         )
     say(f"The download failed: {reason}. The weights built into flaxtl, {builtin.name}, are used in their place.")
-    return Located(builtin, "built into flaxtl")
+    return Located(builtin, "built into flaxtl", trusted=True)
 
 
 def _download(filename: str, url: str, known_hash: str | None) -> Path:

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from flaxtl.errors import UserError
 from flaxtl.weights.tree import Stored
 
-MAX_BYTES = 4 * 2**30  # all arrays of a file together; the largest network in Keras, ConvNeXtXLarge, has 1.4 GB
+MAX_BYTES = 768 * 2**20
+"""Of all arrays of a weight file together, of any kind: they are held up to twice at a time, which stays below 2 GiB.
+
+The largest published file of the catalog, VGG19 with its top, has 575 MB.
+"""
+
 MAX_EXPANSION = 1000  # declared bytes per stored byte; deflate reaches 1032 on constant data, trained weights 1.1
 
 _FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises on damaged files

@@ -91,7 +91,12 @@ def weights_of_archive(path: Path) -> BytesIO:
             if MEMBER not in archive.namelist():
                 raise UserError(f"{path} is a zip archive without {MEMBER!r}; save the model again with Keras 3")
             member = archive.getinfo(MEMBER)
-            if member.file_size > min(MAX_BYTES, MAX_ZIP_EXPANSION * member.compress_size):
+            if member.file_size > MAX_BYTES:
+                raise UserError(
+                    f"{path} holds {member.file_size:,} bytes, more than any network needs; save its weights alone, "
+                    "without the optimizer's state, by model.save_weights('NAME.weights.h5')"
+                )
+            if member.file_size > MAX_ZIP_EXPANSION * member.compress_size:
                 raise UserError(
                     f"{path} is refused: {MEMBER!r} would unpack {member.compress_size:,} bytes to "
                     f"{member.file_size:,}; take the file from its original source"

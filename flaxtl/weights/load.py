@@ -4,15 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
 from flaxtl.errors import UserError
-from flaxtl.weights import autonames, convert, keras3, keras_h5, normalization, onnx, safetensors_file, timm
-from flaxtl.weights.h5_safety import SafeFile, opened
+from flaxtl.weights import autonames, convert, h5_layers, h5_trial, normalization, onnx, safetensors_file, timm
+from flaxtl.weights.h5_safety import MAX_BYTES
 from flaxtl.weights.merge import Row, merge
 from flaxtl.weights.tree import Expected, Found, Layers, Tree
-
-_ZIP = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -24,20 +20,24 @@ class Loaded:
     origin: str
 
 
-def load(path: Path, expected: Expected, optional: Collection[str] = frozenset()) -> Loaded:
+def load(
+    path: Path, expected: Expected, optional: Collection[str] = frozenset(), *, trusted: bool = False
+) -> Loaded:  # fmt: skip
     """Read the weight file at `path` and fit it to `expected`; layers named in `optional` are skipped.
 
     `optional` may name the layers of the whole network: layers that Keras named itself are known by their order in it.
+    A file that is not `trusted` to be a published one may be anything: see h5_trial.
     Reads Keras' HDF5 files of every vintage, `.keras` archives, flaxtl's safetensors files, and ONNX.
     Raises UserError for a file that is none of these, is damaged or unsafe, or does not fit.
     """
-    found, origin = _read(path, expected, dict.fromkeys((*optional, *expected)))
+    found, origin = _read(path, expected, dict.fromkeys((*optional, *expected)), trusted)
     return _fit(path, expected, found, optional, origin)
 
 
 def load_timm(path: Path, network: str, expected: Expected, optional: Collection[str] = frozenset()) -> Loaded:
     """`load` for a safetensors file of PyTorch's `network` under the names of timm or torchvision (see timm.read)."""
     _first_bytes(path)  # tells what is wrong with a path
+    _check_size(path)
     found = timm.read(path, network, {*expected, *optional}, expected)
     return _fit(path, expected, found, optional, "PyTorch safetensors")
 
@@ -47,14 +47,14 @@ def _fit(path: Path, expected: Expected, found: Found, optional: Collection[str]
     return Loaded(merged.tree, merged.rows, origin)
 
 
-def _read(path: Path, expected: Expected, known: Collection[str]) -> tuple[Found, str]:
+def _read(path: Path, expected: Expected, known: Collection[str], trusted: bool) -> tuple[Found, str]:
     start = _first_bytes(path)
-    if start.startswith(_ZIP):
-        with opened(keras3.weights_of_archive(path), path) as file:
-            return _leaves(file, keras3.read(file, expected), expected, known), "Keras 3 .keras archive"
-    if h5py.is_hdf5(path):
-        with opened(path, path) as file:
-            return _read_h5(file, expected, known)
+    if h5_layers.recognises(path, start):
+        if not trusted:
+            h5_trial.run(path)
+        layers, origin = h5_layers.read(path, known, expected)
+        return _leaves(normalization.without(layers, path), path, expected, known), origin
+    _check_size(path)
     if start[8:9] == b"{":  # eight bytes of length, then JSON
         leaves, metadata = safetensors_file.read(path)
         return leaves, f"safetensors ({metadata.get('precision', 'precision not told')})"
@@ -65,17 +65,8 @@ def _read(path: Path, expected: Expected, known: Collection[str]) -> tuple[Found
     )
 
 
-def _read_h5(file: SafeFile, expected: Expected, known: Collection[str]) -> tuple[Found, str]:
-    if keras_h5.recognises(file):
-        return _leaves(file, keras_h5.read(file, known), expected, known), keras_h5.describe(file)
-    if keras3.recognises(file):
-        return _leaves(file, keras3.read(file, expected), expected, known), "Keras 3 .weights.h5"
-    raise UserError(f"{file.path} is an HDF5 file, but not one of Keras' weight files; save the weights with Keras")
-
-
-def _leaves(file: SafeFile, layers: Layers, expected: Expected, known: Collection[str]) -> Found:
-    layers = normalization.without(layers, file.path)
-    return convert.to_leaves(autonames.rename(layers, (known, expected), file.path), expected)
+def _leaves(layers: Layers, path: Path, expected: Expected, known: Collection[str]) -> Found:
+    return convert.to_leaves(autonames.rename(layers, (known, expected), path), expected)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -91,6 +82,13 @@ def _first_bytes(path: Path) -> bytes:
     if not start:
         raise UserError(f"{path} is empty; copy or download it again")
     return start
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that is no HDF5 file, and so is read whole, if no network needs so much."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, more than any network needs; give the file of the weights alone")
 
 
 def _guess(start: bytes) -> str:

@@ -6,7 +6,9 @@ made of its own bytes and nothing is allocated beyond them.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ _DTYPES: dict[int, Any] = {_FLOAT: "<f4", 10: "<f2", 11: "<f8", 16: ml_dtypes.bf
 """TensorProto.DataType of the kinds that weights come in; what is left out are shapes and indices."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
+
+_TOO_MANY_AXES = 65  # for numpy, which says so: a stranger's file may announce any number
 
 _NAMES = re.compile(r"(?P<layer>.+)_(?P<leaf>[wb])_0")
 _LEAVES = {"w": "kernel", "b": "bias"}
@@ -72,7 +76,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _stored(name: str, layer: str, tensor: memoryview) -> Stored:
-    kind, shape = _last(tensor, _DATA_TYPE), list(_numbers(tensor, _DIMS))
+    kind, shape = _last(tensor, _DATA_TYPE), list(islice(_numbers(tensor, _DIMS), _TOO_MANY_AXES))
     data = _chunks(tensor, _RAW_DATA) or (_chunks(tensor, _FLOAT_DATA) if kind == _FLOAT else [])
     values = np.frombuffer(data[0] if len(data) == 1 else b"".join(data), _DTYPES[kind]).reshape(shape)
     if values.shape[:2] == (1, 1) and values.ndim == 4:  # Caffe once kept matrices with four axes
@@ -99,7 +103,8 @@ def _numbers(message: memoryview, number: int) -> Iterator[int]:
 
 def _last(message: memoryview, number: int) -> int:
     """The whole number in the last of the fields `number`, which rules; 0 where there is none."""
-    return ([0, *_numbers(message, number)])[-1]
+    last = deque(_numbers(message, number), maxlen=1)
+    return last[0] if last else 0
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

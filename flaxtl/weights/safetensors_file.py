@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from flaxtl.errors import UserError
 from flaxtl.files import whole
+from flaxtl.weights.h5_safety import MAX_BYTES
 from flaxtl.weights.tree import Stored, Tree
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -75,9 +76,14 @@ def tensors_of(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """
     payload = path.read_bytes()
     try:
-        return {name: _view(name, tensor) for name, tensor in _deserialize(payload)}, _metadata(payload)
+        tensors = {name: _view(name, tensor) for name, tensor in _deserialize(payload)}
+        metadata = _metadata(payload)
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path} is cut short or damaged ({error}); copy or make it again") from error
+    size = sum(np.dtype(np.float32).itemsize * stored.values.size for stored in tensors.values())
+    if size > MAX_BYTES:
+        raise UserError(f"{path} comes to {size:,} bytes in float32, more than any network needs; it is another file")
+    return tensors, metadata
 
 
 def quantise(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -98,11 +104,11 @@ def _encode(key: str, values: NDArray[np.float32], precision: Precision) -> dict
 def _decode(stored: Stored, scale: Stored | None, path: Path) -> Stored:
     if stored.values.dtype == np.int64:
         return stored  # whole numbers, which are no weights
-    values = stored.values.astype(np.float32)
+    values = stored.values.astype(np.float32, copy=False)
     if stored.values.dtype == np.int8:
         if scale is None or scale.values.shape != values.shape[-1:]:
             raise UserError(f"{path} holds {stored.name!r} in int8 without its scale per channel; make the file again")
-        values *= scale.values
+        values = values * scale.values
     return Stored(stored.name, stored.dtype, values)
 
 

@@ -1,0 +1,199 @@
+"""A small run directory, a recipe and lists of pictures, and what reads them: report, evaluate, predict and train."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from flaxtl import recipe
+from flaxtl.data import sources
+from flaxtl.data.listing import of_folder
+from flaxtl.data.manifest import Manifest, build
+from flaxtl.results import predictions_file, report
+from flaxtl.results.samples import augmented_samples
+from flaxtl.results.trained import setup_of
+from flaxtl.train import log, rundir
+from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.setup import Setup, prepare
+from flaxtl.train.table import layer_rows
+from fuzzing.subject import Subject
+
+CLASSES, EACH, SIDE = ("blue", "red"), 6, 32
+PHASES = ("frozen", "finetune")
+RECIPE = """from ml_collections import ConfigDict
+
+
+def get_config():
+    c = ConfigDict()
+    c.seed = 3
+    c.batch = 4
+    c.data = dict(source="garden", height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.model = dict(name="vgg16", stop="block1_pool")
+    c.weights = dict(path="random")
+    c.head = dict(pooling="global_average", units=(4,), dropout=0.4)
+    c.augmentation = dict(rotation=20.0, horizontal_flip=True, fill="reflect")
+    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
+    c.class_weights = dict(red=2.0)
+    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen", "finetune")
+    c.frozen = dict(epochs=2, augment=False, lr=dict(head=1e-2, base=0.0))
+    c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-3, base=1e-4), schedule="cosine", warmup_steps=1)
+    return c
+"""
+
+
+def config(folder: Path) -> list[Subject]:
+    """The files of a run directory as `report`, `evaluate` and `predict` read them, and the text of a recipe."""
+    _run(folder / "run", _paint(folder / "pictures"))
+    (folder / "recipe").mkdir()
+    (folder / "recipe/recipe.py").write_text(RECIPE)
+    (folder / "recipe/manifest.csv").write_bytes((folder / "run/manifest.csv").read_bytes())
+    files = ("config.json", "summary.json", "layers.json", "metrics.jsonl", "predictions.csv")
+    return [
+        *(Subject(folder / "run", (file,), _report, text=True) for file in files),
+        Subject(folder / "run", ("config.json", "summary.json", "metrics.jsonl"), _resume, text=True),
+        Subject(folder / "recipe", ("recipe.py",), _recipe, text=True),
+    ]
+
+
+def manifest(folder: Path) -> list[Subject]:
+    """A run's manifest.csv, and lists of pictures for csv:FILE."""
+    _run(folder / "run", _paint(folder / "pictures"))
+    rows = [f"../valid/manifest/pictures/{label}/{number}.png" for label in CLASSES for number in range(EACH)]
+    (folder / "lists").mkdir()
+    listed = "".join(f"{row},{Path(row).parent.name},{split}\n" for row, split in zip(rows, ["train", "val"] * EACH))  # noqa: B905
+    (folder / "lists/splits.csv").write_text("path,label,split\n" + listed, encoding="utf-8-sig")
+    (folder / "lists/plain.csv").write_text(
+        "label,path\r\n" + "".join(f'"{Path(row).parent.name}",{row}\r\n' for row in rows)
+    )
+    return [
+        Subject(folder / "run", ("manifest.csv",), _report, text=True),
+        *(Subject(folder / "lists", (file,), _list, text=True) for file in ("splits.csv", "plain.csv")),
+    ]
+
+
+def checkpoint(folder: Path) -> list[Subject]:
+    """Every file of a checkpoint."""
+    _run(folder / "run", _paint(folder / "pictures"))
+    setup = setup_of(folder / "run")
+    like = setup.abstract_parameters()
+    with Checkpoints(folder / "run") as checkpoints:
+        checkpoints.save_phase(1, {path: jnp.ones(leaf.shape, leaf.dtype) for path, leaf in like.items()})
+    found = (file for file in (folder / "run/checkpoints").rglob("*") if file.is_file() and file.stat().st_size)
+    files = sorted((str(file.relative_to(folder / "run")) for file in found), key=_without_chance)
+
+    def restore(case: Path, file: str) -> None:
+        with Checkpoints(case) as checkpoints:
+            done = checkpoints.phases_done()
+            if done is not None:
+                checkpoints.restore_phase(done, like)
+
+    return [Subject(folder / "run", (file,), restore) for file in files]
+
+
+def _without_chance(name: str) -> str:
+    """The name of a checkpoint's file less what orbax draws at random, so that the order is the same in every run."""
+    return re.sub("[0-9a-f]{32}", "", name)
+
+
+def _paint(folder: Path) -> Path:
+    """FOLDER/CLASS/NUMBER.png of noise."""
+    for label in CLASSES:
+        (folder / label).mkdir(parents=True)
+        for number in range(EACH):
+            noise = np.random.default_rng([len(label), number]).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / label / f"{number}.png")
+    return folder
+
+
+def _run(workdir: Path, pictures: Path) -> None:
+    """What a finished run of two phases leaves, but for its checkpoints."""
+    workdir.mkdir()
+    (workdir / "recipe.py").write_text(RECIPE.replace("garden", f"folder:{pictures}"))
+    made = recipe.load(str(workdir / "recipe.py"))
+    listed = build(of_folder(pictures), made.data.fractions.to_dict(), made.seed)
+    setup = prepare(made, workdir, listed)
+    rundir.create(workdir, recipe.to_json(made), listed, layer_rows(setup.network, setup.phases, "random"))
+    rundir.note(
+        workdir, command="flaxtl train", weights={"path": "random", "origin": "random"}, wall_seconds=3.0,
+        complete=True, skipped={"x.png": "empty"}, timings={"frozen: features": 0.5},
+    )  # fmt: skip
+    _measure(workdir, setup)
+    _predict(workdir, setup)
+
+
+def _measure(workdir: Path, setup: Setup) -> None:
+    rows = []
+    for phase in PHASES:
+        measures = {"loss": 0.5, "accuracy": 0.75}
+        told = {split: {**measures, "n": 4} for split in ("train", "validation", "test")}
+        rundir.note_phase(
+            workdir, phase, rates={"head": 1e-3, "base": 0.0}, augment=False, epochs=1, learning_parameters=30,
+            frozen_leaves_unchanged=4, wall_seconds=1.5, **told,
+        )  # fmt: skip
+        row = {f"{split}_{key}": value for split in ("train", "validation") for key, value in measures.items()}
+        rows.append({"phase": phase, "epoch": 1, "step": len(rows) + 1, "seconds": 0.5, **row})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _predict(workdir: Path, setup: Setup) -> None:
+    examples = [example for split in ("validation", "test") for example in setup.manifest.of_split(split)]
+    shares = np.linspace(0.1, 0.9, len(examples), dtype=np.float32)
+    predictions = predictions_file.Predictions(
+        paths=tuple(example.path for example in examples),
+        splits=tuple(example.split for example in examples),
+        labels=setup.manifest.labels(examples),
+        probabilities=np.stack([shares, 1 - shares], axis=1),
+        classes=CLASSES,
+    )
+    predictions_file.write(workdir / "predictions.csv", predictions)
+
+
+def _report(case: Path, file: str) -> None:
+    """As `report` reads a run directory, and before it `evaluate` and `predict`."""
+    setup = setup_of(case)
+    setup.abstract_parameters()
+    report.write(case, augmented=augmented_samples(setup))
+
+
+def _resume(case: Path, file: str) -> None:
+    """As `train` reads a run directory that is there already."""
+    config = recipe.load(str(case / "recipe.py"))
+    rundir.check_recipe(case, recipe.to_json(config))
+    rundir.summary(case).get("complete")
+    [row["step"] for row in log.rows(case)]
+    prepare(config, case, Manifest.read(case / "manifest.csv"))
+
+
+def _recipe(case: Path, file: str) -> None:
+    """As `train` reads a recipe; one that is other code may do anything, and is not run."""
+    text = (case / file).read_bytes()
+    if _skeleton(text) in (None, _skeleton(RECIPE.encode())):
+        config = recipe.load(str(case / file))
+        recipe.to_json(config)
+        prepare(config, case, Manifest.read(case / "manifest.csv"))
+
+
+def _skeleton(text: bytes) -> str | None:
+    """The code without its constants; None where it is no Python."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            node.value = 0
+        elif isinstance(node, ast.keyword):
+            node.arg = "key"
+    return ast.dump(tree)
+
+
+def _list(case: Path, file: str) -> None:
+    """As `doctor` and `train` read a list of pictures."""
+    source = f"csv:{case / file}"
+    sources.survey(source, case)
+    build(sources.find(source, case), {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=0)
