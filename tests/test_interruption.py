@@ -48,6 +48,12 @@ def test_handlers_that_were_there_come_back():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_who_goes_on_after_a_signal_is_not_ended_later():
+    with Interruption(grace=0.2).listening() as interruption, interruption.patient():
+        send(signal.SIGTERM)
+    time.sleep(0.5)  # without the end of the grace, the process of this test would be gone
+
+
 def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
     heard = []
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -61,7 +60,8 @@ class Interruption:
             return
         heard, told = os.pipe()
         os.set_blocking(told, False)
-        threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
+        ended = threading.Event()
+        threading.Thread(target=self._watch, args=(heard, ended), daemon=True).start()
         pipe = signal.set_wakeup_fd(told)
         handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
@@ -70,7 +70,8 @@ class Interruption:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(pipe)
-            os.close(told)  # ends the thread
+            ended.set()
+            os.close(told)  # both end the thread
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -87,11 +88,10 @@ class Interruption:
         self._number = number
         self._tell()
 
-    def _watch(self, heard: int) -> None:
+    def _watch(self, heard: int, ended: threading.Event) -> None:
         """The clock of the grace. Python's own handlers wait while XLA compiles; the bytes of the pipe do not."""
         with os.fdopen(heard, "rb", buffering=0) as pipe:
             while told := pipe.read(1):
-                if (number := told[0]) in SIGNALS:
-                    time.sleep(self._grace)
+                if (number := told[0]) in SIGNALS and not ended.wait(self._grace):
                     os.write(2, b"flaxtl: what was being computed took too long to be finished and kept\n")
                     os._exit(exit_code(number))
