@@ -1,10 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, belong to one process at a time, and find room."""
 
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
+
+from flaxtl.errors import UserError
 
 
 @contextmanager
@@ -32,3 +37,34 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file as `whole` does."""
     with whole(path) as file:
         file.write(text)
+
+
+def claimed(path: Path, *, wait: bool) -> BufferedRandom | None:
+    """`path`, made if it is absent, opened for reading and writing and locked by this process.
+
+    The system lets go of the lock however the process ends. Where another holds it, wait, or return None.
+    """
+    while True:
+        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(opened.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            opened.close()
+            return None
+        except OSError:
+            pass  # a file system without locks, as some network file systems are
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(opened.fileno()), path.stat()):
+                return opened
+        opened.close()  # who held it renamed or removed it meanwhile
+
+
+def require_room(folder: Path, needed: int, what: str, cure: str) -> None:
+    """Raise UserError unless `needed` bytes are free in `folder`: '`what` 3.0 GB in ..., where ...; `cure`'."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{what} {_size(needed)} in {folder}, where {_size(free)} are free; {cure}")
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

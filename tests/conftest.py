@@ -29,3 +29,36 @@ def shared():
     if not folder.is_dir():
         pytest.skip("no real pictures and weights beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """For a module that trains one small network again and again: the compiler's answers are kept and used again."""
+    import small
+
+    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The pictures of a small run."""
+    import small
+
+    return small.pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    """The setup of a small run."""
+    import small
+
+    return small.setup(folder, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def parameters(prepared):
+    """The fresh parameters of a small run."""
+    import small
+
+    return small.parameters(prepared.network, prepared.config)

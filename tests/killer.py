@@ -32,11 +32,14 @@ def counted(function, at, number):
     return run
 
 
+def made_counted(maker, at, number):
+    return lambda *given: counted(maker(*given), at, number)
+
+
 def watch(at, number):
     """Make everything that a run does tell that it is about to be done."""
-    train_step, eval_step = steps.train_step, steps.eval_step
-    steps.train_step = lambda *given, **named: counted(train_step(*given, **named), at, number)
-    steps.eval_step = lambda *given, **named: counted(eval_step(*given, **named), at, number)
+    for name in ("train_step", "train_steps", "eval_step"):
+        setattr(steps, name, made_counted(getattr(steps, name), at, number))
     log.Log._record = counted(log.Log._record, at, number)
     for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):
         setattr(owner, name, counted(getattr(owner, name), at, number))

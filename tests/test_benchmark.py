@@ -151,8 +151,8 @@ def test_a_peak_is_published_or_measured(monkeypatch):
 def told(workdir, **phases):
     """A finished run as flaxtl train leaves it."""
     workdir.mkdir()
-    features = {f"{name}: features": 1.0 for name in phases}
-    summary = {"wall_seconds": 10.0, "timings": features, "phases": phases}
+    timings = {"start to first step": 3.0} | {f"{name}: features": 1.0 for name in phases}
+    summary = {"wall_seconds": 10.0, "timings": timings, "phases": phases}
     (workdir / "summary.json").write_text(json.dumps(summary))
 
 
@@ -170,6 +170,7 @@ def test_job_adds_up(monkeypatch, tmp_path, capsys):
     found = benchmark(monkeypatch, tmp_path, "job", f"--config={DEMO}", "--config.seed=3", "--repeats=1")
     assert commands[0][-1] == "--config.seed=3"
     parts = found["runs"][0]["parts"]
+    assert found["runs"][0]["first_step"] == 3.0
     assert (parts[run.AROUND], parts["frozen: features"], parts["frozen: steps, validation"]) == (6.0, 1.0, 3.0)
     assert sum(parts.values()) == pytest.approx(found["seconds"])
     assert "50.00%" in capsys.readouterr().out
@@ -208,7 +209,7 @@ def test_growth_lists_pictures_of_every_class_and_plots(monkeypatch, tmp_path):
         source = next(each for each in overrides if each.startswith("--config.data.source=csv:"))
         rows = Path(source.split("csv:")[1]).read_text().splitlines()[1:]
         jobs.append((len(rows), len({row.split(",")[1] for row in rows}), environment))
-        return run.Run(2.0 * len(jobs), {"decoding": 1.0}, {}, workdir)
+        return run.Run(2.0 * len(jobs), 1.0, {"decoding": 1.0}, {}, workdir)
 
     monkeypatch.setattr(growth.flaxtl_run, "train", train)
     plot, some = f"--plot={tmp_path / 'growth.png'}", ("--side=16", "--pictures=6", "--repeats=1")

@@ -177,9 +177,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, mesh, 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     with Checkpoints(tmp_path) as checkpoints:
         # 5 arrays of a learning leaf, 4 MB each, of two leaves, and a few scalars
-        with pytest.raises(
-            UserError, match=r"needs 32\.0 MB in .*checkpoints, where 1\.0 MB are free; free some space"
-        ):
+        with pytest.raises(UserError, match=r"needs 32\.0 MB in .*, where 1\.0 MB are free; free some space"):
             checkpoints.save_latest(progress(mesh, 5, Memory(5, None, 0)))
         with pytest.raises(UserError, match=r"needs 4\.0 MB in"):
             checkpoints.save_phase(1, {"head/out/kernel": jnp.ones(LARGE)})

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 
 ONE_RUN = """
 import json, sys
@@ -55,11 +54,6 @@ class Made:
         self.phases = json.loads((workdir / "summary.json").read_text())["phases"]
         with np.load(workdir / "last.npz") as arrays:
             self.parameters = dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

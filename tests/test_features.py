@@ -14,21 +14,6 @@ from flaxtl.train.groups import nest
 CUTS = ("block1_pool", "block2_pool")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def prepared(folder, tmp_path_factory):
-    return small.setup(folder, tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def parameters(prepared):
-    return small.parameters(prepared.network, prepared.config)
-
-
 def no_bar(title, total):
     raise AssertionError(f"computed: {title}")
 

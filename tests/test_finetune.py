@@ -102,7 +102,8 @@ class World:
         """Two steps: the step, the state after it and the frozen parameters."""
         learning, statistics, frozen = self.phase.split.part(self.parameters)
         state = State.first(0, learning, statistics, self.optimizer.init(learning), 3)
-        step = steps.train_step(self.network.model, self.optimizer, self.mesh, seed, self.feed.sharding(self.mesh))
+        task = steps.Task(self.network.model, self.optimizer, self.mesh, seed)
+        step = steps.train_step(task, self.feed.sharding(self.mesh))
         state = meshes.place(state, self.mesh)
         for examples in self.feed.training(Order(seed, BATCH, 2 * BATCH), 0, 2, None):
             state = step(state, frozen, examples)
@@ -300,11 +301,6 @@ def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
 
 
 # ---------------------------------------------------------------------- whole runs
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def train(folder, name, workdir):

@@ -19,15 +19,7 @@ from flaxtl.train.setup import prepare
 PHASES = {"frozen": {"epochs": 3, "patience": 9}, "finetune": {"epochs": 2, "schedule": "cosine", "warmup_steps": 2}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def train(config, workdir):
@@ -104,7 +96,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(monkeypatch, whole, fold
         made.append(maker(*given, **named))
         return made[-1]
 
-    for maker in (steps.train_step, steps.eval_step):
+    for maker in (steps.train_step, steps.train_steps, steps.eval_step):
         monkeypatch.setattr(steps, maker.__name__, partial(kept, maker))
     resumed = train(small.config(folder, **PHASES), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.

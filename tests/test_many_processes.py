@@ -4,53 +4,25 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small
-
-HERE = Path(__file__).parent
-RECIPE = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="random")
-    c.model = dict(name="mobilenet_0.25", stop="conv_pw_2_relu")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.phases = ("frozen", "finetune")
-    c.groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
-    c.frozen = dict(epochs=2, lr=dict(head=1e-2, block2=0.0, base=0.0))
-    c.finetune = dict(epochs=3, augment=True, lr=dict(head=1e-3, block2=1e-3, base=0.0))
-    return c
-"""
+from place import HERE, Place
 
 
-class Place:
-    """A folder of pictures, a recipe, and runs of it."""
+class Launched(Place):
+    """Runs of several processes that tools/launch_local.py starts."""
 
     def __init__(self, folder):
-        self.folder = folder
-        small.pictures(folder / "pictures")
-        (folder / "recipe.py").write_text(RECIPE)
+        super().__init__(folder, "epochs=2", "epochs=3")
 
     def start(self, workdir, processes, devices, *more):
-        environment = os.environ | {
-            "PYTHONPATH": str(HERE.parent),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, str(HERE.parent / "tools" / "launch_local.py"), f"--processes={processes}"]
-        command += [f"--devices-per-process={devices}", "--", "train", f"--config={self.folder / 'recipe.py'}"]
-        command += [f"--workdir={workdir}", f"--config.data.source=folder:{self.folder / 'pictures'}", *more]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        launcher = str(HERE.parent / "tools" / "launch_local.py")
+        program = [launcher, f"--processes={processes}", f"--devices-per-process={devices}", "--"]
+        return self.train(program, workdir, *more, stderr=subprocess.STDOUT)
 
     def run(self, workdir, processes, devices, *more):
         """(exit code, everything that was said)."""
@@ -78,7 +50,7 @@ def compare(found, expected):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("user"))
+    return Launched(tmp_path_factory.mktemp("user"))
 
 
 @pytest.fixture(scope="module")
@@ -155,4 +127,4 @@ def test_sigterm_to_one_process_ends_all_after_the_same_step(place, tmp_path):
 def test_a_mistake_of_all_is_told_with_its_own_code(place, tmp_path):
     code, said = place.run(tmp_path / "run", 2, 1, "--config.batch=3")
     assert code == 2
-    assert "a batch of 3 cannot be split over 2 devices; set batch to 2 or 4" in said
+    assert "a batch of 3 cannot be split over 2 device(s); set batch to 2 or 4" in said

@@ -14,13 +14,13 @@ from flaxtl.train import mesh as meshes
     [(2, 3, "2 or 4"), (4, 9, "8 or 12"), (4, 3, "4"), (8, 1, "8")],
 )
 def test_a_batch_that_cannot_be_split(devices, batch, near):
-    with pytest.raises(UserError, match=f"batch of {batch} .* {devices} devices; set batch to {near}$"):
+    with pytest.raises(UserError, match=f"batch of {batch} .* {devices} device\\(s\\); set batch to {near}$"):
         meshes.check_batch(devices, batch)
 
 
 @pytest.mark.parametrize(("batch", "near"), [(12, "8 or 16"), (4, "8")])
 def test_a_batch_whose_parts_cannot_be_split(batch, near):
-    with pytest.raises(UserError, match=f"batch of {batch} .* 2 devices in 4 parts; set batch to {near}$"):
+    with pytest.raises(UserError, match=f"batch of {batch} .* 2 device\\(s\\) in 4 parts; set batch to {near}$"):
         meshes.check_batch(2, batch, 4)
     with pytest.raises(UserError, match="accumulate is 0; it is the number of parts"):
         meshes.check_batch(2, batch, 0)

@@ -10,51 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from place import HERE, Place
 
 from flaxtl.train.interruption import GRACE_SECONDS
 
-RECIPE = """
-from ml_collections import ConfigDict
 
-def get_config():
-    c = ConfigDict()
-    c.batch = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="random")
-    c.model = dict(name="mobilenet_0.25", stop="conv_pw_2_relu")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen", "finetune")
-    c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0), patience=2, metric="validation_accuracy")
-    c.finetune = dict(epochs=2, augment=True, lr=dict(head=1e-3, block2=1e-3, base=0.0), schedule="cosine")
-    return c
-"""
-
-
-class Place:
-    """A folder of pictures, a recipe, and runs of it."""
+class Killed(Place):
+    """Runs that end themselves at a moment of their own."""
 
     def __init__(self, folder):
-        self.folder = folder
-        small.pictures(folder / "pictures")
-        (folder / "recipe.py").write_text(RECIPE)
+        frozen = "epochs=3, patience=2, metric='validation_accuracy'"
+        super().__init__(folder, frozen, "epochs=2, schedule='cosine'")
 
     def start(self, workdir, at=0, number="SIGKILL", every=0.0):
-        here = Path(__file__).parent
-        environment = os.environ | {
-            "PYTHONPATH": str(here.parent),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, str(here / "killer.py"), str(at), number, "train"]
-        command += [f"--config={self.folder / 'recipe.py'}", f"--workdir={workdir}"]
-        command += [
-            f"--config.data.source=folder:{self.folder / 'pictures'}",
-            f"--config.checkpoint.every_seconds={every}",
-        ]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return self.train(
+            [str(HERE / "killer.py"), str(at), number], workdir, f"--config.checkpoint.every_seconds={every}"
+        )
 
     def run(self, workdir, at=0, number="SIGKILL", every=0.0):
         """(exit code, what was said, moments)."""
@@ -75,7 +46,7 @@ def outcome(workdir):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("user"))
+    return Killed(tmp_path_factory.mktemp("user"))
 
 
 @pytest.fixture(scope="module")

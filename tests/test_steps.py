@@ -19,6 +19,8 @@ from flaxtl.train.metrics import Totals
 from flaxtl.train.optim import optimizer
 from flaxtl.train.steps import State
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 CUT = "block2_pool"
 
 
@@ -45,7 +47,8 @@ class World:
     def step(self, phase, *, seed=3, feed=None, **options):
         setup = self.setup
         sharding = (self.pictures if feed is None else feed).sharding(setup.mesh)
-        return steps.train_step(setup.network.model, self.optimizer(phase), setup.mesh, seed, sharding, **options)
+        task = steps.Task(setup.network.model, self.optimizer(phase), setup.mesh, seed, **options)
+        return steps.train_step(task, sharding)
 
     def losses(self, phase, data, first=0, **settings):
         """Of three steps over four examples, the loss summed up to each, and the last state."""
@@ -56,12 +59,6 @@ class World:
             state = step(state, frozen, examples)
             found.append(float(state.totals.loss))
         return found, state
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import re
+import shutil
 import threading
 import time
 from collections import namedtuple
@@ -23,31 +24,12 @@ from flaxtl.train.groups import nest
 from flaxtl.train.log import rows
 from flaxtl.train.prefix import Views
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 CUTS = ("block1_pool", "block2_pool")
 K, SEED = 3, 5
 FLIPS = Augmentation(rotation=20.0, horizontal_flip=True)
 AUGMENTED = {"frozen": {"augment": True}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def prepared(folder, tmp_path_factory):
-    return small.setup(folder, tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def parameters(prepared):
-    return small.parameters(prepared.network, prepared.config)
 
 
 @pytest.fixture
@@ -274,10 +256,10 @@ def test_a_second_run_waits_for_the_first_and_computes_nothing(tmp_path):
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatch, prepared, parameters, tmp_path):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda folder: usage(0, 0, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**5))
     bar, told = stopping_bar(99)
     sentence = (
-        r"need 0\.0 GB more in .*, where 0\.0 GB are free; make room, or choose another features\.directory or fewer"
+        r"still need \d\.\d MB in .*, where 0\.1 MB are free; make room, or choose another features\.directory or fewer"
     )
     with pytest.raises(UserError, match=sentence):
         looking(prepared, tmp_path).views(CUTS[0], parameters, bar)

@@ -1,14 +1,14 @@
 """Augmented views computed and read by several real processes: the run of one process."""
 
 import pytest
-from test_many_processes import Place, compare, outcome
+from test_many_processes import Launched, compare, outcome
 
 VIEWS = ("--config.features.views=2", "--config.frozen.augment=True", "--config.data.pipeline=resident")
 
 
 @pytest.mark.slow
 def test_several_processes_share_their_views(tmp_path):
-    place = Place(tmp_path)
+    place = Launched(tmp_path)
     shared = f"--config.features.directory={tmp_path / 'features'}"
     code, said = place.run(tmp_path / "one", 1, 4, *VIEWS)
     assert code == 0, said

@@ -6,12 +6,15 @@ an uninterrupted one would have seen, and every process of many works out its ow
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from flaxtl.errors import UserError
+
 Indices = npt.NDArray[np.int32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Batch(NamedTuple):
@@ -88,3 +91,11 @@ def evaluation_batches(n: int, batch: int) -> Iterator[tuple[Indices, npt.NDArra
         positions = np.arange(first, first + batch, dtype=np.int32)
         real = positions < n
         yield np.where(real, positions, 0).astype(np.int32), real
+
+
+def share(part: npt.NDArray[Scalar], process: int, processes: int) -> npt.NDArray[Scalar]:
+    """A process's slice of something about each example of a batch, [batch, ...] -> [batch / processes, ...]."""
+    if len(part) % processes:
+        raise UserError(f"a batch of {len(part)} cannot be split over {processes} processes; choose a multiple of it")
+    mine: npt.NDArray[Scalar] = np.split(part, processes)[process]
+    return mine

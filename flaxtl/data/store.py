@@ -6,7 +6,6 @@ pages count as the process's memory, and grow with the data.
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from flaxtl import files
 from flaxtl.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -109,14 +109,9 @@ def load(path: Path, n: int, height: int, width: int) -> Store | None:
 def _find_room(folder: Path, needed: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        files.require_room(folder, needed, "the decoded pictures need", "make room, or choose smaller pictures")
     except OSError as error:
         raise _unwritable(folder, error) from error
-    if needed > free:
-        raise UserError(
-            f"the decoded pictures need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; "
-            "make room, or choose smaller pictures"
-        )
 
 
 def _blank(path: Path, n_bytes: int) -> None:

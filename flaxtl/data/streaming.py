@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.augment import Augmentation, Change, changes, keys
-from flaxtl.data.order import Indices, Order, evaluation_batches
+from flaxtl.data.order import Indices, Order, evaluation_batches, share
 from flaxtl.data.store import Store
 from flaxtl.errors import UserError
 
@@ -68,7 +68,7 @@ def training(
     _, height, width, _ = store.shape
 
     def read(step: int) -> Arrays:
-        indices, passes = (_mine(part, shard) for part in order.batch(step))
+        indices, passes = (share(part, *shard) for part in order.batch(step))
         change = [] if augmentation is None else _draw(order.seed, augmentation, height, width)(passes, indices)
         return store.read(indices), labels[indices], indices, passes, *change
 
@@ -91,18 +91,10 @@ def evaluation(
     batches = list(evaluation_batches(len(store), batch))
 
     def read(number: int) -> Arrays:
-        indices, real = (_mine(part, shard) for part in batches[number])
+        indices, real = share(batches[number][0], *shard), share(batches[number][1], *shard)
         return store.read(indices), labels[indices], real
 
     yield from _parallel(range(len(batches)), read, lambda *parts: parts)  # type: ignore[misc]
-
-
-def _mine(part: npt.NDArray[Any], shard: tuple[int, int]) -> npt.NDArray[Any]:
-    """This process's slice of something about each example of a batch."""
-    process, processes = shard
-    if len(part) % processes:
-        raise UserError(f"a batch of {len(part)} cannot be split over {processes} processes; choose a multiple of it")
-    return np.split(part, processes)[process]
 
 
 @lru_cache(maxsize=4)

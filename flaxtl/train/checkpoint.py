@@ -10,7 +10,6 @@ said, put aside under `damaged/`, and the run goes on from the one before.
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flaxtl import files
 from flaxtl.errors import UserError
 from flaxtl.train import hosts
 from flaxtl.train.groups import Flat
@@ -115,12 +115,8 @@ class Checkpoints:
     def _find_room(self, trees: Any) -> None:
         """Before a full disk would be met half way."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        free = shutil.disk_usage(self._root.parent).free
-        if free < needed:
-            raise UserError(
-                f"a checkpoint needs {needed / 1e6:.1f} MB in {self._root}, where {free / 1e6:.1f} MB are free; free "
-                "some space, and start the same command again"
-            )
+        cure = "free some space, and start the same command again"
+        files.require_room(self._root.parent, needed, "a checkpoint needs", cure)
 
     def phases_done(self) -> int | None:
         """How many phases have ended; None before the run's first checkpoint."""

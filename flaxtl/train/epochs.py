@@ -2,48 +2,50 @@
 
 import math
 import time
-from collections.abc import Iterable
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flaxtl.data.augment import Augmentation
 from flaxtl.errors import UserError
 from flaxtl.train import hosts, rundir
 from flaxtl.train import mesh as meshes
+from flaxtl.train.advance import Advance, Way
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.evaluate import measure
-from flaxtl.train.feeds import Examples, Feed
-from flaxtl.train.groups import Flat
+from flaxtl.train.feeds import Feed
 from flaxtl.train.interruption import Interruption
 from flaxtl.train.log import Log
 from flaxtl.train.metrics import Measures, Totals, divide
 from flaxtl.train.pace import Pace
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
-from flaxtl.train.steps import NONE_FAILED, EvalStep, TrainStep
+from flaxtl.train.steps import NONE_FAILED, EvalStep, State
 
 
 class Leg(NamedTuple):
-    """What stays the same through one phase: its frozen parameters, its data and its two compiled steps."""
+    """What stays the same through one phase: how it learns, and how it is judged."""
 
     phase: Phase
-    frozen: Flat
-    data: Feed
+    way: Way
     validation: Feed
-    augmentation: Augmentation | None
-    train_step: TrainStep
     eval_step: EvalStep
 
 
 class Epochs:
     """Of one phase. It goes on from any progress, also from within an epoch, to the same result bit for bit."""
 
-    def __init__(self, setup: Setup, leg: Leg, checkpoints: Checkpoints, log: Log, interruption: Interruption) -> None:
-        """Rows go to `log`; who wants the run to end says so to `interruption`."""
-        self._setup, self._leg, self._phase = setup, leg, leg.phase
+    def __init__(
+        self,
+        setup: Setup,
+        leg: Leg,
+        checkpoints: Checkpoints,
+        log: Log,
+        interruption: Interruption,
+        begun: float | None,
+    ) -> None:
+        """Rows go to `log`; who wants the run to end says so to `interruption`; `begun` is as in Run."""
+        self._setup, self._leg, self._phase, self._begun = setup, leg, leg.phase, begun
         self._checkpoints, self._log, self._interruption = checkpoints, log, interruption
         self._saved = time.monotonic()
 
@@ -55,11 +57,11 @@ class Epochs:
         with (
             self._interruption.patient(),
             self._log.phase(phase.name, phase.epochs, progress.memory.epoch) as report,
-            closing(leg.data.training(self._setup.order(), step, phase.last_step, leg.augmentation)) as examples,
+            leg.way.advancing(phase, self._setup.order(), step) as advance,
         ):
             while progress.memory.epoch < phase.epochs and not self._exhausted(progress.memory):
                 started = time.monotonic()
-                progress = self._steps(progress, step, examples)
+                progress = self._steps(progress, step, advance)
                 progress, row = self._judge(progress)
                 report(row | {"seconds": time.monotonic() - started})
                 step = self._first_step(progress)
@@ -76,19 +78,27 @@ class Epochs:
     def _exhausted(self, memory: Memory) -> bool:
         return bool(self._phase.patience) and memory.epoch - memory.best_epoch >= self._phase.patience
 
-    def _steps(self, progress: Progress, step: int, examples: Iterable[Examples]) -> Progress:
+    def _steps(self, progress: Progress, step: int, advance: Advance) -> Progress:
         """From `step`, which may lie within the epoch, to the epoch's end."""
         first = self._first_step(progress)
         if step == first:
             zero = meshes.place(Totals.zero(len(self._setup.manifest.classes)), self._setup.mesh)
             progress = progress._replace(state=progress.state._replace(totals=zero))
         pace = Pace()
-        following = range(step + 1, first + self._phase.steps_per_epoch + 1)
-        for step, given in zip(following, examples, strict=False):
-            progress = progress._replace(state=self._leg.train_step(progress.state, self._leg.frozen, given))
-            pace.wait(jnp.copy(progress.state.step))  # the next step overwrites the state's own
-            self._between_steps(progress, step)
+        for done, state in advance(progress.state, step, first + self._phase.steps_per_epoch):
+            progress = progress._replace(state=state)
+            self._note_start(state)
+            pace.wait(jnp.copy(state.step))  # the next call overwrites the state's own
+            self._between_steps(progress, done)
         return progress
+
+    def _note_start(self, state: State) -> None:
+        """What a run waits for before it learns: reading, compiling, features. Once a run."""
+        if self._begun is not None:
+            state.step.block_until_ready()
+            seconds, self._begun = time.monotonic() - self._begun, None
+            rundir.note(self._setup.workdir, timings={"start to first step": seconds})
+            self._log.say(f"{self._phase.name}: the first step was done {seconds:,.1f} s after the start")
 
     def _between_steps(self, progress: Progress, step: int) -> None:
         """Before global step `step`: keep the progress if it is time to, or if the run was asked to end."""
@@ -144,7 +154,7 @@ class Epochs:
                 self._save(progress)
                 self._interruption.stop()
 
-        found = measure(leg.eval_step, leg.frozen | state.moved, leg.validation, self._setup.config.batch, pause)
+        found = measure(leg.eval_step, leg.way.frozen | state.moved, leg.validation, self._setup.config.batch, pause)
         if not math.isfinite(found.loss):
             raise UserError(
                 f"the validation loss became {found.loss} in phase {self._phase.name}, epoch "

@@ -9,18 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl.data.augment import Augmentation
-from flaxtl.data.order import Batch, Indices, Order, evaluation_batches
+from flaxtl.data.order import Batch, Indices, Order, evaluation_batches, share
 from flaxtl.data.resident import Resident
-from flaxtl.train import hosts
-from flaxtl.train import mesh as meshes
 from flaxtl.train.feature_files import FeatureFile
-from flaxtl.train.feeds import Examples, Picked, Real, ResidentFeed, Sent
+from flaxtl.train.feeds import Examples, Picked, Real, ResidentFeed, Sender
 
 AHEAD = 2
 """Batches that are read before the training step asks for them."""
@@ -41,36 +38,21 @@ class ViewsFeed(ResidentFeed):
         """Number of pictures."""
         return len(self.data) // self._views
 
-    def training(
-        self, order: Order, first: int, last: int, augmentation: Augmentation | None
-    ) -> Generator[Examples, None, None]:
-        """See Feed."""
-        for step in range(first, last):
-            batch = order.batch(step)
-            yield Picked(self.data, _rows(batch, self._views), batch.passes)  # type: ignore[arg-type]
-
-    def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
-        """See Feed; the first view of each picture."""
-        for indices, real in evaluation_batches(len(self), batch):
-            yield Picked(self.data, indices * self._views, np.zeros_like(indices)), real  # type: ignore[arg-type]
+    def _picked(self, batch: Batch) -> Examples:
+        return Picked(self.data, _rows(batch, self._views), batch.passes)  # type: ignore[arg-type]
 
 
-class MappedFeed:
-    """Features in a file, a batch read and sent while the step before is computed; each process reads its share."""
+class MappedFeed(Sender):
+    """Features in a file, a batch read and sent while the step before is computed."""
 
     def __init__(self, file: FeatureFile, labels: npt.NDArray[np.int32], mesh: Mesh, views: int = 1) -> None:
         """`labels` are the class indices of the pictures, int32 [n]; the file has n * views rows."""
+        super().__init__(mesh)
         self._file, self._labels, self._views = file, labels, views
-        self._split = meshes.batched(mesh)
 
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self._labels)
-
-    def sharding(self, mesh: Mesh) -> Examples:
-        """See Feed."""
-        split = meshes.batched(mesh)
-        return Sent(split, split, split, split)  # type: ignore[arg-type]
 
     def training(
         self, order: Order, first: int, last: int, augmentation: Augmentation | None
@@ -89,22 +71,13 @@ class MappedFeed:
                 yield self._sent(*given), real
 
     def _read(self, batch: Batch) -> tuple[npt.NDArray[Any], ...]:
-        own = Batch(*(_share(part) for part in batch))
+        own = Batch(*(share(part, *self._share) for part in batch))
         return self._file.read(_rows(own, self._views)), self._labels[own.indices], own.indices, own.passes
-
-    def _sent(self, *parts: npt.NDArray[Any]) -> Sent:
-        return Sent(*(hosts.spread_own(part, self._split) for part in parts))
 
 
 def _rows(batch: Batch, views: int) -> Indices:
     """In which row each example's view is."""
     return batch.indices * views + batch.passes % views
-
-
-def _share(part: Indices) -> Indices:
-    """What this process reads of a batch."""
-    each = len(part) // hosts.count()
-    return part[jax.process_index() * each :][:each]
 
 
 def _ahead(work: Callable[[Job], Done], jobs: Iterable[Job]) -> Generator[Done, None, None]:

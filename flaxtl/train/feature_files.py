@@ -4,16 +4,14 @@ Such a file may take an hour to compute, so it is written row by row beside a no
 same file again goes on there. It takes its name when it is complete.
 """
 
-import fcntl
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BufferedRandom, BytesIO
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,7 +111,9 @@ class Draft:
         """Wait for the file, and find out how far it is."""
         with _telling(self.file.path.parent):
             self.file.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open = _claimed(self.file.scratch)
+            opened = files.claimed(self.file.scratch, wait=True)
+            assert opened is not None, "it waited"
+            self._open = opened
             self._complete = self.file.mapped() is not None
             self._rows = self.file.rows_done()
             if self._rows == 0:
@@ -167,25 +167,9 @@ class Draft:
 
 def find_room(folder: Path, needed: int) -> None:
     """Raise UserError unless `needed` bytes are free in `folder`."""
+    cure = "make room, or choose another features.directory or fewer features.views"
     with _telling(folder):
-        free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the features need {needed / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free; make room, "
-            "or choose another features.directory or fewer features.views"
-        )
-
-
-def _claimed(path: Path) -> BufferedRandom:
-    """`path` opened, locked by this process; the system lets go of the lock however the process ends."""
-    while True:
-        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        with suppress(OSError):  # a file system without locks, as some network file systems are
-            fcntl.flock(opened.fileno(), fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(opened.fileno()), path.stat()):
-                return opened
-        opened.close()  # who held it gave it its name meanwhile
+        files.require_room(folder, needed, "the features still need", cure)
 
 
 @contextmanager

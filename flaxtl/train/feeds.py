@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxtl.data.apply import augment
 from flaxtl.data.augment import Augmentation, keys
-from flaxtl.data.order import Order, evaluation_batches
+from flaxtl.data.order import Batch, Order, evaluation_batches
 from flaxtl.data.resident import Resident
 from flaxtl.data.store import Store
 from flaxtl.train import hosts
@@ -114,32 +114,50 @@ class ResidentFeed:
     ) -> Generator[Examples, None, None]:
         """See Feed; the step itself augments."""
         for step in range(first, last):
-            batch = order.batch(step)
-            yield Picked(self.data, batch.indices, batch.passes)  # type: ignore[arg-type]
+            yield self._picked(order.batch(step))
+
+    def epoch(self, order: Order, first: int, last: int, length: int) -> Examples:
+        """The batches of the steps from `first` to below `last` as rows [length, batch], the last one again to fill."""
+        batches = [order.batch(min(step, last - 1)) for step in range(first, first + length)]
+        return self._picked(Batch(*(np.stack(parts) for parts in zip(*batches, strict=True))))
 
     def evaluation(self, batch: int) -> Generator[tuple[Examples, Real], None, None]:
         """See Feed."""
         for indices, real in evaluation_batches(len(self), batch):
-            yield Picked(self.data, indices, np.zeros_like(indices)), real  # type: ignore[arg-type]
+            yield self._picked(Batch(indices, np.zeros_like(indices))), real
+
+    def _picked(self, batch: Batch) -> Examples:
+        return Picked(self.data, *batch)  # type: ignore[arg-type]
 
 
-class StreamFeed:
-    """Pictures in a file, read, augmented and sent while the step before is computed; each process reads its share."""
+class Sender:
+    """What feeds share that send their examples; each process sends its share of a batch."""
 
-    def __init__(self, store: Store, labels: npt.NDArray[np.int32], mesh: Mesh) -> None:
-        """`labels` are the class indices of the store's pictures."""
-        self.store, self.labels = store, labels
+    def __init__(self, mesh: Mesh) -> None:
+        """To the devices of `mesh`."""
         self._split = meshes.batched(mesh)
         self._share = jax.process_index(), hosts.count()
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.store)
 
     def sharding(self, mesh: Mesh) -> Examples:
         """See Feed."""
         split = meshes.batched(mesh)
         return Sent(split, split, split, split)  # type: ignore[arg-type]
+
+    def _sent(self, *rows: npt.NDArray[np.generic]) -> Sent:
+        return Sent(*(hosts.spread_own(row, self._split) for row in rows))
+
+
+class StreamFeed(Sender):
+    """Pictures in a file, read, augmented and sent while the step before is computed."""
+
+    def __init__(self, store: Store, labels: npt.NDArray[np.int32], mesh: Mesh) -> None:
+        """`labels` are the class indices of the store's pictures."""
+        super().__init__(mesh)
+        self.store, self.labels = store, labels
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.store)
 
     def training(
         self, order: Order, first: int, last: int, augmentation: Augmentation | None
@@ -159,6 +177,3 @@ class StreamFeed:
         with closing(streaming.evaluation(self.store, self.labels, batch, self._share)) as stream:
             for (pictures, labels, _), (_, real) in zip(stream, evaluation_batches(len(self), batch), strict=True):
                 yield self._sent(pictures, labels, np.zeros_like(labels), np.zeros_like(labels)), real
-
-    def _sent(self, *rows: npt.NDArray[np.generic]) -> Sent:
-        return Sent(*(hosts.spread_own(row, self._split) for row in rows))

@@ -1,12 +1,12 @@
 """One process at a time in a run directory."""
 
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flaxtl import files
 from flaxtl.errors import UserError
 
 NAME = ".lock"
@@ -22,13 +22,15 @@ def held(workdir: Path) -> Iterator[None]:
     new = [place for place in (workdir, *workdir.parents) if not place.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / NAME).open("a+", encoding="utf-8", errors="replace")
+        file = files.claimed(workdir / NAME, wait=False)
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
+    if file is None:
+        holder = (workdir / NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+        raise UserError(f"a flaxtl train is at work in {workdir} ({holder}); wait for it, or choose another --workdir")
     with file:
-        _take(file.fileno(), workdir)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
         file.flush()
         try:
             yield
@@ -37,15 +39,3 @@ def held(workdir: Path) -> Iterator[None]:
                 (workdir / NAME).unlink()
                 for place in new:
                     place.rmdir()
-
-
-def _take(descriptor: int, workdir: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = (workdir / NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
-        raise UserError(
-            f"a flaxtl train is at work in {workdir} ({holder}); wait for it, or choose another --workdir"
-        ) from None
-    except OSError:
-        return  # a file system without locks, as some network file systems are

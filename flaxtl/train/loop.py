@@ -72,9 +72,10 @@ def train(
         # 8. The phases, each from the one before.
         try:
             with Log(workdir, console) as log:
-                run = Run(setup, inputs, checkpoints, log, interruption or Interruption())
+                run = Run(setup, inputs, checkpoints, log, interruption or Interruption(), started)
                 for phase in setup.phases[done:]:
                     parameters = run_phase(run, phase, parameters)
+                    run = run._replace(begun=None)
         finally:
             spent = rundir.summary(workdir).get("wall_seconds", 0.0)
             rundir.note(workdir, wall_seconds=spent + time.monotonic() - started)
@@ -83,6 +84,8 @@ def train(
 
 def _agree(setup: Setup, inputs: Mapping[str, Inputs], start: Start | None) -> None:
     """Raise UserError if the processes of a run do not hold the same recipe, pictures and weights."""
+    if hosts.count() == 1:
+        return
     hosts.same("the recipe", json.dumps(recipe.to_json(setup.config)))
     hosts.same("the list of pictures", repr(setup.manifest.examples))
     hosts.same("what pictures look like", repr([inputs[split].digest for split in inputs]))

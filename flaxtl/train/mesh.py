@@ -60,4 +60,4 @@ def check_batch(devices: int, batch: int, accumulate: int = 1) -> None:
         lower = max(batch // shares, 1) * shares
         near = str(lower) if lower >= batch else f"{lower} or {lower + shares}"
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
-        raise UserError(f"a batch of {batch} cannot be split over {devices} devices{parts}; set batch to {near}")
+        raise UserError(f"a batch of {batch} cannot be split over {devices} device(s){parts}; set batch to {near}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from flaxtl.train import mesh as meshes
 from flaxtl.train import rundir, steps
+from flaxtl.train.advance import Way
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.epochs import Epochs, Leg
 from flaxtl.train.feature_feeds import MappedFeed
@@ -17,17 +18,18 @@ from flaxtl.train.log import Log
 from flaxtl.train.optim import optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
-from flaxtl.train.steps import State
+from flaxtl.train.steps import State, Task
 
 
 class Run(NamedTuple):
-    """What every phase works with."""
+    """What every phase works with. `begun` is when the run began, monotonic seconds, until it has made a step."""
 
     setup: Setup
     inputs: Mapping[str, Inputs]
     checkpoints: Checkpoints
     log: Log
     interruption: Interruption
+    begun: float | None
 
 
 def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
@@ -46,7 +48,7 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     told = len(run.log.rows_of(phase.name))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
     earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
-    progress = Epochs(run.setup, leg, run.checkpoints, run.log, run.interruption).run(progress)
+    progress = Epochs(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
 
     ended = frozen | (progress.best if phase.patience else progress.state.moved)
     unchanged = _prove_freeze(phase, before, frozen, ended)
@@ -64,19 +66,19 @@ def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation:
     augmentation = setup.augmentation if fresh else None
     validation = _clean(run, "validation", phase.cut, parameters)
     data = _views(run, phase, parameters) if phase.augment and start else _clean(run, "train", start, parameters)
-    train_step = steps.train_step(
+    task = Task(
         setup.network.model,
         transformation,
         setup.mesh,
         setup.config.seed,
-        data.sharding(setup.mesh),
         start=start,
         augmentation=augmentation,
         class_weights=setup.class_weights,
         accumulate=setup.config.accumulate,
     )
+    backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
     eval_step = steps.eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
-    return Leg(phase, frozen, data, validation, augmentation, train_step, eval_step)
+    return Leg(phase, Way(task, data, frozen, backbone), validation, eval_step)
 
 
 def _clean(run: Run, split: str, cut: str | None, parameters: Flat) -> Feed:

@@ -62,6 +62,7 @@ class Goal(NamedTuple):
 
 
 TrainStep = Callable[[State, Flat, Examples], State]
+TrainSteps = Callable[[State, Flat, Examples, np.int32, np.int32], State]
 EvalStep = Callable[[Flat, Examples, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
 
 
@@ -74,60 +75,84 @@ class Part(NamedTuple):
     totals: Totals
 
 
-def train_step(
-    model: Classifier,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int,
-    sharding: Examples,
-    *,
-    start: str | None = None,
-    augmentation: Augmentation | None = None,
-    class_weights: tuple[float, ...] | None = None,
-    accumulate: int = 1,
-) -> TrainStep:
-    """(state, frozen parameters, examples) -> state; the old state is donated.
+class Task(NamedTuple):
+    """What the training steps of a phase have in common: everything but their state and their examples.
 
-    `sharding` is the feed's. Only the learning parameters are differentiated. With `start` the examples are outputs of
-    that layer.
-    `class_weights` weigh the loss that is minimised; the totals count every example alike, so that they can be
-    compared with those of other runs and of validation.
-    The batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
+    With `start` the examples are outputs of that layer. `class_weights` weigh the loss that is minimised; the totals
+    count every example alike, so that they can be compared with those of other runs and of validation.
+    A batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
     of the whole batch, but for batch norms that learn, which see one part at a time.
     """
 
-    def part(state: State, frozen: Flat, examples: Examples, dropout: jax.Array) -> Part:
-        inputs, goals = _task(examples, seed, augmentation)
-        layers = in_training(state.moved, frozen)
+    model: Classifier
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    seed: int
+    start: str | None = None
+    augmentation: Augmentation | None = None
+    class_weights: tuple[float, ...] | None = None
+    accumulate: int = 1
 
-        def loss(learning: Flat) -> tuple[jax.Array, tuple[jax.Array, Flat]]:
-            parameters = nest(frozen | state.statistics | learning)
-            result = forward(model, parameters, inputs, start=start, learning=layers, dropout=dropout)
-            assert result.logits is not None, "a pass without `stop` reaches the softmax"
-            return _losses(result.logits, goals, class_weights).mean(), (result.logits, flatten(result.statistics))
 
-        (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
-        statistics = {path: moved[path] for path in state.statistics}
-        labels = examples.answers()
-        counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals, None))
-        return Part(value, gradients, statistics, counted)
+def train_step(task: Task, sharding: Examples) -> TrainStep:
+    """(state, frozen parameters, examples) -> state; the old state is donated. `sharding` is the feed's.
 
-    def step(state: State, frozen: Flat, examples: Examples) -> State:
-        examples = _split(examples, mesh)
-        keys = _dropout_keys(seed, state.step, examples.rows[0].shape[0])
-        if accumulate == 1:
-            found = part(state, frozen, examples, keys)
-        else:
-            dealt = jax.tree.map(lambda rows: _deal(rows, accumulate, mesh), (examples.rows, keys))
-            found = _accumulated(lambda state, row: part(state, frozen, examples.of(row[0]), row[1]), state, dealt)
-        updates, optimizer_state = optimizer.update(found.gradients, state.optimizer, state.learning)
-        learning = optax.apply_updates(state.learning, updates)
-        totals = state.totals + found.totals
-        moved = State(state.step + 1, learning, found.statistics, optimizer_state, totals, state.failed)
-        return _unless_failed(state, moved, found)
-
-    whole = meshes.replicated(mesh)
+    Only the learning parameters are differentiated.
+    """
+    whole = meshes.replicated(task.mesh)
+    step = partial(_step, task)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, sharding), out_shardings=whole)
+
+
+def train_steps(task: Task, sharding: Examples) -> TrainSteps:
+    """(state, frozen parameters, epoch, first, last) -> state after the steps of the rows from `first` to below `last`.
+
+    `epoch` are examples with rows [steps, batch, ...]. One program makes any number of steps, the same ones however
+    they are dealt out to calls, and the host is not heard of between them.
+    """
+
+    def steps(state: State, frozen: Flat, epoch: Examples, first: jax.Array, last: jax.Array) -> State:
+        def step(row: jax.Array, state: State) -> State:
+            return _step(task, state, frozen, epoch.of(tuple(rows[row] for rows in epoch.rows)))
+
+        done: State = jax.lax.fori_loop(first, last, step, state)
+        return done
+
+    whole = meshes.replicated(task.mesh)
+    return jax.jit(steps, donate_argnums=0, in_shardings=(whole, whole, sharding, whole, whole), out_shardings=whole)
+
+
+def _step(task: Task, state: State, frozen: Flat, examples: Examples) -> State:
+    examples = _split(examples, task.mesh)
+    keys = _dropout_keys(task.seed, state.step, examples.rows[0].shape[0])
+    if task.accumulate == 1:
+        found = _part(task, state, frozen, examples, keys)
+    else:
+        dealt = jax.tree.map(lambda rows: _deal(rows, task.accumulate, task.mesh), (examples.rows, keys))
+        found = _accumulated(lambda state, row: _part(task, state, frozen, examples.of(row[0]), row[1]), state, dealt)
+    updates, optimizer_state = task.optimizer.update(found.gradients, state.optimizer, state.learning)
+    learning = optax.apply_updates(state.learning, updates)
+    totals = state.totals + found.totals
+    moved = State(state.step + 1, learning, found.statistics, optimizer_state, totals, state.failed)
+    return _unless_failed(state, moved, found)
+
+
+def _part(task: Task, state: State, frozen: Flat, examples: Examples, dropout: jax.Array) -> Part:
+    """A pass of examples, each with its own key for dropout."""
+    inputs, goals = _goals(examples, task.seed, task.augmentation)
+    layers = in_training(state.moved, frozen)
+
+    def loss(learning: Flat) -> tuple[jax.Array, tuple[jax.Array, Flat]]:
+        parameters = nest(frozen | state.statistics | learning)
+        result = forward(task.model, parameters, inputs, start=task.start, learning=layers, dropout=dropout)
+        assert result.logits is not None, "a pass without `stop` reaches the softmax"
+        return _losses(result.logits, goals, task.class_weights).mean(), (result.logits, flatten(result.statistics))
+
+    (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
+    statistics = {path: moved[path] for path in state.statistics}
+    labels = examples.answers()
+    counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals, None))
+    return Part(value, gradients, statistics, counted)
 
 
 def _split(examples: Examples, mesh: Mesh) -> Examples:
@@ -175,7 +200,7 @@ def _unless_failed(state: State, moved: State, found: Part) -> State:
     return kept._replace(failed=failed)
 
 
-def _task(examples: Examples, seed: int, augmentation: Augmentation | None) -> tuple[jax.Array, tuple[Goal, ...]]:
+def _goals(examples: Examples, seed: int, augmentation: Augmentation | None) -> tuple[jax.Array, tuple[Goal, ...]]:
     """A step's inputs and what they shall be taken for."""
     inputs, labels = examples.inputs(seed, augmentation), examples.answers()
     if augmentation is None or not augmentation.mixes:

@@ -16,9 +16,13 @@ AFTER = "loading of libraries, test pictures, report"
 
 
 class Run(NamedTuple):
-    """Seconds of a run, altogether and part by part; what became of its phases, as its summary.json has it."""
+    """Seconds of a run, altogether, to its first training step, and part by part.
+
+    `phases` are what became of them, as its summary.json has it.
+    """
 
     seconds: float
+    first_step: float
     parts: dict[str, float]
     phases: dict[str, Any]
     workdir: Path
@@ -34,7 +38,8 @@ def train(config: str, overrides: Sequence[str], workdir: Path, environment: Map
     if done.returncode:
         raise SystemExit(f"flaxtl train ended with exit code {done.returncode}")
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    return Run(seconds, _parts(seconds, summary), summary["phases"], workdir)
+    first_step = summary["timings"]["start to first step"]
+    return Run(seconds, first_step, _parts(seconds, summary), summary["phases"], workdir)
 
 
 def _parts(seconds: float, summary: Mapping[str, Any]) -> dict[str, float]:

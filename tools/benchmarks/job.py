@@ -60,7 +60,7 @@ def _check(config: Any, options: argparse.Namespace) -> None:
 
 
 def _facts(done: Run) -> dict[str, Any]:
-    return {"seconds": done.seconds, "parts": done.parts, "phases": done.phases}
+    return {"seconds": done.seconds, "first_step": done.first_step, "parts": done.parts, "phases": done.phases}
 
 
 def _print(config: str, runs: list[Run]) -> None:
@@ -69,6 +69,7 @@ def _print(config: str, runs: list[Run]) -> None:
     for name in first.phases:
         accuracies = [each.phases[name]["validation"]["accuracy"] for each in runs]
         rows.append((f"{name}: validation accuracy", "", f"{median(accuracies):.2%}"))
+    rows.append(("to the first training step", f"{median([each.first_step for each in runs]):,.1f}", ""))
     seconds = [each.seconds for each in runs]
     rows.append(("from start to end", f"{median(seconds):,.1f}", f"± {spread(seconds):.0%}"))
     console().print(table(f"flaxtl train --config={config}, {len(runs)} runs", ("part", "seconds", ""), rows))

@@ -116,9 +116,8 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
     augmentation = Augmentation(**peers.LECTURE) if settings["augment"] and cut is None else None
     data = _data(network, cut, n, settings["size"])
     sharding = ResidentFeed(data).sharding(mesh)
-    step = steps.train_step(
-        network.model, transformation, mesh, config.seed, sharding, start=cut, augmentation=augmentation
-    )
+    task = steps.Task(network.model, transformation, mesh, config.seed, start=cut, augmentation=augmentation)
+    step = steps.train_step(task, sharding)
     return _Leg(network, phase, transformation, mesh, Order(config.seed, config.batch, n), data, augmentation, step)
 
 

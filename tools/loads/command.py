@@ -56,16 +56,21 @@ def flaxtl(what: str, *arguments: object, cache: Path, before: Sequence[str] = (
     """Run `flaxtl ARGUMENTS` to its end; `before` are words in front of it, such as those of setpriv."""
     command = [*before, sys.executable, "-m", "flaxtl", *map(str, arguments)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "FLAXTL_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=cache.parent)
-        _, status, usage = os.wait4(process.pid, 0)  # of this process alone, where getrusage would mix all
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
+    with tempfile.NamedTemporaryFile() as output:
+        # By a process between: one that has used much memory hands its peak on to the commands that it starts.
+        seconds, peak, code = apart(_measured, command, output.name, environment, cache.parent)
         said = output.read().decode(errors="replace")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Done(what, seconds, usage.ru_maxrss / unit, process.returncode, said)
+    return Done(what, seconds, peak / (2**20 if sys.platform == "darwin" else 2**10), code, said)
+
+
+def _measured(command: list[str], output: str, environment: dict[str, str], folder: Path) -> tuple[float, int, int]:
+    """Run a command to its end: its seconds, its peak memory in the system's unit, and its exit code."""
+    started = time.perf_counter()
+    with Path(output).open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+    _, status, usage = os.wait4(process.pid, 0)  # of this process alone, where getrusage would mix all
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return time.perf_counter() - started, usage.ru_maxrss, process.returncode
 
 
 def apart(work: Callable[..., T], *arguments: object) -> T:
