@@ -5,10 +5,33 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from flaxtl.models.depthwise import LAYOUT, depthwise
+
 GLOROT = nn.initializers.glorot_uniform()
 """How Keras starts every kernel (Glorot and Bengio 2010); biases start at zero."""
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+class DepthwiseConv(nn.Module):
+    """Convolution of every channel on its own (Keras' DepthwiseConv2D, depth multiplier 1).
+
+    Parameters: kernel [height, width, 1, channels], with `use_bias` bias [channels], float32.
+    """
+
+    size: tuple[int, int]
+    strides: int
+    padding: str
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, height, width, channels] -> the same channels."""
+        channels = x.shape[-1]
+        kernel = self.param("kernel", GLOROT, (*self.size, 1, channels)).astype(self.dtype)
+        y = depthwise(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(self.dtype)
+        return y
 
 
 class SeparableConv(nn.Module):
@@ -27,10 +50,7 @@ class SeparableConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, height, width, inputs] -> [batch, height, width, features]."""
         inputs = x.shape[-1]
-        depthwise = self.param("depthwise_kernel", GLOROT, (*self.size, 1, inputs)).astype(self.dtype)
+        kernel = self.param("depthwise_kernel", GLOROT, (*self.size, 1, inputs)).astype(self.dtype)
         pointwise = self.param("pointwise_kernel", GLOROT, (1, 1, inputs, self.features)).astype(self.dtype)
-        strides = (self.strides, self.strides)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), depthwise, strides, self.padding, dimension_numbers=LAYOUT, feature_group_count=inputs
-        )
+        x = depthwise(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
         return jax.lax.conv_general_dilated(x, pointwise, (1, 1), "VALID", dimension_numbers=LAYOUT)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxtl.models.leaves import GLOROT, SeparableConv
+from flaxtl.models.leaves import GLOROT, DepthwiseConv, SeparableConv
 from flaxtl.models.trace import OPERATION, Trace, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -81,8 +81,7 @@ class Net(Trace):
         name = name or self._auto("depthwise_conv2d")
 
         def run(x: jax.Array) -> jax.Array:
-            channels = x.shape[-1]
-            return self._convolution(channels, _pair(size), strides, padding, bias, channels, name)(x)
+            return DepthwiseConv(_pair(size), strides, padding.upper(), bias, self.dtype, name=name)(x)
 
         return self._with_parameters("depthwise conv", name, run, x)
 
