@@ -1,5 +1,6 @@
 """Recipes: a config file, its command-line overrides, and the settings that a recipe may leave out."""
 
+import ast
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ DEFAULTS = ConfigDict(
         "batch": 32,  # pictures a step, over all devices
         "accumulate": 1,  # equal parts of a batch that pass one after the other, for less memory
         "class_weights": "none",  # or balanced, or factors on the loss by class name: {'daisy': 2.0}
+        "label_smoothing": 0.0,  # share of a label that the loss spreads evenly over all classes
         "deterministic": False,  # whether a GPU gives the same bits in every run, by slower kernels
         "dtype": "float32",  # or bfloat16, of the layers; parameters, last layer and loss are always float32
         "data": {
@@ -76,7 +78,7 @@ PHASE_DEFAULTS = ConfigDict(
         "steps_per_epoch": 0,  # 0: one pass over the training pictures
         "augment": False,
         "lr": {},  # group -> learning rate; 0.0 is frozen; `top` is the network's own top block, whatever its name
-        "schedule": "constant",  # or cosine, linear: from the rate down to 0 over the phase
+        "schedule": "constant",  # or cosine, linear: down to 0 over the phase; or step: a tenth at 1/2, again at 3/4
         "warmup_steps": 0,  # steps from 0 up to the rate, before the schedule
         "metric": "validation_loss",  # what is best: watched by early stopping
         "patience": 0,  # epochs without a better metric until the phase stops; 0: never, the last weights stay
@@ -103,10 +105,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
                 config.optimizer = ConfigDict({"name": config.optimizer.name})
     known = dict(flatten(config))
     for override in overrides:
-        key = override.removeprefix("--config.").split("=", 1)[0]
-        if "=" not in override:
+        key, is_given, value = override.removeprefix("--config.").partition("=")
+        if not is_given:
             raise UserError(f"{override!r} needs a value: --config.{key}=VALUE")
-        if key not in known and not _takes_the_place_of_top(config, key):
+        if key not in known and not _takes_the_place_of_top(config, key) and not _is_argument(config, key, value):
             raise unknown("setting", key, known)
     config = _override(config, overrides)
     _check_seed(config.seed)
@@ -126,6 +128,20 @@ def _takes_the_place_of_top(config: ConfigDict, key: str) -> bool:
     with config.unlocked():
         rates[group] = rates[TOP]
         del rates[TOP]
+    return True
+
+
+def _is_argument(config: ConfigDict, key: str, value: str) -> bool:
+    """Whether `key` is an argument of the optimizer, which the recipe need not have named; then it does."""
+    name = key.removeprefix("optimizer.")
+    if name in ("", key):
+        return False
+    try:
+        kind = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return False
+    with config.unlocked():
+        config.optimizer[name] = kind
     return True
 
 

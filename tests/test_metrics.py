@@ -17,6 +17,13 @@ def test_cross_entropy_of_known_probabilities():
     np.testing.assert_allclose(metrics.cross_entropy(LOGITS, LABELS), LOSSES, rtol=0, atol=3e-7)
 
 
+def test_smoothed_labels_are_shared_by_all_classes():
+    found = metrics.cross_entropy(LOGITS, LABELS, 0.3)
+    shared = 0.7 * np.eye(3)[LABELS] + 0.1
+    np.testing.assert_allclose(found, -(shared * np.log(PROBABILITIES)).sum(axis=1), rtol=0, atol=5e-7)
+    assert metrics.cross_entropy(LOGITS, LABELS, 0.0).tolist() == metrics.cross_entropy(LOGITS, LABELS).tolist()
+
+
 def test_cross_entropy_of_large_logits_and_of_bfloat16_is_float32():
     losses = metrics.cross_entropy(jnp.array([[1000.0, 0.0], [0.0, 1000.0]], jnp.bfloat16), jnp.array([0, 0]))
     assert losses.dtype == jnp.float32

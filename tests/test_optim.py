@@ -81,6 +81,8 @@ def test_each_group_learns_at_its_own_rate():
         ("constant", 4, {0: 0.0, 1: 0.125, 3: 0.375, 4: 0.5, 10: 0.5}),
         ("linear", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
         ("cosine", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
+        ("step", 0, {0: 0.5, 4: 0.5, 5: 0.05, 6: 0.05, 7: 0.005, 10: 0.005}),
+        ("step", 2, {0: 0.0, 2: 0.5, 5: 0.5, 6: 0.05, 7: 0.05, 8: 0.005}),
     ],
 )
 def test_schedules(name, warmup, expected):
@@ -117,3 +119,28 @@ def test_every_optimizer_that_may_be_named_moves_parameters(name):
     transformation = optim.optimizer({"name": name}, split, "constant", 10, 0)
     updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
     assert all(np.any(np.asarray(update) != 0) for update in updates.values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion"])
+def test_weight_decay_leaves_biases_batch_norms_and_frozen_groups(name):
+    """Without gradients nothing but the decay moves a parameter."""
+    shapes = {
+        "head/out/kernel": (2, 3),
+        "head/out/bias": (3,),
+        "backbone/bn/scale": (4,),
+        "backbone/conv/kernel": (2, 2),
+    }
+    parameters = {path: jnp.full(shape, 2.0) for path, shape in shapes.items()}
+    groups = {path: "frozen" if path == "backbone/conv/kernel" else "head" for path in shapes}
+    transformation = optim.optimizer(
+        {"name": name, "weight_decay": 0.5}, Split(groups, {"head": 0.1, "frozen": 0.0}), "constant", 10, 0
+    )
+    nothing = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    updates, _ = transformation.update(nothing, transformation.init(parameters), parameters)
+    moved = sorted(path for path, update in updates.items() if np.any(np.asarray(update) != 0))
+    assert moved == ["head/out/kernel"]
+
+
+def test_the_mask_of_a_weight_decay_is_no_setting():
+    with pytest.raises(UserError, match="no setting of the optimizer adamw 'mask'"):
+        optim.factory({"name": "adamw", "mask": True})

@@ -113,6 +113,7 @@ def test_what_is_better(net, metric, value, best, better):
         ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, "frozen.lr gives no rate for block2"),
         ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, "nothing learns in phase 'frozen'"),
         ({"batch": 0}, "batch is 0; a batch holds at least one picture"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1; it is a share, from 0 to below 1"),
         ({"optimizer": {"name": "nadm"}}, "no optimizer 'nadm'; did you mean 'nadam'?"),
         ({"phases": ("frozen", "finetune", "frozen")}, "names a phase twice: frozen, finetune, frozen"),
     ],
@@ -123,6 +124,6 @@ def test_settings_without_meaning_are_named(net, changes, sentence):
 
 
 def test_a_phase_without_settings_is_named(net):
-    config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}})
+    config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0})
     with pytest.raises(UserError, match=re.escape("phases names 'frozen', but the recipe has no settings c.frozen")):
         phases.plan(config, net.model, net.layers, net.groups, 12)

@@ -271,3 +271,18 @@ def test_phases_that_the_command_line_leaves_out_are_gone_for_good(write):
     again = recipe.from_json(recipe.to_json(config))
     assert again == config
     assert again.second.epochs == 3
+
+
+def test_an_argument_of_the_optimizer_may_be_new(write):
+    """Whether the optimizer has it is the optimizer's to say."""
+    file = write(SMALLEST)
+    given = [
+        "--config.optimizer.name=adamw",
+        "--config.optimizer.weight_decay=0.01",
+        "--config.optimizer.nesterov=True",
+    ]
+    expected = {"name": "adamw", "weight_decay": 0.01, "nesterov": True}
+    assert recipe.load(file, given).optimizer.to_dict() == expected
+    for override in ("optimizer.weight_decay=abc", "optimizer.=3", "optimizer=3", "head.optimizer.x=1"):
+        with pytest.raises(UserError):
+            recipe.load(file, [f"--config.{override}"])

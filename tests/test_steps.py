@@ -175,6 +175,14 @@ def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
     assert np.sign(np.asarray(other.learning[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
 
 
+def test_smoothed_labels_are_learned_and_not_counted(world):
+    plain, _ = world.losses(world.frozen, world.features, start=CUT)
+    smoothed, _ = world.losses(world.frozen, world.features, start=CUT, smoothing=0.5)
+    assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
+    assert smoothed[1] != plain[1]
+    assert world.losses(world.frozen, world.features, start=CUT, smoothing=0.0)[0] == plain
+
+
 def test_mixed_pictures_are_learned_as_both_of_their_classes(world):
     goals = (steps.Goal(np.array([0, 1]), np.array([0.75, 1.0])), steps.Goal(np.array([2, 0]), np.array([0.25, 0.0])))
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]], np.float32))
@@ -225,7 +233,7 @@ def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
 
 
 def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
-    def steep(logits, labels):  # 0 with an infinite slope
+    def steep(logits, labels, smoothing):  # 0 with an infinite slope
         return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
 
     monkeypatch.setattr(steps, "cross_entropy", steep)

@@ -36,10 +36,14 @@ class Measures(NamedTuple):
     n: int
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax at the label, float32: logits [batch, classes], labels [batch] -> [batch]."""
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """-log softmax at the label, float32: logits [batch, classes], labels [batch] -> [batch].
+
+    `smoothing` is the share of the label that goes to all classes evenly.
+    """
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    at_label = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    return -at_label if not smoothing else -(1 - smoothing) * at_label - smoothing * logs.mean(axis=1)
 
 
 def total(logits: jax.Array, labels: jax.Array, real: jax.Array, losses: jax.Array | None = None) -> Totals:

@@ -16,7 +16,10 @@ Rate = Callable[[jax.Array], jax.Array]
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
 """optax optimizers that a recipe may name, beside Keras' `nadam`."""
 
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "step")
+
+STEPS = {0.5: 0.1, 0.75: 0.1}
+"""Of the schedule `step`: which share of the way -> by what the rate is multiplied (He et al. 2016, CIFAR-10)."""
 
 
 class NadamState(NamedTuple):
@@ -60,12 +63,13 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
 
 
 def schedule(name: str, rate: float, steps: int, warmup: int) -> Rate:
-    """step -> learning rate: from 0 up to `rate` over `warmup` steps, then constant or down to 0 at `steps`."""
+    """step -> learning rate: from 0 up to `rate` over `warmup` steps, then on as named, to 0 at `steps` or by STEPS."""
     rest = max(steps - warmup, 1)
     shapes: dict[str, Callable[[], Rate]] = {
         "constant": lambda: optax.constant_schedule(rate),
         "cosine": lambda: optax.cosine_decay_schedule(rate, rest),
         "linear": lambda: optax.linear_schedule(rate, 0.0, rest),
+        "step": lambda: optax.piecewise_constant_schedule(rate, {int(share * rest): by for share, by in STEPS.items()}),
     }
     if name not in shapes:
         raise unknown("schedule", name, SCHEDULES)
@@ -85,11 +89,19 @@ def factory(settings: Mapping[str, Any]) -> Callable[[Rate], optax.GradientTrans
     if name != "nadam" and name not in OPTIMIZERS:
         raise unknown("optimizer", name, ("nadam", *OPTIMIZERS))
     make: Callable[..., optax.GradientTransformation] = nadam if name == "nadam" else getattr(optax, name)
-    known = set(inspect.signature(make).parameters) - {"learning_rate"}
+    parameters = set(inspect.signature(make).parameters)
+    known = parameters - {"learning_rate", "mask"}
     for key in arguments:
         if key not in known:
             raise unknown(f"setting of the optimizer {name}", key, known)
+    if "mask" in parameters:
+        arguments["mask"] = _decays
     return lambda rate: make(rate, **arguments)
+
+
+def _decays(parameters: optax.Params) -> optax.Params:
+    """Which parameters a weight decay is for: kernels, but no biases and nothing of a batch norm, which are vectors."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
 
 
 def optimizer(

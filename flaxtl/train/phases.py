@@ -87,6 +87,8 @@ def plan(
     factory(config.optimizer)  # made anew by each phase; here a misspelt one is found before anything is computed
     if config.batch < 1:
         raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it is a share, from 0 to below 1")
     phases: list[Phase] = []
     for name in config.phases:
         if name not in config:

@@ -74,6 +74,7 @@ def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation:
         start=start,
         augmentation=augmentation,
         class_weights=setup.class_weights,
+        smoothing=float(setup.config.label_smoothing),
         accumulate=setup.config.accumulate,
     )
     backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")

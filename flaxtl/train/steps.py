@@ -78,8 +78,9 @@ class Part(NamedTuple):
 class Task(NamedTuple):
     """What the training steps of a phase have in common: everything but their state and their examples.
 
-    With `start` the examples are outputs of that layer. `class_weights` weigh the loss that is minimised; the totals
-    count every example alike, so that they can be compared with those of other runs and of validation.
+    With `start` the examples are outputs of that layer. `class_weights` weigh the loss that is minimised, and
+    `smoothing` is the share of a label that it spreads evenly over all classes (Szegedy et al. 2016); the totals know
+    neither, so that they can be compared with those of other runs and of validation.
     A batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
     of the whole batch, but for batch norms that learn, which see one part at a time.
     """
@@ -91,6 +92,7 @@ class Task(NamedTuple):
     start: str | None = None
     augmentation: Augmentation | None = None
     class_weights: tuple[float, ...] | None = None
+    smoothing: float = 0.0
     accumulate: int = 1
 
 
@@ -146,12 +148,15 @@ def _part(task: Task, state: State, frozen: Flat, examples: Examples, dropout: j
         parameters = nest(frozen | state.statistics | learning)
         result = forward(task.model, parameters, inputs, start=task.start, learning=layers, dropout=dropout)
         assert result.logits is not None, "a pass without `stop` reaches the softmax"
-        return _losses(result.logits, goals, task.class_weights).mean(), (result.logits, flatten(result.statistics))
+        return _losses(result.logits, goals, task.class_weights, task.smoothing).mean(), (
+            result.logits,
+            flatten(result.statistics),
+        )
 
     (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
     statistics = {path: moved[path] for path in state.statistics}
     labels = examples.answers()
-    counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals, None))
+    counted = total(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals))
     return Part(value, gradients, statistics, counted)
 
 
@@ -209,12 +214,17 @@ def _goals(examples: Examples, seed: int, augmentation: Augmentation | None) -> 
     return mixed.pictures, (Goal(mixed.labels, mixed.shares), Goal(mixed.partners, 1 - mixed.shares))
 
 
-def _losses(logits: jax.Array, goals: tuple[Goal, ...], class_weights: tuple[float, ...] | None) -> jax.Array:
+def _losses(
+    logits: jax.Array,
+    goals: tuple[Goal, ...],
+    class_weights: tuple[float, ...] | None = None,
+    smoothing: float = 0.0,
+) -> jax.Array:
     """float32 [batch]: the cross-entropy with every goal by its share and, if given, the weight of its class."""
     losses = jnp.zeros(())
     for labels, shares in goals:
         weights = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
-        losses += shares * weights * cross_entropy(logits, labels)
+        losses += shares * weights * cross_entropy(logits, labels, smoothing)
     return losses
 
 
