@@ -11,7 +11,7 @@ from typing import Any
 from flaxtl.errors import UserError
 from flaxtl.results import predictions_file
 from flaxtl.results.predictions_file import Predictions
-from flaxtl.results.shape import Record, Shape, fault, is_amount, is_count, is_flag, is_loss, is_share, is_text
+from flaxtl.results.shape import Record, Shape, fault, is_amount, is_count, is_flag, is_loss, is_share, is_temperature, is_text
 
 Json = dict[str, Any]
 
@@ -43,6 +43,7 @@ LAYERS: Shape = [
 ]  # fmt: skip
 
 SUMMARY: Shape = {
+    "calibration": Record({"temperature": is_temperature, "n": is_count}),
     "classes": [is_text],
     "command": is_text,
     "complete": is_flag,
