@@ -43,7 +43,9 @@ def test_the_temperature_undoes_a_sharpened_softmax(drawn):
 
 
 def test_the_temperature_is_where_a_library_finds_the_least_loss(drawn):
-    found = minimize_scalar(lambda x: loss(*drawn, math.exp(x)), bounds=(-4, 4), method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(
+        lambda x: loss(*drawn, math.exp(x)), bounds=(-4, 4), method="bounded", options={"xatol": 1e-9}
+    )
     # comparing losses tells T to the square root of 1e-16, and scipy does no better
     assert calibration.fit_temperature(*drawn) == pytest.approx(math.exp(found.x), rel=1e-6)
 

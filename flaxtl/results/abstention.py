@@ -1,4 +1,4 @@
-"""What is gained where the network may stay silent: it answers where its confidence is at least t, and passes elsewhere.
+"""What is gained where the network may stay silent: it answers where its confidence is at least t, else it passes.
 
 Accuracy against the share of pictures answered is the risk-coverage curve of El-Yaniv and Wiener (2010), "On the
 Foundations of Noise-free Selective Classification", read from above.

@@ -71,4 +71,4 @@ def write(path: Path, predictions: Predictions, issues: LabelIssues) -> None:
 
 def _own(predictions: Predictions) -> npt.NDArray[np.float32]:
     """The probability of each picture's own label, float32 [n]."""
-    return predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
+    return np.asarray(predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels], np.float32)
