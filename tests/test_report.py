@@ -229,7 +229,7 @@ def test_a_threshold_lets_pass_who_has_it():
     assert formats.threshold(np.float32(0.97)) == "0.970000"
     assert formats.threshold(0.9999999) == "0.999999"
     assert formats.threshold(1.0) == "1.000000"
-    assert formats.threshold(float("nan")) == "–"
+    assert formats.threshold(float("nan")) == formats.threshold(float("inf")) == "–"
 
 
 def test_percent_and_points():

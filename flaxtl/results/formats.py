@@ -10,7 +10,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 def threshold(share: float) -> str:
     """A confidence that is asked for: 0.979999, as predict writes it, but rounded down, so that who has it passes."""
-    return "–" if math.isnan(share) else f"{math.floor(1e6 * share) / 1e6:.6f}"
+    return f"{math.floor(1e6 * share) / 1e6:.6f}" if math.isfinite(share) else "–"
 
 
 def points(gain: float) -> str:
