@@ -22,7 +22,7 @@ from flaxtl.results.overview import SPLITS
 from flaxtl.results.run_files import Run, read
 from flaxtl.terminal import printable
 
-PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails, 1 MB
+PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails, 1.5 MB
 LABELS = "label_issues.csv"
 
 FOLDED = 30  # rows of a table beyond which the page shows it when asked
