@@ -21,7 +21,7 @@ def predictions(*rows, classes=("cat", "dog", "owl")):
 ROWS = (
     (CAT, (0.75, 0.25, 0.0)),
     (CAT, (0.25, 0.5, 0.25)),  # dog, at the threshold
-    (CAT, (0.0, 0.75, 0.25)),  # dog, with the wider gap
+    (CAT, (0.0, 0.75, 0.25)),  # dog, and cat is less probable still
     (DOG, (0.0, 0.75, 0.25)),
     (DOG, (0.5, 0.5, 0.0)),  # cat passes its threshold, but is not more probable than the label
     (DOG, (0.0, 0.25, 0.75)),  # owl, which nothing is labelled as: no one knows how sure it should be
@@ -48,8 +48,8 @@ def test_a_class_that_is_not_sure_is_not_suggested():
 def test_of_several_sure_classes_the_most_probable_is_suggested():
     rows = [(CAT, (0.125, 0.5, 0.375)), (DOG, (0.5, 0.5, 0.0)), (OWL, (0.75, 0.0, 0.25))]
     found = label_issues.find(predictions(*rows))
-    # the cat: dog 0.5 >= 0.5 and owl 0.375 >= 0.25; the owl: cat 0.75 >= 0.125, whose gap is wider
-    assert (found.rows.tolist(), found.suggested.tolist()) == ([2, 0], [CAT, DOG])
+    # the cat: dog 0.5 >= 0.5 and owl 0.375 >= 0.25; the owl: cat 0.75 >= 0.125, but owl is more probable than cat above
+    assert (found.rows.tolist(), found.suggested.tolist()) == ([0, 2], [DOG, CAT])
 
 
 def test_the_most_probable_class_need_not_be_the_suggested_one():
@@ -81,7 +81,7 @@ def test_a_planted_label_is_found():
     found = label_issues.find(predictions(*zip(labels, probabilities, strict=True)))
     assert sorted(found.rows.tolist()) == planted.tolist()
     assert found.suggested.tolist() == true[found.rows].tolist()
-    assert (np.diff(found.probability) <= 0).all()  # here the gap grows with the probability
+    assert (np.diff(found.probability) <= 0).all()  # what one class has more, the label has less
 
 
 def test_the_file_reads_back_whatever_the_names(tmp_path):

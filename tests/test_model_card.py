@@ -123,7 +123,7 @@ def test_pictures_that_were_left_out_and_wrong_labels_are_counted(workdir):
     said.probabilities[2] = (0.01, 0.97, 0.01, 0.01)
     predictions_file.write(workdir / "predictions.csv", said)
     shown = altered(workdir, "summary.json", skipped={"a.png": "empty", "b.png": "empty"})
-    assert "Labels that are probably wrong: 1 of 24 that were looked at" in shown
+    assert "Labels that look wrong: 1 of 24 that were looked at" in shown
     assert "2 pictures that cannot be read were left out" in shown
 
 

@@ -55,7 +55,7 @@ def test_abstention(page):
     assert f"{rows} 50 % 13 0.939999 100.00 %" in page.text
 
 
-def test_labels_that_are_probably_wrong(page, finished):
+def test_labels_that_look_right(page, finished):
     """Of 24 pictures three have another class that is more probable; no class is as sure of them as of its own."""
     assert "No label of the 24 validation and test pictures looks wrong." in page.text
     assert (finished / "report" / "label_issues.csv").read_text() == "path,label,suggested_label,probability\n"
@@ -66,13 +66,13 @@ def test_a_wrong_label_is_shown_and_listed(workdir):
     said.probabilities[2] = (0.01, 0.97, 0.01, 0.01)
     predictions_file.write(workdir / "predictions.csv", said)
     shown = text(workdir)
-    assert "1 of the 24 validation and test pictures has a label that is probably wrong" in shown
+    assert "1 of the 24 validation and test pictures has a label that looks wrong" in shown
     tile = f"daisy → <script>alert(1)</script> 97 % loss {-np.log(0.01):.2f} 0_5&<b>.png"
     assert shown[shown.index("1 of the 24") :].count(tile) == 1
     with (workdir / "report" / "label_issues.csv").open(newline="") as file:
         assert list(csv.reader(file))[1:] == [[said.paths[2], "daisy", "<script>alert(1)</script>", "0.97"]]
     (workdir / "predictions.csv").unlink()
-    assert "Labels that are probably wrong are shown here once there are predictions." in text(workdir)
+    assert "Labels that look wrong are shown here once there are predictions." in text(workdir)
     assert not (workdir / "report" / "label_issues.csv").exists()
 
 

@@ -1,4 +1,4 @@
-"""Pictures whose label is probably wrong, by the confident learning of Northcutt, Jiang and Chuang (2021), "Confident
+"""Pictures whose label looks wrong, by the confident learning of Northcutt, Jiang and Chuang (2021), "Confident
 Learning: Estimating Uncertainty in Dataset Labels".
 
 The answers must be about pictures that were not learned from: a network that learned a wrong label repeats it.
@@ -45,16 +45,16 @@ def find(predictions: Predictions) -> LabelIssues:
     """The pictures that are more probably of another class than of their own, and that class is sure of them.
 
     A class is sure of a picture if its probability is at least the class's `self_confidence`, the paper's threshold;
-    of several the most probable one is suggested. The most suspicious picture is the one with the widest gap between
-    the two probabilities, the paper's normalized margin.
+    of several the most probable one is suggested. The most suspicious picture is the one whose label is least probable:
+    unlike the gap between the two probabilities, which ends at 1, its loss still tells the worst from the bad.
     """
     probabilities, own = predictions.probabilities, _own(predictions)[:, None]
     sure = (probabilities > own) & (probabilities >= self_confidence(predictions))
     rows = np.flatnonzero(sure.any(axis=1))
     suggested = np.where(sure[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]
-    widest = np.argsort(own[rows, 0] - probability, kind="stable")
-    return LabelIssues(rows[widest], suggested[widest], probability[widest])
+    worst = np.argsort(own[rows, 0], kind="stable")
+    return LabelIssues(rows[worst], suggested[worst], probability[worst])
 
 
 def write(path: Path, predictions: Predictions, issues: LabelIssues) -> None:

@@ -64,7 +64,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels that are probably wrong: how many of n pictures' of which splits, and the most suspicious of them."""
+    """The labels that look wrong: how many of n pictures' of which splits, and the most suspicious of them."""
 
     count: int
     n: int
