@@ -134,6 +134,11 @@ def parser() -> Parser:
     )
     one.add_argument("--weights", metavar="FILE", help="for --model; left out: from a cache, else downloaded")
     one.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
+    one.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="for --workdir: probabilities at the temperature that was fitted on the run's validation pictures",
+    )
     one.add_argument("--top", type=int, metavar="N", help=f"how many classes to show, {TOP} unless given")
     one.add_argument("--csv", type=Path, metavar="FILE", help="a row a picture")
     one.add_argument("--json", type=Path, metavar="FILE", help="the classes that are shown, picture by picture")
@@ -225,6 +230,7 @@ def predict(options: argparse.Namespace) -> None:
     """A table, and files where they are asked for."""
     from flaxtl.results import answers
     from flaxtl.results import predict as room
+    from flaxtl.results.trained import temperature_of
 
     if bool(options.tap) != bool(options.npz):
         raise UserError("--tap=LAYER and --npz=FILE go together: the layer to write, and where to")
@@ -232,9 +238,14 @@ def predict(options: argparse.Namespace) -> None:
         raise UserError(f"--top={options.top} shows nothing; give 1 or more")
     if options.weights and not options.model:
         raise UserError("--weights=FILE goes with --model=NAME; a run has its own")
+    if options.calibrated and options.model:
+        raise UserError("--calibrated goes with --workdir=DIR; a published network has no temperature")
     paths, top = room.find_pictures(options.input), options.top or TOP
     predictor = _published(options) if options.model else _trained(options.workdir)
+    temperature = temperature_of(options.workdir) if options.calibrated else None
     found = room.predict(predictor, paths, options.tap)
+    if temperature is not None:
+        found = found.at_temperature(temperature)
     console().print(answers.answer_table(found, top))
     answers.write(found, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if found.unreadable:

@@ -246,6 +246,10 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
             ["predict", "--workdir=x", "--input=y", "--weights=z"],
             "--weights=FILE goes with --model=NAME; a run has its",
         ),
+        (
+            ["predict", "--model=vgg16", "--input=y", "--calibrated"],
+            "--calibrated goes with --workdir=DIR; a published",
+        ),
         (["predict", "--model=vgg61", f"--input={DEMO}"], "no network 'vgg61'; did you mean 'vgg19'?"),
         (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], "random weights know no classes; leave"),
         (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], "no weight file 'x.h5'; give the path of"),

@@ -9,6 +9,7 @@ import pytest
 from small import pictures
 
 from flaxtl.cli import main
+from flaxtl.results import calibration, predictions_file
 
 RECIPE = """
 from ml_collections import ConfigDict
@@ -94,6 +95,34 @@ def test_predictions_have_one_row_a_picture(place):
         chances = {name: float(row[name]) for name in ("blue", "green", "red")}
         assert row["prediction"] == max(chances, key=chances.get)
         assert sum(chances.values()) == pytest.approx(1, abs=1e-5)  # three float32 values, written in decimals
+
+
+def test_the_temperature_is_that_of_the_validation_pictures(place):
+    said = predictions_file.read(place / "run" / "predictions.csv").of_split("validation")
+    expected = {"temperature": calibration.fit_temperature(said.probabilities, said.labels), "n": 6}
+    assert json.loads((place / "run" / "summary.json").read_text())["calibration"] == expected
+
+
+def test_predict_at_the_temperature(place, tmp_path, capsys):
+    workdir = shutil.copytree(place / "run", tmp_path / "run")
+    summary = json.loads((workdir / "summary.json").read_text())
+
+    def predicted(temperature, *more):
+        calibrated = summary | {"calibration": {"temperature": temperature, "n": 6}}
+        (workdir / "summary.json").write_text(json.dumps(calibrated))
+        command = ["predict", f"--workdir={workdir}", "--input", str(place / "pictures"), *more]
+        if temperature is None:
+            return mistake(capsys, *command)
+        main([*command, f"--csv={tmp_path / 'out.csv'}"])
+        with (tmp_path / "out.csv").open() as file:
+            return np.array([[row[name] for name in ("blue", "green", "red")] for row in csv.DictReader(file)], float)
+
+    plain, calibrated = predicted(2.0), predicted(2.0, "--calibrated")
+    roots = np.sqrt(plain)  # which is what 2 makes of them
+    # the file has six decimals: p is off by up to 5e-7, its root by up to 7e-4, where p is 0
+    np.testing.assert_allclose(calibrated, roots / roots.sum(axis=1, keepdims=True), rtol=0, atol=1e-3)
+    assert np.abs(calibrated - plain).max() > 0.01
+    assert "There is no temperature" in predicted(None, "--calibrated")
 
 
 def test_report_is_one_page_without_requests(place):

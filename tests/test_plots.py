@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from flaxtl.results import plots
+from flaxtl.results import abstention, calibration, plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -92,9 +92,46 @@ def test_hostile_names_are_text(name):
     assert (shown if len(shown) <= 14 else shown[:13] + "…") in texts(svg)
 
 
+def sorted_by_confidence(confidence, right):
+    return calibration.reliability(np.array(confidence), np.array(right))
+
+
+def dots(svg):
+    return svg.count("<use ")
+
+
+def test_reliability_shows_filled_bins_and_what_the_temperature_makes_of_them():
+    before = sorted_by_confidence([0.4, 0.9, 0.91, 0.99], [True, False, True, True])
+    after = sorted_by_confidence([0.3, 0.6, 0.61, 0.8], [True, False, True, True])
+    alone, both = plots.reliability(before, None), plots.reliability(before, after)
+    assert {"confidence", "right", "answers", "as answered"} <= set(texts(alone))
+    assert "at the temperature" in set(texts(both)) - set(texts(alone))
+    # a dot for each bin that holds answers, of which 0.6 and 0.61 fall on either side of an edge, and one in the legend
+    assert dots(both) - dots(alone) == 5
+    assert "nan" not in both
+
+
+def test_abstention_of_many_answers_is_a_short_line():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(size=100_000)
+    svg = plots.abstention(abstention.curve(confidence, rng.uniform(size=100_000) < confidence))
+    assert {"pictures answered", "right", "100 %"} <= set(texts(svg))
+    assert 'aria-label="Accuracy against the share of 100,000 pictures answered"' in svg
+    assert len(svg) < 20_000
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_one_answer_is_a_picture_too(value):
+    right = np.array([True])
+    assert "confidence" in texts(plots.reliability(sorted_by_confidence([value], [True]), None))
+    assert "right" in texts(plots.abstention(abstention.curve(np.array([value]), right)))
+
+
 def test_svg_fits_into_a_page():
     one, two = plots.curve(epochs(frozen=5), "loss"), plots.curve(epochs(frozen=5), "accuracy")
-    for svg in (one, two):
+    answers = sorted_by_confidence([0.5, 0.9], [False, True])
+    trust = plots.reliability(answers, answers), plots.abstention(abstention.curve(np.array([0.5]), np.array([True])))
+    for svg in (one, two, *trust):
         assert svg.startswith('<svg role="img" aria-label="')
         assert svg.endswith("</svg>")
         assert "<style" not in svg
@@ -102,8 +139,8 @@ def test_svg_fits_into_a_page():
         assert root.get("viewBox")
         assert root.get("width") is None  # the page gives the width
         assert not re.search(r"#0[0-9a-f]{5}", svg)  # no colour but the page's own
-    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, two)]
-    assert ids[0].isdisjoint(ids[1])
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, two, *trust)]
+    assert sum(map(len, ids)) == len(set.union(*ids))
 
 
 def test_svg_repeats_byte_for_byte():
@@ -113,7 +150,7 @@ def test_svg_repeats_byte_for_byte():
 def test_no_global_state_of_matplotlib_is_touched():
     program = """
 import sys, matplotlib, numpy
-from flaxtl.results import plots
+from flaxtl.results import abstention, calibration, plots
 before = matplotlib.rcParams.copy()
 plots.confusion(numpy.eye(2, dtype=int), ["cat", "dog"])
 assert matplotlib.rcParams.copy() == before

@@ -1,127 +1,19 @@
-import csv
-import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from finished import CLASSES, Page, write
+from PIL import Image
 
 from flaxtl.errors import UserError
-from flaxtl.results import gallery, measures, predictions_file, report
-from flaxtl.results.predictions_file import Predictions
-
-# the second name is an attack, the third would be a formula to matplotlib, the last has a picture that is gone
-CLASSES = ("daisy", "<script>alert(1)</script>", "$x_{", "tulips")
-VOID = {"meta", "link", "img", "br", "hr"}
-
-
-class Page(HTMLParser):
-    """Text, start tags and links of a page; fails on tags that do not nest."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.pieces, self.open = [], [], [], []
-        self.feed(html)
-        assert self.open == []
-        self.text = " ".join(" ".join(self.pieces).split()).replace("\N{NARROW NO-BREAK SPACE}", " ")
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes.extend((tag, name, value or "") for name, value in attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes.extend((tag, name, value or "") for name, value in attrs)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.pieces.append(data)
-
-
-def draw(path, index):
-    image = Image.new("RGB", (60, 40), (40 * index, 120, 200 - 40 * index))
-    ImageDraw.Draw(image).ellipse((20, 10, 40, 30), fill="white")
-    image.save(path, "PNG")
-
-
-def rates(head, top):
-    return {"head": head, "top": top, "base": 0.0}
+from flaxtl.results import formats, gallery, measures, predictions_file, report
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run directory of 2 phases and 4 x (3 train, 2 validation, 4 test) pictures, 3 of the 16 test answers wrong."""
-    root = tmp_path_factory.mktemp("run")
-    workdir, pictures = root / 'my "run" & <co>', root / "pictures"
-    workdir.mkdir()
-    pictures.mkdir()
-    rows = []
-    for index, name in enumerate(CLASSES):
-        for i, split in enumerate(["train"] * 3 + ["validation"] * 2 + ["test"] * 4):
-            path = pictures / f"{index}_{i}&<b>.png"
-            draw(path, index)
-            rows.append((str(path), name, split))
-    with (workdir / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
-
-    judged = [row for row in rows if row[2] != "train"]
-    labels = np.array([CLASSES.index(row[1]) for row in judged])
-    answers, sure = labels.copy(), np.full(len(labels), 0.94)
-    answers[2:5], sure[2:5] = (1, 1, 3), (0.64, 0.79, 0.55)  # three daisies of the test split
-    probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
-    probabilities[np.arange(len(labels)), answers] = sure
-    paths, splits = tuple(row[0] for row in judged), tuple(row[2] for row in judged)
-    predictions_file.write(
-        workdir / "predictions.csv", Predictions(paths, splits, labels, probabilities.astype(np.float32), CLASSES)
-    )
-    Path(paths[3]).unlink()  # the most confident error
-    Path(paths[4]).write_bytes(b"no picture")
-
-    phases = {"frozen": (2, False, rates(1e-3, 0.0)), "finetune": (3, True, rates(1e-6, 1e-6))}
-    config = {
-        "seed": 7,
-        "data": {"source": "folder:/p", "height": 200, "width": 180},
-        "model": {"name": "vgg16", "stop": ""},
-        "weights": {"path": "imagenet"},
-        "phases": list(phases),
-    } | {name: {"epochs": n, "augment": augment, "lr": lr} for name, (n, augment, lr) in phases.items()}
-    (workdir / "config.json").write_text(json.dumps(config))
-    with (workdir / "metrics.jsonl").open("w") as file:
-        for name, (n, _, lr) in phases.items():
-            for epoch in range(n):
-                line = {"phase": name, "epoch": epoch + 1, "step": 5, "train_loss": 0.5, "train_accuracy": 0.75}
-                line |= {"validation_loss": 0.6, "validation_accuracy": 0.625, "seconds": 1.5, "rates": lr}
-                file.write(json.dumps(line) + "\n")
-    layers = [
-        {"layer": "block5_conv1", "kind": "conv", "shape": [12, 12, 512], "parameters": 2359808, "group": "top",
-         "learns": ["finetune"], "origin": "imagenet: vgg16.h5"},
-        {"layer": "flatten", "kind": "flatten", "shape": [73728], "parameters": 0, "group": "", "learns": [],
-         "origin": ""},
-    ]  # fmt: skip
-    (workdir / "layers.json").write_text(json.dumps(layers))
-    results = {split: {"accuracy": 0.75, "loss": 0.5, "n": n} for split, n in (("train", 12), ("validation", 8))}
-    summary = {
-        "classes": CLASSES,
-        "phases": {
-            name: {"epochs": n, "steps": n, "wall_seconds": 61.0, "learning_parameters": 590597,
-                   "frozen_leaves_unchanged": 26, "rates": lr, "augment": augment, **results,
-                   "test": {"accuracy": accuracy, "loss": 0.5, "n": 16}}
-            for (name, (n, augment, lr)), accuracy in zip(phases.items(), (0.75, 0.8125), strict=True)
-        },
-        "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["H200", "H200"],
-        "weights": {"path": "imagenet", "origin": "vgg16.h5"}, "complete": True,
-        "versions": {"jax": "0.10.0"}, "command": "flaxtl train --config=a.py --workdir='<b>'",
-    }  # fmt: skip
-    (workdir / "summary.json").write_text(json.dumps(summary))
-    return workdir
+    return write(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -217,7 +109,8 @@ def test_original_stands_beside_its_augmented_samples(page):
 def test_a_second_report_replaces_the_first(workdir):
     first = report.write(workdir).read_bytes()
     assert report.write(workdir).read_bytes() == first
-    assert [path.name for path in (workdir / "report").iterdir()] == ["index.html"]
+    names = sorted(path.name for path in (workdir / "report").iterdir())
+    assert names == ["index.html", "label_issues.csv", "model_card.md"]
 
 
 def test_a_run_under_way(workdir):
@@ -259,6 +152,7 @@ def test_without_a_test_split_validation_judges(workdir):
     shown = text(workdir)
     assert "100.00 % of the validation pictures right 8 of 8 pictures." in shown
     assert "There is no test split" in shown
+    assert "what is said of the temperature is flattered" in shown
     assert "Not one of the 8 validation pictures was answered wrong." in shown
 
 
@@ -321,17 +215,24 @@ def test_galleries_choose_the_pictures_that_tell_most(finished):
     ],
 )
 def test_duration(seconds, shown):
-    assert report.duration(seconds) == shown
+    assert formats.duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(0.001, "0.001"), (1e-6, "1e-6"), (3.5e-5, "3.5e-5"), (0.1, "0.1"), (1, "1")]
 )
 def test_rate(value, shown):
-    assert report.rate(value) == shown
+    assert formats.rate(value) == shown
+
+
+def test_a_threshold_lets_pass_who_has_it():
+    assert formats.threshold(np.float32(0.97)) == "0.970000"
+    assert formats.threshold(0.9999999) == "0.999999"
+    assert formats.threshold(1.0) == "1.000000"
+    assert formats.threshold(float("nan")) == formats.threshold(float("inf")) == "–"
 
 
 def test_percent_and_points():
-    assert report.percent(float("nan")) == report.percent(None) == "–"
-    assert report.percent(0.92609, 1) == "92.6\N{NARROW NO-BREAK SPACE}%"
-    assert report.points(-0.0288) == "\N{MINUS SIGN}2.88"
+    assert formats.percent(float("nan")) == formats.percent(None) == "–"
+    assert formats.percent(0.92609, 1) == "92.6\N{NARROW NO-BREAK SPACE}%"
+    assert formats.points(-0.0288) == "\N{MINUS SIGN}2.88"

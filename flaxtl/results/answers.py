@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flaxtl import csv_rows
 from flaxtl.errors import UserError
+from flaxtl.results import calibration
 from flaxtl.terminal import printable, screenful, table
 
 
@@ -37,6 +38,11 @@ class Answers:
     classes: tuple[str, ...]
     wordnet_ids: tuple[str, ...]
     unreadable: tuple[str, ...]
+
+    def at_temperature(self, temperature: float) -> "Answers":
+        """The same answers, with the probabilities that they have at a temperature; tapped outputs stay as they are."""
+        tempered = calibration.at_temperature(self.probabilities, temperature)
+        return replace(self, probabilities=tempered.astype(np.float32))
 
     def top(self, row: int, k: int) -> list[Guess]:
         """The k most probable classes of a picture, best first; of equals the first."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from flaxtl.data.unpack import UnreadableError
 from flaxtl.results import measures, thumbnail
+from flaxtl.results.label_issues import LabelIssues
 from flaxtl.results.predictions_file import Predictions
 
 SIDE = 240  # pixels of the longer side: shown about 160 wide, sharp on a dense screen
@@ -26,8 +27,8 @@ class Tile:
         name: the file's own name.
         place: the name with that of its folder.
         true: name of the true class.
-        predicted: name of the predicted class.
-        confidence: probability of the predicted class, in [0, 1].
+        predicted: name of the predicted class, or of the one that is suggested.
+        confidence: its probability, in [0, 1].
         loss: -log of the probability of the true class.
     """
 
@@ -87,11 +88,17 @@ def right_answers(predictions: Predictions, limit: int) -> list[Tile]:
     return _tiles(predictions, rows[:limit])
 
 
-def _tiles(predictions: Predictions, rows: Sequence[int]) -> list[Tile]:
+def label_issues(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Tile]:
+    """The `limit` most suspicious labels, each beside the class that is suggested in its place."""
+    return _tiles(predictions, issues.rows[:limit].tolist(), issues.suggested[:limit].tolist())
+
+
+def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int] | None = None) -> list[Tile]:
+    """The pictures in `rows`, each with its predicted class, or with that in `answers`."""
     loss = measures.losses(predictions.probabilities, predictions.labels)
-    predicted, confidence, classes = predictions.predicted, predictions.confidence, predictions.classes
+    classes = predictions.classes
     tiles = []
-    for row in rows:
+    for row, answer in zip(rows, predictions.predicted[rows] if answers is None else answers, strict=True):
         path = Path(predictions.paths[row])
         uri, trouble = _thumbnail(path)
         tiles.append(
@@ -101,8 +108,8 @@ def _tiles(predictions: Predictions, rows: Sequence[int]) -> list[Tile]:
                 name=path.name,
                 place="/".join(path.parts[-2:]),
                 true=classes[predictions.labels[row]],
-                predicted=classes[predicted[row]],
-                confidence=float(confidence[row]),
+                predicted=classes[answer],
+                confidence=float(predictions.probabilities[row, answer]),
                 loss=float(loss[row]),
             )
         )

@@ -1,9 +1,12 @@
-"""The end of a run: every phase on the test split, looked at once, and the answers on validation and test pictures."""
+"""The end of a run: every phase on the test split, looked at once, and the answers on validation and test pictures.
+
+A temperature is fitted on the answers on validation pictures: on test pictures nothing is ever fitted.
+"""
 
 import numpy as np
 from rich.console import Console
 
-from flaxtl.results import predictions_file
+from flaxtl.results import calibration, predictions_file
 from flaxtl.results.predictions_file import Predictions
 from flaxtl.terminal import advancing
 from flaxtl.train import hosts, rundir, steps
@@ -19,7 +22,7 @@ from flaxtl.train.setup import Setup
 
 
 def judge(outcome: Outcome, console: Console) -> None:
-    """Measure every phase on the test split, write predictions.csv with the last one's answers, and end the run."""
+    """Measure every phase on the test split, write the last one's answers and their temperature, and end the run."""
     setup = outcome.setup
     final = _measure(outcome, console)
     examples = [example for split in final for example in setup.manifest.of_split(split)]
@@ -32,8 +35,16 @@ def judge(outcome: Outcome, console: Console) -> None:
     )
     if hosts.writes():
         predictions_file.write(setup.workdir / "predictions.csv", predictions)
-        rundir.note(setup.workdir, complete=True)
+        rundir.note(setup.workdir, calibration=_calibration(predictions.of_split("validation"), console), complete=True)
         tidy(setup)
+
+
+def _calibration(validation: Predictions, console: Console) -> dict[str, float | int | None]:
+    """The temperature of the answers on validation pictures, None where there is none, and how many pictures."""
+    temperature, n = calibration.fit_temperature(validation.probabilities, validation.labels), len(validation.paths)
+    if temperature:
+        console.print(f"calibration: temperature {temperature:.3f}, fitted on {n} validation pictures", markup=False)
+    return {"temperature": temperature, "n": n}
 
 
 def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:

@@ -23,6 +23,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flaxtl.results import measures
+from flaxtl.results.abstention import Curve
+from flaxtl.results.calibration import BINS, Reliability
 from flaxtl.terminal import printable
 
 # stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
@@ -46,6 +48,7 @@ STYLE: dict[Any, Any] = {
 }
 NAMED_CLASSES = 40  # more names than this cannot be told apart along one edge, so that no more classes are shown
 NUMBERED_CLASSES = 20  # more counts than this do not fit their cells
+CURVE_POINTS = 200  # two units apart: more cannot be seen
 
 
 def curve(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accuracy"]) -> str:
@@ -61,22 +64,15 @@ def curve(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accura
         x = np.arange(1, len(epochs) + 1)
         training, validation = (_series(epochs, f"{split}_{quantity}") for split in ("train", "validation"))
         marker = "o" if len(epochs) <= 12 else ""  # a line through one epoch would be invisible
-        axes.plot(x, training, color=INK, alpha=0.5, linewidth=1.3, marker=marker, markersize=3, label="training")
-        axes.plot(x, validation, color=ACCENT, linewidth=2, marker=marker, markersize=4, label="validation")
+        style: dict[str, Any] = {"marker": marker, "clip_on": quantity == "loss"}  # at 100 % a line is seen in full
+        axes.plot(x, training, color=INK, alpha=0.5, linewidth=1.3, markersize=3, label="training", **style)
+        axes.plot(x, validation, color=ACCENT, linewidth=2, markersize=4, label="validation", **style)
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-        if quantity == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
         _limit(axes, np.concatenate([training, validation]), quantity)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
-        axes.tick_params(length=0, pad=6)
-        axes.spines["left"].set_visible(False)
-        rows = _mark_phases(axes, [str(epoch["phase"]) for epoch in epochs])
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.02 + 0.075 * rows), ncols=2, frameon=False, borderaxespad=0,
-            handlelength=1.4, columnspacing=1.6, borderpad=0.2,
-        )  # fmt: skip
+        _grid(axes, percent=quantity == "accuracy")
+        _legend(axes, rows=_mark_phases(axes, [str(epoch["phase"]) for epoch in epochs]))
         return _svg(figure, f"{quantity} of training and validation over {len(epochs)} epochs")
 
 
@@ -108,11 +104,78 @@ def confusion(matrix: measures.Matrix, classes: Sequence[str]) -> str:
         return _svg(figure, f"Confusion matrix of {n} classes. {title}.")
 
 
+def reliability(before: Reliability, after: Reliability | None) -> str:
+    """A reliability diagram: how many answers are right, by how sure they are; below, where the answers lie. As SVG.
+
+    Bars are the answers as they are, with 95 % intervals, dots those at a temperature, if there is one; both should lie
+    on the diagonal.
+    """
+    left, held = np.arange(BINS) / BINS, before.count > 0
+    with _figure(aspect=0.96) as figure:
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        bars: dict[str, Any] = {"width": 0.92 / BINS, "align": "edge", "linewidth": 0}
+        axes.plot([0, 1], [0, 1], color=INK, alpha=0.45, linewidth=1, linestyle=(0, (3, 3)))
+        axes.bar(left[held], before.accuracy[held], color=ACCENT, alpha=0.45, label="as answered", **bars)
+        for centre, count, accuracy in zip(left + 0.46 / BINS, before.count, before.accuracy, strict=True):
+            if count:
+                interval = measures.wilson_interval(round(count * accuracy), int(count))
+                axes.plot([centre, centre], interval, color=INK, alpha=0.3, linewidth=1)
+        if after is not None:
+            style: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "clip_on": False}
+            axes.plot(after.confidence, after.accuracy, color=INK, label="at the temperature", **style)
+        below.bar(left[held], before.count[held] / before.count.sum(), color=INK, alpha=0.3, **bars)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("right")
+        below.set_xlabel("confidence")
+        below.set_ylabel("answers")
+        for each in (axes, below):
+            _grid(each, percent=True)
+        below.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        _legend(axes, rows=1)  # one is left free, for dots at 100 %
+        return _svg(figure, f"Reliability diagram of {int(before.count.sum()):,} answers")
+
+
+def abstention(curve: Curve) -> str:
+    """Accuracy of the answers against the share of pictures that are answered, the surest first, as SVG."""
+    n = int(curve.answered[-1])
+    points = np.unique(np.linspace(0, len(curve.answered) - 1, CURVE_POINTS).round().astype(np.int64))
+    answered, right = curve.answered[points], curve.right[points]
+    with _figure(aspect=0.72) as figure:
+        axes = figure.add_subplot()
+        marker = "o" if len(points) <= 12 else ""
+        axes.plot(answered / n, right / answered, color=ACCENT, linewidth=2, marker=marker, markersize=4, clip_on=False)
+        axes.set_xlim(0, 1)
+        _limit(axes, right / answered, "accuracy")
+        axes.set_xlabel("pictures answered")
+        axes.set_ylabel("right")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        _grid(axes, percent=True)
+        return _svg(figure, f"Accuracy against the share of {n:,} pictures answered")
+
+
 def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:
     values = [epoch.get(key) for epoch in epochs]
     series = np.array([np.nan if value is None else value for value in values], np.float64)
     series[~np.isfinite(series)] = np.nan
     return series
+
+
+def _grid(axes: Axes, *, percent: bool) -> None:
+    """Fine lines across instead of an axis on the left, whose values are shares of 1 to be read in percent, or not."""
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+    axes.tick_params(length=0, pad=6)
+    axes.spines["left"].set_visible(False)
+
+
+def _legend(axes: Axes, rows: int) -> None:
+    """What is what, above the axes and the `rows` of names that stand there."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.02 + 0.075 * rows), ncols=2, frameon=False, borderaxespad=0,
+        handlelength=1.4, columnspacing=1.6, borderpad=0.2,
+    )  # fmt: skip
 
 
 def _limit(axes: Axes, values: npt.NDArray[np.float64], quantity: str) -> None:
@@ -121,7 +184,7 @@ def _limit(axes: Axes, values: npt.NDArray[np.float64], quantity: str) -> None:
     if not values.size:
         return
     if quantity == "accuracy":
-        axes.set_ylim(max(0.0, float(values.min()) - 0.04), min(1.02, float(values.max()) + 0.04))
+        axes.set_ylim(max(0.0, float(values.min()) - 0.04), min(1.0, float(values.max()) + 0.04))
         return
     highest, bulk = float(values.max()), 1.5 * float(np.percentile(values, 96))
     axes.set_ylim(0, bulk if highest > 2 * bulk else 1.06 * highest or 1.0)

@@ -11,14 +11,30 @@ from typing import Any
 from flaxtl.errors import UserError
 from flaxtl.results import predictions_file
 from flaxtl.results.predictions_file import Predictions
-from flaxtl.results.shape import Record, Shape, fault, is_amount, is_count, is_flag, is_loss, is_share, is_text
+from flaxtl.results.shape import (
+    Record,
+    Shape,
+    fault,
+    is_amount,
+    is_count,
+    is_flag,
+    is_loss,
+    is_share,
+    is_temperature,
+    is_text,
+)
 
 Json = dict[str, Any]
 
 _RATES: Shape = {...: is_amount}
 _MEASURES: Shape = {"accuracy": is_share, "loss": is_loss, "n": is_count}
 
-CONFIG: Shape = {"data": {}, "model": {}, "phases": [is_text]}
+CONFIG: Shape = {
+    "data": {"source": is_text},
+    "model": {"name": is_text},
+    "phases": [is_text],
+    "weights": {"path": is_text},
+}
 """Of config.json what the report tells; PHASE of each phase in it."""
 
 PHASE: Shape = {"lr": _RATES, "epochs": is_count}
@@ -43,6 +59,7 @@ LAYERS: Shape = [
 ]  # fmt: skip
 
 SUMMARY: Shape = {
+    "calibration": Record({"temperature": is_temperature, "n": is_count}),
     "classes": [is_text],
     "command": is_text,
     "complete": is_flag,
@@ -59,6 +76,7 @@ SUMMARY: Shape = {
             **{split: Record({"accuracy": is_share, "n": is_count}) for split in ("validation", "test")},
         }
     },
+    "skipped": {...: is_text},
     "timings": {...: is_amount},
     "versions": {...: is_text},
     "wall_seconds": is_amount,
@@ -110,8 +128,13 @@ def read(workdir: Path) -> Run:
         manifest=_manifest(workdir / "manifest.csv"),
         predictions=predictions_file.read(predictions) if predictions.exists() else None,
         layers=_layers(workdir / "layers.json"),
-        summary=_object(workdir / "summary.json", SUMMARY),
+        summary=summary(workdir),
     )
+
+
+def summary(workdir: Path) -> Json:
+    """summary.json of a run directory, {} before it is there; raises UserError where it is none that a run writes."""
+    return _object(workdir / "summary.json", SUMMARY)
 
 
 def _object(path: Path, shape: Shape) -> Json:

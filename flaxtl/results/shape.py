@@ -41,6 +41,11 @@ def is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not is_flag(value) and 0 <= value <= LARGEST
 
 
+def is_temperature(value: Any) -> bool:
+    """A number above 0, or null where none was found."""
+    return value is None or (is_amount(value) and value >= 1 / LARGEST)
+
+
 def is_share(value: Any) -> bool:
     """A number from 0 to 1, or null where nothing was measured."""
     return value is None or (is_amount(value) and value <= 1)
@@ -56,6 +61,7 @@ _KINDS = {
     is_flag: "true or false",
     is_count: "a count",
     is_amount: "an amount",
+    is_temperature: "a temperature",
     is_share: "a share of 1",
     is_loss: "a loss",
 }

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
+from flaxtl.results import confidence, run_files
 from flaxtl.train import compiled, rundir
 from flaxtl.train.checkpoint import Checkpoints
 from flaxtl.train.groups import Flat
@@ -22,6 +23,14 @@ class Trained(NamedTuple):
 def setup_of(workdir: Path) -> Setup:
     """The setup of the run in `workdir`, from its own recipe and manifest."""
     return prepare(rundir.config_of(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
+
+
+def temperature_of(workdir: Path) -> float:
+    """The temperature of the finished run in `workdir`; raises UserError, saying why, if it has none."""
+    summary = run_files.summary(workdir)
+    if reason := confidence.reason(summary):
+        raise UserError(f"{reason}; leave --calibrated out")
+    return float(summary["calibration"]["temperature"])
 
 
 def open_run(workdir: Path) -> Trained:

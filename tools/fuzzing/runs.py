@@ -121,6 +121,7 @@ def _run(workdir: Path, pictures: Path) -> None:
     rundir.note(
         workdir, command="flaxtl train", weights={"path": "random", "origin": "random"}, wall_seconds=3.0,
         complete=True, skipped={"x.png": "empty"}, timings={"frozen: features": 0.5},
+        calibration={"temperature": 1.5, "n": 4},
     )  # fmt: skip
     _measure(workdir, setup)
     _predict(workdir, setup)
