@@ -39,7 +39,7 @@ def render(found: Table, name: str) -> str:
         columns=sweep_shown.columns(found),
         settings=len(found.plan.keys) or 1,
         rows=[(sweep_shown.cells(found, point), _reports(point)) for point in found.points],
-        pictures=[(key, Markup(_picture(found, key))) for key in found.plan.keys] if _drawn(found.points) else [],
+        pictures=[Markup(_picture(found, key)) for key in found.plan.keys] if _drawn(found.points) else [],
     )
 
 
