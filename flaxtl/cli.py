@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit.
 
     0 on success; 2 for a user's mistake, told in one sentence; 130 after Ctrl-C and 143 after SIGTERM, when what was
-    done is kept; 1 for a fault of flaxtl's own.
+    done is kept; 1 for a fault of flaxtl's own, and where a run of a sweep failed or doctor found what stops a run.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for library in ("absl", "asyncio", "matplotlib"):  # tracebacks of errors that orbax raises too, font caches, ...

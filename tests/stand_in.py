@@ -21,7 +21,7 @@ def main():
     if command == "evaluate":
         Path(settings["json"]).write_text(json.dumps({"accuracy": 0.5, "n": 6, "loss": 1.0}))
         return
-    units = int(settings.get("config.head.units", "8"))
+    units = int(settings.get("config.head.units", "8").strip("(,)"))
     if not (workdir.parent / "mended").exists():
         misbehave(units)
     source = settings["config.data.source"]

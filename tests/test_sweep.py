@@ -1,31 +1,50 @@
 """`flaxtl sweep` from its command line on, with a stand-in for the runs; and slowly, with real ones."""
 
+import csv
 import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from place import HERE, Place
+import small
 
 from flaxtl import cli
 from flaxtl.data.listing_csv import of_csv
 from flaxtl.results import sweep_process
 from flaxtl.train import lock
 
+HERE = Path(__file__).parent
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.weights = dict(path="random")
+    c.model = dict(name="vgg16", stop="block1_pool")
+    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
+    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen",)
+    c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
+    return c
+"""
 STAND_IN = (sys.executable, str(HERE / "stand_in.py"))
 
 
-class Sweeps(Place):
-    """Sweeps over the pictures and the recipe of a place."""
+class Sweeps:
+    """Sweeps over a folder of pictures and a recipe of one short phase."""
 
     def __init__(self, folder, capsys):
-        super().__init__(folder, "epochs=2", "epochs=1")
-        self.workdir, self._capsys = folder / "sweep", capsys
+        self.folder, self.workdir, self._capsys = folder, folder / "sweep", capsys
+        small.pictures(folder / "pictures")
+        (folder / "recipe.py").write_text(RECIPE)
 
     def arguments(self, *more):
         start = ["sweep", f"--config={self.folder / 'recipe.py'}", f"--workdir={self.workdir}"]
@@ -193,7 +212,7 @@ def test_collecting_trains_nothing(sweeps):
     [
         ([grid(8), "--grid=config.head.dropot=0.1"], "no setting 'head.dropot'; did you mean 'head.dropout'?"),
         ([grid(8), "--grid=config.head.dropout=0.1,1.5"], "head.units=8,head.dropout=1.5: "),
-        (["--grid=config.model.stop=conv1_relu,conv_pw_2_rel"], "model.stop=conv_pw_2_rel: "),
+        (["--grid=config.model.stop=block1_pool,block2_pol"], "model.stop=block2_pol: "),
         ([grid(8, "(x,)")], "head.units=x: "),
         (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.metric=loss"], "no frozen.metric 'loss'"),
         (["--grid=config.weights.path=random,none.h5"], "weights.path=none.h5: no weight file 'none.h5'"),
@@ -268,24 +287,58 @@ def test_the_script_for_slurm(tmp_path, code, requeued):
     assert (told.read_text().splitlines() if told.exists() else []) == requeued
 
 
-@pytest.mark.slow
-def test_real_runs_share_their_features_and_are_those_of_flaxtl_train(tmp_path, capsys):
-    sweeps = Sweeps(tmp_path, capsys)
-    settings = ["--config.phases=('frozen',)", "--config.frozen.epochs=3"]
+def real(*arguments):
+    """A flaxtl process of its own, which must end well; what it said."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "flaxtl", *sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1", *settings)]
+    command = [sys.executable, "-m", "flaxtl", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = sorted((sweeps.workdir / "runs").iterdir())
-    assert [run.name for run in runs] == [f"head.units=8{more},seed={n}" for more in ("", "-4") for n in (0, 1)][:2] + [
-        f"head.units=8-4,seed={n}" for n in (0, 1)
-    ]
-    logs = [(sweeps.workdir / "logs" / f"{run.name}.log").read_text() for run in runs]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_real_runs_share_their_features_and_can_be_seen_by_anybody(tmp_path, capsys):
+    sweeps = Sweeps(tmp_path, capsys)
+    out = real(*sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1"))
+    names = [f"head.units={units},seed={seed}" for units in ("8", "8-4") for seed in (0, 1)]
+    runs = [sweeps.workdir / "runs" / name for name in names]
+    logs = [(sweeps.workdir / "logs" / f"{name}.log").read_text() for name in names]
     assert ["pictures up to" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
-    one = sweeps.train(["-m", "flaxtl"], tmp_path / "one", "--config.head.units=8", *settings)
-    assert one.wait(timeout=300) == 0
-    measured = [
-        json.loads((run / "summary.json").read_text())["phases"]["frozen"]["validation"]
-        for run in (runs[0], tmp_path / "one")
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert all(summary["complete"] and "test" not in summary["phases"]["frozen"] for summary in summaries)
+    best = max((0, 2), key=lambda first: sum(_measured(summary) for summary in summaries[first : first + 2]))
+    accuracy, loss = (
+        [summary["phases"]["frozen"]["validation"][name] for summary in summaries] for name in ("accuracy", "loss")
+    )
+    assert f"chosen by validation: head.units={('8', None, '(8, 4)')[best]}" in out
+    with (sweeps.workdir / "sweep.csv").open(newline="") as file:
+        rows = {row["head.units"]: row for row in csv.DictReader(file)}
+    for units, first in (("8", 0), ("(8, 4)", 2)):
+        assert float(rows[units]["validation_accuracy"]) == statistics.fmean(accuracy[first : first + 2])
+        assert float(rows[units]["validation_loss_std"]) == statistics.stdev(loss[first : first + 2])
+    answers = json.loads((sweeps.workdir / "test" / f"{names[best]}.json").read_text())
+    assert (answers["n"], answers["seen_in_training"]) == (6, 0)
+    assert sorted(path.name for path in (sweeps.workdir / "test").iterdir()) == [
+        f"{n}.json" for n in names[best : best + 2]
     ]
-    assert measured[0] == measured[1]
+    assert all((run / "report" / "index.html").is_file() for run in runs)
+
+
+def _measured(summary):
+    """Orders points as the sweep does."""
+    measures = summary["phases"]["frozen"]["validation"]
+    return measures["accuracy"] - 1e-9 * measures["loss"]
+
+
+@pytest.mark.slow
+def test_a_point_is_the_run_that_flaxtl_train_makes(tmp_path, capsys):
+    """Of the same pictures in the same splits, but for the test pictures, which the one of the sweep lacks."""
+    sweeps = Sweeps(tmp_path, capsys)
+    real(*sweeps.arguments(grid(8), "--seeds=0"))
+    real("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
+         f"--config.data.source=folder:{tmp_path / 'pictures'}", "--config.head.units=8")  # fmt: skip
+    assert small.told(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == small.told(tmp_path / "one")[0]
+    answers = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
+    judged = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
+    assert answers["accuracy"] == judged["accuracy"]
+    assert answers["loss"] == pytest.approx(judged["loss"], rel=1e-6)  # summed up from pictures, and from features

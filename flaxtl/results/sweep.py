@@ -62,7 +62,7 @@ class Sweep:
 
     def train(self, runs: Sequence[Run]) -> None:
         """Train those that are not complete, one after the other; one that fails is noted, and the next begins."""
-        to_do = [run for run in runs if sweep_table.result_of(self._workdir, run) is None]
+        to_do = self._missing(runs)
         if len(to_do) < len(runs):
             self._say(f"{len(runs) - len(to_do)} of {len(runs)} runs are complete")
         if not to_do:
@@ -98,9 +98,12 @@ class Sweep:
         return sweep_table.read(self._workdir, self.plan)
 
     def _check(self, manifest: Manifest) -> None:
-        """Everything that a run checks before it computes; weights are looked at once for each network."""
+        """Everything that a run checks before it computes, of every point that is not complete.
+
+        Weights are looked at once for each network.
+        """
         looked_at: set[tuple[str, str, str]] = set()
-        points = {str(run.point): run for run in self._now.runs}
+        points = {str(run.point): run for run in self._missing(self._now.runs)}
         for run in points.values():
             config = recipe.load(self._base.spec, [*self._base.overrides, *run.settings])
             try:
@@ -108,6 +111,9 @@ class Sweep:
                 self._check_weights(config, setup.network, looked_at)
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from error
+
+    def _missing(self, runs: Sequence[Run]) -> list[Run]:
+        return [run for run in runs if sweep_table.result_of(self._workdir, run) is None]
 
     def _check_weights(self, config: Any, network: Network, looked_at: set[tuple[str, str, str]]) -> None:
         request = str(config.weights.path)
