@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit.
 
     0 on success; 2 for a user's mistake, told in one sentence; 130 after Ctrl-C and 143 after SIGTERM, when what was
-    done is kept; 1 for a fault of flaxtl's own.
+    done is kept; 1 for a fault of flaxtl's own, and where a run of a sweep failed or doctor found what stops a run.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for library in ("absl", "asyncio", "matplotlib"):  # tracebacks of errors that orbax raises too, font caches, ...
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        _fail("stopped; the same flaxtl train goes on from where it was", exit_code(number), arguments)
+        command = "sweep" if arguments[:1] == ["sweep"] else "train"
+        _fail(f"stopped; the same flaxtl {command} goes on from where it was", exit_code(number), arguments)
     except MemoryError:
         _fail("this machine has too little memory; lower batch, or set data.pipeline=stream", 2, arguments)
     except OSError as error:
@@ -116,6 +117,22 @@ def parser() -> Parser:
     many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     many.add_argument("--processes", type=int, metavar="N", help="how many there are")
     many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+    one = command("sweep", sweep, "train a recipe at all points of a grid, and compare them on the validation pictures")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    one.add_argument("--workdir", required=True, type=Path, help="the sweep's directory; the same one resumes")
+    one.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="config.KEY=VALUES",
+        help="values with commas between them, such as config.head.units=64,(128,64): commas within brackets do not "
+        "count; several grids are multiplied",
+    )
+    one.add_argument("--seeds", metavar="NUMBERS", help="train each point with all of them: 0,1,2; mean and spread")
+    one.add_argument("--kfold", type=int, metavar="K", help="train each point K times, by cross-validation")
+    one.add_argument("--points", metavar="I/N", help="only the I-th of N shares of the runs, as of a Slurm array")
+    one.add_argument("--collect", action="store_true", help="only write the table of what is there")
 
     one = command("evaluate", evaluate, "measure a trained run on one split")
     one.add_argument("--workdir", required=True, type=Path)
@@ -211,6 +228,21 @@ def train(options: argparse.Namespace) -> None:
     config = recipe.load(options.config, options.overrides)
     hosts.join(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
     run(config, options.workdir, console(), options.command_line)
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Train what is missing, and the table; exit code 1 where something failed."""
+    from flaxtl.results import sweep as room
+    from flaxtl.results import sweep_grid
+
+    base = room.Recipe(options.config, options.overrides)
+    plan = sweep_grid.plan(*base, options.grid, options.seeds, options.kfold)
+    if options.collect:
+        well = room.collect(base, plan, options.workdir, console())
+    else:
+        well = room.sweep(base, plan, options.workdir, options.points, console())
+    if not well:
+        sys.exit(1)
 
 
 def evaluate(options: argparse.Namespace) -> None:

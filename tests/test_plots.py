@@ -157,3 +157,22 @@ assert matplotlib.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_accuracy_against_a_setting():
+    lines = [
+        plots.Line("dropout=0", {0: (0.5, 0.0), 1: (0.75, 0.125)}, chosen=True),
+        plots.Line("dropout=<0.4>", {1: (0.25, 0.0)}, chosen=False),
+    ]
+    svg = plots.against("head.units", ["64", "(128, 64)"], lines)
+    assert {"head.units", "64", "(128, 64)", "dropout=0", "dropout=<0.4>"} <= set(texts(svg))
+    assert any(re.fullmatch(r"[\d.]+ %", text) for text in texts(svg))
+    assert "var(--accent" in svg
+    assert svg == plots.against("head.units", ["64", "(128, 64)"], lines)
+
+
+def test_many_lines_go_without_names():
+    lines = [plots.Line(f"line {n}", {0: (0.5, 0.0)}, chosen=not n) for n in range(plots.NAMED_LINES + 1)]
+    assert not [text for text in texts(plots.against("x", ["1"], lines)) if text.startswith("line")]
+    assert "line 1" in texts(plots.against("x", ["1"], lines[:2]))
+    assert "line 0" not in texts(plots.against("x", ["1"], lines[:1]))  # a single one needs no name

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -49,6 +49,16 @@ STYLE: dict[Any, Any] = {
 NAMED_CLASSES = 40  # more names than this cannot be told apart along one edge, so that no more classes are shown
 NUMBERED_CLASSES = 20  # more counts than this do not fit their cells
 CURVE_POINTS = 200  # two units apart: more cannot be seen
+MARKERS = "osD^vP"  # tell lines of one colour apart
+NAMED_LINES = 6  # more than this and their names take more room than the lines
+
+
+class Line(NamedTuple):
+    """Accuracies at some values of a setting: index of the value -> (mean, standard deviation), both in [0, 1]."""
+
+    name: str
+    values: dict[int, tuple[float, float]]
+    chosen: bool
 
 
 def curve(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accuracy"]) -> str:
@@ -154,6 +164,32 @@ def abstention(curve: Curve) -> str:
         return _svg(figure, f"Accuracy against the share of {n:,} pictures answered")
 
 
+def against(setting: str, values: Sequence[str], lines: Sequence[Line]) -> str:
+    """Validation accuracy over the values of a setting, evenly spaced, as SVG; the chosen line stands out."""
+    with _figure(aspect=0.72) as figure:
+        axes = figure.add_subplot()
+        for number, line in enumerate(sorted(lines, key=lambda line: line.chosen)):  # the chosen one on top
+            x = sorted(line.values)
+            mean, deviation = np.array([line.values[place] for place in x]).T
+            style: dict[str, Any] = {"color": ACCENT, "linewidth": 2, "markersize": 6}
+            if not line.chosen:
+                style = {"color": INK, "alpha": 0.5, "linewidth": 1.3, "markersize": 4}
+            axes.errorbar(
+                x, mean, deviation if deviation.any() else None, capsize=3, label=_printable(line.name, 40),
+                marker=MARKERS[number % len(MARKERS)], **style,
+            )  # fmt: skip
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.set_xlabel(_printable(setting, 40))
+        _name_values(axes, values)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.8)
+        axes.tick_params(length=0, pad=6)
+        axes.spines["left"].set_visible(False)
+        if 1 < len(lines) <= NAMED_LINES:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), frameon=False, fontsize=TYPE["small"])
+        return _svg(figure, f"validation accuracy over {len(values)} values of {printable(setting)}")
+
+
 def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:
     values = [epoch.get(key) for epoch in epochs]
     series = np.array([np.nan if value is None else value for value in values], np.float64)
@@ -235,9 +271,18 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     names = [_printable(name, 14) for name in classes]
     centres = np.arange(n) + 0.5
     axes.set_yticks(centres, names)
-    fits = max(map(len, names)) * n <= 42  # letters side by side below 280 units
-    slant: dict[str, Any] = {} if fits else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(centres, names, **slant)
+    axes.set_xticks(centres, names, **_slant(names))
+
+
+def _name_values(axes: Axes, values: Sequence[str]) -> None:
+    names = [_printable(value, 18) for value in values]
+    axes.set_xticks(range(len(names)), names, **_slant(names))
+
+
+def _slant(names: Sequence[str]) -> dict[str, Any]:
+    """How names stand below an axis: upright where they fit side by side, 42 letters below 280 units."""
+    fits = max(map(len, names)) * len(names) <= 42
+    return {} if fits else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
 
 
 def _printable(name: str, limit: int) -> str:

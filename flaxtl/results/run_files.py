@@ -73,7 +73,7 @@ SUMMARY: Shape = {
             "epochs": is_count,
             "wall_seconds": is_amount,
             "train": _MEASURES,
-            **{split: Record({"accuracy": is_share, "n": is_count}) for split in ("validation", "test")},
+            **dict.fromkeys(("validation", "test"), Record({"accuracy": is_share, "n": is_count}, {"loss": is_loss})),
         }
     },
     "skipped": {...: is_text},
@@ -82,6 +82,9 @@ SUMMARY: Shape = {
     "wall_seconds": is_amount,
     "weights": {"origin": is_text},
 }
+
+EVALUATION: Shape = Record({"accuracy": is_amount, "n": is_count})
+"""What `flaxtl evaluate --json` writes, as far as it is read again."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,19 @@ def read(workdir: Path) -> Run:
         manifest=_manifest(workdir / "manifest.csv"),
         predictions=predictions_file.read(predictions) if predictions.exists() else None,
         layers=_layers(workdir / "layers.json"),
-        summary=summary(workdir),
+        summary=summary_of(workdir),
     )
 
 
-def summary(workdir: Path) -> Json:
-    """summary.json of a run directory, {} before it is there; raises UserError where it is none that a run writes."""
+def summary_of(workdir: Path) -> Json:
+    """summary.json of a run directory, {} before it is there; raises UserError if it is none that a run writes."""
     return _object(workdir / "summary.json", SUMMARY)
+
+
+def evaluated(path: Path) -> Json:
+    """What `flaxtl evaluate --json` wrote; raises UserError for anything else."""
+    value: Json = _json(path, EVALUATION)
+    return value
 
 
 def _object(path: Path, shape: Shape) -> Json:

@@ -27,7 +27,7 @@ def setup_of(workdir: Path) -> Setup:
 
 def temperature_of(workdir: Path) -> float:
     """The temperature of the finished run in `workdir`; raises UserError, saying why, if it has none."""
-    summary = run_files.summary(workdir)
+    summary = run_files.summary_of(workdir)
     if reason := confidence.reason(summary):
         raise UserError(f"{reason}; leave --calibrated out")
     return float(summary["calibration"]["temperature"])

@@ -27,7 +27,7 @@ def held(workdir: Path) -> Iterator[None]:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
     if file is None:
         holder = (workdir / NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
-        raise UserError(f"a flaxtl train is at work in {workdir} ({holder}); wait for it, or choose another --workdir")
+        raise UserError(f"another flaxtl is at work in {workdir} ({holder}); wait for it, or choose another --workdir")
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}".encode())

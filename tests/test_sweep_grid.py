@@ -1,0 +1,175 @@
+"""Which runs a sweep consists of, and what they are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.results import sweep_grid
+from flaxtl.results.sweep_grid import Run, joined, plan, share_of, text_of, values_of
+
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo.py")
+FROZEN = ["--config.phases=('frozen',)"]
+
+
+def made(*grids, seeds=None, folds=None, overrides=FROZEN):
+    return plan(DEMO, overrides, grids, seeds, folds)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("64", ["64"]),
+        ("64,128", ["64", "128"]),
+        ("64,(128,64),()", ["64", "(128,64)", "()"]),
+        ("('frozen',),('frozen','finetune')", ["('frozen',)", "('frozen','finetune')"]),
+        ("none,{'daisy':2,'roses':[1,2]}", ["none", "{'daisy':2,'roses':[1,2]}"]),
+        (",block3_pool", ["", "block3_pool"]),
+    ],
+)
+def test_commas_within_brackets_do_not_separate(text, values):
+    assert values_of(text) == values
+
+
+def test_the_product_of_grids_in_order():
+    found = made("config.head.units=64,(128,64)", "config.head.dropout=0,0.4")
+    assert found.keys == ["head.units", "head.dropout"]
+    assert (found.seeded, found.folds) == (False, 0)
+    assert [run.name for run in found.runs] == [
+        "head.units=64,head.dropout=0.0",
+        "head.units=64,head.dropout=0.4",
+        "head.units=128-64,head.dropout=0.0",
+        "head.units=128-64,head.dropout=0.4",
+    ]
+    assert found.runs[2] == Run(
+        "head.units=128-64,head.dropout=0.0",
+        {"head.units": [128, 64], "head.dropout": 0.0},
+        0,
+        ["--config.head.units=(128,64)", "--config.head.dropout=0"],
+    )
+    assert found.recipe["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
+    assert found.recipe["phases"] == ["frozen"]
+
+
+@pytest.mark.parametrize("given", [{"seeds": "0,7"}, {"grids": ("config.seed=0,7",)}])
+def test_seeds_and_folds_are_runs_of_one_point(given):
+    found = made(*given.get("grids", ()), "config.head.units=8", seeds=given.get("seeds"), folds=2)
+    assert (found.keys, found.seeded, found.folds) == (["head.units"], True, 2)
+    assert [(run.name, run.point, run.fold) for run in found.runs] == [
+        (f"head.units=8,seed={seed},fold={fold}", {"head.units": [8]}, fold) for seed in (0, 7) for fold in (1, 2)
+    ]
+    assert found.runs[3].settings == ["--config.head.units=8", "--config.seed=7"]
+
+
+def test_a_recipe_without_a_grid_can_be_repeated():
+    assert [run.name for run in made(seeds="0,1").runs] == ["seed=0", "seed=1"]
+    assert [(run.name, run.point) for run in made(folds=2).runs] == [("fold=1", {}), ("fold=2", {})]
+
+
+def test_a_seed_that_deals_out_the_pictures_may_stand_beside_seeds():
+    found = made(seeds="0,1", overrides=["--config.seed=5"])
+    assert found.recipe["seed"] == 5
+
+
+def test_names_suit_every_file_system():
+    (path,) = made("config.weights.path=/a b/ü:c.h5").runs
+    assert path.name == "weights.path=a-b-ü-c.h5"
+    (long,) = made("config.weights.path=/" + "ü" * 300).runs
+    (other,) = made("config.weights.path=/" + "ü" * 301).runs
+    assert len(long.name.encode()) <= sweep_grid.LONGEST
+    assert long.name != other.name
+    assert long.name.startswith("weights.path=üüü")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "nothing to sweep over; give --grid"),
+        ({"grids": ["config.head.unit=64"]}, r"no setting 'head.unit'; did you mean 'head.units'\?"),
+        ({"grids": ["config.head.dropout=0,half"]}, "could not convert string to float: 'half'"),
+        ({"grids": ["head.units=64"]}, "--grid head.units=64 names no setting and its values"),
+        ({"grids": ["config.head.units=(64,128"]}, r"the brackets in '\(64,128' do not match"),
+        ({"grids": ["config.head.units=64)"]}, "do not match"),
+        ({"grids": ["config.head.dropout=0.4,0.40"]}, "two values of a --grid give the same run, head.dropout=0.4;"),
+        ({"grids": ["config.head.units=64,(64,)"]}, "give the same run, head.units=64;"),
+        ({"grids": ["config.head.units=8", "config.head.units=9"]}, "the setting head.units is given twice"),
+        ({"grids": ["config.batch=8,9"], "overrides": ["--config.batch=8"]}, "the setting batch is given twice"),
+        ({"grids": ["config.seed=0,1"], "seeds": "0,1"}, "the setting seed is given twice"),
+        ({"grids": ["config.data.source=garden,folder:x"]}, "data.source is the same for all points of a sweep"),
+        ({"grids": ["config.data.fractions.train=0.5"]}, "data.fractions.train is the same for all points"),
+        ({"grids": ["config.finetune.epochs=1,2"]}, "meets a recipe without that setting, whose phases are frozen"),
+        ({"seeds": "0,-1"}, "seed is -1"),
+        ({"seeds": "0,x"}, "does not fit the recipe"),
+        ({"folds": 1}, "--kfold=1 leaves nothing to train on"),
+        ({"folds": 0}, "--kfold=0 leaves nothing"),
+    ],
+)
+def test_refusals(arguments, sentence):
+    given = {"grids": [], "seeds": None, "folds": None, "overrides": FROZEN} | arguments
+    with pytest.raises(UserError, match=sentence):
+        plan(DEMO, given["overrides"], given["grids"], given["seeds"], given["folds"])
+
+
+def test_shares_are_all_runs_once():
+    runs = made("config.head.units=1,2,3,4,5,6,7").runs
+    shares = [share_of(f"{number}/3", runs) for number in (1, 2, 3)]
+    assert [[run.point["head.units"][0] for run in share] for share in shares] == [[1, 4, 7], [2, 5], [3, 6]]
+    assert share_of("1/1", runs) == runs
+    assert share_of("9/9", runs) == []
+    for text in ("0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/2/3"):
+        with pytest.raises(UserError, match=f"--points={text} is no share of the runs; give 1/N to N/N"):
+            share_of(text, runs)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [([64], "64"), ([128, 64], "(128, 64)"), ([], "()"), (0.4, "0.4"), (1e-6, "1e-06"), (True, "true"), ("", "")],
+)
+def test_values_are_told_as_people_write_them(value, text):
+    assert text_of(value) == text
+
+
+def test_a_plan_reads_back(tmp_path):
+    found = made("config.head.units=64,(128,64)", seeds="0,1")
+    found.write(tmp_path / "sweep.json")
+    assert sweep_grid.read(tmp_path / "sweep.json") == found
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"recipe": 1}'])
+def test_a_damaged_plan_is_refused(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep.json .*; restore it, or choose another --workdir"):
+        sweep_grid.read(tmp_path / "sweep.json")
+
+
+def test_a_grid_may_grow(tmp_path):
+    one, two = made("config.head.units=1,2"), made("config.head.units=2,3")
+    assert [run.name for run in joined(one, two, tmp_path).runs] == [f"head.units={n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (lambda: made("config.head.dropout=0"), "holds a sweep over head.units; choose another --workdir"),
+        (lambda: made("config.head.units=1", seeds="0"), "holds a sweep over head.units;"),
+        (lambda: made("config.head.units=1", folds=3), "holds a sweep over head.units;"),
+        (
+            lambda: made("config.head.units=1", overrides=[*FROZEN, "--config.batch=8"]),
+            r"holds a sweep of another recipe \(batch: 16 -> 8\)",
+        ),
+    ],
+)
+def test_another_sweep_is_not_joined(tmp_path, other, sentence):
+    with pytest.raises(UserError, match=sentence):
+        joined(made("config.head.units=1"), other(), tmp_path)
+    changed = made("config.head.units=1", overrides=[*FROZEN, "--config.features.directory=x"])
+    assert joined(made("config.head.units=1"), changed, tmp_path).recipe["features"]["directory"] == "x"
+
+
+def test_what_is_written_is_plain_json(tmp_path):
+    made("config.head.units=8").write(tmp_path / "sweep.json")
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    assert told["runs"] == [
+        {"name": "head.units=8", "point": {"head.units": [8]}, "fold": 0, "settings": ["--config.head.units=8"]}
+    ]
