@@ -22,6 +22,7 @@ from flaxtl.train.interruption import Stopped, exit_code
 
 if TYPE_CHECKING:
     from flaxtl.results.predict import Predictor
+    from flaxtl.results.trained import Trained
 
 TOP = 5
 """Classes that `flaxtl predict` shows of each picture, as in ImageNet's top-5."""
@@ -216,6 +217,17 @@ def parser() -> Parser:
     one.add_argument("--weights", required=True, metavar="FILE")
     one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
     one.add_argument("--layout", choices=("timm",), help="a safetensors file with PyTorch's names and axes")
+
+    one = command("export", export, "write a trained network for use elsewhere, tried on the run's own pictures")
+    one.add_argument("--workdir", required=True, type=Path, help="a trained run")
+    one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
+    one.add_argument(
+        "--format",
+        required=True,
+        choices=("safetensors", "stablehlo", "onnx"),
+        help="safetensors: the parameters alone; stablehlo: a program for CPU, CUDA and TPU, which jax runs; onnx: for "
+        "onnxruntime and others (pip install 'flaxtl[onnx]')",
+    )
     return top
 
 
@@ -273,7 +285,7 @@ def predict(options: argparse.Namespace) -> None:
     if options.calibrated and options.model:
         raise UserError("--calibrated goes with --workdir=DIR; a published network has no temperature")
     paths, top = room.find_pictures(options.input), options.top or TOP
-    predictor = _published(options) if options.model else _trained(options.workdir)
+    predictor = _published(options) if options.model else room.of_run(_trained(options.workdir))
     temperature = temperature_of(options.workdir) if options.calibrated else None
     found = room.predict(predictor, paths, options.tap)
     if temperature is not None:
@@ -284,14 +296,13 @@ def predict(options: argparse.Namespace) -> None:
         raise UserError("some pictures were left out: " + "; ".join(found.unreadable))
 
 
-def _trained(workdir: Path) -> "Predictor":
-    from flaxtl.results.predict import of_run
+def _trained(workdir: Path) -> "Trained":
     from flaxtl.results.trained import open_run
 
     run = open_run(workdir)
     if run.phase != run.setup.phases[-1].name:
-        _say(f"the run is not finished: these are the answers after its phase {run.phase}")
-    return of_run(run)
+        _say(f"the run is not finished: this is its network after its phase {run.phase}")
+    return run
 
 
 def _published(options: argparse.Namespace) -> "Predictor":
@@ -381,6 +392,20 @@ def convert(options: argparse.Namespace) -> None:
     from flaxtl.train.convert import convert as room
 
     console().print(room(options.model, Path(options.weights), options.output, timm=options.layout == "timm"))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Where the folder is, and how far its network is from the run's."""
+    from flaxtl.results import export as room
+
+    trial = room.export(_trained(options.workdir), options.output, options.format)
+    console().print(
+        f"on {trial.pictures} pictures of the run the largest difference of a probability from flaxtl predict is "
+        f"{trial.largest_difference:.2g} (bound {trial.bound:g})\nwritten: {options.output}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _write(file: Path, text: str) -> None:

@@ -29,13 +29,15 @@ KEPT_TO = {
     "matplotlib": "results/plots.py",
     "tensorflow": "data/streaming.py",
     "tensorflow_datasets": "data/tfds_export.py",
+    "onnx": "results/export_onnx.py",
+    "onnxruntime": "results/export_predict.py",
 }
 """Library -> the only part of the package that imports it."""
 
-INSIDE_FUNCTIONS = {"tensorflow_datasets", "pooch"}
+INSIDE_FUNCTIONS = {"tensorflow_datasets", "pooch", "onnxruntime"}
 """Libraries that most commands never need, imported where they are used."""
 
-ABSENT = {"keras", "onnx", "onnxruntime", "torch"}
+ABSENT = {"keras", "torch"}
 
 
 class Import(NamedTuple):
@@ -77,8 +79,11 @@ def room_of(module):
 
 IMPORTS = [found for file in FILES for found in imports_of(file)]
 MODULES = [module_of(file) for file in FILES]
-STREAMING = {"flaxtl.data.streaming"}
-"""What imports TensorFlow, and is imported where streaming is wanted."""
+EXTRAS = {
+    "flaxtl.data.streaming": "streaming pictures needs TensorFlow; pip install 'flaxtl[stream]'",
+    "flaxtl.results.export_onnx": ("writing ONNX needs the packages onnx and onnxruntime; pip install 'flaxtl[onnx]'"),
+}
+"""What imports a library that need not be there, and is imported where it is wanted; what it says without it."""
 
 
 def test_there_is_a_house_to_look_at():
@@ -115,7 +120,8 @@ def test_the_references_are_not_imported():
 
 def test_libraries_are_those_that_pyproject_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    required = map(Requirement, project["dependencies"] + project["optional-dependencies"]["stream"])
+    extras = project["optional-dependencies"]
+    required = map(Requirement, project["dependencies"] + extras["stream"] + extras["onnx"])
     declared = {distribution(each.name) for each in required if each.marker is None or each.marker.evaluate()}
     declared.add(distribution("tensorflow-datasets"))
     declared.remove(distribution("filelock"))  # jax imports it, without asking for it
@@ -168,37 +174,38 @@ import importlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"tensorflow", "tensorflow_datasets", "keras"}:
+        if name.split(".")[0] in {"tensorflow", "tensorflow_datasets", "keras", "onnx", "onnxruntime"}:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Absent())
 """
 
 
-def test_everything_imports_without_tensorflow_and_keras():
+def test_everything_imports_without_what_need_not_be_there():
     code = """
 for module in sys.argv[1:]:
     importlib.import_module(module)
 print("imported", len(sys.argv) - 1)
 """
-    others = sorted(set(MODULES) - STREAMING)
+    others = sorted(set(MODULES) - EXTRAS.keys())
     assert python(ABSENCE + code, *others) == f"imported {len(others)}\n"
 
 
-def test_streaming_without_tensorflow_says_how_to_install_it():
+@pytest.mark.parametrize("module", EXTRAS)
+def test_what_is_not_there_is_told_with_how_to_install_it(module):
     code = """
 from flaxtl.errors import UserError
 try:
-    import flaxtl.data.streaming
+    importlib.import_module(sys.argv[1])
 except UserError as error:
     print(error)
 """
-    assert python(ABSENCE + code) == "streaming pictures needs TensorFlow; pip install 'flaxtl[stream]'\n"
+    assert python(ABSENCE + code, module) == f"{EXTRAS[module]}\n"
 
 
-def test_nothing_imports_what_imports_tensorflow_before_it_is_wanted():
-    early = [found for found in IMPORTS if found.target in STREAMING and not found.inside_function]
-    assert {module_of(ROOT / found.file) for found in early} <= STREAMING
+def test_nothing_imports_what_need_not_be_there_before_it_is_wanted():
+    early = [found for found in IMPORTS if found.target in EXTRAS and not found.inside_function]
+    assert {module_of(ROOT / found.file) for found in early} <= EXTRAS.keys()
 
 
 def test_a_command_loads_only_what_it_needs():

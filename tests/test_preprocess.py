@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from flaxtl.models.preprocess import MEAN_BGR, PREPROCESSING, caffe
+from flaxtl.models.preprocess import MEAN_BGR, PREPROCESSING, STEPS, caffe
 
 KERAS = {
     "caffe": keras.applications.vgg16,
@@ -34,3 +34,13 @@ def test_caffe_swaps_red_and_blue():
     red = jnp.array([255, 0, 0], jnp.uint8).reshape(1, 1, 1, 3)
     expected = np.float32([0, 0, 255]) - np.float32(MEAN_BGR)
     np.testing.assert_array_equal(caffe(red).ravel(), expected)
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_steps_tell_what_the_function_computes(name):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    channels, *numbers = STEPS[name]
+    scale, subtract, divide = (np.float32(number) for number in numbers)
+    ordered = pictures[..., ["RGB".index(channel) for channel in channels]].astype(np.float32)
+    expected, atol = (ordered / scale - subtract) / divide, 0 if name == "caffe" else 1e-6
+    np.testing.assert_allclose(PREPROCESSING[name](pictures), expected, rtol=0, atol=atol)

@@ -4,6 +4,7 @@ Input: RGB [batch, height, width, 3], values 0..255, any dtype; output float32. 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ MEAN_RGB, DEVIATION_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def caffe(pictures: jax.Array) -> jax.Array:
     """RGB -> BGR, ImageNet's mean subtracted, not scaled: AlexNet, GoogLeNet, VGG and ResNet."""
-    return pictures.astype(jnp.float32)[..., ::-1] - jnp.array(MEAN_BGR, jnp.float32)
+    return jnp.flip(pictures.astype(jnp.float32), -1) - jnp.array(MEAN_BGR, jnp.float32)
 
 
 def tf(pictures: jax.Array) -> jax.Array:
@@ -41,3 +42,21 @@ PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tf_128": tf_128,
     "torch": torch,
 }
+
+
+class Steps(NamedTuple):
+    """A preprocessing in numbers: (pixel / scale - subtract) / divide, its channels in the order `channels`."""
+
+    channels: str
+    scale: float
+    subtract: tuple[float, float, float]
+    divide: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+STEPS = {
+    "caffe": Steps("BGR", 1.0, MEAN_BGR),
+    "tf": Steps("RGB", 127.5, (1.0, 1.0, 1.0)),
+    "tf_128": Steps("RGB", 128.0, (1.0, 1.0, 1.0)),
+    "torch": Steps("RGB", 255.0, MEAN_RGB, DEVIATION_RGB),
+}
+"""What the functions of PREPROCESSING compute, for who uses a network elsewhere."""

@@ -1,0 +1,58 @@
+"""One network of every family as ONNX, with random weights, run by onnxruntime beside our own."""
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+
+from flaxtl.data.decode import Resize
+from flaxtl.models import catalog, classifier
+from flaxtl.models.classifier import Classifier, logits_of
+from flaxtl.models.head import Head
+from flaxtl.results import export_onnx
+from flaxtl.results.export_program import probabilities_of
+
+BOUND = 1e-5
+"""Of a probability. The sums of a layer are ordered differently, each a few units of the last place (6e-8) off; the
+logits, at most 4, are then off by up to 2.3e-5 of that (the README's worst family), a probability by a quarter."""
+
+FAST = "mobilenet_0.25"
+NAMES = [FAST, *(pytest.param(family.NETWORKS[0].name, marks=pytest.mark.slow) for family in catalog.FAMILIES)]
+
+
+def drawn(model, side):
+    """Random parameters, statistics among them, that keep the size of what passes through."""
+    random = np.random.default_rng(0)
+
+    def leaf(name, shape):
+        values = random.standard_normal(shape, np.float32)
+        if name in ("var", "scale"):
+            return 1 + np.abs(values) / 10
+        if len(shape) == 1:
+            return values / 10
+        return values * np.float32(np.sqrt(2 / np.prod(shape[:2] if shape[2:3] == (1,) else shape[:-1])))
+
+    shapes = classifier.shapes(model, side, side)
+    return {
+        section: {
+            layer: {name: leaf(name, shape) for name, shape in leaves.items()} for layer, leaves in layers.items()
+        }
+        for section, layers in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_ours(name, tmp_path):
+    architecture = catalog.find(name)
+    side = max(architecture.minimum_size, 64)
+    model = Classifier(architecture, Head(classes=5, pooling="global_average", units=(8,)))
+    parameters = drawn(model, side)
+    pictures = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    last = parameters["head"]["predictions"]
+    last["kernel"] *= 4 / np.abs(jax.jit(logits_of, static_argnums=0)(model, parameters, pictures)).max()
+    export_onnx.write(tmp_path / "model.onnx", model, parameters, Resize(side, side), "")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pictures": pictures})
+    expected = jax.jit(probabilities_of, static_argnums=0)(model, parameters, pictures)
+    assert expected.max() < 0.999
+    np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
