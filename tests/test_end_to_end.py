@@ -171,6 +171,19 @@ def test_predict_writes_what_it_is_asked_for(place):
         assert [row["prediction"] for row in csv.DictReader(file)] == [row["top"][0]["label"] for row in rows]
 
 
+def test_export_says_how_far_it_is_from_predict_and_does_not_overwrite(place, capsys):
+    command = ["export", f"--workdir={place / 'run'}", f"--output={place / 'elsewhere'}", "--format=safetensors"]
+    capsys.readouterr()
+    main(command)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("on 6 pictures of the run the largest difference of a probability from flaxtl predict is ")
+    assert second == f"written: {place / 'elsewhere'}"
+    before = (place / "elsewhere/model.json").read_bytes()
+    assert "is not empty" in mistake(capsys, *command)
+    assert (place / "elsewhere/model.json").read_bytes() == before
+    assert "invalid choice: 'tflite'" in mistake(capsys, *command[:-1], "--format=tflite")
+
+
 def test_complete_run_is_left_alone(place, capsys):
     before = (place / "run" / "summary.json").read_bytes()
     capsys.readouterr()

@@ -30,12 +30,13 @@ FORMATS = ("safetensors", "stablehlo", "onnx")
 PICTURES = 8
 """Picture files that an export is tried on: enough for a fault to show, few enough for seconds."""
 
-BOUNDS = {"float32": 1e-3, "bfloat16": 3e-2}
+BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 """By what the network computes in: how far a probability may be from that of `flaxtl predict`.
 
 Sums in another order put logits off by up to 2.3e-5 of the largest (MobileNetV2 and V3, tests/test_mobilenet.py), and a
 probability by half of that: 5e-4 where logits reach 40. In bfloat16 a value that lies between two roundings may go
-either way, by 2**-8 of itself, in every layer. A fault, such as channels in another order, costs far more.
+either way, by 2**-8 of itself, in every layer: 0.02 was seen with VGG16. A fault, such as channels in another order or
+a batch norm left out, shows in some of the pictures as a whole class.
 """
 
 
@@ -91,7 +92,7 @@ def _write(folder: Path, run: Trained, predictor: Predictor, form: str) -> None:
     files.require_room(folder, size, "the network needs", "make room, or choose another --output")
     shutil.copyfile(export_predict.__file__, folder / "predict.py")
     card = export_card.describe(run, predictor)
-    (folder / "model.json").write_text(_json(card), encoding="utf-8")
+    files.write_text(folder / "model.json", _json(card))
     file = folder / f"model.{form}"
     _writer(form)(file, predictor.model, predictor.parameters, predictor.resize, json.dumps(card))
     _note(folder, file=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
@@ -108,7 +109,7 @@ def _writer(form: str) -> export_program.Writer:
 def _note(folder: Path, **facts: Any) -> None:
     """Add to model.json."""
     file = folder / "model.json"
-    file.write_text(_json({**json.loads(file.read_text(encoding="utf-8")), **facts}), encoding="utf-8")
+    files.write_text(file, _json({**json.loads(file.read_text(encoding="utf-8")), **facts}))
 
 
 def _json(value: Any) -> str:

@@ -18,6 +18,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
+from flaxtl.files import whole
 from flaxtl.models.classifier import Classifier, Parameters
 from flaxtl.results.export_program import BATCH, pictures_of, probabilities_of
 
@@ -61,7 +62,8 @@ def write(file: Path, model: Classifier, parameters: Parameters, resize: Resize,
     )
     helper.set_model_props(made, {"flaxtl": card})
     onnx.checker.check_model(made)
-    file.write_bytes(made.SerializeToString())
+    with whole(file, "wb") as stream:
+        stream.write(made.SerializeToString())
 
 
 class _Graph:
@@ -161,7 +163,7 @@ def _folded(equation: JaxprEqn, inputs: list[Constant]) -> Constant:
 
 def _of_one(value: Any) -> Any:
     """A parameter of an equation with 1 in place of the batch's size."""
-    if isinstance(value, tuple) and type(value) is tuple:
+    if type(value) is tuple:
         return tuple(map(_of_one, value))
     return 1 if jax.export.is_symbolic_dim(value) else value
 

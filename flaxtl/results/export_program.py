@@ -9,6 +9,7 @@ import numpy as np
 from jax import export
 
 from flaxtl.data.decode import Resize
+from flaxtl.files import whole
 from flaxtl.models.classifier import Classifier, Parameters, forward
 
 Writer = Callable[[Path, Classifier, Parameters, Resize, str], None]
@@ -38,4 +39,5 @@ def write(file: Path, model: Classifier, parameters: Parameters, resize: Resize,
     """
     held = jax.tree.map(np.asarray, parameters)  # arrays on a mesh would bind the program to that many devices
     program = jax.jit(lambda pictures: probabilities_of(model, held, pictures))
-    file.write_bytes(export.export(program, platforms=PLATFORMS)(pictures_of(resize)).serialize())
+    with whole(file, "wb") as stream:
+        stream.write(export.export(program, platforms=PLATFORMS)(pictures_of(resize)).serialize())
