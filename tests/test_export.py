@@ -94,6 +94,7 @@ def test_model_json_tells_everything(exported):
             "divide": [1.0, 1.0, 1.0],
         },
         "resize": {"height": 32, "width": 32, "policy": "squash", "filter": "bilinear", "cover": 1 / 0.875},
+        "temperature": None,
         "file": "model.stablehlo",
     }
 

@@ -209,4 +209,4 @@ def test_the_command_knows_the_layout(tmp_path):
     arguments = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
     options = cli.parser().parse_args(["convert", *arguments])
     with pytest.raises(UserError, match="--layout=timm does not fit resnet50"):
-        options.run(options)
+        cli.convert(options)

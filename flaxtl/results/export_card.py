@@ -9,6 +9,7 @@ import numpy as np
 from flaxtl.data.decode import COVER, Resize
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.preprocess import STEPS
+from flaxtl.results import run_files
 from flaxtl.results.predict import Predictor
 from flaxtl.results.trained import Trained
 
@@ -17,7 +18,10 @@ PACKAGES = ("flaxtl", "jax", "pillow")
 
 
 def describe(run: Trained, predictor: Predictor) -> dict[str, Any]:
-    """The network that `predictor` runs, in words and numbers; JSON values."""
+    """The network that `predictor` runs, in words and numbers; JSON values.
+
+    `temperature` is the one that was fitted to the run's answers, which are handed out as they are; null without one.
+    """
     model, resize = predictor.model, predictor.resize
     return {
         "versions": {name: version(name) for name in PACKAGES},
@@ -37,6 +41,7 @@ def describe(run: Trained, predictor: Predictor) -> dict[str, Any]:
         },
         "preprocessing": _preprocessing(model),
         "resize": _resize(resize),
+        "temperature": run_files.summary_of(run.setup.workdir).get("calibration", {}).get("temperature"),
         "licence": model.architecture.licence,
     }
 
