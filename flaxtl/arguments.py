@@ -149,7 +149,9 @@ def parser() -> Parser:
 
     one = command("export", "write a trained network for use elsewhere, tried on the run's own pictures")
     one.add_argument("--workdir", required=True, type=Path, help="a trained run")
-    one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
+    one.add_argument(
+        "--output", type=Path, metavar="DIR", help="a new folder, or an empty one; WORKDIR/export/FORMAT unless told"
+    )
     one.add_argument(
         "--format",
         required=True,

@@ -267,10 +267,11 @@ def export(options: argparse.Namespace) -> None:
     """Where the folder is, and how far its network is from the run's."""
     from flaxtl.results import export as room
 
-    trial = room.export(_trained(options.workdir), options.output, options.format)
+    output = options.output or options.workdir / "export" / options.format
+    trial = room.export(_trained(options.workdir), output, options.format)
     console().print(
         f"on {trial.pictures} pictures of the run the largest difference of a probability from flaxtl predict is "
-        f"{trial.largest_difference:.2g} (bound {trial.bound:g})\nwritten: {options.output}",
+        f"{trial.largest_difference:.2g} (bound {trial.bound:g})\nwritten: {output}",
         highlight=False,
         markup=False,
         soft_wrap=True,

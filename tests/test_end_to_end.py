@@ -172,15 +172,16 @@ def test_predict_writes_what_it_is_asked_for(place):
 
 
 def test_export_says_how_far_it_is_from_predict_and_does_not_overwrite(place, capsys):
-    command = ["export", f"--workdir={place / 'run'}", f"--output={place / 'elsewhere'}", "--format=safetensors"]
+    command = ["export", f"--workdir={place / 'run'}", "--format=safetensors"]
+    folder = place / "run" / "export" / "safetensors"
     capsys.readouterr()
     main(command)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("on 6 pictures of the run the largest difference of a probability from flaxtl predict is ")
-    assert second == f"written: {place / 'elsewhere'}"
-    before = (place / "elsewhere/model.json").read_bytes()
+    assert second == f"written: {folder}"
+    before = (folder / "model.json").read_bytes()
     assert "is not empty" in mistake(capsys, *command)
-    assert (place / "elsewhere/model.json").read_bytes() == before
+    assert (folder / "model.json").read_bytes() == before
     assert "invalid choice: 'tflite'" in mistake(capsys, *command[:-1], "--format=tflite")
 
 
