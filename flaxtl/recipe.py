@@ -119,6 +119,16 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def pruned(config: ConfigDict) -> ConfigDict:
+    """A copy of a complete recipe without the settings of phases that `phases` names no longer."""
+    left = config.copy_and_resolve_references()
+    with left.unlocked():
+        for name, value in config.items():
+            if isinstance(value, ConfigDict) and "lr" in value and name not in config.phases:
+                del left[name]
+    return left
+
+
 def _takes_the_place_of_top(config: ConfigDict, key: str) -> bool:
     """Whether `key` rates a group by its own name where the recipe speaks of `top`; then it does so no longer."""
     phase, _, group = key.partition(".lr.")

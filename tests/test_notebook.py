@@ -1,0 +1,68 @@
+import json
+import signal
+from pathlib import Path
+
+import finished
+import pytest
+from place import Place
+
+from flaxtl.errors import UserError
+from flaxtl.results import notebook
+
+
+@pytest.mark.usefixtures("compile_once")
+def test_four_lines_train_and_show_a_run(tmp_path):
+    place = Place(tmp_path / "user", "epochs=1", "epochs=1")
+    config = notebook.load(str(place.folder / "recipe.py"), f"data.source=folder:{place.folder / 'pictures'}")
+    config.phases = ("frozen",)
+    config.frozen.epochs = 2
+    result = notebook.train(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["complete"]
+    assert [row["epoch"] for row in result.epochs] == [1, 2]
+    accuracy = summary["phases"]["frozen"]["test"]["accuracy"]
+    assert f"{100 * accuracy:.2f}" in repr(result)
+    assert repr(result).endswith(str(result.page))
+    before = result.page.stat().st_mtime_ns
+    assert repr(notebook.train(config, tmp_path / "run")) == repr(result)  # complete: nothing is done again
+    assert result.page.stat().st_mtime_ns == before
+
+
+def test_a_signal_within_a_run_interrupts_the_cell(monkeypatch, tmp_path):
+    configs = Path(__file__).parents[1] / "configs"
+
+    def stopped(*_):
+        raise notebook.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(notebook, "whole_run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        notebook.train(notebook.load(str(configs / "demo.py")), tmp_path)
+
+
+def test_a_notebook_is_shown_phases_curves_and_matrix_of_any_names(tmp_path):
+    run = finished.write(tmp_path)
+    shown = finished.Page(notebook.Result(run)._repr_html_())
+    assert shown.tags.count("svg") == 3  # loss, accuracy, confusion matrix
+    assert "script" not in shown.tags
+    rows = [phase for phase in json.loads((run / "config.json").read_text())["phases"] if phase in shown.text]
+    assert len(rows) == 2
+
+
+def test_a_run_under_way_has_little_to_show(tmp_path):
+    run = finished.write(tmp_path)
+    for name in ("predictions.csv", "metrics.jsonl", "summary.json"):
+        (run / name).unlink()
+    result = notebook.Result(run)
+    assert repr(result) == f"{run}: no phase has ended yet"
+    assert result.epochs == []
+    assert finished.Page(result._repr_html_()).tags.count("svg") == 0
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        notebook.Result(tmp_path)
+    with pytest.raises(UserError, match="there is no recipe"):
+        notebook.load(str(tmp_path / "recipe.py"))
+    Place(tmp_path / "user", "epochs=1", "epochs=1")
+    with pytest.raises(UserError, match=r"no setting 'frozen\.epoch'; did you mean 'frozen\.epochs'"):
+        notebook.load(str(tmp_path / "user" / "recipe.py"), "frozen.epoch=3")
