@@ -99,8 +99,11 @@ def parser() -> Parser:
     )
     one.add_argument("--npz", type=Path, metavar="FILE", help="'path' and an array named after each --tap")
 
-    one = command("report", "write DIR/report/index.html")
-    one.add_argument("--workdir", required=True, type=Path)
+    one = command("report", "write DIR/report/index.html; of several runs, a page that compares them")
+    one.add_argument("--workdir", required=True, type=Path, action="append", help="again for every run to be compared")
+    one.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="the comparison; DIR/report/comparison.html unless told"
+    )
 
     one = command("models", "the catalog of networks")
     one.add_argument("--json", action="store_true", help="as JSON")

@@ -188,12 +188,20 @@ def _say(sentence: str) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """The page, and where it is."""
+    """The page, and where it is; of several runs a table of their accuracies too."""
+    from flaxtl.results import comparison
     from flaxtl.results import report as room
     from flaxtl.results.samples import augmented_samples
     from flaxtl.results.trained import setup_of
 
-    page = room.write(options.workdir, augmented=augmented_samples(setup_of(options.workdir)))
+    first, *others = options.workdir
+    if others:
+        page, found = comparison.write(options.workdir, options.output)
+        console().print(comparison.as_table(found))
+    elif options.output:
+        raise UserError("--output=FILE.html is where runs are compared; give another --workdir, or leave it out")
+    else:
+        page = room.write(first, augmented=augmented_samples(setup_of(first)))
     console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 

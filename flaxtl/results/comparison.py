@@ -1,0 +1,155 @@
+"""Runs side by side: curves, phases, and whether the difference of two accuracies is more than chance."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from rich import table as rich_table
+
+from flaxtl.errors import UserError
+from flaxtl.files import write_text
+from flaxtl.results import formats, measures, overview, plots, run_files
+from flaxtl.results.run_files import Run
+from flaxtl.terminal import printable, table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on the pictures that all runs judged, beside the first run.
+
+    Attributes:
+        name: the run's directory, as it was given.
+        right: pictures that it answered right.
+        n: pictures that were compared.
+        only_first: of them, those that the first run alone of the two answered right; 0 for the first run.
+        only_this: those that this run alone answered right.
+    """
+
+    name: str
+    right: int
+    n: int
+    only_first: int
+    only_this: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Wilson's."""
+        return measures.wilson_interval(self.right, self.n)
+
+    @property
+    def p(self) -> float:
+        """See mcnemar."""
+        return mcnemar(self.only_first, self.only_this)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs by the split that judges them all; `left_out` pictures are not in all runs, or not with the same label."""
+
+    split: str
+    rows: Sequence[Row]
+    left_out: int
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test (1947) on the pictures that one of two classifiers has right.
+
+    If both were equally good, each such picture would be a toss of a coin: this is how often it would come out at
+    least as unevenly.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    ways = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * ways / int(2**n))
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Judge all runs by the pictures that they have in common.
+
+    Raises UserError where a run has no predictions, or there are no such pictures.
+    """
+    split = "test" if all(run.judged == "test" for run in runs) else "validation"
+    answers = [_answers(run, split) for run in runs]
+    common = set(answers[0]).intersection(*answers[1:])
+    same = [path for path in answers[0] if path in common and len({answer[path][0] for answer in answers}) == 1]
+    if not same:
+        names = " and ".join(str(run.workdir) for run in runs)
+        raise UserError(f"{names} judged no picture in common with one label; compare runs of the same pictures")
+    first = [answers[0][path][1] for path in same]
+    rows = []
+    for run, answer in zip(runs, answers, strict=True):
+        own = [answer[path][1] for path in same]
+        pairs = list(zip(first, own, strict=True))
+        rows.append(Row(str(run.workdir), sum(own), len(own), pairs.count((True, False)), pairs.count((False, True))))
+    return Comparison(split, rows, len(set().union(*answers)) - len(same))
+
+
+def _answers(run: Run, split: str) -> dict[str, tuple[str, bool]]:
+    """path -> (label, whether the answer was right) of a split's pictures."""
+    judged = run.predictions.of_split(split) if run.predictions else None
+    if judged is None or not judged.paths:
+        raise UserError(f"{run.workdir} has no predictions of {split} pictures; let flaxtl train end it")
+    right = judged.predicted == judged.labels
+    labels = (judged.classes[label] for label in judged.labels)
+    return {path: (label, bool(each)) for path, label, each in zip(judged.paths, labels, right, strict=True)}
+
+
+def as_table(found: Comparison) -> rich_table.Table:
+    """For the console."""
+    title = f"{formats.count(found.rows[0].n)} {found.split} pictures"
+    return table(title, ("run", *COLUMNS), [(row.name, *cells(row, found)) for row in found.rows])
+
+
+COLUMNS = ("accuracy", "95 % interval", "only the first right", "only this right", "p")
+
+
+def cells(row: Row, found: Comparison) -> tuple[str, ...]:
+    """A row's figures as text, by COLUMNS."""
+    low, high = (formats.percent(bound, 1) for bound in row.interval)
+    own = formats.percent(row.accuracy), f"{low} – {high}"
+    if row is found.rows[0]:
+        return (*own, "", "", "")
+    return (*own, str(row.only_first), str(row.only_this), f"{row.p:.2g}")
+
+
+def write(workdirs: Sequence[Path], output: Path | None) -> tuple[Path, Comparison]:
+    """Write the page, the first run's report/comparison.html unless told; raises UserError as `compare` does."""
+    runs = [run_files.read(workdir) for workdir in workdirs]
+    found = compare(runs)
+    file = output or workdirs[0] / "report" / "comparison.html"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, render(runs, found))
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror}); choose another --output") from error
+    return file, found
+
+
+def render(runs: Sequence[Run], found: Comparison) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flaxtl.results"),
+        autoescape=True,  # names are anybody's text
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters |= formats.FILTERS
+    return environment.get_template("comparison.html.jinja").render(
+        found=found,
+        columns=COLUMNS,
+        rows=[(row.name, cells(row, found)) for row in found.rows],
+        splits=overview.SPLITS,
+        runs=[(row.name, overview.phases(run), _curves(run)) for row, run in zip(found.rows, runs, strict=True)],
+    )
+
+
+def _curves(run: Run) -> list[Markup]:
+    return [Markup(plots.curve(run.epochs, kind)) for kind in ("loss", "accuracy")] if run.epochs else []

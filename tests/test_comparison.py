@@ -1,0 +1,99 @@
+import math
+import shutil
+from dataclasses import replace
+
+import finished
+import numpy as np
+import pytest
+
+from flaxtl.cli import main
+from flaxtl.errors import UserError
+from flaxtl.results import comparison, predictions_file, run_files
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 2 / 32),
+        (5, 0, 2 / 32),
+        (1, 5, 2 * 7 / 64),
+        (10, 25, 2 * sum(math.comb(35, k) for k in range(11)) / 2**35),
+    ],
+)
+def test_mcnemar_is_a_toss_of_coins(first, second, expected):
+    assert comparison.mcnemar(first, second) == expected
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of the same pictures; the second has every answer right that it gives, and two pictures less."""
+    first = finished.write(tmp_path)
+    second = tmp_path / "<b>better"
+    shutil.copytree(first, second)
+    (second / "report" / "comparison.html").unlink(missing_ok=True)
+    answers = run_files.read(second).predictions
+    truth = np.eye(len(answers.classes), dtype=np.float32)[answers.labels]
+    kept = [row for row, split in enumerate(answers.splits) if split != "test"]
+    test = [row for row, split in enumerate(answers.splits) if split == "test"][2:]
+    rows = kept + test
+    predictions_file.write(
+        second / "predictions.csv",
+        replace(
+            answers,
+            paths=tuple(answers.paths[row] for row in rows),
+            splits=tuple(answers.splits[row] for row in rows),
+            labels=answers.labels[rows],
+            probabilities=truth[rows],
+        ),
+    )
+    return first, second
+
+
+def test_runs_are_compared_on_the_pictures_they_share(runs):
+    first, second = comparison.compare([run_files.read(run) for run in runs]).rows
+    answers = run_files.read(runs[0]).predictions.of_split("test")
+    right = (answers.predicted == answers.labels)[2:]
+    assert (first.n, second.n) == (len(right), len(right))
+    assert (first.right, second.right) == (right.sum(), len(right))
+    assert (first.only_first, first.only_this, first.p) == (0, 0, 1.0)
+    assert (second.only_first, second.only_this) == (0, (~right).sum())
+    assert second.p == 2 / 2 ** int((~right).sum())
+
+
+def test_the_command_prints_a_table_and_writes_a_page_of_any_names(runs, capsys):
+    main(["report", *(f"--workdir={run}" for run in runs)])
+    out = capsys.readouterr().out
+    file = runs[0] / "report" / "comparison.html"
+    assert str(file) in out
+    assert "100.00" in out
+    page = finished.Page(file.read_text())
+    assert "<b>better" in page.text
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 4  # loss and accuracy of each
+    assert "2 more are not in all runs" in page.text
+
+
+def test_mistakes(runs, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"--output=FILE\.html is where runs are compared"):
+        raise_of(["report", f"--workdir={runs[0]}", f"--output={tmp_path / 'x.html'}"])
+    (runs[1] / "predictions.csv").unlink()
+    with pytest.raises(UserError, match="has no predictions of test pictures; let flaxtl train end it"):
+        comparison.write(runs, None)
+    assert not (runs[0] / "report" / "comparison.html").exists()
+
+
+def raise_of(arguments):
+    from flaxtl import cli
+    from flaxtl.arguments import parser
+
+    cli.report(parser().parse_args(arguments))
+
+
+def test_runs_of_other_pictures_cannot_be_compared(runs, tmp_path):
+    file = runs[1] / "predictions.csv"
+    file.write_text(file.read_text().replace("pictures/", "elsewhere/"))
+    with pytest.raises(UserError, match="judged no picture in common with one label; compare runs of the same"):
+        comparison.write(runs, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
