@@ -148,7 +148,7 @@ def test_a_single_process_needs_nobody():
 
 def test_spread_copies():
     whole = np.arange(6.0, dtype=np.float32)
-    placed = hosts.spread(whole, meshes.replicated(meshes.make(6)))
+    placed = hosts.spread(whole, meshes.replicated(meshes.make(6))).block_until_ready()
     whole[:] = 0
     np.testing.assert_array_equal(placed, np.arange(6.0))
 

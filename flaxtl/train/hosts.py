@@ -141,7 +141,8 @@ def any_of(flag: bool) -> bool:
 def spread(array: Any, sharding: Sharding) -> jax.Array:
     """An array on all devices of all processes; each process gives the whole of it and sends what its own hold.
 
-    Of a jax array it is a copy; on CPU it may share the memory of a numpy array, which nobody may write to after.
+    Of a jax array it is a copy; a numpy array may not be written to before the copy is ready, or with several processes
+    on CPU at all.
 
     With several processes jax.device_put would first compare the array over all of them: milliseconds, where this
     takes microseconds.
