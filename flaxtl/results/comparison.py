@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from rich import table as rich_table
 
 from flaxtl.errors import UserError
 from flaxtl.files import write_text
 from flaxtl.results import formats, measures, overview, plots, run_files
+from flaxtl.results.pages import template
 from flaxtl.results.run_files import Run
-from flaxtl.terminal import printable, table
+from flaxtl.terminal import table
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,7 @@ def write(workdirs: Sequence[Path], output: Path | None) -> tuple[Path, Comparis
 
 def render(runs: Sequence[Run], found: Comparison) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.results"),
-        autoescape=True,  # names are anybody's text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters |= formats.FILTERS
-    return environment.get_template("comparison.html.jinja").render(
+    return template("comparison.html.jinja").render(
         found=found,
         columns=COLUMNS,
         rows=[(row.name, cells(row, found)) for row in found.rows],

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from flaxtl.data.doctor import KINDS, Diagnosis, Finding, Kind
 from flaxtl.data.unpack import UnreadableError
 from flaxtl.errors import UserError
 from flaxtl.files import whole
 from flaxtl.results import thumbnail
 from flaxtl.results.checkup import place
-from flaxtl.terminal import printable
+from flaxtl.results.pages import template
 
 SIDE = 128  # pixels of the longer side of a thumbnail
 QUALITY = 75  # of its JPEG: about 4 kB
@@ -69,15 +67,7 @@ def write(diagnosis: Diagnosis, source: str, file: Path) -> None:
 
 def render(diagnosis: Diagnosis, source: str) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.results"),
-        autoescape=True,  # file and class names are anybody's text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters["count"] = "{:,}".format
-    return environment.get_template("doctor.html.jinja").render(
+    return template("doctor.html.jinja").render(
         source=source,
         pictures=len(diagnosis.listing.found),
         classes=diagnosis.classes,

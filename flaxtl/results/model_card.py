@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
-
 from flaxtl.errors import UserError
 from flaxtl.models import catalog
-from flaxtl.results import formats, label_issues, markdown, measures, overview
+from flaxtl.results import label_issues, markdown, measures, overview
 from flaxtl.results.confidence import confidence
 from flaxtl.results.overview import SPLITS
+from flaxtl.results.pages import template
 from flaxtl.results.run_files import Run
 
 PAIRS = 10
@@ -51,16 +50,7 @@ class Results:
 
 def render(run: Run) -> str:
     """The card as text; what no file of the run tells yet is a sentence."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.results"),
-        autoescape=True,  # it lets Markup alone, which `finalize` makes of every text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: markdown.text(value) if type(value) is str else value,
-    )
-    environment.filters |= formats.FILTERS | {"code": markdown.code}
-    return environment.get_template("model_card.md.jinja").render(
+    return template("model_card.md.jinja", markdown.text, trailing_newline=True, code=markdown.code).render(
         run=run,
         name=run.workdir.resolve().name,
         headline=overview.headline(run),

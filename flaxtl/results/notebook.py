@@ -11,14 +11,14 @@ The directory is that of `flaxtl train`: every command goes on with it, and it w
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from flaxtl import recipe
 from flaxtl.results import formats, overview, plots, report, run_files
+from flaxtl.results.pages import template
 from flaxtl.results.run import run as whole_run
-from flaxtl.terminal import console, printable
+from flaxtl.terminal import console
 from flaxtl.train.interruption import Stopped
 
 
@@ -49,16 +49,8 @@ class Result:
         return f"{self.workdir}: {right}; {self.page if self.page.is_file() else 'no report yet'}"
 
     def _repr_html_(self) -> str:
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("flaxtl.results"),
-            autoescape=True,  # file and class names are anybody's text
-            trim_blocks=True,
-            lstrip_blocks=True,
-            finalize=lambda value: printable(value) if type(value) is str else value,
-        )
-        environment.filters |= formats.FILTERS
         files, evaluation = self.files, report.evaluation(self.files)
-        return environment.get_template("notebook.html.jinja").render(
+        return template("notebook.html.jinja").render(
             sentence=repr(self),
             splits=overview.SPLITS,
             phases=overview.phases(files),

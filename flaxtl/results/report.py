@@ -9,16 +9,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import jinja2
 import PIL.Image
 from markupsafe import Markup
 
 from flaxtl.files import write_text
-from flaxtl.results import formats, gallery, label_issues, measures, model_card, overview, plots
+from flaxtl.results import gallery, label_issues, measures, model_card, overview, plots
 from flaxtl.results.confidence import Confidence, confidence
 from flaxtl.results.overview import SPLITS
+from flaxtl.results.pages import template
 from flaxtl.results.run_files import Run, read
 from flaxtl.terminal import printable
 
@@ -102,17 +103,9 @@ def write(
 
 def render(run: Run, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Image.Image]]] = ()) -> str:
     """The page as text; `augmented` as in `write`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.results"),
-        autoescape=True,  # file and class names are anybody's text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
-    )
-    environment.globals["folded"] = FOLDED
-    environment.filters |= formats.FILTERS
-    return environment.get_template("report.html.jinja").render(
+    return template("report.html.jinja", partial(printable, keep="\n")).render(
         run=run,
+        folded=FOLDED,
         name=run.workdir.resolve().name,
         headline=overview.headline(run),
         facts=overview.facts(run),

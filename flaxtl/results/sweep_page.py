@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from flaxtl.files import whole
-from flaxtl.results import formats, plots, sweep_shown
+from flaxtl.results import plots, sweep_shown
+from flaxtl.results.pages import template
 from flaxtl.results.sweep_grid import text_of
 from flaxtl.results.sweep_table import RUNS, Point, Table
-from flaxtl.terminal import printable
 
 
 def write(found: Table, file: Path) -> None:
@@ -24,15 +23,7 @@ def write(found: Table, file: Path) -> None:
 
 def render(found: Table, name: str) -> str:
     """The page as text, under the sweep's `name`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.results"),
-        autoescape=True,  # settings may be anybody's text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters |= formats.FILTERS | {"percent": sweep_shown.percent}
-    return environment.get_template("sweep.html.jinja").render(
+    return template("sweep.html.jinja", percent=sweep_shown.percent).render(
         name=name,
         found=found,
         best=found.points[0] if found.points and found.points[0].complete else None,
