@@ -78,6 +78,8 @@ def test_the_command_prints_a_table_and_writes_a_page_of_any_names(runs, capsys)
 def test_mistakes(runs, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--output=FILE\.html is where runs are compared"):
         raise_of(["report", f"--workdir={runs[0]}", f"--output={tmp_path / 'x.html'}"])
+    with pytest.raises(UserError, match=r" and .* two are the same run; leave one out"):
+        comparison.write([runs[0], runs[0]], None)
     (runs[1] / "predictions.csv").unlink()
     with pytest.raises(UserError, match="has no predictions of test pictures; let flaxtl train end it"):
         comparison.write(runs, None)

@@ -71,7 +71,7 @@ def test_folds(split, tmp_path: Path) -> None:
         (["--fractions=0.5,0.5", "--seed=-1"], "seed of the split is -1"),
         (["--fractions=0.5,0.5", "--near-duplicates=99"], "near-duplicates cannot differ by 99 bits"),
         (["--kfold=1"], "1 fold(s) leave nothing"),
-        (["--kfold=20"], "the class 'bees' is too small: its 10 picture(s) leave"),
+        (["--kfold=20"], "the class 'bees' is too small: its 10 picture(s) cannot fill 20 folds"),
         (["--fractions=0.5,0.5", "--config.seed=1"], "does not know '--config.seed=1'"),
     ],
 )

@@ -89,6 +89,10 @@ def test_names_suit_every_file_system():
         ({"grids": ["config.head.unit=64"]}, r"no setting 'head.unit'; did you mean 'head.units'\?"),
         ({"grids": ["config.head.dropout=0,half"]}, "could not convert string to float: 'half'"),
         ({"grids": ["head.units=64"]}, "--grid head.units=64 names no setting and its values"),
+        (
+            {"grids": ["config.head.units="]},
+            "--grid config.head.units= gives no values; write",
+        ),
         ({"grids": ["config.head.units=(64,128"]}, r"the brackets in '\(64,128' do not match"),
         ({"grids": ["config.head.units=64)"]}, "do not match"),
         ({"grids": ["config.head.dropout=0.4,0.40"]}, "two values of a --grid give the same run, head.dropout=0.4;"),

@@ -1,6 +1,7 @@
 """Who goes into which split: stratified, seeded, and pictures that are alike never apart."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -76,9 +77,15 @@ def deal(
 def folds(
     labels: Sequence[str], groups: Sequence[Sequence[int]], k: int, seed: int, warn: Callable[[str], None]
 ) -> list[int]:
-    """The fold of every picture, 0 to k - 1, dealt out as `deal` does. Raises UserError as it does, and for k < 2."""
+    """The fold of every picture, 0 to k - 1, dealt out as `deal` does.
+
+    Raises UserError as it does, for k < 2, and for more folds than some class has pictures.
+    """
     if k < 2:
         raise UserError(f"{k} fold(s) leave nothing to train on or nothing to validate with; give 2 or more")
+    smallest, size = min(Counter(labels).items(), key=lambda item: item[1])
+    if size < k:
+        raise UserError(f"the class {smallest!r} is too small: its {size} picture(s) cannot fill {k} folds; give fewer")
     names = [f"fold {number + 1}" for number in range(k)]
     return [names.index(name) for name in deal(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
 

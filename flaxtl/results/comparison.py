@@ -120,7 +120,12 @@ def cells(row: Row, found: Comparison) -> tuple[str, ...]:
 
 
 def write(workdirs: Sequence[Path], output: Path | None) -> tuple[Path, Comparison]:
-    """Write the page, the first run's report/comparison.html unless told; raises UserError as `compare` does."""
+    """Write the page, the first run's report/comparison.html unless told.
+
+    Raises UserError as `compare` does, and for a run that is given twice.
+    """
+    if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+        raise UserError(f"of {' and '.join(map(str, workdirs))} two are the same run; leave one out")
     runs = [run_files.read(workdir) for workdir in workdirs]
     found = compare(runs)
     file = output or workdirs[0] / "report" / "comparison.html"

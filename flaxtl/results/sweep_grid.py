@@ -187,6 +187,8 @@ def _axis(grid: str) -> Axis:
     found = re.fullmatch(r"config\.([^=]+)=(.*)", grid, re.DOTALL)
     if not found:
         raise UserError(f"--grid {grid} names no setting and its values; write --grid config.head.units=64,128")
+    if not found[2]:
+        raise UserError(f"--grid {grid} gives no values; write --grid config.{found[1]}=VALUE,VALUE")
     return Axis(found[1], values_of(found[2]))
 
 
