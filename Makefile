@@ -6,7 +6,7 @@ PARALLEL ?= --numprocesses=2 --dist=loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint flowers clean
+.PHONY: demo test slow lint docs flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=configs/demo.py --workdir=$(WORKDIR)
@@ -21,6 +21,10 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, a site that asks nothing of the network: build/site/index.html. The variable silences a notice of the theme's.
+docs: $(VENV)/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The lecture in full: needs the network once (pictures and weights), and an accelerator or a day.
 flowers: $(VENV)/tfds.installed

@@ -65,9 +65,11 @@ def parser() -> Parser:
     one.add_argument("--collect", action="store_true", help="only write the table of what is there")
 
     one = command("evaluate", "measure a trained run on one split")
-    one.add_argument("--workdir", required=True, type=Path)
+    one.add_argument("--workdir", required=True, type=Path, help="a trained run")
     one.add_argument("--data", metavar="SOURCE", help="other pictures than the run's own")
-    one.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    one.add_argument(
+        "--split", default="test", choices=("train", "validation", "test"), help="of the run's own pictures"
+    )
     one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
 
     one = command("predict", "classify picture files with a trained run, or with a published network")
@@ -114,7 +116,7 @@ def parser() -> Parser:
     which.add_argument("--config", metavar="FILE[:VARIANT]", help=recipe_help)
 
     one = command("split", "deal pictures out to train, validation and test folders, or to folds")
-    one.add_argument("--source", required=True, metavar="SOURCE")
+    one.add_argument("--source", required=True, metavar="SOURCE", help="the pictures to deal out")
     one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
     one.add_argument(
         "--fractions",
@@ -133,7 +135,7 @@ def parser() -> Parser:
     )
 
     one = command("doctor", "examine pictures: what would stop a run (exit code 1), and what may spoil it")
-    one.add_argument("--data", required=True, metavar="SOURCE")
+    one.add_argument("--data", required=True, metavar="SOURCE", help="the pictures to examine")
     one.add_argument(
         "--near-duplicates",
         type=int,
@@ -145,9 +147,9 @@ def parser() -> Parser:
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with thumbnails there")
 
     one = command("convert", "check a weight file and write it as safetensors")
-    one.add_argument("--model", required=True, metavar="NAME")
-    one.add_argument("--weights", required=True, metavar="FILE")
-    one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
+    one.add_argument("--model", required=True, metavar="NAME", help="the network that they are of")
+    one.add_argument("--weights", required=True, metavar="FILE", help="of Keras, in HDF5 or .keras; ONNX; safetensors")
+    one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors", help="the new file")
     one.add_argument("--layout", choices=("timm",), help="a safetensors file with PyTorch's names and axes")
 
     one = command("export", "write a trained network for use elsewhere, tried on the run's own pictures")

@@ -15,7 +15,7 @@ from flaxtl.errors import UserError, unknown
 
 DEFAULTS = ConfigDict(
     {
-        "seed": 0,
+        "seed": 0,  # of split, order, augmentation, dropout and the head's first weights
         "batch": 32,  # pictures a step, over all devices
         "accumulate": 1,  # equal parts of a batch that pass one after the other, for less memory
         "class_weights": "none",  # or balanced, or factors on the loss by class name: {'daisy': 2.0}
@@ -25,58 +25,73 @@ DEFAULTS = ConfigDict(
         "data": {
             "source": "garden",  # folder:PATH, archive:FILE, tfds:NAME, csv:FILE or garden
             "classes": (),  # the class names that are expected, sorted; () takes what is there
-            "height": 200,
-            "width": 200,
+            "height": 200,  # of every picture as the network sees it, in pixels
+            "width": 200,  # in pixels; need not equal the height
             "resize": "squash",  # or crop: shorter side first, then the centre
-            "filter": "bilinear",
+            "filter": "bilinear",  # of the resize: nearest, bilinear, bicubic, lanczos, box or hamming
             "sampling": "shuffled",  # or balanced: every class equally often
-            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},
+            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # of pictures that come without splits
             "near_duplicates": 4,  # bits of 64 by which the perceptual hashes of like pictures differ; -1: equal files
             "allow_leaks": False,  # whether the same picture may lie in two given splits
             "on_error": "fail",  # or skip: train without the pictures that cannot be read
             "pipeline": "auto",  # or resident: pictures in device memory; or stream: from a file, by TensorFlow
         },
-        "weights": {"path": "imagenet"},  # imagenet, builtin, random or a file
-        "model": {"name": "vgg16", "stop": ""},  # stop: the last layer of the base, '' for all of it
-        "head": {"pooling": "average_2x2", "units": (128,), "dropout": 0.4},
+        "weights": {
+            "path": "imagenet",  # of the base: imagenet, builtin, random or a file
+        },
+        "model": {
+            "name": "vgg16",  # a network of the catalog
+            "stop": "",  # the last layer of the base, '' for all of it
+        },
+        "head": {
+            "pooling": "average_2x2",  # or global_average, global_max, none
+            "units": (128,),  # of each hidden layer; () for none
+            "dropout": 0.4,  # probability that a hidden unit is left out of a step
+        },
         "augmentation": {
             "rotation": 0.0,  # degrees
             "height_shift": 0.0,  # fraction of the height
-            "width_shift": 0.0,
+            "width_shift": 0.0,  # fraction of the width
             "shear": 0.0,  # degrees
             "zoom": 0.0,  # factors from 1 - zoom to 1 + zoom
-            "horizontal_flip": False,
-            "vertical_flip": False,
+            "horizontal_flip": False,  # left and right change places, every other time
+            "vertical_flip": False,  # top and bottom
             "fill": "nearest",  # or constant, reflect, wrap: what lies outside the picture
             "cval": 0.0,  # the constant, a grey level 0..255
             "brightness": 0.0,  # factors from 1 - brightness to 1 + brightness
             "channel_shift": 0.0,  # grey levels
             "contrast": 0.0,  # factors, as brightness
-            "saturation": 0.0,
+            "saturation": 0.0,  # factors, as brightness
             "hue": 0.0,  # fraction of the colour circle, at most 0.5
             "crop": 0.0,  # random-resized crops of at least this fraction of the area; 0: none
             "randaugment": 0,  # operations of RandAugment; 0: none
             "magnitude": 9.0,  # their strength, 0..10
             "erasing": 0.0,  # probability that a box is covered
             "mixup": 0.0,  # alpha of the shares' Beta distribution; 0: none
-            "cutmix": 0.0,
+            "cutmix": 0.0,  # alpha, as of mixup: a box of another picture takes its share
         },
-        "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.999},  # nadam: Keras' own; else an optax optimizer
-        "groups": (),  # () takes the network's own from the catalog
-        "phases": ("frozen",),
+        "optimizer": {  # every other argument of the optimizer that is named may be added
+            "name": "nadam",  # Keras' own; or optax' adabelief, adam, adamw, lamb, lion, radam, rmsprop, sgd
+            "b1": 0.9,  # decay of the running mean of gradients
+            "b2": 0.999,  # decay of the running mean of their squares
+        },
+        "groups": (),  # pairs (name, regular expression), the first match wins; () takes the network's own
+        "phases": ("frozen",),  # names, in order; each has settings of its own
         "features": {
             "views": 0,  # augmented views of each picture that a frozen base is passed by once; 0: fresh in each step
             "directory": "",  # where frozen features are kept; '' for the run directory
         },
-        "checkpoint": {"every_seconds": 60.0},
+        "checkpoint": {
+            "every_seconds": 60.0,  # how often a run saves its state; it also does when a phase ends or it is stopped
+        },
     }
 )
 
 PHASE_DEFAULTS = ConfigDict(
     {
-        "epochs": 10,
+        "epochs": 10,  # at most, where patience ends the phase sooner
         "steps_per_epoch": 0,  # 0: one pass over the training pictures
-        "augment": False,
+        "augment": False,  # whether training pictures are augmented
         "lr": {},  # group -> learning rate; 0.0 is frozen; `top` is the network's own top block, whatever its name
         "schedule": "constant",  # or cosine, linear: down to 0 over the phase; or step: a tenth at 1/2, again at 3/4
         "warmup_steps": 0,  # steps from 0 up to the rate, before the schedule
