@@ -22,9 +22,10 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation, a site that asks nothing of the network: build/site/index.html. The variable silences a notice of the theme's.
+# The documentation, a site that asks nothing of the network: build/site/index.html. Not with
+# --quiet: warnings that it hides do not end a strict build. The variable silences a notice of the theme's.
 docs: $(VENV)/docs.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The lecture in full: needs the network once (pictures and weights), and an accelerator or a day.
 flowers: $(VENV)/tfds.installed

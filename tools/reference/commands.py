@@ -36,7 +36,8 @@ def page() -> str:
 
 def _chapter(name: str, command: argparse.ArgumentParser) -> str:
     command.formatter_class = partial(argparse.HelpFormatter, width=WIDTH)
-    usage = command.format_usage().removeprefix("usage: ")
+    indented = command.format_usage().removeprefix("usage: ")
+    usage = indented.replace("\n" + " " * len("usage: "), "\n")
     purpose = command.description or ""
     rows = [(_name(option), " ".join(_told(option))) for option in options(command)]
     return "\n".join(
