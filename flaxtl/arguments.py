@@ -107,6 +107,12 @@ def parser() -> Parser:
         "--output", type=Path, metavar="FILE.html", help="the comparison; DIR/report/comparison.html unless told"
     )
 
+    one.add_argument(
+        "--gradcam",
+        metavar="LAYER",
+        help="the layer of the heat maps; the last one of the base that has places if not told",
+    )
+
     one = command("models", "the catalog of networks")
     one.add_argument("--json", action="store_true", help="as JSON")
 

@@ -189,19 +189,23 @@ def _say(sentence: str) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """The page, and where it is; of several runs a table of their accuracies too."""
-    from flaxtl.results import comparison
+    from flaxtl.results import comparison, gradcam
     from flaxtl.results import report as room
     from flaxtl.results.samples import augmented_samples
-    from flaxtl.results.trained import setup_of
+    from flaxtl.results.trained import open_run, setup_of
 
     first, *others = options.workdir
+    if others and options.gradcam:
+        raise UserError("--gradcam=LAYER is for the report of one run; give one --workdir, or leave it out")
     if others:
         page, found = comparison.write(options.workdir, options.output)
         console().print(comparison.as_table(found))
     elif options.output:
         raise UserError("--output=FILE.html is where runs are compared; give another --workdir, or leave it out")
     else:
-        page = room.write(first, augmented=augmented_samples(setup_of(first)))
+        setup = setup_of(first)
+        gradcam.ensure(first, lambda: open_run(first), _say, options.gradcam)
+        page = room.write(first, augmented=augmented_samples(setup))
     console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 

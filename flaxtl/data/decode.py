@@ -142,6 +142,14 @@ def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
         raise UserError(f"cannot read {len(bad)} of {len(paths)} pictures: {named}; replace or remove them")
 
 
+def seen_part(image: Image.Image, resize: Resize) -> Image.Image:
+    """What is left of an upright picture where `resize` crops it, in its own aspect and resolution."""
+    if resize.policy != "crop":
+        return image
+    left, top, right, bottom = _crop_box(image, resize)
+    return image.crop((round(left), round(top), max(round(right), round(left) + 1), max(round(bottom), round(top) + 1)))
+
+
 def _read(path: Path, resize: Resize) -> np.ndarray:
     """The file as `decode` returns it, but not to be written to; or UnreadableError."""
     with unpacked(path) as image:

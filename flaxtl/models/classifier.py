@@ -1,6 +1,8 @@
 """A network as one function of pictures: preprocessing, backbone, head."""
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,6 +22,9 @@ Parameters = dict[str, dict[str, dict[str, jax.Array]]]
 
 STATISTICS = frozenset({"mean", "var"})
 """Names of the leaves that no gradient moves: what a batch norm remembers of the batches it saw."""
+
+NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
+"""Added to no layer."""
 
 
 class Result(NamedTuple):
@@ -82,27 +87,38 @@ class Classifier(nn.Module):
         start: str | None = None,
         stop: str | None = None,
         taps: tuple[str, ...] = (),
+        perturbations: Mapping[str, jax.Array] = NOTHING,
         trace: list[Layer] | None = None,
     ) -> Result:
         """Run the network, or a part of it.
 
         `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
-        backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers; `trace` collects
-        every layer that ran, in Keras' order. `learning` names the layers that learn: batch norms among them go by the
-        batch, and dropout acts behind them by `dropout`, a random key an example [batch]. Unknown layer names raise
-        UserError.
+        backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers, `perturbations` are
+        added to them; `trace` collects every layer that ran, in Keras' order. `learning` names the layers that learn:
+        batch norms among them go by the batch, and dropout acts behind them by `dropout`, a random key an example
+        [batch]. Unknown layer names raise UserError.
         """
         given = None if start is None else x.astype(self.dtype)
-        net = Net(dtype=self.dtype, learning=learning, keys=dropout, start=start, given=given, stop=stop, taps=taps)
+        net = Net(
+            dtype=self.dtype,
+            learning=learning,
+            keys=dropout,
+            start=start,
+            given=given,
+            stop=stop,
+            taps=taps,
+            perturbations=perturbations,
+        )
         pixels = PREPROCESSING[self.architecture.preprocessing](x) if start is None else SKIPPED
         features = Backbone(self.architecture, self.head is None, self.last, name="backbone")(net, pixels)
         if self.head is not None:
             NewHead(self.head, name="head")(net, features)
-        net.require([name for name in (start, stop, self.last, *taps) if name])
+        asked = [name for name in (start, stop, *taps, *perturbations) if name]
+        net.require([*asked, *([self.last] if self.last else [])])
         if trace is not None:
             trace.extend(keras_order(net.layers))
         ran = {layer.name for layer in net.layers}
-        lost = [name for name in (start, stop, *taps) if name and name not in ran]
+        lost = [name for name in asked if name not in ran]
         if lost or isinstance(net.output, Skipped):
             raise UserError(
                 f"layer {lost[0]!r} is not part of the network that runs "
@@ -119,12 +135,21 @@ def forward(
     start: str | None = None,
     stop: str | None = None,
     taps: tuple[str, ...] = (),
+    perturbations: Mapping[str, jax.Array] = NOTHING,
     learning: frozenset[str] = frozenset(),
     dropout: jax.Array | None = None,
 ) -> Result:
     """Run `model` (see Classifier.__call__); with `dropout`, a random key an example, it runs as in training."""
     run = partial(
-        model.apply, _collections(parameters), x, learning=learning, dropout=dropout, start=start, stop=stop, taps=taps
+        model.apply,
+        _collections(parameters),
+        x,
+        learning=learning,
+        dropout=dropout,
+        start=start,
+        stop=stop,
+        taps=taps,
+        perturbations=perturbations,
     )
     if dropout is None:
         return cast(Result, run())

@@ -7,10 +7,13 @@ Four uses of one function, because a layer that is not wanted is skipped and cre
 * from a layer (`start`): the output of that layer is given, it and everything below are skipped;
 * with taps: the outputs of named layers are handed out beside the result.
 
+Arrays may be added to the outputs of named layers. A gradient with respect to zeros so added is the gradient with
+respect to that layer's output, wherever it lies: within a branch, too, where the network cannot be cut.
+
 `start=NAME` continues exactly where `stop=NAME` ended: running to a cut and on from it equals running through.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,7 +49,8 @@ class Trace:
     """What to run, and what came of it.
 
     Set before the pass: `dtype` of the computation, `learning` (names of the layers that learn in this pass; empty
-    for inference), `keys` (random, one an example, [batch]; None: nothing is dropped), the cut names and the taps.
+    for inference), `keys` (random, one an example, [batch]; None: nothing is dropped), the cut names, the taps and the
+    `perturbations` (layer name -> what is added to its output).
     Read after it: `output` (of the last layer that ran), `logits` (float32, before the softmax, if it was reached),
     `tapped` (layer name -> output) and `layers` (every layer that ran, in order).
     """
@@ -58,6 +62,7 @@ class Trace:
     given: jax.Array | None = None
     stop: str | None = None
     taps: tuple[str, ...] = ()
+    perturbations: Mapping[str, jax.Array] = field(default_factory=dict)
     output: Value = SKIPPED
     logits: jax.Array | None = None
     tapped: dict[str, jax.Array] = field(default_factory=dict)
@@ -104,6 +109,8 @@ class Trace:
         self._names[name] = None
         output = SKIPPED if self._closed else self._run(name, function, inputs)
         if not isinstance(output, Skipped):
+            if name in self.perturbations:
+                output = output + self.perturbations[name].astype(output.dtype)
             self._note(kind, name, output, inputs)
         if name in (self.stop, self._last):
             self._closed = True

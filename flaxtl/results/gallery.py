@@ -78,6 +78,11 @@ def top_losses(predictions: Predictions, limit: int) -> list[Tile]:
 
 def right_answers(predictions: Predictions, limit: int) -> list[Tile]:
     """One right answer of each of the first `limit` classes that have one: the picture of median confidence."""
+    return _tiles(predictions, right_rows(predictions, limit))
+
+
+def right_rows(predictions: Predictions, limit: int) -> list[int]:
+    """The rows of `right_answers`."""
     right = predictions.predicted == predictions.labels
     rows = []
     for index in range(len(predictions.classes)):
@@ -85,7 +90,15 @@ def right_answers(predictions: Predictions, limit: int) -> list[Tile]:
         if of_class.size:
             by_confidence = of_class[np.argsort(predictions.confidence[of_class], kind="stable")]
             rows.append(int(by_confidence[by_confidence.size // 2]))
-    return _tiles(predictions, rows[:limit])
+    return rows[:limit]
+
+
+def error_rows(predictions: Predictions, limit: int) -> list[int]:
+    """The rows of the wrong answers with the largest loss, largest first."""
+    loss = measures.losses(predictions.probabilities, predictions.labels)
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    worst: list[int] = wrong[np.argsort(-loss[wrong], kind="stable")][:limit].tolist()
+    return worst
 
 
 def label_issues(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Tile]:

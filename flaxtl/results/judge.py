@@ -21,10 +21,13 @@ from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
 
 
-def judge(outcome: Outcome, console: Console) -> None:
-    """Measure every phase on the test split, write the last one's answers and their temperature, and end the run."""
+def judge(outcome: Outcome, console: Console) -> Flat:
+    """Measure every phase on the test split, write the last one's answers and their temperature, and end the run.
+
+    Returns the parameters after the last phase.
+    """
     setup = outcome.setup
-    final = _measure(outcome, console)
+    final, parameters = _measure(outcome, console)
     examples = [example for split in final for example in setup.manifest.of_split(split)]
     predictions = Predictions(
         paths=tuple(example.path for example in examples),
@@ -37,6 +40,7 @@ def judge(outcome: Outcome, console: Console) -> None:
         predictions_file.write(setup.workdir / "predictions.csv", predictions)
         rundir.note(setup.workdir, calibration=_calibration(predictions.of_split("validation"), console), complete=True)
         tidy(setup)
+    return parameters
 
 
 def _calibration(validation: Predictions, console: Console) -> dict[str, float | int | None]:
@@ -47,8 +51,11 @@ def _calibration(validation: Predictions, console: Console) -> dict[str, float |
     return {"temperature": temperature, "n": n}
 
 
-def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
-    """Every phase on the test split, if there is one; returns the last phase's answers on validation and test."""
+def _measure(outcome: Outcome, console: Console) -> tuple[dict[str, Evaluation], Flat]:
+    """Every phase on the test split, if there is one.
+
+    Returns the last phase's answers on validation and test, and its parameters.
+    """
     setup, inputs = outcome
     final: dict[str, Evaluation] = {}
     with Checkpoints(setup.workdir) as checkpoints:
@@ -63,7 +70,7 @@ def _measure(outcome: Outcome, console: Console) -> dict[str, Evaluation]:
                 console.print(
                     f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures", markup=False
                 )
-    return {split: final[split] for split in setup.manifest.splits if split in final}
+    return {split: final[split] for split in setup.manifest.splits if split in final}, parameters
 
 
 def _evaluate(setup: Setup, phase: Phase, parameters: Flat, inputs: Inputs, split: str, console: Console) -> Evaluation:

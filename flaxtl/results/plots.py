@@ -285,6 +285,15 @@ def _slant(names: Sequence[str]) -> dict[str, Any]:
     return {} if fits else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
 
 
+def heat_colours(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """0..255 in any shape -> RGB, uint8 [..., 3]: matplotlib's inferno, from black to a pale yellow.
+
+    It grows brighter in even steps, so that it tells the same without colour, and whatever colours the reader sees.
+    """
+    colours: npt.NDArray[np.uint8] = mpl.colormaps["inferno"](values, bytes=True)[..., :3]
+    return colours
+
+
 def _printable(name: str, limit: int) -> str:
     """A name without control characters, cut to `limit` characters."""
     name = printable(name)

@@ -16,14 +16,14 @@ import PIL.Image
 from markupsafe import Markup
 
 from flaxtl.files import write_text
-from flaxtl.results import gallery, label_issues, measures, model_card, overview, plots
+from flaxtl.results import gallery, gradcam_file, gradcam_gallery, label_issues, measures, model_card, overview, plots
 from flaxtl.results.confidence import Confidence, confidence
 from flaxtl.results.overview import SPLITS
 from flaxtl.results.pages import template
 from flaxtl.results.run_files import Run, read
 from flaxtl.terminal import printable
 
-PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails, 1.5 MB
+PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails
 LABELS = "label_issues.csv"
 
 FOLDED = 30  # rows of a table beyond which the page shows it when asked
@@ -115,6 +115,7 @@ def render(run: Run, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Ima
         trust=trust(run),
         labels=labels(run),
         labels_file=LABELS,
+        looks=gradcam_gallery.looks(run, gradcam_file.read(run.workdir)),
         augmented=[(gallery.data_uri(one), [gallery.data_uri(sample) for sample in many]) for one, many in augmented],
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
         pictures=Counter((row["label"], row["split"]) for row in run.manifest),

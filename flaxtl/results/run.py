@@ -7,9 +7,10 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from flaxtl.results import report
+from flaxtl.results import gradcam, report
 from flaxtl.results.judge import judge
 from flaxtl.results.samples import augmented_samples
+from flaxtl.results.trained import Trained
 from flaxtl.train import compiled, hosts, lock, loop, mesh
 from flaxtl.train.interruption import Interruption
 
@@ -30,9 +31,13 @@ def run(config: Any, workdir: Path, console: Console, command: str) -> None:
         if config.deterministic and jax.default_backend() == "gpu":
             console.print("deterministic=true: kernels that give the same bits in every run, some of them slower")
         outcome = loop.train(config, workdir, console, command, interruption)
-        if outcome is not None:
-            judge(outcome, console)
+        parameters = None if outcome is None else judge(outcome, console)
         hosts.leave()
-        if outcome is not None and hosts.writes():
-            page = report.write(workdir, augmented=augmented_samples(outcome.setup))
-            console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+        if outcome is not None and parameters is not None and hosts.writes():
+            trained = Trained(outcome.setup, parameters, outcome.setup.phases[-1].name)
+
+            def say(sentence: str) -> None:
+                console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+            gradcam.ensure(workdir, lambda: trained, say)
+            say(f"report: {report.write(workdir, augmented=augmented_samples(outcome.setup))}")
