@@ -1,0 +1,278 @@
+"""Heat maps in the report of a run: made when it ends, kept, and made again where they are asked for."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import Page
+from PIL import Image
+from small import pictures
+
+from flaxtl.cli import main
+from flaxtl.data.decode import Resize, decode, seen_part
+from flaxtl.models import gradcam as models_gradcam
+from flaxtl.results import gradcam, gradcam_file, gradcam_gallery, report, run_files
+from flaxtl.results.gradcam_file import Kept
+from flaxtl.results.plots import heat_colours
+from flaxtl.results.trained import open_run
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.25, validation=0.25, test=0.5))
+    c.weights = dict(path="builtin")
+    c.model = dict(name="vgg16", stop="block2_pool")
+    c.head = dict(pooling="global_average", units=(), dropout=0.0)
+    c.augmentation = dict(horizontal_flip=True)
+    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen",)
+    c.frozen = dict(epochs=1, augment=True, lr=dict(head=1e-6, base=0.0))
+    return c
+"""
+"""A head that learned next to nothing: some of the 12 test answers are right, some wrong."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with pictures/ and a finished run/."""
+    place = tmp_path_factory.mktemp("user")
+    pictures(place / "pictures")
+    (place / "recipe.py").write_text(RECIPE)
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    main(["train", f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}", source])
+    return place
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of the run that a test may take apart; its pictures stay where they are."""
+    return Path(shutil.copytree(finished / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def moved(finished):
+    """The pictures are elsewhere while the test runs."""
+    elsewhere = (finished / "pictures").rename(finished / "elsewhere")
+    yield
+    elsewhere.rename(finished / "pictures")
+
+
+def never():
+    raise AssertionError("the network was asked")
+
+
+def page(workdir):
+    return Page((workdir / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def alts(page):
+    return [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+
+
+def asked(workdir):
+    return gradcam.pairs(run_files.read(workdir))
+
+
+def test_the_end_of_a_run_has_them(finished):
+    run = finished / "run"
+    wanted, kept = asked(run), gradcam_file.read(run)
+    errors = [pair for pair in wanted.values() if pair[0] != pair[1]]
+    assert 0 < len(errors) < len(wanted)
+    assert (kept.layer, kept.rows, kept.columns) == ("block2_conv2", 16, 16)
+    assert {path: set(heats) for path, heats in kept.maps.items()} == {path: set(pair) for path, pair in wanted.items()}
+    assert all(heat.max() in (0, 255) for heats in kept.maps.values() for heat in heats.values())
+    shown = page(run)
+    assert "by Grad-CAM at layer block2_conv2 , which sees 16 × 16 places" in shown.text
+    spoken = [alt for alt in alts(shown) if alt.startswith(("What speaks for ", "Nothing speaks for "))]
+    assert len(spoken) == 2 * len(errors) + (len(wanted) - len(errors))  # of an error also the label's
+
+
+def test_the_page_is_written_again_without_the_network(workdir):
+    before = page(workdir).text
+    gradcam.ensure(workdir, never, never)
+    report.write(workdir)
+    heat = before[before.index("Heat maps Which") : before.index("Labels")]
+    assert heat in page(workdir).text
+
+
+def test_another_layer_is_kept_from_then_on(workdir, capsys):
+    before = gradcam_file.read(workdir)
+    main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
+    kept = gradcam_file.read(workdir)
+    assert (kept.layer, kept.rows, kept.columns) == ("block1_conv2", 32, 32)
+    assert kept.maps.keys() == before.maps.keys()
+    main(["report", f"--workdir={workdir}"])
+    assert gradcam_file.read(workdir).layer == "block1_conv2"
+    assert "at layer block1_conv2 , which sees 32 × 32 places" in page(workdir).text
+    assert capsys.readouterr().err == ""
+
+
+def test_all_batches_are_one_program(workdir, monkeypatch):
+    """Three batches, the last one filled up, give the maps that each picture has on its own."""
+    traced = []
+
+    def heat_maps(model, parameters, pictures, classes, layer):
+        traced.append(pictures.shape)
+        return models_gradcam.heat_maps(model, parameters, pictures, classes, layer)
+
+    monkeypatch.setattr(gradcam, "heat_maps", heat_maps)
+    run, wanted = open_run(workdir), dict(list(asked(workdir).items())[:5])
+    monkeypatch.setattr(gradcam, "PIXELS", 2 * 32 * 32)
+    found = gradcam.compute(run, wanted, None)
+    assert traced == [(2, 32, 32, 3)]
+    for path, pair in wanted.items():
+        alone = gradcam.compute(run, {path: pair}, None)
+        for name in pair:  # float32 sums in another order; a value may be rounded to the next of 256
+            np.testing.assert_allclose(found.maps[path][name].astype(int), alone.maps[path][name], rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gradcam=block2_conv3"], "no layer 'block2_conv3'; did you mean 'block2_conv2'?"),
+        (["--gradcam=predictions"], "the output of layer 'predictions' is 3, without the height and width"),
+        (["--gradcam=block2_conv2", "--workdir=other"], "--gradcam=LAYER is for the report of one run"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_a_sentence(workdir, capsys, arguments, words):
+    before = gradcam_file.read(workdir)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", f"--workdir={workdir}", *arguments])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+    assert gradcam_file.read(workdir).maps.keys() == before.maps.keys()
+
+
+def test_moved_pictures(workdir, moved, capsys):
+    n = len(asked(workdir))
+    main(["report", f"--workdir={workdir}"])
+    assert f"{n} pictures are not shown: no longer where they were" in page(workdir).text
+    (workdir / "report" / "gradcam.json").unlink()
+    capsys.readouterr()
+    main(["report", f"--workdir={workdir}"])
+    assert f"the report has no heat maps: none of its {n} pictures can be read" in capsys.readouterr().err
+    assert "no heat maps are kept here. flaxtl report makes them" in page(workdir).text
+    with pytest.raises(SystemExit):  # who asks for them is refused
+        main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
+
+
+def test_a_picture_that_is_gone_is_left_out(workdir, tmp_path):
+    run, wanted = open_run(workdir), asked(workdir)
+    gone = str(tmp_path / "gone.png")
+    found = gradcam.compute(run, {gone: next(iter(wanted.values())), **wanted}, None)
+    assert found.maps.keys() == wanted.keys()
+
+
+def test_a_run_without_its_checkpoints_has_a_report_without_them(workdir, capsys):
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "report" / "gradcam.json").unlink()
+    main(["report", f"--workdir={workdir}"])
+    assert "the report has no heat maps: no phase of the run" in capsys.readouterr().err
+    assert "no heat maps are kept here" in page(workdir).text
+
+
+def test_before_there_are_predictions_nothing_is_done(workdir, capsys):
+    for name in ("predictions.csv", "report/gradcam.json"):
+        (workdir / name).unlink()
+    gradcam.ensure(workdir, never, never)
+    report.write(workdir)
+    assert "is not known: there are no predictions yet." in page(workdir).text
+    with pytest.raises(SystemExit):
+        main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
+    assert "has no predictions to explain yet" in capsys.readouterr().err
+
+
+HEATS = {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "": np.zeros((2, 3), np.uint8)}
+KEPT = Kept("conv", 2, 3, Resize(20, 30, "crop"), {"a\udcff/<b>.png": HEATS})
+
+
+def test_what_is_kept_is_read_again(tmp_path):
+    gradcam_file.write(tmp_path, KEPT)
+    found = gradcam_file.read(tmp_path)
+    assert replace(found, maps={}) == replace(KEPT, maps={})
+    np.testing.assert_equal(found.maps, KEPT.maps)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"layer": 1},
+        {"rows": 4},
+        {"rows": -2},
+        {"columns": 10**15},
+        {"maps": []},
+        {"maps": {"a": {"b": "=="}}},
+        {"maps": {"a": {"b": "\u00e9"}}},
+        {"maps": {"a": {"b": None}}},
+        {"resize": {"height": 0, "width": 1, "policy": "crop", "filter": "box"}},
+        {"resize": {"height": 1, "width": 1, "policy": "crop", "filter": "box", "more": 1}},
+    ],
+)
+def test_a_damaged_file_is_as_none(tmp_path, changed):
+    gradcam_file.write(tmp_path, KEPT)
+    file = tmp_path / "report" / "gradcam.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert gradcam_file.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"[" * (sys.getrecursionlimit() + 1)])
+def test_another_file_is_as_none(tmp_path, content):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "gradcam.json").write_bytes(content)
+    assert gradcam_file.read(tmp_path) is None
+
+
+def test_the_map_lies_over_the_grey_picture():
+    picture = Image.new("RGB", (40, 20), (250, 0, 0))
+    heat = np.array([[0, 0, 0, 255], [0, 0, 0, 255]], np.uint8)
+    shown = np.asarray(gradcam_gallery.overlay(picture, heat), float)
+    grey = np.asarray(picture.convert("L"), float)[0, 0]
+    for column, value in ((0, 0), (39, 255)):
+        expected = 0.4 * grey + 0.6 * heat_colours(np.array([value], np.uint8))[0]
+        np.testing.assert_allclose(shown[10, column], expected, atol=1)  # whole grey levels
+
+
+def test_colours_grow_brighter_with_heat():
+    colours = heat_colours(np.arange(256, dtype=np.uint8)).astype(float)
+    brightness = colours @ (0.2126, 0.7152, 0.0722)
+    assert np.diff(brightness).min() > -0.5  # rounded to whole levels
+    assert brightness[-1] - brightness[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ((0, 0), "the upper left"),
+        ((0, 5), "the top"),
+        ((5, 5), "the centre"),
+        ((6, 11), "the right"),
+        ((11, 11), "the lower right"),
+    ],
+)
+def test_where_the_map_is_largest(place, words):
+    heat = np.zeros((12, 12), np.uint8)
+    assert gradcam_gallery.strongest(heat) == ""
+    heat[place] = 255
+    assert gradcam_gallery.strongest(heat) == words
+
+
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(160, 60), (60, 161)])
+def test_the_picture_is_shown_as_the_network_saw_it(tmp_path, policy, size):
+    """Red grows to the right and green to the bottom: what is seen and what is shown agree at every place."""
+    right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
+    ramps = Image.fromarray(np.dstack([right, down, 0 * right]).astype(np.uint8))
+    ramps.save(tmp_path / "ramps.png")
+    resize = Resize(48, 48, policy)
+    shown = seen_part(ramps, resize)
+    assert (shown.width == shown.height) is (policy == "crop")
+    seen = decode(tmp_path / "ramps.png", resize).astype(float)
+    # the cut is at whole pixels of the file, up to half of one off: 255 / 60 / 2 levels, and one for rounding
+    np.testing.assert_allclose(np.asarray(shown.resize((48, 48)), float), seen, rtol=0, atol=3.2)
