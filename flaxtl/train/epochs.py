@@ -139,12 +139,26 @@ class Epochs:
             "validation_loss": validated.loss,
             "validation_accuracy": validated.accuracy,
             "validation_balanced_accuracy": validated.balanced_accuracy,
+            "rates": phase.rates(epoch * phase.steps_per_epoch, float(state.scale)),
         }
         value = float(row[phase.metric])
         if phase.better(value, progress.memory.best_value):
             # A copy: the next step is given the state's own buffers and overwrites them.
-            return Progress(state, jax.tree.map(jnp.copy, state.moved), Memory(epoch, value, epoch)), row
-        return Progress(state, progress.best, progress.memory._replace(epoch=epoch)), row
+            return Progress(state, jax.tree.map(jnp.copy, state.kept), Memory(epoch, value, epoch)), row
+        memory = progress.memory._replace(epoch=epoch)
+        return Progress(self._lowered(state, memory), progress.best, memory), row
+
+    def _lowered(self, state: State, memory: Memory) -> State:
+        """With lower rates, if the schedule is `plateau` and the metric has been there for long enough."""
+        phase, waited = self._phase, memory.epoch - memory.best_epoch
+        if not phase.lowers(waited):
+            return state
+        scale = float(state.scale) * phase.plateau_factor
+        self._log.say(
+            f"{phase.name}: {phase.metric} has not got better for {waited} epochs; "
+            f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
+        )
+        return state._replace(scale=meshes.place(jnp.float32(scale), self._setup.mesh))
 
     def _validated(self, progress: Progress) -> Measures:
         leg, state = self._leg, progress.state
@@ -154,7 +168,7 @@ class Epochs:
                 self._save(progress)
                 self._interruption.stop()
 
-        found = measure(leg.eval_step, leg.way.frozen | state.moved, leg.validation, self._setup.config.batch, pause)
+        found = measure(leg.eval_step, leg.way.frozen | state.kept, leg.validation, self._setup.config.batch, pause)
         if not math.isfinite(found.loss):
             raise UserError(
                 f"the validation loss became {found.loss} in phase {self._phase.name}, epoch "

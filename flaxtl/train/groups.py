@@ -5,7 +5,7 @@ Parameters are held flat, by path: 'backbone/block5_conv3/kernel'.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
@@ -93,10 +93,14 @@ class Parts(NamedTuple, Generic[Leaf]):
 
 @dataclass(frozen=True)
 class Split:
-    """Which group every parameter belongs to in one phase, and at which rate each group learns (0.0: frozen)."""
+    """Which group every parameter belongs to in one phase, and at which rate each group learns (0.0: frozen).
+
+    With layer decay every path has a factor by which the rate of its group is multiplied; else there are none.
+    """
 
     groups: Mapping[str, str]
     rates: Mapping[str, float]
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     def moves(self, path: str) -> bool:
         """Whether the phase changes what is at `path`: its group learns."""
@@ -114,9 +118,29 @@ class Split:
             {path: value for path, value in parameters.items() if not self.moves(path)},
         )
 
+    def span(self, group: str) -> tuple[float, float]:
+        """The highest and the lowest rate at which layers of `group` learn."""
+        factors = [self.factors.get(path, 1.0) for path, name in self.groups.items() if name == group]
+        return self.rates[group] * max(factors), self.rates[group] * min(factors)
+
     def labels(self, parameters: Mapping[str, Leaf]) -> dict[str, str]:
         """path -> group, for the tree that optax.multi_transform is given."""
         return {path: self.groups[path] for path in parameters}
+
+
+def layer_factors(paths: Iterable[str], base: Sequence[str], decay: float) -> dict[str, float]:
+    """path -> decay**k in the k-th layer with parameters below the head, 1 in the head itself; nothing if decay is 1.
+
+    `base` names the backbone's layers, low to high. Each of those that have parameters counts as one, a batch norm too
+    (layer-wise decay as of Howard and Ruder 2018, Clark et al. 2020 and Bao et al. 2021, who have a block as a layer).
+    """
+    if decay == 1:
+        return {}
+    owner = {path: _layer(path) for path in paths}
+    with_parameters = set(owner.values())
+    below = [layer for layer in reversed(base) if layer in with_parameters]
+    depth = {layer: k for k, layer in enumerate(below, start=1)}
+    return {path: decay ** depth.get(layer, 0) for path, layer in owner.items()}
 
 
 def split(phase: str, groups: Mapping[str, str], rates: Mapping[str, float]) -> Split:

@@ -89,6 +89,8 @@ class Log:
         for key, value in row.items():
             if isinstance(value, float):
                 self._board.add_scalar(key, value, row["step"])
+        for group, rate in row["rates"].items():
+            self._board.add_scalar(f"rate/{group}", rate, row["step"])
 
 
 def _measures(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ Rate = Callable[[jax.Array], jax.Array]
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
 """optax optimizers that a recipe may name, beside Keras' `nadam`."""
 
-SCHEDULES = ("constant", "cosine", "linear", "step")
+SCHEDULES = ("constant", "cosine", "linear", "step", "plateau")
 
 STEPS = {0.5: 0.1, 0.75: 0.1}
 """Of the schedule `step`: which share of the way -> by what the rate is multiplied (He et al. 2016, CIFAR-10)."""
@@ -63,13 +63,17 @@ def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 
 
 
 def schedule(name: str, rate: float, steps: int, warmup: int) -> Rate:
-    """step -> learning rate: from 0 up to `rate` over `warmup` steps, then on as named, to 0 at `steps` or by STEPS."""
+    """step -> learning rate: from 0 up to `rate` over `warmup` steps, then on as named, to 0 at `steps` or by STEPS.
+
+    `plateau` is constant here: what validation makes of it is in the state (steps.State.scale).
+    """
     rest = max(steps - warmup, 1)
     shapes: dict[str, Callable[[], Rate]] = {
         "constant": lambda: optax.constant_schedule(rate),
         "cosine": lambda: optax.cosine_decay_schedule(rate, rest),
         "linear": lambda: optax.linear_schedule(rate, 0.0, rest),
         "step": lambda: optax.piecewise_constant_schedule(rate, {int(share * rest): by for share, by in STEPS.items()}),
+        "plateau": lambda: optax.constant_schedule(rate),
     }
     if name not in shapes:
         raise unknown("schedule", name, SCHEDULES)
@@ -110,11 +114,25 @@ def optimizer(
     """One optimizer a group at its own rate; a frozen group is set to zero.
 
     The labels follow from each parameter's path, so the same transformation serves the whole tree and the learning
-    part alone; of a frozen group it holds no state.
+    part alone; of a frozen group it holds no state. Where layers of a group have factors, their updates are multiplied
+    by them, and the state knows nothing of it.
     """
     make = factory(settings)
     transforms = {
         group: make(schedule(schedule_name, rate, steps, warmup)) if rate else optax.set_to_zero()
         for group, rate in split.rates.items()
     }
-    return optax.multi_transform(transforms, split.labels)
+    by_group = optax.multi_transform(transforms, split.labels)
+    return _scaled(by_group, split.factors) if split.factors else by_group
+
+
+def _scaled(transformation: optax.GradientTransformation, factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """The transformation with the update of every path multiplied by its factor."""
+
+    def update(
+        gradients: optax.Updates, state: optax.OptState, parameters: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, moved = transformation.update(gradients, state, parameters)
+        return {path: factors[path] * value for path, value in updates.items()}, moved
+
+    return optax.GradientTransformation(transformation.init, update)

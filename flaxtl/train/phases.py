@@ -1,8 +1,8 @@
 """The legs of a run's schedule: what learns, at what rate, on what, how long."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -15,7 +15,7 @@ from flaxtl.models.trace import Layer
 from flaxtl.recipe import TOP
 from flaxtl.train import groups
 from flaxtl.train.groups import Split
-from flaxtl.train.optim import SCHEDULES, factory
+from flaxtl.train.optim import SCHEDULES, factory, schedule
 
 HIGHER_IS_BETTER = {
     "validation_loss": False,
@@ -24,6 +24,13 @@ HIGHER_IS_BETTER = {
     "train_loss": False,
     "train_accuracy": True,
 }
+
+SHARES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "plateau_factor": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+}
+"""Settings of a phase that are fractions: which ones they may be, in a test and in words."""
 
 CACHE_BYTES = 8 * 2**30
 """How large the outputs of a frozen prefix may be, for one view of each training picture."""
@@ -42,17 +49,25 @@ class Phase:
     augment: bool
     split: Split
     schedule: str
+    plateau_factor: float
+    plateau_patience: int
     warmup_steps: int
+    ema: float
     metric: str
     patience: int
     first_step: int
     cut: str | None
 
     def __post_init__(self) -> None:
-        """Refuse a warm-up that never ends."""
+        """Refuse a warm-up that never ends, and a plateau that early stopping never waits for."""
         if self.warmup_steps > self.steps:
             raise UserError(
                 f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps; lower it"
+            )
+        if self.schedule == "plateau" and 0 < self.patience <= self.plateau_patience:
+            raise UserError(
+                f"{self.name}.patience={self.patience} ends the phase before its schedule 'plateau' lowers the rate, "
+                f"after {self.plateau_patience} epochs; lower {self.name}.plateau_patience"
             )
 
     @property
@@ -70,6 +85,26 @@ class Phase:
         if best is None:
             return True
         return value > best if HIGHER_IS_BETTER[self.metric] else value < best
+
+    def lowers(self, waited: int) -> bool:
+        """Whether the rates fall after the `waited`-th epoch since the best one.
+
+        As Keras' ReduceLROnPlateau does it with a min_delta of 0: after plateau_patience epochs, and again after each
+        as many, until one is better.
+        """
+        return self.schedule == "plateau" and waited > 0 and waited % self.plateau_patience == 0
+
+    def rates(self, steps: int, scale: float) -> dict[str, float]:
+        """group -> rate of the last of the phase's first `steps` steps, of each group that learns, to 6 digits.
+
+        `scale` is what plateaus have left of the rates.
+        """
+        found = {}
+        for group, rate in self.split.rates.items():
+            if rate:
+                at_last = schedule(self.schedule, rate, self.steps, self.warmup_steps)(jnp.int32(steps - 1))
+                found[group] = float(f"{scale * float(at_last):.6g}")
+        return found
 
 
 def plan(
@@ -89,6 +124,7 @@ def plan(
         raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing is {config.label_smoothing:g}; it is a share, from 0 to below 1")
+    backbone = [layer.name for layer in layers if layer.section == "backbone"]
     phases: list[Phase] = []
     for name in config.phases:
         if name not in config:
@@ -96,6 +132,8 @@ def plan(
         settings = config[name]
         rates = _rates(config, model, settings.lr)
         split = groups.split(name, assigned, {group: rates[group] for group in rates if group not in cut_groups})
+        decay = _share(name, "layer_decay", settings)
+        split = replace(split, factors=groups.layer_factors(assigned, backbone, decay))
         phases.append(
             Phase(
                 name=name,
@@ -105,7 +143,10 @@ def plan(
                 augment=bool(settings.augment),
                 split=split,
                 schedule=_known(name, "schedule", settings.schedule, SCHEDULES),
+                plateau_factor=_share(name, "plateau_factor", settings),
+                plateau_patience=_at_least(1, name, "plateau_patience", settings.plateau_patience),
                 warmup_steps=_at_least(0, name, "warmup_steps", settings.warmup_steps),
+                ema=_share(name, "ema", settings),
                 metric=_known(name, "metric", settings.metric, tuple(HIGHER_IS_BETTER)),
                 patience=_at_least(0, name, "patience", settings.patience),
                 first_step=phases[-1].last_step if phases else 0,
@@ -140,6 +181,13 @@ def _at_least(least: int, phase: str, key: str, value: int) -> int:
     if value < least:
         raise UserError(f"{phase}.{key} is {value}; it must be at least {least}")
     return int(value)
+
+
+def _share(phase: str, key: str, settings: Any) -> float:
+    value, (fits, words) = float(settings[key]), SHARES[key]
+    if not fits(value):
+        raise UserError(f"{phase}.{key} is {value:g}; it must be {words}")
+    return value
 
 
 def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from flaxtl.train import mesh as meshes
 from flaxtl.train import rundir, steps
 from flaxtl.train.advance import Way
+from flaxtl.train.average import Average
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.epochs import Epochs, Leg
 from flaxtl.train.feature_feeds import MappedFeed
@@ -42,7 +43,8 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     featured = time.monotonic()
 
     first = transformation.init(learning)
-    state = State.first(phase.first_step, learning, statistics, first, len(run.setup.manifest.classes))
+    classes = len(run.setup.manifest.classes)
+    state = State.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
     mesh = run.setup.mesh
     fresh = Progress(meshes.place(state, mesh), meshes.place(learning | statistics, mesh), Memory(0, None, 0))
     told = len(run.log.rows_of(phase.name))
@@ -50,7 +52,7 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
     progress = Epochs(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
 
-    ended = frozen | (progress.best if phase.patience else progress.state.moved)
+    ended = frozen | (progress.best if phase.patience else progress.state.kept)
     unchanged = _prove_freeze(phase, before, frozen, ended)
     wall = earlier + time.monotonic() - started
     _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
@@ -76,6 +78,7 @@ def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation:
         class_weights=setup.class_weights,
         smoothing=float(setup.config.label_smoothing),
         accumulate=setup.config.accumulate,
+        average=Average(phase.ema, phase.first_step) if phase.ema else None,
     )
     backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
     eval_step = steps.eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))

@@ -15,6 +15,7 @@ from flaxtl.data.augment import Augmentation, keys
 from flaxtl.data.mix import mix
 from flaxtl.models.classifier import Classifier, forward, logits_of
 from flaxtl.train import mesh as meshes
+from flaxtl.train.average import Average
 from flaxtl.train.feeds import Examples
 from flaxtl.train.groups import Flat, flatten, in_training, nest
 from flaxtl.train.metrics import Totals, cross_entropy, total
@@ -32,6 +33,8 @@ class State(NamedTuple):
 
     The global step (int32), the learning parameters, the statistics of their batch norms, the optimizer's state and
     the totals since the epoch began.
+    `scale` (float32 []) is what the schedule's rates are multiplied by: 1 until a plateau lowers them. `average` is
+    that of the learning parameters, empty in a phase that keeps none.
     `failed` (int32) is the step whose loss or gradient was not finite, or NONE_FAILED: from that step on nothing
     changes any more, so that a state which failed still is the last good one.
     """
@@ -42,16 +45,33 @@ class State(NamedTuple):
     optimizer: optax.OptState
     totals: Totals
     failed: jax.Array
+    scale: jax.Array
+    average: Flat
 
     @classmethod
-    def first(cls, step: int, learning: Flat, statistics: Flat, optimizer: optax.OptState, classes: int) -> "State":
+    def first(
+        cls,
+        step: int,
+        learning: Flat,
+        statistics: Flat,
+        optimizer: optax.OptState,
+        classes: int,
+        averages: bool = False,
+    ) -> "State":
         """The state before global step `step`."""
-        return cls(jnp.int32(step), learning, statistics, optimizer, Totals.zero(classes), jnp.int32(NONE_FAILED))
+        average = learning if averages else {}
+        totals, failed = Totals.zero(classes), jnp.int32(NONE_FAILED)
+        return cls(jnp.int32(step), learning, statistics, optimizer, totals, failed, jnp.ones(()), average)
 
     @property
     def moved(self) -> Flat:
         """All parameters that the phase changes."""
         return self.learning | self.statistics
+
+    @property
+    def kept(self) -> Flat:
+        """Those as validation measures them and the phase hands them on: averaged, if it averages what learns."""
+        return self.moved | self.average
 
 
 class Goal(NamedTuple):
@@ -83,6 +103,7 @@ class Task(NamedTuple):
     neither, so that they can be compared with those of other runs and of validation.
     A batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
     of the whole batch, but for batch norms that learn, which see one part at a time.
+    `average` is how what learns is averaged over steps, if it is; the statistics of batch norms never are.
     """
 
     model: Classifier
@@ -94,6 +115,7 @@ class Task(NamedTuple):
     class_weights: tuple[float, ...] | None = None
     smoothing: float = 0.0
     accumulate: int = 1
+    average: Average | None = None
 
 
 def train_step(task: Task, sharding: Examples) -> TrainStep:
@@ -133,9 +155,16 @@ def _step(task: Task, state: State, frozen: Flat, examples: Examples) -> State:
         dealt = jax.tree.map(lambda rows: _deal(rows, task.accumulate, task.mesh), (examples.rows, keys))
         found = _accumulated(lambda state, row: _part(task, state, frozen, examples.of(row[0]), row[1]), state, dealt)
     updates, optimizer_state = task.optimizer.update(found.gradients, state.optimizer, state.learning)
-    learning = optax.apply_updates(state.learning, updates)
-    totals = state.totals + found.totals
-    moved = State(state.step + 1, learning, found.statistics, optimizer_state, totals, state.failed)
+    learning = optax.apply_updates(state.learning, jax.tree.map(lambda update: state.scale * update, updates))
+    moved = state._replace(
+        step=state.step + 1,
+        learning=learning,
+        statistics=found.statistics,
+        optimizer=optimizer_state,
+        totals=state.totals + found.totals,
+    )
+    if task.average:
+        moved = moved._replace(average=task.average.after(state.step, state.average, learning))
     return _unless_failed(state, moved, found)
 
 
