@@ -93,13 +93,11 @@ PHASE_DEFAULTS = ConfigDict(
         "steps_per_epoch": 0,  # 0: one pass over the training pictures
         "augment": False,  # whether training pictures are augmented
         "lr": {},  # group -> learning rate; 0.0 is frozen; `top` is the network's own top block, whatever its name
-        # constant; or cosine, linear: down to 0 over the phase; or step: a tenth at 1/2, again at 3/4; or plateau:
-        # multiplied by plateau_factor whenever `metric` has not got better for plateau_patience epochs
-        "schedule": "constant",
-        "plateau_factor": 0.1,  # above 0 and below 1
-        "plateau_patience": 10,  # at least 1
+        "schedule": "constant",  # or cosine, linear: down to 0; step: a tenth at 1/2, again at 3/4; or plateau
+        "plateau_factor": 0.1,  # above 0, below 1: what a plateau multiplies the rate by, every time
+        "plateau_patience": 10,  # epochs without a better metric that make a plateau
         "warmup_steps": 0,  # steps from 0 up to the rate, before the schedule
-        "layer_decay": 1.0,  # the k-th layer below the head learns at its group's rate times this to the k; up to 1
+        "layer_decay": 1.0,  # above 0, up to 1: the k-th layer below the head learns at its group's rate times this**k
         "ema": 0.0,  # decay a step, below 1, of an average of what learns, which is measured and kept; 0: none
         "metric": "validation_loss",  # what is best: watched by early stopping and schedule=plateau
         "patience": 0,  # epochs without a better metric until the phase stops; 0: never, the last weights stay

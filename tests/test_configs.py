@@ -1,22 +1,29 @@
 """Every recipe in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
 
+import re
+import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from flaxtl import recipe
+from flaxtl.cli import main
 from flaxtl.data.augment import Augmentation
 from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
 from flaxtl.models import catalog
 from flaxtl.models.classifier import Classifier
+from flaxtl.train import rundir
+from flaxtl.train.balance import class_weights
+from flaxtl.train.log import rows
 from flaxtl.train.optim import optimizer
 from flaxtl.train.phases import plan
 from flaxtl.train.setup import network
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VARIANTS = {"demo.py": [""], "flowers_vgg16.py": ["", "scratch", "smoke"], "folder.py": [""]}
+VARIANTS = {"demo.py": [""], "flowers_vgg16.py": ["", "scratch", "smoke"], "folder.py": [""], "gradual.py": [""]}
 SPECS = [f"{file}:{variant}" if variant else file for file, variants in VARIANTS.items() for variant in variants]
 
 
@@ -124,6 +131,41 @@ def test_your_own_pictures_can_be_given_to_every_network(name):
     assert [group for group, rate in phases[-1].split.rates.items() if rate] == ["head", top]
     assert {group: rate for group, rate in phases[0].split.rates.items() if rate} == {"head": 1e-3}
     assert any(net.groups[path] == top and phases[-1].split.learns(path) for path in net.groups)
+
+
+def test_the_base_is_thawed_block_by_block():
+    net, phases = planned(load("gradual.py"))
+    learning = [[group for group, rate in phase.split.rates.items() if rate] for phase in phases]
+    assert learning == [["head"], ["head", "block5"], ["head", "block5", "block4"]]
+    assert [phase.cut for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
+    last = phases[-1].split
+    spans = [last.span(group) for group in ("head", "block5", "block4")]
+    assert spans == pytest.approx([(2e-5, 2e-5), (2e-5 * 0.8, 2e-5 * 0.8**3), (2e-5 * 0.8**4, 2e-5 * 0.8**6)])
+    assert all(last.rates[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
+
+
+def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
+    given = ["--config.data.source=garden", "--config.data.height=32", "--config.data.width=32", "--config.batch=8"]
+    given += ["--config.head.pooling=global_average", "--config.weights.path=random"]
+    given += [f"--config.{phase}.epochs=1" for phase in ("frozen", "thaw5", "thaw4")]
+    given += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
+    given += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
+    main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *given])
+    assert "1.6e-05 - 1.02e-05" in capsys.readouterr().out
+    phases = rundir.summary(tmp_path / "run")["phases"]
+    assert [phases[name]["frozen_leaves_unchanged"] for name in phases] == [26, 20, 14]
+    assert [row["rates"] for row in rows(tmp_path / "run")][-1] == {"head": 2e-5, "block5": 2e-5, "block4": 2e-5}
+
+
+def test_every_line_of_the_page_on_tuning_is_a_plan():
+    page = (CONFIGS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^--config\..*", page, re.MULTILINE)
+    assert len(lines) > 10
+    net = network(load("folder.py"), classes=5)
+    for line in lines:
+        config = load("folder.py", *shlex.split(line))
+        plan(config, net.model, net.layers, net.groups, 1835)
+        class_weights(config.class_weights, ("daisy", "roses"), np.array([0, 1, 1]))
 
 
 def test_the_demo_needs_no_network_and_no_data():

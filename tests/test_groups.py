@@ -98,6 +98,22 @@ def test_statistics_alone_are_nothing_that_learns():
         norm_split((("statistics", ".*/(mean|var)"), ("rest", ".*")), statistics=1e-3, rest=0.0)
 
 
+LAYERS = ["block1_conv1", "block1_pool", "block5_conv1", "block5_pool"]  # of which two have parameters
+
+
+def test_layers_decay_from_the_head_down():
+    assert groups.layer_factors(PATHS, LAYERS, 0.5) == dict(zip(PATHS, [0.25, 0.5, 0.5, 1.0], strict=True))
+    assert groups.layer_factors(PATHS, LAYERS, 1.0) == {}
+
+
+def test_the_rates_of_a_group_whose_layers_decay():
+    assigned = groups.assign(PATHS, (("head", "head/.*"), ("base", "backbone/.*")))
+    split = groups.Split(assigned, {"head": 0.5, "base": 0.25}, groups.layer_factors(PATHS, LAYERS, 0.5))
+    assert split.span("head") == (0.5, 0.5)
+    assert split.span("base") == (0.125, 0.0625)
+    assert groups.Split(assigned, {"head": 0.5, "base": 0.0}).span("base") == (0.0, 0.0)
+
+
 def test_an_unknown_group_is_named_with_a_suggestion():
     with refused("tune.lr", "'blok5'", "did you mean 'block5'?"):
         groups.split("tune", groups.assign(PATHS, RULES), RATES | {"blok5": 0.0})

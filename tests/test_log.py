@@ -65,8 +65,10 @@ def test_an_epoch_is_told_and_written(tmp_path):
             report(ROWS[0])
     assert rows(tmp_path) == ROWS[:1]
     assert "frozen 1/2: loss 0.500 accuracy 75.0%, validation 0.625 50.0%" in small.texts(console)
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train_loss" in events.read_bytes()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    events = file.read_bytes()
+    assert b"train_loss" in events
+    assert b"rate/head" in events
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,22 @@ def test_each_group_learns_at_its_own_rate():
     np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
 
 
+def test_factors_scale_updates_and_leave_the_state():
+    shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,), "backbone/stem/kernel": (4,)}
+    parameters = random(0, shapes)
+    groups = dict(zip(shapes, ("head", "base", "frozen"), strict=True))
+    rates, factors = {"head": 1e-2, "base": 1e-3, "frozen": 0.0}, dict(zip(shapes, (1.0, 0.5, 0.25), strict=True))
+    plain, scaled = (optim.optimizer(NADAM, Split(groups, rates, given), "cosine", 10, 0) for given in ({}, factors))
+    one, other = plain.init(parameters), scaled.init(parameters)
+    for step in range(1, 4):
+        expected, one = plain.update(random(step, shapes), one, parameters)
+        found, other = scaled.update(random(step, shapes), other, parameters)
+        assert all(np.array_equal(found[path], factors[path] * expected[path]) for path in shapes)
+        assert not np.any(found["backbone/stem/kernel"])
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
 @pytest.mark.parametrize(
     ("name", "warmup", "expected"),
     [
@@ -82,6 +98,7 @@ def test_each_group_learns_at_its_own_rate():
         ("linear", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
         ("cosine", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
         ("step", 0, {0: 0.5, 4: 0.5, 5: 0.05, 6: 0.05, 7: 0.005, 10: 0.005}),
+        ("plateau", 2, {0: 0.0, 1: 0.25, 2: 0.5, 10: 0.5}),
         ("step", 2, {0: 0.0, 2: 0.5, 5: 0.5, 6: 0.05, 7: 0.05, 8: 0.005}),
     ],
 )

@@ -1,5 +1,7 @@
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import small
 from ml_collections import ConfigDict
@@ -100,6 +102,55 @@ def test_what_is_better(net, metric, value, best, better):
     assert frozen.better(value, best) == better
 
 
+@pytest.mark.parametrize(("mode", "metric"), [("min", "validation_loss"), ("max", "validation_accuracy")])
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
+    import keras
+
+    frozen, _ = plan(net, frozen={"schedule": "plateau", "metric": metric, "plateau_patience": patience})
+    model = SimpleNamespace(optimizer=keras.optimizers.SGD(0.5))
+    watch = keras.callbacks.ReduceLROnPlateau(metric, factor=0.5, patience=patience, mode=mode, min_delta=0)
+    watch.set_model(model)
+    watch.on_train_begin()
+    best, best_epoch, rate = None, 0, 0.5
+    # Few values, so that some are equal; a trend, so that some are better.
+    values = (np.random.default_rng(0).integers(0, 6, 60) - np.arange(60) // 15) / 8 * (1 if mode == "min" else -1)
+    for epoch, value in enumerate(values.tolist(), start=1):
+        watch.on_epoch_end(epoch - 1, {metric: value})
+        if frozen.better(value, best):
+            best, best_epoch = value, epoch
+        rate *= 0.5 if frozen.lowers(epoch - best_epoch) else 1.0
+        assert rate == float(model.optimizer.learning_rate)  # a power of 2 in both
+    assert 2**-60 < rate < 2**-8
+
+
+def test_other_schedules_know_no_plateau(net):
+    frozen, _ = plan(net, frozen={"plateau_patience": 1})
+    assert not any(frozen.lowers(waited) for waited in range(20))
+
+
+def test_the_rates_in_force(net):
+    frozen, finetune = plan(net, frozen={"schedule": "linear", "warmup_steps": 2}, finetune={"schedule": "plateau"})
+    assert frozen.rates(1, 1.0) == {"head": 0.0}
+    assert frozen.rates(3, 1.0) == {"head": 0.01}
+    assert frozen.rates(6, 1.0) == {"head": 0.0025}  # the 4th of 4 steps down to 0
+    assert finetune.rates(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
+
+
+def test_layer_decay_counts_the_layers_that_the_base_has(net):
+    _, finetune = plan(net, finetune={"layer_decay": 0.5})
+    factors = {path.split("/")[1]: factor for path, factor in finetune.split.factors.items()}
+    assert factors == {
+        "predictions": 1.0,
+        "dense_1": 1.0,
+        "block2_conv2": 0.5,
+        "block2_conv1": 0.25,
+        "block1_conv2": 0.125,
+        "block1_conv1": 0.0625,
+    }
+    assert plan(net)[1].split.factors == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -112,6 +163,18 @@ def test_what_is_better(net, metric, value, best, better):
         ({"frozen": {"schedule": "cosin"}}, "no frozen.schedule 'cosin'; did you mean 'cosine'?"),
         ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, "frozen.lr gives no rate for block2"),
         ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, "nothing learns in phase 'frozen'"),
+        ({"frozen": {"plateau_factor": 1.0}}, "frozen.plateau_factor is 1; it must be above 0 and below 1"),
+        ({"frozen": {"plateau_factor": 0.0}}, "frozen.plateau_factor is 0; it must be"),
+        ({"frozen": {"plateau_patience": 0}}, "frozen.plateau_patience is 0; it must be at least 1"),
+        ({"frozen": {"ema": 1.0}}, "frozen.ema is 1; it must be at least 0 and below 1"),
+        ({"frozen": {"ema": -0.5}}, "frozen.ema is -0.5; it must be"),
+        ({"frozen": {"ema": float("nan")}}, "frozen.ema is nan; it must be"),
+        ({"frozen": {"layer_decay": 0.0}}, "frozen.layer_decay is 0; it must be above 0 and at most 1"),
+        ({"frozen": {"layer_decay": 1.5}}, "frozen.layer_decay is 1.5; it must be"),
+        (
+            {"frozen": {"schedule": "plateau", "patience": 10}},
+            "frozen.patience=10 ends the phase before its schedule 'plateau' lowers the rate, after 10 epochs; lower",
+        ),
         ({"batch": 0}, "batch is 0; a batch holds at least one picture"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1; it is a share, from 0 to below 1"),
         ({"optimizer": {"name": "nadm"}}, "no optimizer 'nadm'; did you mean 'nadam'?"),

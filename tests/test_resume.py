@@ -14,13 +14,15 @@ from place import HERE, Place
 
 from flaxtl.train.interruption import GRACE_SECONDS
 
+FINETUNE = "epochs=3, schedule='plateau', plateau_patience=1, metric='validation_accuracy', ema=0.9, layer_decay=0.8"
+
 
 class Killed(Place):
     """Runs that end themselves at a moment of their own."""
 
     def __init__(self, folder):
         frozen = "epochs=3, patience=2, metric='validation_accuracy'"
-        super().__init__(folder, frozen, "epochs=2, schedule='cosine'")
+        super().__init__(folder, frozen, FINETUNE)
 
     def start(self, workdir, at=0, number="SIGKILL", every=0.0):
         return self.train(
@@ -54,7 +56,9 @@ def whole(place):
     """The undisturbed run: what it left, and how many moments it has."""
     code, said, moments = place.run(place.folder / "whole")
     assert code == 0, said
-    return outcome(place.folder / "whole"), moments
+    found = outcome(place.folder / "whole")
+    assert found[0][-1]["rates"]["head"] < 1e-3  # a plateau was met
+    return found, moments
 
 
 def chain(place, whole, workdir, kills, seed):

@@ -11,6 +11,7 @@ from flaxtl.data.resident import Resident
 from flaxtl.models.classifier import logits_of
 from flaxtl.train import mesh as meshes
 from flaxtl.train import steps
+from flaxtl.train.average import Average
 from flaxtl.train.evaluate import evaluate, measure
 from flaxtl.train.features import digest
 from flaxtl.train.feeds import Picked, ResidentFeed, Sent, StreamFeed
@@ -198,6 +199,49 @@ def test_mixing_is_part_of_the_step(world):
     plain, _ = world.losses(world.finetune, world.pictures, augmentation=world.setup.augmentation)
     assert mixed == again
     assert mixed[0] != plain[0]
+
+
+def test_an_average_is_kept_beside_what_learns(world):
+    average = Average(0.5, first_step=7)
+    state, frozen = world.start(world.finetune, 7)
+    state = state._replace(average=meshes.place(state.learning, world.setup.mesh))
+    step, plain = world.step(world.finetune, average=average), world.step(world.finetune)
+    other, expected = world.start(world.finetune, 7)[0], None
+    for examples in world.pictures.training(Order(3, 4, len(world.pictures)), 0, 3, None):
+        state, other = step(state, frozen, examples), plain(other, frozen, examples)
+        now = {path: np.array(value) for path, value in other.learning.items()}
+        expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}
+        assert digest(state.learning) == digest(other.learning)
+        assert state.kept.keys() == state.moved.keys()
+        # Halves are exact: one rounding, of the sum.
+        assert all(np.array_equal(state.kept[path], value) for path, value in expected.items())
+    assert other.average == {}
+    assert digest(other.kept) == digest(other.moved)
+    assert step._cache_size() == 1
+
+
+def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
+    """Plain gradient descent from equal weights: half the rate, half the way."""
+    phase, settings = world.frozen, {"name": "sgd"}
+    transformation = optimizer(settings, phase.split, "constant", phase.steps, 0)
+    task = steps.Task(world.setup.network.model, transformation, world.setup.mesh, 3, start=CUT)
+    step = steps.train_step(task, world.features.sharding(world.setup.mesh))
+    learning, statistics, frozen = phase.split.part(world.parameters)
+    (examples,) = world.features.training(Order(3, 4, len(world.features)), 0, 1, None)
+    moved = {}
+    for scale in (1.0, 0.5, 0.0):
+        state = State.first(0, learning, statistics, transformation.init(learning), 3)._replace(
+            scale=jnp.float32(scale)
+        )
+        state = step(meshes.place(state, world.setup.mesh), frozen, examples)
+        moved[scale] = {path: np.asarray(state.learning[path]) - learning[path] for path in learning}
+        assert float(state.scale) == scale
+    for path, whole in moved[1.0].items():
+        assert np.any(whole)
+        # Two sums near values below 2, each rounded to 2**-24 of it.
+        np.testing.assert_allclose(moved[0.5][path], whole / 2, rtol=0, atol=2e-7)
+        assert not np.any(moved[0.0][path])
+    assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -1,0 +1,35 @@
+"""Your own pictures, the base thawed block by block from the top (Howard and Ruder 2018, there for text).
+
+    flaxtl train --config=configs/gradual.py --config.data.source=folder:PATH --workdir=runs/gradual
+
+Each phase adds a block to what learns, lower ones at lower rates; a rate warms up, then falls to 0 over its phase.
+For pictures unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.data = ConfigDict()
+    c.data.source = "folder:pictures"  # pictures/CLASS/*.jpg, or pictures/{train,validation,test}/CLASS/*.jpg
+    c.data.height = c.data.width = 200
+    c.data.resize = "crop"  # keeps the pictures' proportions
+
+    c.model = dict(name="vgg16", stop="")
+    c.weights = dict(path="imagenet")
+    c.head = dict(pooling="average_2x2", units=(128,), dropout=0.4)
+    c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
+
+    c.groups = (
+        ("head", "head/.*"),
+        ("block5", "backbone/block5_.*"),
+        ("block4", "backbone/block4_.*"),
+        ("base", "backbone/.*"),
+    )
+    c.phases = ("frozen", "thaw5", "thaw4")
+    c.frozen = dict(epochs=30, patience=8, lr=dict(head=1e-3, block5=0.0, block4=0.0, base=0.0))
+    falling = dict(epochs=10, augment=True, schedule="linear", warmup_steps=20, layer_decay=0.8)
+    c.thaw5 = dict(falling, lr=dict(head=3e-5, block5=3e-5, block4=0.0, base=0.0))
+    c.thaw4 = dict(falling, lr=dict(head=2e-5, block5=2e-5, block4=2e-5, base=0.0))
+    return c

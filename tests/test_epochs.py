@@ -1,0 +1,111 @@
+"""What changes from epoch to epoch beside the weights: rates on a plateau, and averages of what learns."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import small
+
+from flaxtl.train import loop, steps
+from flaxtl.train.checkpoint import Checkpoints
+from flaxtl.train.epochs import Epochs
+from flaxtl.train.evaluate import measure
+from flaxtl.train.log import rows
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+# Accuracies of 6 pictures: they are equal more often than not.
+PLATEAU = {"schedule": "plateau", "metric": "validation_accuracy", "plateau_factor": 0.5, "plateau_patience": 2}
+PHASES = {
+    "frozen": PLATEAU | {"epochs": 6, "ema": 0.5},
+    "finetune": PLATEAU | {"epochs": 4, "plateau_patience": 1, "ema": 0.8, "layer_decay": 0.5, "patience": 3},
+}
+
+
+def train(folder, workdir, console=None, **phases):
+    config = small.config(folder, **(phases or PHASES))
+    return loop.train(config, workdir, console or small.quiet(), "flaxtl train")
+
+
+@pytest.fixture(scope="module")
+def told():
+    return small.quiet()
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory, told):
+    return train(folder, tmp_path_factory.mktemp("runs") / "whole", told)
+
+
+def keras_rates(values, rate, patience):
+    """The rate in every epoch of a model that ReduceLROnPlateau watches."""
+    import keras
+
+    model = SimpleNamespace(optimizer=keras.optimizers.SGD(rate))
+    watch = keras.callbacks.ReduceLROnPlateau("value", factor=0.5, patience=patience, mode="max", min_delta=0)
+    watch.set_model(model)
+    watch.on_train_begin()
+    found = []
+    for epoch, value in enumerate(values):
+        found.append(float(model.optimizer.learning_rate))
+        watch.on_epoch_end(epoch, {"value": value})
+    return found
+
+
+@pytest.mark.parametrize("name", list(PHASES))
+def test_rates_fall_where_keras_lets_them_fall(whole, told, name):
+    (phase,) = (phase for phase in whole.setup.phases if phase.name == name)
+    found = [row for row in rows(whole.setup.workdir) if row["phase"] == name]
+    values = [row["validation_accuracy"] for row in found]
+    for group, rate in phase.split.rates.items():
+        if rate:
+            expected = keras_rates(values, rate, phase.plateau_patience)
+            assert [row["rates"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
+            assert expected[-1] < rate
+        else:
+            assert all(group not in row["rates"] for row in found)
+    falls = small.texts(told).count(f"{name}: validation_accuracy has not got better for")
+    last = keras_rates([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
+    assert falls == -np.log2(last)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        pytest.param(Epochs, "_after_epoch", 3, id="while it waits on a plateau"),
+        pytest.param(Epochs, "_between_steps", 8, id="within an epoch", marks=pytest.mark.slow),
+    ],
+)
+def test_a_broken_run_goes_on_bit_for_bit_and_compiles_nothing_twice(
+    monkeypatch, whole, folder, tmp_path, owner, name, call
+):
+    with monkeypatch.context() as patch:
+        small.stop_at(patch, owner, name, call, after=True)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, tmp_path / "run")
+    made = []
+    for maker in ("train_step", "train_steps"):
+        make = getattr(steps, maker)
+        monkeypatch.setattr(steps, maker, lambda *given, make=make: made.append(make(*given)) or made[-1])
+    resumed = train(folder, tmp_path / "run")
+    assert {step._cache_size() for step in made} == {1}
+    assert small.told(tmp_path / "run") == small.told(whole.setup.workdir)
+    assert small.digests(resumed) == small.digests(whole)
+
+
+def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp_path):
+    rows_of, kept = [], []
+    for decay in (0.0, 0.9):
+        workdir = tmp_path / str(decay)
+        run = train(folder, workdir, phases=("frozen",), frozen={"epochs": 1, "ema": decay})
+        rows_of += rows(workdir)
+        with Checkpoints(workdir) as checkpoints:
+            kept.append(checkpoints.restore_phase(1, run.setup.abstract_parameters()))
+    plain, averaged = rows_of
+    assert averaged["train_loss"] == plain["train_loss"]
+    assert averaged["validation_loss"] != plain["validation_loss"]
+    data = small.inputs(run.setup, "validation", tmp_path, []).pictures()
+    step = steps.eval_step(run.setup.network.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
+    for row, parameters in zip(rows_of, kept, strict=True):
+        # Of pictures here, of features there: float32 sums in another order.
+        assert measure(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)

@@ -1,0 +1,21 @@
+import small
+from rich.console import Console
+
+from flaxtl.train import table
+
+
+def shown(prepared):
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table.group_table(prepared.network, prepared.phases, "a file"))
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in capture.get().splitlines()]
+
+
+def test_rates_and_how_they_change_are_told(folder, tmp_path):
+    settings = {"schedule": "plateau", "warmup_steps": 2, "ema": 0.9, "layer_decay": 0.5}
+    rows = shown(small.setup(folder, tmp_path, finetune=settings))
+    assert ["head", "2", "1,059", "0.01", "0.001", "fresh (Glorot)"] in rows
+    assert ["block2", "2", "221,440", "frozen", "5e-05 - 2.5e-05", "a file"] in rows
+    assert ["base", "2", "38,720", "frozen", "frozen", "a file"] in rows
+    changes = "plateau (0.1 after 10 epochs), 2 steps of warm-up, ema 0.9"
+    assert ["schedule", "constant", changes] in rows
