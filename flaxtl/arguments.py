@@ -48,6 +48,16 @@ def parser() -> Parser:
     many.add_argument("--processes", type=int, metavar="N", help="how many there are")
     many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
+    one = command("lr", "raise the learning rate step by step, show the loss, and propose a rate")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    one.add_argument(
+        "--workdir", required=True, type=Path, help="a run directory, or one to be; DIR/learning_rate takes the results"
+    )
+    one.add_argument("--phase", metavar="NAME", help="which one of the recipe, the first unless told")
+    one.add_argument("--lowest", type=float, default=1e-7, metavar="RATE", help="of the first step, 1e-7 unless told")
+    one.add_argument("--highest", type=float, default=1.0, metavar="RATE", help="of the last step, 1 unless told")
+    one.add_argument("--steps", type=int, default=100, metavar="N", help="how many there are, 100 unless told")
+
     one = command("sweep", "train a recipe at all points of a grid, and compare them on the validation pictures")
     one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
     one.add_argument("--workdir", required=True, type=Path, help="the sweep's directory; the same one resumes")

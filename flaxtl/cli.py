@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        command = "sweep" if arguments[:1] == ["sweep"] else "train"
-        _fail(f"stopped; the same flaxtl {command} goes on from where it was", exit_code(number), arguments)
+        _fail(f"stopped{_goes_on(arguments)}", exit_code(number), arguments)
     except MemoryError:
         _fail("this machine has too little memory; lower batch, or set data.pipeline=stream", 2, arguments)
     except OSError as error:
@@ -74,6 +73,12 @@ def _fail(sentence: str, code: int, arguments: Sequence[str]) -> NoReturn:
     sys.exit(code)
 
 
+def _goes_on(arguments: Sequence[str]) -> str:
+    """What becomes of a command that was stopped, if anything was kept of it."""
+    (command,) = arguments[:1] or ("",)
+    return f"; the same flaxtl {command} goes on from where it was" if command in ("train", "sweep") else ""
+
+
 def _overrides(rest: Sequence[str], allowed: bool) -> list[str]:
     for argument, following in pairwise([*rest, ""]):
         if allowed and argument.startswith("--config.") and "=" not in argument and following[:1] not in ("", "-"):
@@ -87,6 +92,7 @@ def _commands() -> dict[str, Callable[[argparse.Namespace], None]]:
     """What runs, by its name. Commands import their rooms when they run, so that each starts quickly."""
     return {
         "train": train,
+        "lr": lr,
         "sweep": sweep,
         "evaluate": evaluate,
         "predict": predict,
@@ -109,6 +115,23 @@ def train(options: argparse.Namespace) -> None:
     config = recipe.load(options.config, options.overrides)
     hosts.join(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
     run(config, options.workdir, console(), options.command_line)
+
+
+def lr(options: argparse.Namespace) -> None:
+    """The suggestions, and the line that takes the first of them."""
+    from flaxtl import recipe
+    from flaxtl.results import learning_rate as room
+    from flaxtl.train.range_test import Rates
+
+    config = recipe.load(options.config, options.overrides)
+    rates = Rates(options.lowest, options.highest, options.steps)
+    found, page = room.find(config, options.workdir, options.phase, rates, console())
+    if found.proposed is not None:
+        console().print(room.as_table(found))
+        console().print(f"proposed: {found.options}", highlight=False, markup=False, soft_wrap=True)
+    if found.remark:
+        console().print(found.remark, highlight=False, markup=False, soft_wrap=True)
+    console().print(f"curve: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -20,11 +20,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from flaxtl.results import measures
 from flaxtl.results.abstention import Curve
 from flaxtl.results.calibration import BINS, Reliability
+from flaxtl.results.formats import rate
 from flaxtl.terminal import printable
 
 # stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
@@ -188,6 +189,29 @@ def against(setting: str, values: Sequence[str], lines: Sequence[Line]) -> str:
         if 1 < len(lines) <= NAMED_LINES:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), frameon=False, fontsize=TYPE["small"])
         return _svg(figure, f"validation accuracy over {len(values)} values of {printable(setting)}")
+
+
+def range_test(points: Sequence[tuple[float, float, float]], proposed: float | None) -> str:
+    """Losses over learning rates on a logarithmic axis, as SVG: batches as dots, their moving average as a line.
+
+    `points` are (rate, loss, smoothed); what is not finite leaves no point. The proposed rate is marked.
+    """
+    rates, losses, smoothed = np.array(points, np.float64).T
+    with _figure(aspect=0.72) as figure:
+        axes = figure.add_subplot(xscale="log")
+        axes.plot(rates, losses, color=INK, alpha=0.3, linestyle="", marker="o", markersize=2, label="a batch")
+        axes.plot(rates, smoothed, color=ACCENT, linewidth=2, label="moving average")
+        if proposed is not None:
+            axes.axvline(proposed, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (3, 3)))
+            axes.text(proposed, 1.02, rate(proposed), transform=axes.get_xaxis_transform(), ha="center")
+        _limit(axes, smoothed, "loss")
+        axes.set_xlabel("learning rate")
+        axes.xaxis.set_major_locator(LogLocator(numticks=9))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        _grid(axes, percent=False)
+        _legend(axes, rows=1)
+        return _svg(figure, f"Loss over learning rates from {rate(rates[0])} to {rate(rates[-1])}")
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:

@@ -111,17 +111,21 @@ def _decays(parameters: optax.Params) -> optax.Params:
 def optimizer(
     settings: Mapping[str, Any], split: Split, schedule_name: str, steps: int, warmup: int
 ) -> optax.GradientTransformation:
-    """One optimizer a group at its own rate; a frozen group is set to zero.
+    """One optimizer a group at its own rate, by the named schedule; see `by_groups`."""
+    return by_groups(settings, split, lambda rate: schedule(schedule_name, rate, steps, warmup))
+
+
+def by_groups(
+    settings: Mapping[str, Any], split: Split, scheduled: Callable[[float], Rate]
+) -> optax.GradientTransformation:
+    """One optimizer a group, by what `scheduled` makes of the group's rate; a frozen group is set to zero.
 
     The labels follow from each parameter's path, so the same transformation serves the whole tree and the learning
     part alone; of a frozen group it holds no state. Where layers of a group have factors, their updates are multiplied
     by them, and the state knows nothing of it.
     """
     make = factory(settings)
-    transforms = {
-        group: make(schedule(schedule_name, rate, steps, warmup)) if rate else optax.set_to_zero()
-        for group, rate in split.rates.items()
-    }
+    transforms = {group: make(scheduled(rate)) if rate else optax.set_to_zero() for group, rate in split.rates.items()}
     by_group = optax.multi_transform(transforms, split.labels)
     return _scaled(by_group, split.factors) if split.factors else by_group
 

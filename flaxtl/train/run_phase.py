@@ -6,20 +6,17 @@ from typing import Any, NamedTuple
 
 from flaxtl.train import mesh as meshes
 from flaxtl.train import rundir, steps
-from flaxtl.train.advance import Way
-from flaxtl.train.average import Average
 from flaxtl.train.checkpoint import Checkpoints, Memory, Progress
 from flaxtl.train.epochs import Epochs, Leg
-from flaxtl.train.feature_feeds import MappedFeed
-from flaxtl.train.features import Bar, Inputs, digest
-from flaxtl.train.feeds import Feed
+from flaxtl.train.features import Inputs, digest
 from flaxtl.train.groups import Flat
 from flaxtl.train.interruption import Interruption
 from flaxtl.train.log import Log
 from flaxtl.train.optim import optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
-from flaxtl.train.steps import State, Task
+from flaxtl.train.steps import State
+from flaxtl.train.ways import Material
 
 
 class Run(NamedTuple):
@@ -39,7 +36,7 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     learning, statistics, frozen = phase.split.part(parameters)
     before = digest(frozen)
     transformation = optimizer(run.setup.config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
-    leg = _leg(run, phase, parameters, frozen, transformation)
+    leg = _leg(run, phase, parameters, transformation)
     featured = time.monotonic()
 
     first = transformation.init(learning)
@@ -61,56 +58,13 @@ def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     return ended
 
 
-def _leg(run: Run, phase: Phase, parameters: Flat, frozen: Flat, transformation: Any) -> Leg:
+def _leg(run: Run, phase: Phase, parameters: Flat, transformation: Any) -> Leg:
     setup = run.setup
-    fresh = phase.augment and not (phase.cut and setup.config.features.views)
-    start = None if fresh else phase.cut
-    augmentation = setup.augmentation if fresh else None
-    validation = _clean(run, "validation", phase.cut, parameters)
-    data = _views(run, phase, parameters) if phase.augment and start else _clean(run, "train", start, parameters)
-    task = Task(
-        setup.network.model,
-        transformation,
-        setup.mesh,
-        setup.config.seed,
-        start=start,
-        augmentation=augmentation,
-        class_weights=setup.class_weights,
-        smoothing=float(setup.config.label_smoothing),
-        accumulate=setup.config.accumulate,
-        average=Average(phase.ema, phase.first_step) if phase.ema else None,
-    )
-    backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
+    material = Material(setup, run.inputs, run.log.advancing, run.log.say)
+    validation = material.clean("validation", phase.cut, parameters)
+    way = material.way(phase, parameters, transformation)
     eval_step = steps.eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
-    return Leg(phase, Way(task, data, frozen, backbone), validation, eval_step)
-
-
-def _clean(run: Run, split: str, cut: str | None, parameters: Flat) -> Feed:
-    """The split's pictures, or with a cut what the frozen prefix makes of them."""
-    inputs = run.inputs[split]
-    if cut is None:
-        return inputs.pictures()
-    return inputs.features(cut, parameters, _bar(run, split), _beside(run, split))
-
-
-def _views(run: Run, phase: Phase, parameters: Flat) -> Feed:
-    """What the frozen prefix makes of a few augmented views of the training pictures."""
-    assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
-    data = run.inputs["train"].views(phase.cut, parameters, _bar(run, "train"), _beside(run, "train"))
-    place = ", read from a file batch by batch" if isinstance(data, MappedFeed) else ""
-    run.log.say(
-        f"{phase.name}: {run.setup.config.features.views} views of each picture stand for fresh augmentation{place}"
-    )
-    return data
-
-
-def _bar(run: Run, split: str) -> Bar:
-    return lambda title, n: run.log.advancing(f"{split} pictures {title}", n)
-
-
-def _beside(run: Run, split: str) -> int:
-    """Bytes that the other splits hold on each device."""
-    return sum(inputs.held_bytes for name, inputs in run.inputs.items() if name != split)
+    return Leg(phase, way, validation, eval_step)
 
 
 def _prove_freeze(phase: Phase, before: Mapping[str, str], frozen: Flat, ended: Flat) -> int:

@@ -32,11 +32,15 @@ def is_run(workdir: Path) -> bool:
     return found
 
 
-def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`."""
+def check_recipe(workdir: Path, config: Mapping[str, Any], phases: int | None = None) -> None:
+    """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`.
+
+    With `phases` only that many of the phases have to be the same, and what all phases share.
+    """
+    theirs = _completed(_json(workdir / "config.json"))
     changed = [
         line
-        for line in recipe.differences(_completed(_json(workdir / "config.json")), config)
+        for line in recipe.differences(_shortened(theirs, phases), _shortened(config, phases))
         if not line.startswith(("features.directory", "checkpoint."))  # they change where and when, not what
     ]
     if changed:
@@ -49,6 +53,13 @@ def check_recipe(workdir: Path, config: Mapping[str, Any]) -> None:
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the defaults of settings that did not exist when the run began."""
     return recipe.to_json(recipe.from_json(config))
+
+
+def _shortened(config: Mapping[str, Any], phases: int | None) -> Mapping[str, Any]:
+    """With the first `phases` phases only."""
+    kept = config["phases"][:phases]
+    left_out = set(config["phases"]) - set(kept)
+    return {key: value for key, value in config.items() if key not in left_out} | {"phases": kept}
 
 
 def create(workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[Mapping[str, Any]]) -> None:
