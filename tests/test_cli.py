@@ -341,12 +341,19 @@ def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, err
     assert told.count("\n") == 1
 
 
-def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["train", "--config=x", "--workdir=y"], "stopped; the same flaxtl train goes on from where it was"),
+        (["models"], "stopped"),
+    ],
+)
+def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, told):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "models", interrupt)
+    monkeypatch.setattr(cli, command[0], interrupt)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["models"])
+        cli.main(command)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "flaxtl: stopped; the same flaxtl train goes on from where it was\n"
+    assert capsys.readouterr().err == f"flaxtl: {told}\n"

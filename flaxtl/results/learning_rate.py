@@ -7,6 +7,7 @@ but that features and decoded pictures, which the next flaxtl train would comput
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from rich import table as rich_table
 from rich.console import Console
@@ -16,13 +17,13 @@ from flaxtl.files import whole
 from flaxtl.recipe import TOP
 from flaxtl.results import rate_suggestions
 from flaxtl.results.formats import rate as written
-from flaxtl.results.rate_suggestions import Suggestion
+from flaxtl.results.rate_suggestions import Suggestion, two_digits
 from flaxtl.terminal import advancing, table
 from flaxtl.train import compiled, lock, mesh, rundir
 from flaxtl.train.inputs import tidy
 from flaxtl.train.interruption import Interruption
 from flaxtl.train.phase_start import PhaseStart, open_phase
-from flaxtl.train.range_test import Curve, Rates, range_test
+from flaxtl.train.range_test import Curve, Point, Rates, range_test
 
 FOLDER = "learning_rate"
 
@@ -41,15 +42,15 @@ class Found(NamedTuple):
 
     @property
     def proposed(self) -> float | None:
-        """The one rate to begin with, of the fastest group, in two digits; None if no loss ever fell."""
-        return float(f"{self.suggestions[0].rate:.2g}") if self.suggestions else None
+        """The one rate to begin with, of the fastest group; None if no loss ever fell."""
+        return self.suggestions[0].rate if self.suggestions else None
 
     @property
     def options(self) -> str:
         """What sets the proposed rate on the command line."""
         assert self.proposed is not None, "there is a proposal"
-        rates = {group: written(float(f"{self.proposed * share:.2g}")) for group, share in self.shares.items()}
-        return " ".join(f"--config.{self.phase}.lr.{group}={rate}" for group, rate in rates.items())
+        rates = {group: two_digits(self.proposed * share) for group, share in self.shares.items()}
+        return " ".join(f"--config.{self.phase}.lr.{group}={written(rate)}" for group, rate in rates.items())
 
     @property
     def remark(self) -> str:
@@ -96,9 +97,10 @@ def _write(found: Found, folder: Path, start: PhaseStart) -> Path:
     from flaxtl.results import learning_rate_page
 
     folder.mkdir(exist_ok=True)
-    with whole(folder / f"{found.phase}.csv", newline="") as stream:
-        csv_rows.write(stream, [("rate", "loss", "smoothed"), *found.curve.points])
-    page = folder / f"{found.phase}.html"
+    name = quote(found.phase, safe=" ")
+    with whole(folder / f"{name}.csv", newline="") as stream:
+        csv_rows.write(stream, [Point._fields, *found.curve.points])
+    page = folder / f"{name}.html"
     with whole(page) as stream:
         stream.write(learning_rate_page.render(found, start.material.setup.config))
     return page
@@ -106,5 +108,5 @@ def _write(found: Found, folder: Path, start: PhaseStart) -> Path:
 
 def as_table(found: Found) -> rich_table.Table:
     """The suggestions as a table on the console."""
-    cells = [(each.name, written(float(f"{each.rate:.2g}")), each.reason) for each in found.suggestions]
+    cells = [(each.name, written(each.rate), each.reason) for each in found.suggestions]
     return table(f"Learning rates for {found.phase}", ("rule", "rate", "what it is"), cells)

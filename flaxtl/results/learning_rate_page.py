@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from flaxtl.errors import listed
 from flaxtl.results import plots
 from flaxtl.results.formats import rate
 from flaxtl.results.pages import template
+from flaxtl.results.rate_suggestions import two_digits
 
 if TYPE_CHECKING:
     from flaxtl.results.learning_rate import Found
@@ -17,10 +19,11 @@ def render(found: "Found", config: Any) -> str:
     points = found.curve.points
     picture = plots.range_test(points, found.proposed)
     facts = {
+        "learns": listed(found.shares),
         "optimizer": config.optimizer.name,
         "pictures a step": f"{config.batch:,}",
         "steps": f"{len(points):,} of {found.rates.steps:,}",
         "rates from": rate(found.rates.lowest),
-        "to": rate(points[-1].rate),
+        "to": rate(two_digits(points[-1].rate)),
     }
     return template("learning_rate.html.jinja").render(found=found, picture=Markup(picture), facts=facts)

@@ -204,7 +204,9 @@ def range_test(points: Sequence[tuple[float, float, float]], proposed: float | N
         if proposed is not None:
             axes.axvline(proposed, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (3, 3)))
             axes.text(proposed, 1.02, rate(proposed), transform=axes.get_xaxis_transform(), ha="center")
-        _limit(axes, smoothed, "loss")
+        finite = smoothed[np.isfinite(smoothed)]
+        if finite.size:  # the axis is for the descent; what runs away may leave it
+            axes.set_ylim(0, 1.15 * finite[: finite.argmin() + 1].max() or 1.0)
         axes.set_xlabel("learning rate")
         axes.xaxis.set_major_locator(LogLocator(numticks=9))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))

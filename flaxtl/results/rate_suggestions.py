@@ -16,7 +16,7 @@ FEWEST_POINTS = 5
 
 
 class Suggestion(NamedTuple):
-    """A point of the curve, or a rate below it: what the rule is called, the rate, and in a few words why."""
+    """A rate, in two digits, the name of the rule that suggests it, and what it is."""
 
     name: str
     rate: float
@@ -24,16 +24,23 @@ class Suggestion(NamedTuple):
 
 
 def suggestions(curve: Curve, steps: int) -> tuple[Suggestion, ...]:
-    """What the rules make of the curve of a test of that many steps, the rate to be proposed first; () if it never falls."""
+    """What the rules make of the curve of a test of `steps`; the rate to be proposed first, none if no loss fell."""
     settled = curve.points[steps // UNSETTLED :]
-    settled = settled[: -1 if curve.diverged else None]  # its last loss may be no number
+    if curve.diverged:
+        settled = settled[:-1]  # its loss may be no number
     if len(settled) < FEWEST_POINTS or min(settled, key=_smoothed) is settled[0]:
         return ()
-    return (
-        Suggestion("valley", settled[_valley(settled)].rate, "half-way down the longest descent of the loss"),
-        Suggestion("steepest", settled[_steepest(settled)].rate, "where the loss falls fastest"),
-        Suggestion("lowest / 10", min(settled, key=_smoothed).rate / 10, "a tenth of the rate with the lowest loss"),
+    found = (
+        ("valley", settled[_valley(settled)].rate, "half-way down the longest descent of the loss"),
+        ("steepest", settled[_steepest(settled)].rate, "where the loss falls fastest"),
+        ("lowest / 10", min(settled, key=_smoothed).rate / 10, "a tenth of the rate with the lowest loss"),
     )
+    return tuple(Suggestion(name, two_digits(rate), reason) for name, rate, reason in found)
+
+
+def two_digits(rate: float) -> float:
+    """As exactly as a curve can tell a rate."""
+    return float(f"{rate:.2g}")
 
 
 def _smoothed(point: Point) -> float:

@@ -126,9 +126,9 @@ def _losses(
             state = step(state._replace(totals=meshes.place(zero, setup.mesh)), way.frozen, given)
             waiting.append(state.totals)
             if len(waiting) == BLOCK or made == n:
-                yield from map(_mean, jax.device_get(waiting))
-                advance(len(waiting))
-                waiting = []
+                done, waiting = jax.device_get(waiting), []
+                advance(len(done))
+                yield from map(_mean, done)
 
 
 def _mean(totals: Totals) -> float:

@@ -1,0 +1,180 @@
+"""`flaxtl lr` as a user gives it: what it says and writes, and what it leaves alone."""
+
+import csv
+import hashlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from place import Place
+
+from flaxtl import recipe
+from flaxtl.cli import main
+from flaxtl.recipe import TOP
+from flaxtl.results import learning_rate, learning_rate_page
+from flaxtl.results.learning_rate import Found
+from flaxtl.results.rate_suggestions import suggestions
+from flaxtl.train.prefix import Prefix
+from flaxtl.train.range_test import Curve, Point, Rates
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures/ and recipe.py."""
+    return Place(tmp_path_factory.mktemp("user"), "epochs=1", "epochs=1").folder
+
+
+def command(place, name, workdir, *more):
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    return [name, f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, *more]
+
+
+def files(folder):
+    """path -> hash of every file below a folder, but for what the command writes."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+        if file.parent.name != learning_rate.FOLDER
+    }
+
+
+def rows(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_before_there_is_a_run(place, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "new" / "run"
+    main(command(place, "lr", workdir, "--steps=30", "--lowest=1e-4", "--highest=1e30"))
+    said = capsys.readouterr().out
+    found = workdir / "learning_rate"
+    assert f"curve: {found / 'frozen.html'}" in said.splitlines()
+    assert {file.name for file in found.iterdir()} == {"frozen.csv", "frozen.html"}
+    assert {file.name for file in workdir.iterdir()} == {"learning_rate", "features"}
+    steps = rows(found / "frozen.csv")
+    assert len(steps) < 30  # it diverged
+    expected = np.geomspace(1e-4, 1e30, 30)[: len(steps)].tolist()
+    assert [float(step["rate"]) for step in steps] == expected
+    page = (found / "frozen.html").read_text()
+    assert "Mean loss of each step" in page
+    assert 'src="http' not in page
+
+    # The run that begins there finds what the frozen layers made of the pictures.
+    wanted, fill = [], Prefix.fill
+    monkeypatch.setattr(Prefix, "fill", lambda *given: wanted.append(len(given[2])) or fill(*given))
+    main(command(place, "train", workdir))
+    assert wanted == [6]  # the validation pictures, not the 12 of training
+    assert {file.name for file in found.iterdir()} == {"frozen.csv", "frozen.html"}
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A complete run."""
+    main(command(place, "train", place / "run"))
+    return place / "run"
+
+
+@pytest.mark.parametrize("phase", ["frozen", "finetune"])
+def test_a_complete_run_stays_what_it_is(place, run, capsys, phase):
+    before = files(run)
+    main(command(place, "lr", run, f"--phase={phase}", "--steps=12", "--lowest=1e-6", "--highest=1e-2"))
+    assert files(run) == before
+    assert not (run / "features").exists()
+    assert len(rows(run / "learning_rate" / f"{phase}.csv")) == 12
+    capsys.readouterr()
+    main(command(place, "train", run))
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_a_run_on_its_way_stays_what_it_is(place, run, tmp_path, capsys):
+    """As one that was stopped after its first phase; it goes on as if nothing had been."""
+    workdir = shutil.copytree(run, tmp_path / "run")
+    for late in ("predictions.csv", "report", "checkpoints/phases/2", "checkpoints/latest"):
+        place_of = workdir / late
+        shutil.rmtree(place_of) if place_of.is_dir() else place_of.unlink()
+    summary = (workdir / "summary.json").read_text().replace('"complete": true', '"complete": false')
+    (workdir / "summary.json").write_text(summary)
+    before = files(workdir)
+    main(command(place, "lr", workdir, "--phase=finetune", "--steps=12", "--config.finetune.lr.head=0.5"))
+    assert before.items() <= files(workdir).items()
+    main(command(place, "train", workdir))
+    assert (workdir / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--lowest=1", "--highest=1e-3"], "the rates run from 1 to 0.001"),
+        (["--steps=3"], "--steps=3 shows no curve; give 10 or more"),
+        (["--steps=many"], "argument --steps: invalid int value: 'many'"),
+        (["--lowest=low"], "argument --lowest: invalid float value: 'low'"),
+        (["--phase=fintune"], "no phase 'fintune'; did you mean 'finetune'?"),
+        (["--phase=finetune"], "finetune begins with the network that frozen leaves, and"),
+        (["--config.frozen.lr.head=0"], "nothing learns in phase 'frozen'"),
+        (["--config.batch=0"], "batch is 0"),
+        (["--config.data.source=folder:nowhere"], "there is no folder nowhere"),
+        (["--config.optimizer.name=adm"], "did you mean 'adam'"),
+        (["--resume"], "the command does not know '--resume'"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_written(place, tmp_path, capsys, more, words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(command(place, "lr", tmp_path / "run", *more))
+    told = capsys.readouterr().err
+    assert (stop.value.code, told.count("\n")) == (2, 1)
+    assert words in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def found(smoothed, shares=None):
+    rates = Rates(1e-6, 1.0, len(smoothed))
+    curve = Curve(tuple(Point(*each) for each in zip(rates.all().tolist(), smoothed, smoothed, strict=True)))
+    return Found("finetune", rates, curve, shares or {"head": 1.0, TOP: 0.1}, suggestions(curve, len(smoothed)))
+
+
+FALLING = [*np.linspace(2, 1, 20), *np.linspace(1.1, 3, 10)]
+
+
+def test_the_proposal_is_one_for_the_recipe(tmp_path):
+    """Of all groups that learn, under the names that the recipe has for them."""
+    proposed = found(FALLING)
+    assert re.fullmatch(r"--config\.finetune\.lr\.head=\S+ --config\.finetune\.lr\.top=\S+", proposed.options)
+    config = recipe.load("configs/folder.py", proposed.options.split())
+    assert config.finetune.lr.head == proposed.proposed
+    assert config.finetune.lr.top == pytest.approx(proposed.proposed / 10, rel=1e-15)
+    assert proposed.remark == ""
+
+
+@pytest.mark.parametrize(
+    ("smoothed", "remark"),
+    [
+        (np.linspace(2, 1, 30), "the loss still falls at the highest rate; a higher --highest shows where it turns"),
+        (np.linspace(1, 2, 30), "the loss never fell; a higher --highest may show where it does"),
+        ([1.0, 1.1, 9.0], "the loss ran away before it fell; a lower --lowest may show where it does"),
+    ],
+)
+def test_what_a_curve_does_not_show_is_said(smoothed, remark):
+    assert found(smoothed).remark == remark
+
+
+@pytest.mark.parametrize("smoothed", [FALLING, [1.0, 1.1, 9.0], [float("nan")], [1.0, float("inf")], [0.0, 0.0]])
+def test_every_curve_has_a_page(smoothed):
+    shown = found(smoothed)
+    page = learning_rate_page.render(shown, recipe.load("configs/demo.py"))
+    assert ("is a learning rate to begin with" in page) == (shown.proposed is not None)
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_the_garden(tmp_path, capsys):
+    """The demo's recipe at 64x64, over the usual rates."""
+    size = ["--config.data.height=64", "--config.data.width=64"]
+    main(["lr", "--config=configs/demo.py", f"--workdir={tmp_path}", *size])
+    said = capsys.readouterr().out
+    (rate,) = re.findall(r"^proposed: --config\.frozen\.lr\.head=(\S+)$", said, re.MULTILINE)
+    assert 1e-4 < float(rate) < 1e-2  # the recipe's own is 1e-3

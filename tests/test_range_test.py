@@ -1,0 +1,164 @@
+"""The range test: its rates, its steps, its smoothing and its end."""
+
+import math
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from flaxtl.errors import UserError
+from flaxtl.train import range_test, steps
+from flaxtl.train.features import digest
+from flaxtl.train.groups import Split
+from flaxtl.train.optim import by_groups
+from flaxtl.train.range_test import SMOOTHING, Curve, Point, Rates, followed, rising
+from flaxtl.train.steps import train_step
+from flaxtl.train.ways import Material
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+SPLIT = Split(
+    {"head/a/kernel": "head", "backbone/b/kernel": "top", "backbone/c/kernel": "base"},
+    {"head": 2e-3, "top": 5e-4, "base": 0.0},
+)
+
+
+@pytest.fixture(scope="module")
+def material(folder, tmp_path_factory):
+    prepared = small.setup(folder, tmp_path_factory.mktemp("run"))
+    cuts = [phase.cut for phase in prepared.phases if phase.cut and not phase.augment]
+    inputs = {"train": small.inputs(prepared, "train", prepared.workdir / "features", cuts)}
+    return Material(prepared, inputs, small.bar, say=lambda sentence: None)
+
+
+def test_rates_grow_by_one_factor_from_the_lowest_to_the_highest():
+    rates = Rates(1e-7, 1.0, 15).all()
+    assert (rates[0], rates[-1], len(rates)) == (1e-7, 1.0, 15)
+    # 7 decades in 14 steps; powers of ten in float64
+    np.testing.assert_allclose(rates, [10 ** (-7 + step / 2) for step in range(15)], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        (Rates(1e-3, 1e-3, 100), "from 0.001 to 0.001; let --lowest"),
+        (Rates(1.0, 1e-3, 100), "from 1 to 0.001"),
+        (Rates(0.0, 1.0, 100), "from 0 to 1"),
+        (Rates(-1.0, 1.0, 100), "from -1 to 1"),
+        (Rates(1e-7, math.inf, 100), "to inf"),
+        (Rates(math.nan, 1.0, 100), "from nan"),
+        (Rates(1e-7, 1.0, 9), "--steps=9 shows no curve; give 10 or more"),
+    ],
+)
+def test_rates_that_make_no_test(rates, words):
+    with pytest.raises(UserError, match=words):
+        rates.check()
+
+
+def test_groups_keep_their_ratio_and_a_frozen_one_stays():
+    rates = Rates(1e-4, 1.0, 10).all()
+    transformation = rising({"name": "sgd"}, SPLIT, rates)
+    ones = {path: np.ones((), np.float32) for path in SPLIT.groups}
+    state, update = transformation.init(ones), jax.jit(transformation.update)
+    for rate in rates:
+        moved, state = update(ones, state, ones)
+        expected = -np.float32(rate), -np.float32(rate * 0.25), 0.0
+        assert tuple(float(moved[path]) for path in SPLIT.groups) == expected
+    assert update._cache_size() == 1
+
+
+def test_smoothing_is_the_bias_corrected_moving_average():
+    losses = np.random.default_rng(0).uniform(0.9, 1.1, 50)
+    points = list(followed(range(50), losses))
+    for k, point in enumerate(points):
+        weights = (1 - SMOOTHING) * SMOOTHING ** np.arange(k, -1, -1)
+        # sums of up to 50 float64 terms
+        assert point.smoothed == pytest.approx(weights @ losses[: k + 1] / (1 - SMOOTHING ** (k + 1)), rel=1e-13)
+    assert points[0].smoothed == pytest.approx(losses[0], rel=1e-15)
+    assert [(point.rate, point.loss) for point in points] == list(enumerate(losses))
+
+
+def test_a_loss_that_runs_away_ends_the_test():
+    points = tuple(followed(range(100), [1.0] * 20 + [500.0] * 80))
+    smoothed = [point.smoothed for point in points]
+    assert Curve(points).diverged
+    assert smoothed[-1] > 4 * min(smoothed) >= smoothed[-2]
+    assert not Curve(points[:-1]).diverged
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_loss_that_is_no_number_ends_the_test(value, before):
+    points = tuple(followed(range(100), [1.0] * before + [value] * 80))
+    assert len(points) == before + 1
+    assert Curve(points).diverged
+
+
+def test_a_loss_that_stays_is_followed_to_the_end():
+    points = tuple(followed(range(30), [0.5] * 30))
+    assert len(points) == 30
+    assert not Curve(points).diverged
+    assert Curve((Point(1.0, 0.0, 0.0),)).diverged is False
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The states that the steps of a range test are given, and the compiled step."""
+    states, made, original = [], [], steps.train_step
+
+    def recording(task, sharding):
+        compiled = original(task, sharding)
+        made.append(compiled)
+
+        def step(state, frozen, examples):
+            moved = compiled(state, frozen, examples)
+            states.append({path: np.array(value) for path, value in moved.moved.items()})
+            return moved
+
+        return step
+
+    monkeypatch.setattr(steps, "train_step", recording)
+    return states, made
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_its_steps_are_those_of_training(material, parameters, seen, name):
+    """Also in number: 14 steps are more than four passes over the pictures."""
+    setup = material.setup
+    phase = next(phase for phase in setup.phases if phase.name == name)
+    rates, before, told = Rates(1e-5, 1e-2, 14), digest(parameters), []
+    curve = range_test.range_test(material, phase, parameters, rates, told.append)
+    states, (compiled,) = seen
+    assert (len(curve.points), len(states), told, compiled._cache_size()) == (14, 14, [10, 4], 1)
+    assert digest(parameters) == before
+
+    fastest, first = max(phase.split.rates.values()), phase.first_step
+
+    def scheduled(rate):
+        return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.all()])[taken]
+
+    transformation = by_groups(setup.config.optimizer, phase.split, scheduled)
+    way = material.way(phase, parameters, transformation)
+    step = train_step(way.task, way.data.sharding(setup.mesh))
+    state = range_test.first_state(setup, phase, parameters, transformation)
+    sums = [0.0]
+    examples = way.data.training(setup.order(), first, first + 14, way.task.augmentation)
+    for given, after in zip(examples, states, strict=True):
+        state = step(state, way.frozen, given)
+        assert all(np.array_equal(after[path], value) for path, value in state.moved.items())
+        sums.append(float(state.totals.loss))
+    assert after.keys() == state.moved.keys()
+    # A running float32 sum of up to 56 losses below 4: its last bit is 2**-16, a mean of four loses two
+    losses = [(after - before) / 4 for before, after in pairwise(sums)]
+    np.testing.assert_allclose([point.loss for point in curve.points], losses, atol=2.0**-16)
+
+
+def test_parameters_that_overflow_are_no_error(material, parameters):
+    phase = material.setup.phases[0]
+    curve = range_test.range_test(material, phase, parameters, Rates(1e-3, 1e38, 20), lambda done: None)
+    assert curve.diverged
+    assert len(curve.points) < 20
+    assert all(math.isfinite(point.loss) for point in curve.points[:-1])
