@@ -81,6 +81,12 @@ def parser() -> Parser:
         "--split", default="test", choices=("train", "validation", "test"), help="of the run's own pictures"
     )
     one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
+    one.add_argument(
+        "--tta",
+        metavar="flip|crops|N",
+        help="average the answers on several views of each picture: with its mirror image, ten crops, or N with the "
+        "recipe's own augmentation; whether it helps is for --split=validation to tell",
+    )
 
     one = command("predict", "classify picture files with a trained run, or with a published network")
     which = one.add_mutually_exclusive_group(required=True)

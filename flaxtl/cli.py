@@ -153,7 +153,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """One JSON object, the last line of the output."""
     from flaxtl.results.evaluation import brief, evaluate_run
 
-    found = evaluate_run(options.workdir, options.data, options.split, console(errors=True))
+    found = evaluate_run(options.workdir, options.data, options.split, console(errors=True), options.tta)
     shown = brief(found) if sys.stdout.isatty() else found
     print(json.dumps(shown))
     if shown.keys() < found.keys():

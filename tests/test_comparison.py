@@ -1,4 +1,3 @@
-import math
 import shutil
 from dataclasses import replace
 
@@ -9,21 +8,6 @@ import pytest
 from flaxtl.cli import main
 from flaxtl.errors import UserError
 from flaxtl.results import comparison, predictions_file, run_files
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        (0, 0, 1.0),
-        (5, 5, 1.0),
-        (0, 5, 2 / 32),
-        (5, 0, 2 / 32),
-        (1, 5, 2 * 7 / 64),
-        (10, 25, 2 * sum(math.comb(35, k) for k in range(11)) / 2**35),
-    ],
-)
-def test_mcnemar_is_a_toss_of_coins(first, second, expected):
-    assert comparison.mcnemar(first, second) == expected
 
 
 @pytest.fixture

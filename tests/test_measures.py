@@ -1,3 +1,4 @@
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -82,3 +83,18 @@ def test_wilson_interval_stays_within_bounds():
     assert measures.wilson_interval(0, 0) == (0.0, 1.0)
     assert measures.wilson_interval(7, 7)[1] == 1.0
     assert 0.0 <= measures.wilson_interval(0, 7)[0] < 1e-15  # a difference of equals, rounded
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 2 / 32),
+        (5, 0, 2 / 32),
+        (1, 5, 2 * 7 / 64),
+        (10, 25, 2 * sum(math.comb(35, k) for k in range(11)) / 2**35),
+    ],
+)
+def test_mcnemar_is_a_toss_of_coins(first, second, expected):
+    assert measures.mcnemar(first, second) == expected

@@ -132,6 +132,12 @@ class Augmentation:
         return bool(affine or self.horizontal_flip or self.vertical_flip or self.crop or self.randaugment)
 
     @property
+    def alters(self) -> bool:
+        """Whether a picture on its own is changed at all."""
+        colours = self.channel_shift or self.brightness or self.contrast or self.saturation or self.hue
+        return bool(self.moves or colours or self.erasing)
+
+    @property
     def mixes(self) -> bool:
         """Whether pictures are mixed with others of their batch."""
         return self.mixup > 0 or self.cutmix > 0

@@ -41,8 +41,8 @@ class Resize:
 
     policy 'squash': both sides are scaled on their own, the aspect is not kept. With filter 'nearest' this is, pixel
     for pixel, `keras.utils.load_img(path, target_size=(height, width))`, the lecture's setting.
-    policy 'crop': the aspect is kept. The picture is scaled until it just covers COVER times the target, then the
-    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(COVER * side), the
+    policy 'crop': the aspect is kept. The picture is scaled until it just covers `cover` times the target, then the
+    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(cover * side), the
     evaluation of ImageNet networks (256 -> 224).
     filter: nearest, bilinear, bicubic, lanczos, box or hamming; all but nearest average when they shrink.
 
@@ -53,6 +53,7 @@ class Resize:
     width: int
     policy: str = "squash"
     filter: str = "bilinear"
+    cover: float = COVER
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before the first of many files is read."""
@@ -169,7 +170,7 @@ def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, 
     never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)
-    covered = [round(COVER * side) for side in target]
+    covered = [round(resize.cover * side) for side in target]
     scale = max(cover / side for cover, side in zip(covered, image.size, strict=True))
     box = []
     for side, cover, crop in zip(image.size, covered, target, strict=True):

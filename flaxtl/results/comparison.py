@@ -1,6 +1,5 @@
 """Runs side by side: curves, phases, and whether the difference of two accuracies is more than chance."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,8 @@ class Row:
 
     @property
     def p(self) -> float:
-        """See mcnemar."""
-        return mcnemar(self.only_first, self.only_this)
+        """See measures.mcnemar."""
+        return measures.mcnemar(self.only_first, self.only_this)
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,6 @@ class Comparison:
     split: str
     rows: Sequence[Row]
     left_out: int
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test (1947) on the pictures that one of two classifiers has right.
-
-    If both were equally good, each such picture would be a toss of a coin: this is how often it would come out at
-    least as unevenly.
-    """
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    ways = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * ways / int(2**n))
 
 
 def compare(runs: Sequence[Run]) -> Comparison:

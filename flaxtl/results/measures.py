@@ -4,6 +4,7 @@ Most measures are read off the confusion matrix, int64 [classes, classes]: row =
 A measure that would divide 0 by 0 is nan, never 0: that a class was never predicted says nothing about its precision.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +123,17 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test (1947) on the pictures that one of two classifiers has right.
+
+    If both were equally good, each such picture would be a toss of a coin: this is how often it would come out at
+    least as unevenly.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    ways = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * ways / int(2**n))
 
 
 def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Reals:

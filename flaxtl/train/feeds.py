@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxtl.data.apply import augment
 from flaxtl.data.augment import Augmentation, keys
-from flaxtl.data.order import Batch, Order, evaluation_batches
+from flaxtl.data.order import Batch, Order, evaluation_batches, share
 from flaxtl.data.resident import Resident
 from flaxtl.data.store import Store
 from flaxtl.train import hosts
@@ -175,5 +175,6 @@ class StreamFeed(Sender):
         from flaxtl.data import streaming
 
         with closing(streaming.evaluation(self.store, self.labels, batch, self._share)) as stream:
-            for (pictures, labels, _), (_, real) in zip(stream, evaluation_batches(len(self), batch), strict=True):
-                yield self._sent(pictures, labels, np.zeros_like(labels), np.zeros_like(labels)), real
+            batches = evaluation_batches(len(self), batch)
+            for (pictures, labels, _), (indices, real) in zip(stream, batches, strict=True):
+                yield self._sent(pictures, labels, share(indices, *self._share), np.zeros_like(labels)), real

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from flaxtl.data.augment import Augmentation, keys
 from flaxtl.data.mix import mix
+from flaxtl.data.tta import Look
 from flaxtl.models.classifier import Classifier, forward, logits_of
 from flaxtl.train import mesh as meshes
 from flaxtl.train.average import Average
@@ -84,6 +85,7 @@ class Goal(NamedTuple):
 TrainStep = Callable[[State, Flat, Examples], State]
 TrainSteps = Callable[[State, Flat, Examples, np.int32, np.int32], State]
 EvalStep = Callable[[Flat, Examples, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
+ViewStep = Callable[[np.int32, Flat, Examples, npt.NDArray[np.bool_]], tuple[jax.Array, Totals]]
 
 
 class Part(NamedTuple):
@@ -266,8 +268,31 @@ def eval_step(model: Classifier, mesh: Mesh, start: str | None, sharding: Exampl
 
     def step(parameters: Flat, examples: Examples, real: jax.Array) -> tuple[jax.Array, Totals]:
         examples = _split(examples, mesh)
-        logits = logits_of(model, nest(parameters), examples.inputs(0, None), start=start)
-        return jax.nn.softmax(logits), total(logits, examples.answers(), real)
+        return _answers(model, parameters, examples.inputs(0, None), examples, real, start)
 
     whole = meshes.replicated(mesh)
     return jax.jit(step, in_shardings=(whole, sharding, whole), out_shardings=whole)
+
+
+def view_step(model: Classifier, mesh: Mesh, look: Look, sharding: Examples) -> ViewStep:
+    """(number of a view, and what `eval_step` takes) -> as `eval_step`, of pictures that `look` has looked at."""
+
+    def step(view: jax.Array, parameters: Flat, examples: Examples, real: jax.Array) -> tuple[jax.Array, Totals]:
+        examples = _split(examples, mesh)
+        seen = look(examples.inputs(0, None), examples.indices, view)
+        return _answers(model, parameters, seen, examples, real)
+
+    whole = meshes.replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, whole, sharding, whole), out_shardings=whole)
+
+
+def _answers(
+    model: Classifier,
+    parameters: Flat,
+    inputs: jax.Array,
+    examples: Examples,
+    real: jax.Array,
+    start: str | None = None,
+) -> tuple[jax.Array, Totals]:
+    logits = logits_of(model, nest(parameters), inputs, start=start)
+    return jax.nn.softmax(logits), total(logits, examples.answers(), real)
