@@ -1,0 +1,70 @@
+"""The pictures of docs/ that show a run, drawn by the report's own code from the run of `make demo`.
+
+python tools/docs_images.py --workdir=runs/demo --output=docs/images
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from flaxtl.errors import UserError
+from flaxtl.results import plots, report, run_files
+from flaxtl.results.samples import Sample, augmented_samples
+from flaxtl.results.trained import setup_of
+
+PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
+"""Of a picture that stands alone: a page's own colours do not reach into it, so it brings a light background."""
+
+MARGIN = 10  # units around a drawing, which is 400 wide
+GAP = 6  # pixels between the samples
+
+
+def main() -> None:
+    """Write augmentation.jpg, loss.svg, accuracy.svg, confusion.svg and reliability.svg of a finished run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, svg in drawn(run_files.read(options.workdir)).items():
+        (options.output / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
+    sheet(augmented_samples(setup_of(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
+
+
+def drawn(run: run_files.Run) -> dict[str, str]:
+    """Name -> SVG: curves over all phases; of the split that judges the run the confusion matrix and reliability."""
+    evaluation, trust = report.evaluation(run), report.trust(run)
+    if evaluation is None or trust is None:
+        raise UserError(f"the run in {run.workdir} has not ended; its predictions are what is drawn here")
+    curves = {quantity: plots.curve(run.epochs, quantity) for quantity in ("loss", "accuracy")}
+    return {**curves, "confusion": str(evaluation.matrix), "reliability": str(trust.reliability)}
+
+
+def alone(svg: str) -> str:
+    """The picture as a file of its own: with a margin, on paper, in colours of its own."""
+    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert view, "plots.py begins each picture at 0 0"
+    width, height = (float(side) + 2 * MARGIN for side in view.groups())
+    corner = f"{-MARGIN} {-MARGIN} {width:g} {height:g}"
+    svg = svg.replace(view[0], f'viewBox="{corner}" color="{INK}"', 1).replace("var(--accent, #1a8f83)", ACCENT)
+    end_of_tag = svg.index(">") + 1
+    paper = f'<rect x="{-MARGIN}" y="{-MARGIN}" width="{width:g}" height="{height:g}" fill="{PAPER}"/>'
+    return f"{svg[:end_of_tag]}{paper}{svg[end_of_tag:]}\n"
+
+
+def sheet(samples: Sequence[Sample]) -> Image.Image:
+    """A row for each original, on the left, with its augmented samples."""
+    side = samples[0][0].width + GAP
+    columns = 1 + len(samples[0][1])
+    page = Image.new("RGB", (columns * side + GAP, len(samples) * side + GAP), PAPER)
+    for row, (original, changed) in enumerate(samples):
+        for column, picture in enumerate((original, *changed)):
+            page.paste(picture, (column * side + GAP, row * side + GAP))
+    return page
+
+
+if __name__ == "__main__":
+    main()
