@@ -1,6 +1,9 @@
-"""The pictures of docs/ that show a run, drawn by the report's own code from the run of `make demo`.
+"""The pictures of docs/ that show a run, drawn by the report's own code.
 
-python tools/docs_images.py --workdir=runs/demo --output=docs/images
+    python tools/docs_images.py --workdir=runs/demo --output=docs/images/demo --samples
+    python tools/docs_images.py --workdir=runs/flowers --output=docs/images/flowers
+
+`--samples` publishes pictures of the run; those of the drawn flowers are ours, the lecture's flowers are not.
 """
 
 import argparse
@@ -23,15 +26,17 @@ GAP = 6  # pixels between the samples
 
 
 def main() -> None:
-    """Write augmentation.jpg, loss.svg, accuracy.svg, confusion.svg and reliability.svg of a finished run."""
+    """Write loss.svg, accuracy.svg, confusion.svg and reliability.svg of a finished run, and its augmentation.jpg."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--samples", action="store_true", help="augmented pictures too")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name, svg in drawn(run_files.read(options.workdir)).items():
         (options.output / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
-    sheet(augmented_samples(setup_of(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
+    if options.samples:
+        sheet(augmented_samples(setup_of(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
 
 
 def drawn(run: run_files.Run) -> dict[str, str]:
