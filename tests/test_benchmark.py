@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
+from PIL import Image
 
 from flaxtl import recipe
 from flaxtl.models import catalog
@@ -166,7 +168,7 @@ def test_job_adds_up(monkeypatch, tmp_path, capsys):
         told(next(Path(part.split("=")[1]) for part in command if part.startswith("--workdir=")), frozen=phase)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(run.subprocess, "run", call)
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=call))
     found = benchmark(monkeypatch, tmp_path, "job", f"--config={DEMO}", "--config.seed=3", "--repeats=1")
     assert commands[0][-1] == "--config.seed=3"
     parts = found["runs"][0]["parts"]
@@ -209,24 +211,35 @@ def test_growth_lists_pictures_of_every_class_and_plots(monkeypatch, tmp_path):
         source = next(each for each in overrides if each.startswith("--config.data.source=csv:"))
         rows = Path(source.split("csv:")[1]).read_text().splitlines()[1:]
         jobs.append((len(rows), len({row.split(",")[1] for row in rows}), environment))
-        return run.Run(2.0 * len(jobs), 1.0, {"decoding": 1.0}, {}, workdir)
+        return run.Run(2.0 * len(jobs), 3.0, 1.0, {"decoding": 1.0}, {}, workdir)
 
     monkeypatch.setattr(growth.flaxtl_run, "train", train)
     plot, some = f"--plot={tmp_path / 'growth.png'}", ("--side=16", "--pictures=6", "--repeats=1")
     found = benchmark(monkeypatch, tmp_path, "growth", "--axis=classes", "--sizes=2,3", plot, *some)
     assert jobs == [(6, 2, {}), (6, 3, {})]
-    assert (found["seconds"], found["parts"]) == ([2.0, 4.0], {"decoding": [1.0, 1.0]})
+    columns = {"from start to end": [2.0, 4.0], "of processor time": [3.0, 3.0], "decoding": [1.0, 1.0]}
+    assert found["seconds"] == columns
+    assert growth._exponent((2, 4), columns["from start to end"]) == 1
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     benchmark(monkeypatch, tmp_path, "growth", "--axis=devices", "--sizes=4", plot, *some)
     assert jobs[2][2] == {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
-def test_drawn_pictures_are_kept_and_differ():
+def test_drawn_pictures_are_kept_and_differ(monkeypatch):
     drawn = module("drawn")
-    three = drawn.pictures(3, 16)
-    written = [file.stat().st_mtime_ns for file in three]
-    assert [file.stat().st_mtime_ns for file in drawn.pictures(4, 16)[:3]] == written
-    assert len({file.read_bytes() for file in three}) == 3
+    monkeypatch.setattr(drawn, "BASE", 3)
+    five = drawn.pictures(5, 16)
+    written = [file.stat().st_mtime_ns for file in five]
+    assert [file.stat().st_mtime_ns for file in drawn.pictures(6, 16)[:5]] == written
+    assert len({file.read_bytes() for file in five}) == 5
+
+
+def test_drawn_pictures_blend_every_two_once(monkeypatch):
+    drawn = module("drawn")
+    monkeypatch.setattr(drawn, "BASE", 7)
+    base = [Image.new("L", (1, 1), 2 ** (number + 1)) for number in range(7)]
+    seen = [drawn._blended(base, number).getpixel((0, 0)) for number in range(7, 28)]
+    assert sorted(seen) == sorted({2**one + 2**two for one in range(7) for two in range(one)})
 
 
 def test_kinds_need_no_other_framework():

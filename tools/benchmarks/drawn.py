@@ -1,33 +1,66 @@
-"""As many drawn flower pictures as are wanted, kept from one benchmark to the next."""
+"""As many different pictures as are wanted, kept from one benchmark to the next.
+
+The first BASE are drawn flowers. Each of the others is two of those seen through one another, which takes a thousandth
+of the time and, unlike a copy, is a near-duplicate of none.
+"""
 
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from flaxtl import cache
 from flaxtl.data import garden
 
+BASE = 1_000
+
+LARGEST = BASE**2 // 2
+"""So many pictures there are; then come pairs that were there before, the other way round."""
+
 
 def pictures(n: int, side: int) -> list[Path]:
-    """The first `n` of an endless row of different pictures, the kinds taking turns; those not yet there are drawn."""
+    """The first `n` of a row of LARGEST different pictures; those not yet there are made."""
+    if n > LARGEST:
+        raise ValueError(f"{n:,} pictures are wanted, and there are {LARGEST:,} different ones")
     folder = cache.directory("benchmarks") / f"drawn_{garden.EDITION}_{side}"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number:06d}.jpg" for number in range(n)]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    # Forked, a process would take over JAX's locks; and a few pictures are drawn before others have started.
-    if len(missing) < 100:
+    blended = folder / "blended"
+    blended.mkdir(parents=True, exist_ok=True)
+    base = [folder / f"{number:06d}.jpg" for number in range(min(n, BASE))]
+    others = [blended / f"{number:06d}.jpg" for number in range(BASE, n)]
+    _draw_all(folder, side, [number for number, file in enumerate(base) if not file.exists()])
+    if missing := [number for number, file in enumerate(others, start=BASE) if not file.exists()]:
+        loaded = [Image.open(file).copy() for file in base]
         for number in missing:
+            _save(_blended(loaded, number), blended / f"{number:06d}.jpg")
+    return base + others
+
+
+def _draw_all(folder: Path, side: int, numbers: Sequence[int]) -> None:
+    # Forked, a process would take over JAX's locks; and a few pictures are drawn before others have started.
+    if len(numbers) < 100:
+        for number in numbers:
             _draw(folder, side, number)
     else:
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(partial(_draw, folder, side), missing, chunksize=64))
-    return files
+            list(pool.map(partial(_draw, folder, side), numbers, chunksize=64))
 
 
 def _draw(folder: Path, side: int, number: int) -> None:
-    kind = garden.CLASSES[number % len(garden.CLASSES)]
-    unfinished = folder / f"{number:06d}.part"
-    garden.draw(kind, number, side).save(unfinished, format="JPEG", quality=90)
-    unfinished.rename(folder / f"{number:06d}.jpg")
+    """The kinds of flower take turns."""
+    _save(garden.draw(garden.CLASSES[number % len(garden.CLASSES)], number, side), folder / f"{number:06d}.jpg")
+
+
+def _blended(base: Sequence[Image.Image], number: int) -> Image.Image:
+    """`number` BASE or more: every pair of base pictures comes once, first those next to one another."""
+    apart, first = divmod(number, BASE)
+    return Image.blend(base[first], base[(first + apart) % BASE], 0.5)
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    unfinished = file.with_suffix(".part")
+    picture.save(unfinished, format="JPEG", quality=90)
+    unfinished.rename(file)

@@ -18,10 +18,12 @@ AFTER = "loading of libraries, test pictures, report"
 class Run(NamedTuple):
     """Seconds of a run, altogether, to its first training step, and part by part.
 
-    `phases` are what became of them, as its summary.json has it.
+    `processor` are those that all cores worked for it, which other work on the machine hardly changes. `phases` are
+    what became of them, as its summary.json has it.
     """
 
     seconds: float
+    processor: float
     first_step: float
     parts: dict[str, float]
     phases: dict[str, Any]
@@ -32,14 +34,15 @@ def train(config: str, overrides: Sequence[str], workdir: Path, environment: Map
     """Run it; what it says goes to the standard error. Raises SystemExit if it fails."""
     command = [sys.executable, "-m", "flaxtl", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
     paths = {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"]}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     done = subprocess.run(command, env={**os.environ, **paths, **environment}, stdout=sys.stderr, check=False)
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
     if done.returncode:
         raise SystemExit(f"flaxtl train ended with exit code {done.returncode}")
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     first_step = summary["timings"]["start to first step"]
-    return Run(seconds, first_step, _parts(seconds, summary), summary["phases"], workdir)
+    return Run(seconds, processor, first_step, _parts(seconds, summary), summary["phases"], workdir)
 
 
 def _parts(seconds: float, summary: Mapping[str, Any]) -> dict[str, float]:

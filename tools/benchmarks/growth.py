@@ -2,6 +2,8 @@
 
 import argparse
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,18 +15,21 @@ from flaxtl.terminal import console, table
 
 SIZES = {
     "pictures": (1_000, 3_000, 10_000, 30_000, 100_000),
-    "classes": (2, 5, 10, 50, 100),
+    "classes": (2, 10, 30, 100, 300, 1_000),
     "devices": (1, 2, 4, 8),
 }
 """axis -> what is measured unless told."""
 
 JOB = (
-    "--config.weights.path=builtin",
+    "--config.model.name=mobilenet",
+    "--config.weights.path=random",
+    "--config.head.pooling=global_average",
     "--config.phases=('frozen',)",
     "--config.frozen.epochs=1",
-    "--config.frozen.steps_per_epoch=20",
 )
-"""Every picture is decoded and passes the frozen base once; the steps are as many for any number of pictures."""
+"""Every picture passes a small base once, and the head once or is judged by it: no part has another number of them."""
+
+TOTALS = ("from start to end", "of processor time")
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +37,10 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--axis", choices=tuple(SIZES), required=True)
     parser.add_argument("--sizes", type=_numbers, metavar="N,N,...", help="along the axis")
     parser.add_argument("--config", default="configs/folder.py", metavar="FILE[:VARIANT]", help="the recipe")
-    parser.add_argument("--pictures", type=int, default=1_000, help="of the axes classes and devices")
+    parser.add_argument("--pictures", type=int, default=10_000, help="of the axes classes and devices")
     parser.add_argument("--classes", type=int, default=5, help="of the axes pictures and devices")
-    parser.add_argument("--side", type=int, default=96, help="pixels of a side")
-    parser.add_argument("--plot", type=Path, default=Path("growth.png"), metavar="FILE.png")
+    parser.add_argument("--side", type=int, default=32, help="pixels of a side")
+    parser.add_argument("--plot", type=Path, default=Path("growth.svg"), metavar="FILE")
     parser.set_defaults(run=run, repeats=3)
 
 
@@ -53,14 +58,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for turn in range(options.repeats):
             for size in sizes:
                 runs[size].append(_job(options, size, files, Path(place) / f"{size}_{turn}"))
-    parts = {
-        part: [median([each.parts[part] for each in runs[size]]) for size in sizes] for part in runs[sizes[0]][0].parts
-    }
-    totals = [median([each.seconds for each in runs[size]]) for size in sizes]
-    _print(options, sizes, parts, totals)
-    _plot(options, sizes, parts, totals)
-    found = {"kind": "growth", "axis": options.axis, "sizes": sizes, "seconds": totals, "parts": parts}
-    return found | {"side": options.side, "runs": {size: [each.seconds for each in runs[size]] for size in sizes}}
+    columns = _columns([runs[size] for size in sizes])
+    _print(options, sizes, columns)
+    _plot(options, sizes, columns)
+    found = {"kind": "growth", "axis": options.axis, "sizes": sizes, "seconds": columns, "side": options.side}
+    return found | {"runs": {size: [(each.seconds, each.processor) for each in runs[size]] for size in sizes}}
+
+
+def _columns(runs: Sequence[Sequence[Run]]) -> dict[str, list[float]]:
+    """By title the seconds at each size, medians of its runs: TOTALS first, then the parts of the first of these."""
+    whole = [[each.seconds for each in some] for some in runs], [[each.processor for each in some] for some in runs]
+    columns = dict(zip(TOTALS, whole, strict=True))
+    columns |= {part: [[each.parts[part] for each in some] for some in runs] for part in runs[0][0].parts}
+    return {title: [median(seconds) for seconds in column] for title, column in columns.items()}
 
 
 def _job(options: argparse.Namespace, size: int, files: list[Path], place: Path) -> Run:
@@ -84,28 +94,28 @@ def _devices(n: int) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
 
 
-def _print(
-    options: argparse.Namespace, sizes: tuple[int, ...], parts: dict[str, list[float]], totals: list[float]
-) -> None:
-    rows = [
-        (f"{size:,}", f"{totals[i]:,.1f}", *(f"{values[i]:,.1f}" for values in parts.values()))
-        for i, size in enumerate(sizes)
-    ]
+def _print(options: argparse.Namespace, sizes: Sequence[int], columns: dict[str, list[float]]) -> None:
+    rows = [(f"{size:,}", *(f"{column[i]:,.1f}" for column in columns.values())) for i, size in enumerate(sizes)]
+    if len(sizes) > 1:
+        rows.append(("exponent", *(f"{_exponent(sizes, column):.2f}" for column in columns.values())))
     title = f"seconds of flaxtl train --config={options.config} {' '.join((*JOB, *options.overrides))}"
-    console().print(table(title, (options.axis, "from start to end", *parts), rows))
+    console().print(table(title, (options.axis, *columns), rows))
 
 
-def _plot(
-    options: argparse.Namespace, sizes: tuple[int, ...], parts: dict[str, list[float]], totals: list[float]
-) -> None:
+def _exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """From the last size but one to the last: 1 is linear."""
+    return math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
+
+
+def _plot(options: argparse.Namespace, sizes: Sequence[int], columns: dict[str, list[float]]) -> None:
+    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(sizes, totals, "o-", color="black", linewidth=2, label="from start to end")
-    for part, values in parts.items():
-        axes.plot(sizes, values, "o-", linewidth=1, label=part)
+    for title, column in columns.items():
+        axes.plot(sizes, column, "o-", linewidth=2 if title in TOTALS else 1, label=title)
     axes.set(xscale="log", yscale="log", xlabel=options.axis, ylabel="seconds")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -113,5 +123,6 @@ def _plot(
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
-    figure.savefig(options.plot, dpi=150)
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text, not outlines of letters
+        figure.savefig(options.plot, dpi=150)
     console().print(f"plot: {options.plot}", highlight=False, markup=False, soft_wrap=True)
