@@ -8,7 +8,7 @@ import small
 
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward
-from flaxtl.train import features
+from flaxtl.train import features, prefix
 from flaxtl.train.groups import nest
 
 CUTS = ("block1_pool", "block2_pool")
@@ -42,6 +42,13 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
     assert told == [("up to block1_pool", 6)]
     assert shapes == [(6, 16, 16, 64), (6, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
+
+
+def test_splits_share_one_program(prepared, parameters, tmp_path):
+    prefix._program.cache_clear()
+    for split in ("train", "validation"):
+        small.inputs(prepared, split, tmp_path, CUTS).features(CUTS[1], parameters, small.bar)
+    assert prefix._program.cache_info().misses == 1
 
 
 def test_features_are_read_back_and_not_computed(prepared, parameters, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -83,18 +84,26 @@ class Prefix(NamedTuple):
     ) -> Iterator[tuple[dict[str, jax.Array], npt.NDArray[np.bool_]]]:
         """Of each batch of rows from `first` on, by layer, with the mask of those that do not pad it."""
 
-        def run(parameters: Flat, seen: jax.Array, passes: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
-            if views.augmentation is not None:
-                seen = augment(keys(views.seed, passes, indices), seen, views.augmentation)
-            taps = forward(self.model, nest(parameters), seen, stop=cuts[-1], taps=cuts).taps
-            return {cut: output.astype(views.dtype) for cut, output in taps.items()}
-
-        whole, split = meshes.replicated(self.mesh), meshes.batched(self.mesh)
-        compiled = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=whole)
+        split = meshes.batched(self.mesh)
+        compiled = _program(self.model, self.mesh, cuts, views)
         for places, real in evaluation_batches(len(pictures) * views.n - first, batch):
             indices, passes = np.divmod(first + places, np.int32(views.n))
             given = (hosts.spread(part, split) for part in (pictures.read(indices), passes, indices))
             yield compiled(self.parameters, *given), real
+
+
+@cache
+def _program(model: Classifier, mesh: Mesh, cuts: tuple[str, ...], views: Views) -> Callable[..., dict[str, jax.Array]]:
+    """(parameters, pictures [batch, ...], passes [batch], indices [batch]) -> outputs by layer, for any split."""
+
+    def run(parameters: Flat, seen: jax.Array, passes: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
+        if views.augmentation is not None:
+            seen = augment(keys(views.seed, passes, indices), seen, views.augmentation)
+        taps = forward(model, nest(parameters), seen, stop=cuts[-1], taps=cuts).taps
+        return {cut: output.astype(views.dtype) for cut, output in taps.items()}
+
+    whole, split = meshes.replicated(mesh), meshes.batched(mesh)
+    return jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=whole)
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
