@@ -20,6 +20,9 @@ from flaxtl.data import garden
 
 LANGUAGES = {"bash", "python", "text", "console", "json", ""}
 PLACEHOLDERS = {"key", "KEY"}
+FILES = {".py", ".json", ".csv", ".safetensors"}
+"""What `data.json` ends in, which is no setting of data."""
+
 TEXTS = {name: file.read_text(encoding="utf-8") for name, file in pages.WRITTEN.items()}
 TEXTS["docs/lecture.ipynb"] = lecture.page(pages.NOTEBOOK)
 FOLLOWED = [
@@ -44,14 +47,17 @@ def unknown_options(text):
 
 
 def unknown_settings(text):
-    """Keys of --config.KEY and of --grid config.KEY, and quoted ones such as `data.pipeline`, that no recipe has."""
+    """Keys of --config.KEY and of --grid config.KEY, and quoted ones such as `data.pipeline`, that no recipe has.
+
+    A quoted `model.predict` is nearly always another library's.
+    """
     keys = []
     for piece in pages.code(text):
         keys += re.findall(r"--config\.([\w.]*\w)", piece) + re.findall(r"--grid \"?config\.([\w.]*\w)", piece)
     for piece in pages.inline(text):
-        quoted = re.fullmatch(r"([a-z]+)((?:\.\w+)+)(=.*)?", piece)
-        if quoted and quoted[1] in SECTIONS and not piece.endswith((".py", ".json", ".csv", ".safetensors")):
-            keys.append(quoted[1] + quoted[2])
+        quoted = re.fullmatch(r"(([a-z]+)(?:\.\w+)+)(=.*)?", piece)
+        if quoted and quoted[2] in SECTIONS - {"model"} and Path(piece).suffix not in FILES:
+            keys.append(quoted[1])
     return [key for key in keys if not is_setting(key)]
 
 
@@ -104,8 +110,8 @@ def test_no_block_is_overlooked():
 def environment(tmp_path_factory):
     """The checkout's own flaxtl for every command; compiled programs and drawn flowers are kept from page to page."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    python = os.pathsep.join([str(pages.ROOT), str(pages.ROOT / "tests")])
-    return os.environ | {"PATH": path, "PYTHONPATH": python, "FLAXTL_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"PATH": path, "PYTHONPATH": str(pages.ROOT), "FLAXTL_CACHE": cache}
 
 
 @pytest.fixture(scope="module")

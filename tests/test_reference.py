@@ -64,7 +64,7 @@ def test_a_command_is_told_with_its_options():
         chapter = page.split(f"## flaxtl {name} {{ #{name} }}")[1].split("\n## ")[0]
         for option in commands.options(each):
             assert f"`{option.option_strings[-1]}" in chapter
-    assert "| `--split train\\|validation\\|test` | Of the run's own pictures. *Default:* `test`. |" in page
+    assert "| `--split train|validation|test` | Of the run's own pictures. *Default:* `test`. |" in page
     assert "| `--input PATH ...` | Files, folders or globs. *Required.* |" in page
 
 
@@ -91,4 +91,4 @@ def test_the_notebook_is_told_cell_by_cell():
 
 def test_words_stay_words():
     assert markdown.text("{'a': *b*} | `c_d` <e> [f]") == r"\{'a': \*b\*\} \| `c_d` &lt;e> \[f\]"
-    assert markdown.code("a|b") == r"`a\|b`"
+    assert markdown.code("a|b") == "`a|b`"

@@ -17,8 +17,8 @@ def _plain(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """`words` as code, in a table too."""
-    return f"`{words.replace('|', chr(92) + '|')}`"
+    """`words` as code; a table leaves a | in it alone."""
+    return f"`{words}`"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
