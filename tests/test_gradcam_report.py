@@ -89,7 +89,7 @@ def test_the_end_of_a_run_has_them(finished):
     assert {path: set(heats) for path, heats in kept.maps.items()} == {path: set(pair) for path, pair in wanted.items()}
     assert all(heat.max() in (0, 255) for heats in kept.maps.values() for heat in heats.values())
     shown = page(run)
-    assert "by Grad-CAM at layer block2_conv2 , which sees 16 × 16 places" in shown.text
+    assert "by Grad-CAM at layer block2_conv2 , which has 16 × 16 places" in shown.text
     spoken = [alt for alt in alts(shown) if alt.startswith(("What speaks for ", "Nothing speaks for "))]
     assert len(spoken) == 2 * len(errors) + (len(wanted) - len(errors))  # of an error also the label's
 
@@ -110,7 +110,7 @@ def test_another_layer_is_kept_from_then_on(workdir, capsys):
     assert kept.maps.keys() == before.maps.keys()
     main(["report", f"--workdir={workdir}"])
     assert gradcam_file.read(workdir).layer == "block1_conv2"
-    assert "at layer block1_conv2 , which sees 32 × 32 places" in page(workdir).text
+    assert "at layer block1_conv2 , which has 32 × 32 places" in page(workdir).text
     assert capsys.readouterr().err == ""
 
 

@@ -156,6 +156,39 @@ def test_misspelt_layer_names_are_suggested(vgg16, cut):
         jax.eval_shape(lambda: forward(model, parameters, pictures, **cut))
 
 
+def test_what_is_added_to_a_layer_is_tapped_and_passed_on():
+    """Outside of jit, operation by operation, so bit for bit."""
+    taps = ("left", "right", "add")
+    plain, moved = (
+        run(residual, X, taps=taps, perturbations=added)[0].tapped for added in ({}, {"left": np.ones((2, 8, 8, 4))})
+    )
+    np.testing.assert_array_equal(moved["left"], plain["left"] + 1)
+    np.testing.assert_array_equal(moved["right"], plain["right"])
+    np.testing.assert_array_equal(moved["add"], (plain["left"] + 1) + plain["right"])
+
+
+def test_a_gradient_with_respect_to_what_is_added_is_that_of_the_layer(vgg16):
+    """Outside of jit, operation by operation, so bit for bit."""
+    model, parameters, pictures = vgg16
+    features = forward(model, parameters, pictures, stop="block5_conv3").output
+
+    def from_there(features):
+        return forward(model, parameters, features, start="block5_conv3").logits[:, 0].sum()
+
+    def with_added(zeros):
+        return forward(model, parameters, pictures, perturbations={"block5_conv3": zeros}).logits[:, 0].sum()
+
+    found = jax.grad(with_added)(np.zeros_like(features))
+    np.testing.assert_array_equal(found, jax.grad(from_there)(features))
+    assert np.any(found)
+
+
+def test_what_is_added_to_no_layer_is_an_error(vgg16):
+    model, parameters, pictures = vgg16
+    with pytest.raises(UserError, match=r"no layer 'block5_con3'; did you mean 'block5_conv3'\?"):
+        forward(model, parameters, pictures, perturbations={"block5_con3": np.zeros(())})
+
+
 def test_a_name_serves_one_layer():
     with pytest.raises(ValueError, match="two layers are named 'same'"):
         run(repeated, X)
