@@ -17,7 +17,8 @@ class Launched(Place):
     """Runs of several processes that tools/launch_local.py starts."""
 
     def __init__(self, folder):
-        super().__init__(folder, "epochs=2", "epochs=3")
+        finetune = "epochs=3, schedule='plateau', plateau_patience=1, metric='validation_accuracy', ema=0.9"
+        super().__init__(folder, "epochs=2", finetune)
 
     def start(self, workdir, processes, devices, *more):
         launcher = str(HERE.parent / "tools" / "launch_local.py")
