@@ -171,6 +171,16 @@ def test_accuracy_against_a_setting():
     assert svg == plots.against("head.units", ["64", "(128, 64)"], lines)
 
 
+@pytest.mark.parametrize("last", [9.0, float("nan"), float("inf")])
+def test_a_range_test_has_a_logarithmic_axis_and_its_proposal(last):
+    points = [(10.0**power, 2.0, 2.0 - 0.1 * power) for power in range(-7, 1)] + [(10.0, last, last)]
+    svg = plots.range_test(points, 0.00077)
+    assert {"learning rate", "1e-6", "0.01", "1", "a batch", "moving average", "0.00077"} <= set(texts(svg))
+    assert "nan" not in svg
+    assert 'aria-label="Loss over learning rates from 1e-7 to 10"' in svg
+    assert "0.00077" not in texts(plots.range_test(points, None))
+
+
 def test_many_lines_go_without_names():
     lines = [plots.Line(f"line {n}", {0: (0.5, 0.0)}, chosen=not n) for n in range(plots.NAMED_LINES + 1)]
     assert not [text for text in texts(plots.against("x", ["1"], lines)) if text.startswith("line")]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flaxtl.results import rate_suggestions
-from flaxtl.results.rate_suggestions import suggestions, two_digits
+from flaxtl.results.formats import two_digits
+from flaxtl.results.rate_suggestions import suggestions
 from flaxtl.train.range_test import Curve, Point, Rates
 
 RATES = Rates(1e-7, 1.0, 100).all()

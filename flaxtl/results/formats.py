@@ -41,5 +41,10 @@ def rate(value: float) -> str:
     return mantissa + (f"e{int(power)}" if exponent else "")
 
 
+def two_digits(rate: float) -> float:
+    """As exactly as a curve tells a learning rate: 0.00077406 -> 0.00077."""
+    return float(f"{rate:.2g}")
+
+
 FILTERS = {function.__name__: function for function in (percent, threshold, points, count, duration, rate)}
 """By the names that templates call them."""

@@ -17,7 +17,8 @@ from flaxtl.files import whole
 from flaxtl.recipe import TOP
 from flaxtl.results import rate_suggestions
 from flaxtl.results.formats import rate as written
-from flaxtl.results.rate_suggestions import Suggestion, two_digits
+from flaxtl.results.formats import two_digits
+from flaxtl.results.rate_suggestions import Suggestion
 from flaxtl.terminal import advancing, table
 from flaxtl.train import compiled, lock, mesh, rundir
 from flaxtl.train.inputs import tidy

@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from flaxtl.errors import listed
 from flaxtl.results import plots
-from flaxtl.results.formats import rate
+from flaxtl.results.formats import rate, two_digits
 from flaxtl.results.pages import template
-from flaxtl.results.rate_suggestions import two_digits
 
 if TYPE_CHECKING:
     from flaxtl.results.learning_rate import Found

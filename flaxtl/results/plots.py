@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from flaxtl.results import measures
 from flaxtl.results.abstention import Curve
 from flaxtl.results.calibration import BINS, Reliability
-from flaxtl.results.formats import rate
+from flaxtl.results.formats import rate, two_digits
 from flaxtl.terminal import printable
 
 # stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
@@ -213,7 +213,7 @@ def range_test(points: Sequence[tuple[float, float, float]], proposed: float | N
         axes.xaxis.set_minor_locator(NullLocator())
         _grid(axes, percent=False)
         _legend(axes, rows=1)
-        return _svg(figure, f"Loss over learning rates from {rate(rates[0])} to {rate(rates[-1])}")
+        return _svg(figure, f"Loss over learning rates from {rate(rates[0])} to {rate(two_digits(rates[-1]))}")
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flaxtl.results.formats import two_digits
 from flaxtl.train.range_test import Curve, Point
 
 UNSETTLED = 10
@@ -36,11 +37,6 @@ def suggestions(curve: Curve, steps: int) -> tuple[Suggestion, ...]:
         ("lowest / 10", min(settled, key=_smoothed).rate / 10, "a tenth of the rate with the lowest loss"),
     )
     return tuple(Suggestion(name, two_digits(rate), reason) for name, rate, reason in found)
-
-
-def two_digits(rate: float) -> float:
-    """As exactly as a curve can tell a rate."""
-    return float(f"{rate:.2g}")
 
 
 def _smoothed(point: Point) -> float:
