@@ -127,6 +127,7 @@ def test_what_ends_the_other_process_does_not_end_this_one(tmp_path, monkeypatch
     code = "import os, sys; sys.path[:] = sys.argv[2:]; from flaxtl.weights import h5_layers, h5_trial"
     monkeypatch.setattr(h5_trial, "_CODE", f"{code}\ndef end(*_, **__): {end}\nh5_layers.read = end\nh5_trial.main()")
     monkeypatch.setattr(h5_trial, "_SECONDS", 1)
+    monkeypatch.setattr(h5_trial, "_PATIENCE", 3)
     with pytest.raises(UserError, match=r"a\.h5 is damaged .*copy or download it again"):
         load(path, EXPECTED)
 

@@ -23,7 +23,7 @@ _CODE = "import sys; sys.path[:] = sys.argv[2:]; from flaxtl.weights import h5_t
 _MEMORY = 2 * 2**30  # bytes of address space: what h5_safety.MAX_BYTES comes to in an archive, and the libraries' own
 _SECONDS = 2  # of the processor for reading a small file, which takes a hundredth of one
 _BYTES_PER_SECOND = 20 * 10**6  # what the slowest disk reads and the slowest processor unpacks
-_PATIENCE = 3  # times as long on the clock: other processes want the machine too
+_PATIENCE = 30  # times as long on the clock: on a busy machine a process waits much longer than it works
 
 
 def run(path: Path) -> None:
