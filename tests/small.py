@@ -156,6 +156,17 @@ def bar(title, total):
 
 
 @contextmanager
+def compiled_quickly():
+    """Where nothing depends on how well the compiler does its work, and most of the time is its."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
 def compiled_once(directory):
     """Every phase compiles its steps anew; within, the compiler's answers are kept in `directory` and used again."""
     settings = {

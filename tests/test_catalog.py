@@ -33,11 +33,8 @@ def _asked_of(name, monkeypatch, **settings):
     return asked.value.args
 
 
-FAST = ("vgg16", "vgg19", "resnet50")
-
-
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in zoo.KERAS]
+    "name", ["vgg16", *(pytest.param(name, marks=pytest.mark.slow) for name in zoo.KERAS if name != "vgg16")]
 )
 def test_weight_files_are_those_that_keras_asks_for(name, monkeypatch):
     row = catalog.find(name)

@@ -47,12 +47,8 @@ BATCH = 4
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(tmp_path_factory):
-    """Nothing here depends on how well the compiler does its work, and most of the time is its."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
+    with small.compiled_quickly(), small.compiled_once(tmp_path_factory.mktemp("compiled")):
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def recipe(name, folder="unused", **changes):

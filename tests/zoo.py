@@ -10,6 +10,7 @@ import jax
 import keras
 import numpy as np
 import pytest
+import small
 from flax import linen as nn
 from keras.src.legacy.saving import legacy_h5_format
 
@@ -155,6 +156,7 @@ def pair(name, network, file, *, top):
     return Pair(network, model, {"backbone": tree}, pictures)
 
 
+@small.compiled_quickly()
 def outputs(both, preprocess, layers):
     """The outputs of the layers by name, (Keras', ours), each in one pass; the last is the network's own output."""
     outputs = {layer: both.keras.get_layer(layer).output for layer in layers}
@@ -165,6 +167,7 @@ def outputs(both, preprocess, layers):
     return {layer: theirs[layer] for layer in layers}, run(both.parameters, both.pictures)  # Keras sorts the names
 
 
+@small.compiled_quickly()
 def logits(both, preprocess):
     """The logits, (Keras', ours); Keras' network is built with classifier_activation=None."""
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x).logits)
