@@ -41,6 +41,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=5, help="of the axes pictures and devices")
     parser.add_argument("--side", type=int, default=32, help="pixels of a side")
     parser.add_argument("--plot", type=Path, default=Path("growth.svg"), metavar="FILE")
+    parser.add_argument("--shared", action="store_true", help="the machine has other work: plot processor time alone")
     parser.set_defaults(run=run, repeats=3)
 
 
@@ -114,7 +115,7 @@ def _plot(options: argparse.Namespace, sizes: Sequence[int], columns: dict[str, 
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    for title, column in columns.items():
+    for title, column in columns.items() if not options.shared else [(TOTALS[1], columns[TOTALS[1]])]:
         axes.plot(sizes, column, "o-", linewidth=2 if title in TOTALS else 1, label=title)
     axes.set(xscale="log", yscale="log", xlabel=options.axis, ylabel="seconds")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
