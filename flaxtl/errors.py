@@ -7,8 +7,12 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A user's mistake, told in one sentence: what is wrong, where, and how to mend it.
 
-    The command line prints the sentence without a traceback and exits with code 2.
+    The command line prints the sentence without a traceback and exits with code 2; a notebook shows the sentence alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"flaxtl: {self}"]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -63,8 +63,9 @@ def require_room(folder: Path, needed: int, what: str, cure: str) -> None:
     """Raise UserError unless `needed` bytes are free in `folder`: '`what` 3.0 GB in ..., where ...; `cure`'."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{what} {_size(needed)} in {folder}, where {_size(free)} are free; {cure}")
+        raise UserError(f"{what} {amount(needed)} in {folder}, where {amount(free)} are free; {cure}")
 
 
-def _size(n: int) -> str:
+def amount(n: int) -> str:
+    """Of bytes, as a person reads it: '4.9 MB', '25.3 GB'."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

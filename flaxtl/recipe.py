@@ -295,12 +295,13 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'key: old -> new' for every setting that differs between two JSON recipes."""
+    """'key: old -> new' for every setting that differs between two JSON recipes, without phases that one lacks."""
     before, after = dict(flatten(old)), dict(flatten(new))
     keys = [*before, *(key for key in after if key not in before)]
     absent = "(absent)"
+    lone = set(old.get("phases", ())) ^ set(new.get("phases", ()))
     return [
         f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
         for key in keys
-        if before.get(key, absent) != after.get(key, absent)
+        if before.get(key, absent) != after.get(key, absent) and key.split(".")[0] not in lone
     ]

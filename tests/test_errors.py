@@ -21,3 +21,9 @@ def test_a_long_list_is_cut_off():
     names = [f"{number:02}" for number in range(13)]
     assert str(unknown("number", "none", names[:12])).endswith("10, 11")
     assert str(unknown("number", "none", names)).endswith("10, 11, ...")
+
+
+def test_a_notebook_shows_the_sentence_alone():
+    assert UserError("no folder 'flowers'; give another")._render_traceback_() == [
+        "flaxtl: no folder 'flowers'; give another"
+    ]

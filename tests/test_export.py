@@ -183,6 +183,18 @@ assert not {"flaxtl", "jax"} & sys.modules.keys()
         assert line == f"{expected.paths[row]}: {', '.join(told)}"
 
 
+def test_the_script_tells_what_it_cannot_read_and_goes_on(exported, expected, tmp_path):
+    (tmp_path / "notes.jpg").write_text("no picture")
+    script = [sys.executable, exported["onnx"][0] / "predict.py"]
+    paths = [tmp_path / "notes.jpg", expected.paths[0]]
+    done = subprocess.run([*script, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{paths[0]}: cannot be read as a picture (")
+    assert done.stdout.startswith(f"{paths[1]}: ")
+    help_text = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert help_text.startswith("usage: predict.py [-h] PICTURE [PICTURE ...]")
+
+
 def test_what_is_there_is_not_touched(run, tmp_path):
     (tmp_path / "mine").write_text("dear")
     with pytest.raises(UserError, match="is not empty; give a new folder"):

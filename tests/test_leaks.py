@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flaxtl.data.duplicates import Pair
-from flaxtl.data.leaks import across, check
+from flaxtl.data.leaks import across, check, check_labels
 from flaxtl.data.listing import Found
 from flaxtl.errors import UserError
 
@@ -53,3 +53,13 @@ def test_near_duplicates_across_splits_are_said() -> None:
         "1 picture(s) of /set look nearly the same in more than one split: 0.jpg (train) = 1.jpg (validation);"
         " flaxtl doctor shows them all"
     ]
+
+
+def test_equal_files_with_two_labels_are_said() -> None:
+    pictures = [Found(Path(f"/set/{label}/{i}.jpg"), label, None) for i, label in enumerate("aabb")]
+    told: list[str] = []
+    check_labels("/set", pictures, [Pair(0, 2, 0, True), Pair(2, 3, 0, True), Pair(1, 3, 4, False)], told.append)
+    assert told == [
+        "1 picture(s) of /set have more than one label: a/0.jpg (a) = b/3.jpg (b); flaxtl doctor shows them all"
+    ]
+    check_labels("/set", pictures, [Pair(0, 1, 0, True), Pair(0, 2, 3, False)], nothing)

@@ -213,6 +213,13 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
     assert small.digests(stopped)[:2] == small.digests(one_epoch)
 
 
+def test_a_misspelt_network_is_told_before_any_picture_is_looked_at(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "manifest_of", None)
+    with pytest.raises(UserError, match="did you mean 'vgg16'"):
+        train(small.config(folder, model={"name": "vgg161", "stop": ""}), tmp_path / "run")
+    assert not (tmp_path / "run" / "manifest.csv").exists()
+
+
 def test_a_loss_that_is_no_number(folder, tmp_path):
     fast = {"epochs": 1, "lr": small.FROZEN | {"head": 1e38}}
     workdir = tmp_path / "run"

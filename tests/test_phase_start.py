@@ -53,7 +53,7 @@ def test_a_phase_whose_predecessors_were_not_trained(folder, tmp_path):
     [
         ({"batch": 2}, "frozen", "(batch: 4 -> 2)"),
         ({"frozen": {"epochs": 3}}, "finetune", "(frozen.epochs: 2 -> 3)"),
-        ({"phases": ("finetune", "frozen")}, "frozen", "(phases: ['frozen'] -> ['finetune']; "),
+        ({"phases": ("finetune", "frozen")}, "frozen", "(phases: ['frozen'] -> ['finetune'])"),
         ({"frozen": {"epochs": 3}}, "frozen", None),
         ({"frozen": {"epochs": 3}, "features": {"directory": "elsewhere"}}, "frozen", None),
     ],

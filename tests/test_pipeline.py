@@ -20,9 +20,9 @@ def test_half_of_the_memory_may_hold_pictures(pictures, memory, expected):
 
 def test_the_reason_has_the_numbers():
     assert choose(440_400_000, 24 * 10**9, "this machine's memory")[1] == (
-        "the decoded pictures are 0.44 GB, within 50% of the 24.00 GB of this machine's memory: they stay there"
+        "the decoded pictures are 440.4 MB, within 50% of the 24.0 GB of this machine's memory: they stay there"
     )
     assert choose(60 * 10**9, 24 * 10**9, "this machine's memory")[1] == (
-        "the decoded pictures are 60.00 GB, more than 50% of the 24.00 GB of this machine's memory: "
+        "the decoded pictures are 60.0 GB, more than 50% of the 24.0 GB of this machine's memory: "
         "they are streamed from a file"
     )

@@ -257,6 +257,12 @@ def test_differences_name_every_setting_in_order():
     ]
 
 
+def test_a_phase_that_one_recipe_lacks_is_one_difference():
+    old = {"phases": ["frozen"], "frozen": {"epochs": 3}}
+    new = {"phases": ["frozen", "finetune"], "frozen": {"epochs": 3}, "finetune": {"epochs": 2, "patience": 4}}
+    assert recipe.differences(old, new) == ["phases: ['frozen'] -> ['frozen', 'finetune']"]
+
+
 def test_flatten_keeps_the_order_and_empty_groups():
     nested = ConfigDict({"b": {"y": 1, "x": {}}, "a": (2,)})
     assert sorted(recipe.flatten(nested)) == [("a", (2,)), ("b.x", ConfigDict()), ("b.y", 1)]

@@ -1,4 +1,5 @@
-"""Pictures that lie in more than one of the given splits, so that a network is asked what it was told."""
+"""Pictures that lie in more than one of the given splits, so that a network is asked what it was told, or in more than
+one class, so that one of their labels is wrong."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,20 +41,33 @@ def check(origin: str, found: Sequence[Found], pairs: Sequence[Pair], allow: boo
         )
 
 
+def check_labels(origin: str, found: Sequence[Found], pairs: Sequence[Pair], warn: Callable[[str], None]) -> None:
+    """Warns of equal files that have different labels; arguments as of `check`."""
+    groups = duplicates.groups(len(found), [pair for pair in pairs if pair.exact])
+    torn = [group for group in groups if len({found[index].label for index in group}) > 1]
+    if torn:
+        warn(
+            f"{len(torn)} picture(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
+            " flaxtl doctor shows them all"
+        )
+
+
 def across(found: Sequence[Found], pairs: Sequence[Pair]) -> list[list[int]]:
     """The sets of like pictures, by index, that lie in more than one split."""
     groups = duplicates.groups(len(found), pairs)
     return [group for group in groups if len({found[index].split for index in group}) > 1]
 
 
-def _named(origin: str, found: Sequence[Found], groups: Sequence[Sequence[int]]) -> str:
-    told = [" = ".join(_one_of_each_split(origin, found, group)) for group in groups[:_LISTED]]
+def _named(origin: str, found: Sequence[Found], groups: Sequence[Sequence[int]], differing: str = "split") -> str:
+    """Of each group one picture for each value of the field `differing`."""
+    first = ([found[index] for index in group] for group in groups[:_LISTED])
+    told = [" = ".join(_one_of_each(origin, alike, differing)) for alike in first]
     return ", ".join(told) + (f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else "")
 
 
-def _one_of_each_split(origin: str, found: Sequence[Found], group: Sequence[int]) -> list[str]:
-    paths = {found[index].split: found[index].path for index in group}
+def _one_of_each(origin: str, alike: Sequence[Found], differing: str) -> list[str]:
+    paths = {getattr(picture, differing): picture.path for picture in alike}
     return [
-        f"{path.relative_to(origin) if path.is_relative_to(origin) else path} ({split})"
-        for split, path in paths.items()
+        f"{path.relative_to(origin) if path.is_relative_to(origin) else path} ({where})"
+        for where, path in paths.items()
     ]

@@ -133,7 +133,7 @@ def _visible(path: Path) -> bool:
 def _existing(folder: Path) -> Path:
     folder = folder.expanduser()
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}; check the path")
+        raise UserError(f"there is no folder {folder}; check the path that stands behind folder:")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder of pictures; write csv:{folder} or archive:{folder}")
     return folder.resolve()

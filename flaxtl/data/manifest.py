@@ -145,8 +145,8 @@ def build(
       seed: 0 or more.
       near_duplicates: the threshold of `duplicates.pairs`; -1 looks for equal files only, and unpacks no picture.
       allow_leaks: whether equal files in two given splits are told to `warn` instead of raised.
-      warn: is told in sentences what is odd but stops nothing: near-duplicates in two given splits, and totals that had
-        to give way to groups of like pictures.
+      warn: is told in sentences what is odd but stops nothing: near-duplicates in two given splits, equal files with
+        two labels, and totals that had to give way to groups of like pictures.
       on_progress: called with the number of files that are fingerprinted.
 
     Returns:
@@ -162,6 +162,7 @@ def build(
     found, prints = identified(listing, near_duplicates, on_progress, strict=False)
     pairs = duplicates.pairs(prints, near_duplicates)
     groups = duplicates.groups(len(found), pairs)
+    leaks.check_labels(listing.origin, found, pairs, warn)
     if listing.given:
         leaks.check(listing.origin, found, pairs, allow_leaks, warn)
         splits = _with_validation(listing, found, groups, parts, seed, warn)

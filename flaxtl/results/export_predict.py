@@ -5,6 +5,7 @@ model.onnx onnxruntime, for model.stablehlo jax, for model.safetensors flaxtl. E
 its classes in order among it, is told by model.json beside this file.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -91,16 +92,23 @@ def network() -> Network:
     return export_weights.network(FOLDER)
 
 
-def main(paths: Sequence[str]) -> None:
-    """Print a line a picture: its path and its most probable classes."""
-    told, run = card(), network()
+def main(paths: Sequence[str]) -> int:
+    """Print a line a picture: its path and its most probable classes. Returns 2 if some could not be read, else 0."""
+    told, run, code = card(), network(), 0
     for path in paths:
-        (probabilities,) = run(picture(path, told["resize"])[np.newaxis])
+        try:
+            pixels = picture(path, told["resize"])
+        except Exception as error:  # Pillow raises many kinds for files that are no pictures
+            print(f"{path}: cannot be read as a picture ({error})", file=sys.stderr)
+            code = 2
+            continue
+        (probabilities,) = run(pixels[np.newaxis])
         best = np.argsort(-probabilities, kind="stable")[:TOP]
         print(f"{path}:", ", ".join(f"{told['classes'][index]} {probabilities[index]:.1%}" for index in best))
+    return code
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        sys.exit("usage: python predict.py PICTURE...")
-    main(sys.argv[1:])
+    command_line = argparse.ArgumentParser(description=f"The {TOP} most probable classes of each picture.")
+    command_line.add_argument("pictures", nargs="+", metavar="PICTURE")
+    sys.exit(main(command_line.parse_args().pictures))

@@ -66,9 +66,10 @@ class Epochs:
                 report(row | {"seconds": time.monotonic() - started})
                 step = self._first_step(progress)
                 self._after_epoch(progress)
-        if progress.memory.epoch < phase.epochs:
-            ended, _, best = progress.memory
-            self._log.say(f"{phase.name}: stopped after epoch {ended}; epoch {best} was best and is kept")
+        ended, _, best = progress.memory
+        if phase.patience and best < ended:
+            stopped = f"stopped after epoch {ended}; " if ended < phase.epochs else ""
+            self._log.say(f"{phase.name}: {stopped}epoch {best} was best and is kept")
         return progress
 
     def _first_step(self, progress: Progress) -> int:

@@ -20,7 +20,7 @@ from flaxtl.train.interruption import Interruption
 from flaxtl.train.log import Log
 from flaxtl.train.pretrained import Start
 from flaxtl.train.run_phase import Run, run_phase
-from flaxtl.train.setup import Setup, kept_manifest, manifest_of, prepare
+from flaxtl.train.setup import Setup, check_names, kept_manifest, manifest_of, prepare
 from flaxtl.train.table import group_table, layer_rows
 
 
@@ -50,7 +50,8 @@ def train(
         if rundir.summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
             say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
             return None
-    # 2. Which pictures: the manifest is made once and then belongs to the run.
+    # 2. Which pictures: the manifest is made once and then belongs to the run. They may be many, and take minutes.
+    check_names(config)
     manifest = kept_manifest(workdir) if resumes else manifest_of(config, workdir, console)
     # 3. Every setting of the recipe.
     setup = prepare(config, workdir, manifest)

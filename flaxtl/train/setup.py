@@ -97,13 +97,19 @@ def network(config: Any, classes: int) -> Network:
     return Network(model, tuple(classifier.layers(model, *size)), shapes, kept, cut)
 
 
+def check_names(config: Any) -> None:
+    """Refuse, before any picture is looked at, a network that is not in the catalog and words that are no choice."""
+    catalog.find(config.model.name)
+    for key, known in CHOICES.items():
+        if config.data[key] not in known:
+            raise unknown(f"data.{key}", config.data[key], known)
+
+
 def prepare(config: Any, workdir: Path, manifest: Manifest) -> Setup:
     """Check every setting of the recipe and put the parts together."""
+    check_names(config)
     net = network(config, len(manifest.classes))
     data = config.data
-    for key, known in CHOICES.items():
-        if data[key] not in known:
-            raise unknown(f"data.{key}", data[key], known)
     train = manifest.of_split("train")
     return Setup(
         config=config,
