@@ -64,7 +64,7 @@ def test_rates_fall_where_keras_lets_them_fall(whole, told, name):
             assert expected[-1] < rate
         else:
             assert all(group not in row["rates"] for row in found)
-    falls = small.texts(told).count(f"{name}: validation_accuracy has not got better for")
+    falls = small.texts(told).count(f"{name}: validation_accuracy has not got better since epoch")
     last = keras_rates([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
     assert falls == -np.log2(last)
 

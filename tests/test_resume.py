@@ -14,15 +14,15 @@ from place import HERE, Place
 
 from flaxtl.train.interruption import GRACE_SECONDS
 
-FINETUNE = "epochs=3, schedule='plateau', plateau_patience=1, metric='validation_accuracy', ema=0.9, layer_decay=0.8"
+FROZEN = "epochs=3, patience=2, metric='validation_accuracy', schedule='plateau', plateau_patience=1"
+FINETUNE = "epochs=2, schedule='cosine', ema=0.9, layer_decay=0.8"
 
 
 class Killed(Place):
     """Runs that end themselves at a moment of their own."""
 
     def __init__(self, folder):
-        frozen = "epochs=3, patience=2, metric='validation_accuracy'"
-        super().__init__(folder, frozen, FINETUNE)
+        super().__init__(folder, FROZEN, FINETUNE)
 
     def start(self, workdir, at=0, number="SIGKILL", every=0.0):
         return self.train(
@@ -57,7 +57,7 @@ def whole(place):
     code, said, moments = place.run(place.folder / "whole")
     assert code == 0, said
     found = outcome(place.folder / "whole")
-    assert found[0][-1]["rates"]["head"] < 1e-3  # a plateau was met
+    assert [row["rates"]["head"] for row in found[0][:3]] == [1e-2, 1e-2, 1e-3]  # a plateau was met
     return found, moments
 
 

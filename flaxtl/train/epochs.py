@@ -151,12 +151,12 @@ class Epochs:
 
     def _lowered(self, state: State, memory: Memory) -> State:
         """With lower rates, if the schedule is `plateau` and the metric has been there for long enough."""
-        phase, waited = self._phase, memory.epoch - memory.best_epoch
-        if not phase.lowers(waited):
+        phase = self._phase
+        if not phase.lowers(memory.epoch - memory.best_epoch):
             return state
         scale = float(state.scale) * phase.plateau_factor
         self._log.say(
-            f"{phase.name}: {phase.metric} has not got better for {waited} epochs; "
+            f"{phase.name}: {phase.metric} has not got better since epoch {memory.best_epoch}; "
             f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
         )
         return state._replace(scale=meshes.place(jnp.float32(scale), self._setup.mesh))
