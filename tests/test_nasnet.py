@@ -39,7 +39,7 @@ TAPS = (
 @pytest.mark.parametrize(
     ("name", "rest"),
     [
-        ("nasnet_mobile", ()),
+        pytest.param("nasnet_mobile", (), marks=pytest.mark.slow),  # half a minute, most of it compiling
         pytest.param("nasnet_mobile", ("normal_concat_5", "normal_concat_12"), marks=pytest.mark.slow),
         pytest.param("nasnet_large", ("normal_concat_7", "normal_concat_18"), marks=pytest.mark.slow),
     ],
