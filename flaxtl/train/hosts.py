@@ -141,8 +141,8 @@ def any_of(flag: bool) -> bool:
 def spread(array: Any, sharding: Sharding) -> jax.Array:
     """An array on all devices of all processes; each process gives the whole of it and sends what its own hold.
 
-    Of a jax array it is a copy; a numpy array may not be written to before the copy is ready, or with several processes
-    on CPU at all.
+    Of a jax array it is a copy, which may be given away. A numpy array may not be written to any more: on a CPU its
+    memory is shared where it lies as XLA wants it, whatever `may_alias` says.
 
     With several processes jax.device_put would first compare the array over all of them: milliseconds, where this
     takes microseconds.
