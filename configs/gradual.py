@@ -3,6 +3,7 @@
     flaxtl train --config=configs/gradual.py --config.data.source=folder:PATH --workdir=runs/gradual
 
 Each phase adds a block to what learns, lower ones at lower rates; a rate warms up, then falls to 0 over its phase.
+What is left out here has the default in flaxtl/recipe.py.
 For pictures unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
 """
 
@@ -13,12 +14,9 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.data = ConfigDict()
     c.data.source = "folder:pictures"  # pictures/CLASS/*.jpg, or pictures/{train,validation,test}/CLASS/*.jpg
-    c.data.height = c.data.width = 200
     c.data.resize = "crop"  # keeps the pictures' proportions
 
-    c.model = dict(name="vgg16", stop="")
-    c.weights = dict(path="imagenet")
-    c.head = dict(pooling="average_2x2", units=(128,), dropout=0.4)
+    c.model = dict(name="vgg16")
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
     c.groups = (

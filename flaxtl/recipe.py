@@ -117,7 +117,6 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError for a missing or broken file and for keys that do not exist; locked against new keys.
     """
     config = complete(_read(spec))
-    phases = tuple(config.phases)
     for override in overrides:
         if override.startswith("--config.optimizer.name="):  # the arguments were those of another optimizer
             with config.unlocked():
@@ -132,10 +131,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config = _override(config, overrides)
     _check_seed(config.seed)
     _some(config.phases)
-    with config.unlocked():
-        for left_out in set(phases) - set(config.phases):
-            del config[left_out]
-    return config
+    return pruned(config)
 
 
 def pruned(config: ConfigDict) -> ConfigDict:

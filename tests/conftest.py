@@ -17,9 +17,11 @@ os.environ["KERAS_HOME"] = _keras_home.name
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path_factory, monkeypatch):
     """No test finds weights or data in the user's caches, or leaves any there."""
-    caches = tmp_path_factory.mktemp("caches")
-    monkeypatch.setenv("FLAXTL_CACHE", str(caches / "flaxtl"))
-    monkeypatch.setenv("KERAS_HOME", str(caches / "keras"))
+    place = tmp_path_factory.getbasetemp()
+    with tempfile.TemporaryDirectory(prefix="caches-", dir=place, ignore_cleanup_errors=True) as caches:
+        monkeypatch.setenv("FLAXTL_CACHE", f"{caches}/flaxtl")
+        monkeypatch.setenv("KERAS_HOME", f"{caches}/keras")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from flaxtl.train.groups import Split
 from flaxtl.train.optim import by_groups
 from flaxtl.train.range_test import SMOOTHING, Curve, Point, Rates, followed, rising
 from flaxtl.train.steps import train_step
-from flaxtl.train.ways import Material
+from flaxtl.train.ways import Material, first_state
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -143,7 +143,7 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     transformation = by_groups(setup.config.optimizer, phase.split, scheduled)
     way = material.way(phase, parameters, transformation)
     step = train_step(way.task, way.data.sharding(setup.mesh))
-    state = range_test.first_state(setup, phase, parameters, transformation)
+    state = first_state(setup, phase, parameters, transformation)
     sums = [0.0]
     examples = way.data.training(setup.order(), first, first + 14, way.task.augmentation)
     for given, after in zip(examples, states, strict=True):

@@ -43,8 +43,7 @@ def check(origin: str, found: Sequence[Found], pairs: Sequence[Pair], allow: boo
 
 def check_labels(origin: str, found: Sequence[Found], pairs: Sequence[Pair], warn: Callable[[str], None]) -> None:
     """Warns of equal files that have different labels; arguments as of `check`."""
-    groups = duplicates.groups(len(found), [pair for pair in pairs if pair.exact])
-    torn = [group for group in groups if len({found[index].label for index in group}) > 1]
+    torn = across(found, [pair for pair in pairs if pair.exact], "label")
     if torn:
         warn(
             f"{len(torn)} picture(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
@@ -52,10 +51,10 @@ def check_labels(origin: str, found: Sequence[Found], pairs: Sequence[Pair], war
         )
 
 
-def across(found: Sequence[Found], pairs: Sequence[Pair]) -> list[list[int]]:
-    """The sets of like pictures, by index, that lie in more than one split."""
+def across(found: Sequence[Found], pairs: Sequence[Pair], differing: str = "split") -> list[list[int]]:
+    """The sets of like pictures, by index, that have more than one value of the field `differing`."""
     groups = duplicates.groups(len(found), pairs)
-    return [group for group in groups if len({found[index].split for index in group}) > 1]
+    return [group for group in groups if len({getattr(found[index], differing) for index in group}) > 1]
 
 
 def _named(origin: str, found: Sequence[Found], groups: Sequence[Sequence[int]], differing: str = "split") -> str:

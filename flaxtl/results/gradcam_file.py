@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,15 @@ from flaxtl.results.shape import Record, Shape, fault, is_count, is_text
 Heat = npt.NDArray[np.uint8]
 """A heat map, uint8 [rows, columns]: 255 where most speaks for the class, 0 where nothing does."""
 
+RESIZE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "filter": is_text}
+"""What is kept of how a run decodes pictures; all else of it is the same in every run."""
+
 SHAPE: Shape = Record(
     {
         "layer": is_text,
         "rows": is_count,
         "columns": is_count,
-        "resize": Record({"height": is_count, "width": is_count, "policy": is_text, "filter": is_text}),
+        "resize": Record(RESIZE),
         "maps": {...: {...: is_text}},
     }
 )
@@ -47,7 +50,8 @@ def write(workdir: Path, kept: Kept) -> None:
         path: {name: base64.b64encode(heat.tobytes()).decode("ascii") for name, heat in heats.items()}
         for path, heats in kept.maps.items()
     }
-    value = {"layer": kept.layer, "rows": kept.rows, "columns": kept.columns, "resize": asdict(kept.resize)}
+    resize = {name: getattr(kept.resize, name) for name in RESIZE}
+    value = {"layer": kept.layer, "rows": kept.rows, "columns": kept.columns, "resize": resize}
     write_text(file, json.dumps(value | {"maps": maps}, indent=1) + "\n")
 
 
@@ -61,8 +65,8 @@ def read(workdir: Path) -> Kept | None:
         maps = {
             path: {name: _heat(text, *size) for name, text in heats.items()} for path, heats in found["maps"].items()
         }
-        return Kept(found["layer"], *size, Resize(**found["resize"]), maps)
-    except (OSError, ValueError, RecursionError, TypeError, UserError):
+        return Kept(found["layer"], *size, Resize(**{name: found["resize"][name] for name in RESIZE}), maps)
+    except (OSError, ValueError, RecursionError, UserError):
         return None
 
 

@@ -24,7 +24,7 @@ from flaxtl.train.optim import Rate, by_groups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
 from flaxtl.train.steps import State
-from flaxtl.train.ways import Material
+from flaxtl.train.ways import Material, first_state
 
 SMOOTHING = 0.98
 """Weight of what came before in the moving average of the loss (fastai's AvgSmoothLoss)."""
@@ -102,15 +102,6 @@ def range_test(
     state = first_state(setup, phase, parameters, transformation)
     with closing(_losses(setup, way, state, rates.steps, advance)) as losses:
         return Curve(tuple(followed(grown.tolist(), losses)))
-
-
-def first_state(setup: Setup, phase: Phase, parameters: Flat, transformation: optax.GradientTransformation) -> State:
-    """The state before the phase's first step; copies, which the steps may overwrite."""
-    learning, statistics, _ = phase.split.part(parameters)
-    classes = len(setup.manifest.classes)
-    first = transformation.init(learning)
-    state = State.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
-    return meshes.place(state, setup.mesh)
 
 
 def _losses(

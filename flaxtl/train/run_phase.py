@@ -15,8 +15,7 @@ from flaxtl.train.log import Log
 from flaxtl.train.optim import optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
-from flaxtl.train.steps import State
-from flaxtl.train.ways import Material
+from flaxtl.train.ways import Material, first_state
 
 
 class Run(NamedTuple):
@@ -33,17 +32,14 @@ class Run(NamedTuple):
 def run_phase(run: Run, phase: Phase, parameters: Flat) -> Flat:
     """Train one phase, prove its freeze, keep the result. Returns the parameters after it."""
     started = time.monotonic()
-    learning, statistics, frozen = phase.split.part(parameters)
+    frozen = phase.split.part(parameters).frozen
     before = digest(frozen)
     transformation = optimizer(run.setup.config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
     leg = _leg(run, phase, parameters, transformation)
     featured = time.monotonic()
 
-    first = transformation.init(learning)
-    classes = len(run.setup.manifest.classes)
-    state = State.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
-    mesh = run.setup.mesh
-    fresh = Progress(meshes.place(state, mesh), meshes.place(learning | statistics, mesh), Memory(0, None, 0))
+    state = first_state(run.setup, phase, parameters, transformation)
+    fresh = Progress(state, meshes.place(state.moved, run.setup.mesh), Memory(0, None, 0))
     told = len(run.log.rows_of(phase.name))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
     earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])

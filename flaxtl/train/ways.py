@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import optax
 
+from flaxtl.train import mesh as meshes
 from flaxtl.train.advance import Way
 from flaxtl.train.average import Average
 from flaxtl.train.feature_feeds import MappedFeed
@@ -13,7 +14,15 @@ from flaxtl.train.feeds import Feed
 from flaxtl.train.groups import Flat
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import Setup
-from flaxtl.train.steps import Task
+from flaxtl.train.steps import State, Task
+
+
+def first_state(setup: Setup, phase: Phase, parameters: Flat, transformation: optax.GradientTransformation) -> State:
+    """The state before the phase's first step; copies, which the steps may overwrite."""
+    learning, statistics, _ = phase.split.part(parameters)
+    first, classes = transformation.init(learning), len(setup.manifest.classes)
+    state = State.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
+    return meshes.place(state, setup.mesh)
 
 
 class Material(NamedTuple):
