@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     c.data.resize = "crop"  # keeps the pictures' proportions
 
     c.model = dict(name="vgg16")
+    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
     c.groups = (
