@@ -323,5 +323,6 @@ def test_the_real_flowers(shared: Path) -> None:
     twins = {e.path: e.sha256 for e in made.examples if "15922772266_1167a06620" in e.path}
     assert len(twins) == 2  # one picture, under roses and under tulips
     assert len(set(twins.values())) == 1
-    (near,) = told
+    torn, near = told
     assert "train/daisy/10466290366_cc72e33532.jpg (train) = validation/daisy/10994032453_ac7f8d9e2e.jpg" in near
+    assert "train/roses/15922772266_1167a06620.jpg (roses) = train/tulips/15922772266_1167a06620.jpg (tulips)" in torn
