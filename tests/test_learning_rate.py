@@ -132,8 +132,9 @@ def test_a_mistake_is_told_and_nothing_is_written(place, tmp_path, capsys, more,
 
 def found(smoothed, shares=None):
     rates = Rates(1e-6, 1.0, len(smoothed))
-    curve = Curve(tuple(Point(*each) for each in zip(rates.all().tolist(), smoothed, smoothed, strict=True)))
-    return Found("finetune", rates, curve, shares or {"head": 1.0, TOP: 0.1}, suggestions(curve, len(smoothed)))
+    points = (Point(*each) for each in zip(rates.all().tolist(), smoothed, smoothed, strict=True))
+    curve = Curve(tuple(points), rates.unsettled)
+    return Found("finetune", rates, curve, shares or {"head": 1.0, TOP: 0.1}, suggestions(curve))
 
 
 FALLING = [*np.linspace(2, 1, 20), *np.linspace(1.1, 3, 10)]

@@ -14,11 +14,11 @@ RATES = Rates(1e-7, 1.0, 100).all()
 
 
 def curve(smoothed):
-    return Curve(tuple(Point(rate, value, value) for rate, value in zip(RATES, smoothed, strict=False)))
+    return Curve(tuple(Point(rate, value, value) for rate, value in zip(RATES, smoothed, strict=False)), 10)
 
 
 def rates(smoothed):
-    return {each.name: each.rate for each in suggestions(curve(smoothed), 100)}
+    return {each.name: each.rate for each in suggestions(curve(smoothed))}
 
 
 def valley(*, steep=55):

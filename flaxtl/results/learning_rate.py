@@ -56,12 +56,11 @@ class Found(NamedTuple):
     @property
     def remark(self) -> str:
         """One sentence on how far the curve may be believed; '' where it speaks for itself."""
-        lowest = min(self.curve.points, key=lambda point: point.smoothed)
         if self.proposed is None and self.curve.diverged:
             return "the loss ran away before it fell; a lower --lowest may show where it does"
         if self.proposed is None:
             return "the loss never fell; a higher --highest may show where it does"
-        if lowest is self.curve.points[-1]:
+        if min(self.curve.settled, key=lambda point: point.smoothed) is self.curve.points[-1]:
             return "the loss still falls at the highest rate; a higher --highest shows where it turns"
         return ""
 
@@ -91,7 +90,7 @@ def _test(start: PhaseStart, rates: Rates, console: Console) -> Found:
     own = phase.split.rates
     fastest = max(own.values())
     shares = {group if group in config[phase.name].lr else TOP: own[group] / fastest for group in own if own[group]}
-    return Found(phase.name, rates, curve, shares, rate_suggestions.suggestions(curve, rates.steps))
+    return Found(phase.name, rates, curve, shares, rate_suggestions.suggestions(curve))
 
 
 def _write(found: Found, folder: Path, start: PhaseStart) -> Path:

@@ -9,9 +9,6 @@ import numpy as np
 from flaxtl.results.formats import two_digits
 from flaxtl.train.range_test import Curve, Point
 
-UNSETTLED = 10
-"""One of so many steps at the start is passed over: the mean of a few batches says little (fastai's num_it // 10)."""
-
 FEWEST_POINTS = 5
 """Of a curve that can be read at all."""
 
@@ -24,9 +21,9 @@ class Suggestion(NamedTuple):
     reason: str
 
 
-def suggestions(curve: Curve, steps: int) -> tuple[Suggestion, ...]:
-    """What the rules make of the curve of a test of `steps`; the rate to be proposed first, none if no loss fell."""
-    settled = curve.points[steps // UNSETTLED :]
+def suggestions(curve: Curve) -> tuple[Suggestion, ...]:
+    """What the rules make of the curve; the rate to be proposed first, none if no loss fell."""
+    settled = curve.settled
     if curve.diverged:
         settled = settled[:-1]  # its loss may be no number
     if len(settled) < FEWEST_POINTS or min(settled, key=_smoothed) is settled[0]:

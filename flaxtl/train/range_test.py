@@ -34,6 +34,9 @@ DIVERGED = 4.0
 
 FEWEST_STEPS = 10
 
+UNSETTLED = 10
+"""One of so many steps at the start is passed over: the mean of a few batches says little (fastai's num_it // 10)."""
+
 BLOCK = 10
 """Steps whose losses are fetched from the device together: it is not made to wait after each of them."""
 
@@ -58,6 +61,11 @@ class Rates(NamedTuple):
         """Of every step, the first `lowest` and the last `highest`, [steps]."""
         return np.geomspace(self.lowest, self.highest, self.steps)
 
+    @property
+    def unsettled(self) -> int:
+        """How many of the first steps are passed over."""
+        return self.steps // UNSETTLED
+
 
 class Point(NamedTuple):
     """A step: its rate, the mean cross-entropy of its batch before it was made (nats), and this smoothed.
@@ -71,14 +79,24 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The steps up to the last one, or to that at which the loss had diverged, which is among them."""
+    """The steps up to the last one, or to that at which the loss had diverged, which is among them.
+
+    The first `unsettled` are shown, and nothing is concluded from them.
+    """
 
     points: tuple[Point, ...]
+    unsettled: int
+
+    @property
+    def settled(self) -> tuple[Point, ...]:
+        """The points that conclusions are drawn from."""
+        return self.points[self.unsettled :]
 
     @property
     def diverged(self) -> bool:
         """Whether the loss had run away before the highest rate was reached, or there."""
-        return _has_diverged(self.points[-1].smoothed, min(point.smoothed for point in self.points))
+        lowest = min((point.smoothed for point in self.settled), default=math.inf)
+        return _has_diverged(self.points[-1].smoothed, lowest)
 
 
 def rising(settings: Mapping[str, Any], split: Split, rates: npt.NDArray[np.float64]) -> optax.GradientTransformation:
@@ -101,7 +119,7 @@ def range_test(
     way = material.way(phase, parameters, transformation)
     state = first_state(setup, phase, parameters, transformation)
     with closing(_losses(setup, way, state, rates.steps, advance)) as losses:
-        return Curve(tuple(followed(grown.tolist(), losses)))
+        return Curve(tuple(followed(grown.tolist(), losses, rates.unsettled)), rates.unsettled)
 
 
 def _losses(
@@ -128,14 +146,18 @@ def _mean(totals: Totals) -> float:
     return float(totals.loss) / seen if seen else math.nan
 
 
-def followed(rates: Iterable[float], losses: Iterable[float]) -> Iterator[Point]:
-    """The points, to the one at which the smoothed loss is above DIVERGED times its lowest, or not finite."""
+def followed(rates: Iterable[float], losses: Iterable[float], unsettled: int) -> Iterator[Point]:
+    """The points, to the one at which the smoothed loss is above DIVERGED times its lowest, or not finite.
+
+    The first `unsettled` are not the lowest: where a network is good already, one batch has ten times another's loss.
+    """
     mean, weight, lowest = 0.0, 0.0, math.inf
-    for rate, loss in zip(rates, losses, strict=False):
+    for made, (rate, loss) in enumerate(zip(rates, losses, strict=False)):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         weight = SMOOTHING * weight + (1 - SMOOTHING)  # 1 - SMOOTHING**k after k steps
         point = Point(rate, loss, mean / weight)
-        lowest = min(lowest, point.smoothed)
+        if made >= unsettled:
+            lowest = min(lowest, point.smoothed)
         yield point
         if _has_diverged(point.smoothed, lowest):
             return
