@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from flaxtl import __version__
 from flaxtl.data.pipeline import SHARE
-from flaxtl.data.resident import Resident
+from flaxtl.data.resident import Resident, bits
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.trace import Layer
@@ -126,7 +126,7 @@ class Inputs:
             self._fill(files, cut, cuts.views, parameters, progress)
             if not self._fits(file, beside):
                 return MappedFeed(file, labels, self._mesh, count)
-            self._held[file.path] = hosts.spread(file.read(slice(None)), meshes.replicated(self._mesh))
+            self._held[file.path] = hosts.spread(bits(file.read(slice(None))), meshes.replicated(self._mesh))
         rows = hosts.spread(np.repeat(labels, count), meshes.replicated(self._mesh))
         data = Resident(self._held[file.path], rows)
         return ResidentFeed(data) if cuts.views.augmentation is None else ViewsFeed(data, count)

@@ -38,7 +38,7 @@ class Picked(NamedTuple):
 
     def inputs(self, seed: int, augmentation: Augmentation | None) -> jax.Array:
         """What the network is given; augmented here, inside the step."""
-        picked = self.data.inputs[self.indices]
+        picked = self.data.picked(self.indices)
         return picked if augmentation is None else augment(keys(seed, self.passes, self.indices), picked, augmentation)
 
     def answers(self) -> jax.Array:
