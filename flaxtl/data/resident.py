@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 
 class Resident(NamedTuple):
@@ -23,7 +24,7 @@ class Resident(NamedTuple):
         return jax.lax.bitcast_convert_type(found, jnp.bfloat16) if found.dtype == np.uint16 else found
 
 
-def bits(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """bfloat16 as the uint16 of the same bits, everything else as it is.
 
     XLA on a CPU has no bfloat16: in a loop of steps it makes float32 of the whole array again and again, a second for
