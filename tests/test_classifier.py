@@ -52,12 +52,12 @@ def test_the_cut_base_gives_the_head_what_the_whole_base_has_there(parameters, p
 @pytest.mark.parametrize("cut", ["start", "stop", "taps"])
 def test_layers_above_the_cut_base_are_not_part_of_the_network(parameters, pictures, cut):
     wanted = {cut: ("block3_pool",) if cut == "taps" else "block3_pool"}
-    with pytest.raises(UserError, match=r"'block3_pool' is not part of .* the base up to block1_pool"):
+    with pytest.raises(UserError, match=r"(?=.*'block3_pool')(?=.*\bblock1_pool\b)"):
         jax.eval_shape(lambda: forward(SMALL, parameters, pictures, **wanted))
 
 
 def test_a_misspelt_last_layer_is_suggested():
-    with pytest.raises(UserError, match=r"no layer 'block3_pol'; did you mean 'block3_pool'\?"):
+    with pytest.raises(UserError, match=r"'block3_pol'.*'block3_pool'"):
         classifier.shapes(Classifier(VGG16, HEAD, last="block3_pol"), 32, 32)
 
 
@@ -124,7 +124,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(parameters, pictur
 @pytest.mark.parametrize(("height", "width"), [(31, 32), (200, 16)])
 def test_pictures_too_small_for_the_network(height, width):
     for function in (classifier.layers, classifier.shapes):
-        with pytest.raises(UserError, match=f"pictures of {height}x{width} are too small for vgg16.*at least 32"):
+        with pytest.raises(UserError, match=rf"(?=.*\b{height}x{width}\b)(?=.*\bvgg16\b)(?=.*\b32\b)"):
             function(SMALL, height, width)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from flaxtl import cache
 from flaxtl.errors import UserError
-from flaxtl.weights.fetch import Located, locate
+from flaxtl.weights.fetch import locate
 
 CONTENT = b"weights" * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -54,6 +54,11 @@ def ask(tmp_path, monkeypatch):
     return ask
 
 
+def is_at(found, path, origin, trusted=False):
+    """Whether it is there and known to be the published one; `origin` is a pattern of where it came from."""
+    return (found.path, found.trusted) == (path, trusted) and bool(re.search(f"(?i){origin}", found.origin))
+
+
 def put(directory, content=CONTENT):
     directory.mkdir(parents=True)
     (directory / NAME).write_bytes(content)
@@ -70,30 +75,32 @@ def test_cache_directory(tmp_path, monkeypatch):
 def test_keras_cache_comes_first(tmp_path, ask):
     path = put(tmp_path / "keras/models")
     put(cache.directory("weights"))
-    assert ask() == Located(path, "Keras' cache", trusted=True)
+    assert is_at(ask(), path, "keras", trusted=True)
     assert ask.said == []
 
 
 def test_own_cache(ask):
     path = put(cache.directory("weights"))
-    assert ask() == Located(path, "flaxtl's cache", trusted=True)
+    assert is_at(ask(), path, "flaxtl.*cache", trusted=True)
     assert ask.said == []
 
 
 def test_another_file_of_that_name_is_passed_over(tmp_path, ask):
     wrong = put(tmp_path / "keras/models", b"another")
     right = put(cache.directory("weights"))
-    assert ask() == Located(right, "flaxtl's cache", trusted=True)
-    assert ask.said == [f"{wrong} is passed over: its md5 is not {MD5}, so it is another file or a half one."]
+    assert is_at(ask(), right, "flaxtl.*cache", trusted=True)
+    (line,) = ask.said
+    assert str(wrong) in line
+    assert re.search(rf"(?i)\bmd5\b.*\b{MD5}\b", line)
 
 
 @pytest.mark.parametrize("hash", [MD5, SHA256])
 def test_download_once(ask, server, hash):
     path = cache.directory("weights") / NAME
     address = f"{server.url}/x.h5"
-    assert ask(url=address, hash=hash) == Located(path, f"downloaded from 127.0.0.1:{server.server_port}", trusted=True)
+    assert is_at(ask(url=address, hash=hash), path, rf"\b127\.0\.0\.1:{server.server_port}\b", trusted=True)
     assert path.read_bytes() == CONTENT
-    assert ask(url=address, hash=hash) == Located(path, "flaxtl's cache", trusted=True)
+    assert is_at(ask(url=address, hash=hash), path, "flaxtl.*cache", trusted=True)
     assert server.asked == ["/x.h5"]
     assert list(cache.directory("weights").iterdir()) == [path]
 
@@ -102,16 +109,17 @@ def test_a_file_without_a_published_hash_is_not_checked(tmp_path, ask, server):
     address = f"{server.url}/x.h5"
     downloaded = ask(url=address, hash="")
     assert downloaded.path.read_bytes() == CONTENT
-    assert ask.said[0].endswith(" No hash of this file is published, so what arrives is not checked.")
-    assert ask(url=address, hash="") == Located(downloaded.path, "flaxtl's cache")
+    assert address in ask.said[0]
+    assert re.search(r"(?i)\b(hash|checksum)", ask.said[0].replace(str(tmp_path), ""))
+    assert is_at(ask(url=address, hash=""), downloaded.path, "flaxtl.*cache")
     any_content = put(tmp_path / "keras/models", b"another")
-    assert ask(url=address, hash="") == Located(any_content, "Keras' cache")
+    assert is_at(ask(url=address, hash=""), any_content, "keras")
     assert len(ask.said) == 1
 
 
 @pytest.mark.parametrize("page", ["gone.h5", "half.h5"])
 def test_a_failed_download_without_a_hash_leaves_nothing(ask, server, page):
-    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded"):
+    with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*{re.escape(server.url)}/{page}\b)"):
         ask(url=f"{server.url}/{page}", hash="")
     assert list(cache.directory("weights").iterdir()) == []
 
@@ -125,27 +133,21 @@ def test_a_damaged_cached_file_is_replaced(ask, server):
 @pytest.mark.parametrize(
     ("page", "hash", "reason"),
     [
-        ("gone.h5", MD5, "answered with HTTP status 404"),
-        ("x.h5", "0" * 32, "what arrived has another hash than the published one"),
-        ("x.h5", "0" * 64, "what arrived has another hash than the published one"),
-        (
-            "half.h5",
-            MD5,
-            "the connection to .* failed|another hash",
-        ),  # requests before 2.32 does not notice the missing half
+        ("gone.h5", MD5, r"(?<!:)\b404\b"),
+        ("x.h5", "0" * 32, r"(?i)\b(hash|checksum)"),
+        ("x.h5", "0" * 64, r"(?i)\b(hash|checksum)"),
+        # requests before 2.32 does not notice the missing half
+        ("half.h5", MD5, r"(?i)\b(connection|hash|checksum)"),
     ],
 )
 def test_failed_download_leaves_nothing_and_falls_back(tmp_path, ask, server, page, hash, reason):
     builtin = tmp_path / "builtin.safetensors"
-    assert ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin) == Located(
-        builtin, "built into flaxtl", trusted=True
-    )
+    assert is_at(ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin), builtin, r"\bbuilt", trusted=True)
     assert len(ask.said) == 2
-    assert ask.said[1].startswith("The download failed: ")
-    assert ask.said[1].endswith(" The weights built into flaxtl, builtin.safetensors, are used in their place.")
+    assert "builtin.safetensors" in ask.said[1]
     assert re.search(reason, ask.said[1])
     assert list(cache.directory("weights").iterdir()) == []
-    with pytest.raises(UserError, match=r"--config.weights.path=FILE"):
+    with pytest.raises(UserError, match=r"--config\.weights\.path="):
         ask(url=f"{server.url}/{page}", hash=hash)
 
 
@@ -154,29 +156,29 @@ def test_refused_connection(tmp_path, ask, server):
     server.shutdown()
     server.server_close()
     ask(url=closed, builtin=tmp_path / "builtin.safetensors")
-    assert f"the connection to 127.0.0.1:{server.server_port} failed." in ask.said[1]
-    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded: the connection to"):
+    assert re.search(rf"(?i)(?=.*\bconnect)(?=.*\b127\.0\.0\.1:{server.server_port}\b)", ask.said[1])
+    with pytest.raises(UserError, match=rf"(?i)(?=.*\b{re.escape(NAME)})(?=.*\bconnect)"):
         ask(url=closed)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, ask, server, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"tiny_notop\.h5 could not be downloaded: .*Not a directory.*; get http"):
+    with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*Not a directory)(?=.*{server.url}/x\.h5)"):
         ask(url=f"{server.url}/x.h5")
 
 
 def test_builtin(tmp_path, ask):
-    assert ask("builtin", builtin=tmp_path / "b") == Located(tmp_path / "b", "built into flaxtl", trusted=True)
-    with pytest.raises(UserError, match=r"no weights for tiny_notop\.h5 ship with flaxtl"):
+    assert is_at(ask("builtin", builtin=tmp_path / "b"), tmp_path / "b", r"\bbuilt", trusted=True)
+    with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*--config\.weights\.path=imagenet\b)"):
         ask("builtin")
     assert ask.said == []
 
 
 def test_path(tmp_path, ask, monkeypatch):
     (tmp_path / "mine.h5").touch()
-    assert ask(str(tmp_path / "mine.h5")) == Located(tmp_path / "mine.h5", "given path")
+    assert is_at(ask(str(tmp_path / "mine.h5")), tmp_path / "mine.h5", r"\bpath\b")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ask("~/mine.h5").path == tmp_path / "mine.h5"
-    with pytest.raises(UserError, match="no weight file 'imagnet'"):
+    with pytest.raises(UserError, match="'imagnet'"):
         ask("imagnet")

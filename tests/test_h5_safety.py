@@ -48,7 +48,7 @@ def test_soft_link(path, where):
     with h5py.File(path, "w") as file:
         file["real"] = VALUES
         file[where] = h5py.SoftLink("/real")
-    refusal(path, where, "soft or external link")
+    refusal(path, where, r"(?i)\blinks?\b")
 
 
 def test_link_to_another_file(path, tmp_path):
@@ -56,14 +56,14 @@ def test_link_to_another_file(path, tmp_path):
         file["group/real"] = VALUES
     with h5py.File(path, "w") as file:
         file["a"] = h5py.ExternalLink("secret.h5", "/group")
-    refusal(path, "a/real", "soft or external link")
+    refusal(path, "a/real", r"(?i)\blinks?\b")
 
 
 def test_external_storage(path, tmp_path):
     VALUES.tofile(tmp_path / "secret.bin")
     with h5py.File(path, "w") as file:
         file.create_dataset("a", (6,), "f4", external=[(tmp_path / "secret.bin", 0, 24)])
-    refusal(path, "a", "from another file")
+    refusal(path, "a", r"(?i)\b(another|other|different) file\b")
 
 
 def test_virtual_dataset(path, tmp_path):
@@ -73,7 +73,7 @@ def test_virtual_dataset(path, tmp_path):
     layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "real", (6,))
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("a", layout)
-    refusal(path, "a", "from another file")
+    refusal(path, "a", r"(?i)\b(another|other|different) file\b")
 
 
 @pytest.mark.parametrize("shape", [(2**20,), (2**40,)])
@@ -84,7 +84,7 @@ def test_declared_but_not_stored(path, shape):
     stored = 4 * 2**18
     assert (4 * shape[0] > 1000 * stored) == (shape == (2**40,))
     if shape == (2**40,):
-        refusal(path, "a", "declares 4,398,046,511,104 bytes")
+        refusal(path, "a", r"\b4,398,046,511,104\b")
     else:
         with opened(path, path) as file:
             assert file.array(file.root, "a").values.shape == shape
@@ -93,7 +93,7 @@ def test_declared_but_not_stored(path, shape):
 def test_compressed_zeros(path):
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=np.zeros(2**22, np.float32), compression="gzip", chunks=(2**22,))
-    refusal(path, "a", "declares 16,777,216 bytes")
+    refusal(path, "a", r"\b16,777,216\b")
 
 
 def test_one_array_under_many_names(path, monkeypatch):
@@ -104,7 +104,7 @@ def test_one_array_under_many_names(path, monkeypatch):
     with opened(path, path) as file:
         for name in "abc":
             file.array(file.root, name)
-        with pytest.raises(UserError, match="far more than it can hold"):
+        with pytest.raises(UserError, match=rf"/d\b.*\b{VALUES.nbytes} bytes\b"):
             file.array(file.root, "d")
 
 
@@ -116,13 +116,13 @@ def test_one_array_under_many_names(path, monkeypatch):
 def test_what_is_not_numbers(path, content):
     with h5py.File(path, "w") as file:
         file["a"] = content
-    refusal(path, "a", "not an array of numbers")
+    refusal(path, "a", r"(?i)\b(numbers|numeric)\b")
 
 
 def test_kinds_are_not_mixed_up(path):
     with h5py.File(path, "w") as file:
         file["group/array"] = VALUES
-    refusal(path, "group", "not an array")
-    refusal(path, "group/array/deeper", "not a group")
-    with opened(path, path) as file, pytest.raises(UserError, match="not a group"):
+    refusal(path, "group", r"(?i)'group'.*\barray\b")
+    refusal(path, "group/array/deeper", r"'/group/array'.*\bgroup\b")
+    with opened(path, path) as file, pytest.raises(UserError, match=r"'group/array'.*\bgroup\b"):
         file.group(file.root, "group/array")

@@ -3,7 +3,9 @@
 What the processes run are the few lines of `PROGRAM` and a test's own; they talk over CPU collectives.
 """
 
+import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,7 +58,10 @@ def kill(victim, at):
     return lambda step: os.kill(os.getpid(), signal.SIGKILL) if (number, step) == (victim, at) else None
 """
 
-LOST_WORDS = "lost the connection to another, which has ended or cannot be reached; start the same command again"
+
+def lost(number, processes):
+    """What such a process says at its end: which of how many it is."""
+    return rf"flaxtl: .*\bprocess {number}\b.*\b{processes}\b"
 
 
 class Ended(NamedTuple):
@@ -103,21 +108,21 @@ def run(program, processes=2, environment=lambda number: {}):
 
 
 @pytest.mark.parametrize(
-    ("flags", "from_cluster", "sentence"),
+    ("flags", "from_cluster", "facts"),
     [
-        (("host:1", 2, None), False, "--coordinator and --processes alone do not .* add --process$"),
-        ((None, None, 1), False, "--process alone do not make .* add --coordinator, --processes$"),
-        (("host:1", 2, 2), False, "--process=2 is out of range; 2 processes are numbered 0 to 1$"),
-        (("host:1", 2, -1), False, "--process=-1 is out of range"),
-        (("host:1", 0, 0), False, "--processes=0 is no number of processes"),
-        (("host", 2, 1), False, "--coordinator=host is no address; give HOST:PORT"),
-        (("host:99999", 2, 1), False, "--coordinator=host:99999 is no address"),
-        ((None, 2, None), True, "--distributed finds the cluster by itself; leave out --processes"),
-        ((None, None, None), True, "found no cluster in the environment .* start by srun"),
+        (("host:1", 2, None), False, r"(?=.*--coordinator\b)(?=.*--processes\b)(?=.*--process\b)"),
+        ((None, None, 1), False, r"(?=.*--coordinator\b)(?=.*--processes\b)(?=.*--process\b)"),
+        (("host:1", 2, 2), False, r"--process=2\b.*\b0\b.*\b1\b"),
+        (("host:1", 2, -1), False, r"--process=-1\b.*\b0\b.*\b1\b"),
+        (("host:1", 0, 0), False, r"--processes=0\b"),
+        (("host", 2, 1), False, r"--coordinator=host\b.*HOST:PORT"),
+        (("host:99999", 2, 1), False, r"--coordinator=host:99999\b.*HOST:PORT"),
+        ((None, 2, None), True, r"(?=.*--distributed\b)(?=.*--processes\b)"),
+        ((None, None, None), True, r"(?i)(?=.*\bcluster\b)(?=.*\bsrun\b)"),
     ],
 )
-def test_flags_that_make_no_run_are_told(flags, from_cluster, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_flags_that_make_no_run_are_told(flags, from_cluster, facts):
+    with pytest.raises(UserError, match=facts):
         hosts.join(*flags, from_cluster=from_cluster)
 
 
@@ -125,9 +130,9 @@ def test_a_port_that_is_taken_and_a_coordinator_that_is_absent_are_told():
     """jax would end the whole process over either."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=f"process 0 cannot listen on port {port} .* choose another"):
+        with pytest.raises(UserError, match=rf"(?=.*\b{port}\b)(?=.*{os.strerror(errno.EADDRINUSE)})"):
             hosts.join(f"127.0.0.1:{port}", 2, 0, from_cluster=False)
-    with pytest.raises(UserError, match=f"process 0 does not answer at 127.0.0.1:{port} after 0 s"):
+    with pytest.raises(UserError, match=rf"(?=.*\b127\.0\.0\.1:{port}\b)(?=.*\b0 s)"):
         hosts.join(f"127.0.0.1:{port}", 2, 1, from_cluster=False, seconds=0)
 
 
@@ -185,7 +190,8 @@ def test_two_processes_of_slurm_agree():
     assert (first.code, second.code) == (0, 0), first.output + second.output
     steps = []
     for ended in (first, second):
-        assert "the manifest of process 1 differs from that of process 0; give all of them the same\n" in ended.output
+        (differing,) = (line for line in ended.output.splitlines() if "the manifest" in line)
+        assert set(re.findall(r"\d+", differing)) == {"0", "1"}
         steps.append(int(ended.output.split("stopped before step ")[1]))
     assert steps[0] == steps[1]
     assert 5 < steps[0] < 100  # jax looks once a second whether there was a signal: 20 steps or so
@@ -205,8 +211,8 @@ def test_a_killed_process_ends_the_others(processes, victim):
     for number, other in enumerate(ended):
         if number != victim:
             assert other.code == hosts.LOST, other.output
-            assert other.output.splitlines()[-1].startswith(f"flaxtl: process {number} of {processes} {LOST_WORDS}")
-            assert other.output.count(LOST_WORDS) == 1
+            assert re.match(lost(number, processes), other.output.splitlines()[-1])
+            assert other.output.count("flaxtl: ") == 1
             assert other.seconds < 40
 
 
@@ -229,7 +235,7 @@ time.sleep(60)
         rest = first.communicate(timeout=60)[0]
         assert time.monotonic() - began < 3 * HEARTBEAT
         assert first.returncode == hosts.LOST
-        assert LOST_WORDS in rest.splitlines()[-1]
+        assert re.search(lost(0, 2), rest.splitlines()[-1])
         second.kill()
 
 
@@ -249,7 +255,7 @@ except UserError as error:
 """
     first, second = run(program)
     assert (first.code, second.code) == (hosts.LOST, 2)
-    assert LOST_WORDS in first.output
+    assert re.search(lost(0, 2), first.output)
     assert second.output.endswith("mine\n")
 
 
@@ -267,7 +273,7 @@ def test_an_error_of_all_processes_is_told_by_each():
 def test_processes_that_do_not_come_are_not_waited_for():
     (ended,) = run("hosts.join(f'127.0.0.1:{port}', 2, 0, from_cluster=False, seconds=3)", processes=1)
     assert ended.code == hosts.LOST
-    assert ended.output.endswith("not all processes of this run met within 3 s; start every one with the same flags\n")
+    assert re.match(r"flaxtl: .*\b3 s", ended.output.splitlines()[-1])
 
 
 def launch(folder, stand_in, *arguments, **options):

@@ -85,7 +85,7 @@ def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.M
 
 
 def faulty(root: Path) -> dict[str, str]:
-    """Makes one faulty folder for every sentence, by its name."""
+    """Makes one faulty folder for every sentence; its name, and a pattern of the facts that are told."""
     (root / "empty").mkdir()
     for case in ("bare", "nested", "loose", "extra", "twice", "hollow", "unlabelled"):
         split = case in ("extra", "twice", "hollow", "unlabelled")
@@ -100,22 +100,22 @@ def faulty(root: Path) -> dict[str, str]:
     (root / "hollow" / "train" / "c").mkdir()
     fill(root / "unlabelled" / "test", 2)
     return {
-        "empty": "empty holds no class folders; put",
-        "bare": r"class folder .*bare/c holds no pictures \(.*\.jpg.*\); fill or remove",
-        "nested": "nested/a/inner is a folder within a class",
-        "loose": r"loose holds 2 picture\(s\) outside the class folders, such as 0000.jpg; move",
-        "extra": "holds splits and also 'tset', which is none of train, validation, test",
-        "twice": "holds both 'val' and 'validation' for validation; join them",
-        "hollow": "class folder .*hollow/train/c holds no pictures",
-        "unlabelled": r"unlabelled/test holds 2 picture\(s\) outside the class folders",
+        "empty": r"(?i)(?=.*/empty\b)(?=.*\bclass)",
+        "bare": r"(?=.*/bare/c\b)(?=.*\.jpg\b)",
+        "nested": r"/nested/a/inner\b",
+        "loose": r"(?=.*/loose\b)(?=.* 2 )(?=.*\b0000\.jpg\b)",
+        "extra": r"(?=.*/extra\b)(?=.*'tset')(?=.*\btrain\b)(?=.*\bvalidation\b)(?=.*\btest\b)",
+        "twice": r"(?=.*/twice\b)(?=.*'val')(?=.*'validation')",
+        "hollow": r"(?=.*/hollow/train/c\b)(?=.*\.jpg\b)",
+        "unlabelled": r"(?=.*/unlabelled/test\b)(?=.* 2 )(?=.*\b0000\.jpg\b)",
     }
 
 
 def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
-    for case, sentence in faulty(tmp_path).items():
+    for case, facts in faulty(tmp_path).items():
         with pytest.raises(UserError) as caught:
             of_folder(tmp_path / case)
-        assert re.search(sentence, str(caught.value)), (case, str(caught.value))
+        assert re.search(facts, str(caught.value)), (case, str(caught.value))
         assert "\n" not in str(caught.value)
         assert survey(tmp_path / case).complaints[0] == str(caught.value)
 
@@ -127,20 +127,19 @@ def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None
     (tmp_path / "c").mkdir()
     fill(tmp_path, 2)
     found = survey(tmp_path)
-    assert [text.split(" ", 1)[1][:24] for text in found.complaints] == [
-        "holds 2 picture(s) outsi",
-        "is a folder within a cla",
-        f"class folder {tmp_path.resolve()}/c"[:24],
-    ]
+    root = re.escape(str(tmp_path.resolve()))
+    facts = (rf"(?=.*{root})(?=.* 2 )(?=.*\b0000\.jpg\b)", rf"{root}/a/inner\b", rf"(?=.*{root}/c\b)(?=.*\.jpg\b)")
+    assert len(found.complaints) == 3
+    assert all(map(re.search, facts, found.complaints)), found.complaints
     assert len(found.listing.found) == 6
 
 
 @pytest.mark.parametrize("look", [of_folder, survey])
 def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"there is no folder .*missing; check the path"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "missing"))):
         look(tmp_path / "missing")
-    with pytest.raises(UserError, match=r"is a file, not a folder.*write csv:.* or archive:"):
+    with pytest.raises(UserError, match=r"(?=.*\bcsv:[^ ]*/file\b)(?=.*\barchive:[^ ]*/file\b)"):
         look(tmp_path / "file")
 
 
@@ -148,7 +147,7 @@ def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
 def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
     (two / "dogs").chmod(0)
     try:
-        with pytest.raises(UserError, match=r"cannot read the folder .*dogs: Permission denied; correct"):
+        with pytest.raises(UserError, match=r"(?=.*/dogs\b)(?=.*Permission denied)"):
             of_folder(two)
         assert len(survey(two).listing.found) == 20
     finally:
@@ -162,7 +161,7 @@ def test_links_in_circles_end(two: Path) -> None:
     (two / "cats" / "gone.jpg").symlink_to(two / "nowhere.jpg")
     found = survey(two)
     assert len(found.complaints) == 1
-    assert "cats/round is a folder within a class" in found.complaints[0]
+    assert re.search(r"/cats/round\b", found.complaints[0])
     assert two.resolve() / "cats" / "gone.jpg" in {each.path for each in found.listing.found}
     assert len(found.listing.found) == 32
 
@@ -179,20 +178,22 @@ def test_what_training_needs() -> None:
 
     assert shortcomings(listed(("a", None), ("b", None))) == ()
     assert shortcomings(listed()) == ()
-    assert shortcomings(listed(("a", None))) == ("/x holds only one class, 'a'; a classifier needs two or more",)
+    (single,) = shortcomings(listed(("a", None)))
+    assert re.search(r"(?=.*/x\b)(?=.*'a')", single)
     train, validation = (("a", "train"), ("b", "train")), (("a", "validation"), ("b", "validation"))
     assert shortcomings(listed(*train, *validation)) == ()
     assert shortcomings(listed(*train)) == ()
     (absent,) = shortcomings(listed(*validation))
-    assert absent.startswith("/x holds validation but no train pictures; move a part of the pictures there")
+    assert re.search(r"(?=.*/x\b)(?=.*\bvalidation\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", absent)
     (missing,) = shortcomings(listed(*train, *validation, ("c", "validation")))
-    assert missing.startswith("the train pictures of /x lack the class(es) c of the other splits")
+    assert re.search(r"(?=.*\btrain\b)(?=.*/x\b)(?=.*\bc\b)", missing)
+    assert not re.search(r"\bvalidation\b|\b[ab]\b", missing)
 
 
 def test_a_survey_tells_what_training_needs_as_well(tmp_path: Path) -> None:
     fill(tmp_path / "test" / "a", 3)
     fill(tmp_path / "test" / "b", 3)
     assert of_folder(tmp_path).splits == ("test",)
-    assert "holds test but no train" in survey(tmp_path).complaints[0]
+    assert re.search(r"(?=.*\btest\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", survey(tmp_path).complaints[0])
     shutil.rmtree(tmp_path / "test" / "b")
-    assert "only one class, 'a'" in survey(tmp_path).complaints[0]
+    assert "'a'" in survey(tmp_path).complaints[0]

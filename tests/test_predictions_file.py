@@ -5,7 +5,8 @@ from flaxtl.errors import UserError
 from flaxtl.results import predictions_file
 from flaxtl.results.predictions_file import Predictions
 
-HEADER = "path,split,label,prediction,confidence,cat,dog\n"
+COLUMNS = "path,split,label,prediction,confidence"
+HEADER = f"{COLUMNS},cat,dog\n"
 
 
 @pytest.fixture
@@ -66,25 +67,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, predictions):
 
 
 def test_fields_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match="2 paths do not go with"):
+    with pytest.raises(ValueError, match=r"\b2 paths\b"):
         Predictions(("a", "b"), ("test", "test"), np.array([0]), np.ones((2, 1), np.float32), ("c",))
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
-    with pytest.raises(UserError, match=r"no predictions at .*gone\.csv; start the same flaxtl train again"):
+    with pytest.raises(UserError, match=r"(?=.*/gone\.csv\b)(?=.*\bflaxtl train\b)"):
         predictions_file.read(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "first line must begin with path,split"),
-        (b"name,age\nbob,3\n", "first line must begin with path,split"),
-        (HEADER[:-9].encode() + b"\n", "name the classes"),
-        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3\n", "line 2 has 6 columns, the header 7"),
-        (HEADER.encode() + b"x,test,cow,dog,0.7,0.3,0.7\n", "line 2 is labelled 'cow'"),
-        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3,much\n", "line 2 has a probability that is not a number"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "is not a predictions file"),
+        (b"", COLUMNS),
+        (b"name,age\nbob,3\n", COLUMNS),
+        (HEADER[:-9].encode() + b"\n", rf"(?i){COLUMNS}.*\bclass"),
+        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3\n", r"\bline 2\b.*\b6\b.*\b7\b"),
+        (HEADER.encode() + b"x,test,cow,dog,0.7,0.3,0.7\n", r"\bline 2\b.*'cow'"),
+        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3,much\n", r"(?i)\bline 2\b.*\bprobability\b"),
+        (b"\x89PNG\r\n\x1a\n\0\0", COLUMNS),
     ],
 )
 def test_a_foreign_file_is_named_with_the_reason(tmp_path, content, reason):

@@ -45,7 +45,7 @@ def test_checkpoints_without_their_recipe_are_not_overwritten(workdir):
     (workdir / "checkpoints" / "phases" / "0").mkdir(parents=True)
     assert rundir.is_run(workdir)
     (workdir / "config.json").unlink()
-    with pytest.raises(UserError, match=r"no config\.json; choose another --workdir"):
+    with pytest.raises(UserError, match=r"(?i)(?=.*\bcheckpoints?\b)(?=.*\bconfig\.json\b)(?=.*--workdir\b)"):
         rundir.is_run(workdir)
 
 
@@ -53,8 +53,8 @@ def test_the_same_recipe_may_go_on_and_another_may_not(workdir):
     whole = recipe.to_json(recipe.from_json(CONFIG))  # the run was begun without settings that have a default now
     rundir.check_recipe(workdir, whole)
     other = whole | {"seed": 4, "frozen": whole["frozen"] | {"lr": {"head": 0.1}}, "new": 1}
-    told = re.escape("(seed: 3 -> 4; frozen.lr.head: 0.001 -> 0.1; new: (absent) -> 1)")
-    with pytest.raises(UserError, match=told):
+    changes = r"[(:] ?seed: 3 \S+ 4; frozen\.lr\.head: 0\.001 \S+ 0\.1; new: [^;]* 1\b(?!; \S+: )"
+    with pytest.raises(UserError, match=changes):
         rundir.check_recipe(workdir, other)
 
 
@@ -73,13 +73,13 @@ def test_notes_are_added_up(workdir):
 
 def test_a_folder_that_is_no_run(tmp_path):
     assert rundir.summary(tmp_path) == {}
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} is no run directory")):
+    with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(tmp_path))})(?=.*\bconfig\.json\b)(?=.*--workdir\b)"):
         rundir.config_of(tmp_path)
 
 
 def test_damaged_json_is_named(workdir):
     (workdir / "config.json").write_text("{")
-    with pytest.raises(UserError, match=re.escape(f"{workdir / 'config.json'} cannot be read as JSON")):
+    with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(workdir / 'config.json'))})(?=.*\bJSON\b)"):
         rundir.config_of(workdir)
 
 
@@ -87,7 +87,7 @@ def test_damaged_json_is_named(workdir):
 def test_json_that_is_no_object_is_told(workdir, text):
     for name, read in (("config.json", rundir.config_of), ("summary.json", rundir.summary)):
         (workdir / name).write_text(text)
-        with pytest.raises(UserError, match=re.escape(f"{workdir / name} cannot be read as JSON")):
+        with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(workdir / name))})(?=.*\bJSON\b)"):
             read(workdir)
 
 

@@ -1,6 +1,7 @@
 """One command at a time: why it failed, and that a signal reaches it once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,9 +29,11 @@ def test_the_last_sentence_of_this_attempt_is_the_reason(run, tmp_path):
     assert run("print('flaxtl: not a reason, for all went well')") is None
     assert run("import sys; print('flaxtl: first'); print('flaxtl: second\\nmore'); sys.exit(2)") == "second"
     log = tmp_path / "logs" / "a.log"
-    assert run("import sys; sys.exit(1)") == f"it ended with exit code 1; {log} holds what it said"
+    reason = run("import sys; sys.exit(1)")
+    assert str(log) in reason
+    assert re.findall(r"\d+", reason.replace(str(log), "")) == ["1"]
     code = "import os; os.kill(os.getpid(), 9)"
-    assert run(code) == f"it was killed by SIGKILL; {log} holds what it said"
+    assert re.search(rf"(?=.*\bSIGKILL\b)(?=.*{re.escape(str(log))})", run(code))
     assert log.read_text().splitlines()[:2] == ["flaxtl: not a reason, for all went well", "flaxtl: first"]
 
 

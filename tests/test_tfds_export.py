@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -129,7 +130,7 @@ def test_the_same_set_gives_the_same_names(tmp_path: Path) -> None:
 def test_a_class_that_leads_outside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "NAMES", ["tulips", "..", "roses"])
     name = made(tmp_path / "tfds", {"train": 3})
-    with pytest.raises(UserError, match="has a class whose name begins with a dot; export it yourself"):
+    with pytest.raises(UserError, match=r"'tiny_plants'.*(\bdot\b|'\.)"):
         export(name, tmp_path / "out", tmp_path / "tfds")
     assert not (tmp_path / "out").exists()
 
@@ -165,31 +166,33 @@ def fails(tmp_path: Path, name: str) -> str:
 
 
 def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
-    assert fails(tmp_path, "tf_flower") == "no TFDS set 'tf_flower'; did you mean 'tf_flowers'?"
-    assert "no TFDS set 'tf_flower'" in fails(tmp_path, "tf_flower:3.0.1")
-    assert "cannot open TFDS set 'tf_flowers/big'" in fails(tmp_path, "tf_flowers/big")
+    assert re.search("'tf_flower'.*'tf_flowers'", fails(tmp_path, "tf_flower"))
+    assert re.search("'tf_flower'.*'tf_flowers'", fails(tmp_path, "tf_flower:3.0.1"))
+    assert "'tf_flowers/big'" in fails(tmp_path, "tf_flowers/big")
 
 
 def test_other_sets_are_no_image_classification(tmp_path: Path) -> None:
-    assert "is no image classification" in fails(tmp_path, made(tmp_path / "tfds", {"train": 3}, keys=None))
+    error = fails(tmp_path, made(tmp_path / "tfds", {"train": 3}, keys=None))
+    assert re.search("(?i)'tiny_plants'.*image classification", error)
 
 
 def test_text_is_no_image_classification_and_is_not_downloaded(tmp_path: Path) -> None:
-    assert "is no image classification" in fails(tmp_path, "imdb_reviews")
+    assert re.search("(?i)'imdb_reviews'.*image classification", fails(tmp_path, "imdb_reviews"))
 
 
 def test_splits_of_other_names_are_listed(tmp_path: Path) -> None:
     name = made(tmp_path / "tfds", {"fold1": 3, "fold2": 3})
-    assert "has the splits fold1, fold2, none of them train, validation or test" in fails(tmp_path, name)
+    splits = ("fold1", "fold2", "train", "validation", "test")
+    assert re.search("".join(rf"(?=.*\b{split}\b)" for split in splits), fails(tmp_path, name))
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ConnectionError("Failed to connect\nmore"), "prepare TFDS set 'tf_flowers' (Failed to connect); check"),
-        (AssertionError("Manual directory does not exist."), "(Manual directory does not exist)"),
-        (TimeoutError(), "(TimeoutError)"),
-        (ModuleNotFoundError("No module", name="scipy"), "needs the module scipy; pip install scipy"),
+        (ConnectionError("Failed to connect\nmore"), r"Failed to connect\b(?!.*\bmore\b)"),
+        (AssertionError("Manual directory does not exist."), r"Manual directory does not exist\b(?!\.\W)"),
+        (TimeoutError(), r"\bTimeoutError\b"),
+        (ModuleNotFoundError("No module", name="scipy"), r"\bpip install scipy\b"),
     ],
 )
 def test_what_goes_wrong_on_the_way_is_one_sentence(
@@ -199,12 +202,14 @@ def test_what_goes_wrong_on_the_way_is_one_sentence(
         raise error
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    assert reason in fails(tmp_path, "tf_flowers")
+    error_text = fails(tmp_path, "tf_flowers")
+    assert "'tf_flowers'" in error_text
+    assert re.search(reason, error_text)
 
 
 def test_without_tensorflow_datasets_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert fails(tmp_path, "tf_flowers").endswith("pip install 'flaxtl[tfds]'")
+    assert "pip install 'flaxtl[tfds]'" in fails(tmp_path, "tf_flowers")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: data + b"123"])
@@ -212,4 +217,4 @@ def test_records_cut_off_are_noticed(tmp_path: Path, damage: Callable[[bytes], b
     name = made(tmp_path / "tfds", {"train": 3})
     (file,) = (tmp_path / "tfds").rglob("*.tfrecord*")
     file.write_bytes(damage(file.read_bytes()))
-    assert "is cut off; remove its folder" in fails(tmp_path, name)
+    assert file.name in fails(tmp_path, name)

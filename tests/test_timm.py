@@ -193,14 +193,14 @@ def test_every_layer_has_a_module(network):
 @pytest.mark.parametrize("network", ["resnet50", "efficientnetv2-b0", "mobilenet", "alexnet"])
 def test_other_networks_are_refused(network, tmp_path):
     save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "x")
-    with pytest.raises(UserError, match=f"--layout=timm does not fit {network}: PyTorch's libraries have another"):
+    with pytest.raises(UserError, match=rf"(?=.*--layout=timm\b)(?=.*\b{network}\b)"):
         convert(network, tmp_path / "x", tmp_path / "y", timm=True)
 
 
 def test_what_has_no_counterpart_is_listed(tmp_path):
     """vgg16_bn has batch norms, and with them other numbers."""
     save_file({"features.1.weight": np.zeros(64, np.float32)}, tmp_path / "x")
-    with pytest.raises(UserError, match=r"\+ features.1/kernel \(64,\), in the file features.1.weight"):
+    with pytest.raises(UserError, match=r"\+ features\.1/kernel \(64,\).*\bfeatures\.1\.weight\b"):
         convert("vgg16", tmp_path / "x", tmp_path / "y", timm=True)
 
 
@@ -208,5 +208,5 @@ def test_the_command_knows_the_layout(tmp_path):
     save_file({"a.weight": np.zeros(1, np.float32)}, tmp_path / "x")
     arguments = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
     options = cli.parser().parse_args(["convert", *arguments])
-    with pytest.raises(UserError, match="--layout=timm does not fit resnet50"):
+    with pytest.raises(UserError, match=r"(?=.*--layout=timm\b)(?=.*\bresnet50\b)"):
         cli.convert(options)

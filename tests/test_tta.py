@@ -1,6 +1,7 @@
 """Test-time augmentation: the views, their mean, what it gains, and the command."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -209,10 +210,7 @@ def test_gain_counts_pictures():
         "without": {"accuracy": 0.4, "loss": without.measures.loss},
         "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": measures.mcnemar(1, 3)},
     }
-    assert str(gain) == (
-        "test-time augmentation: 40.00 % -> 80.00 %, 3 of 5 pictures right that were wrong, "
-        "1 wrong that were right, p = 0.62"
-    )
+    assert re.findall(r"\d+(?:\.\d+)?", str(gain)) == ["40.00", "80.00", "3", "5", "1", "0.62"]
 
 
 @pytest.mark.parametrize("asked", ["1", "0", "-2", "2.5", "flips", "", "Flip", "²"])
@@ -220,15 +218,14 @@ def test_what_is_no_way_to_augment(asked, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--workdir=nowhere", f"--tta={asked}"])
     assert stop.value.code == 2
-    sentence = capsys.readouterr().err
-    assert sentence.startswith(f"flaxtl: --tta={asked} is no way to augment; give flip ")
-    assert "crops" in sentence
-    assert "a number of views from 2 up" in sentence
+    error = capsys.readouterr().err
+    assert f"--tta={asked} " in error
+    assert re.search(r"(?=.*\bflip\b)(?=.*\bcrops\b)(?=.*\b2\b)", error.replace(f"--tta={asked} ", ""))
 
 
 def test_a_recipe_without_augmentation_has_no_views(run):
     for none in (Augmentation(), Augmentation(mixup=0.4, fill="wrap")):
-        with pytest.raises(UserError, match="has none that changes single pictures; give --tta=flip or --tta=crops"):
+        with pytest.raises(UserError, match=r"(?=.*--tta=4\b)(?=.*--tta=flip\b)(?=.*--tta=crops\b)"):
             tta.find("4")(replace(run.setup, augmentation=none))
     for some in (Augmentation(erasing=0.5), Augmentation(hue=0.1), Augmentation(zoom=0.1)):
         assert tta.find("4")(replace(run.setup, augmentation=some)).total == 4
@@ -251,13 +248,14 @@ def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsy
     gain = found["gain"]
     assert gain["points"] == pytest.approx(100 * (found["accuracy"] - plain["accuracy"]))
     assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - found["errors"]
-    assert f"test-time augmentation: {100 * plain['accuracy']:.2f} % -> {100 * found['accuracy']:.2f} %" in told.err
-    assert "chosen by test pictures, it flatters" in told.err
+    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * found['accuracy']:.2f} ?%", told.err)
+    assert "--split=validation" in told.err
 
 
 def test_validation_pictures_may_choose(run):
     console = small.quiet()
     found = evaluate_run(run.setup.workdir, None, "validation", console, "2")
     assert found["tta"] == {"name": "2", "views": 2}
-    assert "test-time augmentation: " in small.texts(console)
-    assert "flatters" not in small.texts(console)
+    accuracies = [f"{100 * each['accuracy']:.2f}" for each in (found["without"], found)]
+    assert re.search(rf"\b{accuracies[0]} ?%.*\b{accuracies[1]} ?%", small.texts(console))
+    assert "--split=validation" not in small.texts(console)

@@ -107,7 +107,9 @@ def test_one_pass_serves_all_cuts_and_later_runs(prepared, parameters, tmp_path)
 
     data = looking(prepared, tmp_path)
     first = [given(data.views(cut, parameters, bar)) for cut in CUTS]
-    assert told == [("in 3 views up to block1_pool", 36)]
+    ((title, total),) = told
+    assert total == 36
+    assert re.search(r"\b3\b.*\bblock1_pool$", title)
     assert [batches[0][0].shape for batches in first] == [(4, 16, 16, 64), (4, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
     again = looking(prepared, tmp_path)
@@ -118,7 +120,7 @@ def test_other_views_have_a_file_of_their_own(prepared, parameters, tmp_path):
     looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, small.bar)
     looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, no_bar)
     for changes in {"n": 2}, {"seed": 6}, {"augmentation": Augmentation(rotation=21.0)}, {"dtype": prefix.VIEWS_DTYPE}:
-        with pytest.raises(AssertionError, match=r"computed: in \d views up to block1_pool"):
+        with pytest.raises(AssertionError, match=rf"computed: .*\b{changes.get('n', K)}\b.*\bblock1_pool"):
             looking(prepared, tmp_path, CUTS[:1], **changes).views(CUTS[0], parameters, no_bar)
 
 
@@ -161,7 +163,7 @@ def test_a_file_that_is_lost_meanwhile_is_told(prepared, parameters, tmp_path, l
     feed = looking(prepared, tmp_path).views(CUTS[1], parameters, small.bar)
     for file in tmp_path.iterdir():
         file.unlink()
-    with pytest.raises(UserError, match=r"the features in .*block2_pool-.*\.npy are gone or damaged; start"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/block2_pool-.*\.npy\b"):
         given(feed)
 
 
@@ -258,26 +260,24 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatc
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**5))
     bar, told = stopping_bar(99)
-    sentence = (
-        r"still need \d\.\d MB in .*, where 0\.1 MB are free; make room, or choose another features\.directory or fewer"
-    )
-    with pytest.raises(UserError, match=sentence):
+    facts = rf"(?=.*\b[1-9]\.\d MB)(?=.*{re.escape(str(tmp_path))})(?=.*\b0\.1 MB)"
+    with pytest.raises(UserError, match=facts):
         looking(prepared, tmp_path).views(CUTS[0], parameters, bar)
     assert told == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "facts"),
     [
-        ({"features": {"views": -1}}, "features.views is -1; give 0 for fresh augmentation"),
+        ({"features": {"views": -1}}, r"\.views\b.*-1\b"),
         (
             {"features": {"views": 4}, "augmentation": {"cutmix": 1.0}},
-            "augmentation.cutmix mixes two anew in every step; set features.views=0 or augmentation.cutmix=0",
+            r"(?=.*\baugmentation\.cutmix\b)(?=.*\.views\b)",
         ),
     ],
 )
-def test_settings_that_cannot_be_kept(folder, tmp_path, changes, sentence):
-    with pytest.raises(UserError, match=re.escape(sentence)):
+def test_settings_that_cannot_be_kept(folder, tmp_path, changes, facts):
+    with pytest.raises(UserError, match=facts):
         small.setup(folder, tmp_path, **changes)
 
 
@@ -316,8 +316,10 @@ def test_as_many_views_as_passes_are_fresh_augmentation(monkeypatch, folder, tmp
         epochs, said = train(folder, tmp_path / "views", phases=phases, features={"views": passes})
     compare(epochs, fresh, rel=1e-5)  # the sums of another program, through 12 steps at most; here all bits are equal
     for phase in phases:
-        assert f"{phase}: {passes} views of each picture stand for fresh augmentation\n" in said
-    assert said.count("up to") == 2  # once for these, once for the clean validation pictures
+        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", said, re.MULTILINE)
+        assert not re.search(r"\bfile\b", line)
+    # once for these, once for the clean validation pictures
+    assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", said, re.MULTILINE)) == 2
     if "finetune" in phases:
         epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, features={"views": passes})
         compare(epochs, fresh, rel=2e-3)  # 8 bits of each feature, rounded up and down alike
@@ -333,5 +335,5 @@ def test_a_run_from_a_file_is_that_from_the_device(monkeypatch, folder, tmp_path
     monkeypatch.setattr(meshes, "memory", lambda mesh: (1000, "a small device's memory"))
     mapped, said = train(folder, tmp_path / "mapped", **settings)
     compare(mapped, held, rel=1e-5)
-    assert "finetune: 2 views of each picture stand for fresh augmentation, read from a file batch by batch\n" in said
+    assert re.search(r"^.*\bfinetune\b.*\b2 views\b.*\bfile\b", said, re.MULTILINE)
     assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
