@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import stat
 import tarfile
 import tracemalloc
@@ -22,6 +23,9 @@ FILES = {
     "set/b/3.jpg": bytes(700),
     "set/LICENSE.txt": b"CC-BY",
 }
+
+
+DAMAGED = re.compile("(?i)damaged|corrupt")
 
 
 def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
@@ -83,7 +87,7 @@ def test_the_kind_follows_the_name_of_a_folder_in_between(tmp_path: Path) -> Non
 def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, kind: str) -> None:
     make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
     path = make(tmp_path / kind, ("fine.jpg", b"x"), (name, b"x"))
-    assert "would be written outside the folder" in refused(path, tmp_path / "out")
+    assert repr(name) in refused(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -100,16 +104,16 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, kind: st
 def test_links_to_anything_but_an_earlier_file_are_refused(tmp_path: Path, kind: bytes, name: str, target: str) -> None:
     (tmp_path / "outside.jpg").write_bytes(b"mine")
     path = tar_of(tmp_path / "f.tar", ("fine.jpg", b"x"), special(name, kind, target), ("later.jpg", b"x"))
-    assert f"its link {name!r} points to {target!r}" in refused(path, tmp_path / "out")
+    assert re.search(re.escape(repr(name)) + ".*" + re.escape(repr(target)), refused(path, tmp_path / "out"))
 
 
 def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
     """Neither below a link to a file, nor over one, into what lies outside or into another member."""
     link = special("link", tarfile.SYMTYPE, "a/1.jpg")
     path = tar_of(tmp_path / "f.tar", ("a/1.jpg", b"one"), link, ("link/evil.jpg", b"x"))
-    assert "cannot make the folder" in refused(path, tmp_path / "out")
+    assert re.search(rf"{tmp_path / 'out'}\b.*\blink/evil\.jpg\b", refused(path, tmp_path / "out"))
     chain = [special("b", tarfile.SYMTYPE, "a"), special("a", tarfile.SYMTYPE, "../outside")]
-    assert "points to '../outside'" in refused(tar_of(tmp_path / "g.tar", ("a", b"x"), *chain), tmp_path / "out")
+    assert "'../outside'" in refused(tar_of(tmp_path / "g.tar", ("a", b"x"), *chain), tmp_path / "out")
 
 
 def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes)
     with gzip.open(tmp_path / "f.tgz", "wb") as stream:
         stream.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size))
     tracemalloc.start()
-    assert "is damaged (a header claims 67,108,864 bytes)" in refused(tmp_path / "f.tgz", tmp_path / "out")
+    assert "67,108,864" in refused(tmp_path / "f.tgz", tmp_path / "out")
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
 
@@ -148,7 +152,7 @@ def test_links_to_earlier_files_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     path = tar_of(tmp_path / "f.tgz", ("fine.jpg", b"x"), special("null", kind))
-    assert "holds the device 'null'" in refused(path, tmp_path / "out")
+    assert re.search("(?i)device.*'null'", refused(path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
@@ -156,7 +160,7 @@ def test_links_and_devices_in_zip_files_are_refused(tmp_path: Path, kind: int) -
     link = zipfile.ZipInfo("link")
     link.external_attr = (kind | 0o777) << 16
     path = zip_of(tmp_path / "f.zip", ("fine.jpg", b"x"), (link, b"/etc/passwd"))
-    assert "holds the link or device 'link'" in refused(path, tmp_path / "out")
+    assert re.search(r"f\.zip\b.*'link'", refused(path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("kind", ["f.tgz", "f.zip"])
@@ -164,11 +168,11 @@ def test_members_and_bytes_are_bounded(tmp_path: Path, kind: str, monkeypatch: p
     make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
     path = make(tmp_path / kind, ("a.jpg", bytes(2**20)), ("b.jpg", b"x"))
     monkeypatch.setattr(archive, "GRACE_BYTES", 2**20 - archive.MAX_EXPANSION * path.stat().st_size)
-    assert "expands to more than 1,048,576 bytes" in refused(path, tmp_path / "out")
+    assert "1,048,576" in refused(path, tmp_path / "out")
     monkeypatch.setattr(archive, "GRACE_BYTES", archive.GRACE_BYTES + 1)
     assert contents(extract(path, tmp_path / "out")) == {"a.jpg": bytes(2**20), "b.jpg": b"x"}
     monkeypatch.setattr(archive, "MAX_MEMBERS", 1)
-    assert "more than 1 members" in refused(path, tmp_path / "other")
+    assert re.search(r"(?i) 1 (member|file|entr)", refused(path, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("name", ["f.tar", "f.tgz", "f.zip"])
@@ -178,14 +182,16 @@ def test_a_download_cut_off_is_refused(tmp_path: Path, name: str, part: float) -
     noise = np.random.default_rng(0).integers(0, 256, (9, 5000), dtype=np.uint8)
     path = make(tmp_path / name, *((f"a/{i}.jpg", row.tobytes()) for i, row in enumerate(noise)))
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    assert "is damaged" in refused(path, tmp_path / "out")
+    assert DAMAGED.search(refused(path, tmp_path / "out"))
 
 
 def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     # Where tarfile on its own sees nothing wrong: after the header and the data (512 bytes each) of the first member.
     path = tar_of(tmp_path / "f.tar", ("1.jpg", b"one"), ("2.jpg", b"two"))
     path.write_bytes(path.read_bytes()[:1024])
-    assert "is damaged (its end is missing)" in refused(path, tmp_path / "out")
+    told = refused(path, tmp_path / "out")
+    assert DAMAGED.search(told)
+    assert re.search(r"(?i)\bend\b|truncated|incomplete", told)
 
 
 @pytest.mark.parametrize("name", ["f.tgz", "f.zip"])
@@ -196,22 +202,24 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[25_000] ^= 4
     path.write_bytes(data)
-    assert "is damaged" in refused(path, tmp_path / "out")
+    assert DAMAGED.search(refused(path, tmp_path / "out"))
 
 
 def test_a_web_page_saved_as_an_archive_is_refused(tmp_path: Path) -> None:
     for name in ("f.tar", "f.tgz", "f.zip"):
         (tmp_path / name).write_bytes(b"<html>404 not found</html>" * 99)
-        assert "is damaged" in refused(tmp_path / name, tmp_path / "out")
+        assert DAMAGED.search(refused(tmp_path / name, tmp_path / "out"))
     (tmp_path / "g.tgz").write_bytes(gzip.compress(b"<html>404 not found</html>" * 99))
-    assert "is damaged" in refused(tmp_path / "g.tgz", tmp_path / "out")
+    assert DAMAGED.search(refused(tmp_path / "g.tgz", tmp_path / "out"))
 
 
 def test_missing_folder_and_unknown_kinds_have_their_sentences(tmp_path: Path) -> None:
     (tmp_path / "f.rar").write_bytes(b"Rar!")
-    assert "there is no archive" in refused(tmp_path / "none.zip", tmp_path / "out")
-    assert f"write folder:{tmp_path}" in refused(tmp_path, tmp_path / "out")
-    assert "expected one of .tar, .tar.gz, .tgz, .zip" in refused(tmp_path / "f.rar", tmp_path / "out")
+    missing = refused(tmp_path / "none.zip", tmp_path / "out")
+    assert str(tmp_path / "none.zip") in missing
+    assert not DAMAGED.search(missing)
+    assert f"folder:{tmp_path}" in refused(tmp_path, tmp_path / "out")
+    assert re.search(r"f\.rar\b.* \.tar, \.tar\.gz, \.tgz, \.zip", refused(tmp_path / "f.rar", tmp_path / "out"))
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
@@ -219,7 +227,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     path.write_bytes(data)
-    assert "is encrypted" in refused(path, tmp_path / "out")
+    assert re.search("(?i)encrypted", refused(path, tmp_path / "out"))
 
 
 def test_a_zip_of_unknown_compression_is_told(tmp_path: Path) -> None:
@@ -228,7 +236,7 @@ def test_a_zip_of_unknown_compression_is_told(tmp_path: Path) -> None:
     for method in (8, data.index(b"PK\x01\x02") + 10):
         data[method] = 9  # Deflate64, in the member's own header and in the central directory
     path.write_bytes(data)
-    assert "extract it yourself and write folder:PATH" in refused(path, tmp_path / "out")
+    assert re.search(r"f\.zip\b.*compression.*folder:PATH", refused(path, tmp_path / "out"))
 
 
 def test_an_interrupted_extraction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +277,7 @@ def test_the_faster_of_two_processes_wins(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
-        pytest.raises(UserError, match=r"cannot make the folder .*file/out .*; check disk space"),
+        pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),
         complete_folder(tmp_path / "file" / "out"),
     ):
         pass

@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -212,12 +213,13 @@ def test_shapes_and_dtypes(many):
     {"mixup": -0.2}, {"cutmix": float("inf")}, {"mixup": float("nan")},
 ], ids=str)  # fmt: skip
 def test_values_without_meaning_are_refused(bad):
-    with pytest.raises(UserError, match=f"augmentation {next(iter(bad))} is .*; give a number from 0 "):
+    ((name, value),) = bad.items()
+    with pytest.raises(UserError, match=rf"\b{name}\b.*[ =]{re.escape(str(value))}\b.*\b0\b"):
         Augmentation(**bad)
 
 
 def test_a_misspelt_fill_is_refused():
-    with pytest.raises(UserError, match="no augmentation fill 'reflct'; did you mean 'reflect'"):
+    with pytest.raises(UserError, match=r"fill.*'reflct'.*'reflect'"):
         Augmentation(fill="reflct")
 
 

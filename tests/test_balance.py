@@ -36,19 +36,19 @@ def test_a_recipe_may_give_factors_and_the_command_line_replace_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "facts"),
     [
-        ("balancd", "no class_weights 'balancd'; did you mean 'balanced'"),
-        ("{'rose': 2.0}", "no class in class_weights 'rose'; did you mean 'roses'"),
-        ("{'roses': -1.0}", "'roses' the factor -1.0; give a number of 0 or more"),
-        ("{'roses': 1e999}", "'roses' the factor inf"),
-        ("{'roses': True}", "'roses' the factor True"),
-        ("{'roses': '2'}", "'roses' the factor '2'"),
-        ("{'daisy': 0, 'roses': 0, 'tulips': 0}", "every class the factor 0"),
-        ("{'roses': ", "none, balanced, or factors by class name"),
-        ("{1, 2}", "none, balanced, or factors by class name"),
+        ("balancd", "class_weights.*'balancd'.*'balanced'"),
+        ("{'rose': 2.0}", "class_weights.*'rose'.*'roses'"),
+        ("{'roses': -1.0}", r"class_weights.*'roses'.* -1\.0\b.*\b0\b"),
+        ("{'roses': 1e999}", r"class_weights.*'roses'.*\binf\b"),
+        ("{'roses': True}", r"class_weights.*'roses'.*\bTrue\b"),
+        ("{'roses': '2'}", "class_weights.*'roses'.*'2'"),
+        ("{'daisy': 0, 'roses': 0, 'tulips': 0}", r"class_weights(?!.*').*\b0\b"),
+        ("{'roses': ", r"class_weights.*\bnone\b.*\bbalanced\b"),
+        ("{1, 2}", r"class_weights.*\bnone\b.*\bbalanced\b"),
     ],
 )
-def test_settings_without_meaning(setting, message):
-    with pytest.raises(UserError, match=message):
+def test_settings_without_meaning(setting, facts):
+    with pytest.raises(UserError, match=facts):
         class_weights(setting, CLASSES, LABELS)

@@ -49,6 +49,11 @@ def refuses(capsys):
     return run
 
 
+def numbers(text):
+    """The numbers in a text, as they are written: '1,792'."""
+    return re.findall(r"(?<![\w.])\d[\d,]*(?![\w.])", text)
+
+
 def cells(table):
     """The rows of a printed table, without white space around the cells."""
     return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if line.strip()]
@@ -58,18 +63,21 @@ def test_a_process_of_its_own():
     code = "from flaxtl.cli import main; main()"
     for arguments, status, out, error in (
         (["--version"], 0, f"flaxtl {__version__}\n", ""),
-        (["summary", "--model=vgg61"], 2, "", "flaxtl: no network 'vgg61'; did you mean 'vgg19'?\n"),
+        (["summary", "--model=vgg61"], 2, "", r"flaxtl: .*'vgg61'.*'vgg19'.*\n"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
         )
-        assert (done.returncode, done.stdout, done.stderr) == (status, out, error)
+        assert (done.returncode, done.stdout) == (status, out)
+        assert re.fullmatch(error, done.stderr)
 
 
 def test_models(flaxtl):
     rows = cells(flaxtl("models"))
-    assert rows[0] == ["Networks"]
-    assert ["vgg16", "138,357,544", "14,714,688", "224 (min 32)", "71.3", "90.0", "caffe", "base (built in)"] in rows
+    assert len(rows[0]) == 1  # the title
+    (vgg16,) = (row for row in rows if row[0] == "vgg16")
+    assert vgg16[1:-1] == ["138,357,544", "14,714,688", "224 (min 32)", "71.3", "90.0", "caffe"]
+    assert re.search("base.*built", vgg16[-1])
     assert ["vgg19", "143,667,240", "20,024,384", "224 (min 32)", "71.3", "90.0", "caffe"] in rows
     assert {row[0] for row in rows} >= catalog.ARCHITECTURES.keys()
 
@@ -82,8 +90,9 @@ def test_models_tells_what_is_at_hand(flaxtl):
         file.parent.mkdir(parents=True)
         file.touch()
     told = {row[0]: row[-1] for row in cells(flaxtl("models"))}
-    assert told["vgg16"] == "whole (Keras' cache)"
-    assert told["vgg19"] == "base (flaxtl's cache)"
+    assert "Keras" in told["vgg16"]
+    assert re.search("base.*flaxtl", told["vgg19"])
+    assert told["vgg16"].split("(")[0] != told["vgg19"].split("(")[0]  # with the top, and without
     at_hand = {row["name"]: row["at_hand"] for row in json.loads(flaxtl("models", "--json"))}
     assert at_hand[vgg16.name] == {"top": "Keras' cache", "base": "Keras' cache"}
     assert at_hand[vgg19.name] == {"top": None, "base": "flaxtl's cache"}
@@ -113,54 +122,53 @@ def test_models_as_json(flaxtl):
 def test_summary_of_a_published_network(flaxtl):
     """Layers, shapes and counts as Keras' model.summary() has them."""
     rows = cells(flaxtl("summary", "--model=vgg16"))
-    assert rows[0] == ["vgg16 at 224x224"]
+    assert re.search(r"\bvgg16\b.*\b224x224\b", " ".join(rows[0]))
     assert ["block1_conv1", "conv", "224x224x64", "1,792"] in rows
     assert ["block5_pool", "max pool", "7x7x512", "0"] in rows
     assert ["fc1", "dense", "4096", "102,764,544"] in rows
     assert ["predictions", "dense", "1000", "4,097,000"] in rows
-    assert rows[-1] == ["Total: 138,357,544 parameters; 14,714,688 without the top"]
+    assert numbers(" ".join(rows[-1])) == ["138,357,544", "14,714,688"]
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "total"),
+    ("name", "layer", "totals"),
     [
         (
             "mobilenet_0.25",
             ["conv1_bn", "batch norm", "112x112x8", "32"],
-            "Total: 475,544 parameters (5,472 of them statistics of batch norms); 218,544 without the top",
+            ["475,544", "5,472", "218,544"],
         ),
         (
             "EfficientNet-B0",
             ["stem_bn", "batch norm", "112x112x32", "128"],
-            "Total: 5,330,571 parameters (42,016 of them statistics of batch norms, 7 of a layer that is preprocessing "
-            "here); 4,049,571 without the top",
+            ["5,330,571", "42,016", "7", "4,049,571"],
         ),
     ],
 )
-def test_summary_counts_as_keras_does(flaxtl, name, layer, total):
+def test_summary_counts_as_keras_does(flaxtl, name, layer, totals):
     """Keras' model.summary(): total parameters, and the non-trainable ones (42,023 = 42,016 + 7 of EfficientNetB0)."""
     rows = cells(flaxtl("summary", f"--model={name}"))
-    assert rows[0] == [f"{catalog.find(name).name} at 224x224"]
+    assert re.search(rf"{re.escape(catalog.find(name).name)}\b.*\b224x224\b", " ".join(rows[0]))
     assert layer in rows
-    assert rows[-1] == [total]
+    assert numbers(" ".join(rows[-1])) == totals
 
 
 def test_summary_of_a_recipe(flaxtl):
     printed = flaxtl("summary", "--config", DEMO)
     rows = cells(printed)
-    assert rows[0] == ["vgg16 at 96x96 under a new head of 5 classes"]
+    assert re.search(r"\bvgg16\b.*\b96x96\b.*\b5\b", " ".join(rows[0]))
     assert ["block4_conv3", "conv", "12x12x512", "2,359,808", "base"] in rows
     assert ["block5_conv3", "conv", "6x6x512", "2,359,808", "block5", "finetune"] in rows
     assert ["predictions", "dense", "5", "645", "head", "frozen, augmented, finetune"] in rows
-    for total in (
-        "Base: 14,714,688 parameters; head: 66,309",
-        "Group base: 7,635,264",
-        "Group block5: 7,079,424",
-        "Group head: 66,309",
-        "Learning in phase frozen: 66,309 of 14,780,997",
-        "Learning in phase finetune: 7,145,733 of 14,780,997",
+    for name, *totals in (
+        ("(?i)base", "14,714,688", "66,309"),
+        ("base", "7,635,264"),
+        ("block5", "7,079,424"),
+        ("head", "66,309"),
+        ("frozen", "66,309", "14,780,997"),
+        ("finetune", "7,145,733", "14,780,997"),
     ):
-        assert total in printed.splitlines()
+        assert any(re.search(rf"{name}\b", line) and numbers(line) == totals for line in printed.splitlines())
 
 
 def test_summary_follows_overrides(flaxtl):
@@ -174,7 +182,7 @@ def test_summary_follows_overrides(flaxtl):
 def test_convert_writes_what_it_read(flaxtl, tmp_path):
     output = tmp_path / "new folder" / "vgg16.safetensors"
     printed = flaxtl("convert", "--model=vgg16", f"--weights={BUILTIN}", f"--output={output}")
-    assert "14,714,688 parameters" in printed
+    assert "14,714,688" in printed
     assert ["block5_conv3", "kernel", "3x3x512x512", "block5_conv3/kernel", "int8"] in cells(printed)
     written, metadata = safetensors_file.read(output)
     source, _ = safetensors_file.read(BUILTIN)
@@ -193,19 +201,22 @@ def convert(weights, output="unwritten.safetensors", model="vgg16"):
 def test_convert_refuses_what_is_no_weight_file(refuses, tmp_path):
     page = tmp_path / "page.h5"
     page.write_text("<!DOCTYPE html><html></html>")
-    for weights, sentence in (
-        (tmp_path / "none.h5", f"flaxtl: no weight file {tmp_path / 'none.h5'}; check the path"),
-        (tmp_path, f"flaxtl: {tmp_path} is a directory; give the weight file in it"),
-        (page, f"flaxtl: {page} is a web page (the download link led to a page, not to the file), not a weight file;"),
+    for weights, reason in (
+        (tmp_path / "none.h5", ""),
+        (tmp_path, "directory|folder"),
+        (page, "web ?page|HTML"),
     ):
         (line,) = refuses(*convert(weights))
-        assert line.startswith(sentence)
+        assert line.startswith("flaxtl: ")
+        assert re.search(rf"{re.escape(str(weights))}(?!/)", line)
+        assert re.search(f"(?i){reason}", line.replace(str(weights), ""))
     assert not Path("unwritten.safetensors").exists()
 
 
 def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refuses, tmp_path):
     sentence, *listed = refuses(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
-    assert sentence.startswith(f"flaxtl: {BUILTIN} does not fit the network")
+    assert sentence.startswith("flaxtl: ")
+    assert str(BUILTIN) in sentence
     missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("kernel", "bias")]
     assert [line.split()[:2] for line in listed] == [["-", name] for name in missing]
     assert list(tmp_path.iterdir()) == []
@@ -213,80 +224,65 @@ def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refu
 
 def test_convert_says_where_it_cannot_write(refuses, tmp_path):
     (line,) = refuses(*convert(BUILTIN, tmp_path))
-    assert line == f"flaxtl: cannot write {tmp_path} (Is a directory); choose another --output"
+    assert re.fullmatch(rf"flaxtl: .*{re.escape(str(tmp_path))} .*Is a directory.*--output.*", line)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "facts"),
     [
-        (["models", "--jsn"], "the command does not know '--jsn'; see flaxtl --help, or COMMAND --help"),
-        (["models", "vgg16"], "the command does not know 'vgg16'; see flaxtl --help, or COMMAND --help"),
-        (["models", "--config.seed=1"], "the command does not know '--config.seed=1'; see flaxtl --help, or COMMAND"),
-        (["summary", "--model=vgg"], "no network 'vgg'; did you mean 'vgg19'?"),
-        (["summary", "--model=vgg16", "--config.seed=1"], "no option '--config.seed=1'; did you mean '--config'?"),
-        (["summary", "--config=no.py"], "there is no recipe 'no.py'; give a config file, such as --config=configs/"),
-        (["summary", f"--config={DEMO}", "--config.sed=1"], "no setting 'sed'; did you mean 'seed'?"),
+        (["models", "--jsn"], ["'--jsn'", "--help"]),
+        (["models", "vgg16"], ["'vgg16'", "--help"]),
+        (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
+        (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
+        (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "'--config'"]),
+        (["summary", "--config=no.py"], ["'no.py'", "--config=configs/"]),
+        (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
+        (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
+        (["summary", f"--config={DEMO}", "--config.model.stop=block5"], ["'block5'", "'block5_pool'"]),
+        (["summary", f"--config={DEMO}", "--config.phases=late"], ["phases", "'late'"]),
+        (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
+        (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),
+        (["predict", "--workdir=x", "--input=y", "--npz=z"], ["--tap=LAYER", "--npz=FILE"]),
+        (["predict", "--workdir=x", "--input=y", "--weights=z"], ["--weights=FILE", "--model=NAME"]),
+        (["predict", "--model=vgg16", "--input=y", "--calibrated"], ["--calibrated", "--workdir=DIR"]),
+        (["predict", "--model=vgg61", f"--input={DEMO}"], ["'vgg61'", "'vgg19'"]),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], ["random", "--weights"]),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], ["'x.h5'", "'imagenet'", "'builtin'"]),
         (
-            ["summary", f"--config={DEMO}", "--config.seed=x"],
-            "an override does not fit the recipe: flag --config.seed=",
+            ["predict", "--model=vgg16", f"--input={DEMO}", "--weights=builtin"],
+            ["vgg16_weights_tf_dim_", "--weights=imagenet"],
         ),
-        (
-            ["summary", f"--config={DEMO}", "--config.model.stop=block5"],
-            "no layer 'block5'; did you mean 'block5_pool'?",
-        ),
-        (
-            ["summary", f"--config={DEMO}", "--config.phases=late"],
-            "phases names 'late', but the recipe has no settings",
-        ),
-        (["convert", "--model=vgg61", "--weights=x", "--output=y"], "no network 'vgg61'; did you mean 'vgg19'?"),
-        (["predict", "--workdir=x", "--input=y", "--tap=fc1"], "--tap=LAYER and --npz=FILE go together"),
-        (["predict", "--workdir=x", "--input=y", "--npz=z"], "--tap=LAYER and --npz=FILE go together"),
-        (
-            ["predict", "--workdir=x", "--input=y", "--weights=z"],
-            "--weights=FILE goes with --model=NAME; a run has its",
-        ),
-        (
-            ["predict", "--model=vgg16", "--input=y", "--calibrated"],
-            "--calibrated goes with --workdir=DIR; a published",
-        ),
-        (["predict", "--model=vgg61", f"--input={DEMO}"], "no network 'vgg61'; did you mean 'vgg19'?"),
-        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], "random weights know no classes; leave"),
-        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], "no weight file 'x.h5'; give the path of"),
-        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=builtin"], "no weights for vgg16_weights_tf_dim_"),
-        (["predict", "--workdir=x", "--input=y", "--top=0"], "--top=0 shows nothing; give 1 or more"),
-        (["evaluate", "--workdir=nowhere"], "nowhere is no run directory (it has no config.json); give the --workdir"),
-        (["report", "--workdir=nowhere"], "nowhere is no run directory (it has no config.json); give the --workdir of"),
+        (["predict", "--workdir=x", "--input=y", "--top=0"], ["--top=0", "1"]),
+        (["evaluate", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
+        (["report", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(refuses, arguments, sentence):
+def test_a_mistake_is_told_in_one_line(refuses, arguments, facts):
     (line,) = refuses(*arguments)
-    assert line.startswith(f"flaxtl: {sentence}")
+    assert line.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in line] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "facts"),
     [
-        ([], "flaxtl: the following arguments are required: COMMAND"),
-        (["modls"], "flaxtl: argument COMMAND: invalid choice: 'modls'"),
-        (["summary"], "flaxtl: one of the arguments --model --config is required"),
-        (["summary", "--model=a", "--config=b"], "flaxtl: argument --config: not allowed with argument"),
-        (
-            ["convert", "--model=vgg16"],
-            "flaxtl: the following arguments are required: --weights, --output",
-        ),
-        (
-            ["evaluate", "--workdir=x", "--split=tset"],
-            "flaxtl: argument --split: invalid choice: 'tset'",
-        ),
-        (["train", f"--config={DEMO}"], "flaxtl: the following arguments are required: --workdir"),
-        (["predict", "--input=x"], "flaxtl: one of the arguments --workdir --model is required"),
-        (["predict", "--workdir=x", "--model=y", "--input=z"], "flaxtl: argument --model: not allowed with argument"),
+        ([], ["required", "COMMAND"]),
+        (["modls"], ["COMMAND", "'modls'"]),
+        (["summary"], ["required", "--model", "--config"]),
+        (["summary", "--model=a", "--config=b"], ["not allowed", "--config", "--model"]),
+        (["convert", "--model=vgg16"], ["required", "--weights", "--output"]),
+        (["evaluate", "--workdir=x", "--split=tset"], ["--split", "'tset'"]),
+        (["train", f"--config={DEMO}"], ["required", "--workdir"]),
+        (["predict", "--input=x"], ["required", "--workdir", "--model"]),
+        (["predict", "--workdir=x", "--model=y", "--input=z"], ["not allowed", "--model", "--workdir"]),
     ],
 )
-def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, sentence):
+def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, facts):
+    """Most of these words are argparse's."""
     (line,) = refuses(*arguments)
-    assert line.startswith(sentence)
+    assert line.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in line] == []
 
 
 def test_debug_shows_the_traceback_before_the_sentence(capsys):
@@ -295,8 +291,9 @@ def test_debug_shows_the_traceback_before_the_sentence(capsys):
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-2] == "flaxtl.errors.UserError: no network 'vgg61'; did you mean 'vgg19'?"
-    assert lines[-1] == "flaxtl: no network 'vgg61'; did you mean 'vgg19'?"
+    sentence = lines[-2].removeprefix("flaxtl.errors.UserError: ")
+    assert re.search("'vgg61'.*'vgg19'", sentence)
+    assert lines[-2:] == [f"flaxtl.errors.UserError: {sentence}", f"flaxtl: {sentence}"]
 
 
 def test_a_sentence_is_neither_wrapped_nor_taken_for_markup(refuses, monkeypatch):
@@ -314,21 +311,21 @@ def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         cli.main(["models"])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "flaxtl: a fault in flaxtl itself (KeyError: 'missing'); --debug shows where\n"
+    assert re.fullmatch(r"flaxtl: .*KeyError: 'missing'.*--debug.*\n", capsys.readouterr().err)
     with pytest.raises(SystemExit):
         cli.main(["models", "--debug"])
     assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "facts"),
     [
-        (PermissionError(13, "Permission denied", "/x"), "cannot read or write /x (Permission denied)"),
-        (MemoryError(), "too little memory; lower batch"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "the device has too little memory; lower batch"),
+        (PermissionError(13, "Permission denied", "/x"), ["/x", "Permission denied"]),
+        (MemoryError(), ["memory", "batch", "data.pipeline=stream"]),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ["device", "memory", "batch", "accum"]),
     ],
 )
-def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, error, sentence):
+def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, error, facts):
     def fail(options):
         raise error
 
@@ -337,18 +334,16 @@ def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, err
         cli.main(["models"])
     assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert sentence in told
+    assert told.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in told] == []
     assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        (["train", "--config=x", "--workdir=y"], "stopped; the same flaxtl train goes on from where it was"),
-        (["models"], "stopped"),
-    ],
+    ("command", "goes_on"),
+    [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
 )
-def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, told):
+def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, goes_on):
     def interrupt(options):
         raise KeyboardInterrupt
 
@@ -356,4 +351,6 @@ def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, told):
     with pytest.raises(SystemExit) as ended:
         cli.main(command)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == f"flaxtl: {told}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flaxtl: ")
+    assert (f"flaxtl {command[0]}" in line) == goes_on

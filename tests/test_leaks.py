@@ -1,5 +1,6 @@
 """Leaks between given splits: what is refused, and what is only said."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,12 @@ def test_sets_across_splits_go_through_others() -> None:
 def test_equal_files_in_three_splits_are_named_once() -> None:
     pairs = [Pair(0, 1, 0, True), Pair(0, 2, 0, True)]
     named = r"0\.jpg \(train\) = 1\.jpg \(validation\) = 2\.jpg \(test\)"
-    with pytest.raises(UserError, match=rf"^1 picture.* split: {named}; flaxtl doctor"):
+    with pytest.raises(UserError, match=rf"\b1 .*{named}.*flaxtl doctor\b.*--config\.data\.allow_leaks=true"):
         check("/set", found("train", "validation", "test"), pairs, False, nothing)
     told: list[str] = []
     check("/set", found("train", "validation", "test"), pairs, True, told.append)
     assert len(told) == 1
+    assert re.search(named, told[0])
 
 
 def test_many_leaks_are_counted() -> None:
@@ -42,24 +44,22 @@ def test_many_leaks_are_counted() -> None:
     pairs = [Pair(i, i + 1, 0, True) for i in range(0, 20, 2)]
     with pytest.raises(UserError) as caught:
         check("list.csv", pictures, pairs, False, nothing)
-    assert str(caught.value).startswith("10 picture(s) of list.csv lie in more than one split: /set/0.jpg (train) = ")
-    assert "/set/5.jpg (test) and 7 more; " in str(caught.value)
+    assert re.search(r"\b10 .*list\.csv\b.* /set/0\.jpg \(train\) = /set/1\.jpg \(test\)", str(caught.value))
+    assert re.search(r"/set/5\.jpg \(test\).*\b7\b", str(caught.value))
+    assert "/set/6.jpg" not in str(caught.value)
 
 
 def test_near_duplicates_across_splits_are_said() -> None:
     told: list[str] = []
     check("/set", found("train", "validation"), [Pair(0, 1, 4, False)], False, told.append)
-    assert told == [
-        "1 picture(s) of /set look nearly the same in more than one split: 0.jpg (train) = 1.jpg (validation);"
-        " flaxtl doctor shows them all"
-    ]
+    (sentence,) = told
+    assert re.search(r"\b1 .*/set\b.* 0\.jpg \(train\) = 1\.jpg \(validation\).*flaxtl doctor\b", sentence)
 
 
 def test_equal_files_with_two_labels_are_said() -> None:
     pictures = [Found(Path(f"/set/{label}/{i}.jpg"), label, None) for i, label in enumerate("aabb")]
     told: list[str] = []
     check_labels("/set", pictures, [Pair(0, 2, 0, True), Pair(2, 3, 0, True), Pair(1, 3, 4, False)], told.append)
-    assert told == [
-        "1 picture(s) of /set have more than one label: a/0.jpg (a) = b/3.jpg (b); flaxtl doctor shows them all"
-    ]
+    (sentence,) = told
+    assert re.search(r"\b1 .*/set\b.* a/0\.jpg \(a\) = b/3\.jpg \(b\).*flaxtl doctor\b", sentence)
     check_labels("/set", pictures, [Pair(0, 1, 0, True), Pair(0, 2, 3, False)], nothing)

@@ -73,7 +73,7 @@ def test_before_there_is_a_run(place, fresh):
     assert len(steps) < 30  # it diverged
     assert [float(step["rate"]) for step in steps] == np.geomspace(1e-4, 1e30, 30)[: len(steps)].tolist()
     page = (found / "frozen.html").read_text()
-    assert "Mean loss of each step" in page
+    assert page.count("<svg") == 1  # the curve
     assert 'src="http' not in page
 
 
@@ -87,7 +87,8 @@ def test_a_complete_run_stays_what_it_is(place, run, capsys, phase):
     workdir, _ = run
     before = files(workdir)
     main(command(place, "lr", workdir, f"--phase={phase}", "--steps=12", "--lowest=1e-6", "--highest=1e-2"))
-    assert f"curve: {workdir / 'learning_rate' / phase}.html" in capsys.readouterr().out.splitlines()
+    page = str(workdir / "learning_rate" / f"{phase}.html")
+    assert any(line.endswith(f" {page}") for line in capsys.readouterr().out.splitlines())
     assert files(workdir) == before
     assert not (workdir / "features").exists()
     assert len(rows(workdir / "learning_rate" / f"{phase}.csv")) == 12
@@ -105,28 +106,28 @@ def test_a_run_on_its_way_stays_what_it_is(place, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "facts"),
     [
-        (["--lowest=1", "--highest=1e-3"], "the rates run from 1 to 0.001"),
-        (["--steps=3"], "--steps=3 shows no curve; give 10 or more"),
-        (["--steps=many"], "argument --steps: invalid int value: 'many'"),
-        (["--lowest=low"], "argument --lowest: invalid float value: 'low'"),
-        (["--phase=fintune"], "no phase 'fintune'; did you mean 'finetune'?"),
-        (["--phase=finetune"], "finetune begins with the network that frozen leaves, and"),
-        (["--config.frozen.lr.head=0"], "nothing learns in phase 'frozen'"),
-        (["--config.batch=0"], "batch is 0"),
-        (["--config.data.source=folder:nowhere"], "there is no folder nowhere"),
-        (["--config.optimizer.name=adm"], "did you mean 'adam'"),
-        (["--resume"], "the command does not know '--resume'"),
+        (["--lowest=1", "--highest=1e-3"], r"\b1\b.*\b0\.001\b.*--lowest\b.*--highest\b"),
+        (["--steps=3"], r"--steps=3 .*\b10\b"),
+        (["--steps=many"], "--steps: .*'many'"),
+        (["--lowest=low"], "--lowest: .*'low'"),
+        (["--phase=fintune"], "'fintune'.*'finetune'"),
+        (["--phase=finetune"], r"\bfinetune\b.*\bfrozen\b.*flaxtl train\b"),
+        (["--config.frozen.lr.head=0"], r"'frozen'.*\bfrozen\.lr\b"),
+        (["--config.batch=0"], r"\bbatch\w*\b.* 0\b"),
+        (["--config.data.source=folder:nowhere"], r"\bnowhere\b"),
+        (["--config.optimizer.name=adm"], "'adm'.*'adam'"),
+        (["--resume"], "'--resume'.*--help"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_written(place, tmp_path, capsys, more, words):
+def test_a_mistake_is_told_and_nothing_is_written(place, tmp_path, capsys, more, facts):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(command(place, "lr", tmp_path / "run", *more))
     told = capsys.readouterr().err
     assert (stop.value.code, told.count("\n")) == (2, 1)
-    assert words in told
+    assert re.search(facts, told)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,22 +152,24 @@ def test_the_proposal_is_one_for_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("smoothed", "remark"),
+    ("smoothed", "proposes", "option"),
     [
-        (np.linspace(2, 1, 30), "the loss still falls at the highest rate; a higher --highest shows where it turns"),
-        (np.linspace(1, 2, 30), "the loss never fell; a higher --highest may show where it does"),
-        ([1.0, 1.1, 9.0], "the loss ran away before it fell; a lower --lowest may show where it does"),
+        (np.linspace(2, 1, 30), True, "--highest"),
+        (np.linspace(1, 2, 30), False, "--highest"),
+        ([1.0, 1.1, 9.0], False, "--lowest"),
     ],
 )
-def test_what_a_curve_does_not_show_is_said(smoothed, remark):
-    assert found(smoothed).remark == remark
+def test_what_a_curve_does_not_show_is_said(smoothed, proposes, option):
+    shown = found(smoothed)
+    assert (shown.proposed is not None) == proposes
+    assert option in shown.remark
 
 
 @pytest.mark.parametrize("smoothed", [FALLING, [1.0, 1.1, 9.0], [float("nan")], [1.0, float("inf")], [0.0, 0.0]])
 def test_every_curve_has_a_page(smoothed):
     shown = found(smoothed)
     page = learning_rate_page.render(shown, recipe.load("configs/demo.py"))
-    assert ("is a learning rate to begin with" in page) == (shown.proposed is not None)
+    assert ("--config.finetune.lr.head=" in page) == (shown.proposed is not None)
     assert 'src="http' not in page
     assert 'href="http' not in page
 
@@ -177,5 +180,5 @@ def test_the_garden(tmp_path, capsys):
     size = ["--config.data.height=64", "--config.data.width=64"]
     main(["lr", "--config=configs/demo.py", f"--workdir={tmp_path}", *size])
     said = capsys.readouterr().out
-    (rate,) = re.findall(r"^proposed: --config\.frozen\.lr\.head=(\S+)$", said, re.MULTILINE)
+    (rate,) = re.findall(r"--config\.frozen\.lr\.head=(\S+)$", said, re.MULTILINE)
     assert 1e-4 < float(rate) < 1e-2  # the recipe's own is 1e-3

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def test_the_second_process_is_refused_and_the_death_of_the_first_frees(tmp_path
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"at work in {re.escape(str(workdir))} \(process {holder.pid} on "):
+        with pytest.raises(UserError, match=rf"{re.escape(str(workdir))} .*\b{holder.pid}\b"):
             lock.held(workdir).__enter__()
         assert (workdir / lock.NAME).exists()  # whoever was refused takes nothing away
     finally:
@@ -34,7 +35,8 @@ def test_the_second_process_is_refused_and_the_death_of_the_first_frees(tmp_path
 
 
 def test_one_process_holds_it_once(tmp_path):
-    with lock.held(tmp_path), pytest.raises(UserError, match="at work in"), lock.held(tmp_path):
+    holder = rf"{re.escape(str(tmp_path))} .*\b{os.getpid()}\b"
+    with lock.held(tmp_path), pytest.raises(UserError, match=holder), lock.held(tmp_path):
         pass
 
 
@@ -58,5 +60,6 @@ def test_a_directory_that_was_there_stays(tmp_path):
 def test_a_workdir_that_is_a_file(tmp_path, below):
     (tmp_path / "file").touch()
     place = tmp_path / "file" / below
-    with pytest.raises(UserError, match=re.escape(f"cannot write to {place} (")), lock.held(place):
+    refused = rf"{re.escape(str(place))} .*(File exists|Not a directory)"
+    with pytest.raises(UserError, match=refused), lock.held(place):
         pass

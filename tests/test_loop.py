@@ -133,7 +133,7 @@ def test_a_phase_whose_rows_are_lost_is_repeated(monkeypatch, whole, folder, tmp
     interrupt(monkeypatch, folder, workdir, Epochs, "_steps", 3)
     (workdir / "metrics.jsonl").unlink()
     resumed = loop.train(small.config(folder, **PHASES), workdir, console, "flaxtl train")
-    assert "metrics.jsonl has lost epochs before checkpoint" in small.texts(console)
+    assert "metrics.jsonl" in small.texts(console)
     assert small.told(workdir) == small.told(whole.setup.workdir)
     assert small.digests(resumed) == small.digests(whole)
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_power_loss_left_half_written_is_put_aside(monkeypatch
         size = largest.stat().st_size
         largest.write_bytes(largest.read_bytes()[: size // 2] if harm == "cut" else bytes(size))
     resumed = loop.train(small.config(folder, **PHASES), workdir, console, "flaxtl train")
-    assert "is put aside as" in small.texts(console)
+    assert str(workdir / "checkpoints" / "damaged" / f"{which}-{newest.name}") in small.texts(console)
     assert [place.name for place in (workdir / "checkpoints" / "damaged").iterdir()] == [f"{which}-{newest.name}"]
     assert small.told(workdir) == small.told(whole.setup.workdir)
     assert small.digests(resumed) == small.digests(whole)
@@ -162,7 +162,7 @@ def test_changed_pictures_do_not_go_on_unseen(monkeypatch, folder, tmp_path):
     interrupt(monkeypatch, own, tmp_path / "run", Epochs, "_steps", 2)
     changed = own / "red" / "3.png"
     changed.write_bytes(changed.read_bytes() + b"\0")
-    with pytest.raises(UserError, match=rf"1 pictures are not what they were .* began: {re.escape(str(changed))};"):
+    with pytest.raises(UserError, match=rf"\b1\b.*{re.escape(str(changed))}(?![\w/])"):
         train(small.config(own, **PHASES), tmp_path / "run")
 
 
@@ -177,7 +177,7 @@ def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
 
     before, console = contents(), small.quiet()
     assert loop.train(small.config(folder, **PHASES), workdir, console, "flaxtl train") is None
-    assert "is complete" in small.texts(console)
+    assert re.search(rf"{re.escape(str(workdir))}\b.*flaxtl report\b", " ".join(small.texts(console).split()))
     assert contents() == before
 
 
@@ -190,7 +190,7 @@ def test_a_trained_run_is_not_trained_again(monkeypatch, whole, folder):
 
 def test_another_recipe_needs_another_workdir(whole, folder):
     other = small.config(folder, **PHASES, batch=2, seed=4)
-    with pytest.raises(UserError, match=r"another recipe \(seed: 3 -> 4; batch: 4 -> 2\); choose another --workdir"):
+    with pytest.raises(UserError, match=r"\(seed: 3 -> 4; batch\w*: 4 -> 2\).*--workdir\b"):
         train(other, whole.setup.workdir)
 
 
@@ -216,7 +216,7 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
 
 def test_a_misspelt_network_is_told_before_any_picture_is_looked_at(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "manifest_of", None)
-    with pytest.raises(UserError, match="did you mean 'vgg16'"):
+    with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
         train(small.config(folder, model={"name": "vgg161", "stop": ""}), tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.csv").exists()
 
@@ -225,9 +225,7 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
     fast = {"epochs": 1, "lr": small.FROZEN | {"head": 1e38}}
     workdir = tmp_path / "run"
     settings = small.config(folder, frozen=fast, phases=("frozen",))
-    with pytest.raises(
-        UserError, match=r"phase frozen, epoch 1, step 1, on the pictures .*frozen\.lr\.head=1e\+38"
-    ) as told:
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as told:
         train(settings, workdir)
     assert rows(workdir) == []
     facts = rundir.summary(workdir)["not_finite"]
@@ -237,19 +235,19 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
     assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "pictures": expected}
     assert ", ".join(expected) in str(told.value)
     # The state before the step that failed: one step was made. The same command fails again at the same step.
-    with pytest.raises(UserError, match="epoch 1, step 1, on"):
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):
         train(settings, workdir)
 
 
 def test_a_last_step_that_ruins_the_parameters(folder, tmp_path):
     ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": small.FROZEN | {"head": 1e38}}
-    with pytest.raises(UserError, match=r"validation loss became (nan|inf) in phase frozen, epoch 1 \(step 0\)"):
+    with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
         train(small.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
     assert rows(tmp_path / "run") == []
 
 
 def test_a_misspelt_optimizer_begins_no_run(folder, tmp_path):
-    with pytest.raises(UserError, match="did you mean 'nadam'"):
+    with pytest.raises(UserError, match=r"'nadm'.*'nadam'"):
         train(small.config(folder, optimizer={"name": "nadm"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -260,7 +258,7 @@ def test_a_frozen_parameter_that_moved_is_found(whole):
     *_, frozen = phase.split.part(parameters)
     path = "backbone/block1_conv1/bias"
     assert run_phase._prove_freeze(phase, digest(frozen), frozen, parameters) == 8
-    with pytest.raises(RuntimeError, match=f"phase frozen: {path}"):
+    with pytest.raises(RuntimeError, match=rf"\bfrozen\b.*{path}"):
         run_phase._prove_freeze(phase, digest(frozen), frozen, {**parameters, path: parameters[path] + 1})
 
 

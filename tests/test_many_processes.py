@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -68,7 +69,7 @@ def test_several_processes_make_the_same_run(place, one, tmp_path, processes, de
     code, said = place.run(tmp_path / "run", processes, devices)
     assert code == 0, said
     compare(outcome(tmp_path / "run"), one)
-    assert said.count("report: ") == 1  # one speaks, and writes
+    assert said.count("report/index.html") == 1  # one speaks, and writes
     assert (tmp_path / "run" / "report" / "index.html").is_file()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"]
 
@@ -106,7 +107,7 @@ def test_a_killed_worker_ends_the_others_and_the_job_goes_on(place, one, tmp_pat
     killed = time.monotonic()
     said, _ = launcher.communicate(timeout=120)
     assert time.monotonic() - killed < 60
-    assert "lost the connection to another" in said
+    assert re.search(r"(?i)process [01] of 2\b.*\bconnection\b", said)
     assert launcher.returncode not in (0, 2)
     code, said = place.run(workdir, 2, 2, often)
     assert code == 0, said
@@ -128,4 +129,4 @@ def test_sigterm_to_one_process_ends_all_after_the_same_step(place, tmp_path):
 def test_a_mistake_of_all_is_told_with_its_own_code(place, tmp_path):
     code, said = place.run(tmp_path / "run", 2, 1, "--config.batch=3")
     assert code == 2
-    assert "a batch of 3 cannot be split over 2 device(s); set batch to 2 or 4" in said
+    assert re.search(r"\bbatch\b.* 3\b.* 2 device.*\bbatch\w*\b.* 2 or 4\b", said)

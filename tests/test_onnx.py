@@ -76,20 +76,20 @@ def test_other_precisions(tmp_path, kind):
 
 def test_what_fits_no_layer_is_listed(tmp_path):
     file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "features.0.bias")])
-    with pytest.raises(UserError, match=r"\+ features.0.bias/initialiser \(5,\), in the file features.0.bias"):
+    with pytest.raises(UserError, match=r"\+ features\.0\.bias/initiali[sz]er \(5,\).* features\.0\.bias"):
         load(file, EXPECTED)
 
 
 def test_weights_in_another_file_are_refused(tmp_path):
     file = save(tmp_path / "x.onnx", tensors())
     onnx.save(onnx.load(file), file, save_as_external_data=True, location="x.data", size_threshold=0)
-    with pytest.raises(UserError, match=r"x.onnx keeps 'conv1_w_0' in another file; save the model again"):
+    with pytest.raises(UserError, match=r"x\.onnx (?!.*\bONNX\b).*'conv1_w_0'"):
         read(file)
 
 
 def test_a_name_that_is_there_twice_is_refused(tmp_path):
     file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "conv1_b_0")])
-    with pytest.raises(UserError, match=r"damaged, or no ONNX file .'conv1_b_0' is there twice"):
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b.*'conv1_b_0'"):
         read(file)
 
 
@@ -97,7 +97,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
 def test_a_shape_that_its_numbers_do_not_fill_is_refused(tmp_path, dims):
     tensor = numpy_helper.from_array(BIAS, "conv1_b_0")
     tensor.dims[:] = dims
-    with pytest.raises(UserError, match="damaged, or no ONNX file"):
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
         read(save(tmp_path / "x.onnx", [tensor]))
 
 
@@ -114,7 +114,7 @@ FIELDS = {
 def test_broken_fields_are_refused(tmp_path, field):
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\x08\x03\x12\x01x" + field)
-    with pytest.raises(UserError, match="damaged, or no ONNX file"):
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
         read(file)
 
 
@@ -124,7 +124,7 @@ def test_a_number_in_place_of_bytes_makes_no_bytes(tmp_path):
     graph = b"\x2a" + bytes([len(tensor)]) + tensor
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\x08\x03\x3a" + bytes([len(graph)]) + graph)
-    with pytest.raises(UserError, match="damaged, or no ONNX file"):  # no shape and no number: not a scalar either
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):  # no shape and no number: not a scalar either
         read(file)
 
 

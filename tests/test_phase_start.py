@@ -42,8 +42,8 @@ def test_phases_begin_where_a_run_has_come_to(folder, run, monkeypatch):
 
 
 def test_a_phase_whose_predecessors_were_not_trained(folder, tmp_path):
-    told = "finetune begins with the network that frozen leaves, and .* holds none; let flaxtl train come so far there"
-    with pytest.raises(UserError, match=told):
+    facts = rf"\bfinetune\b.*\bfrozen\b.*{re.escape(str(tmp_path / 'new'))} .*flaxtl train\b"
+    with pytest.raises(UserError, match=facts):
         open_phase(small.config(folder), tmp_path / "new", "finetune", small.quiet())
     assert list(tmp_path.iterdir()) == []
 
@@ -51,9 +51,9 @@ def test_a_phase_whose_predecessors_were_not_trained(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "phase", "told"),
     [
-        ({"batch": 2}, "frozen", "(batch: 4 -> 2)"),
-        ({"frozen": {"epochs": 3}}, "finetune", "(frozen.epochs: 2 -> 3)"),
-        ({"phases": ("finetune", "frozen")}, "frozen", "(phases: ['frozen'] -> ['finetune'])"),
+        ({"batch": 2}, "frozen", r"\(batch\w*: 4 -> 2\)"),
+        ({"frozen": {"epochs": 3}}, "finetune", r"\(frozen\.epochs: 2 -> 3\)"),
+        ({"phases": ("finetune", "frozen")}, "frozen", r"\(phases: \['frozen'\] -> \['finetune'\]\)"),
         ({"frozen": {"epochs": 3}}, "frozen", None),
         ({"frozen": {"epochs": 3}, "features": {"directory": "elsewhere"}}, "frozen", None),
     ],
@@ -64,12 +64,12 @@ def test_a_run_of_another_recipe(folder, run, changes, phase, told):
     if told is None:
         assert open_phase(config, workdir, phase, small.quiet()).phase.name == phase
     else:
-        with pytest.raises(UserError, match=re.escape(f"{workdir} holds a run of another recipe {told}")):
+        with pytest.raises(UserError, match=rf"{re.escape(str(workdir))} .*{told}"):
             open_phase(config, workdir, phase, small.quiet())
 
 
 def test_a_misspelt_phase(folder, tmp_path):
-    with pytest.raises(UserError, match="no phase 'fintune'; did you mean 'finetune'"):
+    with pytest.raises(UserError, match=r"'fintune'.*'finetune'"):
         open_phase(small.config(folder), tmp_path / "new", "fintune", small.quiet())
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from flaxtl.data.pipeline import PIPELINES, choose
@@ -19,10 +21,6 @@ def test_half_of_the_memory_may_hold_pictures(pictures, memory, expected):
 
 
 def test_the_reason_has_the_numbers():
-    assert choose(440_400_000, 24 * 10**9, "this machine's memory")[1] == (
-        "the decoded pictures are 440.4 MB, within 50% of the 24.0 GB of this machine's memory: they stay there"
-    )
-    assert choose(60 * 10**9, 24 * 10**9, "this machine's memory")[1] == (
-        "the decoded pictures are 60.0 GB, more than 50% of the 24.0 GB of this machine's memory: "
-        "they are streamed from a file"
-    )
+    for size, written in ((440_400_000, "440.4 MB"), (60 * 10**9, "60.0 GB")):
+        _, reason = choose(size, 24 * 10**9, "this machine's memory")
+        assert re.search(rf"\b{written}\b.*\b50%.*\b24\.0 GB\b.*\bthis machine's memory\b", reason)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatc
         *(f"--json={tmp_path / 'out.json'}", f"--csv={tmp_path / 'out.csv'}"),
     )
     assert (code, err) == (0, "")
-    assert out.startswith("weights: whole.h5 (given path)\n")
+    assert "whole.h5" in out.splitlines()[0]
     probabilities = place.outputs["predictions"]
     expected = decoded(probabilities, 3, tmp_path, monkeypatch)
     assert len({best[0] for best, *_ in expected}) > 1  # else one answer for all would do
@@ -119,7 +120,7 @@ def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
         f"--weights={place.whole}", f"--input={glob}", f"--tap={TAP}", "--tap=predictions", f"--npz={file}"
     )
     assert (code, err) == (0, "")
-    assert "Predictions" in out
+    assert re.search(r"\d\.\d%", out)  # scores
     arrays = np.load(file)
     assert sorted(arrays) == sorted(["path", TAP, "predictions"])
     assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
@@ -131,13 +132,13 @@ def test_layers_of_the_base_need_no_top(place, told, tmp_path):
     asked = (f"--weights={place.base}", "--input", *readable(place.pictures), f"--tap={TAP}", f"--npz={file}")
     code, out, err = told(*asked)
     assert (code, err) == (0, "")
-    assert "Predictions" not in out
+    assert not re.search(r"\d\.\d%", out)
     assert "4x14x14x128" in out
     zoo.assert_equal({TAP: place.outputs[TAP]}, {TAP: np.load(file)[TAP]}, BOUND)
     for more in ("--top=1", "--tap=predictions"):
         code, out, err = told(*asked, more)
         assert (code, out) == (2, "")
-        assert "nothing from layer conv_preds on is in it: this looks like the file without the top" in err
+        assert re.search(r"\bconv_preds\b.*top", err)
 
 
 def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch):
@@ -154,8 +155,9 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
     file = tmp_path / "out.npz"
     code, _, err = told(f"--weights={place.whole}", f"--input={place.pictures}", "--tap=predictions", f"--npz={file}")
     assert code == 2
-    assert err.startswith("flaxtl: some pictures were left out: cannot read the picture")
-    assert "2b.png: not a picture of a known format" in err
+    assert err.startswith("flaxtl: ")
+    assert [line.count(".png") for line in err.splitlines()] == [1]
+    assert str(place.pictures / "2b.png") in err
     assert compiled == [(2, 224, 224, 3)]
     arrays = np.load(file)
     assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
@@ -178,7 +180,7 @@ def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
     for more in ((), (f"--tap={TAP}", f"--npz={tmp_path / 'out.npz'}")):
         code, out, err = told("--input", first, *more)
         assert (code, err) == (0, "")
-        assert out.startswith(f"weights: {cached.name} (Keras' cache)\n")
+        assert re.search(rf"\b{re.escape(cached.name)} .*\bKeras\b", out.splitlines()[0])
 
 
 def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, monkeypatch):
@@ -189,10 +191,11 @@ def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, 
     code, out, err = told("--input", place.pictures)
     url = catalog.find(NAME).file_with_top.url
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].endswith(f"get {url} on another machine and give the copy with --weights=FILE")
+    assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
 
 
 def test_an_unknown_layer_is_told_before_weights_are_looked_for(place, told):
     code, _, err = told("--input", place.pictures, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
-    assert (code, err) == (2, "flaxtl: no layer 'conv_pw_6_rlu'; did you mean 'conv_pw_6_relu'?\n")
+    assert code == 2
+    assert re.fullmatch(r"flaxtl: .*'conv_pw_6_rlu'.*'conv_pw_6_relu'.*\n", err)
     assert not Path("unwritten.npz").exists()

@@ -1,6 +1,7 @@
 """Which runs a sweep consists of, and what they are called."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,35 +84,32 @@ def test_names_suit_every_file_system():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "facts"),
     [
-        ({}, "nothing to sweep over; give --grid"),
-        ({"grids": ["config.head.unit=64"]}, r"no setting 'head.unit'; did you mean 'head.units'\?"),
-        ({"grids": ["config.head.dropout=0,half"]}, "could not convert string to float: 'half'"),
-        ({"grids": ["head.units=64"]}, "--grid head.units=64 names no setting and its values"),
-        (
-            {"grids": ["config.head.units="]},
-            "--grid config.head.units= gives no values; write",
-        ),
-        ({"grids": ["config.head.units=(64,128"]}, r"the brackets in '\(64,128' do not match"),
-        ({"grids": ["config.head.units=64)"]}, "do not match"),
-        ({"grids": ["config.head.dropout=0.4,0.40"]}, "two values of a --grid give the same run, head.dropout=0.4;"),
-        ({"grids": ["config.head.units=64,(64,)"]}, "give the same run, head.units=64;"),
-        ({"grids": ["config.head.units=8", "config.head.units=9"]}, "the setting head.units is given twice"),
-        ({"grids": ["config.batch=8,9"], "overrides": ["--config.batch=8"]}, "the setting batch is given twice"),
-        ({"grids": ["config.seed=0,1"], "seeds": "0,1"}, "the setting seed is given twice"),
-        ({"grids": ["config.data.source=garden,folder:x"]}, "data.source is the same for all points of a sweep"),
-        ({"grids": ["config.data.fractions.train=0.5"]}, "data.fractions.train is the same for all points"),
-        ({"grids": ["config.finetune.epochs=1,2"]}, "meets a recipe without that setting, whose phases are frozen"),
-        ({"seeds": "0,-1"}, "seed is -1"),
-        ({"seeds": "0,x"}, "does not fit the recipe"),
-        ({"folds": 1}, "--kfold=1 leaves nothing to train on"),
-        ({"folds": 0}, "--kfold=0 leaves nothing"),
+        ({}, r"--grid\b.*--seeds\b.*--kfold\b"),
+        ({"grids": ["config.head.unit=64"]}, r"'head\.unit'.*'head\.units'"),
+        ({"grids": ["config.head.dropout=0,half"]}, r"--config\.head\.dropout=half\b.*float\b.*'half'"),
+        ({"grids": ["head.units=64"]}, r"--grid.head\.units=64 .*--grid.config\.head\.units=64,128"),
+        ({"grids": ["config.head.units="]}, r"--grid.config\.head\.units=(?!\w).*--grid.config\.head\.units=\w"),
+        ({"grids": ["config.head.units=(64,128"]}, r"'\(64,128'"),
+        ({"grids": ["config.head.units=64)"]}, r"'64\)'"),
+        ({"grids": ["config.head.dropout=0.4,0.40"]}, r"--grid\b.*(?<!config\.)head\.dropout=0\.4(?!,?0)"),
+        ({"grids": ["config.head.units=64,(64,)"]}, r"--grid\b.*(?<!config\.)head\.units=64(?!,?\()"),
+        ({"grids": ["config.head.units=8", "config.head.units=9"]}, r"\bhead\.units\b(?!=).*--grid\b"),
+        ({"grids": ["config.batch=8,9"], "overrides": ["--config.batch=8"]}, r"\bbatch\w*\b(?!=).*--grid\b"),
+        ({"grids": ["config.seed=0,1"], "seeds": "0,1"}, r"\bseed\b(?!=).*--grid\b"),
+        ({"grids": ["config.data.source=garden,folder:x"]}, r"(?<!config\.)data\.source\b(?!=)"),
+        ({"grids": ["config.data.fractions.train=0.5"]}, r"(?<!config\.)data\.fractions\.train\b(?!=)"),
+        ({"grids": ["config.finetune.epochs=1,2"]}, r"\bfinetune\.epochs\b.*\bfrozen\b"),
+        ({"seeds": "0,-1"}, r"\bseed\b.* -1\b"),
+        ({"seeds": "0,x"}, r"--config\.seed=.*'x'"),
+        ({"folds": 1}, "--kfold=1 .*2"),
+        ({"folds": 0}, "--kfold=0 .*2"),
     ],
 )
-def test_refusals(arguments, sentence):
+def test_refusals(arguments, facts):
     given = {"grids": [], "seeds": None, "folds": None, "overrides": FROZEN} | arguments
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=facts):
         plan(DEMO, given["overrides"], given["grids"], given["seeds"], given["folds"])
 
 
@@ -122,7 +120,7 @@ def test_shares_are_all_runs_once():
     assert share_of("1/1", runs) == runs
     assert share_of("9/9", runs) == []
     for text in ("0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/2/3"):
-        with pytest.raises(UserError, match=f"--points={text} is no share of the runs; give 1/N to N/N"):
+        with pytest.raises(UserError, match=rf"--points={text}(?![\w/]).*\b1/N\b"):
             share_of(text, runs)
 
 
@@ -143,7 +141,7 @@ def test_a_plan_reads_back(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"recipe": 1}'])
 def test_a_damaged_plan_is_refused(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep.json .*; restore it, or choose another --workdir"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / 'sweep.json'))} .*--workdir\b"):
         sweep_grid.read(tmp_path / "sweep.json")
 
 
@@ -153,19 +151,19 @@ def test_a_grid_may_grow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "sentence"),
+    ("other", "fact"),
     [
-        (lambda: made("config.head.dropout=0"), "holds a sweep over head.units; choose another --workdir"),
-        (lambda: made("config.head.units=1", seeds="0"), "holds a sweep over head.units;"),
-        (lambda: made("config.head.units=1", folds=3), "holds a sweep over head.units;"),
+        (lambda: made("config.head.dropout=0"), r"head\.units\b"),
+        (lambda: made("config.head.units=1", seeds="0"), r"head\.units\b"),
+        (lambda: made("config.head.units=1", folds=3), r"head\.units\b"),
         (
             lambda: made("config.head.units=1", overrides=[*FROZEN, "--config.batch=8"]),
-            r"holds a sweep of another recipe \(batch: 16 -> 8\)",
+            r"\(batch\w*: 16 -> 8\)",
         ),
     ],
 )
-def test_another_sweep_is_not_joined(tmp_path, other, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_another_sweep_is_not_joined(tmp_path, other, fact):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}\b.*{fact}.*--workdir\b"):
         joined(made("config.head.units=1"), other(), tmp_path)
     changed = made("config.head.units=1", overrides=[*FROZEN, "--config.features.directory=x"])
     assert joined(made("config.head.units=1"), changed, tmp_path).recipe["features"]["directory"] == "x"

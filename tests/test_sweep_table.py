@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import statistics
 
 import pytest
@@ -97,7 +98,7 @@ def test_an_incomplete_point_is_not_ranked_and_nothing_is_chosen_while_runs_are_
     assert units(found) == [2, 1]
     assert (found.missing, found.chosen) == (1, None)
     assert found.points[0].test is None
-    assert "1 run(s) still to come: the same flaxtl sweep trains them" in sweep_shown.sentences(found)
+    assert any(re.search(r"\b1 .*flaxtl sweep\b", sentence) for sentence in sweep_shown.sentences(found))
     assert sweep_shown.cells(found, found.points[1])[-1] == "1 of 2"
 
 
@@ -109,7 +110,7 @@ def test_a_failed_point_comes_last_and_the_others_are_chosen_from(ended):
     assert found.failures == {"a": "too little memory; lower batch"}
     assert found.missing == 0
     assert found.chosen is found.points[0]
-    assert "a failed: too little memory; lower batch" in sweep_shown.sentences(found)
+    assert any(re.search(r"^a\b.*too little memory; lower batch", line) for line in sweep_shown.sentences(found))
     assert sweep_shown.cells(found, found.points[1]) == ["1", "failed", "", "–", "–"]
 
 
@@ -117,7 +118,9 @@ def test_nothing_yet(ended):
     ended.run("a", {"units": 1})
     found = ended.table()
     assert (found.missing, found.chosen) == (1, None)
-    assert "No point is complete yet" in sweep_page.render(found, "sweep")
+    page = sweep_page.render(found, "sweep")
+    assert 'class="figure"' not in page
+    assert "1 of 1" in page  # is missing
 
 
 def test_csv(tmp_path):
@@ -141,17 +144,17 @@ def test_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "sentence"),
+    ("file", "text", "facts"),
     [
-        ("runs/a/summary.json", "{", "summary.json cannot be read"),
-        ("runs/a/summary.json", '{"complete": true, "phases": {}}', "does not tell how the run ended; remove"),
-        ("test/a.json", '{"accuracy": "high", "n": 1}', "a.json cannot be read: accuracy is not an amount"),
+        ("runs/a/summary.json", "{", r"runs/a/summary\.json\b.*line 1 column 2"),
+        ("runs/a/summary.json", '{"complete": true, "phases": {}}', r"runs/a/summary\.json\b.*runs/a\b(?!/)"),
+        ("test/a.json", '{"accuracy": "high", "n": 1}', r"test/a\.json\b.*\baccuracy\b"),
     ],
 )
-def test_damaged_files_are_refused(ended, file, text, sentence):
+def test_damaged_files_are_refused(ended, file, text, facts):
     ended.run("a", {"units": 1}, 0.5, test=0.5)
     ended.put(file, text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=facts):
         ended.table()
 
 
@@ -162,8 +165,8 @@ def test_the_page_shows_every_point_and_a_picture_of_every_setting(tmp_path):
     ended.run("d", {"units": [8], "name": "<script>"}, 0.25)
     ended.run("e", {"units": [8, 4], "name": "<script>"}, failed="<b>no</b>")
     page = sweep_page.render(ended.table(), "mine")
-    assert '<span class="figure">75.00 %</span> of the validation pictures right: units=(8, 4), name=x</h1>' in page
-    assert "25.00 % of the test pictures, which no run has seen" in page
+    assert re.search(r'<span class="figure">75\.00 %</span>[^<]*\bunits=\(8, 4\), name=x</h1>', page)
+    assert re.search(r"<p[^>]*>[^<]*25\.00 %[^<]*\btest\b", page)
     assert page.count("<svg") == 2
     assert 'href="runs/a%3D8%2Cb%3Dx/report/index.html"' in page
     assert "<script" not in page
