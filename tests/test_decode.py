@@ -1,3 +1,4 @@
+import re
 import struct
 import threading
 from contextlib import suppress
@@ -101,9 +102,9 @@ def test_crop_of_a_very_long_picture_stays_small(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"policy": "squish"}, "no resize policy 'squish'; did you mean 'squash'"),
-        ({"filter": "linear"}, "no resize filter 'linear'; did you mean 'bilinear'"),
-        ({"height": 0}, "0 x 8 pixels"),
+        ({"policy": "squish"}, "'squish'.*'squash'"),
+        ({"filter": "linear"}, "'linear'.*'bilinear'"),
+        ({"height": 0}, r"\b0\D+8\b"),
     ],
 )
 def test_impossible_resizes_are_refused(arguments, message):
@@ -234,16 +235,16 @@ def truncated(folder: Path, suffix: str) -> bytes:
 
 def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
     contents = {
-        "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"<html>404 not found</html>", "not a picture of a known format"),
-        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture of a known format"),
-        "letters.ppm": (b"P6\n20 2x0\n255\n", "truncated or damaged"),
-        "bomb.bmp": (bomb(), "more pixels than is safe"),
-        "cut.jpg": (truncated(folder, ".jpg"), "truncated or damaged"),
-        "cut.png": (truncated(folder, ".png"), "truncated or damaged"),
-        "cut.gif": (truncated(folder, ".gif"), "truncated or damaged"),
-        "cut.bmp": (truncated(folder, ".bmp"), "truncated or damaged"),
-        "cut.tif": (truncated(folder, ".tif"), "(?i)truncated or damaged|not a picture"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>404 not found</html>", "format"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format"),
+        "letters.ppm": (b"P6\n20 2x0\n255\n", "truncated|damaged"),
+        "bomb.bmp": (bomb(), "110,000,000"),
+        "cut.jpg": (truncated(folder, ".jpg"), "truncated"),
+        "cut.png": (truncated(folder, ".png"), "truncated"),
+        "cut.gif": (truncated(folder, ".gif"), "truncated"),
+        "cut.bmp": (truncated(folder, ".bmp"), "truncated"),
+        "cut.tif": (truncated(folder, ".tif"), "truncated|format"),
     }
     files = {
         "missing.jpg": (folder / "missing.jpg", "no such file"),
@@ -254,18 +255,20 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
         (folder / name).write_bytes(content)
         files[name] = (folder / name, reason)
     floats = save(folder / "float.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
-    files["float.tif"] = (floats, r"kind \(F\)")
+    files["float.tif"] = (floats, r"\bF\b")
     beyond = save(folder / "beyond.tif", Image.fromarray(np.array([[70_000]], np.int32)))
-    files["beyond.tif"] = (beyond, "fit into 16 bits")
+    files["beyond.tif"] = (beyond, r"\b16\b")
     return files
 
 
 def test_a_bad_file_is_one_sentence_with_path_reason_and_cure(tmp_path):
     for path, reason in broken_files(tmp_path).values():
-        with pytest.raises(UserError, match=reason) as error:
+        with pytest.raises(UserError) as error:
             decode(path, Resize(8, 8))
         assert str(path) in str(error.value)
-        assert "replace or remove" in str(error.value)
+        told = str(error.value).replace(str(path), "")
+        assert re.search(f"(?i){reason}", told), told
+        assert re.search(r"(?i)\b(replace|remove)\b", told)
         assert "\n" not in str(error.value)
 
 
@@ -275,7 +278,7 @@ def test_a_forbidden_file_is_reported(tmp_path, monkeypatch):
 
     save(tmp_path / "a.png", Image.new("L", (2, 2)))
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(UserError, match=r"a\.png: permission denied; replace or remove it"):
+    with pytest.raises(UserError, match=r"(?i)a\.png\b.*permission denied"):
         decode(tmp_path / "a.png", Resize(2, 2))
 
 
@@ -324,8 +327,8 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     with pytest.raises(UserError) as error:
         decode_all([*pictures(tmp_path, 4), *three], Resize(8, 8))
     message = str(error.value)
-    assert message.startswith("cannot read 3 of 7 pictures: ")
-    assert [path.name for path in three if f"{path} (" in message] == [path.name for path in three]
+    assert re.search(r"\b3 of (the )?7\b", message)
+    assert [path.name for path in three if str(path) in message] == [path.name for path in three]
     assert " more" not in message
 
 
@@ -335,4 +338,4 @@ def test_of_many_bad_files_a_hundred_are_named(tmp_path):
         decode_all(paths, Resize(8, 8))
     message = str(error.value)
     assert [path for path in paths if str(path) in message] == paths[:100]
-    assert "and 15 more; replace or remove them" in message
+    assert re.search(r"\b15\b", message.split(str(paths[99]))[-1])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flaxtl.data import decode, doctor, listing, listing_csv
-from flaxtl.data.doctor import KINDS, Finding, diagnose
+from flaxtl.data.doctor import KINDS, diagnose
 from flaxtl.errors import UserError
 
 ORIENTATION = 0x0112
@@ -45,6 +46,14 @@ def told(diagnosis, root):
         (finding.kind, [path.relative_to(root).as_posix() for path in finding.paths], finding.message)
         for finding in diagnosis.findings
     ]
+
+
+def assert_told(diagnosis, root, *expected):
+    """The findings are these (kind, paths, pattern of the message), in this order."""
+    found = told(diagnosis, root)
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    for (*_, message), (*_, pattern) in zip(found, expected, strict=True):
+        assert re.search(pattern, message), message
 
 
 @pytest.fixture(scope="module")
@@ -110,50 +119,52 @@ def animated(place):
     picture(999).save(place, save_all=True, append_images=[picture(998), picture(997)], lossless=True)
 
 
+SAME_BYTES, SAME_LOOKS = r"^(?=.*\bbytes?\b)", r"^(?!.*\bbytes?\b)"
+
 SINGLE = {
-    "unreadable": ("x.jpg", missing, "no such file or directory"),
-    "empty": ("x.jpg", lambda place: place.write_bytes(b""), "the file is empty"),
-    "not-a-picture": ("x.jpg", lambda place: place.write_text("gone"), "not a picture of a known format"),
-    "truncated": ("x.png", truncated, "truncated or damaged: image file is truncated"),
-    "oversized": ("x.ppm", oversized, "it claims more pixels than is safe to unpack, which is 110,000,000"),
+    "unreadable": ("x.jpg", missing, "(?i)no such file"),
+    "empty": ("x.jpg", lambda place: place.write_bytes(b""), "(?i)empty"),
+    "not-a-picture": ("x.jpg", lambda place: place.write_text("gone"), "(?i)format"),
+    "truncated": ("x.png", truncated, "image file is truncated"),
+    "oversized": ("x.ppm", oversized, "110,000,000"),
     "unconvertible": (
         "x.tif",
         lambda place: Image.fromarray(np.zeros((40, 40), np.float32)).save(place),
-        "its pixels are of a kind (F) that is not converted to RGB",
+        r"\bF\b.*\bRGB\b",
     ),
-    "suffix": ("x.jpeg", lambda place: picture(999).save(place, "PNG"), ".jpeg by name, PNG by content"),
-    "tiny": ("x.png", lambda place: picture(999).resize((32, 31)).save(place), "32 × 31 pixels"),
+    "suffix": ("x.jpeg", lambda place: picture(999).save(place, "PNG"), r"\.jpeg\b.*\bPNG\b"),
+    "tiny": ("x.png", lambda place: picture(999).resize((32, 31)).save(place), r"\b32\D+31\b"),
     "single-colour": (
         "x.jpg",
         lambda place: Image.new("RGB", (40, 40), "teal").save(place),
-        "every pixel has the same colour",
+        "(?i)colou?r",
     ),
-    "mode": ("x.tif", lambda place: picture(999).convert("CMYK").save(place), "stored as CMYK, read as RGB"),
-    "rotated": ("x.jpg", rotated, "turned or mirrored by its EXIF orientation 6"),
-    "animated": ("x.webp", animated, "3 frames, of which the first is used"),
-    "passed-over": ("x.txt", lambda place: place.write_text("notes"), "no picture by its suffix"),
+    "mode": ("x.tif", lambda place: picture(999).convert("CMYK").save(place), r"\bCMYK\b.*\bRGB\b"),
+    "rotated": ("x.jpg", rotated, r"\bEXIF\b.*\b6\b"),
+    "animated": ("x.webp", animated, r"(?i)\b3 frames\b"),
+    "passed-over": ("x.txt", lambda place: place.write_text("notes"), "(?i)suffix|extension"),
     "duplicate": (
         "x.png",
         lambda place: shutil.copy(place.parent / "0.png", place),
-        "the same bytes in 2 files of ants",
+        SAME_BYTES + r".*\b2\b.*\bants\b",
     ),
     "near-duplicate": (
         "x.jpg",
         lambda place: picture(0).save(place, quality=60),
-        "almost the same picture in 2 files of ants",
+        SAME_LOOKS + r".*\b2\b.*\bants\b",
     ),
 }
-"""kind -> a file that is put beside the ants, how, and the sentence about it."""
+"""kind -> a file that is put beside the ants, how, and what the finding must say about it."""
 
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_what_is_wrong_with_a_file(plain, kind):
-    name, make, message = SINGLE[kind]
+    name, make, pattern = SINGLE[kind]
     make(plain / "ants" / name)
     paths = [f"ants/{name}"]
     if kind.endswith("duplicate"):
         paths = ["ants/0.png", *paths]
-    assert told(diagnosis_of(plain), plain) == [(kind, paths, message)]
+    assert_told(diagnosis_of(plain), plain, (kind, paths, pattern))
 
 
 def test_greys_and_cameras_jpegs_are_plain(plain):
@@ -171,24 +182,25 @@ def test_single_colours_are_no_near_duplicates(plain):
 def test_a_picture_under_two_labels(plain):
     shutil.copy(plain / "ants" / "3.png", plain / "bees" / "z.png")
     picture(4).save(plain / "bees" / "4.jpg", quality=60)
-    assert told(diagnosis_of(plain), plain) == [
-        ("label-conflict", ["ants/3.png", "bees/z.png"], "the same bytes under ants and bees"),
-        ("label-conflict", ["ants/4.png", "bees/4.jpg"], "almost the same picture under ants and bees"),
-    ]
+    assert_told(
+        diagnosis_of(plain),
+        plain,
+        ("label-conflict", ["ants/3.png", "bees/z.png"], SAME_BYTES + r".*\bants and bees\b"),
+        ("label-conflict", ["ants/4.png", "bees/4.jpg"], SAME_LOOKS + r".*\bants and bees\b"),
+    )
 
 
 def test_a_picture_in_two_given_splits(given):
     shutil.copy(given / "train" / "ants" / "1003.png", given / "validation" / "ants" / "z.png")
     picture(1004).save(given / "validation" / "ants" / "1004.jpg", quality=60)
     found = diagnosis_of(given)
-    assert told(found, given) == [
-        ("leak", ["train/ants/1003.png", "validation/ants/z.png"], "the same bytes in train and validation"),
-        (
-            "near-leak",
-            ["train/ants/1004.png", "validation/ants/1004.jpg"],
-            "almost the same picture in train and validation",
-        ),
-    ]
+    across = r".*\btrain and validation\b"
+    assert_told(
+        found,
+        given,
+        ("leak", ["train/ants/1003.png", "validation/ants/z.png"], SAME_BYTES + across),
+        ("near-leak", ["train/ants/1004.png", "validation/ants/1004.jpg"], SAME_LOOKS + across),
+    )
     assert [finding.severity for finding in found.findings] == ["stops", "warns"]
 
 
@@ -202,9 +214,8 @@ def test_a_leak_may_be_a_label_conflict_too(given):
 def test_copies_are_one_finding(plain):
     for name in "xyz":
         shutil.copy(plain / "ants" / "0.png", plain / "ants" / f"{name}.png")
-    assert told(diagnosis_of(plain), plain) == [
-        ("duplicate", ["ants/0.png", "ants/x.png", "ants/y.png", "ants/z.png"], "the same bytes in 4 files of ants")
-    ]
+    paths = ["ants/0.png", "ants/x.png", "ants/y.png", "ants/z.png"]
+    assert_told(diagnosis_of(plain), plain, ("duplicate", paths, SAME_BYTES + r".*\b4\b.*\bants\b"))
 
 
 def test_of_many_labels_the_first_are_named(tmp_path):
@@ -213,7 +224,8 @@ def test_of_many_labels_the_first_are_named(tmp_path):
         picture(0).save(tmp_path / label / "x.png")
     (finding,) = diagnosis_of(tmp_path).by_kind["label-conflict"]
     assert len(finding.paths) == 8
-    assert finding.message == "the same bytes under a, b, c, d, e and 3 more"
+    assert re.search(SAME_BYTES + r".*\ba, b, c, d, e\b\D*\b3\b", finding.message)
+    assert not re.search(r"\b[fgh]\b", finding.message)
 
 
 def test_looks_are_compared_only_where_asked(plain):
@@ -234,7 +246,7 @@ def test_layout_complaints(plain):
     found = diagnosis_of(plain)
     assert [finding.kind for finding in found.findings] == ["layout", "layout"]
     assert "loose.png" in found.findings[0].message
-    assert "siamese.jpg is a folder within a class" in found.findings[1].message
+    assert "siamese.jpg" in found.findings[1].message
     assert found.stopping == 2
 
 
@@ -247,8 +259,8 @@ def test_small_classes(plain):
         ("few", "warns"),
         ("few", "warns"),
     ]
-    assert "the class 'cats' is too small" in found.findings[0].message
-    assert [finding.message for finding in found.findings[1:]] == ["cats holds 2 pictures", "dogs holds 9 pictures"]
+    for finding, pattern in zip(found.findings, (r"'cats'", r"\bcats\D+2\b", r"\bdogs\D+9\b"), strict=True):
+        assert re.search(pattern, finding.message)
 
 
 def test_a_small_class_may_be_given_as_it_is(given):
@@ -262,7 +274,8 @@ def test_imbalance_begins_beyond_ten_to_one(plain, n, kinds):
     fill(plain / "cats", 500, n=n)
     found = diagnosis_of(plain, near_duplicates=-1)
     assert set(found.by_kind) == kinds
-    assert all(finding.message == "cats holds 101 pictures, bees 10" for finding in found.findings)
+    for finding in found.findings:
+        assert re.search(r"\bcats\D+101\b.*\bbees\D+10\b", finding.message)
 
 
 def test_a_file_that_is_not_the_listed_one(plain):
@@ -306,6 +319,7 @@ def test_every_suffix_has_its_format():
 def test_as_json(given):
     (given / "train" / "ants" / "x.jpg").write_bytes(b"")
     found = json.loads(json.dumps(diagnosis_of(given).as_json("folder:given")))
+    assert "empty" in found["findings"][0].pop("message")
     assert found == {
         "source": "folder:given",
         "pictures": 41,
@@ -316,7 +330,6 @@ def test_as_json(given):
                 "kind": "empty",
                 "severity": "stops",
                 "paths": [str(given / "train" / "ants" / "x.jpg")],
-                "message": "the file is empty",
             }
         ],
         "stops": True,
@@ -345,22 +358,14 @@ def test_the_flaws_of_the_real_flowers(shared):
     assert found.stopping == 0
     by_kind = found.by_kind
     train = root / "train"
-    assert by_kind["label-conflict"] == [
-        Finding(
-            "label-conflict",
-            tuple(train / label / "15922772266_1167a06620.jpg" for label in ("roses", "tulips")),
-            "the same bytes under roses and tulips",
-        )
-    ]
-    assert by_kind["duplicate"] == [
-        Finding(
-            "duplicate",
-            tuple(
-                train / "sunflowers" / name for name in ("15069459615_7e0fd61914_n.jpg", "15072973261_73e2912ef2_n.jpg")
-            ),
-            "the same bytes in 2 files of sunflowers",
-        )
-    ]
+    (conflict,) = by_kind["label-conflict"]
+    assert conflict.paths == tuple(train / label / "15922772266_1167a06620.jpg" for label in ("roses", "tulips"))
+    assert re.search(SAME_BYTES + r".*\broses and tulips\b", conflict.message)
+    (copies,) = by_kind["duplicate"]
+    assert copies.paths == tuple(
+        train / "sunflowers" / name for name in ("15069459615_7e0fd61914_n.jpg", "15072973261_73e2912ef2_n.jpg")
+    )
+    assert re.search(SAME_BYTES + r".*\b2\b.*\bsunflowers\b", copies.message)
     across = {train / "daisy" / "10466290366_cc72e33532.jpg", root / "validation/daisy/10994032453_ac7f8d9e2e.jpg"}
     assert across in [set(finding.paths) for finding in by_kind["near-leak"]]
     assert by_kind.keys() == {"label-conflict", "duplicate", "near-leak", "near-duplicate"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_summary_has_every_phase_and_split(place):
     # Two layers of block 1, in both phases; block 2 is frozen in the first.
     assert summary["phases"]["frozen"]["frozen_leaves_unchanged"] == 8
     assert summary["phases"]["finetune"]["frozen_leaves_unchanged"] == 4
-    assert summary["weights"]["origin"] == "vgg16_notop.safetensors (built into flaxtl)"
+    assert "vgg16_notop.safetensors" in summary["weights"]["origin"]
 
 
 def test_predictions_have_one_row_a_picture(place):
@@ -122,7 +123,7 @@ def test_predict_at_the_temperature(place, tmp_path, capsys):
     # the file has six decimals: p is off by up to 5e-7, its root by up to 7e-4, where p is 0
     np.testing.assert_allclose(calibrated, roots / roots.sum(axis=1, keepdims=True), rtol=0, atol=1e-3)
     assert np.abs(calibrated - plain).max() > 0.01
-    assert "There is no temperature" in predicted(None, "--calibrated")
+    assert "temperature" in predicted(None, "--calibrated")
 
 
 def test_report_is_one_page_without_requests(place):
@@ -151,7 +152,7 @@ def test_evaluate_other_pictures(place, capsys):
     told = capsys.readouterr()
     found = json.loads(told.out.splitlines()[-1])
     assert (found["n"], found["phase"], found["seen_in_training"]) == (24, "finetune", 12)
-    assert "12 of the 24 pictures were trained on" in told.err
+    assert re.search(r"\b12 of (the )?24\b", told.err)
 
 
 def test_predict_writes_what_it_is_asked_for(place):
@@ -177,19 +178,22 @@ def test_export_says_how_far_it_is_from_predict_and_does_not_overwrite(place, ca
     capsys.readouterr()
     main(command)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("on 6 pictures of the run the largest difference of a probability from flaxtl predict is ")
-    assert second == f"written: {folder}"
+    number = r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)"
+    pictures, difference, bound = re.search(rf"\b(\d+)\b\D+?\b{number}\D+?\b{number}\b", first).groups()
+    assert int(pictures) == 6
+    assert 0 <= float(difference) <= float(bound) == 1e-3
+    assert second.endswith(f" {folder}")
     before = (folder / "model.json").read_bytes()
-    assert "is not empty" in mistake(capsys, *command)
+    assert str(folder) in mistake(capsys, *command)
     assert (folder / "model.json").read_bytes() == before
-    assert "invalid choice: 'tflite'" in mistake(capsys, *command[:-1], "--format=tflite")
+    assert "'tflite'" in mistake(capsys, *command[:-1], "--format=tflite")
 
 
 def test_complete_run_is_left_alone(place, capsys):
     before = (place / "run" / "summary.json").read_bytes()
     capsys.readouterr()
     train(place, "run")
-    assert "is complete" in capsys.readouterr().out
+    assert re.search(rf"{re.escape(str(place / 'run'))}\b.*\bcomplete\b", capsys.readouterr().out)
     assert (place / "run" / "summary.json").read_bytes() == before
 
 
@@ -212,8 +216,8 @@ def test_a_cut_base_asks_for_no_other_rules(place, capsys):
         ]
     )
     told = capsys.readouterr().out
-    assert "Learning in phase finetune" in told
-    assert "Group block2" not in told
+    assert "finetune" in told
+    assert "block2" not in told
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(place, tmp_path, capsys):
@@ -222,14 +226,14 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(place, tmp_path, capsys):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:500])
     sentence = mistake(capsys, "evaluate", f"--workdir={tmp_path / 'run'}")
-    assert "is damaged or of another run" in sentence
+    assert str(tmp_path / "run" / "checkpoints" / "phases" / "2") in sentence
 
 
 def test_workdir_of_another_recipe(place, capsys):
     arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}"]
     source = f"--config.data.source=folder:{place / 'pictures'}"
     sentence = mistake(capsys, "train", *arguments, source, "--config.seed=9")
-    assert "seed: 0 -> 9" in sentence
+    assert re.search(r"\bseed\b\D+\b0\b\D+\b9\b", sentence)
 
 
 def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
@@ -237,7 +241,7 @@ def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
     source = f"--config.data.source=folder:{place / 'pictures'}"
     rate = "--config.finetune.lr.head=1e38"  # float32 ends at 3.4e38: a few steps
     sentence = mistake(capsys, "train", *arguments, source, rate, "--config.finetune.epochs=4")
-    assert "in phase finetune" in sentence
+    assert re.search(r"(?i)\bnan\b", sentence)
     assert "finetune.lr.head=1e+38" in sentence
     summary = json.loads((place / "nan" / "summary.json").read_text())
     assert summary["phases"]["frozen"]["validation"]["n"] == 6
@@ -264,28 +268,28 @@ def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "facts"),
     [
-        ("--config.lerning_rate=1", "no setting 'lerning_rate'"),
-        ("--config.frozen.lr.hed=1", "did you mean 'frozen.lr.head'"),
-        ("--config.data.source=folder:nowhere", "there is no folder nowhere"),
-        ("--config.model.name=vg16", "did you mean 'vgg16'"),
-        ("--config.model.stop=block2_pol", "did you mean 'block2_pool'"),
-        ("--config.weights.path=nowhere.h5", "nowhere.h5"),
-        ("--config.head.pooling=mean", "no head pooling 'mean'"),
-        ("--config.batch=0", "batch is 0"),
-        ("--config.data.height=16", "too small for vgg16"),
-        ("--config.optimizer.name=adm", "did you mean 'adam'"),
-        ("--config.frozen.epochs=0", "frozen.epochs is 0"),
+        ("--config.lerning_rate=1", "'lerning_rate'"),
+        ("--config.frozen.lr.hed=1", r"'frozen\.lr\.hed'.*'frozen\.lr\.head'"),
+        ("--config.data.source=folder:nowhere", r"\bnowhere\b"),
+        ("--config.model.name=vg16", "'vg16'.*'vgg16'"),
+        ("--config.model.stop=block2_pol", "'block2_pol'.*'block2_pool'"),
+        ("--config.weights.path=nowhere.h5", r"nowhere\.h5"),
+        ("--config.head.pooling=mean", "'mean'.*global_average"),
+        ("--config.batch=0", r"\bbatch\w*\D+\b0\b"),
+        ("--config.data.height=16", r"\b16x32\b.*\bvgg16\b.*\b32\b"),
+        ("--config.optimizer.name=adm", "'adm'.*'adam'"),
+        ("--config.frozen.epochs=0", r"\bfrozen\.epochs\D+\b0\b"),
         ("--config.phases=('frozen','fintune')", "fintune"),
-        ("--config.dtype=float61", "no dtype 'float61'"),
+        ("--config.dtype=float61", "'float61'"),
     ],
 )
-def test_wrong_settings_are_told_before_anything_is_written(place, tmp_path, capsys, override, words):
+def test_wrong_settings_are_told_before_anything_is_written(place, tmp_path, capsys, override, facts):
     source = f"--config.data.source=folder:{place / 'pictures'}"
     workdir = tmp_path / "run"
     command = ["train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, override]
-    assert words in mistake(capsys, *command)
+    assert re.search(facts, mistake(capsys, *command))
     assert not workdir.exists() or list(workdir.iterdir()) == []
 
 
@@ -293,7 +297,8 @@ def test_workdir_that_cannot_be_written_to(place, capsys):
     workdir = place / "recipe.py" / "run"
     source = f"--config.data.source=folder:{place / 'pictures'}"
     sentence = mistake(capsys, "train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source)
-    assert "choose another --workdir" in sentence
+    assert str(workdir) in sentence
+    assert "--workdir" in sentence
 
 
 def test_predict_goes_on_past_an_unreadable_picture(place, tmp_path, capsys):

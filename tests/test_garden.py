@@ -1,5 +1,6 @@
 """The drawn flowers: the same every time, whole or not there at all."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_a_larger_picture_shows_the_same_flower() -> None:
 
 
 def test_an_unknown_flower_suggests_a_known_one() -> None:
-    with pytest.raises(UserError, match=r"no flower 'tulip'; did you mean 'tulips'\?"):
+    with pytest.raises(UserError, match=r"'tulip'.*'tulips'"):
         garden.draw("tulip", 0)
 
 
@@ -108,7 +109,7 @@ def test_an_empty_folder_may_be_planted(tmp_path: Path) -> None:
 def test_another_garden_is_never_overwritten(tmp_path: Path, change: dict[str, int]) -> None:
     directory = garden.plant(tmp_path / "garden", per_class=1, size=32)
     before = files(directory)
-    with pytest.raises(UserError, match="something other than this garden"):
+    with pytest.raises(UserError, match=re.escape(str(directory))):
         garden.plant(directory, **{"per_class": 1, "seed": 0, "size": 32, **change})
     assert files(directory) == before
 
@@ -119,20 +120,20 @@ def test_a_garden_that_lost_a_picture_or_a_folder_of_something_else_is_refused(t
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("irreplaceable")
     for folder in (directory, tmp_path / "thesis"):
-        with pytest.raises(UserError, match="move it away or name another folder"):
+        with pytest.raises(UserError, match=re.escape(str(folder))):
             garden.plant(folder, per_class=1, size=32)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "irreplaceable"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")  # beneath a file not even root can make a folder
-    with pytest.raises(UserError, match=r"cannot make the folder .*file/garden"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file/garden\b"):
         garden.plant(tmp_path / "file" / "garden", per_class=1, size=32)
-    with pytest.raises(UserError, match=r"cannot make the folder .*file "):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file(?!/)\b"):
         garden.plant(tmp_path / "file", per_class=1, size=32)
 
 
 @pytest.mark.parametrize("numbers", [{"per_class": 0}, {"size": 0}, {"seed": -1}])
 def test_impossible_numbers_are_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="no garden of"):
+    with pytest.raises(UserError, match=rf"(?<![\w-]){next(iter(numbers.values()))}\b"):
         garden.plant(tmp_path / "garden", **numbers)

@@ -114,7 +114,7 @@ def test_a_layer_within_a_residual_block_equals_keras(pictures):
     model = Classifier(catalog.find("resnet50"), Head(CLASSES, "global_average", (UNITS,)), last)
     parameters = parameters_of(base, model)
     layer, other = "conv2_block2_2_relu", "conv2_block1_out"
-    with pytest.raises(UserError, match="choose a layer through which everything passes"):
+    with pytest.raises(UserError, match=f"'{layer}'.*'conv2_block2_add'"):
         jax.eval_shape(lambda: forward(model, parameters, np.zeros((1, 16, 16, 64), np.float32), start=layer))
     given = keras.applications.resnet.preprocess_input(pictures.astype("float32"))
     expected = theirs(with_head(base, last, parameters), [layer, other], given)
@@ -176,14 +176,14 @@ def test_small_pictures_leave_places_in_earlier_layers_only():
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "sentence"),
+    ("name", "layer", "facts"),
     [
-        ("vgg16", "block5_conv33", r"no layer 'block5_conv33'; did you mean 'block5_conv3'\?"),
-        ("vgg16", "dense_1", r"the output of layer 'dense_1' is 128, without the height .* such as 'block5_conv3'"),
-        ("efficientnetb0", "block1a_se_expand", r"'block1a_se_expand' is 1x1x32, without .* such as 'top_activation'"),
+        ("vgg16", "block5_conv33", "'block5_conv33'.*'block5_conv3'"),
+        ("vgg16", "dense_1", r"'dense_1'.*\b128\b.*'block5_conv3'"),
+        ("efficientnetb0", "block1a_se_expand", r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'"),
     ],
 )
-def test_layers_that_have_no_heat_map(name, layer, sentence):
+def test_layers_that_have_no_heat_map(name, layer, facts):
     layers = classifier.layers(Classifier(catalog.find(name), Head(CLASSES, "global_average")), 64, 64)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=facts):
         checked(layers, layer)

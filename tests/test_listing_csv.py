@@ -1,6 +1,7 @@
 """CSV files as sources: any order of columns, any place, and each fault by its row."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -71,63 +72,65 @@ def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ("in/0001.jpg,a", "it has 2 columns instead of 4"),
-        (",a,train,", "it has no path"),
-        ("in/0001.jpg,,train,", "it has no label"),
-        ("in/0001.jpg, a,train,", "its label ' a' begins or ends with a space"),
-        ("in/0001.jpg,a,tain,", "'tain' is no split, which is one of train, validation, test"),
-        ("in/0001.jpg,a,,", "'' is no split"),
-        ("in/0001.jpg,a,train,12", "'12' is no SHA-256"),
-        ("in/0009.jpg,a,train,", "there is no file "),
-        ("in,a,train,", "is a folder"),
-        ("in/0000.jpg,b,test,", "0000.jpg was listed before"),
+        ("in/0001.jpg,a", r"\b2\D+4\b"),
+        (",a,train,", r"\bpath\b"),
+        ("in/0001.jpg,,train,", r"\blabel\b"),
+        ("in/0001.jpg, a,train,", "' a'"),
+        ("in/0001.jpg,a,tain,", "'tain'.*train, validation, test"),
+        ("in/0001.jpg,a,,", "''.*train, validation, test"),
+        ("in/0001.jpg,a,train,12", "'12'.*SHA-256"),
+        ("in/0009.jpg,a,train,", r"/in/0009\.jpg\b"),
+        ("in,a,train,", r"/in\b.*\b(folder|directory)\b"),
+        ("in/0000.jpg,b,test,", r"/in/0000\.jpg\b"),
     ],
 )
 def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
     file = table(f"path,label,split,sha256\nin/0000.jpg,a,train,\n\n{row}\nin/0002.jpg,b,validation,\n")
     with pytest.raises(UserError) as caught:
         of_csv(file)
-    assert f"{file} has a fault in row 4: " in str(caught.value)
-    assert fault in str(caught.value)
+    assert str(file) in str(caught.value)
+    row_told, told = re.search(r"\brow (\d+)\b(.*)", str(caught.value)).groups()
+    assert row_told == "4"
+    assert re.search(fault, told), told
     listing, complaints, passed_over = survey_csv(file)
     assert complaints[0] == str(caught.value)
     assert (len(listing.found), passed_over) == (2, ())
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "fact"),
     [
-        ("", "must name the columns path and label"),
-        ("path;label\nin/0000.jpg;a\n", "the first row of .* is 'path;label'; it must name .* with commas"),
-        ("path,label,Splitt\n", "and nothing else"),
-        ("path,label,label\n", "and nothing else"),
-        ("path,label\n", "lists no pictures"),
-        ('path,label\n"in/0000.jpg,a', "is no table of comma-separated values"),
+        ("", r"\bpath\b.*\blabel\b"),
+        ("path;label\nin/0000.jpg;a\n", r"'path;label'.*\bpath\b.*\blabel\b"),
+        ("path,label,Splitt\n", "'path,label,Splitt'"),
+        ("path,label,label\n", "'path,label,label'"),
+        ("path,label\n", r"list\.csv\b.*\brow\b"),
+        ('path,label\n"in/0000.jpg,a', r"list\.csv\b.*\bunexpected end of data\b"),
     ],
 )
-def test_files_that_are_no_such_table(table, text: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_files_that_are_no_such_table(table, text: str, fact: str) -> None:
+    with pytest.raises(UserError, match=fact):
         of_csv(table(text))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the CSV file .*none\.csv: No such file"):
+    with pytest.raises(UserError, match=r"none\.csv\b.*No such file"):
         of_csv(tmp_path / "none.csv")
 
 
 def test_a_survey_tells_what_training_needs(table) -> None:
     complaints = survey_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).complaints
     assert len(complaints) == 1
-    assert "holds test but no train pictures" in complaints[0]
+    assert re.search(r"\btest\b.*\btrain\b", complaints[0])
 
 
 def test_what_is_no_ordinary_file_is_not_read(table, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UserError, match=r"pipe\.jpg is no ordinary file"):
+    with pytest.raises(UserError, match=r"(?i)pipe\.jpg\b.*\b(ordinary|regular)\b"):
         of_csv(table("path,label\nin/0000.jpg,a\npipe.jpg,b\n"))
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "in/0000.jpg/x.jpg"])
 def test_paths_that_no_file_can_have_are_faults(table, name: str) -> None:
-    with pytest.raises(UserError, match=r"(cannot reach|there is no file) .*; correct the row or remove it"):
+    with pytest.raises(UserError, match=rf"\brow 2\b.*{re.escape(name)}"):
         of_csv(table(f"path,label\n{name},a\n"))

@@ -1,3 +1,5 @@
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -37,19 +39,21 @@ def test_everything_fits():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "complaint"),
+    ("kernel", "reason"),
     [
-        (np.full((3, 3, 4, 5), np.nan, np.float32), "! block1_conv2/kernel holds values that are infinite or no"),
-        (np.full((3, 3, 4, 5), np.inf, ml_dtypes.bfloat16), "! block1_conv2/kernel holds values that are infinite"),
-        (np.full((3, 3, 4, 5), 200, np.uint8), "! block1_conv2/kernel holds whole numbers (uint8), in the file k2"),
+        (np.full((3, 3, 4, 5), np.nan, np.float32), r"(?i)\b(infinite|finite|inf|nan)\b"),
+        (np.full((3, 3, 4, 5), np.inf, ml_dtypes.bfloat16), r"(?i)\b(infinite|finite|inf|nan)\b"),
+        (np.full((3, 3, 4, 5), 200, np.uint8), r"\buint8\b"),
     ],
 )
-def test_values_that_are_no_weights(kernel, complaint):
+def test_values_that_are_no_weights(kernel, reason):
     found = fitting()
     found["block1_conv2"]["kernel"] = Stored("k2", kernel.dtype.name, kernel)
     with pytest.raises(UserError) as error:
         merge(EXPECTED, found)
-    assert complaint in str(error.value)
+    (line,) = [line for line in str(error.value).splitlines() if line.startswith("  ! block1_conv2/kernel ")]
+    assert re.search(reason, line)
+    assert re.search(r"\bk2\b", line)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, ">f4"])
@@ -77,7 +81,7 @@ def test_optional_layers_are_skipped_and_told():
 def test_an_optional_layer_that_is_expected_is_still_checked():
     found = fitting()
     found["block1_conv2"]["bias"] = stored("b2", 5)
-    with pytest.raises(UserError, match=r"\+ block1_conv2/bias \(5,\), in the file b2"):
+    with pytest.raises(UserError, match=r"\+ block1_conv2/bias \(5,\).*\bb2\b"):
         merge(EXPECTED, found, optional={"block1_conv2"})
 
 
@@ -89,28 +93,29 @@ def test_one_error_lists_everything():
     with pytest.raises(UserError) as caught:
         merge(EXPECTED, found, source="x.h5")
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("x.h5 does not fit the network (lines with - are missing, + extra, ! of another shape); ")
-    assert rest == [
-        "  - block1_conv2/kernel (3, 3, 4, 5)",
-        "  + block1_conv1/2 (4,), in the file b1 again",
-        "  + predictions/kernel (80, 3), in the file k3",
-        "  ! block1_conv1/kernel is (3, 3, 4, 4), expected (3, 3, 3, 4)",
+    assert first.startswith("x.h5 ")
+    lines = [
+        r"  - block1_conv2/kernel \(3, 3, 4, 5\)",
+        r"  \+ block1_conv1/2 \(4,\)\D*\bb1 again",
+        r"  \+ predictions/kernel \(80, 3\)\D*\bk3",
+        r"  ! block1_conv1/kernel\D*\(3, 3, 4, 4\)\D*\(3, 3, 3, 4\)",
     ]
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(lines, rest, strict=True)), rest
 
 
 @pytest.mark.parametrize(
     ("held", "expected", "told"),
     [
-        ({"block5_conv3", "block3_conv4"}, {"block5_conv3"}, "this looks like VGG19: it holds block3_conv4"),
+        ({"block5_conv3", "block3_conv4"}, {"block5_conv3"}, r"\bVGG19\b.*\bblock3_conv4\b"),
         ({"block5_conv3"}, ["block3_conv4", "block5_conv3"], None),
         (
             {"a", "b"},
             ["a", "b", "c", "d"],
-            "nothing from layer c on is in it: this looks like the file without the top",
+            r"\blayer c\b.*\btop\b",
         ),
         ({"a", "c"}, ["a", "b", "c", "d"], None),
         ({"a", "x"}, ["a", "b", "c", "d"], None),
-        ({"block5_conv3"}, {"conv1"}, "this looks like VGG16: it holds block5_conv3"),
+        ({"block5_conv3"}, {"conv1"}, r"\bVGG16\b.*\bblock5_conv3\b"),
         ({"dense"}, {"conv1"}, None),
     ],
 )
@@ -118,13 +123,15 @@ def test_the_error_guesses_whose_weights_these_are(held, expected, told):
     found = {layer: {"kernel": stored("k", 1)} for layer in sorted(held)}
     with pytest.raises(UserError) as caught:
         merge({layer: {"kernel": (2,)} for layer in sorted(expected)}, found)
-    assert (told or "lines with - are missing") in str(caught.value)
+    hint = str(caught.value).splitlines()[0]
+    assert re.search(told or r"(?i)\bmissing\b", hint)
+    assert told or not re.search(r"\bVGG|\btop\b", hint)
 
 
 def test_channels_first_kernels_are_named():
     found = fitting()
     found["block1_conv2"]["kernel"] = stored("k2", 5, 4, 3, 3)
-    with pytest.raises(UserError, match=r"! block1_conv2/kernel .* \(channels first: a Theano or PyTorch kernel\)"):
+    with pytest.raises(UserError, match=r"(?i)! block1_conv2/kernel .*\bchannels.first\b.*\bPyTorch\b"):
         merge(EXPECTED, found)
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,27 @@ from flaxtl.errors import UserError
 from flaxtl.train import mesh as meshes
 
 
+def numbers(error):
+    """The whole numbers that an error names, in its order."""
+    return [int(number) for number in re.findall(r"\d+", str(error))]
+
+
 @pytest.mark.parametrize(
     ("devices", "batch", "near"),
-    [(2, 3, "2 or 4"), (4, 9, "8 or 12"), (4, 3, "4"), (8, 1, "8")],
+    [(2, 3, [2, 4]), (4, 9, [8, 12]), (4, 3, [4]), (8, 1, [8])],
 )
 def test_a_batch_that_cannot_be_split(devices, batch, near):
-    with pytest.raises(UserError, match=f"batch of {batch} .* {devices} device\\(s\\); set batch to {near}$"):
+    with pytest.raises(UserError) as error:
         meshes.check_batch(devices, batch)
+    assert numbers(error.value) == [batch, devices, *near]
 
 
-@pytest.mark.parametrize(("batch", "near"), [(12, "8 or 16"), (4, "8")])
+@pytest.mark.parametrize(("batch", "near"), [(12, [8, 16]), (4, [8])])
 def test_a_batch_whose_parts_cannot_be_split(batch, near):
-    with pytest.raises(UserError, match=f"batch of {batch} .* 2 device\\(s\\) in 4 parts; set batch to {near}$"):
+    with pytest.raises(UserError) as error:
         meshes.check_batch(2, batch, 4)
-    with pytest.raises(UserError, match="accumulate is 0; it is the number of parts"):
+    assert numbers(error.value) == [batch, 2, 4, *near]
+    with pytest.raises(UserError, match=r"\baccum\w*\D+\b0\b"):
         meshes.check_batch(2, batch, 0)
 
 

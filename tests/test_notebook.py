@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -53,16 +54,17 @@ def test_a_run_under_way_has_little_to_show(tmp_path):
     for name in ("predictions.csv", "metrics.jsonl", "summary.json"):
         (run / name).unlink()
     result = notebook.Result(run)
-    assert repr(result) == f"{run}: no phase has ended yet"
+    assert repr(result).startswith(f"{run}: ")
+    assert not re.search(r"\d|%", repr(result).removeprefix(f"{run}: "))
     assert result.epochs == []
     assert finished.Page(result._repr_html_()).tags.count("svg") == 0
 
 
 def test_mistakes_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path)) + r"\b.*\bconfig\.json"):
         notebook.Result(tmp_path)
-    with pytest.raises(UserError, match="there is no recipe"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "recipe.py"))):
         notebook.load(str(tmp_path / "recipe.py"))
     Place(tmp_path / "user", "epochs=1", "epochs=1")
-    with pytest.raises(UserError, match=r"no setting 'frozen\.epoch'; did you mean 'frozen\.epochs'"):
+    with pytest.raises(UserError, match=r"'frozen\.epoch'.*'frozen\.epochs'"):
         notebook.load(str(tmp_path / "user" / "recipe.py"), "frozen.epoch=3")

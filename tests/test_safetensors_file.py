@@ -111,22 +111,22 @@ def test_cut_file(tmp_path, keep):
     write(path, TREE, {})
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(UserError, match=r"x\.safetensors is cut short or damaged"):
+    with pytest.raises(UserError, match=r"x\.safetensors\b.*\b(damaged|corrupt)"):
         read(path)
 
 
 def test_int8_without_scale(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int8)}, tmp_path / "x")
-    with pytest.raises(UserError, match="'fc/kernel' in int8 without its scale"):
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
         read(tmp_path / "x")
     save_file({"fc/kernel": np.ones((2, 3), np.int8), "fc/kernel.scale": np.ones(2, np.float32)}, tmp_path / "x")
-    with pytest.raises(UserError, match="'fc/kernel' in int8 without its scale"):
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
         read(tmp_path / "x")
 
 
 def test_unknown_dtype(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int32)}, tmp_path / "x")
-    with pytest.raises(UserError, match="'fc/kernel' has the dtype I32"):
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bI32\b"):
         read(tmp_path / "x")
 
 

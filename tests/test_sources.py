@@ -1,5 +1,6 @@
 """Sources: one string, one listing of pictures, whose folder is made once."""
 
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in", "cats", "dogs")
     (root / "loose.jpg").write_bytes(b"")
     (tmp_path / "list.csv").write_text("label,path\na,in/cats/0.jpg\nb,in/none.jpg\n")
-    for source, fault in ((f"folder:{root}", "outside the class folders"), (f"csv:{tmp_path}/list.csv", "row 3")):
+    for source, fault in ((f"folder:{root}", "loose.jpg"), (f"csv:{tmp_path}/list.csv", "row 3")):
         with pytest.raises(UserError, match=fault):
             find(source, tmp_path / "cache")
         assert fault in survey(source, tmp_path / "cache").complaints[0]
@@ -104,7 +105,7 @@ def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: st
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no archive .*none\.tgz"):
+    with pytest.raises(UserError, match=r"none\.tgz"):
         folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
 
 
@@ -126,29 +127,29 @@ def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("source", "sentence"),
+    ("source", "facts"),
     [
-        ("fodler:/x", "no source scheme 'fodler'; did you mean 'folder'"),
-        ("https://x.org/f.tgz", "no source scheme 'https'; known: archive, csv, folder, garden, tfds"),
-        ("flowers", "no source 'flowers'; a source is one of folder:PATH, garden, archive:FILE, tfds:NAME, csv:FILE"),
-        ("", "no source ''"),
-        ("folder:", "'folder:' is incomplete or too long; write it as folder:PATH"),
-        ("tfds", "'tfds' is incomplete or too long; write it as tfds:NAME"),
-        ("garden:/x", "'garden:/x' is incomplete or too long; write it as garden"),
+        ("fodler:/x", "'fodler'.*'folder'"),
+        ("https://x.org/f.tgz", r"'https'.*\barchive, csv, folder, \w+, tfds\b"),
+        ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, tfds:NAME, csv:FILE\b"),
+        ("", "''.*folder:PATH"),
+        ("folder:", "'folder:'.*folder:PATH$"),
+        ("tfds", "'tfds'.*tfds:NAME$"),
+        ("garden:/x", r"'garden:/x'.*\bgarden$"),
     ],
 )
-def test_sources_that_are_none(tmp_path: Path, source: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_none(tmp_path: Path, source: str, facts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=facts):
         folder_of(source, tmp_path / "cache")
 
 
 def test_a_bare_path_is_told_its_scheme(tmp_path: Path) -> None:
     (tmp_path / "f.tgz").write_bytes(b"")
-    with pytest.raises(UserError, match=f"write folder:{tmp_path}$"):
+    with pytest.raises(UserError, match=re.escape(f"folder:{tmp_path}") + "$"):
         folder_of(str(tmp_path), tmp_path / "cache")
-    with pytest.raises(UserError, match=f"write archive:{tmp_path}/f.tgz$"):
+    with pytest.raises(UserError, match=re.escape(f"archive:{tmp_path}/f.tgz") + "$"):
         folder_of(f"{tmp_path}/f.tgz", tmp_path / "cache")
     (tmp_path / "f.csv").write_bytes(b"")
-    with pytest.raises(UserError, match=f"write csv:{tmp_path}/f.csv$"):
+    with pytest.raises(UserError, match=re.escape(f"csv:{tmp_path}/f.csv") + "$"):
         folder_of(f"{tmp_path}/f.csv", tmp_path / "cache")
