@@ -4,6 +4,8 @@ The network here has two branches of equal shapes, made in the order that the gr
 for another would go unnoticed by shapes.
 """
 
+import re
+
 import h5py
 import keras
 import numpy as np
@@ -149,7 +151,7 @@ def test_a_nested_model_partly_frozen(later, tmp_path):
         keras3 = zoo.save_keras3(nested(later), tmp_path / "weights.h5")
     finally:
         later.trainable = True
-    with pytest.raises(UserError, match=r"does not tell which of its layers is which: .* set model.trainable = True"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(legacy))}.*model\.trainable = True"):
         load(legacy, WHOLE)
     assert_loaded(keras3, later, WHOLE)
 
@@ -174,7 +176,7 @@ def test_names_of_every_vintage(stored):
 
 def test_rank_and_place_must_agree():
     stored = {"conv2d_5": [], "conv2d_6": [], "conv2d_7": []}
-    with pytest.raises(UserError, match=r"^w.h5 .*'conv2d_6' is 'conv2d_1' by its number and 'conv2d_2' by its place"):
+    with pytest.raises(UserError, match=r"\bw\.h5\b.*'conv2d_6'.*'conv2d_1'.*'conv2d_2'"):
         autonames.rename(stored, [ORDER], "w.h5")
 
 

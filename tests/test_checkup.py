@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ def empty(name):
 
 
 def test_a_sound_set():
-    assert printed(diagnosis())[-1] == "2 pictures of 2 classes: nothing would stop a run"
-    assert "Would stop a run" not in printed(diagnosis())
+    lines = printed(diagnosis())
+    assert re.fullmatch(r"2 \w+ of 2 classes\D*", lines[-1])
+    assert lines[-2] == "bees 1"  # no table of findings
 
 
 def test_pictures_by_class_and_split():
@@ -47,9 +49,8 @@ def test_pictures_by_class_and_split():
 
 def test_a_file_stands_before_its_sentence():
     lines = printed(diagnosis(empty("a.jpg")))
-    assert "Would stop a run" in lines
     assert "Empty 1 set/ants/a.jpg: the file is empty" in lines
-    assert lines[-1] == "2 pictures of 2 classes: 1 finding would stop a run"
+    assert re.fullmatch(r"2 \w+ of 2 classes\D+\b1\b\D+", lines[-1])
 
 
 def test_of_many_findings_three_are_told_and_the_others_counted():
@@ -57,15 +58,16 @@ def test_of_many_findings_three_are_told_and_the_others_counted():
     assert "Empty 1,200 set/ants/0.jpg: the file is empty" in lines
     assert "set/ants/2.jpg: the file is empty" in lines
     assert "set/ants/3.jpg: the file is empty" not in lines
-    assert "and 1,197 more" in lines
+    assert any(re.fullmatch(r"\D*\b1,197\b\D*", line) for line in lines)
 
 
 def test_a_group_stands_below_its_sentence():
     paths = tuple(Path("/set/ants", f"{n}.jpg") for n in range(5))
     lines = printed(diagnosis(Finding("duplicate", paths, "the same bytes in 5 files of ants")))
     start = lines.index("Duplicate 1 the same bytes in 5 files of ants")
-    assert lines[start + 1 : start + 5] == ["set/ants/0.jpg", "set/ants/1.jpg", "set/ants/2.jpg", "and 2 more"]
-    assert "Would stop a run" not in lines
+    assert lines[start + 1 : start + 4] == ["set/ants/0.jpg", "set/ants/1.jpg", "set/ants/2.jpg"]
+    assert re.fullmatch(r"\D*\b2\b\D*", lines[start + 4])
+    assert re.fullmatch(r"2 \w+ of 2 classes\D*", lines[-1])  # nothing stops a run
 
 
 def test_a_class_needs_no_file():
@@ -103,24 +105,24 @@ def doctor(*arguments):
 
 def test_the_command_on_a_sound_set(pictures, capsys):
     assert doctor(f"--data=folder:{pictures}") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "20 pictures of 2 classes: nothing would stop a run"
+    assert re.fullmatch(r"20 \w+ of 2 classes\D*", capsys.readouterr().out.splitlines()[-1])
 
 
 def test_the_command_on_a_broken_set(pictures, capsys, tmp_path):
     (pictures / "ants" / "x.jpg").write_bytes(b"")
     page, values = tmp_path / "page.html", tmp_path / "values.json"
     assert doctor(f"--data=folder:{pictures}", f"--json={values}", f"--html={page}") == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "21 pictures of 2 classes: 1 finding would stop a run"
+    assert re.fullmatch(r"21 \w+ of 2 classes\D+\b1\b\D+", capsys.readouterr().out.splitlines()[-1])
     found = json.loads(values.read_text())
     assert found["source"] == f"folder:{pictures}"
     assert [finding["kind"] for finding in found["findings"]] == ["empty"]
-    assert "the file is empty" in page.read_text("utf-8")
+    assert re.search(r'(?s)<section id="empty".*\bx\.jpg\b', page.read_text("utf-8"))
 
 
 def test_a_warning_is_no_failure(pictures, capsys):
     Image.new("RGB", (40, 40), "teal").save(pictures / "ants" / "x.png")
     assert doctor(f"--data=folder:{pictures}") == 0
-    assert "Single colour" in capsys.readouterr().out
+    assert re.search(r"(?i)\bsingle.colou?r\b", capsys.readouterr().out)
 
 
 def test_the_threshold_is_an_option(pictures, capsys):
@@ -133,21 +135,22 @@ def test_the_threshold_is_an_option(pictures, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "facts"),
     [
-        (["--data=folder:/no/such"], "flaxtl: there is no folder /no/such; check the path"),
-        (["--data=fodler:/no/such"], "flaxtl: no source scheme 'fodler'; did you mean 'folder'?"),
-        ([], "flaxtl: the following arguments are required: --data"),
+        (["--data=folder:/no/such"], r"(?<!folder:)/no/such\b"),
+        (["--data=fodler:/no/such"], r"'fodler'.*'folder'"),
+        ([], r"--data\b"),
     ],
 )
-def test_a_wrong_command_is_code_2(capsys, arguments, sentence):
+def test_a_wrong_command_is_code_2(capsys, arguments, facts):
     assert doctor(*arguments) == 2
-    assert capsys.readouterr().err.startswith(sentence)
+    assert re.match(f"flaxtl: .*{facts}", capsys.readouterr().err)
 
 
 def test_an_impossible_threshold_and_an_impossible_file_are_code_2(pictures, capsys):
     assert doctor(f"--data=folder:{pictures}", "--near-duplicates=65") == 2
-    assert "65 bits" in capsys.readouterr().err
+    assert re.search(r"\b65\b", capsys.readouterr().err)
     for option in ("json", "html"):
         assert doctor(f"--data=folder:{pictures}", f"--{option}={pictures}/no/such") == 2
-        assert f"flaxtl: cannot write {pictures}/no/such (No such file or directory)" in capsys.readouterr().err
+        facts = rf"(?m)^flaxtl: .*{re.escape(str(pictures))}/no/such\b.*No such file or directory"
+        assert re.search(facts, capsys.readouterr().err)

@@ -60,7 +60,7 @@ def test_a_recipe_becomes_a_network_with_phases(spec):
 
 @pytest.mark.parametrize("file", [file for file, variants in VARIANTS.items() if variants != [""]])
 def test_an_unknown_variant_is_refused(file):
-    with pytest.raises(UserError, match="no variant 'nonsense'; known: " + ", ".join(VARIANTS[file][1:])):
+    with pytest.raises(UserError, match="'nonsense'.*" + ", ".join(VARIANTS[file][1:])):
         load(f"{file}:nonsense")
 
 
@@ -153,7 +153,7 @@ def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
     given += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
     given += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
     main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *given])
-    assert "1.6e-05 - 1.02e-05" in capsys.readouterr().out
+    assert re.search(r"\b1\.6e-05\b\W+1\.02e-05\b", capsys.readouterr().out)
     phases = rundir.summary(tmp_path / "run")["phases"]
     assert [phases[name]["frozen_leaves_unchanged"] for name in phases] == [26, 20, 14]
     assert [row["rates"] for row in rows(tmp_path / "run")][-1] == {"head": 2e-5, "block5": 2e-5, "block4": 2e-5}

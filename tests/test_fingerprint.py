@@ -1,6 +1,7 @@
 """Fingerprints, against hashlib and imagehash."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import imagehash
@@ -82,9 +83,9 @@ def test_files_that_cannot_be_opened_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(UserError) as caught:
         of([tmp_path / name for name in ("gone.jpg", "0000.jpg", "folder.jpg")])
-    assert str(caught.value).startswith("cannot read 2 of 3 pictures: ")
-    assert "gone.jpg (no such file or directory)" in str(caught.value)
-    assert "folder.jpg (is a directory)" in str(caught.value)
+    assert re.search(r"\b2 of 3\b", str(caught.value))
+    assert re.search(r"(?i)\bgone\.jpg\W+no such file or directory", str(caught.value))
+    assert re.search(r"(?i)\bfolder\.jpg\W+is a directory", str(caught.value))
 
 
 def test_who_decodes_next_need_not_be_told_of_files_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -93,5 +94,5 @@ def test_who_decodes_next_need_not_be_told_of_files_that_cannot_be_opened(tmp_pa
     first, second = of(missing, strict=False)
     assert first.phash is second.phash is None
     assert first.sha256 == hashlib.sha256(bytes(missing[0])).hexdigest() != second.sha256
-    with pytest.raises(UserError, match=r"cannot read 2 of 2 pictures"):
+    with pytest.raises(UserError, match=r"\b2 of 2\b.*\ba\.jpg\b.*\bb\.jpg\b"):
         of(missing)

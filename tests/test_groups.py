@@ -15,8 +15,8 @@ RULES = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbo
 RATES = {"head": 1e-3, "block5": 0.0, "base": 0.0}
 
 
-def refused(*sentences):
-    return pytest.raises(UserError, match=".*".join(re.escape(sentence) for sentence in sentences))
+def refused(*facts):
+    return pytest.raises(UserError, match=".*".join(map(re.escape, facts)))
 
 
 def test_flatten_and_nest_are_inverse():
@@ -33,7 +33,7 @@ def test_the_first_rule_that_matches_the_whole_path_wins():
 
 
 def test_a_rule_must_match_the_whole_path():
-    with refused("no rule", "'backbone/block1_conv1/kernel'"):
+    with refused("'backbone/block1_conv1/kernel'"):
         groups.assign(PATHS, (("head", "head/.*"), ("base", "backbone")))
 
 
@@ -43,23 +43,23 @@ def test_an_unmatched_parameter_is_named():
 
 
 def test_a_rule_that_matches_nothing_is_named_though_its_group_has_another():
-    with refused("('head', 'haed/.*')", "matches no parameter"):
+    with refused("('head', 'haed/.*')"):
         groups.assign(PATHS, (("head", "head/.*"), ("head", "haed/.*"), ("base", "backbone/.*")))
 
 
 def test_a_rule_that_matches_nothing_is_named():
-    with refused("('block6', 'backbone/block6_.*')", "matches no parameter"):
+    with refused("('block6', 'backbone/block6_.*')"):
         groups.assign(PATHS, (("block6", "backbone/block6_.*"), *RULES))
 
 
 def test_a_rule_that_comes_too_late_is_named():
-    with refused("('head', 'head/.*')", "earlier rule"):
+    with refused("('head', 'head/.*')"):
         groups.assign(PATHS, (("all", ".*"), ("head", "head/.*")))
 
 
 @pytest.mark.parametrize("rules", [(("head", "head/("),), ("head",), (("a", "b", "c"),), (("head", 5),)])
 def test_rules_that_are_no_rules(rules):
-    with refused("groups must be pairs"):
+    with refused("regular expression"):
         groups.assign(PATHS, rules)
 
 
@@ -94,7 +94,7 @@ def test_a_norm_whose_statistics_stay_is_not_in_training_though_its_bias_learns(
 
 
 def test_statistics_alone_are_nothing_that_learns():
-    with refused("nothing learns in phase 'tune'"):
+    with refused("'tune'", "tune.lr"):
         norm_split((("statistics", ".*/(mean|var)"), ("rest", ".*")), statistics=1e-3, rest=0.0)
 
 
@@ -115,21 +115,21 @@ def test_the_rates_of_a_group_whose_layers_decay():
 
 
 def test_an_unknown_group_is_named_with_a_suggestion():
-    with refused("tune.lr", "'blok5'", "did you mean 'block5'?"):
+    with refused("tune.lr", "'blok5'", "'block5'"):
         groups.split("tune", groups.assign(PATHS, RULES), RATES | {"blok5": 0.0})
 
 
 def test_a_missing_rate_is_named():
-    with refused("tune.lr gives no rate for base, block5"):
+    with refused("tune.lr", "base, block5"):
         groups.split("tune", groups.assign(PATHS, RULES), {"head": 1e-3})
 
 
 @pytest.mark.parametrize("rate", [-1e-3, float("nan")])
 def test_a_rate_below_zero_is_named(rate):
-    with refused(f"tune.lr.block5 is {rate}"):
+    with refused("tune.lr.block5", f" {rate}"):
         groups.split("tune", groups.assign(PATHS, RULES), RATES | {"block5": rate})
 
 
 def test_a_phase_in_which_nothing_learns_is_named():
-    with refused("nothing learns in phase 'tune'", "tune.lr"):
+    with refused("'tune'", "tune.lr"):
         groups.split("tune", groups.assign(PATHS, RULES), dict.fromkeys(RATES, 0.0))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -62,6 +63,13 @@ def altered(workdir, name, **values):
     return Shown(model_card.render(read(workdir))).text
 
 
+def licences(text):
+    """What the card says of the weights' licence and of the data's, which stand above flaxtl's own."""
+    lines = text.splitlines()
+    (own,) = (number for number, line in enumerate(lines) if line.endswith("Apache-2.0"))
+    return lines[own - 2 : own]
+
+
 def test_the_report_writes_the_card(workdir):
     report.write(workdir)
     assert (workdir / "report" / "model_card.md").read_text(encoding="utf-8") == model_card.render(read(workdir))
@@ -69,13 +77,14 @@ def test_the_report_writes_the_card(workdir):
 
 def test_result_and_intervals(card):
     low, high = (percent(end).replace("\N{NARROW NO-BREAK SPACE}", " ") for end in measures.wilson_interval(13, 16))
-    assert f"81.25 % of the test pictures right: 13 of 16,\n95 % interval {low} to {high}." in card.text
+    headline = card.text.split("|")[0]
+    assert re.search(rf"(?s)\b81\.25 %.*\btest\b.*\b13 of 16\b.*\b95 %.*\b{low} to {high}", headline)
     assert f"| accuracy | 81.25 % | {low} to {high} " in card.text
     # Wilson's interval of 1 of 4 and of 4 of 4, from tables of it
     assert "| daisy | 25.0 % | 4.6 % to 69.9 % | 1 | 4 " in card.text
     assert f"| {SCRIPT} | 100.0 % | 51.0 % to 100.0 % | 4 | 4 " in card.text
-    assert "| accuracy when the surest 90 % are answered (confidence 0.639999 and more) | 86.67 % " in card.text
-    assert "The temperature was fitted on the 8 validation pictures." in card.text
+    assert re.search(r"\| [^|\n]*\b90 %[^|\n]*\b0\.639999\b[^|\n]*\| 86\.67 % ", card.text)
+    assert re.search(r"(?i)\btemperature\b[^|\n]*\b8 validation\b", card.text)
 
 
 def test_data_and_recipe(card):
@@ -92,7 +101,7 @@ def test_known_failures(card):
 
 def test_how_to_reproduce(card):
     assert "flaxtl train --config=a.py --workdir='<b>'\n" in card.text
-    assert "Seed 7." in card.text
+    assert re.search(r"(?i)\bseed\W+7\b", card.text)
     assert "jax 0.10.0\n" in card.text
 
 
@@ -104,18 +113,18 @@ def test_how_to_reproduce(card):
         ({"path": "/vgg16.h5"}, {"name": "vgg16"}, model_card.NOT_KNOWN),
         ({"path": "imagenet"}, {"name": "</a>"}, model_card.NOT_KNOWN),
         ({}, {}, model_card.NOT_KNOWN),
-        ({"path": "random"}, {"name": "vgg16"}, "none needed: training began with random weights"),
+        ({"path": "random"}, {"name": "vgg16"}, "random"),
     ],
 )
 def test_licence_of_weights(workdir, weights, model, licence):
-    shown = altered(workdir, "config.json", weights=weights, model=model)
-    assert f"Pretrained weights: {licence}\n" in shown
+    shown, _ = licences(altered(workdir, "config.json", weights=weights, model=model))
+    assert licence in shown if licence == "random" else shown.endswith(f": {licence}")
 
 
 def test_licence_of_data(workdir, card):
-    assert f"Pictures: {model_card.NOT_KNOWN}\n" in card.text
-    shown = altered(workdir, "config.json", data={"source": "garden"})
-    assert "Pictures: none needed: the pictures were drawn by flaxtl\n" in shown
+    assert licences(card.text)[1].endswith(f": {model_card.NOT_KNOWN}")
+    _, shown = licences(altered(workdir, "config.json", data={"source": "garden"}))
+    assert re.search(r"\bflaxtl\b", shown)
 
 
 def test_pictures_that_were_left_out_and_wrong_labels_are_counted(workdir):
@@ -123,18 +132,18 @@ def test_pictures_that_were_left_out_and_wrong_labels_are_counted(workdir):
     said.probabilities[2] = (0.01, 0.97, 0.01, 0.01)
     predictions_file.write(workdir / "predictions.csv", said)
     shown = altered(workdir, "summary.json", skipped={"a.png": "empty", "b.png": "empty"})
-    assert "Labels that look wrong: 1 of 24 that were looked at" in shown
-    assert "2 pictures that cannot be read were left out" in shown
+    assert re.search(r"(?i)\blabels\b.*\b1 of 24\b.*\blabel_issues\.csv\b", shown)
+    assert re.search(r"(?m)^2 .*\bsummary\.json\b", shown)
 
 
 def test_without_a_test_split(workdir):
     said = predictions_file.read(workdir / "predictions.csv")
     predictions_file.write(workdir / "predictions.csv", said.of_split("validation"))
     shown = Shown(model_card.render(read(workdir))).text
-    assert "On the 8 validation pictures:" in shown
-    assert "There is no test split" in shown
-    assert "8 validation pictures, the very ones judged here." in shown
-    assert "Not one of the 8 validation pictures was answered wrong." in shown
+    assert re.search(r"\b8 validation \w+:\n", shown)
+    assert re.search(r"(?i)\bno test\b", shown)
+    assert re.search(r"(?i)\btemperature\b[^|\n]*\b8 validation \w+, \w", shown)  # which are not independent
+    assert re.search(r"\b8 validation\b.*\bwrong\b", shown)
 
 
 def test_config_alone_is_enough(workdir):
@@ -142,9 +151,9 @@ def test_config_alone_is_enough(workdir):
         path.unlink()
     (workdir / "config.json").write_text("{}")
     shown = Shown(model_card.render(read(workdir))).text
-    for sentence in ("Nothing has been evaluated yet", "has not finished", "no manifest.csv", "names no phases",
-                     "no predictions yet", "does not tell the command"):  # fmt: skip
-        assert sentence in shown
+    for fact in (r"\bevaluated\b", r"\bfinished\b", r"\bno manifest\.csv\b", r"\bno phases\b",
+                 r"\bno predictions\b", r"\bsummary\.json\b.*\bcommand\b"):  # fmt: skip
+        assert re.search(fact, shown, re.IGNORECASE)
     assert "None" not in shown
 
 
@@ -188,4 +197,4 @@ def test_hostile_names_are_text(tmp_path):
         assert f"| {name} | {rate} | off | 0 | – | – \n" in card.text
         assert f"| {name} | {next_} | 1 of 1 | 100.0 % \n" in card.text
         assert f"{name} {attack}\n" in card.text
-    assert f"How to reproduce\n{attack}\n" in card.text
+    assert f"\n{attack}\n" in card.text

@@ -127,17 +127,17 @@ def test_taps_hand_out_outputs_by_name():
 
 def test_a_tap_that_does_not_run_is_an_error(vgg16):
     model, parameters, pictures = vgg16
-    with pytest.raises(UserError, match="'block3_pool' is not part of the network that runs"):
+    with pytest.raises(UserError, match=r"'block3_pool'.*\bstop=block2_pool\b"):
         forward(model, parameters, pictures, stop="block2_pool", taps=("block3_pool",))
     features = forward(model, parameters, pictures, stop="block2_pool").output
-    with pytest.raises(UserError, match="'block1_pool' is not part of the network that runs"):
+    with pytest.raises(UserError, match=r"'block1_pool'.*\bstart=block2_pool\b"):
         forward(model, parameters, features, start="block2_pool", taps=("block1_pool",))
 
 
 def test_a_cut_above_the_cut_is_an_error(vgg16):
     model, parameters, pictures = vgg16
     features = forward(model, parameters, pictures, stop="block3_pool").output
-    with pytest.raises(UserError, match="'block3_pool' is not part of the network that runs"):
+    with pytest.raises(UserError, match=r"'block3_pool'.*\bstart=block3_pool\b.*\bstop=block2_pool\b"):
         forward(model, parameters, features, start="block3_pool", stop="block2_pool")
 
 
@@ -152,7 +152,7 @@ def test_starting_and_stopping_at_one_layer_is_nothing(vgg16):
 @pytest.mark.parametrize("cut", [{"start": "block3_convv1"}, {"stop": "block3_convv1"}, {"taps": ("block3_convv1",)}])
 def test_misspelt_layer_names_are_suggested(vgg16, cut):
     model, parameters, pictures = vgg16
-    with pytest.raises(UserError, match=r"no layer 'block3_convv1'; did you mean 'block3_conv1'\?"):
+    with pytest.raises(UserError, match=r"'block3_convv1'.*'block3_conv1'"):
         jax.eval_shape(lambda: forward(model, parameters, pictures, **cut))
 
 
@@ -185,19 +185,19 @@ def test_a_gradient_with_respect_to_what_is_added_is_that_of_the_layer(vgg16):
 
 def test_what_is_added_to_no_layer_is_an_error(vgg16):
     model, parameters, pictures = vgg16
-    with pytest.raises(UserError, match=r"no layer 'block5_con3'; did you mean 'block5_conv3'\?"):
+    with pytest.raises(UserError, match=r"'block5_con3'.*'block5_conv3'"):
         forward(model, parameters, pictures, perturbations={"block5_con3": np.zeros(())})
 
 
 def test_a_name_serves_one_layer():
-    with pytest.raises(ValueError, match="two layers are named 'same'"):
+    with pytest.raises(ValueError, match="'same'"):
         run(repeated, X)
 
 
 @pytest.mark.parametrize("start", ["left", "right"])
 def test_a_start_that_is_no_clean_cut_is_an_error(start):
     given = run(residual, X, stop=start)[0].output
-    with pytest.raises(UserError, match=f"cannot start at '{start}': 'add' also needs a layer"):
+    with pytest.raises(UserError, match=f"'{start}'.*'add'"):
         run(residual, given, start=start)
 
 

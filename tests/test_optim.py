@@ -110,22 +110,22 @@ def test_schedules(name, warmup, expected):
 
 
 def test_a_misspelt_schedule():
-    with pytest.raises(UserError, match="no schedule 'cosin'; did you mean 'cosine'"):
+    with pytest.raises(UserError, match=r"'cosin'.*'cosine'"):
         optim.schedule("cosin", 0.5, 10, 0)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "facts"),
     [
-        ({"name": "nadm"}, "no optimizer 'nadm'; did you mean 'nadam'"),
-        ({"b1": 0.9}, "no optimizer ''; known: adabelief"),
-        ({"name": "nadam", "bb1": 0.9}, "no setting of the optimizer nadam 'bb1'; did you mean 'b1'"),
-        ({"name": "sgd", "momentun": 0.9}, "no setting of the optimizer sgd 'momentun'; did you mean 'momentum'"),
-        ({"name": "adam", "learning_rate": 1.0}, "no setting of the optimizer adam 'learning_rate'"),
+        ({"name": "nadm"}, "'nadm'.*'nadam'"),
+        ({"b1": 0.9}, r"''.*\badabelief\b"),
+        ({"name": "nadam", "bb1": 0.9}, r"(?=.*\bnadam\b).*'bb1'.*'b1'"),
+        ({"name": "sgd", "momentun": 0.9}, r"(?=.*\bsgd\b).*'momentun'.*'momentum'"),
+        ({"name": "adam", "learning_rate": 1.0}, r"(?=.*\badam\b).*'learning_rate'"),
     ],
 )
-def test_a_misspelt_optimizer_or_argument(settings, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_a_misspelt_optimizer_or_argument(settings, facts):
+    with pytest.raises(UserError, match=facts):
         optim.factory(settings)
 
 
@@ -159,5 +159,5 @@ def test_weight_decay_leaves_biases_batch_norms_and_frozen_groups(name):
 
 
 def test_the_mask_of_a_weight_decay_is_no_setting():
-    with pytest.raises(UserError, match="no setting of the optimizer adamw 'mask'"):
+    with pytest.raises(UserError, match=r"(?=.*\badamw\b).*'mask'"):
         optim.factory({"name": "adamw", "mask": True})

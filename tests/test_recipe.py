@@ -1,6 +1,7 @@
 """Recipes: defaults, overrides, refusals, and the way to JSON and back."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -38,6 +39,11 @@ def refuses(write):
         return sentence
 
     return refusal
+
+
+def missing(facts, sentence):
+    """Those of the regular expressions that the sentence does not match."""
+    return [fact for fact in facts if not re.search(fact, sentence)]
 
 
 def test_the_smallest_recipe_is_filled_with_the_defaults(write):
@@ -138,48 +144,46 @@ def test_only_a_rate_takes_the_place_of_top(write, key):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "facts"),
     [
-        ("sed=3", "no setting 'sed'; did you mean 'seed'?"),
-        ("head.unit=3", "no setting 'head.unit'; did you mean 'head.units'?"),
-        ("frozen.lr.haed=1", "no setting 'frozen.lr.haed'; did you mean 'frozen.lr.head'?"),
-        ("seed", "'--config.seed' needs a value: --config.seed=VALUE"),
-        ("phases=()", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
+        ("sed=3", [r"\bsed\b.*\bseed\b"]),
+        ("head.unit=3", [r"\bhead\.unit\b.*\bhead\.units\b"]),
+        ("frozen.lr.haed=1", [r"\bfrozen\.lr\.haed\b.*\bfrozen\.lr\.head\b"]),
+        ("seed", [r"--config\.seed(?!=)", r"--config\.seed=\S"]),
+        ("phases=()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
     ],
 )
-def test_overrides_that_mean_nothing_are_refused(refuses, override, sentence):
-    assert refuses(SMALLEST, overrides=[f"--config.{override}"]) == sentence
+def test_overrides_that_mean_nothing_are_refused(refuses, override, facts):
+    assert missing(facts, refuses(SMALLEST, overrides=[f"--config.{override}"])) == []
 
 
 @pytest.mark.parametrize("override", ["seed=many", "seed=1.5", "frozen.augment=perhaps", "head.dropout=x"])
 def test_overrides_of_another_type_are_refused(refuses, override):
-    sentence = refuses(SMALLEST, overrides=[f"--config.{override}"])
-    assert sentence.startswith("an override does not fit the recipe: ")
-    assert f"--config.{override}" in sentence
+    assert f"--config.{override}" in refuses(SMALLEST, overrides=[f"--config.{override}"])
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "facts"),
     [
-        ("c.sed = 3", "no setting 'sed'; did you mean 'seed'?"),
-        ("c.head = dict(unit=(3,))", "no setting 'head.unit'; did you mean 'head.units'?"),
-        ("c.frozen.epoch = 3", "no setting 'frozen.epoch'; did you mean 'frozen.epochs'?"),
-        ("c.batch = '32'", "the recipe's batch is '32'; it must be like 32"),
-        ("c.batch = 3.5", "the recipe's batch is 3.5; it must be like 32"),
-        ("c.seed = True", "the recipe's seed is True; it must be like 0"),
-        ("c.head = dict(units=3)", "the recipe's head.units is 3; it must be like (128,)"),
-        ("c.dtype = 16", "the recipe's dtype is 16; it must be like 'float32'"),
-        ("c.weights = 'imagenet'", "the recipe's weights is 'imagenet'; it must be like {'path': 'imagenet'}"),
-        ("c.frozen.lr = ConfigDict({'head': 'fast'})", "the recipe's frozen.lr must give every group a rate, such as"),
-        ("c.phases = 'frozen'", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
-        ("c.phases = ()", "the recipe's phases must be a tuple of names, such as ('frozen', 'finetune')"),
-        ("c.phases = ('frozn',)", "the recipe names a phase 'frozn' in phases but has no settings under c.frozn"),
-        ("c.phases = ('data',)", "the recipe calls a phase 'data', which is a setting's name; choose another"),
-        ("c.late = dict(lr=dict(head=1.0))", "the recipe has settings c.late of a phase that phases does not name;"),
+        ("c.sed = 3", [r"\bsed\b.*\bseed\b"]),
+        ("c.head = dict(unit=(3,))", [r"\bhead\.unit\b.*\bhead\.units\b"]),
+        ("c.frozen.epoch = 3", [r"\bfrozen\.epoch\b.*\bfrozen\.epochs\b"]),
+        ("c.batch = '32'", [r"\bbatch\b", r"'32'", r"(?<!')\b32\b"]),
+        ("c.batch = 3.5", [r"\bbatch\b", r"\b3\.5\b", r"\b32\b"]),
+        ("c.seed = True", [r"\bseed\b", r"\bTrue\b", r"\b0\b"]),
+        ("c.head = dict(units=3)", [r"\bhead\.units\b", r"\b3\b", r"\(128,\)"]),
+        ("c.dtype = 16", [r"\bdtype\b", r"\b16\b", r"'float32'"]),
+        ("c.weights = 'imagenet'", [r"\bweights\b", r"(?<!: )'imagenet'", r"\{'path': 'imagenet'\}"]),
+        ("c.frozen.lr = ConfigDict({'head': 'fast'})", [r"\bfrozen\.lr\b", r"\bdict\(head=1e-3\)"]),
+        ("c.phases = 'frozen'", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+        ("c.phases = ()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+        ("c.phases = ('frozn',)", [r"'frozn'", r"\bphases\b", r"\.frozn\b"]),
+        ("c.phases = ('data',)", [r"\bphase\b", r"'data'", r"\bsetting\b"]),
+        ("c.late = dict(lr=dict(head=1.0))", [r"\.late\b", r"\bphases\b"]),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(refuses, line, sentence):
-    assert refuses(SMALLEST, line).startswith(sentence)
+def test_settings_that_do_not_fit_are_refused(refuses, line, facts):
+    assert missing(facts, refuses(SMALLEST, line)) == []
 
 
 @pytest.mark.parametrize(
@@ -192,27 +196,26 @@ def test_settings_that_do_not_fit_are_refused(refuses, line, sentence):
     ],
 )
 def test_a_broken_recipe_tells_its_last_line(refuses, line, reason):
-    sentence = refuses(line)
-    assert sentence.startswith("the recipe '")
-    assert reason in sentence.split(" cannot be read: ")[1]
+    assert re.search(rf"/mine\.py\b.*{re.escape(reason)}", refuses(line))
 
 
 def test_a_recipe_without_get_config(write, tmp_path):
     write()
     file = tmp_path / "empty.py"
     file.write_text("x = 1\n")
-    with pytest.raises(UserError, match=r"empty.py' cannot be read: .*get_config"):
+    with pytest.raises(UserError, match=r"empty\.py\b.*get_config"):
         recipe.load(str(file))
 
 
 @pytest.mark.parametrize("result", ["None", "dict(seed=1)"])
 def test_a_recipe_must_return_a_config(refuses, result):
-    assert refuses(f"return {result}").endswith("must return an ml_collections.ConfigDict from get_config()")
+    facts = [r"/mine\.py\b", r"\bConfigDict\b", r"\bget_config\b"]
+    assert missing(facts, refuses(f"return {result}")) == []
 
 
 @pytest.mark.parametrize("spec", ["nowhere/mine.py", "nowhere/mine.py:variant", ""])
 def test_a_missing_recipe_is_named(spec):
-    with pytest.raises(UserError, match=f"there is no recipe '{spec.split(':')[0] or '.'}'"):
+    with pytest.raises(UserError, match=re.escape(f"'{spec.split(':')[0] or '.'}'") + ".*--config="):
         recipe.load(spec)
 
 
@@ -247,13 +250,15 @@ def test_json_round_trip(write):
 def test_differences_name_every_setting_in_order():
     old = {"seed": 0, "data": {"source": "garden", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
     new = {"seed": 0, "data": {"source": "folder:x", "height": 96}, "frozen": {"lr": {"head": 0.1}, "augment": True}}
-    assert recipe.differences(old, new) == [
-        "data.source: garden -> folder:x",
-        "data.height: 200 -> 96",
-        "frozen.epochs: 3 -> (absent)",
-        "frozen.lr: {} -> (absent)",
-        "frozen.lr.head: (absent) -> 0.1",
-        "frozen.augment: (absent) -> True",
+    found = [re.fullmatch(r"(\S+): (.+) -> (.+)", line).groups() for line in recipe.differences(old, new)]
+    absent = found[2][2]
+    assert found == [
+        ("data.source", "garden", "folder:x"),
+        ("data.height", "200", "96"),
+        ("frozen.epochs", "3", absent),
+        ("frozen.lr", "{}", absent),
+        ("frozen.lr.head", absent, "0.1"),
+        ("frozen.augment", absent, "True"),
     ]
 
 

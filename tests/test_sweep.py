@@ -91,6 +91,12 @@ def rows(out):
     return [row for row in cells if len(row) > 3]
 
 
+def chosen(out):
+    """The points that lines name as the best by validation."""
+    found = [re.search(r"\bvalidation\b.*?\b(head\.units=.+)$", line) for line in out]
+    return [one[1] for one in found if one]
+
+
 def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
     code, out, err = sweeps.run(grid(20, "(40,)", 30), "--config.batch=2")
     assert (code, err) == (0, [])
@@ -117,8 +123,8 @@ def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
         ["30", "30.00 %", "0.7000"],
         ["20", "20.00 %", "0.8000"],
     ]
-    assert "chosen by validation: head.units=40" in out
-    assert "its accuracy on the test pictures, which nothing was chosen by: 50.00 %" in out
+    assert chosen(out) == ["head.units=40"]
+    assert any(re.search(r"\btest\b.*\b50\.00 %$", line) for line in out)
     assert (workdir / "sweep.html").is_file()
     assert not (workdir / lock.NAME).exists()
     given, kept = of_csv(workdir / "development.csv"), of_csv(workdir / "test.csv")
@@ -138,7 +144,7 @@ def test_what_is_complete_is_not_trained_again_and_a_grid_may_grow(sweeps):
     sweeps.commands()
     code, out, _ = sweeps.run(grid(20, 40))
     assert (code, sweeps.commands()) == (0, [])
-    assert "2 of 2 runs are complete" in out
+    assert any(re.search(r"\b2 of 2\b", line) for line in out)
     code, out, _ = sweeps.run(grid(30, 50))
     assert (code, [run for _, run, _ in sweeps.commands()]) == (
         0,
@@ -153,13 +159,11 @@ def test_a_run_that_fails_ends_no_other_and_is_tried_again(sweeps):
     assert code == 1
     assert sweeps.trained() == ["head.units=13", "head.units=14", "head.units=20"]
     log = sweeps.workdir / "logs" / "head.units=14.log"
-    for sentence in (
-        "head.units=13 failed: thirteen is too few; take more",
-        f"head.units=14 failed: it was killed by SIGKILL; {log} holds what it said",
-    ):
-        assert out.count(sentence) == 2  # at once, and below the table
+    for name, *facts in (("head.units=13", "thirteen is too few; take more"), ("head.units=14", "SIGKILL", str(log))):
+        told = [line for line in out if line.startswith(f"{name} ") and all(fact in line for fact in facts)]
+        assert len(told) == 2  # at once, and below the table
     assert [row[:2] for row in rows(out)[1:]] == [["20", "20.00 %"], ["13", "failed"], ["14", "failed"]]
-    assert "chosen by validation: head.units=20" in out
+    assert chosen(out) == ["head.units=20"]
     (sweeps.workdir / "runs" / "mended").touch()
     code, out, _ = sweeps.run(grid(13, 14, 20))
     assert (code, sweeps.trained()) == (0, ["head.units=13", "head.units=14"])
@@ -185,20 +189,21 @@ def test_shares_together_are_the_sweep_and_the_last_one_judges(sweeps):
     everything = grid(20, 30, 40)
     code, out, _ = sweeps.run(everything, "--points=1/2")
     assert (code, [run for _, run, _ in sweeps.commands()]) == (0, ["head.units=20", "head.units=40"])
-    assert "1 run(s) still to come: the same flaxtl sweep trains them" in out
-    assert not [line for line in out if line.startswith("chosen")]
+    assert any(re.search(r"\b1 run\b.*\bflaxtl sweep\b", line) for line in out)
+    assert chosen(out) == []
     code, out, _ = sweeps.run(everything, "--points=2/2")
     assert [(command, run) for command, run, _ in sweeps.commands()] == [
         ("train", "head.units=30"),
         ("evaluate", "head.units=40"),
     ]
-    assert "chosen by validation: head.units=40" in out
+    assert chosen(out) == ["head.units=40"]
     assert not (sweeps.workdir / "shares").exists()
 
 
 def test_collecting_trains_nothing(sweeps):
-    code, _, err = sweeps.run(grid(20, 30), "--collect")
-    assert (code, err) == (2, [f"flaxtl: {sweeps.workdir} holds no sweep yet; leave out --collect"])
+    code, _, (err,) = sweeps.run(grid(20, 30), "--collect")
+    assert code == 2
+    assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*--collect\b", err)
     assert not sweeps.workdir.exists()
     sweeps.run(grid(20, 30), "--points=1/2")
     sweeps.commands()
@@ -208,23 +213,23 @@ def test_collecting_trains_nothing(sweeps):
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "facts"),
     [
-        ([grid(8), "--grid=config.head.dropot=0.1"], "no setting 'head.dropot'; did you mean 'head.dropout'?"),
-        ([grid(8), "--grid=config.head.dropout=0.1,1.5"], "head.units=8,head.dropout=1.5: "),
-        (["--grid=config.model.stop=block1_pool,block2_pol"], "model.stop=block2_pol: "),
-        ([grid(8, "(x,)")], "head.units=x: "),
-        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.metric=loss"], "no frozen.metric 'loss'"),
-        (["--grid=config.weights.path=random,none.h5"], "weights.path=none.h5: no weight file 'none.h5'"),
-        ([grid(8), "--kfold=7"], "the class 'blue' is too small"),
-        ([grid(8), "--points=3/2"], "--points=3/2 is no share"),
-        ([], "there is nothing to sweep over"),
+        ([grid(8), "--grid=config.head.dropot=0.1"], r"\bhead\.dropot\b.*\bhead\.dropout\b"),
+        ([grid(8), "--grid=config.head.dropout=0.1,1.5"], r"\bhead\.units=8,head\.dropout=1\.5:"),
+        (["--grid=config.model.stop=block1_pool,block2_pol"], r"\bmodel\.stop=block2_pol:.*'block2_pol'"),
+        ([grid(8, "(x,)")], r"\bhead\.units=x:"),
+        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.metric=loss"], r"\bfrozen\.metric\b.*'loss'"),
+        (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
+        ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
+        ([grid(8), "--points=3/2"], r"--points=3/2\b.*--points="),
+        ([], r"--grid\b.*--seeds\b.*--kfold\b"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_trained_or_written(sweeps, more, sentence):
+def test_mistakes_are_found_before_anything_is_trained_or_written(sweeps, more, facts):
     code, _, err = sweeps.run(*more)
     assert code == 2
-    assert sentence in err[-1]
+    assert re.search(facts, err[-1])
     assert not sweeps.workdir.exists()
 
 
@@ -232,13 +237,12 @@ def test_another_sweep_in_the_same_directory_is_refused(sweeps):
     with lock.held(sweeps.workdir):
         code, _, err = sweeps.run(grid(8))
     assert code == 2
-    assert "another flaxtl is at work in" in err[0]
+    assert str(sweeps.workdir) in err[0]
+    assert f"process {os.getpid()} on " in err[0]
     sweeps.run(grid(8))
-    code, _, err = sweeps.run("--grid=config.head.dropout=0,0.1")
+    code, _, (err,) = sweeps.run("--grid=config.head.dropout=0,0.1")
     assert code == 2
-    assert err == [
-        f"flaxtl: {sweeps.workdir} holds a sweep over head.units; choose another --workdir, or the same grids"
-    ]
+    assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*\bhead\.units\b.*--workdir\b", err)
 
 
 WRAPPED = """
@@ -262,7 +266,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later(sweeps, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err == "flaxtl: stopped; the same flaxtl sweep goes on from where it was\n"
+    assert re.fullmatch(r"flaxtl: .*\bflaxtl sweep\b.*\n", err)
     assert not (sweeps.workdir / lock.NAME).exists()
     assert sweeps.trained() == ["head.units=20", "head.units=15"]
     (sweeps.workdir / "runs" / "mended").touch()
@@ -303,14 +307,14 @@ def test_real_runs_share_their_features_and_can_be_seen_by_anybody(tmp_path, cap
     names = [f"head.units={units},seed={seed}" for units in ("8", "8-4") for seed in (0, 1)]
     runs = [sweeps.workdir / "runs" / name for name in names]
     logs = [(sweeps.workdir / "logs" / f"{name}.log").read_text() for name in names]
-    assert ["pictures up to" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
+    assert ["up to block1_pool" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     assert all(summary["complete"] and "test" not in summary["phases"]["frozen"] for summary in summaries)
     best = max((0, 2), key=lambda first: sum(_measured(summary) for summary in summaries[first : first + 2]))
     accuracy, loss = (
         [summary["phases"]["frozen"]["validation"][name] for summary in summaries] for name in ("accuracy", "loss")
     )
-    assert f"chosen by validation: head.units={('8', None, '(8, 4)')[best]}" in out
+    assert chosen(out.splitlines()) == [f"head.units={('8', None, '(8, 4)')[best]}"]
     with (sweeps.workdir / "sweep.csv").open(newline="") as file:
         rows = {row["head.units"]: row for row in csv.DictReader(file)}
     for units, first in (("8", 0), ("(8, 4)", 2)):
