@@ -1,3 +1,4 @@
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -96,7 +97,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path, mesh):
         checkpoints.save_phase(0, parameters)
     place = tmp_path / "checkpoints" / "phases" / "0"
     shutil.rmtree(place / "parameters")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=f"{place} is damaged"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=rf"{re.escape(str(place))}\b.*(?i:damaged|corrupt)"),
+    ):
         checkpoints.restore_phase(0, abstract(parameters))
 
 
@@ -105,7 +109,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, mesh, shape):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_phase(0, meshes.place({"head/out/kernel": jnp.ones((2, 3))}, mesh))
         like = abstract(meshes.place({"head/out/kernel": jnp.ones(shape)}, mesh))
-        with pytest.raises(UserError, match="of another run"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / "checkpoints" / "phases" / "0"))):
             checkpoints.restore_phase(0, like)
 
 
@@ -151,10 +155,9 @@ def test_what_comes_after_lost_epochs_is_put_aside(tmp_path, mesh):
     with Checkpoints(tmp_path, told.append) as checkpoints:
         found = checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, Memory(0, None, 0)))
     assert found.memory.epoch == 4
-    assert told == [
-        "metrics.jsonl has lost epochs before checkpoint 2: it is put aside as "
-        f"{tmp_path / 'checkpoints/damaged/latest-2'}, and the run goes on from the one before"
-    ]
+    (said,) = told
+    assert re.search(r"\bmetrics\.jsonl\b.*\bcheckpoint 2\b", said)
+    assert str(tmp_path / "checkpoints/damaged/latest-2") in said
     assert [checkpoint.name for checkpoint in place.iterdir()] == ["1"]
 
 
@@ -177,9 +180,9 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, mesh, 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     with Checkpoints(tmp_path) as checkpoints:
         # 5 arrays of a learning leaf, 4 MB each, of two leaves, and a few scalars
-        with pytest.raises(UserError, match=r"needs 32\.0 MB in .*, where 1\.0 MB are free; free some space"):
+        with pytest.raises(UserError, match=rf"\b32\.0 MB\b.*{re.escape(str(tmp_path))}.*\b1\.0 MB\b"):
             checkpoints.save_latest(progress(mesh, 5, Memory(5, None, 0)))
-        with pytest.raises(UserError, match=r"needs 4\.0 MB in"):
+        with pytest.raises(UserError, match=rf"\b4\.0 MB\b.*{re.escape(str(tmp_path))}"):
             checkpoints.save_phase(1, {"head/out/kernel": jnp.ones(LARGE)})
     assert [checkpoint.name for checkpoint in place.iterdir()] == ["1"]
 

@@ -1,6 +1,7 @@
 """`flaxtl export`: each format put back to work, on picture files, beside `flaxtl predict`."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -126,14 +127,18 @@ def test_weights_put_back_answer_bit_for_bit(exported, expected):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [({"dtype": "float61"}, "float61"), ({"head": {}}, "head has no 'classes'"), ({"stop": "block1_pool"}, "extra")],
+    ("change", "facts"),
+    [
+        ({"dtype": "float61"}, "float61"),
+        ({"head": {}}, r"\bhead\b.*'classes'"),
+        ({"stop": "block1_pool"}, r"\+ block2_conv1/kernel"),
+    ],
 )
-def test_a_folder_that_was_changed_is_refused(exported, tmp_path, change, words):
+def test_a_folder_that_was_changed_is_refused(exported, tmp_path, change, facts):
     shutil.copytree(exported["safetensors"][0], tmp_path / "copy")
     file = tmp_path / "copy/model.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=facts):
         export_weights.network(tmp_path / "copy")
 
 
@@ -179,8 +184,10 @@ assert not {"flaxtl", "jax"} & sys.modules.keys()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for row, line in enumerate(done.stdout.splitlines()):
-        told = [f"{guess.label} {guess.probability:.1%}" for guess in expected.top(row, 3)]
-        assert line == f"{expected.paths[row]}: {', '.join(told)}"
+        told = [(guess.label, f"{guess.probability:.1%}") for guess in expected.top(row, 3)]
+        path, _, answers = line.partition(": ")
+        assert path == expected.paths[row]
+        assert re.findall(r"(\w+) (\d+\.\d%)", answers) == told
 
 
 def test_the_script_tells_what_it_cannot_read_and_goes_on(exported, expected, tmp_path):
@@ -189,18 +196,19 @@ def test_the_script_tells_what_it_cannot_read_and_goes_on(exported, expected, tm
     paths = [tmp_path / "notes.jpg", expected.paths[0]]
     done = subprocess.run([*script, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"{paths[0]}: cannot be read as a picture (")
+    assert done.stderr.startswith(f"{paths[0]}: ")
+    assert len(done.stderr.splitlines()) == 1
     assert done.stdout.startswith(f"{paths[1]}: ")
     help_text = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert help_text.startswith("usage: predict.py [-h] PICTURE [PICTURE ...]")
+    assert re.match(r"usage: predict\.py \[-h\] ([A-Z]+) \[\1 \.\.\.\]", help_text)
 
 
 def test_what_is_there_is_not_touched(run, tmp_path):
     (tmp_path / "mine").write_text("dear")
-    with pytest.raises(UserError, match="is not empty; give a new folder"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}.*(?i:empty).*--output"):
         room.export(run, tmp_path, "stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    with pytest.raises(UserError, match="give a new folder"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/mine\b.*Not a directory.*--output"):
         room.export(run, tmp_path / "mine", "stablehlo")
 
 
@@ -215,7 +223,7 @@ def test_a_network_that_answers_otherwise_is_removed(run, tmp_path, monkeypatch)
         export_weights.write(file, model, jax.tree.map(lambda leaf: leaf * 1.5, parameters), *rest)
 
     monkeypatch.setattr(room, "_writer", lambda form: wrong)
-    with pytest.raises(UserError, match="off the run's probabilities"):
+    with pytest.raises(UserError, match=rf"\b{room.BOUNDS['float32']:g}\b.*--format\b"):
         room.export(run, tmp_path / "out", "safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +232,7 @@ def test_a_network_that_onnx_has_no_words_for(run, tmp_path, monkeypatch):
     from flaxtl.results import export_onnx
 
     monkeypatch.delitem(export_onnx.OPERATIONS, "reduce_window_max")
-    with pytest.raises(UserError, match="computes a reduce_window_max that ONNX is not written for; give --format="):
+    with pytest.raises(UserError, match=r"\breduce_window_max\b.*\bONNX\b.*--format=stablehlo\b"):
         room.export(run, tmp_path / "out", "onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -233,7 +241,7 @@ def test_pictures_that_are_gone(run, tmp_path):
     setup = run.setup
     gone = tuple(replace(example, path=str(tmp_path / example.path[1:])) for example in setup.manifest.examples)
     lost = run._replace(setup=replace(setup, manifest=replace(setup.manifest, examples=gone)))
-    with pytest.raises(UserError, match="none of the pictures can be read"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/\S+\.png\b"):
         room.export(lost, tmp_path / "out", "safetensors")
     assert list(tmp_path.iterdir()) == []
 

@@ -363,10 +363,5 @@ def test_a_base_that_ends_below_its_last_layer(last):
 def test_a_base_cannot_end_within_a_branch():
     made = recipe("resnet50")
     made.model.stop = "conv5_block1_1_relu"
-    sentence = (
-        "the base cannot end at 'conv5_block1_1_relu', beside which 'conv5_block1_0_bn' would lead nowhere; "
-        "set model.stop to a layer that everything passes through, such as 'conv4_block6_out'"
-    )
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"'conv5_block1_1_relu'.*'conv5_block1_0_bn'.*'conv4_block6_out'"):
         network(made, classes=3)
-    assert str(error.value) == sentence

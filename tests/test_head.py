@@ -117,22 +117,21 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
 
 
 def test_too_few_features_to_pool_is_an_error_that_tells_how_to_mend_it():
-    with pytest.raises(UserError, match=r"ends in 1x3 features.*global_average, or larger pictures \(data.height"):
+    with pytest.raises(UserError, match=r"\b1x3\b.*\baverage_2x2\b.*\bglobal_average\b.*\bdata\.height\b"):
         layers(height=63, width=96)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "facts"),
     [
-        ({"pooling": "global_avg"}, "no head pooling 'global_avg'; did you mean 'global_average'?"),
-        ({"dropout": 1.0}, "head.dropout is 1.0; it must be at least 0 and below 1"),
-        ({"dropout": -0.1}, "head.dropout is -0.1; it must be at least 0 and below 1"),
-        ({"units": (8, 0)}, "head.units is (8, 0); every hidden layer needs a whole number of units, 1 or more"),
-        ({"units": (1.5,)}, "head.units is (1.5,); every hidden layer needs a whole number of units, 1 or more"),
-        ({"units": ("a",)}, "head.units is ('a',); every hidden layer needs a whole number of units, 1 or more"),
+        ({"pooling": "global_avg"}, r"\bpooling\b.*'global_avg'.*'global_average'"),
+        ({"dropout": 1.0}, r"\bhead\.dropout\b.*\b1\.0\b"),
+        ({"dropout": -0.1}, r"\bhead\.dropout\b.*-0\.1\b"),
+        ({"units": (8, 0)}, r"\bhead\.units\b.*\(8, 0\)"),
+        ({"units": (1.5,)}, r"\bhead\.units\b.*\(1\.5,\)"),
+        ({"units": ("a",)}, r"\bhead\.units\b.*\('a',\)"),
     ],
 )
-def test_what_cannot_be_built_is_refused(settings, sentence):
-    with pytest.raises(UserError) as error:
+def test_what_cannot_be_built_is_refused(settings, facts):
+    with pytest.raises(UserError, match=facts):
         Head(classes=5, **settings)
-    assert str(error.value) == sentence

@@ -72,7 +72,7 @@ def test_group_linked_into_itself(tmp_path):
     with h5py.File(path, "w") as file:
         layers = file.create_group("layers")
         layers["again"] = layers
-    with pytest.raises(UserError, match="linked twice"):
+    with pytest.raises(UserError, match=r"loop\.weights\.h5\b.*'/layers.*(?i:link)"):
         read(path)
 
 
@@ -84,20 +84,20 @@ def archive(path, member, content, compression=zipfile.ZIP_STORED):
 
 def test_archive_without_weights(tmp_path):
     path = archive(tmp_path / "x.keras", "model.weights.npz", b"")
-    with pytest.raises(UserError, match=r"without 'model\.weights\.h5'"):
+    with pytest.raises(UserError, match=r"x\.keras\b.*\bzip\b.*'model\.weights\.h5'"):
         keras3.weights_of_archive(path)
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path):
     path = archive(tmp_path / "bomb.keras", keras3.MEMBER, bytes(2**20), zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match=r"would unpack .* bytes to 1,048,576"):
+    with pytest.raises(UserError, match=r"bomb\.keras\b.*'model\.weights\.h5'.*\b1,048,576\b"):
         keras3.weights_of_archive(path)
 
 
 def test_archive_with_a_wrong_checksum(tmp_path):
     path = archive(tmp_path / "x.keras", keras3.MEMBER, b"0123456789")
     path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456780"))
-    with pytest.raises(UserError, match="cut short or damaged"):
+    with pytest.raises(UserError, match=r"x\.keras\b.*CRC-32"):
         keras3.weights_of_archive(path)
 
 

@@ -1,6 +1,7 @@
 """Files of every kind into one checked tree; the Keras files are written here by Keras itself."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -166,35 +167,36 @@ def test_cut_files(keras, tmp_path, write, filename):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "fact"),
     [
-        (b"", "is empty"),
-        (b"\n<!DOCTYPE html><html>", "is a web page"),
-        (b"<HTML><body>404", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        (b"\x80\x04\x95pickle", "is of an unknown kind, not a weight file"),
-        (b"PK\x03\x04 not really", "is cut short or damaged"),
-        (b"\x89HDF\r\n\x1a\n not really", "is cut short or damaged"),
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><html>", "web page|HTML"),
+        (b"<HTML><body>404", "web page|HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"\x80\x04\x95pickle", r"^(?!.*(web page|HTML|LFS)).*\.safetensors\b.*\.onnx"),
+        (b"PK\x03\x04 not really", "damaged|corrupt|truncated"),
+        (b"\x89HDF\r\n\x1a\n not really", "damaged|corrupt|truncated"),
     ],
 )
-def test_not_a_weight_file(tmp_path, content, told):
+def test_not_a_weight_file(tmp_path, content, fact):
     path = tmp_path / "vgg16.h5"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"vgg16.h5 {told}"):
+    with pytest.raises(UserError, match=rf"(?i)(?=.*vgg16\.h5\b).*({fact})"):
         load(path, EXPECTED)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"no weight file .*x\.h5"):
+    with pytest.raises(UserError, match=r"x\.h5\b") as caught:
         load(tmp_path / "x.h5", EXPECTED)
-    with pytest.raises(UserError, match="is a directory"):
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}.*(directory|folder)"):
         load(tmp_path, EXPECTED)
 
 
 def test_hdf5_of_someone_else(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["pictures"] = np.zeros(3)
-    with pytest.raises(UserError, match="not one of Keras' weight files"):
+    with pytest.raises(UserError, match=r"x\.h5\b.*HDF5.*Keras"):
         load(tmp_path / "x.h5", EXPECTED)
 
 
@@ -212,5 +214,5 @@ def test_the_real_vgg16():
     assert tree["block1_conv1"]["kernel"][0, 0, 0, 0] == np.float32(0.42947057)
     assert tree["block5_conv3"]["bias"][0] == np.float32(0.18837857)
     without_last = {layer: expected[layer] for layer in sorted(expected)[:-1]}
-    with pytest.raises(UserError, match="this looks like VGG16: it holds block5_conv3"):
+    with pytest.raises(UserError, match=r"\bVGG16\b.*\bblock5_conv3\b"):
         load(VGG16, without_last)

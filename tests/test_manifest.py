@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -67,27 +68,29 @@ def test_labels_are_class_indices(two: Listing) -> None:
 
 def test_an_unknown_split_names_those_there_are(two: Listing) -> None:
     made = build(two, {"train": 0.5, "validation": 0.5}, seed=0)
-    with pytest.raises(UserError, match="no split 'test'; known: train, validation"):
+    with pytest.raises(UserError, match=r"'test'.*\btrain, validation\b"):
         made.of_split("test")
 
 
 @pytest.mark.parametrize(
-    ("fractions", "seed", "sentence"),
+    ("fractions", "seed", "facts"),
     [
-        ({"train": 0.5, "validation": 0.2, "test": 0.2}, 0, r"\(train 0.5, validation 0.2, test 0.2\) sum to 0.9"),
-        ({"train": 1.2, "validation": -0.2}, 0, "train is 1.2; fractions lie between 0 and 1"),
-        ({"train": 0.9, "validation": 0.2, "test": -0.1}, 0, "test is -0.1"),
-        ({"train": float("nan"), "validation": 0.2}, 0, "train is nan"),
-        ({"train": 1.0}, 0, "leave train or validation without pictures"),
-        ({"train": 0.5, "validation": 0.0, "test": 0.5}, 0, "leave train or validation without pictures"),
-        ({"train": 0.5, "validaton": 0.5}, 0, "no split 'validaton'; did you mean 'validation'"),
-        (LECTURE, -1, "seed of the split is -1"),
+        (
+            {"train": 0.5, "validation": 0.2, "test": 0.2},
+            0,
+            r"(?=.*\b0\.9\b).*\btrain\W+0\.5\W+validation\W+0\.2\W+test\W+0\.2\b",
+        ),
+        ({"train": 1.2, "validation": -0.2}, 0, r"\btrain\b.*\b1\.2\b"),
+        ({"train": 0.9, "validation": 0.2, "test": -0.1}, 0, r"\btest\b.*-0\.1\b"),
+        ({"train": float("nan"), "validation": 0.2}, 0, r"\btrain\b.*\b(?i:nan)\b"),
+        ({"train": 1.0}, 0, r"\btrain\b.*\bvalidation\b"),
+        ({"train": 0.5, "validation": 0.0, "test": 0.5}, 0, r"\btrain\b.*\bvalidation\b"),
+        ({"train": 0.5, "validaton": 0.5}, 0, "'validaton'.*'validation'"),
+        (LECTURE, -1, r"seed\b.*-1\b"),
     ],
 )
-def test_fractions_and_seed_that_will_not_do(
-    two: Listing, fractions: dict[str, float], seed: int, sentence: str
-) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_fractions_and_seed_that_will_not_do(two: Listing, fractions: dict[str, float], seed: int, facts: str) -> None:
+    with pytest.raises(UserError, match=facts):
         build(two, fractions, seed)
 
 
@@ -156,33 +159,35 @@ def leaking(tmp_path: Path) -> Path:
 def test_a_given_split_that_leaks_is_refused(leaking: Path) -> None:
     with pytest.raises(UserError) as caught:
         build(of_folder(leaking), LECTURE, 0)
-    assert str(caught.value) == (
-        f"1 picture(s) of {leaking.resolve()} lie in more than one split: train/a/0.png (train) ="
-        " validation/a/same.png (validation); flaxtl doctor shows them all: remove them from one split, or train all"
-        " the same with --config.data.allow_leaks=true"
-    )
+    said = str(caught.value)
+    assert re.search(r"\b1 \w", said)
+    assert re.search(r"\btrain/a/0\.png\b[^,;]*\bvalidation/a/same\.png\b", said)
+    assert all(fact in said for fact in (str(leaking.resolve()), "flaxtl doctor", "--config.data.allow_leaks=true"))
+    assert ".jpg" not in said  # nearly the same is not refused
 
 
 def test_leaks_may_be_allowed_and_near_ones_are_warned_of(leaking: Path) -> None:
     told: list[str] = []
     made = build(of_folder(leaking), LECTURE, 0, allow_leaks=True, warn=told.append)
     assert len(made.examples) == 14
-    assert [sentence.split(" of ")[0] for sentence in told] == ["1 picture(s)", "1 picture(s)"]
-    assert "train/a/0.png (train) = validation/a/same.png (validation); measures on these are flattered" in told[0]
-    assert "look nearly the same in more than one split: train/b/51.png (train) = validation/b/similar.jpg" in told[1]
+    assert [re.findall(r"\b\d+(?= \w)", said) for said in told] == [["1"], ["1"]]
+    assert re.search(r"\btrain/a/0\.png\b[^,;]*\bvalidation/a/same\.png\b", told[0])
+    assert re.search(r"\btrain/b/51\.png\b[^,;]*\bvalidation/b/similar\.jpg\b", told[1])
+    assert ".jpg" not in told[0]
+    assert "same.png" not in told[1]
     build(of_folder(leaking), LECTURE, 0, allow_leaks=True, near_duplicates=-1, warn=told.append)
     assert len(told) == 3
 
 
 def test_what_training_lacks_is_told(tmp_path: Path) -> None:
     fill(tmp_path / "only", 3)
-    with pytest.raises(UserError, match="holds only one class, 'only'"):
+    with pytest.raises(UserError, match="'only'"):
         build(of_folder(tmp_path), LECTURE, 0)
 
 
 def test_a_class_too_small_for_all_splits_is_named(place: Path) -> None:
     fill(place / "ants", 2)
-    with pytest.raises(UserError, match=r"the class 'ants' is too small: its 2 picture\(s\) leave .* empty; add"):
+    with pytest.raises(UserError, match=r"'ants'.*\b2\b.*\b(train|validation|test)\b"):
         build(of_folder(place), LECTURE, 0)
 
 
@@ -193,7 +198,7 @@ def test_files_are_those_whose_hashes_were_listed(place: Path) -> None:
     ]
     assert len(build(Listing(tuple(good), "x.csv"), LECTURE, 0).examples) == 31
     (place / "dogs" / "0004.jpg").write_bytes(b"other")
-    with pytest.raises(UserError, match=r"1 picture\(s\), such as .*dogs/0004\.jpg, have another SHA-256 than x\.csv"):
+    with pytest.raises(UserError, match=r"(?=.*(?i:sha-?256))(?=.*\bx\.csv).*\b1 \w.*dogs/0004\.jpg"):
         build(Listing(tuple(good), "x.csv"), LECTURE, 0)
 
 
@@ -201,7 +206,7 @@ def test_a_threshold_out_of_range_is_told_before_anything_is_read(
     two: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "of", None)
-    with pytest.raises(UserError, match="near-duplicates cannot differ by 65 bits"):
+    with pytest.raises(UserError, match=r"(?=.*near.duplicate).*\b65\b"):
         build(two, LECTURE, 0, near_duplicates=65)
 
 
@@ -210,7 +215,7 @@ def test_missing_and_empty_pictures_are_left_to_who_decodes_them(two: Listing, p
     (place / "dogs" / "0004.jpg").write_bytes(b"")
     (place / "dogs" / "0005.jpg").write_bytes(b"")
     assert len(build(two, LECTURE, seed=0).examples) == 31
-    with pytest.raises(UserError, match=r"cannot read 3 of 31 pictures: .*0003\.jpg \(no such file.*0004\.jpg.*empty"):
+    with pytest.raises(UserError, match=r"\b3 .*\b31 .*0003\.jpg.*0004\.jpg.*(?i:empty)"):
         identified(two, near_duplicates=-1)
 
 
@@ -224,9 +229,10 @@ def test_validation_is_dealt_out_of_train_where_it_is_not_given(tmp_path: Path) 
     assert counts == {"train": 20, "validation": 8, "test": 10}  # 5 to 2 of 28, and the test pictures as given
     assert {Path(example.path).parts[-3] for example in made.of_split("validation")} == {"train"}
     assert {Path(example.path).parts[-3] for example in made.of_split("test")} == {"test"}
-    assert told == [
-        f"{tmp_path} holds no validation pictures: 8 of its 28 training pictures are set aside for validation"
-    ]
+    (said,) = told
+    assert str(tmp_path) in said
+    assert "validation" in said
+    assert re.findall(r"\d+", said.replace(str(tmp_path), "")) == ["8", "28"]
 
 
 def test_gather_takes_all_or_one_given_split(place: Path, tmp_path: Path) -> None:
@@ -239,7 +245,7 @@ def test_gather_takes_all_or_one_given_split(place: Path, tmp_path: Path) -> Non
     made = gather(of_folder(given), "validation")
     assert counts(made) == {"validation": {"cats": 22, "dogs": 11}}
     assert all(e.sha256 == hashlib.sha256(Path(e.path).read_bytes()).hexdigest() for e in made.examples)
-    with pytest.raises(UserError, match="holds no test pictures; it holds train, validation"):
+    with pytest.raises(UserError, match=r"\btest\b.*\btrain, validation\b"):
         gather(of_folder(given), "test")
 
 
@@ -250,7 +256,7 @@ def test_without_some_pictures(two: Listing) -> None:
     assert left.examples == made.examples[1:-1]
     assert left.classes == made.classes
     dogs = {e.path for e in made.of_split("validation") if e.label == "dogs"}
-    with pytest.raises(UserError, match="all validation pictures of the class 'dogs' would be left out"):
+    with pytest.raises(UserError, match=r"(?=.*\bvalidation\b).*'dogs'"):
         made.without(dogs)
 
 
@@ -288,29 +294,29 @@ GOOD = f"/x/1.jpg,a,train,{'0' * 64}"
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "facts"),
     [
-        ("", "is no manifest: its first line must be path,label,split,sha256"),
-        ("path,label\n", "is no manifest"),
-        ("path,label,split,sha256\n", "lists no pictures"),
-        (f"path,label,split,sha256\n{GOOD}\n/x/2.jpg,a,train", "row 3: 3 columns instead of 4"),
-        (f"path,label,split,sha256\n{GOOD[:-1]}\n", "row 2: '0{63}' is no SHA-256"),
-        (f"path,label,split,sha256\n{GOOD.replace('train', 'tain')}\n", "row 2: 'tain' is no split"),
-        (f"path,label,split,sha256\n{GOOD.replace(',a,', ',,')}\n", "row 2: it has no label"),
-        (f"path,label,split,sha256\n{GOOD[1:]}\n", "row 2: 'x/1.jpg' is no absolute path"),
-        (f"path,label,split,sha256\n{GOOD}\n{GOOD}\n", "row 3: its picture was listed before"),
-        (f'path,label,split,sha256\n{GOOD}\n"/x/2.jpg,a', "damaged"),
+        ("", r"manifest\.csv.*\bpath,label,split,sha256\b"),
+        ("path,label\n", r"manifest\.csv.*\bpath,label,split,sha256\b"),
+        ("path,label,split,sha256\n", r"^(?!.*(sha256|\brow\b)).*manifest\.csv"),
+        (f"path,label,split,sha256\n{GOOD}\n/x/2.jpg,a,train", r"\brow 3\b.*\b3\b.*\b4\b"),
+        (f"path,label,split,sha256\n{GOOD[:-1]}\n", r"\brow 2\b.*'0{63}'"),
+        (f"path,label,split,sha256\n{GOOD.replace('train', 'tain')}\n", r"\brow 2\b.*'tain'"),
+        (f"path,label,split,sha256\n{GOOD.replace(',a,', ',,')}\n", r"\brow 2\b.*\blabel\b"),
+        (f"path,label,split,sha256\n{GOOD[1:]}\n", r"\brow 2\b.*'x/1\.jpg'"),
+        (f"path,label,split,sha256\n{GOOD}\n{GOOD}\n", r"\brow 3\b(?!.*columns)"),
+        (f'path,label,split,sha256\n{GOOD}\n"/x/2.jpg,a', r"manifest\.csv.*unexpected end of data"),
     ],
 )
-def test_damaged_manifests_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+def test_damaged_manifests_are_refused(tmp_path: Path, text: str, facts: str) -> None:
     path = tmp_path / "manifest.csv"
     path.write_text(text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=facts):
         Manifest.read(path)
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the manifest .*m\.csv: No such file"):
+    with pytest.raises(UserError, match=r"m\.csv.*No such file"):
         Manifest.read(tmp_path / "m.csv")
 
 
@@ -324,5 +330,6 @@ def test_the_real_flowers(shared: Path) -> None:
     assert len(twins) == 2  # one picture, under roses and under tulips
     assert len(set(twins.values())) == 1
     torn, near = told
-    assert "train/daisy/10466290366_cc72e33532.jpg (train) = validation/daisy/10994032453_ac7f8d9e2e.jpg" in near
-    assert "train/roses/15922772266_1167a06620.jpg (roses) = train/tulips/15922772266_1167a06620.jpg (tulips)" in torn
+    pair = r"train/daisy/10466290366_cc72e33532\.jpg\b[^,;]*\bvalidation/daisy/10994032453_ac7f8d9e2e\.jpg"
+    assert re.search(pair, near)
+    assert re.search(r"train/roses/15922772266_1167a06620\.jpg\b[^,;]*\btrain/tulips/15922772266_1167a06620\.jpg", torn)

@@ -1,4 +1,3 @@
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,23 +56,23 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
 
 
 @pytest.mark.parametrize(
-    ("own", "lr", "sentence"),
+    ("own", "lr", "facts"),
     [
         ((), {"head": 0.1, "top": 0.2, "base": 0.0}, None),
         ((), {"head": 0.1, "block5": 0.2, "base": 0.0}, None),
-        ((), {"haed": 0.1, "top": 0.2, "base": 0.0}, "no group (in frozen.lr) 'haed'; did you mean 'head'?"),
-        ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, "no group (in frozen.lr) 'top'"),
+        ((), {"haed": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'haed'.*'head'"),
+        ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'top'"),
     ],
 )
-def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, sentence):
+def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
     config = small.config("unused", groups=own, model={"name": "vgg16", "stop": ""}, phases=("frozen",))
     config.frozen.lr = ConfigDict(lr)
     net = network(config, classes=3)
-    if sentence is None:
+    if facts is None:
         (frozen,) = phases.plan(config, net.model, net.layers, net.groups, 12)
         assert frozen.split.rates == {"head": 0.1, "block5": 0.2, "base": 0.0}
     else:
-        with pytest.raises(UserError, match=re.escape(sentence)):
+        with pytest.raises(UserError, match=facts):
             phases.plan(config, net.model, net.layers, net.groups, 12)
 
 
@@ -152,41 +151,41 @@ def test_layer_decay_counts_the_layers_that_the_base_has(net):
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "facts"),
     [
-        ({"frozen": {"epochs": 0}}, "frozen.epochs is 0; it must be at least 1"),
-        ({"frozen": {"steps_per_epoch": -1}}, "frozen.steps_per_epoch is -1; it must be at least 0"),
-        ({"finetune": {"patience": -2}}, "finetune.patience is -2"),
-        ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps is -1"),
-        ({"frozen": {"warmup_steps": 99}}, "frozen.warmup_steps is 99, but the phase has only"),
-        ({"frozen": {"metric": "validation_los"}}, "'validation_los'; did you mean 'validation_loss'?"),
-        ({"frozen": {"schedule": "cosin"}}, "no frozen.schedule 'cosin'; did you mean 'cosine'?"),
-        ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, "frozen.lr gives no rate for block2"),
-        ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, "nothing learns in phase 'frozen'"),
-        ({"frozen": {"plateau_factor": 1.0}}, "frozen.plateau_factor is 1; it must be above 0 and below 1"),
-        ({"frozen": {"plateau_factor": 0.0}}, "frozen.plateau_factor is 0; it must be"),
-        ({"frozen": {"plateau_patience": 0}}, "frozen.plateau_patience is 0; it must be at least 1"),
-        ({"frozen": {"ema": 1.0}}, "frozen.ema is 1; it must be at least 0 and below 1"),
-        ({"frozen": {"ema": -0.5}}, "frozen.ema is -0.5; it must be"),
-        ({"frozen": {"ema": float("nan")}}, "frozen.ema is nan; it must be"),
-        ({"frozen": {"layer_decay": 0.0}}, "frozen.layer_decay is 0; it must be above 0 and at most 1"),
-        ({"frozen": {"layer_decay": 1.5}}, "frozen.layer_decay is 1.5; it must be"),
+        ({"frozen": {"epochs": 0}}, r"frozen\.epochs\b.*\b0\b"),
+        ({"frozen": {"steps_per_epoch": -1}}, r"frozen\.steps_per_epoch\b.*-1\b"),
+        ({"finetune": {"patience": -2}}, r"finetune\.patience\b.*-2\b"),
+        ({"finetune": {"warmup_steps": -1}}, r"finetune\.warmup_steps\b.*-1\b"),
+        ({"frozen": {"warmup_steps": 99}}, r"frozen\.warmup_steps\b.*\b99\b.*\b6\b"),
+        ({"frozen": {"metric": "validation_los"}}, "'validation_los'.*'validation_loss'"),
+        ({"frozen": {"schedule": "cosin"}}, r"frozen\.schedule\b.*'cosin'.*'cosine'"),
+        ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, r"frozen\.lr\b.*\bblock2\b"),
+        ({"frozen": {"lr": small.FROZEN | {"head": 0.0}}}, r"'frozen'.*\bfrozen\.lr\b"),
+        ({"frozen": {"plateau_factor": 1.0}}, r"frozen\.plateau_factor\b.*\b1\b"),
+        ({"frozen": {"plateau_factor": 0.0}}, r"frozen\.plateau_factor\b.*\b0\b"),
+        ({"frozen": {"plateau_patience": 0}}, r"frozen\.plateau_patience\b.*\b0\b"),
+        ({"frozen": {"ema": 1.0}}, r"frozen\.ema\b.*\b1\b"),
+        ({"frozen": {"ema": -0.5}}, r"frozen\.ema\b.*-0\.5\b"),
+        ({"frozen": {"ema": float("nan")}}, r"frozen\.ema\b.*\b(?i:nan)\b"),
+        ({"frozen": {"layer_decay": 0.0}}, r"frozen\.layer_decay\b.*\b0\b"),
+        ({"frozen": {"layer_decay": 1.5}}, r"frozen\.layer_decay\b.*\b1\.5\b"),
         (
             {"frozen": {"schedule": "plateau", "patience": 10}},
-            "frozen.patience=10 ends the phase before its schedule 'plateau' lowers the rate, after 10 epochs; lower",
+            r"(?=.*'plateau')(?=.*\bfrozen\.plateau_patience\b).*\bfrozen\.patience\b\D*10\b",
         ),
-        ({"batch": 0}, "batch is 0; a batch holds at least one picture"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1; it is a share, from 0 to below 1"),
-        ({"optimizer": {"name": "nadm"}}, "no optimizer 'nadm'; did you mean 'nadam'?"),
-        ({"phases": ("frozen", "finetune", "frozen")}, "names a phase twice: frozen, finetune, frozen"),
+        ({"batch": 0}, r"\bbatch\w*\b.*\b0\b"),
+        ({"label_smoothing": 1.0}, r"\blabel_smoothing\b.*\b1\b"),
+        ({"optimizer": {"name": "nadm"}}, "optimizer.*'nadm'.*'nadam'"),
+        ({"phases": ("frozen", "finetune", "frozen")}, "phases.*frozen, finetune, frozen"),
     ],
 )
-def test_settings_without_meaning_are_named(net, changes, sentence):
-    with pytest.raises(UserError, match=re.escape(sentence)):
+def test_settings_without_meaning_are_named(net, changes, facts):
+    with pytest.raises(UserError, match=facts):
         plan(net, **changes)
 
 
 def test_a_phase_without_settings_is_named(net):
     config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0})
-    with pytest.raises(UserError, match=re.escape("phases names 'frozen', but the recipe has no settings c.frozen")):
+    with pytest.raises(UserError, match=r"\bphases\b.*'frozen'"):
         phases.plan(config, net.model, net.layers, net.groups, 12)

@@ -23,9 +23,20 @@ def texts(svg):
     return [element.text for element in ElementTree.fromstring(svg).iter(SVG + "text")]
 
 
+def words(svg):
+    """The texts that are more than numbers, in lower case."""
+    return [text.lower() for text in texts(svg) if text and re.search("[a-z]{2}", text)]
+
+
+def says(svg, *facts):
+    """Whether each of them is told in some text."""
+    return all(any(re.search(fact, text) for text in words(svg)) for fact in facts)
+
+
 def test_curve_names_phases_axes_and_lines():
     svg = plots.curve(epochs(frozen=20, augmented=20, finetune=30), "loss")
-    assert {"frozen", "augmented", "finetune", "epoch", "training", "validation"} <= set(texts(svg))
+    assert {"frozen", "augmented", "finetune"} <= set(texts(svg))
+    assert says(svg, "epoch", "train", "validation")
     assert svg.count("stroke-dasharray") == 2  # a boundary after each phase but the last
 
 
@@ -52,20 +63,20 @@ def test_curve_survives_what_was_not_measured(missing):
 
 
 def test_curve_without_any_value_is_still_a_picture():
-    assert "epoch" in texts(plots.curve([{"phase": "frozen"}], "loss"))
+    assert says(plots.curve([{"phase": "frozen"}], "loss"), "epoch")
 
 
 def test_a_high_first_loss_does_not_flatten_the_rest():
     lines = epochs(frozen=100)
     lines[0]["train_loss"] = 500.0
-    assert "↑ to 500" in texts(plots.curve(lines, "loss"))
+    assert any(re.search(r"↑.*\b500\b", text) for text in texts(plots.curve(lines, "loss")))
 
 
 def test_confusion_shows_counts_shares_names_and_errors():
     svg = plots.confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"])
     shown = texts(svg)
     assert {"3", "1", "0", "2", "75.0 %", "25.0 %", "0.0 %", "100.0 %"} <= set(shown)
-    assert "Accuracy 83.33 %, 1 error in 6" in shown
+    assert says(svg, r"\b83\.33 %\D*\b1\b\D*\b6\b")
     assert shown.count("cat") == 2  # on both edges
 
 
@@ -74,14 +85,16 @@ def test_of_many_classes_those_with_most_errors_are_shown():
     matrix[300, 900] = matrix[5, 6] = 1
     svg = plots.confusion(matrix, [f"class{i}" for i in range(1000)])
     shown = texts(svg)
-    assert "Accuracy 99.97 %, 2 errors in 7,002" in shown
+    assert says(svg, r"\b99\.97 %\D*\b2\b\D*\b7,002\b")
     assert {"class300", "class900", "class5", "class6"} <= set(shown)
     assert len([text for text in shown if text.startswith("class")]) == 2 * plots.NAMED_CLASSES
     assert len(svg) < 100_000
 
 
 def test_confusion_without_pictures():
-    assert "No pictures" in texts(plots.confusion(np.zeros((2, 2), np.int64), ["cat", "dog"]))
+    svg = plots.confusion(np.zeros((2, 2), np.int64), ["cat", "dog"])
+    assert says(svg, r"^no\b")
+    assert {text for text in texts(svg) if re.search(r"\d", text)} == {"0", "0.0 %"}
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$x_{", "a & b", 'quo"te', "\x07bell", "牡丹"])
@@ -104,8 +117,10 @@ def test_reliability_shows_filled_bins_and_what_the_temperature_makes_of_them():
     before = sorted_by_confidence([0.4, 0.9, 0.91, 0.99], [True, False, True, True])
     after = sorted_by_confidence([0.3, 0.6, 0.61, 0.8], [True, False, True, True])
     alone, both = plots.reliability(before, None), plots.reliability(before, after)
-    assert {"confidence", "right", "answers", "as answered"} <= set(texts(alone))
-    assert "at the temperature" in set(texts(both)) - set(texts(alone))
+    assert says(alone, "confidence")
+    assert len(set(words(alone))) == 4  # three axes, and the only entry of the legend
+    (added,) = set(words(both)) - set(words(alone))
+    assert "temperature" in added
     # a dot for each bin that holds answers, of which 0.6 and 0.61 fall on either side of an edge, and one in the legend
     assert dots(both) - dots(alone) == 5
     assert "nan" not in both
@@ -115,16 +130,17 @@ def test_abstention_of_many_answers_is_a_short_line():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(size=100_000)
     svg = plots.abstention(abstention.curve(confidence, rng.uniform(size=100_000) < confidence))
-    assert {"pictures answered", "right", "100 %"} <= set(texts(svg))
-    assert 'aria-label="Accuracy against the share of 100,000 pictures answered"' in svg
+    assert len(set(words(svg))) == 2  # the axes
+    assert "100 %" in texts(svg)
+    assert re.search(r'aria-label="[^"]*\b100,000\b', svg)
     assert len(svg) < 20_000
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_one_answer_is_a_picture_too(value):
     right = np.array([True])
-    assert "confidence" in texts(plots.reliability(sorted_by_confidence([value], [True]), None))
-    assert "right" in texts(plots.abstention(abstention.curve(np.array([value]), right)))
+    assert says(plots.reliability(sorted_by_confidence([value], [True]), None), "confidence")
+    assert len(set(words(plots.abstention(abstention.curve(np.array([value]), right))))) == 2  # the axes
 
 
 def test_svg_fits_into_a_page():
@@ -175,9 +191,10 @@ def test_accuracy_against_a_setting():
 def test_a_range_test_has_a_logarithmic_axis_and_its_proposal(last):
     points = [(10.0**power, 2.0, 2.0 - 0.1 * power) for power in range(-7, 1)] + [(10.0, last, last)]
     svg = plots.range_test(points, 0.00077)
-    assert {"learning rate", "1e-6", "0.01", "1", "a batch", "moving average", "0.00077"} <= set(texts(svg))
+    assert {"1e-6", "0.01", "1", "0.00077"} <= set(texts(svg))
+    assert says(svg, "learning rate", "batch", "average")
     assert "nan" not in svg
-    assert 'aria-label="Loss over learning rates from 1e-7 to 10"' in svg
+    assert re.search(r'aria-label="[^"]*\b1e-7\b[^"]*\b10\b', svg)
     assert "0.00077" not in texts(plots.range_test(points, None))
 
 

@@ -37,46 +37,44 @@ def split(tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]):
 def test_folders(split, tmp_path: Path) -> None:
     code, rows, said = split("--fractions=0.5,0.2,0.3", "--seed=3", "--link")
     assert code == 0
-    assert rows[0] == ["Pictures"]
-    assert rows[1] == ["class", "train", "validation", "test", "all"]
-    assert rows[3:] == [
-        ["ants", "10", "4", "6", "20"],
-        ["bees", "5", "2", "3", "10"],
-        ["all", "15", "6", "9", "30"],
-        [f"written: {tmp_path}/out"],
-    ]
+    assert len(rows[0]) == 1  # the title
+    assert rows[1][1:4] == ["train", "validation", "test"]
+    assert rows[3:5] == [["ants", "10", "4", "6", "20"], ["bees", "5", "2", "3", "10"]]
+    assert rows[5][1:] == ["15", "6", "9", "30"]
+    ((written,),) = rows[6:]
+    assert written.endswith(f"{tmp_path}/out")
     assert "60/60" in said
     assert len(of_csv(tmp_path / "out" / "manifest.csv").found) == 30
 
 
 def test_named_splits_without_near_duplicates(split) -> None:
     code, rows, _ = split("--fractions=train=0.5,holdout=0.5", "--near-duplicates=-1")
-    assert (code, rows[1]) == (0, ["class", "train", "holdout", "all"])
+    assert (code, len(rows[1]), rows[1][1:3]) == (0, 4, ["train", "holdout"])
 
 
 def test_folds(split, tmp_path: Path) -> None:
     code, rows, said = split("--kfold=3", "--fractions=0.5,0.5")
     assert code == 0
-    assert rows[1] == ["class", "fold 1", "fold 2", "fold 3", "all"]
-    assert rows[-2] == ["all", "10", "10", "10", "30"]
-    assert "--fractions and --link are not used" in said
+    assert rows[1][1:4] == ["fold 1", "fold 2", "fold 3"]
+    assert rows[-2][1:] == ["10", "10", "10", "30"]
+    assert all(flag in said for flag in ("--kfold", "--fractions", "--link"))
     assert len(of_csv(tmp_path / "out" / "fold-3.csv").found) == 30
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "facts"),
     [
-        ([], "nothing says how to split; give --fractions=0.5,0.2,0.3, or --kfold=5"),
-        (["--fractions=0.5,0.4"], "sum to 0.9; make them sum to 1"),
-        (["--fractions=0.5,0.5", "--seed=-1"], "seed of the split is -1"),
-        (["--fractions=0.5,0.5", "--near-duplicates=99"], "near-duplicates cannot differ by 99 bits"),
-        (["--kfold=1"], "1 fold(s) leave nothing"),
-        (["--kfold=20"], "the class 'bees' is too small: its 10 picture(s) cannot fill 20 folds"),
-        (["--fractions=0.5,0.5", "--config.seed=1"], "does not know '--config.seed=1'"),
+        ([], r"--fractions=0\.5,0\.2,0\.3\b.*--kfold=5\b"),
+        (["--fractions=0.5,0.4"], r"\b0\.9\b"),
+        (["--fractions=0.5,0.5", "--seed=-1"], r"seed\b.*-1\b"),
+        (["--fractions=0.5,0.5", "--near-duplicates=99"], r"near-duplicate.*\b99\b"),
+        (["--kfold=1"], r"\b1\b.*\bfold.*\b2\b"),
+        (["--kfold=20"], r"'bees'.*\b10\b.*\b20\b"),
+        (["--fractions=0.5,0.5", "--config.seed=1"], r"'--config\.seed=1'"),
     ],
 )
-def test_refusals(split, tmp_path: Path, options: list[str], sentence: str) -> None:
+def test_refusals(split, tmp_path: Path, options: list[str], facts: str) -> None:
     code, rows, said = split(*options)
     assert (code, rows) == (2, [])
-    assert sentence in said
+    assert re.search(facts, said)
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -97,10 +98,10 @@ def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> N
     shutil.copy(root / "train/b/50.png", root / "train/b/X.png")
     shutil.copy(root / "validation/b/150.png", root / "validation/b/x.PNG")  # equal but for case
     counts, told = written(of_folder(root), tmp_path / "out", {"train": 0.6, "test": 0.4})
-    assert told == [
-        f"the splits that {root.resolve()} gives (train, validation) are pooled and dealt out anew",
-        "6 pictures are like others and stay with them, in 3 group(s)",
-    ]
+    pooled, alike = told
+    assert str(root.resolve()) in pooled
+    assert "train, validation" in pooled
+    assert re.findall(r"\d+", alike) == ["6", "3"]
     assert counts.total() == 23
     names = {path.name for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".csv"}
     sha = {
@@ -128,17 +129,17 @@ def test_fractions() -> None:
     assert fractions_of(" 0.8, .2") == {"train": 0.8, "validation": 0.2}
     assert fractions_of("1") == {"train": 1.0}
     assert fractions_of("validation=0.3,Train=0.7") == {"validation": 0.3, "train": 0.7}
-    for text, sentence in (
-        ("0.25,0.25,0.25,0.25", "need a name each"),
-        ("train=0.5,0.5", "need a name each"),
-        ("train=0.5,Train=0.5", "name 'Train', which is no split's name or is given twice"),
-        ("val=0.5,valid=0.5", "given twice"),
-        ("../x=1", "no split's name"),
-        ("=1", "no split's name"),
-        ("a,b", "hold 'a', which is no number"),
-        ("", "hold '', which is no number"),
+    for text, fact in (
+        ("0.25,0.25,0.25,0.25", "train=0.5,validation=0.2,test=0.3"),
+        ("train=0.5,0.5", "train=0.5,validation=0.2,test=0.3"),
+        ("train=0.5,Train=0.5", "'Train'"),
+        ("val=0.5,valid=0.5", "'valid'"),
+        ("../x=1", "'../x'"),
+        ("=1", "''"),
+        ("a,b", "'a'"),
+        ("", "''"),
     ):
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=f"{re.escape(repr(text))}.*{re.escape(fact)}"):
             fractions_of(text)
 
 
@@ -146,18 +147,18 @@ def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path
     (tmp_path / "out").mkdir()
     written(of_folder(place), tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
-    with pytest.raises(UserError, match="out is not empty; give a new folder as --output"):
+    with pytest.raises(UserError, match=r"/out\b.*(?i:empty).*--output"):
         written(of_folder(place), tmp_path / "out")
-    with pytest.raises(UserError, match="out is not empty"):
+    with pytest.raises(UserError, match=r"/out\b.*(?i:empty)"):
         write_folds(of_folder(place), tmp_path / "out", 2, 0, near_duplicates=4, say=print)
     assert sorted((tmp_path / "out").rglob("*")) == before
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"cannot use .*file \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"/file\b.*Not a directory"):
         written(of_folder(place), tmp_path / "file")
 
 
 def test_the_output_may_not_lie_in_the_source(place: Path) -> None:
-    with pytest.raises(UserError, match=r"lies within the source .* and would become a part of it; move it out"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(place))}/split\b.*{re.escape(str(place))}(?!/)"):
         written(of_folder(place), place / "split")
 
 
@@ -177,8 +178,8 @@ def test_a_failure_half_way_leaves_nothing(
         real(source, target)
 
     monkeypatch.setattr(split_files.os if link else split_files.shutil, "link" if link else "copy2", failing)
-    sentence = "cannot make a hard link to .*; leave out --link" if link else "cannot make the folder .*No space left"
-    with pytest.raises(UserError, match=sentence):
+    facts = r"/set/.*\.png\b.*No space left.*--link\b" if link else r"/out\b.*No space left"
+    with pytest.raises(UserError, match=facts):
         written(of_folder(place), tmp_path / "out", link=link)
     assert len(done) == 10
     assert {path.name for path in tmp_path.iterdir()} == {"set", "out"} if there else {"set"}
@@ -189,7 +190,7 @@ def test_a_failure_half_way_leaves_nothing(
 def test_labels_that_are_no_folder_names(tmp_path: Path, label: str) -> None:
     fill(tmp_path / "in", 9)
     found = [Found(path, label if i % 2 else "b") for i, path in enumerate(sorted((tmp_path / "in").iterdir()))]
-    with pytest.raises(UserError, match="cannot be a folder's name; rename it there"):
+    with pytest.raises(UserError, match=rf"{re.escape(repr(label))}.*\bx\.csv"):
         written(Listing(tuple(found), "x.csv"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -202,7 +203,8 @@ def test_folds_list_each_picture_once_for_validation(place: Path, tmp_path: Path
         of_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, say=told.append, on_progress=steps.append
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"fold-{i}.csv" for i in (1, 2, 3, 4)}
-    assert told == ["2 pictures are like others and stay with them, in 1 group(s)"]
+    (said,) = told
+    assert re.findall(r"\d+", said) == ["2", "1"]
     assert steps == list(range(1, 33))
     validated = Counter()
     for fold in (1, 2, 3, 4):

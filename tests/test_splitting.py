@@ -1,5 +1,6 @@
 """Who goes where: counts, permutation, groups that stay together."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -87,10 +88,9 @@ def test_a_group_that_does_not_fit_is_kept_and_said() -> None:
     splits = deal(given, [list(range(6)) + list(range(10, 17))], LECTURE, 0, told.append)
     assert len({splits[i] for i in range(6)}) == 1
     assert table(given, splits) == {"a": [6, 1, 3], "b": [7, 1, 2]}
-    assert told == [
-        "pictures that are alike stay together and do not fit into the fractions exactly: train 13 instead of 10,"
-        " validation 2 instead of 4, test 5 instead of 6"
-    ]
+    (said,) = told
+    found = re.findall(r"\b(train|validation|test)\b\D*(\d+)\D+(\d+)", said)
+    assert found == [("train", "13", "10"), ("validation", "2", "4"), ("test", "5", "6")]
 
 
 def test_another_class_makes_up_for_a_large_group_where_it_can() -> None:
@@ -109,15 +109,15 @@ def test_every_split_gets_of_every_class_if_there_is_enough(n: int, fractions: t
 
 
 @pytest.mark.parametrize(
-    ("n", "groups", "sentence"),
+    ("n", "groups", "facts"),
     [
-        (2, [], r"the class 'a' is too small: its 2 picture\(s\) leave \w+ empty; add pictures or change the fr\w+$"),
-        (4, [[0, 1, 2]], r"its 4 picture\(s\), 3 of which are like others .*, leave \w+ empty; .* near-duplicates$"),
-        (9, [list(range(9))], r"9 of which are like others .* leave validation, test empty"),
+        (2, [], r"^(?!.*near-duplicate).*'a'.*\b2\b.*\b(train|validation|test)\b"),
+        (4, [[0, 1, 2]], r"'a'.*\b4\b.*\b3\b.*\b(train|validation|test)\b.*near-duplicate"),
+        (9, [list(range(9))], r"'a'.*\b9\b.*\b9\b.*\bvalidation, test\b"),
     ],
 )
-def test_a_class_that_leaves_a_split_empty_is_an_error(n: int, groups: list[list[int]], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_a_class_that_leaves_a_split_empty_is_an_error(n: int, groups: list[list[int]], facts: str) -> None:
+    with pytest.raises(UserError, match=facts):
         deal(labels(a=n, b=20), groups, LECTURE, 0, nothing)
 
 
@@ -136,7 +136,7 @@ def test_folds_are_equal_disjoint_and_keep_groups() -> None:
 
 
 def test_one_fold_is_none() -> None:
-    with pytest.raises(UserError, match=r"1 fold.* give 2 or more"):
+    with pytest.raises(UserError, match=r"\b1\b.*\bfold.*\b2\b"):
         folds(labels(a=9, b=9), [], 1, 0, nothing)
 
 
@@ -145,14 +145,14 @@ def test_fractions_of_nothing_are_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fractions", "seed", "sentence"),
+    ("fractions", "seed", "facts"),
     [
-        ({"a": 1.5, "b": -0.5}, 0, "fraction of a is 1.5; fractions lie between 0 and 1"),
-        ({"a": float("nan")}, 0, "fraction of a is nan"),
-        ({"a": 0.5, "b": 0.4}, 0, r"\(a 0.5, b 0.4\) sum to 0.9; make them sum to 1"),
-        ({"a": 1.0}, -1, "seed of the split is -1; give 0 or more"),
+        ({"a": 1.5, "b": -0.5}, 0, r"fraction.*\ba\b.*\b1\.5\b"),
+        ({"a": float("nan")}, 0, r"fraction.*\ba\b.*\b(?i:nan)\b"),
+        ({"a": 0.5, "b": 0.4}, 0, r"(?=.*\b0\.9\b).*\ba\W+0\.5\W+b\W+0\.4\b"),
+        ({"a": 1.0}, -1, r"seed\b.*-1\b"),
     ],
 )
-def test_fractions_that_will_not_do(fractions: dict[str, float], seed: int, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_fractions_that_will_not_do(fractions: dict[str, float], seed: int, facts: str) -> None:
+    with pytest.raises(UserError, match=facts):
         checked(fractions, seed)

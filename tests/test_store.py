@@ -1,3 +1,4 @@
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,20 +71,22 @@ def test_threads_read_at_once(filled, pictures):
 
 @pytest.mark.parametrize("wrong", [np.zeros((6, 5, 3), np.uint8), np.zeros(SHAPE, np.float32)])
 def test_only_pictures_of_its_kind_go_in(tmp_path, wrong):
-    with store.create(tmp_path / "pictures.u8", 1, *SHAPE[:2]) as fresh, pytest.raises(ValueError, match="does not go"):
+    facts = rf"\b{wrong.dtype}\W+{re.escape(str(wrong.shape))}.*pictures\.u8"
+    with store.create(tmp_path / "pictures.u8", 1, *SHAPE[:2]) as fresh, pytest.raises(ValueError, match=facts):
         fresh[0] = wrong
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="does not go"), store.create(tmp_path / "pictures.u8", 4, 5, 6) as fresh:
+    facts = r"\buint8\W+\(1, 1, 3\).*pictures\.u8"
+    with pytest.raises(ValueError, match=facts), store.create(tmp_path / "pictures.u8", 4, 5, 6) as fresh:
         fresh[0] = np.zeros((1, 1, 3), np.uint8)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_room_is_looked_for_first(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 0, 2 * 10**9))
-    sentence = r"need 6.0 GB in .*, where 2.0 GB are free; make room"
-    with pytest.raises(UserError, match=sentence), store.create(tmp_path / "x", 1000, 1000, 2000):
+    facts = rf"\b6\.0 GB\b.*{re.escape(str(tmp_path))}.*\b2\.0 GB\b"
+    with pytest.raises(UserError, match=facts), store.create(tmp_path / "x", 1000, 1000, 2000):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -91,7 +94,7 @@ def test_room_is_looked_for_first(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_a_plain_sentence(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match="cannot write decoded pictures to"),
+        pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file\b.*(File exists|Not a directory)"),
         store.create(tmp_path / "file" / "x", 1, 5, 6),
     ):
         pass
@@ -106,8 +109,8 @@ def test_a_file_that_goes_or_shrinks_is_a_plain_sentence(filled):
     with filled.path.open("r+b") as file:
         file.truncate(100)
     assert filled.read([0]).any()
-    with pytest.raises(UserError, match="are cut off; delete it"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(filled.path))}(?!.*No such file)"):
         filled.read([1])
     filled.path.unlink()
-    with pytest.raises(UserError, match="cannot read decoded pictures"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(filled.path))}.*No such file"):
         filled.read([0])

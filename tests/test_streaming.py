@@ -1,4 +1,5 @@
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_evaluation_sees_every_picture_once(pictures):
 
 
 def test_a_batch_that_cannot_be_shared_is_a_plain_sentence(pictures):
-    with pytest.raises(UserError, match="a batch of 6 cannot be split over 4 processes"):
+    with pytest.raises(UserError, match=r"batch.*\b6\b.*\b4 process"):
         stream(pictures, Order(5, BATCH, N), shard=(0, 4))
 
 
@@ -107,7 +108,7 @@ def test_an_error_on_the_way_arrives_as_it_was(pictures, capfd):
     batches = streaming.training(pictures, LABELS, Order(5, BATCH, N), 0, 10_000, None)
     next(batches)
     pictures.path.unlink()
-    with pytest.raises(UserError, match="cannot read decoded pictures"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(pictures.path))}.*No such file"):
         list(batches)
     assert capfd.readouterr() == ("", "")
 
@@ -158,5 +159,5 @@ def test_a_processor_that_jax_may_not_use_is_a_plain_sentence(monkeypatch):
         raise RuntimeError(f"Unknown backend: {backend!r} requested, but no platforms that are instances of it")
 
     monkeypatch.setattr(jax, "local_devices", unknown)
-    with pytest.raises(UserError, match="JAX_PLATFORMS hides from JAX; add ',cpu' to it"):
+    with pytest.raises(UserError, match=r"\bJAX_PLATFORMS\b.*\bcpu\b"):
         streaming._processor()
