@@ -4,7 +4,7 @@
 
 Most people change nothing but the source, and perhaps --config.model.name=NAME: `flaxtl models` lists the networks.
 `top` is the network's top block, such as block5 of VGG16 or conv5 of ResNet50: `flaxtl summary` shows its layers.
-What is left out here has the default in flaxtl/recipe.py.
+What is left out here has the default in flaxtl/config.py.
 """
 
 from ml_collections import ConfigDict

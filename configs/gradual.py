@@ -3,7 +3,7 @@
     flaxtl train --config=configs/gradual.py --config.data.source=folder:PATH --workdir=runs/gradual
 
 Each phase adds a block to what learns, lower ones at lower rates; a rate warms up, then falls to 0 over its phase.
-What is left out here has the default in flaxtl/recipe.py.
+What is left out here has the default in flaxtl/config.py.
 For pictures unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
 """
 

@@ -1,3 +1,3 @@
-"""flaxtl: transfer learning in JAX and Flax, from a folder of pictures to a judged report."""
+"""Transfer learning for image classification in JAX and Flax."""
 
 __version__ = "0.1.0"

@@ -36,31 +36,31 @@ def shared():
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
     """For a module that trains one small network again and again: the compiler's answers are kept and used again."""
-    import small
+    from helpers import tiny_run
 
-    with small.compiled_once(tmp_path_factory.mktemp("compiled")):
+    with tiny_run.compiled_once(tmp_path_factory.mktemp("compiled")):
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The pictures of a small run."""
-    import small
+    from helpers import tiny_run
 
-    return small.pictures(tmp_path_factory.mktemp("pictures"))
+    return tiny_run.pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def prepared(folder, tmp_path_factory):
     """The setup of a small run."""
-    import small
+    from helpers import tiny_run
 
-    return small.setup(folder, tmp_path_factory.mktemp("run"))
+    return tiny_run.setup(folder, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def parameters(prepared):
     """The fresh parameters of a small run."""
-    import small
+    from helpers import tiny_run
 
-    return small.parameters(prepared.network, prepared.config)
+    return tiny_run.parameters(prepared.network, prepared.config)

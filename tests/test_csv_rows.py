@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from flaxtl import csv_rows
+from flaxtl import fileio
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,11 @@ from flaxtl import csv_rows
 )
 def test_every_name_comes_back(name):
     stream = io.StringIO(newline="")
-    csv_rows.write(stream, [("path", "label"), (name, "x"), ("y", name)])
+    fileio.write_csv(stream, [("path", "label"), (name, "x"), ("y", name)])
     assert list(csv.reader(io.StringIO(stream.getvalue(), newline=""))) == [["path", "label"], [name, "x"], ["y", name]]
 
 
 def test_plain_rows_are_not_quoted():
     stream = io.StringIO(newline="")
-    csv_rows.write(stream, [("a", 1), ("b c", 0.5)])
+    fileio.write_csv(stream, [("a", 1), ("b c", 0.5)])
     assert stream.getvalue() == "a,1\nb c,0.5\n"

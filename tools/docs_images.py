@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from flaxtl.errors import UserError
-from flaxtl.results import plots, report, run_files
-from flaxtl.results.samples import Sample, augmented_samples
-from flaxtl.results.trained import setup_of
+from flaxtl.evaluation import run_files
+from flaxtl.evaluation.predictor import setup_of
+from flaxtl.report import plots, report
+from flaxtl.report.report import Sample, augmented_samples
 
 PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
 """Of a picture that stands alone: a page's own colours do not reach into it, so it brings a light background."""
@@ -33,18 +34,18 @@ def main() -> None:
     parser.add_argument("--samples", action="store_true", help="augmented pictures too")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, svg in drawn(run_files.read(options.workdir)).items():
+    for name, svg in drawn(run_files.read_run(options.workdir)).items():
         (options.output / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
     if options.samples:
         sheet(augmented_samples(setup_of(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
 
 
-def drawn(run: run_files.Run) -> dict[str, str]:
+def drawn(run: run_files.RunRecord) -> dict[str, str]:
     """Name -> SVG: curves over all phases; of the split that judges the run the confusion matrix and reliability."""
-    evaluation, trust = report.evaluation(run), report.trust(run)
+    evaluation, trust = report.evaluation_section(run), report.calibration_section(run)
     if evaluation is None or trust is None:
         raise UserError(f"the run in {run.workdir} has not ended; its predictions are what is drawn here")
-    curves = {quantity: plots.curve(run.epochs, quantity) for quantity in ("loss", "accuracy")}
+    curves = {quantity: plots.plot_curves(run.epochs, quantity) for quantity in ("loss", "accuracy")}
     return {**curves, "confusion": str(evaluation.matrix), "reliability": str(trust.reliability)}
 
 

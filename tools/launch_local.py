@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 LOST = 69
-"""Exit code of a process that lost another, as flaxtl.train.hosts has it."""
+"""Exit code of a process that lost another, as flaxtl.parallel.processes has it."""
 
 PATIENCE_SECONDS = 60
 """For the others after one has failed: three times the silence after which flaxtl takes a process for gone."""

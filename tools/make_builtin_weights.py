@@ -1,7 +1,7 @@
 """Make the compact VGG16 base that ships with flaxtl from Keras' file.
 
     python tools/make_builtin_weights.py --weights=vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 \
-        --output=flaxtl/weights/builtin/vgg16_notop.safetensors --precision=int8
+        --output=flaxtl/pretrained/builtin/vgg16_notop.safetensors --precision=int8
 """
 
 import argparse
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxtl.models import catalog
+from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
-from flaxtl.train.pretrained import expected_shapes, optional_layers
-from flaxtl.weights import safetensors_file
-from flaxtl.weights.load import load
-from flaxtl.weights.tree import Tree
+from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained.backbone import expected_shapes, optional_layers
+from flaxtl.pretrained.loader import load_weights
+from flaxtl.pretrained.merge import ParamTree
 
 METADATA = {
     "architecture": "vgg16",
@@ -25,9 +25,9 @@ METADATA = {
 }
 
 
-def print_rounding(exact: Tree, path: Path) -> None:
+def print_rounding(exact: ParamTree, path: Path) -> None:
     """Print, for each kernel, the rounding error relative to the largest and to the mean absolute weight."""
-    rounded = safetensors_file.read(path).leaves
+    rounded = safetensors_io.read_safetensors(path).leaves
     print(f"{'layer':14} {'max error / max':>16} {'mean error / mean':>18}")
     for layer, leaves in exact.items():
         kernel = leaves["kernel"]
@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "int8"), default="int8")
     arguments = parser.parse_args()
 
-    vgg16 = catalog.find("vgg16")
+    vgg16 = registry.get_spec("vgg16")
     base = Classifier(vgg16, Head(classes=1, pooling="global_average", units=()))
-    loaded = load(arguments.weights, expected_shapes(base), optional_layers(vgg16))
+    loaded = load_weights(arguments.weights, expected_shapes(base), optional_layers(vgg16))
     source_md5 = hashlib.md5(arguments.weights.read_bytes(), usedforsecurity=False).hexdigest()
     metadata = METADATA | {"source_file": arguments.weights.name, "source_md5": source_md5}
-    safetensors_file.write(arguments.output, loaded.tree, metadata, arguments.precision)
+    safetensors_io.write_safetensors(arguments.output, loaded.tree, metadata, arguments.precision)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes, from {loaded.origin}")
     print_rounding(loaded.tree, arguments.output)
 

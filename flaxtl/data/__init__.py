@@ -1,1 +1,1 @@
-"""Pictures: what they are, where they lie, how they are decoded, augmented and put on the device."""
+"""Images: sources, splits, decoding, augmentation, and the loaders that put them on the devices."""

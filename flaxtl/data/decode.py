@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from flaxtl.data.unpack import UnreadableError, rgb, unpacked, upright
+from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.errors import UserError, unknown
 
 EXTENSIONS = frozenset(
@@ -31,7 +31,7 @@ _POLICIES = ("squash", "crop")
 
 _LISTED = 100  # bad files that an error names before it only counts
 
-COVER = 1 / 0.875
+CROP_PCT = 1 / 0.875
 """How much larger than the crop a picture is made first: 256 to 224, as ImageNet networks are evaluated."""
 
 
@@ -53,7 +53,7 @@ class Resize:
     width: int
     policy: str = "squash"
     filter: str = "bilinear"
-    cover: float = COVER
+    cover: float = CROP_PCT
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before the first of many files is read."""
@@ -65,7 +65,7 @@ class Resize:
             raise UserError(f"pictures of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
 
 
-class Rows(Protocol):
+class ImageSink(Protocol):
     """What pictures can be put into, one by one and from many threads: an array, or a file."""
 
     def __setitem__(self, index: int, picture: np.ndarray, /) -> None:
@@ -99,12 +99,12 @@ def decode_all(
     Raises one UserError for all the files that `decode` would refuse: see `refuse`.
     """
     pictures = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
-    refuse(paths, decode_into(pictures, paths, resize, on_progress, workers))
+    raise_unreadable(paths, decode_into(pictures, paths, resize, on_progress, workers))
     return pictures
 
 
 def decode_into(
-    pictures: Rows,
+    pictures: ImageSink,
     paths: Sequence[Path],
     resize: Resize,
     on_progress: Callable[[int], None] | None = None,
@@ -135,7 +135,7 @@ def decode_into(
     return bad
 
 
-def refuse(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
+def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
     """Raise one UserError if files are `bad` (index -> reason); it names the first hundred with reasons."""
     if bad:
         told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
@@ -153,8 +153,8 @@ def seen_part(image: Image.Image, resize: Resize) -> Image.Image:
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
     """The file as `decode` returns it, but not to be written to; or UnreadableError."""
-    with unpacked(path) as image:
-        return np.asarray(_resized(rgb(upright(image)), resize))
+    with open_image(path) as image:
+        return np.asarray(_resized(to_rgb(apply_exif_orientation(image)), resize))
 
 
 def _resized(image: Image.Image, resize: Resize) -> Image.Image:

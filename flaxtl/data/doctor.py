@@ -1,21 +1,114 @@
-"""The health of a data set: what would stop a run, and what may spoil its result. Nothing is ever changed."""
+"""What is true of picture files, each unpacked fully as a run would unpack it."""
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flaxtl.data import duplicates, examine, fingerprint, splitting
-from flaxtl.data.examine import Facts, Fault
-from flaxtl.data.fingerprint import Fingerprint
-from flaxtl.data.listing import Found, Listing, Survey
-from flaxtl.errors import UserError, listed
-from flaxtl.recipe import DEFAULTS
+from PIL import ExifTags, Image
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+from flaxtl.config import DEFAULTS
+from flaxtl.data import duplicates, splitting
+from flaxtl.data.duplicates import Fingerprint
+from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage
+from flaxtl.errors import UserError, listed
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """A picture that can be used.
+
+    Attributes:
+      format: Pillow's name of the format, by content: 'JPEG', 'PNG', ...; the many-part JPEGs of cameras are 'MPO'.
+      mode: Pillow's name of the kind of pixels: 'RGB', 'L', 'CMYK', 'I;16', ...
+      width: pixels of the picture seen upright.
+      height: pixels of the picture seen upright.
+      orientation: its EXIF tag Orientation, 1 (upright, or no tag) to 8; a TIFF's is applied unseen and counts as 1.
+      frames: how many pictures the file holds: 1, or more where it is animated or has pages.
+      flat: every pixel has the same colour.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    frames: int
+    flat: bool
+
+
+@dataclass(frozen=True)
+class ImageError:
+    """A file that gives no picture; `kind` and `reason` are those of `unpack.UnreadableError`."""
+
+    kind: str
+    reason: str
+
+
+def examine_all(
+    paths: Sequence[Path], on_progress: Callable[[int], None] | None = None
+) -> list[ImageInfo | ImageError]:
+    """Examine many files with threads (Pillow unpacks outside Python's lock), in the order of `paths`.
+
+    `on_progress` is called in the caller's thread after each file with the number of files done. Damage that leaves a
+    lawful file is not seen: the pixels of JPEG, WebP and TIFF carry no checksum.
+    """
+    found: list[ImageInfo | ImageError] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # Pillow's, on large pictures and damaged metadata: neither stops a run
+        for facts in pool.map(examine, paths):
+            found.append(facts)
+            if on_progress is not None:
+                on_progress(len(found))
+    return found
+
+
+def examine(path: Path) -> ImageInfo | ImageError:
+    """Unpack one file and see what it is."""
+    try:
+        with open_image(path) as image:
+            return _facts(image)
+    except UnreadableError as error:
+        return ImageError(error.kind, str(error))
+
+
+def _facts(image: Image.Image) -> ImageInfo:
+    seen = to_rgb(apply_exif_orientation(image))
+    return ImageInfo(
+        format=image.format or "",
+        mode=image.mode,
+        width=seen.width,
+        height=seen.height,
+        orientation=_orientation(image),
+        frames=_frames(image),
+        flat=seen.getcolors(maxcolors=1) is not None,
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        stored = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata raise almost anything, and turn nothing
+        return 1
+    return stored if isinstance(stored, int) and 1 <= stored <= 8 else 1
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format == "MPO":  # behind a photograph cameras keep previews and depth maps: no animation
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged later frame: only the first is ever used
+        return 1
+
+
+ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar of a title and a total, as a context; it gives the function that advances it."""
 
 SMALL = 32
@@ -29,7 +122,7 @@ UNEVEN = 10
 
 
 @dataclass(frozen=True)
-class Kind:
+class IssueType:
     """What findings of one kind have in common: whether they stop a run, a title, and what to do about them."""
 
     stops: bool
@@ -39,30 +132,30 @@ class Kind:
 
 _BROKEN = "replace or remove; or --config.data.on_error=skip"
 
-KINDS: Mapping[str, Kind] = {
-    "layout": Kind(True, "Layout", "arrange the pictures as the sentence says"),
-    "too-small": Kind(True, "Class too small to split", "add pictures; or another --config.data.fractions"),
-    "unreadable": Kind(True, "Unreadable", _BROKEN),
-    "empty": Kind(True, "Empty", _BROKEN),
-    "not-a-picture": Kind(True, "Not a picture", _BROKEN),
-    "truncated": Kind(True, "Truncated or damaged", _BROKEN),
-    "oversized": Kind(True, "Oversized", _BROKEN),
-    "unconvertible": Kind(True, "Not convertible to RGB", _BROKEN),
-    "changed": Kind(True, "Changed since it was listed", "restore it, or remove the column sha256"),
-    "leak": Kind(True, "Leak between splits", "keep it in one split; or --config.data.allow_leaks=true"),
-    "near-leak": Kind(False, "Near-duplicate across splits", "keep it in one split"),
-    "label-conflict": Kind(False, "Label conflict", "keep the right label only"),
-    "duplicate": Kind(False, "Duplicate", "keep one: copies weigh a picture more"),
-    "near-duplicate": Kind(False, "Near-duplicate", "nothing, if it is a series"),
-    "suffix": Kind(False, "Misnamed", "nothing: the content counts"),
-    "tiny": Kind(False, "Tiny", "remove it if it is a stray thumbnail"),
-    "single-colour": Kind(False, "Single colour", "remove it if it is a placeholder"),
-    "mode": Kind(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
-    "rotated": Kind(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image would not"),
-    "animated": Kind(False, "Several frames", "nothing, if the first tells enough: only that is used"),
-    "passed-over": Kind(False, "Passed over", "nothing, if it is not meant to be a picture"),
-    "few": Kind(False, "Small class", "add pictures: so few teach and measure little"),
-    "imbalance": Kind(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
+ISSUE_TYPES: Mapping[str, IssueType] = {
+    "layout": IssueType(True, "Layout", "arrange the pictures as the sentence says"),
+    "too-small": IssueType(True, "Class too small to split", "add pictures; or another --config.data.fractions"),
+    "unreadable": IssueType(True, "Unreadable", _BROKEN),
+    "empty": IssueType(True, "Empty", _BROKEN),
+    "not-a-picture": IssueType(True, "Not a picture", _BROKEN),
+    "truncated": IssueType(True, "Truncated or damaged", _BROKEN),
+    "oversized": IssueType(True, "Oversized", _BROKEN),
+    "unconvertible": IssueType(True, "Not convertible to RGB", _BROKEN),
+    "changed": IssueType(True, "Changed since it was listed", "restore it, or remove the column sha256"),
+    "leak": IssueType(True, "Leak between splits", "keep it in one split; or --config.data.allow_leaks=true"),
+    "near-leak": IssueType(False, "Near-duplicate across splits", "keep it in one split"),
+    "label-conflict": IssueType(False, "Label conflict", "keep the right label only"),
+    "duplicate": IssueType(False, "Duplicate", "keep one: copies weigh a picture more"),
+    "near-duplicate": IssueType(False, "Near-duplicate", "nothing, if it is a series"),
+    "suffix": IssueType(False, "Misnamed", "nothing: the content counts"),
+    "tiny": IssueType(False, "Tiny", "remove it if it is a stray thumbnail"),
+    "single-colour": IssueType(False, "Single colour", "remove it if it is a placeholder"),
+    "mode": IssueType(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
+    "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image would not"),
+    "animated": IssueType(False, "Several frames", "nothing, if the first tells enough: only that is used"),
+    "passed-over": IssueType(False, "Passed over", "nothing, if it is not meant to be a picture"),
+    "few": IssueType(False, "Small class", "add pictures: so few teach and measure little"),
+    "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
 }
 """Every kind of finding, the gravest first."""
 
@@ -85,7 +178,7 @@ _FORMATS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One thing found: its kind (a key of KINDS), the files it is about (none for a class), and a plain sentence."""
 
     kind: str
@@ -95,15 +188,15 @@ class Finding:
     @property
     def severity(self) -> str:
         """'stops' where a run would stop, 'warns' where it would go on."""
-        return "stops" if KINDS[self.kind].stops else "warns"
+        return "stops" if ISSUE_TYPES[self.kind].stops else "warns"
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class DatasetReport:
     """What a data set holds, and what was found in it, the gravest first."""
 
-    listing: Listing
-    findings: tuple[Finding, ...]
+    listing: DatasetIndex
+    findings: tuple[Issue, ...]
 
     @cached_property
     def counts(self) -> Counter[tuple[str, str]]:
@@ -126,9 +219,9 @@ class Diagnosis:
         return sum(finding.severity == "stops" for finding in self.findings)
 
     @property
-    def by_kind(self) -> dict[str, list[Finding]]:
+    def by_kind(self) -> dict[str, list[Issue]]:
         """The findings of each kind that was found."""
-        kinds: dict[str, list[Finding]] = {}
+        kinds: dict[str, list[Issue]] = {}
         for finding in self.findings:
             kinds.setdefault(finding.kind, []).append(finding)
         return kinds
@@ -153,7 +246,7 @@ class Diagnosis:
         }
 
 
-def diagnose(survey: Survey, bar: Bar, near_duplicates: int = 4) -> Diagnosis:
+def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
     """Unpack every picture, compare all of them, and tell what is wrong.
 
     Args:
@@ -169,97 +262,97 @@ def diagnose(survey: Survey, bar: Bar, near_duplicates: int = 4) -> Diagnosis:
     found = survey.listing.found
     paths = [one.path for one in found]
     with bar("examining pictures", len(paths)) as advance:
-        facts = examine.all_of(paths, lambda done: advance(1))
-    sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, Facts)]
+        facts = examine_all(paths, lambda done: advance(1))
+    sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, ImageInfo)]
     with bar("comparing pictures", len(sound)) as advance:
-        prints = fingerprint.of([one.path for one in sound], lambda done: advance(1))
-    groups = duplicates.groups(len(sound), duplicates.pairs(prints, near_duplicates))
+        prints = duplicates.fingerprint([one.path for one in sound], lambda done: advance(1))
+    groups = duplicates.duplicate_groups(len(sound), duplicates.near_duplicate_pairs(prints, near_duplicates))
     findings = [
-        *(Finding("layout", (), complaint) for complaint in survey.complaints),
+        *(Issue("layout", (), complaint) for complaint in survey.complaints),
         *(finding for path, fact in zip(paths, facts, strict=True) for finding in _of_file(path, fact)),
         *_of_bytes(sound, prints),
         *_of_looks(sound, prints, groups),
-        *(Finding("passed-over", (path,), "no picture by its suffix") for path in survey.passed_over),
+        *(Issue("passed-over", (path,), "no picture by its suffix") for path in survey.passed_over),
         *_of_classes(survey.listing),
         *_of_split(sound, groups),
     ]
-    order = list(KINDS)
-    return Diagnosis(survey.listing, tuple(sorted(findings, key=lambda finding: order.index(finding.kind))))
+    order = list(ISSUE_TYPES)
+    return DatasetReport(survey.listing, tuple(sorted(findings, key=lambda finding: order.index(finding.kind))))
 
 
-def _of_file(path: Path, fact: Facts | Fault) -> Iterator[Finding]:
+def _of_file(path: Path, fact: ImageInfo | ImageError) -> Iterator[Issue]:
     """What one file alone tells."""
-    if isinstance(fact, Fault):
-        yield Finding(fact.kind, (path,), fact.reason)
+    if isinstance(fact, ImageError):
+        yield Issue(fact.kind, (path,), fact.reason)
         return
     claimed = _FORMATS.get(path.suffix.lower())
     actual = "JPEG" if fact.format == "MPO" else fact.format
     if claimed not in (None, actual):
-        yield Finding("suffix", (path,), f"{path.suffix} by name, {actual} by content")
+        yield Issue("suffix", (path,), f"{path.suffix} by name, {actual} by content")
     if min(fact.width, fact.height) < SMALL:
-        yield Finding("tiny", (path,), f"{fact.width} × {fact.height} pixels")
+        yield Issue("tiny", (path,), f"{fact.width} × {fact.height} pixels")
     if fact.flat:
-        yield Finding("single-colour", (path,), "every pixel has the same colour")
+        yield Issue("single-colour", (path,), "every pixel has the same colour")
     if fact.mode not in ("RGB", "L"):
-        yield Finding("mode", (path,), f"stored as {fact.mode}, read as RGB")
+        yield Issue("mode", (path,), f"stored as {fact.mode}, read as RGB")
     if fact.orientation != 1:
-        yield Finding("rotated", (path,), f"turned or mirrored by its EXIF orientation {fact.orientation}")
+        yield Issue("rotated", (path,), f"turned or mirrored by its EXIF orientation {fact.orientation}")
     if fact.frames > 1:
-        yield Finding("animated", (path,), f"{fact.frames} frames, of which the first is used")
+        yield Issue("animated", (path,), f"{fact.frames} frames, of which the first is used")
 
 
-def _of_bytes(found: Sequence[Found], prints: Sequence[Fingerprint]) -> Iterator[Finding]:
+def _of_bytes(found: Sequence[SourceImage], prints: Sequence[Fingerprint]) -> Iterator[Issue]:
     """What the contents of the files tell: which are another one's, and which are not what a list says."""
-    identical: dict[str, list[Found]] = defaultdict(list)
+    identical: dict[str, list[SourceImage]] = defaultdict(list)
     for one, own in zip(found, prints, strict=True):
         identical[own.sha256].append(one)
         if one.sha256 not in (None, own.sha256):
-            yield Finding("changed", (one.path,), "its SHA-256 is not the one that is listed")
+            yield Issue("changed", (one.path,), "its SHA-256 is not the one that is listed")
     for members in identical.values():
         if len(members) > 1:
             yield from _of_group(members, "the same bytes", "leak", "duplicate")
 
 
 def _of_looks(
-    found: Sequence[Found], prints: Sequence[Fingerprint], groups: Sequence[Sequence[int]]
-) -> Iterator[Finding]:
+    found: Sequence[SourceImage], prints: Sequence[Fingerprint], groups: Sequence[Sequence[int]]
+) -> Iterator[Issue]:
     """What pictures that look the same tell, beyond what `_of_bytes` does."""
     for group in groups:
         if len({prints[i].sha256 for i in group}) > 1:
             yield from _of_group([found[i] for i in group], "almost the same picture", "near-leak", "near-duplicate")
 
 
-def _of_group(members: Sequence[Found], what: str, leak: str, copies: str) -> Iterator[Finding]:
+def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str) -> Iterator[Issue]:
     """What a group of pictures that are one picture means: a leak, a label conflict or both, else mere copies."""
     paths = tuple(one.path for one in members)
     labels = sorted({one.label for one in members})
     splits = list(dict.fromkeys(one.split for one in members if one.split))
     if len(splits) > 1:
-        yield Finding(leak, paths, f"{what} in {listed(splits)}")
+        yield Issue(leak, paths, f"{what} in {listed(splits)}")
     if len(labels) > 1:
-        yield Finding("label-conflict", paths, f"{what} under {listed(labels)}")
+        yield Issue("label-conflict", paths, f"{what} under {listed(labels)}")
     if len(splits) < 2 and len(labels) < 2:
-        yield Finding(copies, paths, f"{what} in {len(members)} files of {labels[0]}")
+        yield Issue(copies, paths, f"{what} in {len(members)} files of {labels[0]}")
 
 
-def _of_classes(listing: Listing) -> Iterator[Finding]:
+def _of_classes(listing: DatasetIndex) -> Iterator[Issue]:
     """What the numbers of pictures tell."""
     counts = Counter(one.label for one in listing.found)
     for label, n in sorted(counts.items()):
         if n < FEW:
-            yield Finding("few", (), f"{label} holds {n} picture{'s' if n > 1 else ''}")
+            yield Issue("few", (), f"{label} holds {n} picture{'s' if n > 1 else ''}")
     if counts:
         (large, most), (small, least) = counts.most_common()[0], counts.most_common()[-1]
         if most > UNEVEN * least:
-            yield Finding("imbalance", (), f"{large} holds {most:,} pictures, {small} {least:,}")
+            yield Issue("imbalance", (), f"{large} holds {most:,} pictures, {small} {least:,}")
 
 
-def _of_split(found: Sequence[Found], groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
+def _of_split(found: Sequence[SourceImage], groups: Sequence[Sequence[int]]) -> Iterator[Issue]:
     """Whether pictures without given splits can be split as a recipe does that says nothing about it."""
     if found and not any(one.split for one in found):
         try:
-            splitting.deal(
+            splitting.stratified_split(
                 [one.label for one in found], groups, DEFAULTS.data.fractions.to_dict(), 0, lambda told: None
             )
         except UserError as error:
-            yield Finding("too-small", (), str(error))
+            yield Issue("too-small", (), str(error))

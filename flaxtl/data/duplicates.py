@@ -1,16 +1,101 @@
-"""Which pictures are the same, byte for byte or to the eye."""
+"""What a picture file is known by: its bytes, and what it looks like."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+import imagehash
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from flaxtl.data.fingerprint import BITS, Fingerprint
+from flaxtl.data.decode import raise_unreadable
+from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.sources.image_folder import SourceImage
 from flaxtl.errors import UserError
 
-LARGEST = 16
+BITS = 64
+"""Of a perceptual hash."""
+
+_SIDE = 32  # to which imagehash.phash shrinks a picture whose hash has 8 x 8 bits
+_ENOUGH = 8 * _SIDE  # a JPEG unpacked no smaller than this hashes like the whole picture
+_FLAT = 8  # grey levels of 256; a picture that spans fewer has no features to be known by, and hashes to its noise
+
+
+class Fingerprint(NamedTuple):
+    """The SHA-256 of a file in lower-case hex, and the perceptual hash, 64 bits, of its picture.
+
+    phash is `imagehash.phash` of the picture as a run sees it: RGB, upright, over white where it is transparent. None
+    where the file gives no picture, where that is of one shade all over, or where it was not asked for.
+    """
+
+    sha256: str
+    phash: int | None
+
+
+def fingerprint(
+    paths: Sequence[Path],
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    look: bool = True,
+    strict: bool = True,
+) -> list[Fingerprint]:
+    """The fingerprints of files, in their order, by threads.
+
+    `on_progress` is called in the caller's thread after each file with the number of files done. Without `look` no
+    picture is unpacked, which is many times quicker, and every phash is None.
+
+    Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no picture
+    is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: such files
+    then have the SHA-256 of their path, which is that of no picture.
+    """
+
+    def one(path: Path) -> Fingerprint | str:
+        try:
+            return Fingerprint(_sha256(path), _phash(path) if look else None)
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+
+    found: list[Fingerprint] = []
+    bad: dict[int, str] = {}
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:  # more than cores: disks wait
+        for index, print_or_reason in enumerate(pool.map(one, paths)):
+            if isinstance(print_or_reason, str):
+                bad[index] = print_or_reason
+                found.append(Fingerprint(hashlib.sha256(os.fsencode(paths[index])).hexdigest(), None))
+            else:
+                found.append(print_or_reason)
+            if on_progress is not None:
+                on_progress(index + 1)
+    if strict:
+        raise_unreadable(paths, bad)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            raise OSError("the file is empty")  # and no copy of all the other empty ones
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _phash(path: Path) -> int | None:
+    try:
+        with open_image(path, _ENOUGH) as image:
+            grey = to_rgb(apply_exif_orientation(image)).convert("L")
+            small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash would do
+    except UnreadableError:
+        return None
+    if np.ptp(np.asarray(small)) < _FLAT:
+        return None
+    return int(str(imagehash.phash(small)), 16)
+
+
+MAX_THRESHOLD = 16
 """The largest threshold: beyond it, hashes of pictures that have nothing in common meet by chance in any large set."""
 
 
@@ -27,7 +112,7 @@ class Pair(NamedTuple):
     exact: bool
 
 
-def pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
+def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
     """Enough pairs of like pictures to connect all that are alike, sorted.
 
     Of pictures with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
@@ -61,13 +146,13 @@ def pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
 
 def check_threshold(threshold: int) -> None:
     """Raises UserError unless it is one that `pairs` takes."""
-    if not -1 <= threshold <= LARGEST:
+    if not -1 <= threshold <= MAX_THRESHOLD:
         raise UserError(
-            f"near-duplicates cannot differ by {threshold} bits; give 0 to {LARGEST}, or -1 for equal files only"
+            f"near-duplicates cannot differ by {threshold} bits; give 0 to {MAX_THRESHOLD}, or -1 for equal files only"
         )
 
 
-def groups(n: int, pairs: Sequence[Pair]) -> list[list[int]]:
+def duplicate_groups(n: int, pairs: Sequence[Pair]) -> list[list[int]]:
     """The sets of two and more of n pictures that `pairs` connect, directly or through others; all sorted."""
     forest = _Forest(n)
     forest.join([pair.first for pair in pairs], [pair.second for pair in pairs])
@@ -142,3 +227,71 @@ def _equal(keys: NDArray[np.uint64], forest: _Forest) -> Iterator[tuple[NDArray[
             places = places[divided[run[places]]]
         yield order[places], order[places + apart]
         apart += 1
+
+
+_LISTED = 3  # sets of like pictures that a sentence names before it only counts
+
+
+def check_split_leakage(
+    origin: str, found: Sequence[SourceImage], pairs: Sequence[Pair], allow: bool, warn: Callable[[str], None]
+) -> None:
+    """Refuses equal files in two splits, or warns of them if they are to be allowed; warns of near-duplicates.
+
+    Args:
+      origin: the source, for the sentences.
+      found: the pictures with their splits.
+      pairs: from `duplicates.pairs`.
+      allow: whether equal files are only warned of. A perceptual hash can err, so near-duplicates always are.
+      warn: is told the warnings.
+
+    Raises:
+      UserError: equal files lie in two splits; the sentence names some and says how to go on.
+    """
+    equal = across(found, [pair for pair in pairs if pair.exact])
+    if equal:
+        sentence = f"{len(equal)} picture(s) of {origin} lie in more than one split: {_named(origin, found, equal)}"
+        if not allow:
+            raise UserError(
+                f"{sentence}; flaxtl doctor shows them all: remove them from one split, or train all the same with"
+                " --config.data.allow_leaks=true"
+            )
+        warn(f"{sentence}; measures on these are flattered")
+    similar = [group for group in across(found, pairs) if group not in equal]
+    if similar:
+        warn(
+            f"{len(similar)} picture(s) of {origin} look nearly the same in more than one split:"
+            f" {_named(origin, found, similar)}; flaxtl doctor shows them all"
+        )
+
+
+def check_label_conflicts(
+    origin: str, found: Sequence[SourceImage], pairs: Sequence[Pair], warn: Callable[[str], None]
+) -> None:
+    """Warns of equal files that have different labels; arguments as of `check`."""
+    torn = across(found, [pair for pair in pairs if pair.exact], "label")
+    if torn:
+        warn(
+            f"{len(torn)} picture(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
+            " flaxtl doctor shows them all"
+        )
+
+
+def across(found: Sequence[SourceImage], pairs: Sequence[Pair], differing: str = "split") -> list[list[int]]:
+    """The sets of like pictures, by index, that have more than one value of the field `differing`."""
+    groups = duplicate_groups(len(found), pairs)
+    return [group for group in groups if len({getattr(found[index], differing) for index in group}) > 1]
+
+
+def _named(origin: str, found: Sequence[SourceImage], groups: Sequence[Sequence[int]], differing: str = "split") -> str:
+    """Of each group one picture for each value of the field `differing`."""
+    first = ([found[index] for index in group] for group in groups[:_LISTED])
+    told = [" = ".join(_one_of_each(origin, alike, differing)) for alike in first]
+    return ", ".join(told) + (f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else "")
+
+
+def _one_of_each(origin: str, alike: Sequence[SourceImage], differing: str) -> list[str]:
+    paths = {getattr(picture, differing): picture.path for picture in alike}
+    return [
+        f"{path.relative_to(origin) if path.is_relative_to(origin) else path} ({where})"
+        for where, path in paths.items()
+    ]

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flaxtl import csv_rows
-from flaxtl.data import duplicates, fingerprint, leaks, splitting
-from flaxtl.data.fingerprint import Fingerprint
-from flaxtl.data.listing import SPLITS, Found, Listing, shortcomings
+from flaxtl import fileio
+from flaxtl.data import duplicates, splitting
+from flaxtl.data.duplicates import Fingerprint
+from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, find_problems
 from flaxtl.errors import UserError, unknown
-from flaxtl.files import whole
+from flaxtl.fileio import atomic_write
 
 _COLUMNS = ("path", "label", "split", "sha256")
 
@@ -69,9 +69,9 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Writes the manifest as CSV (path,label,split,sha256), whole or not at all."""
         # File names need not be Unicode: surrogateescape carries their bytes through.
-        with whole(path, errors="surrogateescape", newline="") as stream:
-            csv_rows.write(stream, [_COLUMNS])
-            csv_rows.write(stream, ((e.path, e.label, e.split, e.sha256) for e in self.examples))
+        with atomic_write(path, errors="surrogateescape", newline="") as stream:
+            fileio.write_csv(stream, [_COLUMNS])
+            fileio.write_csv(stream, ((e.path, e.label, e.split, e.sha256) for e in self.examples))
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -122,8 +122,8 @@ def _fault(row: list[str]) -> str | None:
     return None
 
 
-def build(
-    listing: Listing,
+def make_manifest(
+    listing: DatasetIndex,
     fractions: Mapping[str, float],
     seed: int,
     *,
@@ -157,24 +157,24 @@ def build(
         error: who decodes the pictures tells of it, with all others that cannot be read.
     """
     parts = _run_fractions(fractions, seed)
-    for sentence in shortcomings(listing):
+    for sentence in find_problems(listing):
         raise UserError(sentence)
     found, prints = identified(listing, near_duplicates, on_progress, strict=False)
-    pairs = duplicates.pairs(prints, near_duplicates)
-    groups = duplicates.groups(len(found), pairs)
-    leaks.check_labels(listing.origin, found, pairs, warn)
+    pairs = duplicates.near_duplicate_pairs(prints, near_duplicates)
+    groups = duplicates.duplicate_groups(len(found), pairs)
+    duplicates.check_label_conflicts(listing.origin, found, pairs, warn)
     if listing.given:
-        leaks.check(listing.origin, found, pairs, allow_leaks, warn)
+        duplicates.check_split_leakage(listing.origin, found, pairs, allow_leaks, warn)
         splits = _with_validation(listing, found, groups, parts, seed, warn)
     else:
-        splits = splitting.deal([picture.label for picture in found], groups, parts, seed, warn)
+        splits = splitting.stratified_split([picture.label for picture in found], groups, parts, seed, warn)
     rows = zip(found, splits, prints, strict=True)
     return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, split, p in rows)
 
 
 def _with_validation(
-    listing: Listing,
-    found: Sequence[Found],
+    listing: DatasetIndex,
+    found: Sequence[SourceImage],
     groups: Sequence[Sequence[int]],
     parts: Mapping[str, float],
     seed: int,
@@ -189,7 +189,7 @@ def _with_validation(
     inside = [[place[number] for number in group if number in place] for group in groups]
     shares = {split: parts[split] / (parts["train"] + parts["validation"]) for split in ("train", "validation")}
     labels = [found[number].label for number in train]
-    dealt = splitting.deal(labels, [group for group in inside if len(group) > 1], shares, seed, warn)
+    dealt = splitting.stratified_split(labels, [group for group in inside if len(group) > 1], shares, seed, warn)
     for number, split in zip(train, dealt, strict=True):
         splits[number] = split
     warn(
@@ -199,26 +199,26 @@ def _with_validation(
     return splits
 
 
-def gather(listing: Listing, split: str) -> Manifest:
+def collect_examples(listing: DatasetIndex, split: str) -> Manifest:
     """The pictures of one given split, or, where no splits are given, all of them as pictures of `split`.
 
     Raises UserError where the split is not among those given.
     """
     if listing.given and split not in listing.splits:
         raise UserError(f"{listing.origin} holds no {split} pictures; it holds {', '.join(listing.splits)}")
-    chosen = Listing(tuple(found for found in listing.found if found.split in (split, None)), listing.origin)
+    chosen = DatasetIndex(tuple(found for found in listing.found if found.split in (split, None)), listing.origin)
     found, prints = identified(chosen, near_duplicates=-1, strict=False)
     pairs = zip(found, prints, strict=True)
     return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, p in pairs)
 
 
 def identified(
-    listing: Listing,
+    listing: DatasetIndex,
     near_duplicates: int,
     on_progress: Callable[[int], None] | None = None,
     *,
     strict: bool = True,
-) -> tuple[list[Found], list[Fingerprint]]:
+) -> tuple[list[SourceImage], list[Fingerprint]]:
     """The pictures in an order that does not depend on where they lie, with their fingerprints.
 
     That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for
@@ -230,7 +230,7 @@ def identified(
     """
     duplicates.check_threshold(near_duplicates)
     paths = [found.path for found in listing.found]
-    prints = fingerprint.of(paths, on_progress, look=near_duplicates >= 0, strict=strict)
+    prints = duplicates.fingerprint(paths, on_progress, look=near_duplicates >= 0, strict=strict)
     rows = sorted(
         zip(listing.found, prints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
     )
@@ -252,7 +252,7 @@ def _run_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float
     for name in fractions:
         if name not in SPLITS:
             raise unknown("split", name, SPLITS)
-    parts = splitting.checked(fractions, seed)
+    parts = splitting.check_fractions(fractions, seed)
     if not {"train", "validation"} <= parts.keys():
         told = ", ".join(f"{split} {part}" for split, part in fractions.items())
         raise UserError(f"the fractions ({told}) leave train or validation without pictures; give both more than 0")

@@ -1,20 +1,109 @@
-"""Who goes into which split: stratified, seeded, and pictures that are alike never apart."""
+"""How many pictures of each class each split gets: whole numbers as near to the fractions as whole numbers can be."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flaxtl.data import apportion
-from flaxtl.data.apportion import Counts
 from flaxtl.errors import UserError
+
+SplitCounts = NDArray[np.int64]
+Quotas = NDArray[np.float64]
+
+_BEYOND = 1e6  # for every picture by which a count is more than one off its quota: outweighs any number of squares
+
+
+def allocate_counts(
+    sizes: Sequence[int], fractions: Sequence[float], at_least: SplitCounts | None = None
+) -> SplitCounts:
+    """The table of counts, int64 [classes, splits], nearest to the quotas sizes[c] * fractions[s].
+
+    Every row sums to its class's size. The columns sum to the largest-remainder totals of all pictures: each total is
+    its quota rounded down, and those with the largest remainders get the pictures that are left over, the earlier split
+    first among equals. Of all such tables this is the one with the fewest pictures by which counts are more than one
+    off their quotas (none, where that is possible), and of those one with the least sum of squared differences.
+
+    Args:
+      sizes: pictures per class, 0 or more.
+      fractions: above 0; taken relative to their sum.
+      at_least: int64 [classes, splits], bounds that no count may fall below, with row sums within `sizes`; the totals
+        give way to them where they must.
+    """
+    shares = np.asarray(fractions, np.float64) / np.sum(fractions)
+    rows = np.asarray(sizes, np.int64)
+    low = np.zeros((len(rows), len(shares)), np.int64) if at_least is None else at_least
+    quotas = np.outer(rows, shares)
+    totals = _nearest(int(rows.sum()), rows.sum() * shares, low.sum(0))
+    table = np.array([_nearest(int(n), *row) for n, *row in zip(rows, quotas, low, strict=True)], np.int64)
+    return _with_totals(table, quotas, low, totals)
+
+
+def _nearest(n: int, quotas: Quotas, low: SplitCounts) -> SplitCounts:
+    """The row of counts that sums to n: from the quotas rounded down, one picture at a time where it costs least."""
+    row = np.maximum(low, np.floor(quotas + 1e-9).astype(np.int64))  # 733.9999999999999 is 734
+    while row.sum() < n:
+        row[_adding(row, quotas).argmin()] += 1
+    while row.sum() > n:
+        row[_removing(row, quotas, low).argmin()] -= 1
+    return row
+
+
+def _with_totals(table: SplitCounts, quotas: Quotas, low: SplitCounts, totals: SplitCounts) -> SplitCounts:
+    """Moves pictures between splits, within their classes, until the columns sum to `totals`.
+
+    Each move follows the cheapest path from a column with too many to one with too few, perhaps through others by
+    pictures of other classes. The rows are optimal to begin with, so this is the successive-shortest-path algorithm
+    for flows of least convex cost, and its end is optimal as well.
+    """
+    table = table.copy()
+    while (surplus := table.sum(0) - totals).any():
+        moving = _removing(table, quotas, low)[:, :, None] + _adding(table, quotas)[:, None, :]
+        path = _cheapest_path(moving.min(0), surplus)
+        for start, end in pairwise(path):
+            mover = moving[:, start, end].argmin()
+            table[mover, start] -= 1
+            table[mover, end] += 1
+    return table
+
+
+def _cheapest_path(costs: Quotas, surplus: SplitCounts) -> list[int]:
+    """The columns along the cheapest way from any with a surplus to any with a deficit, by Bellman and Ford."""
+    distance = np.where(surplus > 0, 0.0, np.inf)
+    before = np.full(len(surplus), -1)
+    for _ in surplus:
+        through = distance[:, None] + costs
+        shorter = through.min(0) < distance
+        before[shorter] = through.argmin(0)[shorter]
+        distance = np.minimum(distance, through.min(0))
+    path = [int(np.where(surplus < 0, distance, np.inf).argmin())]
+    while before[path[0]] >= 0:
+        path.insert(0, int(before[path[0]]))
+    return path
+
+
+def _cost(table: SplitCounts, quotas: Quotas) -> Quotas:
+    off = np.abs(table - quotas)
+    return np.asarray(off**2 + _BEYOND * np.maximum(off - 1, 0))
+
+
+def _adding(table: SplitCounts, quotas: Quotas) -> Quotas:
+    """What one picture more costs; rounded, so that equal costs are equal to the bit and the first is taken."""
+    return np.round(_cost(table + 1, quotas) - _cost(table, quotas), 6)
+
+
+def _removing(table: SplitCounts, quotas: Quotas, low: SplitCounts) -> Quotas:
+    """What one picture less costs."""
+    cost = np.round(_cost(table - 1, quotas) - _cost(table, quotas), 6)
+    return np.where(table > low, cost, np.inf)
+
 
 Indices = NDArray[np.int64]
 
 
-def checked(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
+def check_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
     """The fractions above 0. Raises UserError unless each lies in 0..1, they sum to 1, and the seed is 0 or more."""
     for name, part in fractions.items():
         if not 0 <= part <= 1:
@@ -27,7 +116,7 @@ def checked(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
     return {name: part for name, part in fractions.items() if part > 0}
 
 
-def deal(
+def stratified_split(
     labels: Sequence[str],
     groups: Sequence[Sequence[int]],
     fractions: Mapping[str, float],
@@ -59,10 +148,10 @@ def deal(
     classes, of = np.unique(np.array(labels, dtype=object), return_inverse=True)
     sizes = np.bincount(of, minlength=len(classes))
     order = _order(of, classes, seed)
-    wanted = apportion.counts(sizes.tolist(), shares, _bounds(np.zeros((len(classes), len(splits)), np.int64), sizes))
+    wanted = allocate_counts(sizes.tolist(), shares, _bounds(np.zeros((len(classes), len(splits)), np.int64), sizes))
     dealt = np.full(len(labels), -1)
     placed = _place(groups, of, order, wanted, dealt)
-    table = apportion.counts(sizes.tolist(), shares, _bounds(placed, sizes))
+    table = allocate_counts(sizes.tolist(), shares, _bounds(placed, sizes))
     _check_none_empty(table, [str(name) for name in classes], splits, sizes, placed)
     for number in range(len(classes)):
         singles = order[(of[order] == number) & (dealt[order] < 0)]
@@ -74,7 +163,7 @@ def deal(
     return [splits[number] for number in dealt]
 
 
-def folds(
+def stratified_kfold(
     labels: Sequence[str], groups: Sequence[Sequence[int]], k: int, seed: int, warn: Callable[[str], None]
 ) -> list[int]:
     """The fold of every picture, 0 to k - 1, dealt out as `deal` does.
@@ -87,7 +176,7 @@ def folds(
     if size < k:
         raise UserError(f"the class {smallest!r} is too small: its {size} picture(s) cannot fill {k} folds; give fewer")
     names = [f"fold {number + 1}" for number in range(k)]
-    return [names.index(name) for name in deal(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
+    return [names.index(name) for name in stratified_split(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
 
 
 def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
@@ -100,14 +189,16 @@ def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
     return np.concatenate(permuted)
 
 
-def _bounds(placed: Counts, sizes: Counts) -> Counts:
+def _bounds(placed: SplitCounts, sizes: SplitCounts) -> SplitCounts:
     """What is placed, and one picture for each empty place of the classes that have as many left."""
     empty = placed == 0
     enough = empty.sum(1) <= sizes - placed.sum(1)
     return np.where(empty & enough[:, None], 1, placed)
 
 
-def _place(groups: Sequence[Sequence[int]], of: Indices, order: Indices, wanted: Counts, dealt: Indices) -> Counts:
+def _place(
+    groups: Sequence[Sequence[int]], of: Indices, order: Indices, wanted: SplitCounts, dealt: Indices
+) -> SplitCounts:
     """Gives each group its split in `dealt`; returns how many of each class are placed so, [classes, splits]."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -121,7 +212,7 @@ def _place(groups: Sequence[Sequence[int]], of: Indices, order: Indices, wanted:
     return placed
 
 
-def _roomiest(need: Counts, wanted: Counts, placed: Counts) -> int:
+def _roomiest(need: SplitCounts, wanted: SplitCounts, placed: SplitCounts) -> int:
     room = wanted - placed
     excess = np.maximum(need - room, 0).sum(0)
     left = (room / np.maximum(wanted, 1)).min(0)  # of the class that has the least
@@ -129,7 +220,7 @@ def _roomiest(need: Counts, wanted: Counts, placed: Counts) -> int:
 
 
 def _check_none_empty(
-    table: Counts, classes: Sequence[str], splits: Sequence[str], sizes: Counts, placed: Counts
+    table: SplitCounts, classes: Sequence[str], splits: Sequence[str], sizes: SplitCounts, placed: SplitCounts
 ) -> None:
     for row, name, size, together in zip(table, classes, sizes, placed.sum(1), strict=True):
         if not row.all():

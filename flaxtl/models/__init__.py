@@ -1,1 +1,1 @@
-"""Networks: architectures, their head, and the catalog. The only room that imports flax."""
+"""Model architectures with Keras' layer names, heads, and the registry. Alone imports flax."""

@@ -5,9 +5,9 @@ which works in place in Caffe, leaves there. The authors' two graphics cards liv
 and conv5, each of which sees only half of the channels.
 """
 
-from flaxtl.models.architecture import Architecture, WeightFile, groups_of
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, WeightsFile, default_groups
+from flaxtl.models.tracer import Value
 
 LAST_ROW_AND_COLUMN = ((0, 1), (0, 1))
 
@@ -36,7 +36,7 @@ def alexnet(net: Net, x: Value, top: bool) -> Value:
 
 
 # The file with the SHA-256 of the zoo's Git LFS pointer; the zoo moved from github.com/onnx/models in July 2025.
-_FILE = WeightFile(
+_FILE = WeightsFile(
     "bvlcalexnet-12.onnx",
     "https://huggingface.co/onnxmodelzoo/bvlcalexnet-12/resolve/main/bvlcalexnet-12.onnx",
     "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
@@ -46,7 +46,7 @@ _FILE = WeightFile(
 # zoo's own 224x224, pool1 and pool2 leave out a last row and column: 54.80 and 78.23 (vision/classification/alexnet).
 # Preprocessing: the script that measured those, examples/onnxrt/onnx_model_zoo/alexnet of intel/neural-compressor.
 NETWORKS = (
-    Architecture(
+    ModelSpec(
         name="alexnet",
         build=alexnet,
         size=227,
@@ -60,6 +60,6 @@ NETWORKS = (
         paper="doi:10.1145/3065386",
         file_with_top=_FILE,
         file_base=_FILE,
-        groups=groups_of("conv5", "conv5"),
+        groups=default_groups("conv5", "conv5"),
     ),
 )

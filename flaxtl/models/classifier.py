@@ -10,24 +10,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxtl.errors import UserError
-from flaxtl.models.architecture import Architecture
-from flaxtl.models.graph import keras_order, passages
 from flaxtl.models.head import Head
+from flaxtl.models.imagenet import PREPROCESSING
 from flaxtl.models.net import Net
-from flaxtl.models.preprocess import PREPROCESSING
-from flaxtl.models.trace import SKIPPED, Layer, Skipped, Value
+from flaxtl.models.spec import ModelSpec
+from flaxtl.models.tracer import SKIPPED, Layer, Skipped, Value, cut_points, keras_order
 
 Parameters = dict[str, dict[str, dict[str, jax.Array]]]
 """section ('backbone', 'head') -> layer name -> leaf name -> array, the statistics of batch norms among them."""
 
-STATISTICS = frozenset({"mean", "var"})
+BATCH_STATS = frozenset({"mean", "var"})
 """Names of the leaves that no gradient moves: what a batch norm remembers of the batches it saw."""
 
 NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 """Added to no layer."""
 
 
-class Result(NamedTuple):
+class ModelOutput(NamedTuple):
     """Of one pass: the last output that was asked for, the logits if they were reached, and the taps.
 
     `statistics`: of all batch norms, as a pass with a key for dropout left them; section -> layer -> leaf -> array.
@@ -42,7 +41,7 @@ class Result(NamedTuple):
 class Backbone(nn.Module):
     """The pretrained base, or with `top` the whole published network; layers after `last` do not exist."""
 
-    architecture: Architecture
+    architecture: ModelSpec
     top: bool
     last: str | None
 
@@ -72,7 +71,7 @@ class Classifier(nn.Module):
     Without a head it is the published network with its own 1,000 ImageNet classes.
     """
 
-    architecture: Architecture
+    architecture: ModelSpec
     head: Head | None = None
     last: str | None = None
     dtype: Any = jnp.float32
@@ -89,7 +88,7 @@ class Classifier(nn.Module):
         taps: tuple[str, ...] = (),
         perturbations: Mapping[str, jax.Array] = NOTHING,
         trace: list[Layer] | None = None,
-    ) -> Result:
+    ) -> ModelOutput:
         """Run the network, or a part of it.
 
         `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
@@ -124,7 +123,7 @@ class Classifier(nn.Module):
                 f"layer {lost[0]!r} is not part of the network that runs "
                 f"(start={start}, stop={stop}, the base up to {self.last or 'its end'})"
             )
-        return Result(net.output, net.logits, net.tapped)
+        return ModelOutput(net.output, net.logits, net.tapped)
 
 
 def forward(
@@ -138,7 +137,7 @@ def forward(
     perturbations: Mapping[str, jax.Array] = NOTHING,
     learning: frozenset[str] = frozenset(),
     dropout: jax.Array | None = None,
-) -> Result:
+) -> ModelOutput:
     """Run `model` (see Classifier.__call__); with `dropout`, a random key an example, it runs as in training."""
     run = partial(
         model.apply,
@@ -152,9 +151,9 @@ def forward(
         perturbations=perturbations,
     )
     if dropout is None:
-        return cast(Result, run())
+        return cast(ModelOutput, run())
     result, changed = run(mutable=["batch_stats"])
-    return cast(Result, result)._replace(statistics=changed.get("batch_stats", {}))
+    return cast(ModelOutput, result)._replace(statistics=changed.get("batch_stats", {}))
 
 
 def _collections(parameters: Parameters) -> dict[str, Parameters]:
@@ -163,9 +162,9 @@ def _collections(parameters: Parameters) -> dict[str, Parameters]:
     def having(wanted: bool) -> Parameters:
         return {
             section: {
-                layer: {leaf: value for leaf, value in leaves.items() if (leaf in STATISTICS) is wanted}
+                layer: {leaf: value for leaf, value in leaves.items() if (leaf in BATCH_STATS) is wanted}
                 for layer, leaves in layers.items()
-                if any((leaf in STATISTICS) is wanted for leaf in leaves)
+                if any((leaf in BATCH_STATS) is wanted for leaf in leaves)
             }
             for section, layers in parameters.items()
         }
@@ -200,26 +199,26 @@ def logits_of(model: Classifier, parameters: Parameters, x: jax.Array, *, start:
     return logits
 
 
-def layers(model: Classifier, height: int, width: int) -> list[Layer]:
+def list_layers(model: Classifier, height: int, width: int) -> list[Layer]:
     """Every layer of `model` for pictures of that size, in order; nothing is computed."""
-    check_size(model.architecture, height, width)
+    check_input_size(model.architecture, height, width)
     found: list[Layer] = []
     pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
     jax.eval_shape(lambda key, x: model.init(key, x, trace=found), jax.random.key(0), pictures)
     return found
 
 
-def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
+def param_shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
     """section -> layer -> leaf -> shape of every parameter, in the order of Keras' files; nothing is computed.
 
     Raises UserError if the base ends within a branch, so that another one would lead nowhere.
     """
-    check_size(model.architecture, height, width)
+    check_input_size(model.architecture, height, width)
     pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
     variables = jax.eval_shape(model.init, jax.random.key(0), pictures)
     found = _merged(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
     ordered: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {section: {} for section in found}
-    for layer in layers(model, height, width):
+    for layer in list_layers(model, height, width):
         if layer.name in found[layer.section]:
             ordered[layer.section][layer.name] = found[layer.section][layer.name]
     if idle := [layer for layer in found["backbone"] if layer not in ordered["backbone"]]:
@@ -228,25 +227,25 @@ def shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, di
 
 
 def _within_a_branch(model: Classifier, idle: str, height: int, width: int) -> UserError:
-    kept = {layer.name for layer in layers(model, height, width) if layer.section == "backbone"}
-    clean = [name for name in passages(layers(model.clone(last=None), height, width)) if name in kept]
+    kept = {layer.name for layer in list_layers(model, height, width) if layer.section == "backbone"}
+    clean = [name for name in cut_points(list_layers(model.clone(last=None), height, width)) if name in kept]
     return UserError(
         f"the base cannot end at {model.last!r}, beside which {idle!r} would lead nowhere; set model.stop to "
         f"a layer that everything passes through, such as {clean[-1]!r}"
     )
 
 
-def initialise(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
+def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
     """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
     if not head_only:
         pictures = jnp.zeros((1, height, width, 3), jnp.uint8)
         return _merged(jax.jit(model.init)(key, pictures))  # compiled, the forward pass falls away
-    base = [layer for layer in layers(model, height, width) if layer.section == "backbone"][-1]
+    base = [layer for layer in list_layers(model, height, width) if layer.section == "backbone"][-1]
     features = jnp.zeros((1, *base.shape), jnp.float32)
     return _merged(jax.jit(partial(model.init, start=base.name))(key, features))
 
 
-def check_size(architecture: Architecture, height: int, width: int) -> None:
+def check_input_size(architecture: ModelSpec, height: int, width: int) -> None:
     """Raise if pictures of that size are too small for the architecture."""
     if min(height, width) < architecture.minimum_size:
         raise UserError(

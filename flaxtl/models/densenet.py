@@ -5,10 +5,10 @@ Layer by layer as in Keras' densenet.py, which follows the authors' Torch networ
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
 from flaxtl.models.resnet import BORDER_1, BORDER_3, EPSILON
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 GROWTH = 32
 """Channels that every block adds."""
@@ -64,9 +64,9 @@ def _row(
     parameters: tuple[int, int],
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
-) -> Architecture:
+) -> ModelSpec:
     name = f"densenet{layers}"
-    files = keras_files("densenet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
+    files = keras_weights("densenet", f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
     return row(
         name,
         partial(densenet, depths=depths),
@@ -76,7 +76,7 @@ def _row(
         preprocessing="torch",
         licence="BSD-3-Clause (Z. Liu)",
         paper="arXiv:1608.06993",
-        groups=groups_of("conv5", "conv5_.*|bn"),
+        groups=default_groups("conv5", "conv5_.*|bn"),
     )
 
 

@@ -11,9 +11,9 @@ from math import ceil
 from string import ascii_lowercase
 from typing import NamedTuple
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 DROP_CONNECT = 0.2
 """Rate of DropConnect that the blocks' own rates grow to, from 0, with their depth."""
@@ -155,10 +155,10 @@ def _row(
     parameters: tuple[int, int],
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
-) -> Architecture:
+) -> ModelSpec:
     name = f"efficientnetb{number}"
     width, depth, size, dropout = scale
-    files = keras_files("keras-applications", name, *md5s, root="https://storage.googleapis.com")
+    files = keras_weights("keras-applications", name, *md5s, root="https://storage.googleapis.com")
     return row(
         name,
         partial(efficientnet, width=width, depth=depth, dropout=dropout),
@@ -168,7 +168,7 @@ def _row(
         preprocessing="torch",
         licence="Apache 2.0 (Google)",
         paper="arXiv:1905.11946",
-        groups=groups_of("block7", "block7.*|top_.*"),
+        groups=default_groups("block7", "block7.*|top_.*"),
         size=size,
     )
 

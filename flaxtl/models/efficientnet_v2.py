@@ -8,10 +8,10 @@ from functools import partial
 from math import ceil
 
 from flaxtl.models import efficientnet
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.efficientnet import Block, Stage, blocks, classify, residual, squeeze_excite
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 MOMENTUM = 0.9
 """Of the batch norms."""
@@ -113,9 +113,9 @@ def _row(
     parameters: tuple[int, int],
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
-) -> Architecture:
+) -> ModelSpec:
     name = f"efficientnetv2-{variant}"
-    files = keras_files("efficientnet_v2", name, *md5s)
+    files = keras_weights("efficientnet_v2", name, *md5s)
     last = len(build.keywords["stages"])
     return row(
         name,
@@ -126,7 +126,7 @@ def _row(
         preprocessing="torch" if variant.startswith("b") else "tf_128",
         licence="Apache 2.0 (Google)",
         paper="arXiv:2104.00298",
-        groups=groups_of(f"block{last}", f"block{last}.*|top_.*"),
+        groups=default_groups(f"block{last}", f"block{last}.*|top_.*"),
         size=size,
     )
 

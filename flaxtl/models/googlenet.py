@@ -4,10 +4,10 @@ Layer by layer as in the ONNX model zoo's inception_v1, under Caffe's names, in 
 convolution's output is what its relu leaves there. As in the zoo, pools round their size down, where Caffe rounds up.
 """
 
-from flaxtl.models.architecture import Architecture, WeightFile, groups_of
 from flaxtl.models.net import Net
 from flaxtl.models.resnet import BORDER_3
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, WeightsFile, default_groups
+from flaxtl.models.tracer import Value
 
 Widths = tuple[int, int, int, int, int, int]
 """Channels of a block: 1x1; before and after the 3x3; before and after the 5x5; behind the pool."""
@@ -61,7 +61,7 @@ def inception(net: Net, x: Value, widths: Widths, *, name: str) -> Value:
 
 
 # The file with the SHA-256 of the zoo's Git LFS pointer; the zoo moved from github.com/onnx/models in July 2025.
-_FILE = WeightFile(
+_FILE = WeightsFile(
     "inception-v1-12.onnx",
     "https://huggingface.co/onnxmodelzoo/inception-v1-12/resolve/main/inception-v1-12.onnx",
     "814b31a6316873bd03d2d808415ce1f40a7bf48ad88eab5ecc3cdc8dc6cf38ec",
@@ -70,7 +70,7 @@ _FILE = WeightFile(
 # Accuracies: models/bvlc_googlenet/readme.md in github.com/BVLC/caffe, for its own file in Caffe; of the zoo's file
 # only top-1 is published, 67.23. Preprocessing: the zoo's README of googlenet; licence: that of inception_v1.
 NETWORKS = (
-    Architecture(
+    ModelSpec(
         name="googlenet",
         build=googlenet,
         size=224,
@@ -84,6 +84,6 @@ NETWORKS = (
         paper="arXiv:1409.4842",
         file_with_top=_FILE,
         file_base=_FILE,
-        groups=groups_of("inception_5", "inception_5.*"),
+        groups=default_groups("inception_5", "inception_5.*"),
     ),
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Skipped, Value
+from flaxtl.models.tracer import Skipped, Value
 
 POOLINGS = ("none", "average_2x2", "global_average", "global_max")
 

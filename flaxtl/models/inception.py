@@ -4,9 +4,9 @@ Layer by layer as in Keras' inception_v3.py and inception_resnet_v2.py. Most lay
 they are called, and with it where their weights go, follows from the order of the calls.
 """
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
 from flaxtl.models.net import Net, Size
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights
+from flaxtl.models.tracer import Value
 
 Branch = tuple[tuple[int, Size], ...]
 """Convolutions one after another: (channels, window)."""
@@ -137,20 +137,20 @@ def classify(net: Net, x: Value) -> Value:
 
 # Sizes, counts, files and hashes: Keras' inception_v3.py and inception_resnet_v2.py. Accuracies: keras-applications'
 # README. The numbers in the groups are those of the unnamed layers from the block on.
-V3_FILES = keras_files(
+V3_FILES = keras_weights(
     "inception_v3",
     "inception_v3_weights_tf_dim_ordering_tf_kernels",
     "9a0d58056eeedaa3f26cb7ebd46da564",
     "bcbd6486424b2319ff4ef7d526e38f63",
 )
-RESNET_FILES = keras_files(
+RESNET_FILES = keras_weights(
     "inception_resnet_v2",
     "inception_resnet_v2_weights_tf_dim_ordering_tf_kernels",
     "e693bd0210a403b3192acc6073ad2e96",
     "d19885ff4a710c122648d3b5c3b684e4",
 )
 NETWORKS = (
-    Architecture(
+    ModelSpec(
         name="inception_v3",
         build=inception_v3,
         size=299,
@@ -164,9 +164,9 @@ NETWORKS = (
         paper="arXiv:1512.00567",
         file_with_top=V3_FILES[0],
         file_base=V3_FILES[1],
-        groups=groups_of("mixed9_10", r"\w+_(7[6-9]|[89]\d)"),
+        groups=default_groups("mixed9_10", r"\w+_(7[6-9]|[89]\d)"),
     ),
-    Architecture(
+    ModelSpec(
         name="inception_resnet_v2",
         build=inception_resnet_v2,
         size=299,
@@ -180,6 +180,6 @@ NETWORKS = (
         paper="arXiv:1602.07261",
         file_with_top=RESNET_FILES[0],
         file_base=RESNET_FILES[1],
-        groups=groups_of("block8", r"block8_.*|conv_7b.*|\w+_(16[3-9]|1[7-9]\d|20\d)"),
+        groups=default_groups("block8", r"block8_.*|conv_7b.*|\w+_(16[3-9]|1[7-9]\d|20\d)"),
     ),
 )

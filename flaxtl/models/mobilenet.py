@@ -6,9 +6,9 @@ that every layer has.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Of the blocks, from number 1 on."""
@@ -47,10 +47,8 @@ def block(net: Net, x: Value, channels: int, number: int) -> Value:
     return net.relu(x, most=6, name=f"conv_pw_{number}_relu")
 
 
-def _row(
-    name: str, alpha: float, stem: str, parameters: tuple[int, int], accuracy: tuple[float, float]
-) -> Architecture:
-    files = keras_files("mobilenet", stem, "", "", base_ending="_no_top")
+def _row(name: str, alpha: float, stem: str, parameters: tuple[int, int], accuracy: tuple[float, float]) -> ModelSpec:
+    files = keras_weights("mobilenet", stem, "", "", base_ending="_no_top")
     return row(
         name,
         partial(mobilenet, alpha=alpha),
@@ -60,7 +58,7 @@ def _row(
         preprocessing="tf",
         licence="Apache 2.0 (Google)",
         paper="arXiv:1704.04861",
-        groups=groups_of("last_stage", r"conv_[dp]w_1[23](?:_bn)?"),
+        groups=default_groups("last_stage", r"conv_[dp]w_1[23](?:_bn)?"),
     )
 
 

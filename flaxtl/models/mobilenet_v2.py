@@ -6,9 +6,9 @@ channels that every layer has, in whole eights.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Channels, number of blocks, stride of the first."""
@@ -64,9 +64,9 @@ def whole_eights(channels: float) -> int:
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
 
-def _row(name: str, alpha: float, parameters: tuple[int, int], accuracy: tuple[float, float]) -> Architecture:
+def _row(name: str, alpha: float, parameters: tuple[int, int], accuracy: tuple[float, float]) -> ModelSpec:
     stem = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224"
-    files = keras_files("mobilenet_v2", stem, "", "", base_ending="_no_top")
+    files = keras_weights("mobilenet_v2", stem, "", "", base_ending="_no_top")
     return row(
         name,
         partial(mobilenet_v2, alpha=alpha),
@@ -76,7 +76,7 @@ def _row(name: str, alpha: float, parameters: tuple[int, int], accuracy: tuple[f
         preprocessing="tf",
         licence="Apache 2.0 (Google)",
         paper="arXiv:1801.04381",
-        groups=groups_of("last_stage", "block_1[3-6]_.*|Conv_1.*"),
+        groups=default_groups("last_stage", "block_1[3-6]_.*|Conv_1.*"),
     )
 
 

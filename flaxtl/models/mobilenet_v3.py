@@ -6,10 +6,10 @@ Layer by layer as in Keras' mobilenet_v3.py, at full width. Its first layer ther
 from functools import partial
 from typing import NamedTuple
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.mobilenet_v2 import MOMENTUM, whole_eights
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 
 class Block(NamedTuple):
@@ -126,9 +126,9 @@ def _row(
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
     last_stage: str,
-) -> Architecture:
+) -> ModelSpec:
     stem = f"weights_mobilenet_v3_{size}_224_1.0_float"
-    files = keras_files("mobilenet_v3", stem, *md5s, base_ending="_no_top_v2")
+    files = keras_weights("mobilenet_v3", stem, *md5s, base_ending="_no_top_v2")
     return row(
         f"mobilenet_v3_{size}",
         partial(mobilenet_v3, blocks=blocks, hidden=hidden),
@@ -138,7 +138,7 @@ def _row(
         preprocessing="tf",
         licence="Apache 2.0 (Google)",
         paper="arXiv:1905.02244",
-        groups=groups_of("last_stage", f"expanded_conv_(?:{last_stage})_.*|conv_1.*"),
+        groups=default_groups("last_stage", f"expanded_conv_(?:{last_stage})_.*|conv_1.*"),
     )
 
 

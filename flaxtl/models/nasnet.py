@@ -6,9 +6,9 @@ the cell before that, brought to the cell's size and channels. `cell` is the end
 
 from functools import partial
 
-from flaxtl.models.architecture import KERAS, Architecture, WeightFile, groups_of, row
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import KERAS, ModelSpec, WeightsFile, default_groups, row
+from flaxtl.models.tracer import Value
 
 
 def nasnet(net: Net, x: Value, top: bool, *, stem: int, channels: int, cells: int, skip: bool) -> Value:
@@ -129,12 +129,12 @@ def _row(
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
     last_stage: str,
-) -> Architecture:
+) -> ModelSpec:
     stem, channels, cells, skip = build
     name, address = f"nasnet_{kind}", f"{KERAS}/nasnet/NASNet-{kind}"  # Keras keeps them under other names
     files = (
-        WeightFile(f"{name}.h5", f"{address}.h5", md5s[0]),
-        WeightFile(f"{name}_no_top.h5", f"{address}-no-top.h5", md5s[1]),
+        WeightsFile(f"{name}.h5", f"{address}.h5", md5s[0]),
+        WeightsFile(f"{name}_no_top.h5", f"{address}-no-top.h5", md5s[1]),
     )
     return row(
         name,
@@ -145,7 +145,7 @@ def _row(
         preprocessing="tf",
         licence="Apache 2.0 (Google)",
         paper="arXiv:1707.07012",
-        groups=groups_of("last_stage", f".*_(?:{last_stage})"),
+        groups=default_groups("last_stage", f".*_(?:{last_stage})"),
         size=size,
     )
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxtl.models.leaves import GLOROT, DepthwiseConv, SeparableConv
-from flaxtl.models.trace import OPERATION, Trace, Value
+from flaxtl.models.layers import GLOROT, DepthwiseConv, SeparableConv
+from flaxtl.models.tracer import OPERATION, Tracer, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
@@ -37,7 +37,7 @@ def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-class Net(Trace):
+class Net(Tracer):
     """One pass through a network, layer by layer.
 
     Pictures and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid', or 'same', which

@@ -5,9 +5,9 @@ Layer by layer as in Keras' vgg16.py and vgg19.py.
 
 from functools import partial
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files, row
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.tracer import Value
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -33,8 +33,8 @@ def _row(
     accuracy: tuple[float, float],
     md5s: tuple[str, str],
     builtin: str = "",
-) -> Architecture:
-    files = keras_files(name, f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
+) -> ModelSpec:
+    files = keras_weights(name, f"{name}_weights_tf_dim_ordering_tf_kernels", *md5s)
     return row(
         name,
         partial(vgg, depths=depths),
@@ -44,7 +44,7 @@ def _row(
         preprocessing="caffe",
         licence="CC BY 4.0 (K. Simonyan, A. Zisserman)",
         paper="arXiv:1409.1556",
-        groups=groups_of("block5", "block5_.*"),
+        groups=default_groups("block5", "block5_.*"),
         builtin_base=builtin,
     )
 

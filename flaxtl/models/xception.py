@@ -3,9 +3,9 @@
 Layer by layer as in Keras' xception.py, where the convolutions beside the strided blocks have no names.
 """
 
-from flaxtl.models.architecture import Architecture, groups_of, keras_files
 from flaxtl.models.net import Net
-from flaxtl.models.trace import Value
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights
+from flaxtl.models.tracer import Value
 
 
 def xception(net: Net, x: Value, top: bool) -> Value:
@@ -65,14 +65,14 @@ def middle(net: Net, x: Value, block: int) -> Value:
 
 
 # Size, counts, files and hashes: Keras' xception.py. Accuracies: keras-applications' README.
-FILES = keras_files(
+FILES = keras_weights(
     "xception",
     "xception_weights_tf_dim_ordering_tf_kernels",
     "0a58e3b7378bc2990ea3b43d5981f1f6",
     "b0042744bf5b25fce3cb969f33bebb97",
 )
 NETWORKS = (
-    Architecture(
+    ModelSpec(
         name="xception",
         build=xception,
         size=299,
@@ -86,6 +86,6 @@ NETWORKS = (
         paper="arXiv:1610.02357",
         file_with_top=FILES[0],
         file_base=FILES[1],
-        groups=groups_of("exit", r"block1[34]_.*|(conv2d|batch_normalization)_3"),
+        groups=default_groups("exit", r"block1[34]_.*|(conv2d|batch_normalization)_3"),
     ),
 )

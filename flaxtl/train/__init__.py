@@ -1,1 +1,1 @@
-"""Training: groups, phases, steps, features, checkpoints. The only room that imports optax and orbax."""
+"""Training: param groups, phases, the train step, the epoch loop, checkpoints. Alone imports optax and orbax."""

@@ -8,14 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flaxtl.config import TOP
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
-from flaxtl.models.graph import passages
-from flaxtl.models.trace import Layer
-from flaxtl.recipe import TOP
-from flaxtl.train import groups
-from flaxtl.train.groups import Split
-from flaxtl.train.optim import SCHEDULES, factory, schedule
+from flaxtl.models.tracer import Layer, cut_points
+from flaxtl.train import param_groups
+from flaxtl.train.optimizers import SCHEDULES, optimizer_factory, schedule
+from flaxtl.train.param_groups import ParamGroups
 
 HIGHER_IS_BETTER = {
     "validation_loss": False,
@@ -32,7 +31,7 @@ SHARES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 }
 """Settings of a phase that are fractions: which ones they may be, in a test and in words."""
 
-CACHE_BYTES = 8 * 2**30
+FEATURE_CACHE_BYTES = 8 * 2**30
 """How large the outputs of a frozen prefix may be, for one view of each training picture."""
 
 
@@ -47,7 +46,7 @@ class Phase:
     epochs: int
     steps_per_epoch: int
     augment: bool
-    split: Split
+    split: ParamGroups
     schedule: str
     plateau_factor: float
     plateau_patience: int
@@ -107,7 +106,7 @@ class Phase:
         return found
 
 
-def plan(
+def build_phases(
     config: Any,
     model: Classifier,
     layers: Sequence[Layer],
@@ -119,7 +118,9 @@ def plan(
 
     The rates of `cut_groups`, which model.stop leaves without parameters, are passed over.
     """
-    factory(config.optimizer)  # made anew by each phase; here a misspelt one is found before anything is computed
+    optimizer_factory(
+        config.optimizer
+    )  # made anew by each phase; here a misspelt one is found before anything is computed
     if config.batch < 1:
         raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
     if not 0 <= config.label_smoothing < 1:
@@ -131,9 +132,11 @@ def plan(
             raise UserError(f"phases names {name!r}, but the recipe has no settings c.{name}")
         settings = config[name]
         rates = _rates(config, model, settings.lr)
-        split = groups.split(name, assigned, {group: rates[group] for group in rates if group not in cut_groups})
+        split = param_groups.make_param_groups(
+            name, assigned, {group: rates[group] for group in rates if group not in cut_groups}
+        )
         decay = _share(name, "layer_decay", settings)
-        split = replace(split, factors=groups.layer_factors(assigned, backbone, decay))
+        split = replace(split, factors=param_groups.layer_decay_scales(assigned, backbone, decay))
         phases.append(
             Phase(
                 name=name,
@@ -196,15 +199,15 @@ def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: Split, n: int) -> str | None:
+def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: ParamGroups, n: int) -> str | None:
     """The highest backbone layer that everything passes through and at or below which nothing moves.
 
     None if there is no such layer, or if its outputs for `n` pictures would be larger than CACHE_BYTES.
     """
     moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.moves(path)}
     below = takewhile(lambda layer: layer.section == "backbone" and layer.name not in moving, layers)
-    clean = set(passages(layers))
+    clean = set(cut_points(layers))
     *_, cut = None, *(layer for layer in below if layer.name in clean)
-    if cut is None or n * math.prod(cut.shape) * jnp.dtype(model.dtype).itemsize > CACHE_BYTES:
+    if cut is None or n * math.prod(cut.shape) * jnp.dtype(model.dtype).itemsize > FEATURE_CACHE_BYTES:
         return None
     return cut.name

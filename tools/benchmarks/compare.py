@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.measure import median, spread
 from benchmarks.turns import Outcome, Way, take_turns
-from flaxtl.models import catalog
-from flaxtl.terminal import console, table
+from flaxtl.console import console, table
+from flaxtl.models import registry
 
 PEERS = {
     "keras-tensorflow": Way(
@@ -50,7 +50,7 @@ def _peers(names: str) -> tuple[str, ...]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What every process is told; `learning` matches the parameters of the base's top block."""
-    architecture = catalog.find(options.model)
+    architecture = registry.get_spec(options.model)
     return {
         "model": architecture.name,
         "preprocessing": architecture.preprocessing,

@@ -13,18 +13,18 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.measure import Work, median, rates
-from flaxtl import cache
-from flaxtl.data import sources, store
-from flaxtl.data.augment import Augmentation
+from flaxtl import fileio
+from flaxtl.console import console, table
+from flaxtl.data import array_store
+from flaxtl.data.array_store import ArrayStore
+from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize, decode_all, decode_into
-from flaxtl.data.order import Order
-from flaxtl.data.resident import Resident
-from flaxtl.data.store import Store
-from flaxtl.terminal import console, table
-from flaxtl.train import mesh as meshes
-from flaxtl.train.feeds import Feed, ResidentFeed, StreamFeed
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostLoader, Loader
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.data.sources import base
+from flaxtl.parallel import devices
 
-LECTURE = Augmentation(**peers.LECTURE)
+LECTURE = AugmentConfig(**peers.LECTURE)
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, and return the figures."""
-    found = sources.find(options.source, cache.directory("data")).found
+    found = base.open_source(options.source, fileio.cache_dir("data")).found
     step = max(1, len(found) // options.pictures)
     files = [picture.path for picture in found[::step]][: options.pictures]
     with ExitStack() as stack:
@@ -70,47 +70,47 @@ def _ways(files: list[Path], options: argparse.Namespace, stack: ExitStack) -> I
     yield "decode: flaxtl to memory", lambda: len(decode_all(files, resize))
     yield "decode: flaxtl to a file", lambda: _decode_to_file(files, resize)
     labels = np.zeros(len(files), np.int32)
-    order = Order(0, batch, len(files))
+    order = EpochSampler(0, batch, len(files))
     yield "augment: flaxtl resident", _resident(decode_all(files, resize), labels, order, batch)
     if peers.installed("tensorflow"):
         kept = stack.enter_context(_stored(files, resize))
-        yield "augment: flaxtl stream", _stream(StreamFeed(kept, labels, meshes.make(batch)), order, batch)
+        yield "augment: flaxtl stream", _stream(HostLoader(kept, labels, devices.make_mesh(batch)), order, batch)
 
 
 def _decode_to_file(files: list[Path], resize: Resize) -> int:
     with (
         TemporaryDirectory() as place,
-        store.create(Path(place) / "s", len(files), resize.height, resize.width) as rows,
+        array_store.create_store(Path(place) / "s", len(files), resize.height, resize.width) as rows,
     ):
         decode_into(rows, files, resize)
     return len(files)
 
 
 @contextmanager
-def _stored(files: list[Path], resize: Resize) -> Iterator[Store]:
+def _stored(files: list[Path], resize: Resize) -> Iterator[ArrayStore]:
     with TemporaryDirectory() as place:
         file = Path(place) / "pictures"
-        with store.create(file, len(files), resize.height, resize.width) as rows:
+        with array_store.create_store(file, len(files), resize.height, resize.width) as rows:
             decode_into(rows, files, resize)
-        kept = store.load(file, len(files), resize.height, resize.width)
+        kept = array_store.open_store(file, len(files), resize.height, resize.width)
         assert kept is not None, "it was just written"
         yield kept
 
 
-def _resident(pixels: np.ndarray, labels: np.ndarray, order: Order, batch: int) -> Work:
+def _resident(pixels: np.ndarray, labels: np.ndarray, order: EpochSampler, batch: int) -> Work:
     """A pass of batches that are picked and augmented on the device."""
-    mesh = meshes.make(batch)
-    feed = ResidentFeed(Resident(*jax.device_put((pixels, labels), meshes.replicated(mesh))))
+    mesh = devices.make_mesh(batch)
+    feed = DeviceLoader(DeviceDataset(*jax.device_put((pixels, labels), devices.replicated_sharding(mesh))))
     augmented = jax.jit(lambda examples: examples.inputs(0, LECTURE))
     return _passes(feed, order, batch, lambda examples: jax.block_until_ready(augmented(examples)))
 
 
-def _stream(feed: Feed, order: Order, batch: int) -> Work:
+def _stream(feed: Loader, order: EpochSampler, batch: int) -> Work:
     """A pass of batches that TensorFlow reads and augments, put on the device."""
     return _passes(feed, order, batch, lambda examples: jax.block_until_ready(jax.device_put(examples.pictures)))
 
 
-def _passes(feed: Feed, order: Order, batch: int, use: Any) -> Work:
+def _passes(feed: Loader, order: EpochSampler, batch: int, use: Any) -> Work:
     """Some passes at each call, each going on where the last one ended: many batches, of which few were made ahead."""
     steps = max(64, len(feed) // batch)
     stream = feed.training(order, 0, 2**31, LECTURE)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from flaxtl import cache
-from flaxtl.data import garden
+from flaxtl import fileio
+from flaxtl.data.sources import synthetic
 
 BASE = 1_000
 
@@ -26,7 +26,7 @@ def pictures(n: int, side: int) -> list[Path]:
     """The first `n` of a row of LARGEST different pictures; those not yet there are made."""
     if n > LARGEST:
         raise ValueError(f"{n:,} pictures are wanted, and there are {LARGEST:,} different ones")
-    folder = cache.directory("benchmarks") / f"drawn_{garden.EDITION}_{side}"
+    folder = fileio.cache_dir("benchmarks") / f"drawn_{synthetic.DATASET_VERSION}_{side}"
     blended = folder / "blended"
     blended.mkdir(parents=True, exist_ok=True)
     base = [folder / f"{number:06d}.jpg" for number in range(min(n, BASE))]
@@ -51,7 +51,10 @@ def _draw_all(folder: Path, side: int, numbers: Sequence[int]) -> None:
 
 def _draw(folder: Path, side: int, number: int) -> None:
     """The kinds of flower take turns."""
-    _save(garden.draw(garden.CLASSES[number % len(garden.CLASSES)], number, side), folder / f"{number:06d}.jpg")
+    _save(
+        synthetic.draw_flower(synthetic.CLASSES[number % len(synthetic.CLASSES)], number, side),
+        folder / f"{number:06d}.jpg",
+    )
 
 
 def _blended(base: Sequence[Image.Image], number: int) -> Image.Image:

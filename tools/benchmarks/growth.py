@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import drawn, flaxtl_run
 from benchmarks.flaxtl_run import Run
 from benchmarks.measure import median
-from flaxtl.terminal import console, table
+from flaxtl.console import console, table
 
 SIZES = {
     "pictures": (1_000, 3_000, 10_000, 30_000, 100_000),

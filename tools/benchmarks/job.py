@@ -9,9 +9,9 @@ from benchmarks import flaxtl_run, lecture
 from benchmarks.flaxtl_run import Run
 from benchmarks.measure import median, spread
 from benchmarks.peers import installed
-from flaxtl import recipe
+from flaxtl.config import load_config
+from flaxtl.console import console, table
 from flaxtl.errors import UserError
-from flaxtl.terminal import console, table
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, and return the figures."""
-    config = recipe.load(options.config, options.overrides)
+    config = load_config(options.config, options.overrides)
     if options.peer:
         _check(config, options)
     runs, peers = [], []

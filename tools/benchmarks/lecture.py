@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.measure import median
 from benchmarks.turns import ENVIRONMENT
 from flaxtl.data.manifest import Manifest
-from flaxtl.models import catalog
-from flaxtl.train import rundir
+from flaxtl.models import registry
+from flaxtl.train import run_dir
 
 
 def measure(workdir: Path, epochs: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def measure(workdir: Path, epochs: int) -> dict[str, Any]:
     'seconds' is from start to end: what was measured, and the median of the epochs after the first, which compiles,
     for each epoch that was left out.
     """
-    config = rundir.config_of(workdir)
+    config = run_dir.load_config(workdir)
     phase = config[config.phases[0]]
     manifest = Manifest.read(workdir / "manifest.csv")
     steps = phase.steps_per_epoch or -(-len(manifest.of_split("train")) // config.batch)
@@ -52,7 +52,7 @@ def _link(manifest: Manifest, place: Path) -> None:
 
 def _settings(config: Any) -> dict[str, Any]:
     weights = str(config.weights.path)
-    architecture = catalog.find(config.model.name)
+    architecture = registry.get_spec(config.model.name)
     return {
         "model": architecture.name,
         "preprocessing": architecture.preprocessing,

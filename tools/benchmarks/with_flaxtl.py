@@ -14,18 +14,17 @@ from ml_collections import ConfigDict
 
 from benchmarks import peak, peers
 from benchmarks.worker import Trial
-from flaxtl import recipe
-from flaxtl.data.augment import Augmentation
-from flaxtl.data.order import Order
-from flaxtl.data.resident import Resident
-from flaxtl.models import catalog, classifier
+from flaxtl.config import complete_config
+from flaxtl.data.augment.config import AugmentConfig
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
-from flaxtl.train import groups, setup, steps
-from flaxtl.train import mesh as meshes
-from flaxtl.train.feeds import ResidentFeed
-from flaxtl.train.optim import optimizer
-from flaxtl.train.phases import Phase, plan
+from flaxtl.parallel import devices
+from flaxtl.train import param_groups, setup, train_step
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.phases import Phase, build_phases
 
 BATCHES = 4
 """Batches of pictures that the training steps pick from."""
@@ -38,7 +37,7 @@ def forward(settings: dict[str, Any]) -> Trial:
     """The network from uint8 pictures to logits."""
     model = _network(settings)
     size = settings["size"]
-    parameters = groups.nest(_parameters(groups.flatten(classifier.shapes(model, size, size))))
+    parameters = param_groups.unflatten(_parameters(param_groups.flatten(classifier.param_shapes(model, size, size))))
     pictures = jnp.asarray(_pictures(settings["batch"], size))
     run = jax.jit(lambda parameters, pictures: classifier.logits_of(model, parameters, pictures))
     return _trial(lambda: run(parameters, pictures), settings)
@@ -47,7 +46,7 @@ def forward(settings: dict[str, Any]) -> Trial:
 def forward_flops(settings: dict[str, Any]) -> float:
     """Floating-point operations a picture, by XLA's own count; products with a border's zeros do not count."""
     model, size = _network(settings), settings["size"]
-    shapes = classifier.shapes(model, size, size)
+    shapes = classifier.param_shapes(model, size, size)
     parameters = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
@@ -62,8 +61,8 @@ def train(settings: dict[str, Any]) -> Trial:
     drawn = np.random.default_rng(0).integers(0, 256, leg.data.inputs.shape, np.uint8).astype(leg.data.inputs.dtype)
     labels = np.arange(len(leg.data), dtype=np.int32) % settings["classes"]
     state, frozen = _begin(leg, _parameters(leg.network.shapes))
-    state, frozen, data = meshes.place((state, frozen, Resident(drawn, labels)), leg.mesh)
-    examples = ResidentFeed(data).training(leg.order, 0, 2**31, leg.augmentation)
+    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(drawn, labels)), leg.mesh)
+    examples = DeviceLoader(data).training(leg.order, 0, 2**31, leg.augmentation)
 
     def step() -> jax.Array:
         nonlocal state
@@ -78,7 +77,7 @@ def train_flops(settings: dict[str, Any]) -> float:
     leg = _leg(settings, jax.devices("cpu")[0])
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leg.network.shapes.items()}
     state, frozen = jax.eval_shape(partial(_begin, leg), shapes)
-    examples = next(ResidentFeed(leg.data).training(leg.order, 0, 1, leg.augmentation))
+    examples = next(DeviceLoader(leg.data).training(leg.order, 0, 1, leg.augmentation))
     return _flops(leg.step.lower(state, frozen, examples)) / settings["batch"]
 
 
@@ -89,52 +88,54 @@ def _flops(lowered: Any) -> float:
 
 def _network(settings: dict[str, Any]) -> Classifier:
     head = None if settings["top"] else Head(settings["classes"])
-    return Classifier(catalog.find(settings["model"]), head, dtype=setup.DTYPES[settings["dtype"]])
+    return Classifier(registry.get_spec(settings["model"]), head, dtype=setup.DTYPES[settings["dtype"]])
 
 
 class _Leg(NamedTuple):
     """A phase's step and what it belongs to; of its `data` shapes and dtypes."""
 
-    network: setup.Network
+    network: setup.ModelInfo
     phase: Phase
     optimizer: optax.GradientTransformation
     mesh: Mesh
-    order: Order
-    data: Resident
-    augmentation: Augmentation | None
+    order: EpochSampler
+    data: DeviceDataset
+    augmentation: AugmentConfig | None
     step: Any
 
 
 def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
     config = _recipe(settings)
-    network = setup.network(config, settings["classes"])
+    network = setup.build_model(config, settings["classes"])
     n = BATCHES * settings["batch"]
-    (phase,) = plan(config, network.model, network.layers, network.groups, n)
-    transformation = optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
+    (phase,) = build_phases(config, network.model, network.layers, network.groups, n)
+    transformation = phase_optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
     mesh = Mesh(np.array([device]), ("data",))
     cut = phase.cut if settings["cached"] else None
-    augmentation = Augmentation(**peers.LECTURE) if settings["augment"] and cut is None else None
+    augmentation = AugmentConfig(**peers.LECTURE) if settings["augment"] and cut is None else None
     data = _data(network, cut, n, settings["size"])
-    sharding = ResidentFeed(data).sharding(mesh)
-    task = steps.Task(network.model, transformation, mesh, config.seed, start=cut, augmentation=augmentation)
-    step = steps.train_step(task, sharding)
-    return _Leg(network, phase, transformation, mesh, Order(config.seed, config.batch, n), data, augmentation, step)
+    sharding = DeviceLoader(data).sharding(mesh)
+    task = train_step.StepConfig(network.model, transformation, mesh, config.seed, start=cut, augmentation=augmentation)
+    step = train_step.make_train_step(task, sharding)
+    return _Leg(
+        network, phase, transformation, mesh, EpochSampler(config.seed, config.batch, n), data, augmentation, step
+    )
 
 
-def _begin(leg: _Leg, parameters: groups.Flat) -> tuple[steps.State, groups.Flat]:
+def _begin(leg: _Leg, parameters: param_groups.FlatParams) -> tuple[train_step.TrainState, param_groups.FlatParams]:
     """The state before the first step, and the frozen parameters."""
     learning, statistics, frozen = leg.phase.split.part(parameters)
     classes = leg.network.model.head.classes
-    return steps.State.first(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
+    return train_step.TrainState.first(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
 
 
-def _data(network: setup.Network, cut: str | None, n: int, size: int) -> Resident:
+def _data(network: setup.ModelInfo, cut: str | None, n: int, size: int) -> DeviceDataset:
     """Shapes and dtypes of what the steps pick from: pictures, or with `cut` the outputs of that layer."""
     shape, dtype = (size, size, 3), jnp.uint8
     if cut is not None:
         (shape,) = (layer.shape for layer in network.layers if layer.name == cut)
         dtype = network.model.dtype
-    return Resident(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
+    return DeviceDataset(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
 
 
 def _recipe(settings: dict[str, Any]) -> ConfigDict:
@@ -147,10 +148,10 @@ def _recipe(settings: dict[str, Any]) -> ConfigDict:
         "phases": ("measured",),
         "measured": {"lr": RATES[settings["phase"]]},
     }
-    return recipe.complete(ConfigDict(given))
+    return complete_config(ConfigDict(given))
 
 
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> groups.Flat:
+def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> param_groups.FlatParams:
     """Kernels drawn as He et al. 2015 do, the rest as fresh layers have it: speed needs no more than usual numbers."""
     random = np.random.default_rng(0)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flaxtl.data import examine, fingerprint
+from flaxtl.data import doctor, duplicates
 from flaxtl.data.decode import Resize, decode
-from flaxtl.data.unpack import UnreadableError
-from flaxtl.results import thumbnail
+from flaxtl.data.image_file import UnreadableError
+from flaxtl.report import galleries
 from fuzzing.subject import Subject
 
 SIDE = (24, 20)
@@ -58,8 +58,8 @@ def _read(folder: Path, file: str) -> None:
     """As `flaxtl report`, `doctor`, `train` and `predict` do."""
     path = folder / file
     with suppress(UnreadableError):
-        thumbnail.of_file(path, side=240, quality=80)
-    examine.all_of([path])
-    fingerprint.of([path], strict=False)
+        galleries.thumbnail_of_file(path, side=240, quality=80)
+    doctor.examine_all([path])
+    duplicates.fingerprint([path], strict=False)
     for policy in ("crop", "squash"):
         decode(path, Resize(32, 32, policy))

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from flaxtl import recipe
-from flaxtl.data import sources
-from flaxtl.data.listing import of_folder
-from flaxtl.data.manifest import Manifest, build
-from flaxtl.results import predictions_file, report
-from flaxtl.results.samples import augmented_samples
-from flaxtl.results.trained import setup_of
-from flaxtl.train import log, rundir
-from flaxtl.train.checkpoint import Checkpoints
-from flaxtl.train.setup import Setup, prepare
-from flaxtl.train.table import layer_rows
+from flaxtl.config import config_to_json, load_config
+from flaxtl.data.manifest import Manifest, make_manifest
+from flaxtl.data.sources import base
+from flaxtl.data.sources.image_folder import scan_folder
+from flaxtl.evaluation import predictions as predictions_file
+from flaxtl.evaluation.predictor import setup_of
+from flaxtl.report import report
+from flaxtl.report.report import augmented_samples
+from flaxtl.train import logger, run_dir
+from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.logger import layer_rows
+from flaxtl.train.setup import RunSetup, build_setup
 from fuzzing.subject import Subject
 
 CLASSES, EACH, SIDE = ("blue", "red"), 6, 32
@@ -114,11 +115,11 @@ def _run(workdir: Path, pictures: Path) -> None:
     """What a finished run of two phases leaves, but for its checkpoints."""
     workdir.mkdir()
     (workdir / "recipe.py").write_text(RECIPE.replace("garden", f"folder:{pictures}"))
-    made = recipe.load(str(workdir / "recipe.py"))
-    listed = build(of_folder(pictures), made.data.fractions.to_dict(), made.seed)
-    setup = prepare(made, workdir, listed)
-    rundir.create(workdir, recipe.to_json(made), listed, layer_rows(setup.network, setup.phases, "random"))
-    rundir.note(
+    made = load_config(str(workdir / "recipe.py"))
+    listed = make_manifest(scan_folder(pictures), made.data.fractions.to_dict(), made.seed)
+    setup = build_setup(made, workdir, listed)
+    run_dir.create_run_dir(workdir, config_to_json(made), listed, layer_rows(setup.network, setup.phases, "random"))
+    run_dir.update_summary(
         workdir, command="flaxtl train", weights={"path": "random", "origin": "random"}, wall_seconds=3.0,
         complete=True, skipped={"x.png": "empty"}, timings={"frozen: features": 0.5},
         calibration={"temperature": 1.5, "n": 4},
@@ -127,12 +128,12 @@ def _run(workdir: Path, pictures: Path) -> None:
     _predict(workdir, setup)
 
 
-def _measure(workdir: Path, setup: Setup) -> None:
+def _measure(workdir: Path, setup: RunSetup) -> None:
     rows = []
     for phase in PHASES:
         measures = {"loss": 0.5, "accuracy": 0.75}
         told = {split: {**measures, "n": 4} for split in ("train", "validation", "test")}
-        rundir.note_phase(
+        run_dir.update_phase_summary(
             workdir, phase, rates={"head": 1e-3, "base": 0.0}, augment=False, epochs=1, learning_parameters=30,
             frozen_leaves_unchanged=4, wall_seconds=1.5, **told,
         )  # fmt: skip
@@ -141,7 +142,7 @@ def _measure(workdir: Path, setup: Setup) -> None:
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _predict(workdir: Path, setup: Setup) -> None:
+def _predict(workdir: Path, setup: RunSetup) -> None:
     examples = [example for split in ("validation", "test") for example in setup.manifest.of_split(split)]
     shares = np.linspace(0.1, 0.9, len(examples), dtype=np.float32)
     predictions = predictions_file.Predictions(
@@ -151,32 +152,32 @@ def _predict(workdir: Path, setup: Setup) -> None:
         probabilities=np.stack([shares, 1 - shares], axis=1),
         classes=CLASSES,
     )
-    predictions_file.write(workdir / "predictions.csv", predictions)
+    predictions_file.write_predictions(workdir / "predictions.csv", predictions)
 
 
 def _report(case: Path, file: str) -> None:
     """As `report` reads a run directory, and before it `evaluate` and `predict`."""
     setup = setup_of(case)
     setup.abstract_parameters()
-    report.write(case, augmented=augmented_samples(setup))
+    report.write_report(case, augmented=augmented_samples(setup))
 
 
 def _resume(case: Path, file: str) -> None:
     """As `train` reads a run directory that is there already."""
-    config = recipe.load(str(case / "recipe.py"))
-    rundir.check_recipe(case, recipe.to_json(config))
-    rundir.summary(case).get("complete")
-    [row["step"] for row in log.rows(case)]
-    prepare(config, case, Manifest.read(case / "manifest.csv"))
+    config = load_config(str(case / "recipe.py"))
+    run_dir.check_config(case, config_to_json(config))
+    run_dir.read_summary(case).get("complete")
+    [row["step"] for row in logger.read_metrics(case)]
+    build_setup(config, case, Manifest.read(case / "manifest.csv"))
 
 
 def _recipe(case: Path, file: str) -> None:
     """As `train` reads a recipe; one that is other code may do anything, and is not run."""
     text = (case / file).read_bytes()
     if _skeleton(text) in (None, _skeleton(RECIPE.encode())):
-        config = recipe.load(str(case / file))
-        recipe.to_json(config)
-        prepare(config, case, Manifest.read(case / "manifest.csv"))
+        config = load_config(str(case / file))
+        config_to_json(config)
+        build_setup(config, case, Manifest.read(case / "manifest.csv"))
 
 
 def _skeleton(text: bytes) -> str | None:
@@ -196,5 +197,5 @@ def _skeleton(text: bytes) -> str | None:
 def _list(case: Path, file: str) -> None:
     """As `doctor` and `train` read a list of pictures."""
     source = f"csv:{case / file}"
-    sources.survey(source, case)
-    build(sources.find(source, case), {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=0)
+    base.inspect_source(source, case)
+    make_manifest(base.open_source(source, case), {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=0)

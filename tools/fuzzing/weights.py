@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 from ml_dtypes import bfloat16
 
-from flaxtl.weights import safetensors_file
-from flaxtl.weights.load import load, load_timm
+from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained.loader import load_timm_weights, load_weights
 from fuzzing.subject import Subject
 
 NETWORK = {
@@ -84,12 +84,12 @@ def _nested(file: h5py.File) -> None:
 def safetensors(folder: Path) -> list[Subject]:
     """flaxtl's own file in three precisions, and PyTorch's names."""
     for precision in ("float32", "bfloat16", "int8"):
-        safetensors_file.write(folder / f"{precision}.safetensors", TREE, {"architecture": "tiny"}, precision)
+        safetensors_io.write_safetensors(folder / f"{precision}.safetensors", TREE, {"architecture": "tiny"}, precision)
     torch = {
         "features.0": {"weight": np.zeros((4, 3, 3, 3), np.float32), "bias": np.zeros(4, np.float32)},
         "classifier.3": {"weight": np.zeros((2, 4), np.float32), "bias": np.zeros(2, np.float32)},
     }
-    safetensors_file.write(folder / "torch.safetensors", torch, {"format": "pt"})
+    safetensors_io.write_safetensors(folder / "torch.safetensors", torch, {"format": "pt"})
     content = (folder / "torch.safetensors").read_bytes().replace(b"features.0/", b"features.0.")
     (folder / "torch.safetensors").write_bytes(content.replace(b"classifier.3/", b"classifier.3."))
     own = [Subject(folder, (f"{precision}.safetensors",), _load) for precision in ("float32", "bfloat16", "int8")]
@@ -125,12 +125,12 @@ def _varint(value: int) -> bytes:
 
 
 def _load(folder: Path, file: str) -> None:
-    load(folder / file, NETWORK, NETWORK.keys())
+    load_weights(folder / file, NETWORK, NETWORK.keys())
 
 
 def _load_caffe(folder: Path, file: str) -> None:
-    load(folder / file, CAFFE, CAFFE.keys())
+    load_weights(folder / file, CAFFE, CAFFE.keys())
 
 
 def _load_timm(folder: Path, file: str) -> None:
-    load_timm(folder / file, "vgg16", VGG, VGG.keys())
+    load_timm_weights(folder / file, "vgg16", VGG, VGG.keys())

@@ -80,7 +80,7 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
 
 
 def recipe(file: Path, source: str, side: int = 32, **data: object) -> Path:
-    """Write a recipe of one short phase on one block of VGG16 with random weights; `data` as in flaxtl/recipe.py."""
+    """Write a recipe of one short phase on one block of VGG16 with random weights; `data` as in flaxtl/config.py."""
     values = {
         "batch": 32,
         "data": {"source": source, "height": side, "width": side, **data},

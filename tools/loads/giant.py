@@ -7,13 +7,13 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from flaxtl.data.unpack import LARGEST
+from flaxtl.data.image_file import MAX_PIXELS
 from loads.check import Row, ended
 from loads.command import apart, flaxtl, recipe
 from loads.pictures import paint
 
 SIDE = 20_000
-ALLOWED = int(LARGEST**0.5)
+ALLOWED = int(MAX_PIXELS**0.5)
 SPARSE = 3 * 2**30  # bytes of a file that holds nothing
 
 

@@ -30,7 +30,7 @@ def run(folder: Path) -> Iterator[Row]:
 
 def _reaches(before: tuple[str, ...], folder: Path) -> bool:
     """Whether that user can start this Python with flaxtl and see the folder: their parents may be closed to it."""
-    program = "import os, sys, flaxtl.cli; os.listdir(sys.argv[1])"
+    program = "import os, sys, flaxtl.cli.main; os.listdir(sys.argv[1])"
     done = subprocess.run([*before, sys.executable, "-c", program, str(folder)], capture_output=True, cwd="/")
     return done.returncode == 0
 

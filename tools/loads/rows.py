@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxtl.data import duplicates, listing_csv, splitting
-from flaxtl.data.fingerprint import Fingerprint
+from flaxtl.data import duplicates, splitting
+from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.manifest import Example, Manifest
+from flaxtl.data.sources import csv_file
 from loads.check import Row, ended
 from loads.command import apart, flaxtl
 from loads.pictures import paint
@@ -51,18 +52,21 @@ def functions(folder: Path, n: int) -> Iterator[Row]:
     yield _timed(f"read {n:,} rows", lambda: Manifest.read(file))
     yield _timed("counts by class and split", lambda: [manifest.labels(manifest.of_split(s)) for s in manifest.splits])
     _list(table, folder, labels)
-    yield _timed("read a CSV list", lambda: listing_csv.of_csv(table))
+    yield _timed("read a CSV list", lambda: csv_file.scan_csv(table))
     parts = {"train": 0.5, "validation": 0.2, "test": 0.3}
-    yield _timed("split by fractions", lambda: splitting.deal(labels, [], parts, 0, print))
+    yield _timed("split by fractions", lambda: splitting.stratified_split(labels, [], parts, 0, print))
     pairs = [[number, number + CLASSES] for number in range(0, n - CLASSES, 2 * CLASSES)]
-    yield _timed("split, a group in every 200", lambda: splitting.deal(labels, pairs, parts, 0, print))
-    yield _timed("split into 5 folds", lambda: splitting.folds(labels, [], 5, 0, print))
+    yield _timed("split, a group in every 200", lambda: splitting.stratified_split(labels, pairs, parts, 0, print))
+    yield _timed("split into 5 folds", lambda: splitting.stratified_kfold(labels, [], 5, 0, print))
     many = [f"class {number % (n // 20):05}" for number in range(n)]
-    yield _timed(f"split {n // 20:,} classes", lambda: splitting.deal(many, [], parts, 0, print))
+    yield _timed(f"split {n // 20:,} classes", lambda: splitting.stratified_split(many, [], parts, 0, print))
     for bits in (0, 4, 8):
-        yield _timed(f"near-duplicates, {bits} bits", lambda bits=bits: duplicates.pairs(prints, bits))
+        yield _timed(f"near-duplicates, {bits} bits", lambda bits=bits: duplicates.near_duplicate_pairs(prints, bits))
     series = _prints(n, alike=True)
-    yield _timed("near-duplicates, one long series", lambda: duplicates.groups(n, duplicates.pairs(series, 4)))
+    yield _timed(
+        "near-duplicates, one long series",
+        lambda: duplicates.duplicate_groups(n, duplicates.near_duplicate_pairs(series, 4)),
+    )
 
 
 def _timed(what: str, work: Callable[[], object]) -> Row:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
-from flaxtl import arguments
+from flaxtl.cli import parser
 from reference.markdown import code, reference, text
 
 WIDTH = 80
@@ -20,7 +20,7 @@ exit code 2; `--debug`, which all commands take, adds the traceback.
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Name -> parser of every command, in the order of `flaxtl --help`."""
-    (choices,) = (action for action in arguments.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (choices,) = (action for action in parser.make_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(choices.choices)
 
 

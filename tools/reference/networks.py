@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flaxtl.results import catalog_table
+from flaxtl.report import tables
 from reference.markdown import code, table, text
 
 INTRODUCTION = """# Networks in figures
@@ -20,7 +20,7 @@ PAPERS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
 def page() -> str:
     """The page in Markdown."""
-    rows = catalog_table.rows()
+    rows = tables.model_rows()
     columns = ("network", "parameters", "base", "input", "least", "top-1", "top-5", "preprocessing")
     figures = table(columns, map(_figures, rows))
     sources = table(("paper", "networks", "licence of the weights"), _sources(rows))

@@ -1,4 +1,4 @@
-"""Every setting of a recipe with its type, its default and its meaning: the comment beside it in flaxtl/recipe.py."""
+"""Every setting of a recipe with its type, its default and its meaning: the comment beside it in flaxtl/config.py."""
 
 import ast
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flaxtl import recipe
+from flaxtl.config import __file__
 from reference.markdown import code, reference, text
 
 KINDS = {
@@ -49,7 +49,7 @@ def settings(name: str) -> list[Setting]:
 
     The meaning is '' where there is no comment.
     """
-    source = Path(recipe.__file__).read_text(encoding="utf-8")
+    source = Path(__file__).read_text(encoding="utf-8")
     comments = {
         token.start[0]: token.string.removeprefix("#").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -63,7 +63,7 @@ def _literal(tree: ast.Module, name: str) -> ast.Dict:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return node.value.args[0]
-    raise LookupError(f"{recipe.__file__} has no {name}")
+    raise LookupError(f"{__file__} has no {name}")
 
 
 def _walk(node: ast.Dict, comments: dict[int, str], prefix: str) -> Iterator[Setting]:

@@ -1,0 +1,1 @@
+"""Where examples come from: folders, CSV files, archives, TFDS, and the synthetic flowers."""

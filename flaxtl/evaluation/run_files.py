@@ -1,0 +1,353 @@
+"""Whether a JSON value has the shape that flaxtl writes.
+
+A shape is a test of one value, such as `is_count`; [shape], a list of such; {key: shape}, an object in which keys may
+be absent and others present; {...: shape}, an object with any keys; or a `Record`, in which some keys must be present.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flaxtl.errors import UserError
+from flaxtl.evaluation import calibration
+from flaxtl.evaluation import predictions as predictions_file
+from flaxtl.evaluation.calibration import COLDEST, HOTTEST, Calibration, CoveragePoint, RiskCoverage
+from flaxtl.evaluation.predictions import Predictions
+
+MAX_NUMBER = 10**15
+"""Of counts, seconds and rates, which no run comes near."""
+
+Shape = Any  # see above; it is recursive
+Key = str | int
+
+
+class Record(NamedTuple):
+    """The shape of an object that has all the keys of `required`, and may have those of `optional`."""
+
+    required: Mapping[str, Shape]
+    optional: Mapping[str, Shape] = {}
+
+
+def is_text(value: Any) -> bool:
+    """A text."""
+    return isinstance(value, str)
+
+
+def is_flag(value: Any) -> bool:
+    """True or false."""
+    return isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """A whole number of 0 or more."""
+    return isinstance(value, int) and is_amount(value)
+
+
+def is_amount(value: Any) -> bool:
+    """A number of 0 or more."""
+    return isinstance(value, int | float) and not is_flag(value) and 0 <= value <= MAX_NUMBER
+
+
+def is_temperature(value: Any) -> bool:
+    """A number above 0, or null where none was found."""
+    return value is None or (is_amount(value) and value >= 1 / MAX_NUMBER)
+
+
+def is_share(value: Any) -> bool:
+    """A number from 0 to 1, or null where nothing was measured."""
+    return value is None or (is_amount(value) and value <= 1)
+
+
+def is_loss(value: Any) -> bool:
+    """Any number, also one that is infinite or undefined, as where training diverged; or null."""
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= MAX_NUMBER)
+
+
+_KINDS = {
+    is_text: "a text",
+    is_flag: "true or false",
+    is_count: "a count",
+    is_amount: "an amount",
+    is_temperature: "a temperature",
+    is_share: "a share of 1",
+    is_loss: "a loss",
+}
+
+
+def shape_fault(value: Any, shape: Shape, name: str = "it") -> str | None:
+    """What is wrong with `value`, which is called `name`: "'phases.frozen.epochs' is not a count"; None if nothing."""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} is not a list"
+        return _first(enumerate(value), lambda key: shape[0], name)
+    if isinstance(shape, Mapping | Record):
+        if not isinstance(value, dict):
+            return f"{name} is not an object"
+        return _of_object(value, shape if isinstance(shape, Record) else Record({}, shape), name)
+    return None if shape(value) else f"{name} is not {_KINDS[shape]}"
+
+
+def _of_object(value: dict[str, Any], shape: Record, name: str) -> str | None:
+    if absent := [key for key in shape.required if key not in value]:
+        return f"{name} has no {absent[0]!r}"
+    shapes: dict[Any, Shape] = {**shape.optional, **shape.required}
+    rest = shapes.get(..., lambda anything: True)
+    return _first(value.items(), lambda key: shapes.get(key, rest), name)
+
+
+def _first(members: Iterable[tuple[Key, Any]], shape_of: Callable[[Key], Shape], name: str) -> str | None:
+    """The first fault of the members of a list or an object."""
+    within = "" if name == "it" else f"{name}."
+    faults = (shape_fault(value, shape_of(key), f"{within}{key}") for key, value in members)
+    return next((found for found in faults if found), None)
+
+
+Json = dict[str, Any]
+
+_RATES: Shape = {...: is_amount}
+_MEASURES: Shape = {"accuracy": is_share, "loss": is_loss, "n": is_count}
+
+CONFIG_SHAPE: Shape = {
+    "data": {"source": is_text},
+    "model": {"name": is_text},
+    "phases": [is_text],
+    "weights": {"path": is_text},
+}
+"""Of config.json what the report tells; PHASE of each phase in it."""
+
+PHASE_SHAPE: Shape = {"lr": _RATES, "epochs": is_count}
+
+EPOCH_SHAPE: Shape = Record(
+    {"phase": is_text},
+    {
+        "seconds": is_amount,
+        **{f"{split}_accuracy": is_share for split in ("train", "validation")},
+        **{f"{split}_loss": is_loss for split in ("train", "validation")},
+    },
+)
+"""A line of metrics.jsonl."""
+
+LAYERS_SHAPE: Shape = [
+    Record(
+        {
+            "layer": is_text, "kind": is_text, "shape": [is_count], "parameters": is_count, "group": is_text,
+            "learns": [is_text], "origin": is_text,
+        }
+    )
+]  # fmt: skip
+
+SUMMARY_SHAPE: Shape = {
+    "calibration": Record({"temperature": is_temperature, "n": is_count}),
+    "classes": [is_text],
+    "command": is_text,
+    "complete": is_flag,
+    "devices": [is_text],
+    "phases": {
+        ...: {
+            "rates": _RATES,
+            "learning_parameters": is_count,
+            "frozen_leaves_unchanged": is_count,
+            "augment": is_flag,
+            "epochs": is_count,
+            "wall_seconds": is_amount,
+            "train": _MEASURES,
+            **dict.fromkeys(("validation", "test"), Record({"accuracy": is_share, "n": is_count}, {"loss": is_loss})),
+        }
+    },
+    "skipped": {...: is_text},
+    "timings": {...: is_amount},
+    "versions": {...: is_text},
+    "wall_seconds": is_amount,
+    "weights": {"origin": is_text},
+}
+
+EVALUATION_SHAPE: Shape = Record({"accuracy": is_amount, "n": is_count})
+"""What `flaxtl evaluate --json` writes, as far as it is read again."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a run directory; what is missing is empty, or None."""
+
+    workdir: Path
+    config: Json
+    epochs: list[Json]
+    manifest: list[dict[str, str]]
+    predictions: Predictions | None
+    layers: list[Json]
+    summary: Json
+
+    @cached_property
+    def judged(self) -> str:
+        """The split that judges the run: test if it was predicted (or is to be), else validation."""
+        predicted = set(self.predictions.splits) if self.predictions else set()
+        return "test" if "test" in (predicted or {row["split"] for row in self.manifest}) else "validation"
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in the order of the network's outputs, as far as the run knows it."""
+        if self.predictions:
+            return list(self.predictions.classes)
+        return list(self.summary.get("classes") or sorted({row["label"] for row in self.manifest}))
+
+
+def read_run(workdir: Path) -> RunRecord:
+    """Read the files of a run directory; only config.json has to be there.
+
+    Raises:
+        UserError: workdir is no run directory, or one of its files cannot be read or is none that a run writes.
+    """
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} is no run directory: it has no config.json; name the --workdir of a `flaxtl train`")
+    config = _object(workdir / "config.json", CONFIG_SHAPE)
+    _check(workdir / "config.json", config, dict.fromkeys(config.get("phases", ()), PHASE_SHAPE))
+    predictions = workdir / "predictions.csv"
+    return RunRecord(
+        workdir=workdir,
+        config=config,
+        epochs=_epochs(workdir / "metrics.jsonl"),
+        manifest=_manifest(workdir / "manifest.csv"),
+        predictions=predictions_file.read_predictions(predictions) if predictions.exists() else None,
+        layers=_layers(workdir / "layers.json"),
+        summary=summary_of_run(workdir),
+    )
+
+
+def summary_of_run(workdir: Path) -> Json:
+    """summary.json of a run directory, {} before it is there; raises UserError if it is none that a run writes."""
+    return _object(workdir / "summary.json", SUMMARY_SHAPE)
+
+
+def evaluated(path: Path) -> Json:
+    """What `flaxtl evaluate --json` wrote; raises UserError for anything else."""
+    value: Json = _json(path, EVALUATION_SHAPE)
+    return value
+
+
+def _object(path: Path, shape: Shape) -> Json:
+    value: Json = _json(path, shape) if path.exists() else {}
+    return value
+
+
+def _layers(path: Path) -> list[Json]:
+    value: list[Json] = _json(path, LAYERS_SHAPE) if path.exists() else []
+    return value
+
+
+def _epochs(path: Path) -> list[Json]:
+    """The lines of metrics.jsonl; a last line without its end is still being written and does not count."""
+    *lines, _ = _text(path).split("\n") if path.exists() else ("",)
+    epochs = [_parsed(path, line) for line in lines if line]
+    _check(path, epochs, [EPOCH_SHAPE])
+    return epochs
+
+
+def _manifest(path: Path) -> list[dict[str, str]]:
+    return list(_manifest_rows(path)) if path.exists() else []
+
+
+def _manifest_rows(path: Path) -> Iterator[dict[str, str]]:
+    columns = ("path", "label", "split")
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file, restval="")
+            if not set(columns) <= set(rows.fieldnames or ()):
+                raise _foreign(path, "it is no manifest, which has columns path, label and split")
+            for row in rows:
+                yield {column: row[column] for column in columns}
+    except (OSError, csv.Error) as error:
+        raise _foreign(path, str(error)) from None
+
+
+def _json(path: Path, shape: Shape) -> Any:
+    value = _parsed(path, _text(path))
+    _check(path, value, shape)
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise _foreign(path, str(error)) from None
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _foreign(path, str(error)) from None
+
+
+def _check(path: Path, value: Any, shape: Shape) -> None:
+    if found := shape_fault(value, shape):
+        raise _foreign(path, found)
+
+
+def _foreign(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} cannot be read: {reason}; restore the file or train anew")
+
+
+PERCENTS = (100, 95, 90, 80, 50)
+"""Of the pictures answered: the rows of the table."""
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What the answers on the judged split show.
+
+    Attributes:
+        before: the probabilities as they are.
+        after: the probabilities at the run's temperature; None where it has none.
+        temperature: fitted on the validation pictures when the run ended, or None.
+        reason: why there is no temperature, a sentence without its full stop; "" where there is one.
+        fitted_on: how many validation pictures it was fitted on.
+        curve: accuracy against the share of pictures answered.
+        answering: points of the curve at PERCENTS.
+    """
+
+    before: Calibration
+    after: Calibration | None
+    temperature: float | None
+    reason: str
+    fitted_on: int
+    curve: RiskCoverage
+    answering: Sequence[CoveragePoint]
+
+
+def read_confidence(run: RunRecord) -> Confidence | None:
+    """What the answers on the judged split show; None when there are no predictions of it."""
+    if not run.predictions or run.judged not in run.predictions.splits:
+        return None
+    judged = run.predictions.of_split(run.judged)
+    temperature = run.summary.get("calibration", {}).get("temperature")
+    tempered = calibration.apply_temperature(judged.probabilities, temperature) if temperature else None
+    curve = calibration.risk_coverage(judged.confidence, judged.predicted == judged.labels)
+    return Confidence(
+        before=calibration.make_calibration(judged.probabilities, judged.labels),
+        after=None if tempered is None else calibration.make_calibration(tempered, judged.labels),
+        temperature=temperature,
+        reason=reason(run.summary),
+        fitted_on=run.summary.get("calibration", {}).get("n", 0),
+        curve=curve,
+        answering=[calibration.coverage_at(curve, percent) for percent in PERCENTS],
+    )
+
+
+def reason(summary: Json) -> str:
+    """Why a run has no temperature, a sentence without its full stop; "" where it has one."""
+    fitted = summary.get("calibration")
+    if fitted is None:
+        return "No temperature was kept with this run: it has not ended, or was made by a flaxtl that fitted none"
+    if fitted["temperature"] is not None:
+        return ""
+    if not fitted["n"]:
+        return "There is no temperature, for the run has no validation pictures to fit one on"
+    return (
+        f"There is no temperature: none between {COLDEST:g} and {HOTTEST:g} is best for the {fitted['n']:,} validation "
+        "pictures, of which nearly all were answered right, or so few that guessing does as well"
+    )

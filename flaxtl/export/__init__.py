@@ -1,0 +1,1 @@
+"""A trained model as files that are used without its run directory."""

@@ -1,0 +1,1 @@
+"""Devices and processes: mesh and shardings, jax.distributed, the compilation cache."""

@@ -1,0 +1,1 @@
+"""Weight files: download, read, convert, and merge into a model's parameters."""

@@ -1,0 +1,1 @@
+"""Tables and HTML pages about a run, a dataset, or several runs."""

@@ -1,0 +1,261 @@
+"""What a phase learns from: pictures, or what the frozen layers below it make of them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from rich.console import Console
+
+from flaxtl.config import config_to_json
+from flaxtl.data.loaders import Loader, MappedLoader
+from flaxtl.parallel import devices, processes
+from flaxtl.pretrained import backbone
+from flaxtl.pretrained.backbone import InitialParams
+from flaxtl.train import run_dir, train_step
+from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
+from flaxtl.train.datasets import load_splits
+from flaxtl.train.epoch_loop import EpochLoop, Leg, Way
+from flaxtl.train.feature_cache import ProgressFn, SplitData, param_digests
+from flaxtl.train.logger import MetricLogger, group_table, layer_rows
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.param_groups import FlatParams
+from flaxtl.train.phases import Phase
+from flaxtl.train.setup import RunSetup, build_manifest, build_setup, check_names, load_manifest
+from flaxtl.train.signals import StopSignal
+from flaxtl.train.train_step import Ema, StepConfig, TrainState
+
+
+def initial_state(
+    setup: RunSetup, phase: Phase, parameters: FlatParams, transformation: optax.GradientTransformation
+) -> TrainState:
+    """The state before the phase's first step; copies, which the steps may overwrite."""
+    learning, statistics, _ = phase.split.part(parameters)
+    first, classes = transformation.init(learning), len(setup.manifest.classes)
+    state = TrainState.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
+    return devices.replicate(state, setup.mesh)
+
+
+class Material(NamedTuple):
+    """A run's decoded pictures by split; where frozen layers have to be passed, `bar` shows it and `say` tells it."""
+
+    setup: RunSetup
+    inputs: Mapping[str, SplitData]
+    bar: ProgressFn
+    say: Callable[[str], None]
+
+    def way(self, phase: Phase, parameters: FlatParams, transformation: optax.GradientTransformation) -> Way:
+        """The steps of a phase that begins with `parameters`; what is frozen in it is passed once, here."""
+        setup = self.setup
+        fresh = phase.augment and not (phase.cut and setup.config.features.views)
+        start = None if fresh else phase.cut
+        views = phase.augment and start
+        task = StepConfig(
+            setup.network.model,
+            transformation,
+            setup.mesh,
+            setup.config.seed,
+            start=start,
+            augmentation=setup.augmentation if fresh else None,
+            class_weights=setup.class_weights,
+            smoothing=float(setup.config.label_smoothing),
+            accumulate=setup.config.accumulate,
+            average=Ema(phase.ema, phase.first_step) if phase.ema else None,
+        )
+        data = self._views(phase, parameters) if views else self.clean("train", start, parameters)
+        backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
+        return Way(task, data, phase.split.part(parameters).frozen, backbone)
+
+    def clean(self, split: str, cut: str | None, parameters: FlatParams) -> Loader:
+        """The split's pictures, or with a cut what the frozen prefix makes of them."""
+        inputs = self.inputs[split]
+        if cut is None:
+            return inputs.pictures()
+        return inputs.features(cut, parameters, self._bar(split), self._beside(split))
+
+    def _views(self, phase: Phase, parameters: FlatParams) -> Loader:
+        """What the frozen prefix makes of a few augmented views of the training pictures."""
+        assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
+        data = self.inputs["train"].views(phase.cut, parameters, self._bar("train"), self._beside("train"))
+        place = ", read from a file batch by batch" if isinstance(data, MappedLoader) else ""
+        views = self.setup.config.features.views
+        self.say(f"{phase.name}: {views} views of each picture stand for fresh augmentation{place}")
+        return data
+
+    def _bar(self, split: str) -> ProgressFn:
+        return lambda title, n: self.bar(f"{split} pictures {title}", n)
+
+    def _beside(self, split: str) -> int:
+        """Bytes that the other splits hold on each device."""
+        return sum(inputs.held_bytes for name, inputs in self.inputs.items() if name != split)
+
+
+class Run(NamedTuple):
+    """What every phase works with. `begun` is when the run began, monotonic seconds, until it has made a step."""
+
+    setup: RunSetup
+    inputs: Mapping[str, SplitData]
+    checkpoints: Checkpoints
+    log: MetricLogger
+    interruption: StopSignal
+    begun: float | None
+
+
+def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
+    """Train one phase, prove its freeze, keep the result. Returns the parameters after it."""
+    started = time.monotonic()
+    frozen = phase.split.part(parameters).frozen
+    before = param_digests(frozen)
+    transformation = phase_optimizer(
+        run.setup.config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps
+    )
+    leg = _leg(run, phase, parameters, transformation)
+    featured = time.monotonic()
+
+    state = initial_state(run.setup, phase, parameters, transformation)
+    fresh = PhaseProgress(state, devices.replicate(state.moved, run.setup.mesh), EarlyStopping(0, None, 0))
+    told = len(run.log.rows_of(phase.name))
+    progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
+    earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
+    progress = EpochLoop(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
+
+    ended = frozen | (progress.best if phase.patience else progress.state.kept)
+    unchanged = _prove_freeze(phase, before, frozen, ended)
+    wall = earlier + time.monotonic() - started
+    _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
+    run_dir.update_summary(run.setup.workdir, timings={f"{phase.name}: features": featured - started})
+    run.checkpoints.save_phase(run.setup.phases.index(phase) + 1, ended)
+    return ended
+
+
+def _leg(run: Run, phase: Phase, parameters: FlatParams, transformation: Any) -> Leg:
+    setup = run.setup
+    material = Material(setup, run.inputs, run.log.advancing, run.log.say)
+    validation = material.clean("validation", phase.cut, parameters)
+    way = material.way(phase, parameters, transformation)
+    eval_step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
+    return Leg(phase, way, validation, eval_step)
+
+
+def _prove_freeze(phase: Phase, before: Mapping[str, str], frozen: FlatParams, ended: FlatParams) -> int:
+    """Compare every frozen parameter, bit for bit, with what it was; returns how many there are."""
+    after = param_digests({path: ended[path] for path in frozen})
+    moved = sorted(path for path in before if before[path] != after[path])
+    if moved:
+        raise RuntimeError(f"frozen parameters changed in phase {phase.name}: {', '.join(moved)}")
+    return len(before)
+
+
+def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **facts: Any) -> None:
+    """The phase's entry in summary.json, with the measures of the epoch whose parameters the phase hands on."""
+    phase = leg.phase
+    kept = run.log.rows_of(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
+    seen, n = phase.steps_per_epoch * run.setup.config.batch, len(leg.validation)
+    run_dir.update_phase_summary(
+        run.setup.workdir,
+        phase.name,
+        epochs=memory.epoch,
+        steps=memory.epoch * phase.steps_per_epoch,
+        best_epoch=memory.best_epoch,
+        learning_parameters=sum(value.size for path, value in parameters.items() if phase.split.learns(path)),
+        rates=dict(phase.split.rates),
+        augment=phase.augment,
+        train={"accuracy": kept["train_accuracy"], "loss": kept["train_loss"], "n": seen},
+        validation={name: kept[f"validation_{name}"] for name in ("loss", "accuracy", "balanced_accuracy")} | {"n": n},
+        **facts,
+    )
+    run.log.say(
+        f"{phase.name}: validation accuracy {kept['validation_accuracy']:.2%} on {n} pictures; "
+        f"{facts['frozen_leaves_unchanged']} frozen arrays are bit for bit what they were"
+    )
+
+
+class TrainResult(NamedTuple):
+    """A finished run: its setup and its decoded pictures by split; its parameters are in the checkpoints."""
+
+    setup: RunSetup
+    inputs: Mapping[str, SplitData]
+
+
+def train(
+    config: Any, workdir: Path, console: Console, command: str, interruption: StopSignal | None = None
+) -> TrainResult | None:
+    """Run the recipe's phases in `workdir`, going on from its last checkpoint if there is one.
+
+    Returns None, having said so, for a run that was trained and judged before. Raises Stopped when `interruption` is
+    asked to end it.
+
+    DO NOT change the order: whatever can be wrong with the user's input is found before anything is computed, and
+    nothing is written before all of it is right.
+    """
+    started, say = time.monotonic(), _sayer(console)
+    # 1. The run directory: new, or of this same recipe.
+    resumes = processes.any_process(run_dir.is_run(workdir))
+    if resumes:
+        run_dir.check_config(workdir, config_to_json(config))
+        if run_dir.read_summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
+            say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
+            return None
+    # 2. Which pictures: the manifest is made once and then belongs to the run. They may be many, and take minutes.
+    check_names(config)
+    manifest = load_manifest(workdir) if resumes else build_manifest(config, workdir, console)
+    # 3. Every setting of the recipe.
+    setup = build_setup(config, workdir, manifest)
+    devices.check_batch_size(jax.device_count(), config.batch, config.accumulate)
+    with Checkpoints(workdir, say) as checkpoints:
+        # 4. Pretrained weights, unless there is a checkpoint.
+        last = checkpoints.restore_last_phase(setup.abstract_parameters()) if resumes else None
+        start = None if last else backbone.initial_params(config, setup.network, say)
+        # 5. Every picture of every split.
+        setup, inputs, skipped = load_splits(setup, manifest.splits, console, may_skip=not resumes)
+        _agree(setup, inputs, start)
+        # 6. From here on things are written.
+        if start is not None:
+            last = 0, _begin(setup, start, checkpoints, command, skipped)
+        assert last is not None, "either there was a checkpoint or there is one now"
+        done, parameters = last
+        # 7. What learns, said before it does.
+        console.print(group_table(setup.network, setup.phases, run_dir.read_summary(workdir)["weights"]["origin"]))
+        # 8. The phases, each from the one before.
+        try:
+            with MetricLogger(workdir, console) as log:
+                run = Run(setup, inputs, checkpoints, log, interruption or StopSignal(), started)
+                for phase in setup.phases[done:]:
+                    parameters = run_phase(run, phase, parameters)
+                    run = run._replace(begun=None)
+        finally:
+            spent = run_dir.read_summary(workdir).get("wall_seconds", 0.0)
+            run_dir.update_summary(workdir, wall_seconds=spent + time.monotonic() - started)
+    return TrainResult(setup, inputs)
+
+
+def _agree(setup: RunSetup, inputs: Mapping[str, SplitData], start: InitialParams | None) -> None:
+    """Raise UserError if the processes of a run do not hold the same recipe, pictures and weights."""
+    if processes.process_count() == 1:
+        return
+    processes.assert_equal("the recipe", json.dumps(config_to_json(setup.config)))
+    processes.assert_equal("the list of pictures", repr(setup.manifest.examples))
+    processes.assert_equal("what pictures look like", repr([inputs[split].digest for split in inputs]))
+    processes.assert_equal("the pretrained weights", repr(start and param_digests(start.parameters)))
+
+
+def _sayer(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, highlight=False, markup=False)
+
+
+def _begin(
+    setup: RunSetup, start: InitialParams, checkpoints: Checkpoints, command: str, skipped: Mapping[str, str]
+) -> FlatParams:
+    """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
+    config, workdir = setup.config, setup.workdir
+    rows = layer_rows(setup.network, setup.phases, start.origin)
+    run_dir.create_run_dir(workdir, config_to_json(config), setup.manifest, rows)
+    run_dir.update_summary(
+        workdir, command=command, weights={"path": config.weights.path, "origin": start.origin}, skipped=dict(skipped)
+    )
+    parameters = devices.replicate(start.parameters, setup.mesh)
+    checkpoints.save_phase(0, parameters)
+    return parameters

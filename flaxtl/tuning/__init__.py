@@ -1,0 +1,1 @@
+"""Sweeps over settings, and the learning-rate finder."""

@@ -1,1 +1,0 @@
-"""Weight files to numpy arrays, checked: reading, converting, merging, fetching."""

@@ -1,0 +1,357 @@
+"""The command line, as far as nothing is trained: what it prints, and how it refuses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaxtl import __version__, fileio
+from flaxtl.cli import main
+from flaxtl.errors import UserError
+from flaxtl.models import registry
+from flaxtl.pretrained import safetensors_io
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs/demo.py")
+BUILTIN = ROOT / "flaxtl/pretrained/builtin/vgg16_notop.safetensors"
+
+
+@pytest.fixture
+def flaxtl(capsys):
+    """Runs a command; gives what it printed."""
+
+    def run(*arguments):
+        main.main(list(arguments))
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Runs a command that must end with code 2, nothing on stdout and no traceback; gives its lines on stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main.main(list(arguments))
+        assert ended.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        return captured.err.splitlines()
+
+    return run
+
+
+def numbers(text):
+    """The numbers in a text, as they are written: '1,792'."""
+    return re.findall(r"(?<![\w.])\d[\d,]*(?![\w.])", text)
+
+
+def cells(table):
+    """The rows of a printed table, without white space around the cells."""
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if line.strip()]
+
+
+def test_a_process_of_its_own():
+    code = "from flaxtl.cli.main import main; main()"
+    for arguments, status, out, error in (
+        (["--version"], 0, f"flaxtl {__version__}\n", ""),
+        (["summary", "--model=vgg61"], 2, "", r"flaxtl: .*'vgg61'.*'vgg19'.*\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert (done.returncode, done.stdout) == (status, out)
+        assert re.fullmatch(error, done.stderr)
+
+
+def test_models(flaxtl):
+    rows = cells(flaxtl("models"))
+    assert len(rows[0]) == 1  # the title
+    (vgg16,) = (row for row in rows if row[0] == "vgg16")
+    assert vgg16[1:-1] == ["138,357,544", "14,714,688", "224 (min 32)", "71.3", "90.0", "caffe"]
+    assert re.search("base.*built", vgg16[-1])
+    assert ["vgg19", "143,667,240", "20,024,384", "224 (min 32)", "71.3", "90.0", "caffe"] in rows
+    assert {row[0] for row in rows} >= registry.MODELS.keys()
+
+
+def test_models_tells_what_is_at_hand(flaxtl):
+    """A file of that name is enough: nothing is read."""
+    keras, own = Path(os.environ["KERAS_HOME"]) / "models", fileio.cache_dir("weights")
+    vgg16, vgg19, resnet50 = map(registry.get_spec, ("vgg16", "vgg19", "resnet50"))
+    for file in (keras / vgg16.file_with_top.name, own / vgg19.file_base.name):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    told = {row[0]: row[-1] for row in cells(flaxtl("models"))}
+    assert "Keras" in told["vgg16"]
+    assert re.search("base.*flaxtl", told["vgg19"])
+    assert told["vgg16"].split("(")[0] != told["vgg19"].split("(")[0]  # with the top, and without
+    at_hand = {row["name"]: row["at_hand"] for row in json.loads(flaxtl("models", "--json"))}
+    assert at_hand[vgg16.name] == {"top": "Keras' cache", "base": "Keras' cache"}
+    assert at_hand[vgg19.name] == {"top": None, "base": "flaxtl's cache"}
+    assert at_hand[resnet50.name] == {"top": None, "base": None}
+
+
+def test_models_as_json(flaxtl):
+    rows = {row["name"]: row for row in json.loads(flaxtl("models", "--json"))}
+    assert list(rows) == list(registry.MODELS)
+    assert rows["vgg16"] == {
+        "name": "vgg16",
+        "parameters_with_top": 138_357_544,
+        "parameters_base": 14_714_688,
+        "size": 224,
+        "minimum_size": 32,
+        "preprocessing": "caffe",
+        "top1": 71.268,
+        "top5": 90.05,
+        "licence": "CC BY 4.0 (K. Simonyan, A. Zisserman)",
+        "paper": "arXiv:1409.1556",
+        "weights": rows["vgg16"]["weights"],
+        "at_hand": {"top": None, "base": "built in"},
+    }
+    assert rows["vgg16"]["weights"]["base"]["hash"] == "6d6bbae143d832006294945121d1f1fc"
+
+
+def test_summary_of_a_published_network(flaxtl):
+    """Layers, shapes and counts as Keras' model.summary() has them."""
+    rows = cells(flaxtl("summary", "--model=vgg16"))
+    assert re.search(r"\bvgg16\b.*\b224x224\b", " ".join(rows[0]))
+    assert ["block1_conv1", "conv", "224x224x64", "1,792"] in rows
+    assert ["block5_pool", "max pool", "7x7x512", "0"] in rows
+    assert ["fc1", "dense", "4096", "102,764,544"] in rows
+    assert ["predictions", "dense", "1000", "4,097,000"] in rows
+    assert numbers(" ".join(rows[-1])) == ["138,357,544", "14,714,688"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "totals"),
+    [
+        (
+            "mobilenet_0.25",
+            ["conv1_bn", "batch norm", "112x112x8", "32"],
+            ["475,544", "5,472", "218,544"],
+        ),
+        (
+            "EfficientNet-B0",
+            ["stem_bn", "batch norm", "112x112x32", "128"],
+            ["5,330,571", "42,016", "7", "4,049,571"],
+        ),
+    ],
+)
+def test_summary_counts_as_keras_does(flaxtl, name, layer, totals):
+    """Keras' model.summary(): total parameters, and the non-trainable ones (42,023 = 42,016 + 7 of EfficientNetB0)."""
+    rows = cells(flaxtl("summary", f"--model={name}"))
+    assert re.search(rf"{re.escape(registry.get_spec(name).name)}\b.*\b224x224\b", " ".join(rows[0]))
+    assert layer in rows
+    assert numbers(" ".join(rows[-1])) == totals
+
+
+def test_summary_of_a_recipe(flaxtl):
+    printed = flaxtl("summary", "--config", DEMO)
+    rows = cells(printed)
+    assert re.search(r"\bvgg16\b.*\b96x96\b.*\b5\b", " ".join(rows[0]))
+    assert ["block4_conv3", "conv", "12x12x512", "2,359,808", "base"] in rows
+    assert ["block5_conv3", "conv", "6x6x512", "2,359,808", "block5", "finetune"] in rows
+    assert ["predictions", "dense", "5", "645", "head", "frozen, augmented, finetune"] in rows
+    for name, *totals in (
+        ("(?i)base", "14,714,688", "66,309"),
+        ("base", "7,635,264"),
+        ("block5", "7,079,424"),
+        ("head", "66,309"),
+        ("frozen", "66,309", "14,780,997"),
+        ("finetune", "7,145,733", "14,780,997"),
+    ):
+        assert any(re.search(rf"{name}\b", line) and numbers(line) == totals for line in printed.splitlines())
+
+
+def test_summary_follows_overrides(flaxtl):
+    printed = flaxtl(
+        "summary", f"--config={DEMO}", "--config.head.units=(8, 4)", "--config.phases=('frozen',)", "--config.seed=3"
+    )
+    assert ["dense_2", "dense", "4", "36", "head", "frozen"] in cells(printed)
+    assert "finetune" not in printed
+
+
+def test_convert_writes_what_it_read(flaxtl, tmp_path):
+    output = tmp_path / "new folder" / "vgg16.safetensors"
+    printed = flaxtl("convert", "--model=vgg16", f"--weights={BUILTIN}", f"--output={output}")
+    assert "14,714,688" in printed
+    assert ["block5_conv3", "kernel", "3x3x512x512", "block5_conv3/kernel", "int8"] in cells(printed)
+    written, metadata = safetensors_io.read_safetensors(output)
+    source, _ = safetensors_io.read_safetensors(BUILTIN)
+    assert metadata["architecture"] == "vgg16"
+    assert metadata["source"] == BUILTIN.name
+    assert written.keys() == source.keys()
+    for layer, leaves in source.items():
+        for leaf, found in leaves.items():
+            np.testing.assert_array_equal(written[layer][leaf].values, found.values, err_msg=f"{layer}/{leaf}")
+
+
+def convert(weights, output="unwritten.safetensors", model="vgg16"):
+    return ["convert", f"--model={model}", f"--weights={weights}", f"--output={output}"]
+
+
+def test_convert_refuses_what_is_no_weight_file(refuses, tmp_path):
+    page = tmp_path / "page.h5"
+    page.write_text("<!DOCTYPE html><html></html>")
+    for weights, reason in (
+        (tmp_path / "none.h5", ""),
+        (tmp_path, "directory|folder"),
+        (page, "web ?page|HTML"),
+    ):
+        (line,) = refuses(*convert(weights))
+        assert line.startswith("flaxtl: ")
+        assert re.search(rf"{re.escape(str(weights))}(?!/)", line)
+        assert re.search(f"(?i){reason}", line.replace(str(weights), ""))
+    assert not Path("unwritten.safetensors").exists()
+
+
+def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refuses, tmp_path):
+    sentence, *listed = refuses(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
+    assert sentence.startswith("flaxtl: ")
+    assert str(BUILTIN) in sentence
+    missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("kernel", "bias")]
+    assert [line.split()[:2] for line in listed] == [["-", name] for name in missing]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_says_where_it_cannot_write(refuses, tmp_path):
+    (line,) = refuses(*convert(BUILTIN, tmp_path))
+    assert re.fullmatch(rf"flaxtl: .*{re.escape(str(tmp_path))} .*Is a directory.*--output.*", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (["models", "--jsn"], ["'--jsn'", "--help"]),
+        (["models", "vgg16"], ["'vgg16'", "--help"]),
+        (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
+        (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
+        (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "'--config'"]),
+        (["summary", "--config=no.py"], ["'no.py'", "--config=configs/"]),
+        (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
+        (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
+        (["summary", f"--config={DEMO}", "--config.model.stop=block5"], ["'block5'", "'block5_pool'"]),
+        (["summary", f"--config={DEMO}", "--config.phases=late"], ["phases", "'late'"]),
+        (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
+        (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),
+        (["predict", "--workdir=x", "--input=y", "--npz=z"], ["--tap=LAYER", "--npz=FILE"]),
+        (["predict", "--workdir=x", "--input=y", "--weights=z"], ["--weights=FILE", "--model=NAME"]),
+        (["predict", "--model=vgg16", "--input=y", "--calibrated"], ["--calibrated", "--workdir=DIR"]),
+        (["predict", "--model=vgg61", f"--input={DEMO}"], ["'vgg61'", "'vgg19'"]),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], ["random", "--weights"]),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], ["'x.h5'", "'imagenet'", "'builtin'"]),
+        (
+            ["predict", "--model=vgg16", f"--input={DEMO}", "--weights=builtin"],
+            ["vgg16_weights_tf_dim_", "--weights=imagenet"],
+        ),
+        (["predict", "--workdir=x", "--input=y", "--top=0"], ["--top=0", "1"]),
+        (["evaluate", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
+        (["report", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(refuses, arguments, facts):
+    (line,) = refuses(*arguments)
+    assert line.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        ([], ["required", "COMMAND"]),
+        (["modls"], ["COMMAND", "'modls'"]),
+        (["summary"], ["required", "--model", "--config"]),
+        (["summary", "--model=a", "--config=b"], ["not allowed", "--config", "--model"]),
+        (["convert", "--model=vgg16"], ["required", "--weights", "--output"]),
+        (["evaluate", "--workdir=x", "--split=tset"], ["--split", "'tset'"]),
+        (["train", f"--config={DEMO}"], ["required", "--workdir"]),
+        (["predict", "--input=x"], ["required", "--workdir", "--model"]),
+        (["predict", "--workdir=x", "--model=y", "--input=z"], ["not allowed", "--model", "--workdir"]),
+    ],
+)
+def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, facts):
+    """Most of these words are argparse's."""
+    (line,) = refuses(*arguments)
+    assert line.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in line] == []
+
+
+def test_debug_shows_the_traceback_before_the_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["summary", "--model=vgg61", "--debug"])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    sentence = lines[-2].removeprefix("flaxtl.errors.UserError: ")
+    assert re.search("'vgg61'.*'vgg19'", sentence)
+    assert lines[-2:] == [f"flaxtl.errors.UserError: {sentence}", f"flaxtl: {sentence}"]
+
+
+def test_a_sentence_is_neither_wrapped_nor_taken_for_markup(refuses, monkeypatch):
+    sentence = "a [red]long[/red] sentence " * 20
+
+    def fail(options):
+        raise UserError(sentence)
+
+    monkeypatch.setattr(main, "models", fail)
+    assert refuses("models") == [f"flaxtl: {sentence}"]
+
+
+def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
+    monkeypatch.setattr(main, "models", lambda options: {}["missing"])
+    with pytest.raises(SystemExit) as ended:
+        main.main(["models"])
+    assert ended.value.code == 1
+    assert re.fullmatch(r"flaxtl: .*KeyError: 'missing'.*--debug.*\n", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        main.main(["models", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), ["/x", "Permission denied"]),
+        (MemoryError(), ["memory", "batch", "data.pipeline=stream"]),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ["device", "memory", "batch", "accum"]),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, error, facts):
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(main, "models", fail)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["models"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in told] == []
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
+)
+def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, goes_on):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, command[0], interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main.main(command)
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flaxtl: ")
+    assert (f"flaxtl {command[0]}" in line) == goes_on

@@ -1,0 +1,283 @@
+"""Archives: extracted whole, or refused with a sentence, never outside their folder."""
+
+import gzip
+import io
+import re
+import stat
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaxtl.data.sources import archive
+from flaxtl.data.sources.archive import extract, extracted_folder
+from flaxtl.errors import UserError
+
+FILES = {
+    "set/a/1.jpg": b"one" * 999,
+    "set/a/2.jpg": b"two" * 5000,
+    "set/b/3.jpg": bytes(700),
+    "set/LICENSE.txt": b"CC-BY",
+}
+
+
+DAMAGED = re.compile("(?i)damaged|corrupt")
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, data in members:
+            bundle.writestr(name, data)
+    return path
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.linkname = target
+    return info
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(path: Path, into: Path) -> str:
+    """The one sentence with which `path` is refused; nothing may be left behind."""
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        extract(path, into)
+    assert sorted(path.parent.rglob("*")) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["f.tar", "f.tar.gz", "f.tgz", "F.TGZ", "f.zip"])
+def test_every_kind_is_extracted_byte_for_byte(tmp_path: Path, name: str) -> None:
+    make: Callable[..., Path] = zip_of if name.endswith("zip") else tar_of
+    path = make(tmp_path / name, *FILES.items())
+    assert extract(path, tmp_path / "out") == tmp_path / "out"
+    assert contents(tmp_path / "out") == FILES
+
+
+def test_the_kind_follows_the_name_of_a_folder_in_between(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "f.tgz", *FILES.items())
+    extract(path, tmp_path / "not" / "yet" / "there")
+    assert contents(tmp_path / "not" / "yet" / "there") == FILES
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "a/../../evil.jpg", "/tmp/evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"])
+@pytest.mark.parametrize("kind", ["f.tar", "f.zip"])
+def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
+    path = make(tmp_path / kind, ("fine.jpg", b"x"), (name, b"x"))
+    assert repr(name) in refused(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "target"),
+    [
+        (tarfile.SYMTYPE, "link", "/etc/passwd"),
+        (tarfile.SYMTYPE, "a/link", "../../outside.jpg"),
+        (tarfile.SYMTYPE, "link", "."),  # a folder: later members could walk through it
+        (tarfile.SYMTYPE, "link", "later.jpg"),
+        (tarfile.LNKTYPE, "link", "/etc/passwd"),
+        (tarfile.LNKTYPE, "link", "../outside.jpg"),
+    ],
+)
+def test_links_to_anything_but_an_earlier_file_are_refused(tmp_path: Path, kind: bytes, name: str, target: str) -> None:
+    (tmp_path / "outside.jpg").write_bytes(b"mine")
+    path = tar_of(tmp_path / "f.tar", ("fine.jpg", b"x"), special(name, kind, target), ("later.jpg", b"x"))
+    assert re.search(re.escape(repr(name)) + ".*" + re.escape(repr(target)), refused(path, tmp_path / "out"))
+
+
+def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
+    """Neither below a link to a file, nor over one, into what lies outside or into another member."""
+    link = special("link", tarfile.SYMTYPE, "a/1.jpg")
+    path = tar_of(tmp_path / "f.tar", ("a/1.jpg", b"one"), link, ("link/evil.jpg", b"x"))
+    assert re.search(rf"{tmp_path / 'out'}\b.*\blink/evil\.jpg\b", refused(path, tmp_path / "out"))
+    chain = [special("b", tarfile.SYMTYPE, "a"), special("a", tarfile.SYMTYPE, "../outside")]
+    assert "'../outside'" in refused(tar_of(tmp_path / "g.tar", ("a", b"x"), *chain), tmp_path / "out")
+
+
+def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None:
+    info = special("a/1.jpg", tarfile.REGTYPE)
+    info.mode, info.uid = 0o6777, 12345
+    folder = extract(tar_of(tmp_path / "f.tar", info), tmp_path / "out")
+    made = (folder / "a" / "1.jpg").stat()
+    assert made.st_mode & 0o7022 == 0
+    assert made.st_uid == tmp_path.stat().st_uid
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes) -> None:
+    header = special("././@LongLink", kind)
+    header.size = 64 * 2**20
+    with gzip.open(tmp_path / "f.tgz", "wb") as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size))
+    tracemalloc.start()
+    assert "67,108,864" in refused(tmp_path / "f.tgz", tmp_path / "out")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["é" * 125 + ".jpg", "-rf.jpg", "<b>.jpg", "a\nb.jpg", "\udcff.jpg"])
+def test_strange_names_within_the_folder_are_kept(tmp_path: Path, name: str) -> None:
+    assert contents(extract(tar_of(tmp_path / "f.tar", (name, b"x")), tmp_path / "out")) == {name: b"x"}
+
+
+def test_links_to_earlier_files_work(tmp_path: Path) -> None:
+    symbolic = special("b/symbolic.jpg", tarfile.SYMTYPE, "../a/1.jpg")
+    hard = special("b/hard.jpg", tarfile.LNKTYPE, "a/1.jpg")
+    extract(tar_of(tmp_path / "f.tar", ("./a/1.jpg", b"one"), symbolic, hard), tmp_path / "out")
+    assert contents(tmp_path / "out") == dict.fromkeys(("a/1.jpg", "b/symbolic.jpg", "b/hard.jpg"), b"one")
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    path = tar_of(tmp_path / "f.tgz", ("fine.jpg", b"x"), special("null", kind))
+    assert re.search("(?i)device.*'null'", refused(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_links_and_devices_in_zip_files_are_refused(tmp_path: Path, kind: int) -> None:
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (kind | 0o777) << 16
+    path = zip_of(tmp_path / "f.zip", ("fine.jpg", b"x"), (link, b"/etc/passwd"))
+    assert re.search(r"f\.zip\b.*'link'", refused(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["f.tgz", "f.zip"])
+def test_members_and_bytes_are_bounded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
+    path = make(tmp_path / kind, ("a.jpg", bytes(2**20)), ("b.jpg", b"x"))
+    monkeypatch.setattr(archive, "GRACE_BYTES", 2**20 - archive.MAX_EXPANSION * path.stat().st_size)
+    assert "1,048,576" in refused(path, tmp_path / "out")
+    monkeypatch.setattr(archive, "GRACE_BYTES", archive.GRACE_BYTES + 1)
+    assert contents(extract(path, tmp_path / "out")) == {"a.jpg": bytes(2**20), "b.jpg": b"x"}
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 1)
+    assert re.search(r"(?i) 1 (member|file|entr)", refused(path, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("name", ["f.tar", "f.tgz", "f.zip"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
+def test_a_download_cut_off_is_refused(tmp_path: Path, name: str, part: float) -> None:
+    make: Callable[..., Path] = zip_of if name == "f.zip" else tar_of
+    noise = np.random.default_rng(0).integers(0, 256, (9, 5000), dtype=np.uint8)
+    path = make(tmp_path / name, *((f"a/{i}.jpg", row.tobytes()) for i, row in enumerate(noise)))
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    assert DAMAGED.search(refused(path, tmp_path / "out"))
+
+
+def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
+    # Where tarfile on its own sees nothing wrong: after the header and the data (512 bytes each) of the first member.
+    path = tar_of(tmp_path / "f.tar", ("1.jpg", b"one"), ("2.jpg", b"two"))
+    path.write_bytes(path.read_bytes()[:1024])
+    told = refused(path, tmp_path / "out")
+    assert DAMAGED.search(told)
+    assert re.search(r"(?i)\bend\b|truncated|incomplete", told)
+
+
+@pytest.mark.parametrize("name", ["f.tgz", "f.zip"])
+def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
+    make: Callable[..., Path] = zip_of if name == "f.zip" else tar_of
+    noise = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes()
+    path = make(tmp_path / name, ("a/1.jpg", noise), ("a/2.jpg", b"x"))
+    data = bytearray(path.read_bytes())
+    data[25_000] ^= 4
+    path.write_bytes(data)
+    assert DAMAGED.search(refused(path, tmp_path / "out"))
+
+
+def test_a_web_page_saved_as_an_archive_is_refused(tmp_path: Path) -> None:
+    for name in ("f.tar", "f.tgz", "f.zip"):
+        (tmp_path / name).write_bytes(b"<html>404 not found</html>" * 99)
+        assert DAMAGED.search(refused(tmp_path / name, tmp_path / "out"))
+    (tmp_path / "g.tgz").write_bytes(gzip.compress(b"<html>404 not found</html>" * 99))
+    assert DAMAGED.search(refused(tmp_path / "g.tgz", tmp_path / "out"))
+
+
+def test_missing_folder_and_unknown_kinds_have_their_sentences(tmp_path: Path) -> None:
+    (tmp_path / "f.rar").write_bytes(b"Rar!")
+    missing = refused(tmp_path / "none.zip", tmp_path / "out")
+    assert str(tmp_path / "none.zip") in missing
+    assert not DAMAGED.search(missing)
+    assert f"folder:{tmp_path}" in refused(tmp_path, tmp_path / "out")
+    assert re.search(r"f\.rar\b.* \.tar, \.tar\.gz, \.tgz, \.zip", refused(tmp_path / "f.rar", tmp_path / "out"))
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "f.zip", ("1.jpg", b"x"))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
+    path.write_bytes(data)
+    assert re.search("(?i)encrypted", refused(path, tmp_path / "out"))
+
+
+def test_a_zip_of_unknown_compression_is_told(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "f.zip", ("1.jpg", b"x"))
+    data = bytearray(path.read_bytes())
+    for method in (8, data.index(b"PK\x01\x02") + 10):
+        data[method] = 9  # Deflate64, in the member's own header and in the central directory
+    path.write_bytes(data)
+    assert re.search(r"f\.zip\b.*compression.*folder:PATH", refused(path, tmp_path / "out"))
+
+
+def test_an_interrupted_extraction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zip_of(tmp_path / "f.zip", *FILES.items())
+    written: list[str] = []
+
+    def interrupted(self: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+        if written:
+            raise KeyboardInterrupt
+        (folder / "half").write_bytes(b"x")
+        written.append(member.filename)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(path, tmp_path / "out")
+    assert written
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_process_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
+    filling = extracted_folder(tmp_path / "out")
+    folder = filling.__enter__()
+    (folder / "half").write_bytes(b"x")
+    assert not (tmp_path / "out").exists()
+    filling.__exit__(None, None, None)
+    assert contents(tmp_path / "out") == {"half": b"x"}
+
+
+def test_the_faster_of_two_processes_wins(tmp_path: Path) -> None:
+    with extracted_folder(tmp_path / "out") as slow:
+        (slow / "slow").write_bytes(b"")
+        with extracted_folder(tmp_path / "out") as fast:
+            (fast / "fast").write_bytes(b"")
+    assert contents(tmp_path / "out") == {"fast": b""}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),
+        extracted_folder(tmp_path / "file" / "out"),
+    ):
+        pass

@@ -1,0 +1,235 @@
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from flaxtl.data.augment.affine import Affine, compose
+from flaxtl.data.augment.config import AugmentConfig, AugmentParams, draw, example_keys, sample_params
+from flaxtl.errors import UserError
+
+LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
+EVERYTHING = {
+    "rotation": 30, "height_shift": 0.2, "width_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
+    "vertical_flip": True, "brightness": 0.4, "channel_shift": 30, "contrast": 0.3, "saturation": 0.6, "hue": 0.1,
+    "crop": 0.3, "randaugment": 2, "magnitude": 5, "erasing": 0.5,
+}  # fmt: skip
+MANY = 20_000
+
+drawn = jax.jit(sample_params, static_argnums=(1, 2, 3))
+keys_of = jax.jit(example_keys)
+
+
+def some_keys(n: int, seed: int = 3, turn: int = 0) -> jax.Array:
+    return keys_of(seed, np.full(n, turn), np.arange(n))
+
+
+@pytest.fixture(scope="module")
+def many() -> AugmentParams:
+    """Twenty thousand changes of everything, of pictures of 100 x 50 pixels."""
+    return jax.tree.map(np.asarray, drawn(some_keys(MANY), AugmentConfig(**EVERYTHING), 100, 50))
+
+
+def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
+    values = np.asarray(values, np.float64)
+    # float32 ends, such as 1 - 0.2
+    assert values.min() >= low - 1e-6 * abs(low)
+    assert values.max() <= high + 1e-6 * abs(high)
+    # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
+    return scipy.stats.kstest(values, "uniform", (low, high - low)).statistic < 1.95 / np.sqrt(len(values))
+
+
+def test_a_key_is_a_function_of_seed_pass_and_index_alone():
+    passes, indices = jnp.array([0, 0, 1, 1, 2]), jnp.array([5, 6, 5, 1_000_000, 2])
+    batch = jax.random.key_data(example_keys(11, passes, indices))
+    for i in range(5):
+        np.testing.assert_array_equal(
+            jax.random.key_data(example_keys(11, passes[i : i + 1], indices[i : i + 1]))[0], batch[i]
+        )
+    untagged = jax.random.fold_in(jax.random.fold_in(jax.random.key(11), 0), 5)
+    assert (jax.random.key_data(untagged) != batch[0]).any()
+    grid = jnp.meshgrid(jnp.arange(30), jnp.arange(30))
+    apart = jnp.concatenate([jax.random.key_data(example_keys(seed, *map(jnp.ravel, grid))) for seed in (11, 12)])
+    assert len(np.unique(apart, axis=0)) == 2 * 30 * 30
+
+
+def test_the_affine_draws_never_change():
+    """Runs are resumed: what seed 3 did to picture 5 in pass 0, and to picture 6 in pass 1, is written down here."""
+    kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
+    affine = jax.vmap(lambda key: draw(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
+    expected = [
+        [-0.05719470977783203, -0.8983354568481445],
+        [-0.7684948444366455, 0.829965353012085],
+        [0.3612852096557617, -0.5952439308166504],
+        [-0.4938795566558838, -0.4937748908996582],
+        [0.678808331489563, 0.8138271570205688],
+        [0.6737098693847656, 1.3128913640975952],
+        [True, True],
+        [False, False],
+    ]
+    np.testing.assert_array_equal(np.stack(affine), np.float32(expected))
+
+
+@pytest.fixture(scope="module")
+def affine() -> Affine:
+    """The affine part of `many`."""
+    kinds = AugmentConfig(**EVERYTHING)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: draw(key, kinds, 100, 50)))(some_keys(MANY)))
+
+
+def test_affine_draws_are_uniform_in_keras_ranges(affine):
+    assert is_uniform(affine.theta, -30, 30)
+    assert is_uniform(affine.tx, -20, 20)
+    assert is_uniform(affine.ty, -10, 10)
+    assert is_uniform(affine.shear, -0.2, 0.2)
+    assert is_uniform(affine.zx, 0.8, 1.2)
+    assert is_uniform(affine.zy, 0.8, 1.2)
+    for flip in (affine.flip_horizontal, affine.flip_vertical):
+        assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
+
+
+def test_all_kinds_are_drawn_apart(affine, many):
+    crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
+    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+    drawings = [
+        *affine,
+        many.channel_shift, many.brightness, many.contrast, many.saturation, many.hue,
+        tall * wide, wide / tall, crops[:, 0, 2], crops[:, 1, 2],
+        many.box[:, 2] > many.box[:, 0], *many.colour.T,
+        many.operations[:, 0] == 0, many.operations[:, 1] == 0,
+    ]  # fmt: skip
+    correlations = np.corrcoef(np.stack(drawings)) - np.eye(len(drawings))
+    among_crops = np.s_[13:17, 13:17]  # where a crop can begin does depend on its size
+    assert np.abs(correlations[among_crops]).max() > 0.1
+    correlations[among_crops] = 0
+    assert np.abs(correlations).max() < 4.5 / np.sqrt(MANY)  # of 270 pairs
+
+
+def test_switching_one_affine_kind_off_leaves_the_others():
+    key = some_keys(1)[0]
+    whole, part = draw(key, LECTURE, 64, 64), draw(key, AugmentConfig(zoom=0.2), 64, 64)
+    assert (part.theta, part.tx, part.ty, part.shear, part.flip_horizontal) == (0, 0, 0, 0, False)
+    assert (part.zx, part.zy) == (whole.zx, whole.zy)
+    assert part.zx != part.zy
+
+
+def test_colours_are_uniform_in_their_ranges(many):
+    assert is_uniform(many.brightness, 0.6, 1.4)
+    assert is_uniform(many.channel_shift, -30, 30)
+    assert is_uniform(many.contrast, 0.7, 1.3)
+    assert is_uniform(many.saturation, 0.4, 1.6)
+    assert is_uniform(many.hue, -0.1, 0.1)
+
+
+def test_boxes_of_erasing(many):
+    top, left, bottom, right = many.box.T
+    erased = bottom > top
+    assert abs(erased.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
+    assert (many.box[~erased] == 0).all()
+    assert (many.box == np.round(many.box)).all()
+    assert ((top >= 0) & (left >= 0) & (bottom <= 100) & (right <= 50)).all()
+    tall, wide = (bottom - top)[erased], (right - left)[erased]
+    uncut = (tall < 100) & (wide < 50)
+    # whole pixels: half a pixel off in a side of at least sqrt(0.02 * 5000 / 3.3) = 5.5
+    area, aspect = (tall * wide)[uncut] / 5000, (tall / wide)[uncut]
+    assert area.min() > 0.02 * (1 - 0.5 / 5.5) ** 2
+    assert area.max() < 0.33 * (1 + 0.5 / 22) ** 2
+    assert aspect.min() > (1 / 3.3) * (1 - 0.5 / 5.5) / (1 + 0.5 / 18)
+    assert aspect.max() < 3.3 * (1 + 0.5 / 18) / (1 - 0.5 / 5.5)
+    assert abs(np.median(aspect) - 1) < 0.2  # as many tall as wide, but for those that are cut
+    # tall boxes of every second picture or less touch both edges; the others lie anywhere
+    free = 100 - tall
+    assert (
+        scipy.stats.kstest((top[erased] / np.maximum(free, 1))[free > 50], "uniform").statistic < 0.03
+    )  # whole pixels
+    assert is_uniform(many.colour.ravel(), 0, 255)
+
+
+def test_crops_lie_within_the_picture_and_have_the_areas_and_aspects_asked_for():
+    crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
+    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+    np.testing.assert_array_equal(crops[:, [0, 1], [1, 0]], 0)
+    first, last = np.asarray(crops[:, :, 2]), np.asarray(crops @ np.array([99.0, 49.0, 1.0], np.float32))
+    assert first.min() >= 0
+    # float32 of products of two numbers below 100
+    assert (last <= np.array([99, 49]) + 2e-5).all()
+    aspect = wide / tall
+    uncut = (tall < 1) & (wide < 1)
+    assert (aspect[uncut] >= 3 / 4 - 1e-6).all()
+    assert (aspect[uncut] <= 4 / 3 + 1e-6).all()
+    small = tall * wide < 0.7  # none of these is cut: 0.7 * 4 / 3 < 1
+    assert uncut[small].all()
+    assert is_uniform(tall[small] * wide[small], 0.3, 0.7)
+    assert is_uniform(np.log(aspect[small]), -math.log(4 / 3), math.log(4 / 3))
+    assert is_uniform(first[small, 0] / (99 * (1 - tall[small])), 0, 1)
+    assert is_uniform(first[small, 1] / (49 * (1 - wide[small])), 0, 1)
+
+
+def test_kinds_do_not_move_each_others_draws_and_one_matrix_does_crop_then_randaugment_then_keras(many):
+    colours = {"channel_shift", "hue", "saturation"}
+    of_others = colours | {"crop", "randaugment", "magnitude"}
+    keras = {name: value for name, value in EVERYTHING.items() if name not in of_others}
+    others = {name: value for name, value in EVERYTHING.items() if name in of_others}
+    first, second = (drawn(some_keys(50), AugmentConfig(**kinds), 100, 50) for kinds in (keras, others))
+    for name in ("brightness", "contrast", "box", "colour", *colours, "operations", "strengths"):
+        on, off = (first, second) if name in {"brightness", "contrast", "box", "colour"} else (second, first)
+        np.testing.assert_array_equal(getattr(on, name), getattr(many, name)[:50])
+        assert not np.array_equal(getattr(off, name), getattr(many, name)[:50])
+    expected = jax.vmap(compose)(second.matrix, first.matrix)
+    # the same products, of numbers up to 100, summed in another order
+    np.testing.assert_allclose(many.matrix[:50], expected, rtol=0, atol=1e-4)
+
+
+def test_nothing_is_neutral():
+    change = drawn(some_keys(2), AugmentConfig(), 7, 9)
+    neutral = AugmentParams(np.zeros((2, 0)), np.zeros((2, 0)), [np.eye(3)[:2]] * 2, 0, 1, 1, 1, 0, 0, 0)
+    for name, expected in neutral._asdict().items():
+        np.testing.assert_array_equal(getattr(change, name), expected)
+
+
+def test_shapes_and_dtypes(many):
+    shapes = {name: (value.shape[1:], value.dtype) for name, value in many._asdict().items()}
+    whole, real = np.dtype(np.int32), np.dtype(np.float32)
+    assert shapes == {
+        "operations": ((2,), whole),
+        "strengths": ((2,), real),
+        "matrix": ((2, 3), real),
+        "channel_shift": ((), real),
+        "brightness": ((), real),
+        "contrast": ((), real),
+        "saturation": ((), real),
+        "hue": ((), real),
+        "box": ((4,), real),
+        "colour": ((3,), real),
+    }
+    nothing = drawn(some_keys(2), AugmentConfig(), 7, 9)
+    assert [value.dtype for value in nothing] == [value.dtype for value in many]
+
+
+@pytest.mark.parametrize("bad", [
+    {"rotation": -1}, {"height_shift": 1.0}, {"zoom": 1.5}, {"shear": float("nan")}, {"cval": 256}, {"brightness": 1.1},
+    {"channel_shift": -1}, {"hue": 0.6}, {"crop": 1.1}, {"randaugment": -1}, {"magnitude": 11}, {"erasing": 2},
+    {"mixup": -0.2}, {"cutmix": float("inf")}, {"mixup": float("nan")},
+], ids=str)  # fmt: skip
+def test_values_without_meaning_are_refused(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(UserError, match=rf"\b{name}\b.*[ =]{re.escape(str(value))}\b.*\b0\b"):
+        AugmentConfig(**bad)
+
+
+def test_a_misspelt_fill_is_refused():
+    with pytest.raises(UserError, match=r"fill.*'reflct'.*'reflect'"):
+        AugmentConfig(fill="reflct")
+
+
+@pytest.mark.parametrize(("kinds", "moves", "mixes"), [
+    ({}, False, False), ({"brightness": 0.1, "erasing": 1, "hue": 0.5}, False, False), ({"shear": 1}, True, False),
+    ({"vertical_flip": True}, True, False), ({"crop": 0.5}, True, False), ({"randaugment": 1}, True, False),
+    ({"mixup": 0.2}, False, True), ({"cutmix": 1}, False, True),
+], ids=str)  # fmt: skip
+def test_what_is_on(kinds, moves, mixes):
+    augmentation = AugmentConfig(**kinds)
+    assert (augmentation.moves, augmentation.mixes) == (moves, mixes)

@@ -1,0 +1,136 @@
+"""CSV files as sources: any order of columns, any place, and each fault by its row."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from helpers.image_folders import fill
+
+from flaxtl.data.sources.csv_file import inspect_csv, scan_csv
+from flaxtl.data.sources.image_folder import SourceImage
+from flaxtl.errors import UserError
+
+
+@pytest.fixture
+def table(tmp_path: Path):
+    """Writes the text of a CSV file beside the pictures in/0000.jpg to in/0003.jpg."""
+    fill(tmp_path / "in", 4)
+
+    def write(text: str, encoding: str = "utf-8") -> Path:
+        file = tmp_path / "list.csv"
+        file.write_text(text, encoding=encoding, newline="")
+        return file
+
+    return write
+
+
+def test_labels_alone(table, tmp_path: Path) -> None:
+    listing = scan_csv(table(f"path,label\nin/0001.jpg,b\n{tmp_path}/in/0000.jpg,a\n\n"))
+    assert listing.found == (
+        SourceImage(tmp_path.resolve() / "in/0001.jpg", "b"),
+        SourceImage(tmp_path / "in/0000.jpg", "a"),
+    )
+    assert listing.origin == str(tmp_path / "list.csv")
+    assert not listing.given
+
+
+def test_columns_in_any_order(table, tmp_path: Path) -> None:
+    sha = "0123456789ABCDEF" * 4
+    listing = scan_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
+    assert listing.found == (
+        SourceImage(tmp_path.resolve() / "in/0001.jpg", "é ö", "validation", sha.lower()),
+        SourceImage(tmp_path.resolve() / "in/0002.jpg", "a", "train"),
+    )
+    assert listing.splits == ("train", "validation")
+
+
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
+def test_byte_order_marks_and_line_ends(table, encoding: str, end: str) -> None:
+    listing = scan_csv(table(end.join(("path,label", "in/0000.jpg,ä", "in/0001.jpg,b")), encoding))
+    assert listing.classes == ("b", "ä")
+
+
+def test_it_counts_from_its_own_folder(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = table("path,label\nin/0000.jpg,a\n")
+    expected = scan_csv(file).found
+    monkeypatch.chdir(tmp_path)
+    assert scan_csv(Path("list.csv")).found == expected
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert scan_csv(Path("~/list.csv")).found == expected
+
+
+@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
+def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "in" / name).write_bytes(b"1")
+    file = table("")
+    file.write_bytes(b"path,label\nin/caf\xe9.jpg,a\n")
+    assert scan_csv(file).found[0].path == tmp_path.resolve() / "in" / name
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("in/0001.jpg,a", r"\b2\D+4\b"),
+        (",a,train,", r"\bpath\b"),
+        ("in/0001.jpg,,train,", r"\blabel\b"),
+        ("in/0001.jpg, a,train,", "' a'"),
+        ("in/0001.jpg,a,tain,", "'tain'.*train, validation, test"),
+        ("in/0001.jpg,a,,", "''.*train, validation, test"),
+        ("in/0001.jpg,a,train,12", "'12'.*SHA-256"),
+        ("in/0009.jpg,a,train,", r"/in/0009\.jpg\b"),
+        ("in,a,train,", r"/in\b.*\b(folder|directory)\b"),
+        ("in/0000.jpg,b,test,", r"/in/0000\.jpg\b"),
+    ],
+)
+def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
+    file = table(f"path,label,split,sha256\nin/0000.jpg,a,train,\n\n{row}\nin/0002.jpg,b,validation,\n")
+    with pytest.raises(UserError) as caught:
+        scan_csv(file)
+    assert str(file) in str(caught.value)
+    row_told, told = re.search(r"\brow (\d+)\b(.*)", str(caught.value)).groups()
+    assert row_told == "4"
+    assert re.search(fault, told), told
+    listing, complaints, passed_over = inspect_csv(file)
+    assert complaints[0] == str(caught.value)
+    assert (len(listing.found), passed_over) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("", r"\bpath\b.*\blabel\b"),
+        ("path;label\nin/0000.jpg;a\n", r"'path;label'.*\bpath\b.*\blabel\b"),
+        ("path,label,Splitt\n", "'path,label,Splitt'"),
+        ("path,label,label\n", "'path,label,label'"),
+        ("path,label\n", r"list\.csv\b.*\brow\b"),
+        ('path,label\n"in/0000.jpg,a', r"list\.csv\b.*\bunexpected end of data\b"),
+    ],
+)
+def test_files_that_are_no_such_table(table, text: str, fact: str) -> None:
+    with pytest.raises(UserError, match=fact):
+        scan_csv(table(text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.csv\b.*No such file"):
+        scan_csv(tmp_path / "none.csv")
+
+
+def test_a_survey_tells_what_training_needs(table) -> None:
+    complaints = inspect_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).complaints
+    assert len(complaints) == 1
+    assert re.search(r"\btest\b.*\btrain\b", complaints[0])
+
+
+def test_what_is_no_ordinary_file_is_not_read(table, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"(?i)pipe\.jpg\b.*\b(ordinary|regular)\b"):
+        scan_csv(table("path,label\nin/0000.jpg,a\npipe.jpg,b\n"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "in/0000.jpg/x.jpg"])
+def test_paths_that_no_file_can_have_are_faults(table, name: str) -> None:
+    with pytest.raises(UserError, match=rf"\brow 2\b.*{re.escape(name)}"):
+        scan_csv(table(f"path,label\n{name},a\n"))

@@ -1,0 +1,100 @@
+"""What is too large is refused before it takes memory, and what is large waits for its turn."""
+
+import io
+import re
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxtl.data import image_file
+from flaxtl.data.image_file import MAX_FILE_BYTES, MAX_PIXELS, UnreadableError, open_image, to_rgb
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG whose header claims so many pixels of one bit, and that holds none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = (header, b"IDAT" + zlib.compress(b""), b"IEND")
+    body = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def fault(path: Path) -> UnreadableError:
+    with pytest.raises(UnreadableError) as caught, open_image(path):
+        pass
+    return caught.value
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS + 1, 1), (10_489, 10_489)])
+def test_too_many_pixels_are_refused_by_the_header(tmp_path, size):
+    (tmp_path / "a.png").write_bytes(png(*size))
+    assert fault(tmp_path / "a.png").kind == "oversized"
+    assert "110,000,000" in str(fault(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("header", [b"P5 0 5 65535\n", b"P5 5 0 65535\n"])
+def test_no_pixels_are_no_picture(tmp_path, header):
+    (tmp_path / "a.pgm").write_bytes(header)
+    assert re.fullmatch("truncated|not-an?-[a-z]+", fault(tmp_path / "a.pgm").kind)
+
+
+def test_a_file_too_large_is_refused_unread(tmp_path, monkeypatch):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    assert fault(tmp_path / "a.jpg").kind == "oversized"
+
+
+def test_pictures_wait_while_there_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "_pixel_budget", image_file._PixelBudget(250))
+    Image.new("L", (10, 10)).save(tmp_path / "a.png")
+    lock, inside, most = threading.Lock(), [0], [0]
+    both = threading.Barrier(2, timeout=20)
+
+    def work():
+        with open_image(tmp_path / "a.png"):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            both.wait()  # two of them are inside at once, or this would wait in vain
+            with lock:
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 2  # of 100 pixels each
+
+
+def test_room_is_given_back_after_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "_pixel_budget", image_file._PixelBudget(100))
+    Image.new("F", (10, 10)).save(tmp_path / "a.tif")
+    for _ in range(3):
+        with pytest.raises(UnreadableError), open_image(tmp_path / "a.tif") as image:
+            to_rgb(image)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "I"])
+def test_strips_change_nothing(monkeypatch, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
+    grey = noise[..., 0].astype(np.int32) * 257 if mode.startswith("I") else None
+    image = Image.fromarray(noise).convert(mode) if grey is None else Image.fromarray(grey).convert(mode)
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(image_file, "_STRIP", 100)  # four rows
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), whole)
+
+
+def test_a_palette_keeps_its_transparency_in_strips(monkeypatch):
+    file = io.BytesIO()
+    image = Image.new("P", (9, 40), 1)
+    image.putpalette([10, 20, 30, 0, 0, 0])
+    image.save(file, "PNG", transparency=1)
+    monkeypatch.setattr(image_file, "_STRIP", 30)
+    assert to_rgb(Image.open(file)).getextrema() == ((255, 255),) * 3

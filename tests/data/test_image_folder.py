@@ -1,0 +1,199 @@
+"""What a folder holds: layouts, their faults, and all of the faults at once."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.image_folders import fill
+
+from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, find_problems, inspect_folder, scan_folder
+from flaxtl.errors import UserError
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    fill(tmp_path / "set" / "cats", 20)
+    fill(tmp_path / "set" / "dogs", 11)
+    return tmp_path / "set"
+
+
+def test_a_folder_of_classes(two: Path) -> None:
+    listing = scan_folder(two)
+    assert listing.origin == str(two.resolve())
+    assert listing.classes == ("cats", "dogs")
+    assert not listing.given
+    assert listing.found[0] == SourceImage(two.resolve() / "cats" / "0000.jpg", "cats")
+    assert [found.path for found in listing.found] == sorted(two.resolve().rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
+@pytest.mark.parametrize("test", [True, False])
+def test_given_splits_are_taken_as_they_are(tmp_path: Path, validation: str, test: bool) -> None:
+    expected = []
+    for split, folder, n in (("train", "train", 3), ("validation", validation, 2), ("test", "test", 1))[: 2 + test]:
+        for label in ("a", "b"):
+            fill(tmp_path / folder / label, n)
+            place = tmp_path.resolve() / folder / label
+            expected += [SourceImage(place / f"{i:04d}.jpg", label, split) for i in range(n)]
+    listing = scan_folder(tmp_path)
+    assert list(listing.found) == expected
+    assert listing.given
+    assert listing.splits == ("train", "validation", "test")[: 2 + test]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for label in ("bus", "plane", "train"):
+        fill(tmp_path / label, 2)
+    listing = scan_folder(tmp_path)
+    assert (listing.classes, listing.given) == (("bus", "plane", "train"), False)
+
+
+def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
+    plain = scan_folder(two)
+    for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        fill(two / junk, 3)
+        fill(two / "cats" / junk, 3)
+    for stray in (
+        "LICENSE.txt",
+        ".DS_Store",
+        "Thumbs.db",
+        "._0.jpg",
+        "cats/notes.txt",
+        "cats/.DS_Store",
+        "cats/._0.jpg",
+    ):
+        (two / stray).write_bytes(b"x")
+    assert scan_folder(two) == plain
+    root = two.resolve()
+    assert inspect_folder(two).passed_over == (root / "LICENSE.txt", root / "cats" / "notes.txt")
+
+
+def test_suffixes_count_in_any_case(two: Path) -> None:
+    fill(two / "cats", 2, prefix="more", suffix=".JPEG")
+    fill(two / "cats", 3, prefix="more", suffix=".Png")
+    assert sum(found.label == "cats" for found in scan_folder(two).found) == 25
+
+
+def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = scan_folder(two)
+    monkeypatch.chdir(two.parent)
+    assert scan_folder(Path("set")) == expected
+    monkeypatch.setenv("HOME", str(two.parent))
+    assert scan_folder(Path("~/set")) == expected
+
+
+def faulty(root: Path) -> dict[str, str]:
+    """Makes one faulty folder for every sentence; its name, and a pattern of the facts that are told."""
+    (root / "empty").mkdir()
+    for case in ("bare", "nested", "loose", "extra", "twice", "hollow", "unlabelled"):
+        split = case in ("extra", "twice", "hollow", "unlabelled")
+        for base in ("train", "validation") if split else (".",):
+            for label in "ab":
+                fill(root / case / base / label, 9)
+    fill(root / "bare" / "c", 3, suffix=".txt")
+    fill(root / "nested" / "a" / "inner", 3)
+    fill(root / "loose", 2)
+    fill(root / "extra" / "tset" / "a", 2)
+    fill(root / "twice" / "val" / "a", 2)
+    (root / "hollow" / "train" / "c").mkdir()
+    fill(root / "unlabelled" / "test", 2)
+    return {
+        "empty": r"(?i)(?=.*/empty\b)(?=.*\bclass)",
+        "bare": r"(?=.*/bare/c\b)(?=.*\.jpg\b)",
+        "nested": r"/nested/a/inner\b",
+        "loose": r"(?=.*/loose\b)(?=.* 2 )(?=.*\b0000\.jpg\b)",
+        "extra": r"(?=.*/extra\b)(?=.*'tset')(?=.*\btrain\b)(?=.*\bvalidation\b)(?=.*\btest\b)",
+        "twice": r"(?=.*/twice\b)(?=.*'val')(?=.*'validation')",
+        "hollow": r"(?=.*/hollow/train/c\b)(?=.*\.jpg\b)",
+        "unlabelled": r"(?=.*/unlabelled/test\b)(?=.* 2 )(?=.*\b0000\.jpg\b)",
+    }
+
+
+def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
+    for case, facts in faulty(tmp_path).items():
+        with pytest.raises(UserError) as caught:
+            scan_folder(tmp_path / case)
+        assert re.search(facts, str(caught.value)), (case, str(caught.value))
+        assert "\n" not in str(caught.value)
+        assert inspect_folder(tmp_path / case).complaints[0] == str(caught.value)
+
+
+def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None:
+    for label in "ab":
+        fill(tmp_path / label, 3)
+    fill(tmp_path / "a" / "inner", 3)
+    (tmp_path / "c").mkdir()
+    fill(tmp_path, 2)
+    found = inspect_folder(tmp_path)
+    root = re.escape(str(tmp_path.resolve()))
+    facts = (rf"(?=.*{root})(?=.* 2 )(?=.*\b0000\.jpg\b)", rf"{root}/a/inner\b", rf"(?=.*{root}/c\b)(?=.*\.jpg\b)")
+    assert len(found.complaints) == 3
+    assert all(map(re.search, facts, found.complaints)), found.complaints
+    assert len(found.listing.found) == 6
+
+
+@pytest.mark.parametrize("look", [scan_folder, inspect_folder])
+def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "missing"))):
+        look(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"(?=.*\bcsv:[^ ]*/file\b)(?=.*\barchive:[^ ]*/file\b)"):
+        look(tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
+    (two / "dogs").chmod(0)
+    try:
+        with pytest.raises(UserError, match=r"(?=.*/dogs\b)(?=.*Permission denied)"):
+            scan_folder(two)
+        assert len(inspect_folder(two).listing.found) == 20
+    finally:
+        (two / "dogs").chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need permission there")
+def test_links_in_circles_end(two: Path) -> None:
+    (two / "cats" / "round").symlink_to(two)
+    (two / "knot").symlink_to(two / "knot")
+    (two / "cats" / "gone.jpg").symlink_to(two / "nowhere.jpg")
+    found = inspect_folder(two)
+    assert len(found.complaints) == 1
+    assert re.search(r"/cats/round\b", found.complaints[0])
+    assert two.resolve() / "cats" / "gone.jpg" in {each.path for each in found.listing.found}
+    assert len(found.listing.found) == 32
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_a_pipe_is_no_picture(two: Path) -> None:
+    os.mkfifo(two / "cats" / "pipe.jpg")
+    assert inspect_folder(two).passed_over == (two.resolve() / "cats" / "pipe.jpg",)
+
+
+def test_what_training_needs() -> None:
+    def listed(*rows: tuple[str, str | None]) -> DatasetIndex:
+        return DatasetIndex(tuple(SourceImage(Path(f"/{i}.jpg"), *row) for i, row in enumerate(rows)), "/x")
+
+    assert find_problems(listed(("a", None), ("b", None))) == ()
+    assert find_problems(listed()) == ()
+    (single,) = find_problems(listed(("a", None)))
+    assert re.search(r"(?=.*/x\b)(?=.*'a')", single)
+    train, validation = (("a", "train"), ("b", "train")), (("a", "validation"), ("b", "validation"))
+    assert find_problems(listed(*train, *validation)) == ()
+    assert find_problems(listed(*train)) == ()
+    (absent,) = find_problems(listed(*validation))
+    assert re.search(r"(?=.*/x\b)(?=.*\bvalidation\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", absent)
+    (missing,) = find_problems(listed(*train, *validation, ("c", "validation")))
+    assert re.search(r"(?=.*\btrain\b)(?=.*/x\b)(?=.*\bc\b)", missing)
+    assert not re.search(r"\bvalidation\b|\b[ab]\b", missing)
+
+
+def test_a_survey_tells_what_training_needs_as_well(tmp_path: Path) -> None:
+    fill(tmp_path / "test" / "a", 3)
+    fill(tmp_path / "test" / "b", 3)
+    assert scan_folder(tmp_path).splits == ("test",)
+    assert re.search(r"(?=.*\btest\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", inspect_folder(tmp_path).complaints[0])
+    shutil.rmtree(tmp_path / "test" / "b")
+    assert "'a'" in inspect_folder(tmp_path).complaints[0]

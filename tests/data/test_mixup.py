@@ -1,0 +1,101 @@
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from flaxtl.data.augment.config import AugmentConfig, example_keys
+from flaxtl.data.augment.mixup import mix
+
+N = 40
+LABELS = np.random.default_rng(3).integers(0, 5, N).astype(np.int32)
+PICTURES = np.random.default_rng(7).integers(0, 256, (N, 20, 27, 3), dtype=np.uint8)
+NEXT = np.roll(PICTURES, -1, axis=0)
+
+MIXUP, CUTMIX, BOTH = {"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}
+
+step = jax.jit(mix, static_argnums=3)
+
+
+def mixed(turn=0, n=N, **kinds):
+    own = example_keys(5, np.full(n, turn), np.arange(n))
+    return jax.tree.map(np.asarray, step(own, PICTURES[:n], LABELS[:n], AugmentConfig(**kinds)))
+
+
+def shares_of(turns, **kinds):
+    return np.concatenate([mixed(turn, **kinds).shares for turn in range(turns)])
+
+
+@pytest.mark.parametrize("kinds", [MIXUP, CUTMIX, BOTH], ids=str)
+def test_partners_are_the_next_of_the_batch(kinds):
+    result = mixed(**kinds)
+    np.testing.assert_array_equal(result.labels, LABELS)
+    np.testing.assert_array_equal(result.partners, [*LABELS[1:], LABELS[0]])
+    assert result.pictures.dtype == result.shares.dtype == np.float32
+    assert result.pictures.shape == PICTURES.shape
+    assert result.partners.dtype == np.int32
+
+
+def test_mixup_is_the_weighted_mean():
+    result = mixed(**MIXUP)
+    shares = np.asarray(result.shares, np.float64)[:, None, None, None]
+    # a difference, a product and a sum of at most 255 in float32
+    atol = 3 * 255 * 2.0**-24
+    np.testing.assert_allclose(result.pictures, shares * PICTURES + (1 - shares) * NEXT, rtol=0, atol=atol)
+
+
+def test_cutmix_pastes_one_box_and_counts_its_pixels():
+    result = mixed(**CUTMIX)
+    own, other = (result.pictures == PICTURES).all(-1), (result.pictures == NEXT).all(-1)
+    assert (own ^ other).all()
+    for pasted, share in zip(other, result.shares, strict=True):
+        rows, columns = pasted.any(1), pasted.any(0)
+        np.testing.assert_array_equal(pasted, rows[:, None] & columns)
+        for line in (rows, columns):
+            assert np.count_nonzero(np.diff(line)) <= 2  # one stretch
+        assert share == pytest.approx(1 - pasted.mean(), abs=1e-6)  # float32
+    assert other.any((1, 2)).sum() > 0.8 * N  # next to none is empty
+
+
+def test_mixups_shares_have_their_distribution():
+    shares = shares_of(50, **MIXUP)
+    # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
+    assert scipy.stats.kstest(shares, scipy.stats.beta(0.4, 0.4).cdf).statistic < 1.95 / np.sqrt(shares.size)
+
+
+def test_cutmix_boxes_lie_anywhere_and_are_cut_at_the_edges():
+    shares = shares_of(50, **CUTMIX)
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    # A box of side s (a fraction) about a uniform centre shows s - s**2 / 4 of it on the average, along each axis; s**2
+    # is uniform, so the mean of the product is 1/2 - 1/5 + 1/48. Whole pixels of 20 change little of that.
+    expected = 1 - (1 / 2 - 1 / 5 + 1 / 48)
+    assert abs(shares.mean() - expected) < 4 * shares.std() / np.sqrt(shares.size) + 0.005
+
+
+def test_with_both_a_coin_is_tossed_for_every_step():
+    heads = 0
+    for turn in range(40):
+        shares = mixed(turn, **BOTH).shares
+        alone = [np.array_equal(shares, mixed(turn, **kind).shares) for kind in (MIXUP, CUTMIX)]
+        assert sum(alone) == 1
+        heads += alone[0]
+    assert 8 <= heads <= 32  # 4 standard deviations of 40 fair coins
+
+
+def test_shares_are_a_function_of_the_keys_alone():
+    whole, again = mixed(**MIXUP).shares, mixed(**MIXUP).shares
+    np.testing.assert_array_equal(whole, again)
+    np.testing.assert_array_equal(mixed(n=1, **MIXUP).shares, whole[:1])
+    assert (mixed(1, **MIXUP).shares != whole).all()
+
+
+def test_one_picture_alone_is_its_own_partner():
+    alone = mixed(n=1, **MIXUP)
+    np.testing.assert_array_equal(alone.pictures, PICTURES[:1])  # other + share * 0: exact
+    np.testing.assert_array_equal(alone.partners, alone.labels)
+
+
+def test_without_a_kind_pictures_stay():
+    still = mixed()
+    np.testing.assert_array_equal(still.pictures, PICTURES)
+    np.testing.assert_array_equal(still.shares, np.ones(N))

@@ -1,0 +1,106 @@
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from flaxtl.data.augment import affine, randaugment
+from flaxtl.data.augment.randaugment import Operation, apply_color_op
+
+N = 20_000
+
+
+@partial(jax.jit, static_argnums=0)
+def _drawn(n, magnitude):
+    keys = jax.random.split(jax.random.key(2), N)
+    return jax.vmap(lambda key: randaugment.sample_randaugment(key, n, magnitude, 40, 60))(keys)
+
+
+def drawn(magnitude):
+    """Two operations for each of N pictures of 40 x 60."""
+    return jax.tree.map(np.asarray, _drawn(2, magnitude))
+
+
+@pytest.fixture(scope="module")
+def strongest():
+    """The second operation of each picture: its number, strength and map."""
+    two = drawn(10.0)
+    return two.operations[:, 1], two.strengths[:, 1], two.maps[1]
+
+
+def test_every_operation_has_the_same_chance(strongest):
+    operations, _, maps = strongest
+    counts = [(operations == kind).sum() for kind in range(1, 9)]
+    turned = maps[:, 0, 0] < 1
+    across, down = maps[:, 1, 0] != 0, maps[:, 0, 1] != 0
+    shifts = maps @ [19.5, 29.5, 1.0] - [19.5, 29.5]
+    counts += [turned.sum(), (across & ~turned).sum(), (down & ~turned).sum()]
+    counts += [(np.abs(shifts[:, axis]) > 1).sum() for axis in (0, 1)]
+    assert sum(counts) < N
+    counts.append(N - sum(counts))  # nothing at all
+    assert scipy.stats.chisquare(counts).pvalue > 0.001  # the seed is fixed
+
+
+def test_strengths_at_the_end_of_the_range(strongest):
+    operations, strengths, _ = strongest
+    seen = {kind: {float(each) for each in np.unique(strengths[operations == kind])} for kind in range(9)}
+    enhanced = {1 - 230 / 256, 1 + 230 / 256}  # 0.9 in 256ths
+    assert seen == {
+        Operation.NOTHING: {1.0},
+        Operation.AUTOCONTRAST: {1.0},
+        Operation.EQUALIZE: {1.0},
+        Operation.SOLARIZE: {0.0},
+        Operation.POSTERIZE: {4.0},
+        Operation.COLOUR: enhanced,
+        Operation.CONTRAST: enhanced,
+        Operation.BRIGHTNESS: enhanced,
+        Operation.SHARPNESS: enhanced,
+    }
+
+
+def test_maps_at_the_end_of_the_range(strongest):
+    operations, _, maps = strongest
+    assert (maps[operations != Operation.NOTHING] == np.eye(3)[:2]).all()
+    still = affine.Affine(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, False, False)
+    expected = [affine.matrix(still, 40, 60)]
+    expected += [affine.matrix(still._replace(theta=angle), 40, 60) for angle in (30.0, -30.0)]
+    expected += [affine.about_centre((1.0, 0.0, 0.0), (by, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
+    expected += [affine.about_centre((1.0, by, 0.0), (0.0, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
+    expected += [affine.matrix(still._replace(**{name: sign * 150 / 331 * side}), 40, 60)
+                 for name, side in (("tx", 40), ("ty", 60)) for sign in (1, -1)]  # fmt: skip
+    distances = np.abs(maps[:, None] - np.stack(expected)).max((2, 3))
+    # float32 of numbers up to 60, and of sine and cosine
+    assert (distances.min(1) < 2e-5).all()
+    assert set(distances.argmin(1)) == set(range(11))
+
+
+def test_no_magnitude_leaves_all_but_two_operations_without_effect():
+    nothing = drawn(0.0)
+    assert (np.stack(nothing.maps) == np.eye(3)[:2]).all()
+    kinds = np.arange(9, dtype=np.int32)
+    first = np.argmax(nothing.operations[:, 0] == kinds[:, None], axis=1)
+    picture = np.random.default_rng(1).integers(9, 256, (30, 30, 3), dtype=np.int32)
+    results = jax.jit(jax.vmap(apply_color_op, in_axes=(None, 0, 0)))(picture, kinds, nothing.strengths[first, 0])
+    assert set(np.flatnonzero((results != picture).any((1, 2, 3)))) == {Operation.AUTOCONTRAST, Operation.EQUALIZE}
+
+
+@pytest.mark.parametrize("magnitude", [0.7, 3.0, 9.0])
+def test_factors_are_whole_256ths_and_grow_with_magnitude(magnitude):
+    some = drawn(magnitude)
+    factors = some.strengths[some.operations >= Operation.COLOUR]
+    assert (256 * factors == np.round(256 * factors)).all()
+    np.testing.assert_allclose(np.abs(factors - 1), 0.09 * magnitude, rtol=0, atol=1 / 512 + 1e-6)
+
+
+def test_operations_of_one_picture_are_drawn_apart():
+    together = np.histogram2d(*drawn(5.0).operations.T, bins=np.arange(-0.5, 9))[0]
+    # 14 equal chances, six of them without a colour operation
+    chances = np.array([6, *[1] * 8]) / 14
+    assert scipy.stats.chisquare(together.ravel(), N * np.outer(chances, chances).ravel()).pvalue > 0.001
+
+
+def test_none():
+    none = _drawn(0, 9.0)
+    assert none.operations.shape == none.strengths.shape == (N, 0)
+    assert none.maps == []

@@ -1,0 +1,157 @@
+"""Sources: one string, one listing of pictures, whose folder is made once."""
+
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flaxtl.data.sources import archive, synthetic
+from flaxtl.data.sources.base import inspect_source, open_source
+from flaxtl.errors import UserError
+
+
+def pictures(root: Path, *classes: str) -> Path:
+    for label in classes:
+        (root / label).mkdir(parents=True)
+        for i in range(10):
+            (root / label / f"{i}.jpg").write_bytes(f"{label}{i}".encode())
+    return root
+
+
+def packed(path: Path, root: Path) -> Path:
+    """`root`, by its own name, in an archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as bundle:
+            for file in sorted(root.rglob("*.jpg")):
+                bundle.write(file, file.relative_to(root.parent))
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(root, root.name)
+    return path
+
+
+def folder_of(source: str, cache: Path) -> Path:
+    return Path(open_source(source, cache).origin)
+
+
+def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    root = pictures(tmp_path / "my: pictures", "cats", "dogs")
+    assert folder_of("folder:~/my: pictures", tmp_path / "cache") == root.resolve()
+    assert open_source("folder:my: pictures", tmp_path / "cache").classes == ("cats", "dogs")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_csv(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "in", "cats")
+    (tmp_path / "list.csv").write_text("label,path\nold,in/cats/0.jpg\n")
+    found = open_source(f"csv:{tmp_path}/list.csv", tmp_path / "cache")
+    assert [(each.path, each.label) for each in found.found] == [(root.resolve() / "cats" / "0.jpg", "old")]
+
+
+def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "in", "cats", "dogs")
+    (root / "loose.jpg").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("label,path\na,in/cats/0.jpg\nb,in/none.jpg\n")
+    for source, fault in ((f"folder:{root}", "loose.jpg"), (f"csv:{tmp_path}/list.csv", "row 3")):
+        with pytest.raises(UserError, match=fault):
+            open_source(source, tmp_path / "cache")
+        assert fault in inspect_source(source, tmp_path / "cache").complaints[0]
+
+
+@pytest.mark.parametrize("name", ["flowers.tgz", "flowers.zip"])
+def test_archive_is_extracted_once_and_descended_into(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = packed(tmp_path / name, pictures(tmp_path / "flower_photos", "daisy", "roses"))
+    folder = folder_of(f"archive:{file}", tmp_path / "cache")
+    assert folder.name == "flower_photos"
+    assert folder.parent.parent == tmp_path / "cache" / "archives"
+    assert folder.parent.name.startswith("flowers-")
+    assert len(open_source(f"archive:{file}", tmp_path / "cache").found) == 20
+    monkeypatch.setattr(archive, "extract", None)  # not called again
+    assert folder_of(f"archive:{file}", tmp_path / "cache") == folder
+
+
+def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
+    first = packed(tmp_path / "f.zip", pictures(tmp_path / "one", "a", "b"))
+    old = folder_of(f"archive:{first}", tmp_path / "cache")
+    packed(tmp_path / "f.zip", pictures(tmp_path / "two", "c", "d"))
+    new = folder_of(f"archive:{first}", tmp_path / "cache")
+    assert (old.name, new.name) == ("one", "two")
+    assert old.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("inside", "found"),
+    [
+        (("a/b/cats", "a/b/dogs"), "b"),  # folders around folders are skipped
+        (("a/cats",), "a"),  # but not the only class, so that the manifest can name it
+        (("a/train/cats", "a/train/dogs"), "a"),  # nor the only split
+        (("train/cats", "validation/cats"), "f"),
+        (("__MACOSX/a/cats", "a/cats", "a/dogs"), "a"),
+    ],
+)
+def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: str) -> None:
+    root = pictures(tmp_path / "f", *inside)
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
+        for file in sorted(root.rglob("*.jpg")):
+            bundle.write(file, file.relative_to(root))
+    folder = folder_of(f"archive:{tmp_path / 'f.zip'}", tmp_path / "cache")
+    assert folder.name.split("-")[0] == found
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.tgz"):
+        folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
+
+
+def test_each_edition_of_the_garden_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted: list[Path] = []
+    monkeypatch.setattr(
+        synthetic, "generate_dataset", lambda directory: planted.append(directory) or pictures(directory, "a", "b")
+    )
+    place = tmp_path / f"garden_{synthetic.DATASET_VERSION}"
+    assert folder_of("garden", tmp_path) == place.resolve()
+    assert planted == [place]
+
+
+def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flaxtl.data.sources import tfds
+
+    monkeypatch.setattr(tfds, "export_tfds", lambda name, into: pictures(into / name.replace("/", "|"), "a", "b"))
+    root = tmp_path.resolve() / "tfds"
+    assert folder_of("tfds:tf_flowers", tmp_path) == root / "tf_flowers" / "tf_flowers"
+    assert folder_of("tfds:a/b:1.0.0", tmp_path) == root / "a-b-1.0.0" / "a|b:1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "facts"),
+    [
+        ("fodler:/x", "'fodler'.*'folder'"),
+        ("https://x.org/f.tgz", r"'https'.*\barchive, csv, folder, \w+, tfds\b"),
+        ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, tfds:NAME, csv:FILE\b"),
+        ("", "''.*folder:PATH"),
+        ("folder:", "'folder:'.*folder:PATH$"),
+        ("tfds", "'tfds'.*tfds:NAME$"),
+        ("garden:/x", r"'garden:/x'.*\bgarden$"),
+    ],
+)
+def test_sources_that_are_none(tmp_path: Path, source: str, facts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=facts):
+        folder_of(source, tmp_path / "cache")
+
+
+def test_a_bare_path_is_told_its_scheme(tmp_path: Path) -> None:
+    (tmp_path / "f.tgz").write_bytes(b"")
+    with pytest.raises(UserError, match=re.escape(f"folder:{tmp_path}") + "$"):
+        folder_of(str(tmp_path), tmp_path / "cache")
+    with pytest.raises(UserError, match=re.escape(f"archive:{tmp_path}/f.tgz") + "$"):
+        folder_of(f"{tmp_path}/f.tgz", tmp_path / "cache")
+    (tmp_path / "f.csv").write_bytes(b"")
+    with pytest.raises(UserError, match=re.escape(f"csv:{tmp_path}/f.csv") + "$"):
+        folder_of(f"{tmp_path}/f.csv", tmp_path / "cache")

@@ -1,0 +1,221 @@
+"""`flaxtl split`: folders and lists, complete or absent, the same wherever the pictures lie."""
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers.image_folders import fill, paint
+
+from flaxtl.data import split_writer
+from flaxtl.data.sources.csv_file import scan_csv
+from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, scan_folder
+from flaxtl.data.split_writer import fractions_of, write_folders, write_folds
+from flaxtl.errors import UserError
+
+LECTURE = {"train": 0.5, "validation": 0.2, "test": 0.3}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    paint(tmp_path / "set" / "ants", range(20))
+    paint(tmp_path / "set" / "bees", range(100, 111))
+    return tmp_path / "set"
+
+
+def written(listing: DatasetIndex, output: Path, fractions=LECTURE, seed=0, link=False, **changes):
+    told: list[str] = []
+    counts = write_folders(
+        listing, output, fractions, seed, **{"near_duplicates": 4, "link": link, "say": told.append, **changes}
+    )
+    return counts, told
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_picture_is_copied_once_and_listed(place: Path, tmp_path: Path) -> None:
+    steps: list[int] = []
+    counts, told = written(scan_folder(place), tmp_path / "out", on_progress=steps.append)
+    assert counts == {
+        ("ants", "train"): 10,
+        ("ants", "validation"): 4,
+        ("ants", "test"): 6,
+        ("bees", "train"): 6,
+        ("bees", "validation"): 2,
+        ("bees", "test"): 3,
+    }
+    assert told == []
+    assert steps == list(range(1, 63))
+    listed = rows(tmp_path / "out" / "manifest.csv")
+    assert [row["path"] for row in listed] == sorted(row["path"] for row in listed)
+    for row in listed:
+        path = tmp_path / "out" / row["path"]
+        assert row["path"] == f"{row['split']}/{row['label']}/{path.name}"
+        assert path.read_bytes() == (place / row["label"] / path.name).read_bytes()
+        assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    files = set((tmp_path / "out").rglob("*.*"))
+    assert files == {tmp_path / "out" / row["path"] for row in listed} | {tmp_path / "out" / "manifest.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "out"}
+
+
+def test_the_output_is_a_source_in_two_ways(place: Path, tmp_path: Path) -> None:
+    written(scan_folder(place), tmp_path / "out")
+    folder, listed = scan_folder(tmp_path / "out"), scan_csv(tmp_path / "out" / "manifest.csv")
+    assert {(f.path, f.label, f.split) for f in folder.found} == {(f.path, f.label, f.split) for f in listed.found}
+    assert folder.splits == listed.splits == ("train", "validation", "test")
+
+
+def test_the_same_seed_gives_the_same_bytes_elsewhere(place: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(place, tmp_path / "other" / "deep")
+    written(scan_folder(place), tmp_path / "one", seed=5)
+    written(scan_folder(moved), tmp_path / "two", seed=5, link=True)
+    written(scan_folder(moved), tmp_path / "three", seed=6)
+    one, two, three = ((tmp_path / name / "manifest.csv").read_bytes() for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_links_are_the_files_themselves(place: Path, tmp_path: Path) -> None:
+    (place / "ants" / "link.png").symlink_to(place / "ants" / "0.png")
+    written(scan_folder(place), tmp_path / "out", link=True)
+    for path in (tmp_path / "out").rglob("*.png"):
+        assert not path.is_symlink()
+        assert path.samefile(place / path.parent.name / path.name)
+
+
+def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "validation")):
+        for offset, label in enumerate("ab"):
+            paint(tmp_path / "set" / split / label, range(50 * offset + 100 * number, 50 * offset + 100 * number + 5))
+    root = tmp_path / "set"
+    shutil.copy(root / "train/a/0.png", root / "validation/a/0.png")  # an equal file of an equal name
+    shutil.copy(root / "train/b/50.png", root / "train/b/X.png")
+    shutil.copy(root / "validation/b/150.png", root / "validation/b/x.PNG")  # equal but for case
+    counts, told = written(scan_folder(root), tmp_path / "out", {"train": 0.6, "test": 0.4})
+    pooled, alike = told
+    assert str(root.resolve()) in pooled
+    assert "train, validation" in pooled
+    assert re.findall(r"\d+", alike) == ["6", "3"]
+    assert counts.total() == 23
+    names = {path.name for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".csv"}
+    sha = {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest()[:8] for name in ("train/a/0.png", "train/b/X.png")
+    }
+    other = hashlib.sha256((root / "validation/b/x.PNG").read_bytes()).hexdigest()[:8]
+    own = sha["train/a/0.png"]
+    assert {f"0-{own}.png", f"0-{own}-2.png", f"X-{sha['train/b/X.png']}.png", f"x-{other}.PNG"} <= names
+    assert "0.png" not in names
+    assert "1.png" in names
+
+
+def test_named_splits(place: Path, tmp_path: Path) -> None:
+    parts = fractions_of("train=0.6,val=0.2,test=0.1,holdout=0.1")
+    counts, _ = written(scan_folder(place), tmp_path / "out", parts)
+    totals = Counter()
+    for (_, split), n in counts.items():
+        totals[split] += n
+    assert totals == {"train": 19, "validation": 6, "test": 3, "holdout": 3}  # of 18.6, 6.2, 3.1 and 3.1
+    assert (tmp_path / "out" / "holdout" / "bees").is_dir()
+
+
+def test_fractions() -> None:
+    assert fractions_of("0.5,0.2,0.3") == LECTURE
+    assert fractions_of(" 0.8, .2") == {"train": 0.8, "validation": 0.2}
+    assert fractions_of("1") == {"train": 1.0}
+    assert fractions_of("validation=0.3,Train=0.7") == {"validation": 0.3, "train": 0.7}
+    for text, fact in (
+        ("0.25,0.25,0.25,0.25", "train=0.5,validation=0.2,test=0.3"),
+        ("train=0.5,0.5", "train=0.5,validation=0.2,test=0.3"),
+        ("train=0.5,Train=0.5", "'Train'"),
+        ("val=0.5,valid=0.5", "'valid'"),
+        ("../x=1", "'../x'"),
+        ("=1", "''"),
+        ("a,b", "'a'"),
+        ("", "''"),
+    ):
+        with pytest.raises(UserError, match=f"{re.escape(repr(text))}.*{re.escape(fact)}"):
+            fractions_of(text)
+
+
+def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    written(scan_folder(place), tmp_path / "out")
+    before = sorted((tmp_path / "out").rglob("*"))
+    with pytest.raises(UserError, match=r"/out\b.*(?i:empty).*--output"):
+        written(scan_folder(place), tmp_path / "out")
+    with pytest.raises(UserError, match=r"/out\b.*(?i:empty)"):
+        write_folds(scan_folder(place), tmp_path / "out", 2, 0, near_duplicates=4, say=print)
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"/file\b.*Not a directory"):
+        written(scan_folder(place), tmp_path / "file")
+
+
+def test_the_output_may_not_lie_in_the_source(place: Path) -> None:
+    with pytest.raises(UserError, match=rf"{re.escape(str(place))}/split\b.*{re.escape(str(place))}(?!/)"):
+        written(scan_folder(place), place / "split")
+
+
+@pytest.mark.parametrize("link", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failure_half_way_leaves_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool, there: bool
+) -> None:
+    if there:
+        (tmp_path / "out").mkdir()
+    real, done = (os.link, shutil.copy2)[not link], []
+
+    def failing(source, target):
+        if len(done) == 10:
+            raise OSError(28, "No space left on device")
+        done.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(split_writer.os if link else split_writer.shutil, "link" if link else "copy2", failing)
+    facts = r"/set/.*\.png\b.*No space left.*--link\b" if link else r"/out\b.*No space left"
+    with pytest.raises(UserError, match=facts):
+        written(scan_folder(place), tmp_path / "out", link=link)
+    assert len(done) == 10
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "out"} if there else {"set"}
+    assert not there or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("label", ["a/b", "..", ".hidden", "a\\b"])
+def test_labels_that_are_no_folder_names(tmp_path: Path, label: str) -> None:
+    fill(tmp_path / "in", 9)
+    found = [SourceImage(path, label if i % 2 else "b") for i, path in enumerate(sorted((tmp_path / "in").iterdir()))]
+    with pytest.raises(UserError, match=rf"{re.escape(repr(label))}.*\bx\.csv"):
+        written(DatasetIndex(tuple(found), "x.csv"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_list_each_picture_once_for_validation(place: Path, tmp_path: Path) -> None:
+    shutil.copy(place / "ants" / "3.png", place / "ants" / "copy.png")
+    told: list[str] = []
+    steps: list[int] = []
+    counts = write_folds(
+        scan_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, say=told.append, on_progress=steps.append
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"fold-{i}.csv" for i in (1, 2, 3, 4)}
+    (said,) = told
+    assert re.findall(r"\d+", said) == ["2", "1"]
+    assert steps == list(range(1, 33))
+    validated = Counter()
+    for fold in (1, 2, 3, 4):
+        listing = scan_csv(tmp_path / "out" / f"fold-{fold}.csv")
+        assert listing.splits == ("train", "validation")
+        assert {found.path for found in listing.found} == {found.path for found in scan_folder(place).found}
+        own = [found for found in listing.found if found.split == "validation"]
+        validated.update(found.path for found in own)
+        assert Counter((found.label, f"fold {fold}") for found in own) == {
+            key: n for key, n in counts.items() if key[1] == f"fold {fold}"
+        }
+        assert len({found.split for found in listing.found if found.path.name in ("3.png", "copy.png")}) == 1
+    assert set(validated.values()) == {1}
+    assert len(validated) == 32

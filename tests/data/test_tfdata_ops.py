@@ -1,0 +1,139 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import tensorflow as tf
+from keras.src.legacy.preprocessing import image as keras_image
+
+from flaxtl.data import tfdata
+from flaxtl.data.augment import ops, randaugment
+from flaxtl.data.augment.config import FILLS, AugmentConfig, AugmentParams, example_keys, sample_params
+from flaxtl.data.tfdata import apply
+
+HEIGHT, WIDTH, BATCH = 33, 46, 24
+
+COLOURS = {"brightness": 0.7, "channel_shift": 90, "contrast": 0.9, "saturation": 1, "hue": 0.5}
+FAR = {"rotation": 170, "height_shift": 0.9, "width_shift": 0.9, "shear": 60, "zoom": 0.8, "vertical_flip": True}
+ALL = FAR | COLOURS | {"fill": "reflect", "horizontal_flip": True, "crop": 0.3, "erasing": 0.5, "randaugment": 2}
+KINDS = [ALL, *({"rotation": 170, "fill": fill, "cval": 77} for fill in FILLS)]
+KINDS += [{name: ALL[name]} for name in (*COLOURS, "erasing")]
+
+# Both compute in float32 with the same whole-number coordinates and factors; sums, and divisions by the hue's chroma,
+# may be ordered differently. A mean of 1,500 values of up to 255 is off by at most 255 * 1,500 * 2**-24 = 0.023 in any
+# order; everything else is thousands of times smaller.
+ORDER = 0.03
+
+# Against float64, as in test_augment.py: coordinates within 2**-15 pixels on either axis, 255 grey levels a pixel.
+GREY = 2 * 255 * 2.0**-15
+
+draw = jax.jit(
+    lambda indices, augmentation: sample_params(example_keys(5, indices, indices), augmentation, HEIGHT, WIDTH),
+    static_argnums=1,
+)
+apply_by_jax = jax.jit(ops.apply, static_argnums=2)
+operate = jax.jit(jax.vmap(randaugment.apply_color_op, in_axes=(0, None, None)))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Noise, gradients and flat colours: every kind of edge, and pixels without a hue."""
+    rng = np.random.default_rng(3)
+    made = rng.integers(0, 256, (BATCH, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    made[8:16] = np.linspace(0, 255, WIDTH, dtype=np.uint8)[:, None] // np.array([1, 2, 3], np.uint8)
+    made[16:20] //= 4
+    made[20] = 128
+    made[21] = made[21, ..., :1]
+    return made
+
+
+def tensors(change):
+    return AugmentParams(*(tf.constant(np.asarray(field)) for field in change))
+
+
+def ours(pictures, change, augmentation):
+    return apply(tf.constant(pictures), tensors(change), augmentation).numpy()
+
+
+def still():
+    """Changes that leave pictures where they are."""
+    return draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_both_appliers_agree(kind, pictures):
+    change = draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig(**ALL))
+    augmentation = AugmentConfig(**kind)  # what it leaves off is drawn, and has to be passed over
+    expected = apply_by_jax(pictures, change, augmentation)
+    found = ours(pictures, change, augmentation)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, pictures)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ORDER)
+
+
+@pytest.mark.parametrize("operation", range(9))
+def test_operations_agree_bit_for_bit(operation, pictures):
+    for strength in {3: (0, 100, 256), 4: (4, 6, 8)}.get(operation, (26 / 256, 1, 487 / 256)):
+        every = tf.fill([BATCH, 1], operation), tf.fill([BATCH, 1], float(strength))
+        found = tfdata.operate(tf.constant(pictures), *every)
+        assert np.array_equal(found, operate(pictures.astype(np.int32), operation, np.float32(strength)))
+
+
+def test_nothing_to_do_is_bit_for_bit_the_picture(pictures):
+    assert np.array_equal(ours(pictures, still(), AugmentConfig()), pictures)
+    assert np.array_equal(ours(pictures, still(), AugmentConfig(rotation=1)), pictures)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_warp_is_keras_apply_affine_transform(fill, pictures, monkeypatch):
+    """Keras is watched for the matrix that it makes of its parameters; ours is then given the same."""
+    seen = []
+
+    def watched(channel, matrix, offset, **options):
+        seen.append(np.column_stack([matrix, offset]))
+        return scipy.ndimage.affine_transform(channel, matrix, offset, **options)
+
+    monkeypatch.setattr(scipy.ndimage, "interpolation", SimpleNamespace(affine_transform=watched), raising=False)
+    rng = np.random.default_rng(9)
+    expected, matrices = [], []
+    for picture in pictures:
+        theta, shear = rng.uniform(-180, 180), rng.uniform(-60, 60)
+        tx, ty, zx, zy = *rng.uniform(-40, 40, 2), *rng.uniform(0.2, 2, 2)
+        expected.append(
+            keras_image.apply_affine_transform(
+                picture.astype(np.float32), theta, tx, ty, shear, zx, zy,
+                row_axis=0, col_axis=1, channel_axis=2, fill_mode=fill, cval=77.0,
+            )
+        )  # fmt: skip
+        matrices.append(seen[-1])
+    change = still()._replace(matrix=np.array(matrices, np.float32))
+    found = ours(pictures, change, AugmentConfig(rotation=1, fill=fill, cval=77))
+    # 'constant' and 'wrap' jump, so within rounding of an edge either side would be right: of these draws none is there
+    np.testing.assert_allclose(found, expected, rtol=0, atol=GREY)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_whole_pixel_moves_are_scipys_bit_for_bit(fill, pictures):
+    """Moves of up to two widths, and of just one: where a fill mode turns round."""
+    moves = np.arange(BATCH) * (HEIGHT - 1) // 4 - 2 * HEIGHT, np.arange(BATCH) * (WIDTH - 1) // 4 - 2 * WIDTH + 2
+    matrices = np.stack([np.column_stack([np.eye(2), move]) for move in zip(*moves, strict=True)]).astype(np.float32)
+    found = ours(pictures, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
+    for picture, move, result in zip(pictures.astype(np.float32), zip(*moves, strict=True), found, strict=True):
+        expected = scipy.ndimage.shift(picture, [-move[0], -move[1], 0], order=1, mode=fill, cval=77)
+        assert np.array_equal(result, expected)
+
+
+def test_channel_shift_and_brightness_are_those_of_keras(pictures):
+    rng = np.random.default_rng(9)
+    shifts, factors = rng.uniform(-90, 90, BATCH), rng.uniform(0.3, 1.7, BATCH)
+    # whole grey levels and 1 / 256: no product or sum is rounded, and Keras' cut to whole numbers cuts nothing else
+    shifts, factors = np.round(shifts).astype(np.float32), (np.round(factors * 256) / 256).astype(np.float32)
+    change = still()._replace(channel_shift=shifts, brightness=factors)
+    shifted = ours(pictures, change, AugmentConfig(channel_shift=90))
+    brightened = ours(pictures, change, AugmentConfig(brightness=0.7))
+    for i, picture in enumerate(pictures.astype(np.float32)):
+        assert np.array_equal(shifted[i], keras_image.apply_channel_shift(picture, shifts[i], channel_axis=2))
+        keras = keras_image.apply_brightness_shift(picture, float(factors[i]), scale=False)
+        assert np.array_equal(np.trunc(brightened[i]), keras)

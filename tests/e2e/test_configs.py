@@ -1,0 +1,200 @@
+"""Every recipe in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flaxtl.cli.main import main
+from flaxtl.config import load_config
+from flaxtl.data.augment.config import AugmentConfig
+from flaxtl.data.decode import Resize
+from flaxtl.errors import UserError
+from flaxtl.models import registry
+from flaxtl.models.classifier import Classifier
+from flaxtl.train import run_dir
+from flaxtl.train.logger import read_metrics
+from flaxtl.train.metrics import class_weights
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.phases import build_phases
+from flaxtl.train.setup import build_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+VARIANTS = {"demo.py": [""], "flowers_vgg16.py": ["", "scratch", "smoke"], "folder.py": [""], "gradual.py": [""]}
+SPECS = [f"{file}:{variant}" if variant else file for file, variants in VARIANTS.items() for variant in variants]
+
+
+def load(spec, *overrides):
+    return load_config(str(CONFIGS / spec), overrides)
+
+
+def planned(config, n_train=1835):
+    net = build_model(config, classes=5)
+    return net, build_phases(config, net.model, net.layers, net.groups, n_train)
+
+
+def test_every_recipe_is_listed_here():
+    assert sorted(VARIANTS) == sorted(file.name for file in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_recipe_becomes_a_network_with_phases(spec):
+    config = load(spec)
+    net, phases = planned(config)
+    assert isinstance(net.model, Classifier)
+    assert [phase.name for phase in phases] == list(config.phases)
+    assert any(settings.augment for settings in phases)
+    Resize(config.data.height, config.data.width, config.data.resize, config.data.filter)
+    AugmentConfig(**config.augmentation.to_dict())
+    tree = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.shapes.items()}
+    for phase in phases:
+        learning, _, frozen = phase.split.part(tree)
+        assert learning
+        assert frozen
+        made = phase_optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
+        jax.eval_shape(made.init, learning)
+
+
+@pytest.mark.parametrize("file", [file for file, variants in VARIANTS.items() if variants != [""]])
+def test_an_unknown_variant_is_refused(file):
+    with pytest.raises(UserError, match="'nonsense'.*" + ", ".join(VARIANTS[file][1:])):
+        load(f"{file}:nonsense")
+
+
+def test_the_lectures_network():
+    net, _ = planned(load("flowers_vgg16.py"))
+    assert net.count("head/") == 590_597
+    assert net.count("backbone/") == 14_714_688
+    assert net.count("backbone/block5_") == 7_079_424
+    assert [layer[1:4] for layer in net.layers if layer.section == "head"] == [
+        ("pool", "average pool", (3, 3, 512)),
+        ("flatten", "flatten", (4608,)),
+        ("dense_1", "dense", (128,)),
+        ("dropout_1", "dropout", (128,)),
+        ("predictions", "dense", (5,)),
+    ]
+    assert net.model.head.dropout == 0.4
+
+
+def test_the_lectures_schedule():
+    config = load("flowers_vgg16.py")
+    _, phases = planned(config)
+    rows = [(phase.name, phase.epochs, phase.steps_per_epoch, phase.augment, phase.split.rates) for phase in phases]
+    assert rows == [
+        ("frozen", 100, 20, False, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
+        ("augmented", 100, 20, True, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
+        ("finetune", 250, 20, True, {"head": 1e-6, "block5": 1e-6, "base": 0.0}),
+    ]
+    assert [(phase.first_step, phase.last_step) for phase in phases] == [(0, 2000), (2000, 4000), (4000, 9000)]
+    assert [phase.cut for phase in phases] == ["block5_pool", "block5_pool", "block4_pool"]
+    assert {phase.schedule for phase in phases} == {"constant"}
+    assert {phase.patience for phase in phases} == {0}
+    assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99}
+    assert config.batch == 32
+
+
+def test_the_lectures_data_and_augmentation():
+    config = load("flowers_vgg16.py")
+    assert config.data.source == "tfds:tf_flowers"
+    assert config.data.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    assert (config.data.height, config.data.width) == (200, 200)
+    assert config.data.fractions.to_dict() == {"train": 0.5, "validation": 0.2, "test": 0.3}
+    assert AugmentConfig(**config.augmentation.to_dict()) == AugmentConfig(
+        rotation=30.0,
+        height_shift=0.2,
+        width_shift=0.2,
+        shear=0.2,
+        zoom=0.2,
+        horizontal_flip=True,
+    )
+
+
+def test_the_lectures_augmented_model_from_scratch():
+    _, phases = planned(load("flowers_vgg16.py:scratch"))
+    assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
+
+
+QUICK = ("resnet50", "efficientnetb0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in registry.MODELS if name not in QUICK)],
+)
+def test_your_own_pictures_can_be_given_to_every_network(name):
+    net, phases = planned(load("folder.py", f"--config.model.name={name}"))
+    assert net.model.architecture.name == name
+    top = net.model.architecture.top_group
+    assert [group for group, rate in phases[-1].split.rates.items() if rate] == ["head", top]
+    assert {group: rate for group, rate in phases[0].split.rates.items() if rate} == {"head": 1e-3}
+    assert any(net.groups[path] == top and phases[-1].split.learns(path) for path in net.groups)
+
+
+def test_the_base_is_thawed_block_by_block():
+    net, phases = planned(load("gradual.py"))
+    learning = [{group for group, rate in phase.split.rates.items() if rate} for phase in phases]
+    assert learning == [{"head"}, {"head", "block5"}, {"head", "block5", "block4"}]
+    assert [phase.cut for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
+    last = phases[-1].split
+    assert last.span("head") == (2e-5, 2e-5)
+    assert last.span("block5") == pytest.approx((2e-5 * 0.8, 2e-5 * 0.8**3))
+    assert last.span("block4") == pytest.approx((2e-5 * 0.8**4, 2e-5 * 0.8**6))
+    assert all(last.rates[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
+
+
+@pytest.mark.slow
+def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
+    given = ["--config.data.source=garden", "--config.data.height=32", "--config.data.width=32", "--config.batch=8"]
+    given += ["--config.head.pooling=global_average", "--config.weights.path=random"]
+    given += [f"--config.{phase}.epochs=1" for phase in ("frozen", "thaw5", "thaw4")]
+    given += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
+    given += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
+    main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *given])
+    assert re.search(r"\b1\.6e-05\b\W+1\.02e-05\b", capsys.readouterr().out)
+    phases = run_dir.read_summary(tmp_path / "run")["phases"]
+    assert [phases[name]["frozen_leaves_unchanged"] for name in phases] == [26, 20, 14]
+    assert [row["rates"] for row in read_metrics(tmp_path / "run")][-1] == {
+        "head": 2e-5,
+        "block5": 2e-5,
+        "block4": 2e-5,
+    }
+
+
+def test_every_line_of_the_page_on_tuning_is_a_plan():
+    page = (CONFIGS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^--config\..*", page, re.MULTILINE)
+    assert len(lines) > 10
+    net = build_model(load("folder.py"), classes=5)
+    for line in lines:
+        config = load("folder.py", *shlex.split(line))
+        build_phases(config, net.model, net.layers, net.groups, 1835)
+        class_weights(config.class_weights, ("daisy", "roses"), np.array([0, 1, 1]))
+
+
+def test_the_demo_needs_no_network_and_no_data():
+    config = load("demo.py")
+    assert config.data.source == "garden"
+    assert config.weights.path == "builtin"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_checks_keys_can_be_overridden(spec):
+    phase = load(spec).phases[-1]
+    config = load(
+        spec,
+        "--config.seed=1",
+        "--config.weights.path=random",
+        "--config.data.source=folder:x",
+        "--config.data.height=64",
+        "--config.batch=8",
+        f"--config.{phase}.epochs=1",
+        f"--config.{phase}.steps_per_epoch=2",
+        f"--config.{phase}.lr.block5=3e-6",
+        f"--config.{phase}.augment=False",
+    )
+    assert config.data.source == "folder:x"
+    settings = config[phase]
+    assert (settings.epochs, settings.steps_per_epoch, settings.lr.block5, settings.augment) == (1, 2, 3e-6, False)

@@ -1,0 +1,312 @@
+"""The commands as a user gives them, on drawn pictures and the built-in weights, in one process."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers.tiny_run import pictures
+
+from flaxtl.cli.main import main
+from flaxtl.evaluation import calibration, predictions
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.weights = dict(path="builtin")
+    c.model = dict(name="vgg16", stop="block2_pool")
+    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
+    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
+    c.groups = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen", "finetune")
+    c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0))
+    c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-5, block2=1e-5, base=0.0))
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures/, recipe.py and a finished run/."""
+    place = tmp_path_factory.mktemp("user")
+    pictures(place / "pictures")
+    (place / "recipe.py").write_text(RECIPE)
+    train(place, "run")
+    return place
+
+
+def train(place, workdir, *more):
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    main(["train", f"--config={place / 'recipe.py'}", f"--workdir={place / workdir}", source, *more])
+
+
+def mistake(capsys, *arguments):
+    """The sentence on stderr of a command that must end with code 2 and without a traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("flaxtl: ")
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def test_run_directory_holds_its_contract(place):
+    names = {path.name for path in (place / "run").iterdir()}
+    assert names >= {
+        "config.json",
+        "manifest.csv",
+        "metrics.jsonl",
+        "checkpoints",
+        "predictions.csv",
+        "summary.json",
+        "layers.json",
+        "report",
+        "tensorboard",
+    }
+    assert "features" not in names  # only a run that may have to go on needs them
+
+
+def test_summary_has_every_phase_and_split(place):
+    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert list(summary["phases"]) == ["frozen", "finetune"]
+    for phase in summary["phases"].values():
+        assert [phase[split]["n"] for split in ("validation", "test")] == [6, 6]
+        for split in ("train", "validation", "test"):
+            assert 0 <= phase[split]["accuracy"] <= 1
+            assert np.isfinite(phase[split]["loss"])
+    # Two layers of block 1, in both phases; block 2 is frozen in the first.
+    assert summary["phases"]["frozen"]["frozen_leaves_unchanged"] == 8
+    assert summary["phases"]["finetune"]["frozen_leaves_unchanged"] == 4
+    assert "vgg16_notop.safetensors" in summary["weights"]["origin"]
+
+
+def test_predictions_have_one_row_a_picture(place):
+    with (place / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["validation"] * 6 + ["test"] * 6
+    for row in rows:
+        chances = {name: float(row[name]) for name in ("blue", "green", "red")}
+        assert row["prediction"] == max(chances, key=chances.get)
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)  # three float32 values, written in decimals
+
+
+def test_the_temperature_is_that_of_the_validation_pictures(place):
+    said = predictions.read_predictions(place / "run" / "predictions.csv").of_split("validation")
+    expected = {"temperature": calibration.fit_temperature(said.probabilities, said.labels), "n": 6}
+    assert json.loads((place / "run" / "summary.json").read_text())["calibration"] == expected
+
+
+def test_predict_at_the_temperature(place, tmp_path, capsys):
+    workdir = shutil.copytree(place / "run", tmp_path / "run")
+    summary = json.loads((workdir / "summary.json").read_text())
+
+    def predicted(temperature, *more):
+        calibrated = summary | {"calibration": {"temperature": temperature, "n": 6}}
+        (workdir / "summary.json").write_text(json.dumps(calibrated))
+        command = ["predict", f"--workdir={workdir}", "--input", str(place / "pictures"), *more]
+        if temperature is None:
+            return mistake(capsys, *command)
+        main([*command, f"--csv={tmp_path / 'out.csv'}"])
+        with (tmp_path / "out.csv").open() as file:
+            return np.array([[row[name] for name in ("blue", "green", "red")] for row in csv.DictReader(file)], float)
+
+    plain, calibrated = predicted(2.0), predicted(2.0, "--calibrated")
+    roots = np.sqrt(plain)  # which is what 2 makes of them
+    # the file has six decimals: p is off by up to 5e-7, its root by up to 7e-4, where p is 0
+    np.testing.assert_allclose(calibrated, roots / roots.sum(axis=1, keepdims=True), rtol=0, atol=1e-3)
+    assert np.abs(calibrated - plain).max() > 0.01
+    assert "temperature" in predicted(None, "--calibrated")
+
+
+def test_report_is_one_page_without_requests(place):
+    page = (place / "run" / "report" / "index.html").read_text()
+    assert "finetune" in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+
+
+def test_evaluate_agrees_with_the_summary(place, capsys):
+    capsys.readouterr()
+    main(["evaluate", f"--workdir={place / 'run'}", f"--json={place / 'test.json'}"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(line) == json.loads((place / "test.json").read_text())
+    expected = json.loads((place / "run" / "summary.json").read_text())["phases"]["finetune"]["test"]
+    found = json.loads(line)
+    assert (found["n"], found["accuracy"]) == (6, expected["accuracy"])
+    # From pictures here, from the outputs of a frozen layer there: one float32 sum in another order.
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert np.sum(found["confusion_matrix"]) == 6
+
+
+def test_evaluate_other_pictures(place, capsys):
+    capsys.readouterr()
+    main(["evaluate", f"--workdir={place / 'run'}", f"--data=folder:{place / 'pictures'}"])
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])
+    assert (found["n"], found["phase"], found["seen_in_training"]) == (24, "finetune", 12)
+    assert re.search(r"\b12 of (the )?24\b", told.err)
+
+
+def test_predict_writes_what_it_is_asked_for(place):
+    files = {kind: place / f"out.{kind}" for kind in ("csv", "json", "npz")}
+    main(
+        ["predict", f"--workdir={place / 'run'}", "--input", str(place / "pictures" / "red"), "--top=2"]
+        + [f"--{kind}={file}" for kind, file in files.items()]
+        + ["--tap=block1_pool", "--tap=predictions"]
+    )
+    arrays = np.load(files["npz"])
+    assert sorted(arrays) == ["block1_pool", "path", "predictions"]
+    assert arrays["block1_pool"].shape == (8, 16, 16, 64)
+    rows = json.loads(files["json"].read_text())
+    assert [row["path"] for row in rows] == list(arrays["path"])
+    assert [len(row["top"]) for row in rows] == [2] * 8
+    with files["csv"].open() as file:
+        assert [row["prediction"] for row in csv.DictReader(file)] == [row["top"][0]["label"] for row in rows]
+
+
+def test_export_says_how_far_it_is_from_predict_and_does_not_overwrite(place, capsys):
+    command = ["export", f"--workdir={place / 'run'}", "--format=safetensors"]
+    folder = place / "run" / "export" / "safetensors"
+    capsys.readouterr()
+    main(command)
+    first, second = capsys.readouterr().out.splitlines()
+    number = r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)"
+    pictures, difference, bound = re.search(rf"\b(\d+)\b\D+?\b{number}\D+?\b{number}\b", first).groups()
+    assert int(pictures) == 6
+    assert 0 <= float(difference) <= float(bound) == 1e-3
+    assert second.endswith(f" {folder}")
+    before = (folder / "model.json").read_bytes()
+    assert str(folder) in mistake(capsys, *command)
+    assert (folder / "model.json").read_bytes() == before
+    assert "'tflite'" in mistake(capsys, *command[:-1], "--format=tflite")
+
+
+def test_complete_run_is_left_alone(place, capsys):
+    before = (place / "run" / "summary.json").read_bytes()
+    capsys.readouterr()
+    train(place, "run")
+    assert re.search(rf"{re.escape(str(place / 'run'))}\b.*\bcomplete\b", capsys.readouterr().out)
+    assert (place / "run" / "summary.json").read_bytes() == before
+
+
+def test_lost_predictions_are_made_again(place):
+    file = place / "run" / "predictions.csv"
+    before = file.read_bytes()
+    file.unlink()
+    train(place, "run")
+    assert file.read_bytes() == before
+
+
+def test_a_cut_base_asks_for_no_other_rules(place, capsys):
+    capsys.readouterr()
+    main(
+        [
+            "summary",
+            f"--config={place / 'recipe.py'}",
+            "--config.model.stop=block1_pool",
+            "--config.data.classes=('a','b')",
+        ]
+    )
+    told = capsys.readouterr().out
+    assert "finetune" in told
+    assert "block2" not in told
+
+
+def test_a_damaged_checkpoint_is_told_in_one_sentence(place, tmp_path, capsys):
+    shutil.copytree(place / "run", tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "phases" / "2").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+    sentence = mistake(capsys, "evaluate", f"--workdir={tmp_path / 'run'}")
+    assert str(tmp_path / "run" / "checkpoints" / "phases" / "2") in sentence
+
+
+def test_workdir_of_another_recipe(place, capsys):
+    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}"]
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    sentence = mistake(capsys, "train", *arguments, source, "--config.seed=9")
+    assert re.search(r"\bseed\b\D+\b0\b\D+\b9\b", sentence)
+
+
+def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
+    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'nan'}"]
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    rate = "--config.finetune.lr.head=1e38"  # float32 ends at 3.4e38: a few steps
+    sentence = mistake(capsys, "train", *arguments, source, rate, "--config.finetune.epochs=4")
+    assert re.search(r"(?i)\bnan\b", sentence)
+    assert "finetune.lr.head=1e+38" in sentence
+    summary = json.loads((place / "nan" / "summary.json").read_text())
+    assert summary["phases"]["frozen"]["validation"]["n"] == 6
+    main(["evaluate", f"--workdir={place / 'nan'}", "--split=validation"])
+
+
+def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path, capsys):
+    pictures(tmp_path / "pictures")
+    whole = tmp_path / "pictures" / "red" / "0.png"
+    whole.write_bytes(whole.read_bytes()[:500])
+    (tmp_path / "pictures" / "blue" / "note.jpg").write_text("not a picture")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    workdir = tmp_path / "run"
+    sentence = mistake(
+        capsys,
+        "train",
+        f"--config={tmp_path / 'recipe.py'}",
+        f"--workdir={workdir}",
+        f"--config.data.source=folder:{tmp_path / 'pictures'}",
+    )
+    assert "0.png" in sentence
+    assert "note.jpg" in sentence
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "facts"),
+    [
+        ("--config.lerning_rate=1", "'lerning_rate'"),
+        ("--config.frozen.lr.hed=1", r"'frozen\.lr\.hed'.*'frozen\.lr\.head'"),
+        ("--config.data.source=folder:nowhere", r"\bnowhere\b"),
+        ("--config.model.name=vg16", "'vg16'.*'vgg16'"),
+        ("--config.model.stop=block2_pol", "'block2_pol'.*'block2_pool'"),
+        ("--config.weights.path=nowhere.h5", r"nowhere\.h5"),
+        ("--config.head.pooling=mean", "'mean'.*global_average"),
+        ("--config.batch=0", r"\bbatch\w*\D+\b0\b"),
+        ("--config.data.height=16", r"\b16x32\b.*\bvgg16\b.*\b32\b"),
+        ("--config.optimizer.name=adm", "'adm'.*'adam'"),
+        ("--config.frozen.epochs=0", r"\bfrozen\.epochs\D+\b0\b"),
+        ("--config.phases=('frozen','fintune')", "fintune"),
+        ("--config.dtype=float61", "'float61'"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_written(place, tmp_path, capsys, override, facts):
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    workdir = tmp_path / "run"
+    command = ["train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, override]
+    assert re.search(facts, mistake(capsys, *command))
+    assert not workdir.exists() or list(workdir.iterdir()) == []
+
+
+def test_workdir_that_cannot_be_written_to(place, capsys):
+    workdir = place / "recipe.py" / "run"
+    source = f"--config.data.source=folder:{place / 'pictures'}"
+    sentence = mistake(capsys, "train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source)
+    assert str(workdir) in sentence
+    assert "--workdir" in sentence
+
+
+def test_predict_goes_on_past_an_unreadable_picture(place, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("not a picture")
+    good = place / "pictures" / "red" / "0.png"
+    target = tmp_path / "out.csv"
+    sentence = mistake(
+        capsys, "predict", f"--workdir={place / 'run'}", "--input", str(tmp_path), str(good), f"--csv={target}"
+    )
+    assert "bad.jpg" in sentence
+    assert len(target.read_text().splitlines()) == 2

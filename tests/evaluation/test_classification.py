@@ -1,0 +1,100 @@
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from flaxtl.evaluation import classification
+
+# three classes, 10 pictures; the last class has no picture and is never predicted in EMPTY
+MATRIX = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 1]])
+EMPTY = np.array([[2, 1, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_confusion_matrix_has_true_rows_and_predicted_columns():
+    matrix = classification.confusion_matrix(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 4)
+    assert matrix.dtype == np.int64
+    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_errors():
+    assert classification.errors(MATRIX) == 4
+
+
+def test_row_shares():
+    np.testing.assert_array_equal(classification.row_shares(MATRIX), [[0.75, 0.25, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]])
+    assert np.isnan(classification.row_shares(EMPTY)[1]).all()
+
+
+def test_per_class():
+    each = classification.per_class(MATRIX)
+    assert each.precision.tolist() == [3 / 4, 2 / 3, 1 / 3]
+    assert each.recall.tolist() == [3 / 4, 2 / 4, 1 / 2]
+    assert each.f1.tolist() == [6 / 8, 4 / 7, 2 / 5]
+    assert each.support.tolist() == [4, 4, 2]
+
+
+def test_per_class_is_nan_where_nothing_was_to_be_divided():
+    each = classification.per_class(EMPTY)
+    np.testing.assert_array_equal(each.precision, [1, 0, np.nan])
+    np.testing.assert_array_equal(each.recall, [2 / 3, np.nan, np.nan])
+    np.testing.assert_array_equal(each.f1, [4 / 5, 0, np.nan])
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_present():
+    assert classification.balanced_accuracy(MATRIX) == (3 / 4 + 2 / 4 + 1 / 2) / 3
+    assert classification.balanced_accuracy(EMPTY) == 2 / 3
+    assert np.isnan(classification.balanced_accuracy(np.zeros((2, 2), np.int64)))
+
+
+def test_most_confused_is_sorted_by_count_then_by_class():
+    pairs = [(pair.true, pair.predicted, pair.count) for pair in classification.most_confused(MATRIX, limit=10)]
+    assert pairs == [(1, 2, 2), (0, 1, 1), (2, 0, 1)]
+    assert len(classification.most_confused(MATRIX, limit=2)) == 2
+    assert classification.most_confused(np.diag([4, 5]), limit=2) == []
+
+
+def test_top_losses():
+    probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    rows, losses = classification.top_losses(probabilities, np.array([0, 0, 0, 0]), limit=3)
+    assert rows.tolist() == [2, 1, 0]
+    # exact: the probabilities are powers of two, and the logarithm is taken in float64
+    assert losses.tolist() == [-np.log(2.0**-126), -np.log(0.25), -np.log(0.5)]
+
+
+def test_top_losses_of_fewer_pictures_than_asked():
+    rows, losses = classification.top_losses(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), limit=3)
+    assert (len(rows), len(losses)) == (0, 0)
+
+
+def test_z_is_the_quantile():
+    assert pytest.approx(NormalDist().inv_cdf(0.975), rel=1e-15) == classification.Z_95
+
+
+@pytest.mark.parametrize(("right", "n"), [(1019, 1100), (9, 10), (1, 2), (0, 5)])
+def test_wilson_interval_is_where_the_normal_test_rejects(right, n):
+    # its ends are the p with (right / n - p)^2 = z^2 p (1 - p) / n
+    z2 = classification.Z_95**2
+    roots = np.sort(np.roots([1 + z2 / n, -2 * right / n - z2 / n, (right / n) ** 2]))
+    assert classification.wilson_interval(right, n) == pytest.approx(roots, abs=1e-12)  # two ways through float64
+
+
+def test_wilson_interval_stays_within_bounds():
+    assert classification.wilson_interval(0, 0) == (0.0, 1.0)
+    assert classification.wilson_interval(7, 7)[1] == 1.0
+    assert 0.0 <= classification.wilson_interval(0, 7)[0] < 1e-15  # a difference of equals, rounded
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 2 / 32),
+        (5, 0, 2 / 32),
+        (1, 5, 2 * 7 / 64),
+        (10, 25, 2 * sum(math.comb(35, k) for k in range(11)) / 2**35),
+    ],
+)
+def test_mcnemar_is_a_toss_of_coins(first, second, expected):
+    assert classification.mcnemar(first, second) == expected

@@ -1,0 +1,189 @@
+"""Grad-CAM against Keras' own networks on JAX, and against what is known on paper.
+
+The references differ from ours by the order of float32 sums, one after another through the layers below the map: up to
+1e-6 of the largest value of a map was measured on CPU. The bound is four times that.
+"""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from helpers import keras_zoo
+
+from flaxtl.errors import UserError
+from flaxtl.evaluation.gradcam import check_layer, default_layer, gradcam_maps
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier, forward
+from flaxtl.models.head import Head
+
+BOUND = 4e-6
+CLASSES = 3
+UNITS = 8
+SIDE = 64
+ASKED = np.array([[0, 1], [2, 2]], np.int32)  # the classes asked about, of two pictures
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
+
+
+def ours(model, parameters, pictures, layer, asked=ASKED):
+    at = check_layer(classifier.list_layers(model, *pictures.shape[1:3]), layer)
+    run = jax.jit(lambda parameters, x, asked: gradcam_maps(model, parameters, x, asked, at))
+    return np.asarray(run(parameters, pictures, asked))
+
+
+def with_head(base, last, parameters):
+    """Keras' base up to a layer under the head that `parameters` are of; without the softmax."""
+    x = keras.layers.GlobalAveragePooling2D()(base.get_layer(last).output)
+    hidden, logits = keras.layers.Dense(UNITS, activation="relu"), keras.layers.Dense(CLASSES)
+    network = keras.Model(base.input, logits(hidden(x)))
+    for layer, name in ((hidden, "dense_1"), (logits, "predictions")):
+        layer.set_weights([parameters["head"][name]["kernel"], parameters["head"][name]["bias"]])
+    return network
+
+
+def theirs(network, inputs, given, asked=ASKED):
+    """As in the paper: with respect to the first of `inputs`, layers behind which Keras' network is cut off.
+
+    `given` are preprocessed pictures.
+    """
+    below = keras.Model(network.input, [network.get_layer(name).output for name in inputs])
+    above = keras.Model([network.get_layer(name).output for name in inputs], network.output)
+    first, *others = (jnp.asarray(array) for array in _listed(below.predict(given, verbose=0)))
+    variables = [
+        [variable.value for variable in part] for part in (above.trainable_variables, above.non_trainable_variables)
+    ]
+
+    def score(tapped, rest, place, index):
+        logits, _ = above.stateless_call(*variables, [tapped, *rest], training=False)
+        return logits[place, index]
+
+    slope = jax.jit(jax.grad(score))
+    maps = np.zeros((*asked.shape, *first.shape[1:3]), np.float32)
+    for place, index in np.ndindex(asked.shape):
+        weights = np.asarray(slope(first, others, place, asked[place, index]))[place].mean((0, 1))
+        maps[place, index] = np.maximum(np.asarray(first)[place] @ weights, 0)
+    return maps / maps.max((2, 3), keepdims=True)
+
+
+def _listed(found):
+    return found if isinstance(found, list) else [found]
+
+
+def parameters_of(base, model):
+    """Keras' base and a drawn head, as our parameters."""
+    random = np.random.default_rng(2)
+    made = classifier.init_params(model, SIDE, SIDE, jax.random.key(0), head_only=True)
+    head = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), made["head"])
+    leaves = {4: ("scale", "bias", "mean", "var"), 2: ("kernel", "bias")}
+    weights = {layer.name: layer.get_weights() for layer in base.layers if layer.weights}
+    wanted = classifier.param_shapes(model, SIDE, SIDE)["backbone"]
+    tree = {name: dict(zip(leaves[len(weights[name])], weights[name], strict=True)) for name in wanted}
+    return {"backbone": tree, "head": head}
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    base = keras_zoo.keras_network("vgg16", SIDE, top=False)
+    model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", (UNITS,)))
+    parameters = parameters_of(base, model)
+    return model, parameters, with_head(base, "block5_pool", parameters)
+
+
+@pytest.mark.parametrize("layer", ["block5_conv3", "block4_conv1"])
+def test_vgg16_equals_keras(vgg16, pictures, layer):
+    model, parameters, network = vgg16
+    given = keras.applications.vgg16.preprocess_input(pictures.astype("float32"))
+    expected = theirs(network, [layer], given)
+    found = ours(model, parameters, pictures, layer)
+    assert found.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
+    assert found[0, 0].max() == 1
+    np.testing.assert_array_equal(found[1, 0], found[1, 1])  # the same class, asked twice
+    assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1
+
+
+def test_a_layer_within_a_residual_block_equals_keras(pictures):
+    """The network cannot be cut there: its other branch is held fast in Keras' network, by a second input."""
+    base = keras_zoo.keras_network("resnet50", SIDE, top=False)
+    keras_zoo.shrink(base, "_3_bn")
+    last = "conv2_block3_out"
+    model = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average", (UNITS,)), last)
+    parameters = parameters_of(base, model)
+    layer, other = "conv2_block2_2_relu", "conv2_block1_out"
+    with pytest.raises(UserError, match=f"'{layer}'.*'conv2_block2_add'"):
+        jax.eval_shape(lambda: forward(model, parameters, np.zeros((1, 16, 16, 64), np.float32), start=layer))
+    given = keras.applications.resnet.preprocess_input(pictures.astype("float32"))
+    expected = theirs(with_head(base, last, parameters), [layer, other], given)
+    np.testing.assert_allclose(ours(model, parameters, pictures, layer), expected, rtol=0, atol=BOUND)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """One convolution, the mean over the picture, and a matrix: what is behind the convolution is linear."""
+    model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", units=()), "block1_conv1")
+    parameters = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=False)
+    kernel = np.random.default_rng(3).normal(size=(64, CLASSES)).astype(np.float32)
+    kernel[:, 2] = -1  # nothing speaks for the last class
+    parameters["head"]["predictions"]["kernel"] = jnp.asarray(kernel)
+    return model, parameters, kernel
+
+
+def test_a_linear_network_has_the_map_of_its_own_matrix(linear, pictures):
+    """The gradient of every place is kernel / places, so the map is features @ kernel where that is positive."""
+    model, parameters, kernel = linear
+    pictures = pictures[:, :32, :32]
+    features = np.asarray(forward(model, parameters, pictures, stop="block1_conv1").output)
+    evidence = np.maximum(features @ kernel, 0).transpose(0, 3, 1, 2)
+    asked = np.array([[0, 1, 2]] * 2, np.int32)
+    found = ours(model, parameters, pictures, "block1_conv1", asked)
+    np.testing.assert_allclose(found[:, :2], evidence[:, :2] / evidence[:, :2].max((2, 3), keepdims=True), atol=BOUND)
+    np.testing.assert_array_equal(found[:, 2], 0)
+
+
+def test_a_network_in_bfloat16_has_the_maps_of_one_in_float32(linear, pictures):
+    model, parameters, _ = linear
+    exact = ours(model, parameters, pictures, "block1_conv1")
+    assert exact.dtype == np.float32
+    np.testing.assert_array_equal(ours(model.clone(dtype=jnp.bfloat16), parameters, pictures, "block1_conv1"), exact)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "expected"),
+    [
+        ("vgg16", None, "block5_conv3"),  # as in the paper
+        ("vgg16", "block3_pool", "block3_conv3"),
+        ("alexnet", None, "conv5"),
+        ("googlenet", None, "inception_5b_output"),
+        ("resnet50", None, "conv5_block3_out"),
+        ("inception_v3", None, "mixed10"),
+        ("xception", None, "block14_sepconv2_act"),
+        ("mobilenet_v2", None, "out_relu"),
+    ],
+)
+def test_default_layer(name, last, expected):
+    architecture = registry.get_spec(name)
+    layers = classifier.list_layers(Classifier(architecture, Head(CLASSES, "global_average"), last), 224, 224)
+    assert default_layer(layers) == check_layer(layers, expected).name == expected
+
+
+def test_small_pictures_leave_places_in_earlier_layers_only():
+    resnet50 = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average"))
+    assert default_layer(classifier.list_layers(resnet50, 32, 32)) == "conv4_block6_out"
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "facts"),
+    [
+        ("vgg16", "block5_conv33", "'block5_conv33'.*'block5_conv3'"),
+        ("vgg16", "dense_1", r"'dense_1'.*\b128\b.*'block5_conv3'"),
+        ("efficientnetb0", "block1a_se_expand", r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'"),
+    ],
+)
+def test_layers_that_have_no_heat_map(name, layer, facts):
+    layers = classifier.list_layers(Classifier(registry.get_spec(name), Head(CLASSES, "global_average")), 64, 64)
+    with pytest.raises(UserError, match=facts):
+        check_layer(layers, layer)

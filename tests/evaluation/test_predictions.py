@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.evaluation import predictions as predictions_file
+from flaxtl.evaluation.predictions import Predictions
+
+COLUMNS = "path,split,label,prediction,confidence"
+HEADER = f"{COLUMNS},cat,dog\n"
+
+
+@pytest.fixture
+def predictions():
+    return Predictions(
+        paths=("/data/a,b.jpg", '/data/say "cheese"\n.jpg', "/data/\udcff.jpg"),  # comma, quotes, line end, not UTF-8
+        splits=("validation", "test", "test"),
+        labels=np.array([0, 2, 1]),
+        # 1/3 has no short decimal; 1e-38 is written with an exponent; the last row has two equal maxima
+        probabilities=np.array([[1 / 3, 2 / 3, 0], [1, 1e-38, 0], [0.25, 0.375, 0.375]], np.float32),
+        classes=("<script>", "Löwe, groß", "label"),
+    )
+
+
+def test_what_was_written_is_read_bit_by_bit(tmp_path, predictions):
+    predictions_file.write_predictions(tmp_path / "predictions.csv", predictions)
+    back = predictions_file.read_predictions(tmp_path / "predictions.csv")
+    assert (back.paths, back.splits, back.classes) == (predictions.paths, predictions.splits, predictions.classes)
+    assert back.labels.tolist() == [0, 2, 1]
+    assert back.probabilities.dtype == np.float32
+    assert back.probabilities.tobytes() == predictions.probabilities.tobytes()
+
+
+def test_the_file_is_the_contract(tmp_path):
+    path = tmp_path / "predictions.csv"
+    probabilities = np.array([[0.25, 0.75]], np.float32)
+    predictions_file.write_predictions(
+        path, Predictions(("x.jpg",), ("test",), np.array([0]), probabilities, ("cat", "dog"))
+    )
+    assert path.read_text() == HEADER + "x.jpg,test,cat,dog,0.75,0.25,0.75\n"
+
+
+def test_predicted_and_confidence(predictions):
+    assert predictions.predicted.tolist() == [1, 0, 1]
+    assert predictions.confidence.dtype == np.float32
+    assert predictions.confidence.tolist() == [np.float32(2 / 3), 1.0, 0.375]
+
+
+def test_of_split_keeps_the_rows_of_one_split(predictions):
+    test = predictions.of_split("test")
+    assert test.paths == predictions.paths[1:]
+    assert test.splits == ("test", "test")
+    assert test.labels.tolist() == [2, 1]
+    assert test.probabilities.tolist() == predictions.probabilities[1:].tolist()
+    assert predictions.of_split("train").probabilities.shape == (0, 3)
+
+
+def test_no_rows_survive_the_round_trip(tmp_path, predictions):
+    predictions_file.write_predictions(tmp_path / "none.csv", predictions.of_split("train"))
+    assert predictions_file.read_predictions(tmp_path / "none.csv").probabilities.shape == (0, 3)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, predictions):
+    path = tmp_path / "predictions.csv"
+    path.write_text("old")
+    no_such_class = Predictions(("x",), ("test",), np.array([7]), np.ones((1, 1), np.float32), ("only",))
+    with pytest.raises(IndexError):
+        predictions_file.write_predictions(path, no_such_class)
+    assert path.read_text() == "old"
+
+
+def test_fields_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match=r"\b2 paths\b"):
+        Predictions(("a", "b"), ("test", "test"), np.array([0]), np.ones((2, 1), np.float32), ("c",))
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match=r"(?=.*/gone\.csv\b)(?=.*\bflaxtl train\b)"):
+        predictions_file.read_predictions(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", COLUMNS),
+        (b"name,age\nbob,3\n", COLUMNS),
+        (HEADER[:-9].encode() + b"\n", rf"(?i){COLUMNS}.*\bclass"),
+        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3\n", r"\bline 2\b.*\b6\b.*\b7\b"),
+        (HEADER.encode() + b"x,test,cow,dog,0.7,0.3,0.7\n", r"\bline 2\b.*'cow'"),
+        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3,much\n", r"(?i)\bline 2\b.*\bprobability\b"),
+        (b"\x89PNG\r\n\x1a\n\0\0", COLUMNS),
+    ],
+)
+def test_a_foreign_file_is_named_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "foreign.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        predictions_file.read_predictions(path)
+    assert str(path) in str(error.value)

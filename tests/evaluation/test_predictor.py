@@ -1,0 +1,201 @@
+"""`flaxtl predict --model` against Keras' own network and decode_predictions, with the same random weights."""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from helpers import keras_zoo
+from helpers.image_folders import picture
+from keras.src.applications import imagenet_utils
+
+from flaxtl.cli import main
+from flaxtl.data.decode import Resize, decode_all
+from flaxtl.evaluation import predictor
+from flaxtl.models import imagenet, registry
+from flaxtl.pretrained import download
+
+NAME = "mobilenet_0.25"
+TAP = "conv_pw_6_relu"
+BOUND = 5e-6  # of the largest value: tests/test_mobilenet.py
+
+
+class Place(NamedTuple):
+    """Keras' weights in a file with the top and in one without, five files of which one is no picture, Keras' outputs.
+
+    `outputs`: of the pictures as ImageNet networks are evaluated, shorter side to 256, bicubic, centre crop.
+    """
+
+    whole: Path
+    base: Path
+    pictures: Path
+    outputs: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    network = keras_zoo.keras_network(NAME, 224, top=True)
+    last = network.get_layer("conv_preds")
+    last.set_weights([array / 10 for array in last.get_weights()])  # else the softmax saturates: scores of 1 and 0
+    base = keras.Model(network.input, network.get_layer("conv_pw_13_relu").output)
+    pictures = root / "pictures"
+    pictures.mkdir()
+    for number, size in enumerate(((300, 200), (90, 250), (224, 224), (640, 480))):
+        picture(number, 256).resize(size).save(pictures / f"{number}.{'png' if number % 2 else 'jpg'}")
+    (pictures / "2b.png").write_text("no picture")
+    whole, alone = keras_zoo.save_legacy(network, root / "whole.h5"), keras_zoo.save_legacy(base, root / "base.h5")
+    pixels = decode_all(readable(pictures), Resize(224, 224, "crop", "bicubic"))
+    asked = keras.Model(network.input, {layer: network.get_layer(layer).output for layer in (TAP, "predictions")})
+    outputs = asked.predict(keras_zoo.preprocessing(NAME)(pixels.astype("float32")), verbose=0)
+    return Place(whole, alone, pictures, outputs)
+
+
+def readable(folder):
+    return sorted(path for path in folder.iterdir() if path.name != "2b.png")
+
+
+@pytest.fixture
+def told(capsys):
+    """Runs `flaxtl predict --model`; gives its exit code, and what it printed and complained."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main.main(["predict", f"--model={NAME}", *map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def decoded(probabilities, top, tmp_path, monkeypatch):
+    """Keras' decode_predictions, with the file that it would download made from ours."""
+    index = tmp_path / "imagenet_class_index.json"
+    index.write_text(json.dumps({str(number): each for number, each in enumerate(imagenet.imagenet_classes())}))
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", None)
+    monkeypatch.setattr(imagenet_utils.file_utils, "get_file", lambda *arguments, **options: str(index))
+    return imagenet_utils.decode_predictions(probabilities, top)
+
+
+def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatch):
+    code, out, err = told(
+        f"--weights={place.whole}",
+        *("--input", *readable(place.pictures), "--top=3"),
+        *(f"--json={tmp_path / 'out.json'}", f"--csv={tmp_path / 'out.csv'}"),
+    )
+    assert (code, err) == (0, "")
+    assert "whole.h5" in out.splitlines()[0]
+    probabilities = place.outputs["predictions"]
+    expected = decoded(probabilities, 3, tmp_path, monkeypatch)
+    assert len({best[0] for best, *_ in expected}) > 1  # else one answer for all would do
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [row["path"] for row in rows] == list(map(str, readable(place.pictures)))
+    for row, best in zip(rows, expected, strict=True):
+        assert [(one["wordnet_id"], one["label"]) for one in row["top"]] == [(id, name) for id, name, _ in best]
+        scores = [one["probability"] for one in row["top"]]
+        np.testing.assert_allclose(scores, [score for *_, score in best], rtol=0, atol=BOUND * probabilities.max())
+        assert f"{best[0][1]} {scores[0]:.1%}" in out
+    with (tmp_path / "out.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for line, row in zip(lines, rows, strict=True):
+        assert list(line)[:4] == ["path", "prediction", "confidence", "wordnet_id"]
+        third = row["top"][2]
+        assert (line["prediction_3"], line["wordnet_id_3"]) == (third["label"], third["wordnet_id"])
+        assert line["confidence_3"] == f"{third['probability']:.6f}"
+        assert len(line) == 1 + 3 * 3
+
+
+def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
+    file = tmp_path / "out.npz"
+    glob = place.pictures / "[0-9].*"
+    code, out, err = told(
+        f"--weights={place.whole}", f"--input={glob}", f"--tap={TAP}", "--tap=predictions", f"--npz={file}"
+    )
+    assert (code, err) == (0, "")
+    assert re.search(r"\d\.\d%", out)  # scores
+    arrays = np.load(file)
+    assert sorted(arrays) == sorted(["path", TAP, "predictions"])
+    assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
+    keras_zoo.assert_equal(place.outputs, {layer: arrays[layer] for layer in (TAP, "predictions")}, BOUND)
+
+
+def test_layers_of_the_base_need_no_top(place, told, tmp_path):
+    file = tmp_path / "out.npz"
+    asked = (f"--weights={place.base}", "--input", *readable(place.pictures), f"--tap={TAP}", f"--npz={file}")
+    code, out, err = told(*asked)
+    assert (code, err) == (0, "")
+    assert not re.search(r"\d\.\d%", out)
+    assert "4x14x14x128" in out
+    keras_zoo.assert_equal({TAP: place.outputs[TAP]}, {TAP: np.load(file)[TAP]}, BOUND)
+    for more in ("--top=1", "--tap=predictions"):
+        code, out, err = told(*asked, more)
+        assert (code, out) == (2, "")
+        assert re.search(r"\bconv_preds\b.*top", err)
+
+
+def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch):
+    """Five files in batches of two: the second one lacks the file that is no picture, the third is half empty."""
+    compiled = []
+
+    def counting(model, parameters, x, **options):
+        compiled.append(x.shape)
+        return forward(model, parameters, x, **options)
+
+    forward = predictor.forward
+    monkeypatch.setattr(predictor, "forward", counting)
+    monkeypatch.setattr(predictor, "PIXELS", 2 * 224 * 224 + 1)
+    file = tmp_path / "out.npz"
+    code, _, err = told(f"--weights={place.whole}", f"--input={place.pictures}", "--tap=predictions", f"--npz={file}")
+    assert code == 2
+    assert err.startswith("flaxtl: ")
+    assert [line.count(".png") for line in err.splitlines()] == [1]
+    assert str(place.pictures / "2b.png") in err
+    assert compiled == [(2, 224, 224, 3)]
+    arrays = np.load(file)
+    assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
+    keras_zoo.assert_equal({"predictions": place.outputs["predictions"]}, {"predictions": arrays["predictions"]}, BOUND)
+
+
+def test_a_large_picture_is_a_batch_of_its_own(place, monkeypatch):
+    monkeypatch.setattr(predictor, "PIXELS", 100)
+    batches = list(predictor._batches(readable(place.pictures), Resize(20, 20), []))
+    assert [pictures.shape for _, pictures in batches] == [(1, 20, 20, 3)] * 4
+
+
+def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
+    """The file with the top has the base in it: it serves for either."""
+    models = Path(os.environ["KERAS_HOME"]) / "models"
+    models.mkdir(parents=True)
+    cached = models / registry.get_spec(NAME).file_with_top.name
+    cached.symlink_to(place.whole)
+    first = readable(place.pictures)[0]
+    for more in ((), (f"--tap={TAP}", f"--npz={tmp_path / 'out.npz'}")):
+        code, out, err = told("--input", first, *more)
+        assert (code, err) == (0, "")
+        assert re.search(rf"\b{re.escape(cached.name)} .*\bKeras\b", out.splitlines()[0])
+
+
+def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, monkeypatch):
+    def offline(*arguments):
+        raise OSError("no network")
+
+    monkeypatch.setattr(download, "_download", offline)
+    code, out, err = told("--input", place.pictures)
+    url = registry.get_spec(NAME).file_with_top.url
+    assert (code, out) == (2, "")
+    assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
+
+
+def test_an_unknown_layer_is_told_before_weights_are_looked_for(place, told):
+    code, _, err = told("--input", place.pictures, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
+    assert code == 2
+    assert re.fullmatch(r"flaxtl: .*'conv_pw_6_rlu'.*'conv_pw_6_relu'.*\n", err)
+    assert not Path("unwritten.npz").exists()

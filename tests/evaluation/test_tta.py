@@ -1,0 +1,261 @@
+"""Test-time augmentation: the views, their mean, what it gains, and the command."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_run
+from PIL import Image
+
+from flaxtl.cli.main import main
+from flaxtl.data.augment import tta
+from flaxtl.data.augment.config import AugmentConfig
+from flaxtl.data.decode import CROP_PCT, Resize, decode
+from flaxtl.data.loaders import MemoryImages
+from flaxtl.errors import UserError
+from flaxtl.evaluation import classification, tta
+from flaxtl.evaluation.evaluate import evaluate_workdir
+from flaxtl.evaluation.predictor import load_trained_run
+from flaxtl.train import train_step, trainer
+from flaxtl.train.eval_loop import evaluate
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+OWN = Resize(tiny_run.SIDE, tiny_run.SIDE)
+LARGER = 37  # 32 / 0.875 = 36.57
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory, compile_once):
+    """A run of one short phase, opened."""
+    workdir, phases = tmp_path_factory.mktemp("runs") / "run", {"phases": ("frozen",), "frozen": {"epochs": 1}}
+    trainer.train(tiny_run.config(folder, **phases), workdir, tiny_run.quiet(), "flaxtl train")
+    return load_trained_run(workdir)
+
+
+@pytest.fixture(scope="module")
+def held(run):
+    """The validation pictures of the run and their labels: 6, so that the second batch of 4 is padded."""
+    return decoded(run, OWN)
+
+
+def decoded(run, resize):
+    examples = run.setup.manifest.of_split("validation")
+    pixels = np.stack([decode(Path(example.path), resize) for example in examples])
+    return MemoryImages(pixels, run.setup.manifest.labels(examples))
+
+
+def answers(run, pictures):
+    """What `flaxtl evaluate` finds without test-time augmentation."""
+    data, setup = pictures.feed(run.setup.mesh), run.setup
+    step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
+    return evaluate(step, run.parameters, data, setup.config.batch)
+
+
+def averaged(run, views, own, given=None):
+    data = (given or own).feed(run.setup.mesh)
+    return tta.average(run, views, answers(run, own), own.labels, data, tiny_run.quiet())
+
+
+def by_hand(*found):
+    """The mean of evaluations, rounded once as there."""
+    return np.mean([each.probabilities for each in found], axis=0, dtype=np.float64).astype(np.float32)
+
+
+def looked(views, pictures, view, indices=None):
+    indices = np.arange(len(pictures), dtype=np.int32) if indices is None else indices
+    return np.asarray(jax.jit(views.look)(pictures, indices, np.int32(view)))
+
+
+def test_flip_is_the_mean_of_two_evaluations(run, held):
+    mirrored = MemoryImages(np.ascontiguousarray(held.pixels[:, :, ::-1]), held.labels)
+    found = averaged(run, tta.flip(OWN), held)
+    expected = by_hand(answers(run, held), answers(run, mirrored))
+    np.testing.assert_array_equal(found.probabilities, expected)
+    assert np.abs(found.probabilities - answers(run, held).probabilities).max() > 1e-4
+    assert found.measures.n == 6
+    assert found.measures.accuracy == (expected.argmax(1) == held.labels).mean()
+    assert found.measures.balanced_accuracy == found.measures.accuracy  # two pictures of each class
+    # float32 probabilities, a float64 logarithm
+    assert found.measures.loss == pytest.approx(-np.log(expected[np.arange(6), held.labels]).mean(), rel=1e-6)
+
+
+def test_pictures_that_are_their_mirror_images_gain_nothing(run, held):
+    half = held.pixels[:, :, :16]
+    own = MemoryImages(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
+    plain, found = answers(run, own), averaged(run, tta.flip(OWN), own)
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+    gain = tta.TtaGain.of(own.labels, plain, found)
+    assert gain.as_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
+
+
+def test_crops_are_cut_where_they_should_be():
+    """Each pixel of the picture says where it is: its row in red, its column in green."""
+    views = tta.crops(OWN)
+    assert (views.resize.height, views.resize.width, views.total) == (LARGER, LARGER, 10)
+    drawn = np.zeros((2, LARGER, LARGER, 3), np.uint8)
+    drawn[..., 0], drawn[..., 1] = np.arange(LARGER)[:, None], np.arange(LARGER)
+    drawn[1, ..., 2] = 9
+    corners = [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]
+    for view, (top, left) in enumerate(corners):
+        seen, mirrored = looked(views, drawn, view), looked(views, drawn, view + 5)
+        assert seen.dtype == np.uint8
+        np.testing.assert_array_equal(seen, drawn[:, top : top + 32, left : left + 32])
+        np.testing.assert_array_equal(mirrored, seen[:, :, ::-1])
+
+
+def test_crops_of_pictures_that_are_not_square():
+    views = tta.crops(Resize(14, 28, "crop", "bicubic"))
+    assert views.resize == Resize(16, 32, "crop", "bicubic", cover=1.0)
+    assert tta.crops(Resize(200, 200)).resize.height == round(200 * CROP_PCT) == 229
+    drawn = np.arange(16 * 32 * 3).reshape(1, 16, 32, 3).astype(np.uint16)
+    np.testing.assert_array_equal(looked(views, drawn, 3), drawn[:, 2:, 4:])
+    np.testing.assert_array_equal(looked(views, drawn, 4), drawn[:, 1:15, 2:30])
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 333), (256, 256)])
+def test_the_centre_crop_is_the_picture_that_the_policy_crop_makes(tmp_path, size):
+    """To Pillow's rounding: both scale one box of the file, to another number of pixels."""
+    path, own = tmp_path / "a.png", Resize(224, 224, "crop", "bilinear")
+    shades = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(shades).resize(size, Image.Resampling.BICUBIC).save(path)
+    views = tta.crops(own)
+    assert views.resize.height == 256
+    centre = looked(views, decode(path, views.resize)[None], 4)[0]
+    assert np.abs(centre.astype(int) - decode(path, own)).max() <= 2
+
+
+def test_crops_are_the_mean_of_ten_evaluations(run, held):
+    views = tta.crops(OWN)
+    larger = decoded(run, views.resize)
+    found = averaged(run, views, held, larger)
+    each = [MemoryImages(looked(views, larger.pixels, view), held.labels) for view in range(10)]
+    np.testing.assert_array_equal(found.probabilities, by_hand(*(answers(run, view) for view in each)))
+
+
+def test_a_view_is_what_training_makes_of_the_picture_in_that_pass(run, held):
+    setup = run.setup
+    views = tta.make_tta("3")(setup)
+    assert (views.name, views.n, views.plain, views.total) == ("3", 2, True, 3)
+    data = held.feed(setup.mesh)
+    (_, _), (examples, real) = data.evaluation(4)
+    assert real.tolist() == [True, True, False, False]
+    for view in range(2):
+        passed = examples._replace(passes=np.full(4, view, np.int32))
+        trained_on = jax.jit(partial(type(passed).inputs, seed=3, augmentation=setup.augmentation))(passed)
+        seen = looked(views, held.pixels[examples.indices], view, examples.indices)
+        np.testing.assert_array_equal(seen, trained_on)
+
+
+def test_views_by_the_recipe_are_pure_functions_of_seed_picture_and_view(held):
+    augmentation = AugmentConfig(brightness=0.2)
+    views = tta.augmented(OWN, 4, 7, augmentation)
+    whole = [looked(views, held.pixels, view) for view in range(3)]
+    assert not any((whole[0] == other).all() for other in whole[1:])
+    alone = looked(views, held.pixels[4:5], 2, np.array([4], np.int32))
+    np.testing.assert_array_equal(alone[0], whole[2][4])
+    more = tta.augmented(OWN, 9, 7, augmentation)
+    np.testing.assert_array_equal(looked(more, held.pixels, 1), whole[1])
+    other = tta.augmented(OWN, 4, 8, augmentation)
+    assert (looked(other, held.pixels, 1) != whole[1]).any()
+
+
+def test_n_views_are_the_picture_and_n_less_one(run, held):
+    views = tta.make_tta("3")(run.setup)
+    each = [looked(views, held.pixels, view) for view in range(2)]
+    found = averaged(run, views, held)
+    # float32 pictures here, as in training: the network's own program is given them as they are
+    expected = by_hand(answers(run, held), *(answers(run, MemoryImages(view, held.labels)) for view in each))
+    np.testing.assert_array_equal(found.probabilities, expected)
+
+
+@pytest.mark.parametrize("asked", ["crops", "4"])
+def test_all_views_of_all_batches_are_one_program(run, held, monkeypatch, asked):
+    made, original = [], train_step.make_tta_step
+    monkeypatch.setattr(train_step, "make_tta_step", lambda *given: made.append(original(*given)) or made[-1])
+    views = tta.make_tta(asked)(run.setup)
+    averaged(run, views, held, decoded(run, views.resize))
+    assert [step._cache_size() for step in made] == [1]
+
+
+@pytest.mark.slow
+def test_streamed_pictures_are_seen_as_resident_ones(run, tmp_path):
+    """Each has its own index: a view by the recipe is drawn by it."""
+    workdir = shutil.copytree(run.setup.workdir, tmp_path / "run")
+    settings = json.loads((workdir / "config.json").read_text())
+    found = {}
+    for way in ("resident", "stream"):
+        settings["data"]["pipeline"] = way
+        (workdir / "config.json").write_text(json.dumps(settings))
+        found[way] = evaluate_workdir(workdir, None, "validation", tiny_run.quiet(), "3")
+    assert found["stream"] == found["resident"]
+
+
+def test_gain_counts_pictures():
+    labels = np.zeros(5, np.int32)
+
+    def evaluation(*right):
+        probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in right], np.float32)
+        return tta.Evaluation(probabilities, tta._measured(probabilities, labels))
+
+    without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
+    gain = tta.TtaGain.of(labels, without, with_it)
+    assert gain.as_json() == {
+        "without": {"accuracy": 0.4, "loss": without.measures.loss},
+        "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
+    }
+    assert re.findall(r"\d+(?:\.\d+)?", str(gain)) == ["40.00", "80.00", "3", "5", "1", "0.62"]
+
+
+@pytest.mark.parametrize("asked", ["1", "0", "-2", "2.5", "flips", "", "Flip", "²"])
+def test_what_is_no_way_to_augment(asked, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--workdir=nowhere", f"--tta={asked}"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--tta={asked} " in error
+    assert re.search(r"(?=.*\bflip\b)(?=.*\bcrops\b)(?=.*\b2\b)", error.replace(f"--tta={asked} ", ""))
+
+
+def test_a_recipe_without_augmentation_has_no_views(run):
+    for none in (AugmentConfig(), AugmentConfig(mixup=0.4, fill="wrap")):
+        with pytest.raises(UserError, match=r"(?=.*--tta=4\b)(?=.*--tta=flip\b)(?=.*--tta=crops\b)"):
+            tta.make_tta("4")(replace(run.setup, augmentation=none))
+    for some in (AugmentConfig(erasing=0.5), AugmentConfig(hue=0.1), AugmentConfig(zoom=0.1)):
+        assert tta.make_tta("4")(replace(run.setup, augmentation=some)).total == 4
+
+
+def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsys):
+    workdir = run.setup.workdir
+    plain = evaluate_workdir(workdir, None, "test", tiny_run.quiet())
+    assert not plain.keys() & {"tta", "without", "gain"}
+    main(["evaluate", f"--workdir={workdir}", "--tta=crops", f"--json={tmp_path / 'found.json'}"])
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == plain.keys() | {"tta", "without", "gain"}
+    assert found["tta"] == {"name": "crops", "views": 10}
+    assert found["without"] == {key: plain[key] for key in ("accuracy", "loss")}
+    assert found["loss"] != plain["loss"]
+    assert found["n"] == plain["n"] == np.sum(found["confusion_matrix"]) == 6
+    assert found["accuracy"] == np.trace(found["confusion_matrix"]) / 6 == (6 - found["errors"]) / 6
+    gain = found["gain"]
+    assert gain["points"] == pytest.approx(100 * (found["accuracy"] - plain["accuracy"]))
+    assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - found["errors"]
+    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * found['accuracy']:.2f} ?%", told.err)
+    assert "--split=validation" in told.err
+
+
+def test_validation_pictures_may_choose(run):
+    console = tiny_run.quiet()
+    found = evaluate_workdir(run.setup.workdir, None, "validation", console, "2")
+    assert found["tta"] == {"name": "2", "views": 2}
+    accuracies = [f"{100 * each['accuracy']:.2f}" for each in (found["without"], found)]
+    assert re.search(rf"\b{accuracies[0]} ?%.*\b{accuracies[1]} ?%", tiny_run.texts(console))
+    assert "--split=validation" not in tiny_run.texts(console)

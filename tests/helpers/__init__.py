@@ -1,0 +1,1 @@
+"""What tests share: small inputs, small runs, and readers of what flaxtl writes."""

@@ -1,0 +1,121 @@
+"""A run directory as a finished run leaves it, without its checkpoints, and a reader of its page."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from flaxtl.evaluation import predictions
+from flaxtl.evaluation.predictions import Predictions
+
+# the second name is an attack, the third would be a formula to matplotlib, the last has a picture that is gone
+CLASSES = ("daisy", "<script>alert(1)</script>", "$x_{", "tulips")
+VOID = {"meta", "link", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Text, start tags and links of a page; fails on tags that do not nest."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.pieces, self.open = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.pieces).split()).replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend((tag, name, value or "") for name, value in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend((tag, name, value or "") for name, value in attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.pieces.append(data)
+
+
+def draw(path, index):
+    image = Image.new("RGB", (60, 40), (40 * index, 120, 200 - 40 * index))
+    ImageDraw.Draw(image).ellipse((20, 10, 40, 30), fill="white")
+    image.save(path, "PNG")
+
+
+def rates(head, top):
+    return {"head": head, "top": top, "base": 0.0}
+
+
+def write(root):
+    """ROOT/RUN of 2 phases and 4 x (3 train, 2 validation, 4 test) pictures, 3 of the 16 test answers wrong."""
+    workdir, pictures = root / 'my "run" & <co>', root / "pictures"
+    workdir.mkdir()
+    pictures.mkdir()
+    rows = []
+    for index, name in enumerate(CLASSES):
+        for i, split in enumerate(["train"] * 3 + ["validation"] * 2 + ["test"] * 4):
+            path = pictures / f"{index}_{i}&<b>.png"
+            draw(path, index)
+            rows.append((str(path), name, split))
+    with (workdir / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
+
+    judged = [row for row in rows if row[2] != "train"]
+    labels = np.array([CLASSES.index(row[1]) for row in judged])
+    answers, sure = labels.copy(), np.full(len(labels), 0.94)
+    answers[2:5], sure[2:5] = (1, 1, 3), (0.64, 0.79, 0.55)  # three daisies of the test split
+    probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
+    probabilities[np.arange(len(labels)), answers] = sure
+    paths, splits = tuple(row[0] for row in judged), tuple(row[2] for row in judged)
+    predictions.write_predictions(
+        workdir / "predictions.csv", Predictions(paths, splits, labels, probabilities.astype(np.float32), CLASSES)
+    )
+    Path(paths[3]).unlink()  # the most confident error
+    Path(paths[4]).write_bytes(b"no picture")
+
+    phases = {"frozen": (2, False, rates(1e-3, 0.0)), "finetune": (3, True, rates(1e-6, 1e-6))}
+    config = {
+        "seed": 7,
+        "data": {"source": "folder:/p", "height": 200, "width": 180},
+        "model": {"name": "vgg16", "stop": ""},
+        "weights": {"path": "imagenet"},
+        "phases": list(phases),
+    } | {name: {"epochs": n, "augment": augment, "lr": lr} for name, (n, augment, lr) in phases.items()}
+    (workdir / "config.json").write_text(json.dumps(config))
+    with (workdir / "metrics.jsonl").open("w") as file:
+        for name, (n, _, lr) in phases.items():
+            for epoch in range(n):
+                line = {"phase": name, "epoch": epoch + 1, "step": 5, "train_loss": 0.5, "train_accuracy": 0.75}
+                line |= {"validation_loss": 0.6, "validation_accuracy": 0.625, "seconds": 1.5, "rates": lr}
+                file.write(json.dumps(line) + "\n")
+    layers = [
+        {"layer": "block5_conv1", "kind": "conv", "shape": [12, 12, 512], "parameters": 2359808, "group": "top",
+         "learns": ["finetune"], "origin": "imagenet: vgg16.h5"},
+        {"layer": "flatten", "kind": "flatten", "shape": [73728], "parameters": 0, "group": "", "learns": [],
+         "origin": ""},
+    ]  # fmt: skip
+    (workdir / "layers.json").write_text(json.dumps(layers))
+    results = {split: {"accuracy": 0.75, "loss": 0.5, "n": n} for split, n in (("train", 12), ("validation", 8))}
+    summary = {
+        "classes": CLASSES,
+        "phases": {
+            name: {"epochs": n, "steps": n, "wall_seconds": 61.0, "learning_parameters": 590597,
+                   "frozen_leaves_unchanged": 26, "rates": lr, "augment": augment, **results,
+                   "test": {"accuracy": accuracy, "loss": 0.5, "n": 16}}
+            for (name, (n, augment, lr)), accuracy in zip(phases.items(), (0.75, 0.8125), strict=True)
+        },
+        "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["H200", "H200"],
+        "weights": {"path": "imagenet", "origin": "vgg16.h5"}, "complete": True,
+        "calibration": {"temperature": 2.0, "n": 8},
+        "versions": {"jax": "0.10.0"}, "command": "flaxtl train --config=a.py --workdir='<b>'",
+    }  # fmt: skip
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    return workdir

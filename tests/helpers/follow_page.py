@@ -1,0 +1,28 @@
+"""Follow a page of the documentation as a reader would: `python tests/follow.py PAGE.md`.
+
+Its blocks of bash and python are run in the working directory, one after the other, the python in one namespace.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import doc_pages
+
+
+def main(page: Path) -> None:
+    """Stop at the first block that fails, and say where it stands."""
+    namespace = {"__name__": "__main__"}
+    for block in doc_pages.blocks(page.read_text(encoding="utf-8")):
+        if block.language in ("bash", "python"):
+            print(f"--- {page}:{block.line}", flush=True)
+        if block.language == "bash":
+            subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], check=True)
+        elif block.language == "python":
+            exec(
+                compile("\n" * block.line + block.text, str(page), "exec"), namespace
+            )  # tracebacks tell the page's line
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""Runs one `flaxtl` command in this process and kills it, without a chance to clean up, at its N-th moment.
+
+    python tests/killer.py N SIGNAL train --config=... --workdir=...
+
+Moments are what a run consists of: each step, each batch of an evaluation, each row, each file that takes its name,
+each part of a checkpoint. The last line of the output says how many there were; with N = 0 nothing is killed.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from flaxtl.cli.main import main
+from flaxtl.train import logger, train_step
+
+moments = 0
+
+
+def moment(at, number):
+    global moments
+    moments += 1
+    if moments == at:
+        os.kill(os.getpid(), number)
+
+
+def counted(function, at, number):
+    def run(*given, **named):
+        moment(at, number)
+        return function(*given, **named)
+
+    return run
+
+
+def made_counted(maker, at, number):
+    return lambda *given: counted(maker(*given), at, number)
+
+
+def watch(at, number):
+    """Make everything that a run does tell that it is about to be done."""
+    for name in ("train_step", "train_steps", "eval_step"):
+        setattr(train_step, name, made_counted(getattr(train_step, name), at, number))
+    logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)
+    for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):
+        setattr(owner, name, counted(getattr(owner, name), at, number))
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), signal.Signals[sys.argv[2]])
+    try:
+        main(sys.argv[3:])
+    finally:
+        print("moments", moments, flush=True)

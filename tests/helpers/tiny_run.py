@@ -1,0 +1,189 @@
+"""The smallest run that still has everything: 24 drawn pictures, two blocks of VGG16, frozen, then fine-tuned."""
+
+import io
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+
+from flaxtl.config import complete_config
+from flaxtl.data.loaders import MemoryImages
+from flaxtl.data.manifest import make_manifest
+from flaxtl.data.sources.image_folder import scan_folder
+from flaxtl.pretrained import backbone
+from flaxtl.train import run_dir
+from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.feature_cache import SplitData, param_digests
+from flaxtl.train.logger import read_metrics
+from flaxtl.train.setup import build_setup
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
+EACH = 8
+SIDE = 32
+
+GROUPS = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
+FROZEN = {"head": 1e-2, "block2": 0.0, "base": 0.0}
+FINETUNE = {"head": 1e-3, "block2": 1e-4, "base": 0.0}
+
+
+def patch(colour, number):
+    """uint8 [32, 32, 3]: noise around a colour, so that no two pictures are alike."""
+    noise = np.random.default_rng([*colour, number]).integers(-40, 41, (SIDE, SIDE, 3))
+    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+
+
+def pictures(folder):
+    """FOLDER/{blue,green,red}/N.png, 8 of each; returns `folder`."""
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(EACH):
+            Image.fromarray(patch(colour, number)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def config(folder, **changes):
+    """A complete recipe: batch 4, 12 training and 6 validation and test pictures, 3 steps an epoch, 2 + 2 epochs.
+
+    `changes` replace settings: batch=2, or phase settings such as frozen={...} merged into the phase's own.
+    """
+    phases = {
+        "frozen": {"epochs": 2, "augment": False, "lr": FROZEN},
+        "finetune": {"epochs": 2, "augment": True, "lr": FINETUNE},
+    }
+    settings = {
+        "seed": 3,
+        "batch": 4,
+        "data": {
+            "source": f"folder:{folder}",
+            "height": SIDE,
+            "width": SIDE,
+            "fractions": {"train": 0.5, "validation": 0.25, "test": 0.25},
+        },
+        "weights": {"path": "random"},
+        "model": {"name": "vgg16", "stop": "block2_pool"},
+        "head": {"pooling": "global_average", "units": (8,), "dropout": 0.4},
+        "augmentation": {"rotation": 20.0, "horizontal_flip": True},
+        "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99},
+        "groups": GROUPS,
+        "phases": tuple(phases),
+        "checkpoint": {"every_seconds": 0.0},
+    }
+    for key, value in changes.items():
+        if key in phases:
+            phases[key] = phases[key] | value
+        else:
+            settings[key] = value
+    return complete_config(ConfigDict(settings | {name: phases[name] for name in settings["phases"]}))
+
+
+def setup(folder, workdir, **changes):
+    """What `config` comes to, ready for steps and phases."""
+    made = config(folder, **changes)
+    return build_setup(made, workdir, make_manifest(scan_folder(folder), made.data.fractions.to_dict(), made.seed))
+
+
+def parameters(network, settings):
+    """Fresh parameters, all of them."""
+    return backbone.initial_params(settings, network, say=lambda text: None).parameters
+
+
+def inputs(prepared, split, directory, cuts):
+    """The pictures of one split, as the loop holds them."""
+    examples = prepared.manifest.of_split(split)
+    decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
+    return SplitData(
+        model=prepared.network.model,
+        layers=prepared.network.layers,
+        mesh=prepared.mesh,
+        pictures=MemoryImages(decoded, prepared.manifest.labels(examples)),
+        cuts=cuts,
+        directory=directory,
+        batch=prepared.config.batch,
+    )
+
+
+def quiet():
+    """A console that nobody sees."""
+    return Console(file=io.StringIO(), width=200)
+
+
+def texts(console):
+    """What was said on a `quiet` console."""
+    return console.file.getvalue()
+
+
+def digests(outcome):
+    """path -> SHA-256 of the parameters before and after each phase of a run that has ended."""
+    prepared = outcome.setup
+    with Checkpoints(prepared.workdir) as checkpoints:
+        assert checkpoints.phases_done() == len(prepared.phases)
+        done = range(len(prepared.phases) + 1)
+        return [param_digests(checkpoints.restore_phase(number, prepared.abstract_parameters())) for number in done]
+
+
+def told(workdir):
+    """What a run says of itself, without its clock."""
+    epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(workdir)]
+    phases = run_dir.read_summary(workdir)["phases"]
+    for facts in phases.values():
+        del facts["wall_seconds"]
+    return epochs, phases
+
+
+def stop_at(monkeypatch, owner, name, call, *, after=False):
+    """Make the call-th call (from 1) of owner.name raise KeyboardInterrupt, before or after it did its work."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **named):
+        calls.append(name)
+        if len(calls) == call and not after:
+            raise KeyboardInterrupt
+        result = original(*arguments, **named)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@contextmanager
+def bar(title, total):
+    """A progress bar that nobody sees."""
+    yield lambda done: None
+
+
+@contextmanager
+def compiled_quickly():
+    """Where nothing depends on how well the compiler does its work, and most of the time is its."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
+def compiled_once(directory):
+    """Every phase compiles its steps anew; within, the compiler's answers are kept in `directory` and used again."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    _configure(settings)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # which reads them when it is first used

@@ -1,0 +1,137 @@
+"""The head's layers, sizes and refusals, and its values against Keras' layers."""
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier, forward
+from flaxtl.models.head import POOLINGS, Head
+
+VGG16 = registry.get_spec("vgg16")
+
+
+def model_with(**settings):
+    return Classifier(VGG16, Head(classes=5, **settings))
+
+
+def layers(height=224, width=224, **settings):
+    found = classifier.list_layers(model_with(**settings), height, width)
+    return [(layer.name, layer.shape) for layer in found if layer.section == "head"]
+
+
+def parameters(**settings):
+    shapes = classifier.param_shapes(model_with(**settings), 200, 200)["head"]
+    return {f"{layer}/{leaf}": shape for layer, leaves in shapes.items() for leaf, shape in leaves.items()}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("none", [("flatten", (25088,))]),
+        ("average_2x2", [("pool", (3, 3, 512)), ("flatten", (4608,))]),
+        ("global_average", [("pool", (512,)), ("flatten", (512,))]),
+        ("global_max", [("pool", (512,)), ("flatten", (512,))]),
+    ],
+)
+def test_poolings(pooling, expected):
+    assert layers(pooling=pooling, units=()) == [*expected, ("predictions", (5,))]
+
+
+def test_hidden_layers_are_numbered_from_one():
+    assert [name for name, _ in layers(pooling="global_max", units=(8, 4))] == [
+        *("pool", "flatten", "dense_1", "dropout_1", "dense_2", "dropout_2", "predictions")
+    ]
+
+
+def test_the_lectures_head_has_590_597_parameters():
+    shapes = parameters(pooling="average_2x2", units=(128,))
+    assert shapes == {
+        "dense_1/kernel": (4608, 128),
+        "dense_1/bias": (128,),
+        "predictions/kernel": (128, 5),
+        "predictions/bias": (5,),
+    }
+    assert sum(np.prod(shape) for shape in shapes.values()) == 590_597
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_equals_keras_layers(pooling):
+    """From 5x4 features: a 2x2 pool drops a row. Float32 sums of up to 10,240 products may differ in their order."""
+    model = model_with(pooling=pooling, units=(7,))
+    features = np.random.default_rng(0).uniform(0, 2, (3, 5, 4, 512)).astype(np.float32)
+    tree = model.init(jax.random.key(0), features, start="block5_pool")["params"]
+    result = forward(model, tree, features, start="block5_pool", taps=("flatten",))
+
+    pools = {
+        "none": [],
+        "average_2x2": [keras.layers.AveragePooling2D(2)],
+        "global_average": [keras.layers.GlobalAveragePooling2D()],
+        "global_max": [keras.layers.GlobalMaxPooling2D()],
+    }
+    flat = keras.Sequential([*pools[pooling], keras.layers.Flatten()])
+    np.testing.assert_allclose(result.taps["flatten"], flat(features), rtol=1e-6)  # means of at most 20 values
+    dense = {name: keras.layers.Dense(units, activation) for name, units, activation in DENSE}
+    x = flat(features)
+    for name, layer in dense.items():
+        layer.build(x.shape)
+        layer.set_weights([tree["head"][name]["kernel"], tree["head"][name]["bias"]])
+        x = layer(x)
+    np.testing.assert_allclose(result.output, x, rtol=1e-5)
+
+
+DENSE = (("dense_1", 7, "relu"), ("predictions", 5, "softmax"))
+
+
+def test_fresh_parameters_are_glorot_uniform_with_zero_bias():
+    """Bounded by sqrt(6 / (inputs + outputs)) and of a uniform distribution's variance, bound**2 / 3."""
+    model = model_with(pooling="average_2x2", units=(128,))
+    head = classifier.init_params(model, 200, 200, jax.random.key(0), head_only=True)["head"]
+    kernel = np.asarray(head["dense_1"]["kernel"])
+    bound = np.sqrt(6 / (4608 + 128))
+    assert 0.999 * bound < np.abs(kernel).max() <= bound
+    np.testing.assert_allclose(kernel.var(), bound**2 / 3, rtol=0.01)  # 589,824 draws: about 0.1 % by chance
+    assert not np.any(head["dense_1"]["bias"])
+    assert not np.any(head["predictions"]["bias"])
+
+
+def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
+    model = model_with(pooling="global_average", units=(1000,), dropout=0.4)
+    features = np.ones((8, 1, 1, 512), np.float32)
+    tree = model.init(jax.random.key(0), features, start="block5_pool")["params"]
+    tree["head"]["dense_1"] = {"kernel": np.zeros((512, 1000), np.float32), "bias": np.ones(1000, np.float32)}
+
+    def dropped(key, learning=frozenset({"dense_1", "predictions"})):
+        keys = None if key is None else jax.random.split(key, len(features))
+        options = {"start": "block5_pool", "taps": ("dropout_1",), "learning": learning, "dropout": keys}
+        return forward(model, tree, features, **options).taps["dropout_1"]
+
+    np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
+    np.testing.assert_array_equal(dropped(jax.random.key(1), frozenset({"predictions"})), np.ones((8, 1000)))
+    values = np.asarray(dropped(jax.random.key(1)))
+    np.testing.assert_array_equal(np.unique(values), [0, np.float32(1) / np.float32(0.6)])
+    assert (values == 0).mean() == pytest.approx(0.4, abs=0.02)  # 8,000 draws: standard deviation 0.0055
+    assert np.any(values != dropped(jax.random.key(2)))
+
+
+def test_too_few_features_to_pool_is_an_error_that_tells_how_to_mend_it():
+    with pytest.raises(UserError, match=r"\b1x3\b.*\baverage_2x2\b.*\bglobal_average\b.*\bdata\.height\b"):
+        layers(height=63, width=96)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({"pooling": "global_avg"}, r"\bpooling\b.*'global_avg'.*'global_average'"),
+        ({"dropout": 1.0}, r"\bhead\.dropout\b.*\b1\.0\b"),
+        ({"dropout": -0.1}, r"\bhead\.dropout\b.*-0\.1\b"),
+        ({"units": (8, 0)}, r"\bhead\.units\b.*\(8, 0\)"),
+        ({"units": (1.5,)}, r"\bhead\.units\b.*\(1\.5,\)"),
+        ({"units": ("a",)}, r"\bhead\.units\b.*\('a',\)"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(settings, facts):
+    with pytest.raises(UserError, match=facts):
+        Head(classes=5, **settings)

@@ -1,0 +1,70 @@
+"""Keras' order of layers is compared with Keras itself in every family's tests; here, what follows from the graph."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.models.tracer import OPERATION, Layer, cut_points, keras_order
+
+
+def layer(name, *inputs, kind="conv"):
+    return Layer("backbone", name, kind, (1,), inputs)
+
+
+def test_a_layer_reads_what_its_operations_read():
+    layers = [
+        layer("a"),
+        layer("b", "a"),
+        layer("plus", "b", kind=OPERATION),
+        layer("times", "plus", "a", kind=OPERATION),
+        layer("c", "times"),
+    ]
+    assert [(found.name, found.inputs) for found in keras_order(layers)] == [
+        ("a", ()),
+        ("b", ("a",)),
+        ("c", ("b", "a")),
+    ]
+
+
+def test_everything_passes_through_what_no_shortcut_goes_around():
+    layers = [
+        layer("stem"),
+        layer("left", "stem"),
+        layer("right", "stem"),
+        layer("add", "left", "right"),
+        layer("inside", "add"),
+        layer("out", "inside", "add"),
+        layer("head", "out"),
+    ]
+    assert cut_points(layers) == ["stem", "add", "out", "head"]
+
+
+def test_a_second_layer_that_reads_the_pictures_goes_around_the_first():
+    assert cut_points([layer("a"), layer("b"), layer("add", "a", "b")]) == ["add"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nasnet_mobile", "xception"))],
+)
+def test_the_network_goes_on_from_its_passages_and_from_nowhere_else(name):
+    architecture = registry.get_spec(name)
+    model = Classifier(architecture, Head(3, "global_average"))
+    layers = classifier.list_layers(model, *2 * [architecture.minimum_size])
+    base = [layer for layer in layers if layer.section == "backbone"]
+    assert [name for name in cut_points(layers) if name in {layer.name for layer in base}] == [
+        layer.name for layer in base if can_start(model, layer)
+    ]
+
+
+def can_start(model, layer):
+    features = jax.ShapeDtypeStruct((1, *layer.shape), jnp.float32)
+    try:
+        jax.eval_shape(lambda key, x: model.init(key, x, start=layer.name), jax.random.key(0), features)
+    except UserError:
+        return False
+    return True

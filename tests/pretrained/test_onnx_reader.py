@@ -1,0 +1,150 @@
+"""ONNX files, written here by the package `onnx` itself, and damaged ones."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from flaxtl.errors import UserError
+from flaxtl.pretrained.loader import load_weights
+from flaxtl.pretrained.onnx_reader import is_onnx, read_onnx
+
+EXPECTED = {"conv1": {"kernel": (2, 3, 4, 5), "bias": (5,)}, "mixed_1x1": {"kernel": (6, 7), "bias": (7,)}}
+RANDOM = np.random.default_rng(0)
+KERNEL, BIAS = RANDOM.standard_normal((5, 4, 2, 3), np.float32), RANDOM.standard_normal(5, np.float32)
+MATRIX, SHIFT = RANDOM.standard_normal((7, 6), np.float32), RANDOM.standard_normal(7, np.float32)
+
+
+def tensors():
+    """One array of every layer, in both ways to store floats, and what is no weight."""
+    return [
+        numpy_helper.from_array(KERNEL, "conv1_w_0"),
+        helper.make_tensor("conv1_b_0", TensorProto.FLOAT, (5,), BIAS),  # as a list of floats
+        numpy_helper.from_array(MATRIX, "mixed/1x1_w_0"),
+        numpy_helper.from_array(SHIFT, "mixed/1x1_b_0"),
+        numpy_helper.from_array(np.array([1, -1]), "OC2_DUMMY_1"),
+    ]
+
+
+def save(path, initializers):
+    node = helper.make_node("Relu", ["data_0"], ["prob_1"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("data_0", "prob_1")]
+    graph = helper.make_graph([node], "graph", ends[:1], ends[1:], initializers)
+    onnx.save(helper.make_model(graph, producer_name="onnx-caffe2"), path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return save(tmp_path / "weights.bin", tensors())  # known by what it holds, not by its name
+
+
+def test_arrays_become_leaves(file):
+    loaded = load_weights(file, EXPECTED)
+    assert loaded.origin == "ONNX"
+    np.testing.assert_array_equal(loaded.tree["conv1"]["kernel"], KERNEL.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(loaded.tree["conv1"]["bias"], BIAS)
+    np.testing.assert_array_equal(loaded.tree["mixed_1x1"]["kernel"], MATRIX.T)
+    np.testing.assert_array_equal(loaded.tree["mixed_1x1"]["bias"], SHIFT)
+    assert [row.stored_as for row in loaded.rows] == ["conv1_w_0", "conv1_b_0", "mixed/1x1_w_0", "mixed/1x1_b_0"]
+
+
+def test_a_matrix_with_four_axes_is_a_dense_kernel(tmp_path):
+    """Caffe's old files have them, the zoo's inception_v1 too: loss3/classifier_w_0 is [1, 1, 1000, 1024]."""
+    found = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(MATRIX[None, None], "last_w_0")]))
+    np.testing.assert_array_equal(found["last"]["kernel"].values, MATRIX.T)
+
+
+def test_a_dense_kernel_behind_flatten_changes_the_order_of_its_inputs(tmp_path):
+    """AlexNet's fc6 reads 256 maps of 6x6, there map by map, here pixel by pixel."""
+    kernel, maps = RANDOM.standard_normal((3, 256 * 36)), RANDOM.standard_normal((256, 6, 6))
+    found = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(kernel, "fc6_w_0")]))
+    ours = maps.transpose(1, 2, 0).ravel() @ found["fc6"]["kernel"].values
+    np.testing.assert_allclose(ours, kernel @ maps.ravel(), rtol=0, atol=1e-11)  # 9,216 products of float64
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "bfloat16"])
+def test_other_precisions(tmp_path, kind):
+    number = {"float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE, "bfloat16": TensorProto.BFLOAT16}[kind]
+    values = np.arange(-3, 3).astype(np.float32)  # exact in each
+    stored = helper.make_tensor("conv1_b_0", number, (6,), values)
+    whole = numpy_helper.from_array(numpy_helper.to_array(stored), "conv1_b_0")
+    bias = read_onnx(save(tmp_path / "x.onnx", [whole]))["conv1"]["bias"]
+    assert bias.dtype == kind
+    np.testing.assert_array_equal(bias.values.astype(np.float32), values)
+
+
+def test_what_fits_no_layer_is_listed(tmp_path):
+    file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "features.0.bias")])
+    with pytest.raises(UserError, match=r"\+ features\.0\.bias/initiali[sz]er \(5,\).* features\.0\.bias"):
+        load_weights(file, EXPECTED)
+
+
+def test_weights_in_another_file_are_refused(tmp_path):
+    file = save(tmp_path / "x.onnx", tensors())
+    onnx.save(onnx.load(file), file, save_as_external_data=True, location="x.data", size_threshold=0)
+    with pytest.raises(UserError, match=r"x\.onnx (?!.*\bONNX\b).*'conv1_w_0'"):
+        read_onnx(file)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "conv1_b_0")])
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b.*'conv1_b_0'"):
+        read_onnx(file)
+
+
+@pytest.mark.parametrize("dims", [[2**62, 2**62], [-1, -1], [3], [2**40], [0]], ids=str)
+def test_a_shape_that_its_numbers_do_not_fill_is_refused(tmp_path, dims):
+    tensor = numpy_helper.from_array(BIAS, "conv1_b_0")
+    tensor.dims[:] = dims
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
+        read_onnx(save(tmp_path / "x.onnx", [tensor]))
+
+
+FIELDS = {
+    "a length beyond the end": b"\x3a\xff\xff\xff\xff\x0f",
+    "a number without end": b"\x38" + b"\x80" * 20,
+    "a number cut short": b"\x38\x80",
+    "a wire type that does not exist": b"\x3f",
+    "a group, which ONNX has not": b"\x3b\x3c",
+}
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_broken_fields_are_refused(tmp_path, field):
+    file = tmp_path / "x.onnx"
+    file.write_bytes(b"\x08\x03\x12\x01x" + field)
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
+        read_onnx(file)
+
+
+def test_a_number_in_place_of_bytes_makes_no_bytes(tmp_path):
+    """bytes(n) would be n zeros: a name that is the number 2**40 must not be made into one."""
+    tensor = b"\x10\x01" + b"\x40\x80\x80\x80\x80\x80\x20"  # data_type 1, name as a varint
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    file = tmp_path / "x.onnx"
+    file.write_bytes(b"\x08\x03\x3a" + bytes([len(graph)]) + graph)
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):  # no shape and no number: not a scalar either
+        read_onnx(file)
+
+
+def test_damage_anywhere_ends_in_a_sentence_or_in_arrays(file):
+    """Cut at every byte, then every byte changed: nothing but UserError escapes."""
+    content = file.read_bytes()
+    broken = [content[:end] for end in range(1, len(content), 7)]
+    broken += [content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :] for at in range(len(content))]
+    refused = 0
+    for damaged in broken:
+        file.write_bytes(damaged)
+        try:
+            read_onnx(file)
+        except UserError:
+            refused += 1
+    assert refused > len(content) // 7
+
+
+def test_recognised_by_its_beginning(file):
+    assert is_onnx(file.read_bytes()[:512])
+    assert is_onnx(b"\x08\x03\x12\x0bonnx-caffe2")  # the zoo's
+    for other in (b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02}q", b"<!doctype html>", b"\x08", b""):
+        assert not is_onnx(other)

@@ -1,0 +1,139 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from flaxtl.errors import UserError
+from flaxtl.pretrained.safetensors_io import quantize, read_safetensors, write_safetensors
+
+RNG = np.random.default_rng(0)
+TREE = {
+    "block1_conv1": {
+        "kernel": RNG.normal(size=(3, 3, 3, 8)).astype(np.float32),
+        "bias": RNG.normal(size=8).astype(np.float32),
+    },
+    "a/b": {"kernel": RNG.normal(size=(5, 2)).astype(np.float32)},
+}
+
+
+def values_of(path):
+    return {
+        layer: {leaf: s.values for leaf, s in leaves.items()} for layer, leaves in read_safetensors(path).leaves.items()
+    }
+
+
+def stored(path):
+    """Dtype and shape of each tensor, from the header itself."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header.pop("__metadata__")
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
+
+
+def test_float32_is_exact(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TREE, {"architecture": "vgg16"})
+    assert read_safetensors(path).metadata == {"architecture": "vgg16", "precision": "float32"}
+    for layer, leaves in values_of(path).items():
+        assert leaves.keys() == TREE[layer].keys()
+        for leaf, values in leaves.items():
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, TREE[layer][leaf])
+
+
+def test_bfloat16_rounds_kernels_only(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TREE, {}, "bfloat16")
+    assert stored(path) == {
+        "block1_conv1/kernel": ("BF16", [3, 3, 3, 8]),
+        "block1_conv1/bias": ("F32", [8]),
+        "a/b/kernel": ("BF16", [5, 2]),
+    }
+    kernel = TREE["block1_conv1"]["kernel"]
+    values = values_of(path)["block1_conv1"]
+    np.testing.assert_array_equal(values["kernel"], kernel.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(values["bias"], TREE["block1_conv1"]["bias"])
+    assert read_safetensors(path).leaves["block1_conv1"]["kernel"].dtype == "bfloat16"
+
+
+def test_int8_keeps_a_scale_per_output_channel(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TREE, {}, "int8")
+    assert stored(path) == {
+        "block1_conv1/kernel": ("I8", [3, 3, 3, 8]),
+        "block1_conv1/kernel.scale": ("F32", [8]),
+        "block1_conv1/bias": ("F32", [8]),
+        "a/b/kernel": ("I8", [5, 2]),
+        "a/b/kernel.scale": ("F32", [2]),
+    }
+    kernel = TREE["block1_conv1"]["kernel"]
+    step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    # rounding to the nearest step leaves at most half of it; the rest is float32's own rounding of quotient and product
+    error = np.abs(values_of(path)["block1_conv1"]["kernel"] - kernel)
+    assert (error <= step / 2 + 127 * step * 2**-23).all()
+    assert error.max() > step.max() / 4
+    np.testing.assert_array_equal(values_of(path)["block1_conv1"]["bias"], TREE["block1_conv1"]["bias"])
+    assert read_safetensors(path).leaves["block1_conv1"]["kernel"].dtype == "int8"
+
+
+def test_quantise_exact_values():
+    kernel = np.array([[127.0, 0.0, -2.0], [-63.4, 0.0, 1.0]], np.float32)
+    rounded, scale = quantize(kernel)
+    np.testing.assert_array_equal(rounded, [[127, 0, -127], [-63, 0, 64]])  # 63.5 rounds to the even 64
+    np.testing.assert_array_equal(scale, np.array([1.0, 1.0, 2 / 127], np.float32))
+    assert (rounded.dtype, scale.dtype) == (np.int8, np.float32)
+
+
+def test_fortran_order_is_written_by_value(tmp_path):
+    kernel = np.asfortranarray(TREE["a/b"]["kernel"])
+    write_safetensors(tmp_path / "x", {"fc": {"kernel": kernel}}, {})
+    np.testing.assert_array_equal(values_of(tmp_path / "x")["fc"]["kernel"], kernel)
+
+
+def test_write_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "x.safetensors"
+    write_safetensors(path, TREE, {})
+    before = path.read_bytes()
+
+    def full_disk(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_safetensors(path, TREE, {}, "int8")
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [8, 60, 0.5, 0.99])
+def test_cut_file(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TREE, {})
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(UserError, match=r"x\.safetensors\b.*\b(damaged|corrupt)"):
+        read_safetensors(path)
+
+
+def test_int8_without_scale(tmp_path):
+    save_file({"fc/kernel": np.ones((2, 3), np.int8)}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
+        read_safetensors(tmp_path / "x")
+    save_file({"fc/kernel": np.ones((2, 3), np.int8), "fc/kernel.scale": np.ones(2, np.float32)}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
+        read_safetensors(tmp_path / "x")
+
+
+def test_unknown_dtype(tmp_path):
+    save_file({"fc/kernel": np.ones((2, 3), np.int32)}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"'fc/kernel'.*\bI32\b"):
+        read_safetensors(tmp_path / "x")
+
+
+def test_a_file_of_someone_else(tmp_path):
+    save_file({"fc/kernel": np.ones((2, 3), np.float16)}, tmp_path / "x")
+    leaves, metadata = read_safetensors(tmp_path / "x")
+    assert metadata == {}
+    assert (leaves["fc"]["kernel"].dtype, leaves["fc"]["kernel"].name) == ("float16", "fc/kernel")

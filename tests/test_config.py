@@ -1,0 +1,307 @@
+"""Recipes: defaults, overrides, refusals, and the way to JSON and back."""
+
+import json
+import re
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from flaxtl.config import (
+    DEFAULTS,
+    PHASE_DEFAULTS,
+    config_differences,
+    config_from_json,
+    config_to_json,
+    flatten_config,
+    load_config,
+)
+from flaxtl.errors import UserError
+
+SMALLEST = "c.frozen = dict(lr=dict(head=1e-3, base=0))"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a recipe of these lines and returns its path."""
+
+    def writer(*lines, signature="", name="mine"):
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where config_flags keeps the last recipe
+        file = tmp_path / f"{name}.py"
+        body = "\n".join(f"    {line}" for line in ("c = ConfigDict()", *lines, "return c"))
+        file.write_text(f"from ml_collections import ConfigDict\ndef get_config({signature}):\n{body}\n")
+        return str(file)
+
+    return writer
+
+
+@pytest.fixture
+def refuses(write):
+    """The sentence with which a recipe of these lines is refused."""
+
+    def refusal(*lines, overrides=()):
+        with pytest.raises(UserError) as error:
+            load_config(write(*lines), overrides)
+        sentence = str(error.value)
+        assert len(sentence.splitlines()) == 1
+        return sentence
+
+    return refusal
+
+
+def missing(facts, sentence):
+    """Those of the regular expressions that the sentence does not match."""
+    return [fact for fact in facts if not re.search(fact, sentence)]
+
+
+def test_the_smallest_recipe_is_filled_with_the_defaults(write):
+    config = load_config(write(SMALLEST)).to_dict()
+    frozen = config.pop("frozen")
+    assert config == DEFAULTS.to_dict()
+    assert frozen == {**PHASE_DEFAULTS.to_dict(), "lr": {"head": 1e-3, "base": 0.0}}
+
+
+def test_what_a_recipe_says_stands(write):
+    config = load_config(
+        write(
+            "c.seed = 7",
+            "c.data = dict(height=64)",
+            "c.head = dict(units=[32, 16], dropout=0)",
+            "c.phases = ['first', 'second']",
+            "c.first = dict(epochs=1, lr=dict(head=1e-3, base=0.0))",
+            "c.second = dict(augment=True, lr=dict(head=1e-4, base=1e-5))",
+        )
+    )
+    assert config.seed == 7
+    assert (config.data.height, config.data.width) == (64, 200)
+    assert config.head.units == (32, 16)
+    assert isinstance(config.head.dropout, float)
+    assert config.phases == ("first", "second")
+    assert (config.first.epochs, config.first.augment) == (1, False)
+    assert (config.second.epochs, config.second.augment) == (10, True)
+
+
+def test_defaults_are_not_shared_between_recipes(write):
+    first = load_config(write(SMALLEST, "c.data = dict(fractions=dict(train=0.8, validation=0.2))"))
+    assert first.data.fractions.to_dict() == {"train": 0.8, "validation": 0.2}
+    second = load_config(write(SMALLEST))
+    assert second.data.fractions.to_dict() == {"train": 0.5, "validation": 0.2, "test": 0.3}
+
+
+def test_an_optimizer_is_replaced_as_a_whole(write):
+    config = load_config(write(SMALLEST, "c.optimizer = dict(name='sgd', momentum=0.9)"))
+    assert config.optimizer.to_dict() == {"name": "sgd", "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=3", 3),
+        ("head.units=(256, 128)", (256, 128)),
+        ("head.units=256", (256,)),
+        ("head.units=()", ()),
+        ("head.dropout=0", 0.0),
+        ("frozen.lr.head=3e-6", 3e-6),
+        ("frozen.lr.base=3e-6", 3e-6),  # the recipe has the whole number 0 there
+        ("frozen.augment=True", True),
+        ("frozen.augment=false", False),
+        ("data.source=folder:/a=b:c", "folder:/a=b:c"),
+        ("data.classes=('rose', 'tulip')", ("rose", "tulip")),
+        ("data.fractions.train=0.6", 0.6),
+        ("model.stop=block3_pool", "block3_pool"),
+        ("groups=(('head', 'head/.*'), ('base', '.*'))", (("head", "head/.*"), ("base", ".*"))),
+    ],
+)
+def test_overrides_have_the_type_of_the_setting(write, override, expected):
+    value = load_config(write(SMALLEST), [f"--config.{override}"])
+    for key in override.split("=")[0].split("."):
+        value = value[key]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_another_optimizer_does_not_inherit_arguments(write):
+    file = write(SMALLEST)
+    assert load_config(file, ["--config.optimizer.name=sgd"]).optimizer.to_dict() == {"name": "sgd"}
+    assert load_config(file, ["--config.optimizer.b1=0.5"]).optimizer.to_dict() == {
+        "name": "nadam",
+        "b1": 0.5,
+        "b2": 0.999,
+    }
+
+
+def test_the_last_of_two_overrides_counts(write):
+    assert load_config(write(SMALLEST), ["--config.seed=1", "--config.batch=8", "--config.seed=2"]).seed == 2
+
+
+TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
+
+
+def test_a_rate_by_the_own_name_of_the_top_block_takes_the_place_of_top(write):
+    file = write(TOP)
+    assert load_config(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
+    named = load_config(file, ["--config.frozen.lr.block5=3e-6"])
+    assert named.frozen.lr.to_dict() == {"head": 1e-3, "block5": 3e-6, "base": 0.0}
+    assert config_from_json(config_to_json(named)) == named
+
+
+@pytest.mark.parametrize("key", ["frozen.lr", "frzen.lr.block5", "frozen.lr.", "frozen.block5"])
+def test_only_a_rate_takes_the_place_of_top(write, key):
+    with pytest.raises(UserError):
+        load_config(write(TOP), [f"--config.{key}=3e-6"])
+
+
+@pytest.mark.parametrize(
+    ("override", "facts"),
+    [
+        ("sed=3", [r"\bsed\b.*\bseed\b"]),
+        ("head.unit=3", [r"\bhead\.unit\b.*\bhead\.units\b"]),
+        ("frozen.lr.haed=1", [r"\bfrozen\.lr\.haed\b.*\bfrozen\.lr\.head\b"]),
+        ("seed", [r"--config\.seed(?!=)", r"--config\.seed=\S"]),
+        ("phases=()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+    ],
+)
+def test_overrides_that_mean_nothing_are_refused(refuses, override, facts):
+    assert missing(facts, refuses(SMALLEST, overrides=[f"--config.{override}"])) == []
+
+
+@pytest.mark.parametrize("override", ["seed=many", "seed=1.5", "frozen.augment=perhaps", "head.dropout=x"])
+def test_overrides_of_another_type_are_refused(refuses, override):
+    assert f"--config.{override}" in refuses(SMALLEST, overrides=[f"--config.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [
+        ("c.sed = 3", [r"\bsed\b.*\bseed\b"]),
+        ("c.head = dict(unit=(3,))", [r"\bhead\.unit\b.*\bhead\.units\b"]),
+        ("c.frozen.epoch = 3", [r"\bfrozen\.epoch\b.*\bfrozen\.epochs\b"]),
+        ("c.batch = '32'", [r"\bbatch\b", r"'32'", r"(?<!')\b32\b"]),
+        ("c.batch = 3.5", [r"\bbatch\b", r"\b3\.5\b", r"\b32\b"]),
+        ("c.seed = True", [r"\bseed\b", r"\bTrue\b", r"\b0\b"]),
+        ("c.head = dict(units=3)", [r"\bhead\.units\b", r"\b3\b", r"\(128,\)"]),
+        ("c.dtype = 16", [r"\bdtype\b", r"\b16\b", r"'float32'"]),
+        ("c.weights = 'imagenet'", [r"\bweights\b", r"(?<!: )'imagenet'", r"\{'path': 'imagenet'\}"]),
+        ("c.frozen.lr = ConfigDict({'head': 'fast'})", [r"\bfrozen\.lr\b", r"\bdict\(head=1e-3\)"]),
+        ("c.phases = 'frozen'", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+        ("c.phases = ()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+        ("c.phases = ('frozn',)", [r"'frozn'", r"\bphases\b", r"\.frozn\b"]),
+        ("c.phases = ('data',)", [r"\bphase\b", r"'data'", r"\bsetting\b"]),
+        ("c.late = dict(lr=dict(head=1.0))", [r"\.late\b", r"\bphases\b"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(refuses, line, facts):
+    assert missing(facts, refuses(SMALLEST, line)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise ValueError('no such flower')", "no such flower"),
+        ("c.nothing.at_all", "nothing"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("1 +", "invalid syntax (mine.py, line 4)"),
+    ],
+)
+def test_a_broken_recipe_tells_its_last_line(refuses, line, reason):
+    assert re.search(rf"/mine\.py\b.*{re.escape(reason)}", refuses(line))
+
+
+def test_a_recipe_without_get_config(write, tmp_path):
+    write()
+    file = tmp_path / "empty.py"
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"empty\.py\b.*get_config"):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize("result", ["None", "dict(seed=1)"])
+def test_a_recipe_must_return_a_config(refuses, result):
+    facts = [r"/mine\.py\b", r"\bConfigDict\b", r"\bget_config\b"]
+    assert missing(facts, refuses(f"return {result}")) == []
+
+
+@pytest.mark.parametrize("spec", ["nowhere/mine.py", "nowhere/mine.py:variant", ""])
+def test_a_missing_recipe_is_named(spec):
+    with pytest.raises(UserError, match=re.escape(f"'{spec.split(':')[0] or '.'}'") + ".*--config="):
+        load_config(spec)
+
+
+def test_variants(write):
+    file = write(SMALLEST, "c.seed = {'': 1, 'two': 2}[variant]", signature="variant=''")
+    assert load_config(file).seed == 1
+    assert load_config(f"{file}:two").seed == 2
+    with pytest.raises(UserError, match="three"):
+        load_config(f"{file}:three")
+
+
+def test_a_variant_of_a_recipe_that_has_none(write):
+    with pytest.raises(UserError, match="takes 0 positional arguments"):
+        load_config(write(SMALLEST) + ":two")
+
+
+def test_a_loaded_recipe_is_locked(write):
+    with pytest.raises(AttributeError, match="Did you mean"):
+        load_config(write(SMALLEST)).sed = 1
+
+
+def test_json_round_trip(write):
+    config = load_config(write(SMALLEST, "c.groups = (('head', 'head/.*'), ('base', '.*'))"))
+    text = json.dumps(config_to_json(config))
+    again = config_from_json(json.loads(text))
+    assert config_to_json(again) == config_to_json(config)
+    assert config_differences(json.loads(text), config_to_json(config)) == []
+    assert [tuple(rule) for rule in again.groups] == [("head", "head/.*"), ("base", ".*")]
+    assert again.frozen.lr.head == 1e-3
+
+
+def test_differences_name_every_setting_in_order():
+    old = {"seed": 0, "data": {"source": "garden", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
+    new = {"seed": 0, "data": {"source": "folder:x", "height": 96}, "frozen": {"lr": {"head": 0.1}, "augment": True}}
+    found = [re.fullmatch(r"(\S+): (.+) -> (.+)", line).groups() for line in config_differences(old, new)]
+    absent = found[2][2]
+    assert found == [
+        ("data.source", "garden", "folder:x"),
+        ("data.height", "200", "96"),
+        ("frozen.epochs", "3", absent),
+        ("frozen.lr", "{}", absent),
+        ("frozen.lr.head", absent, "0.1"),
+        ("frozen.augment", absent, "True"),
+    ]
+
+
+def test_a_phase_that_one_recipe_lacks_is_one_difference():
+    old = {"phases": ["frozen"], "frozen": {"epochs": 3}}
+    new = {"phases": ["frozen", "finetune"], "frozen": {"epochs": 3}, "finetune": {"epochs": 2, "patience": 4}}
+    assert config_differences(old, new) == ["phases: ['frozen'] -> ['frozen', 'finetune']"]
+
+
+def test_flatten_keeps_the_order_and_empty_groups():
+    nested = ConfigDict({"b": {"y": 1, "x": {}}, "a": (2,)})
+    assert sorted(flatten_config(nested)) == [("a", (2,)), ("b.x", ConfigDict()), ("b.y", 1)]
+    assert list(flatten_config({"b": {"y": 1}, "a": 2})) == [("b.y", 1), ("a", 2)]
+
+
+def test_phases_that_the_command_line_leaves_out_are_gone_for_good(write):
+    phases = "c.first = dict(lr=dict(head=1e-3))", "c.second = dict(lr=dict(head=1e-4))"
+    file = write("c.phases = ('first', 'second')", *phases)
+    config = load_config(file, ["--config.phases=('second',)", "--config.second.epochs=3"])
+    assert "first" not in config
+    again = config_from_json(config_to_json(config))
+    assert again == config
+    assert again.second.epochs == 3
+
+
+def test_an_argument_of_the_optimizer_may_be_new(write):
+    """Whether the optimizer has it is the optimizer's to say."""
+    file = write(SMALLEST)
+    given = [
+        "--config.optimizer.name=adamw",
+        "--config.optimizer.weight_decay=0.01",
+        "--config.optimizer.nesterov=True",
+    ]
+    expected = {"name": "adamw", "weight_decay": 0.01, "nesterov": True}
+    assert load_config(file, given).optimizer.to_dict() == expected
+    for override in ("optimizer.weight_decay=abc", "optimizer.=3", "optimizer=3", "head.optimizer.x=1"):
+        with pytest.raises(UserError):
+            load_config(file, [f"--config.{override}"])

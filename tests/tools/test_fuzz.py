@@ -1,0 +1,293 @@
+"""tools/fuzz.py in short, and the smallest file of each fault that it has found."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from flaxtl.config import config_from_json, load_config
+from flaxtl.data.decode import Resize, decode
+from flaxtl.data.sources import csv_file
+from flaxtl.errors import UserError
+from flaxtl.evaluation import predictions as predictions_file
+from flaxtl.pretrained import hdf5, keras_v3, loader, onnx_reader, safetensors_io
+from flaxtl.pretrained.loader import load_weights
+from flaxtl.report import galleries, report
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "pictures")
+
+
+def fuzz(tmp_path, *arguments):
+    command = [sys.executable, str(ROOT / "tools/fuzz.py"), *arguments, f"--keep={tmp_path}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+FEW = {("h5", "keras3"): 8, ("safetensors", "onnx", "pictures"): 40, ("checkpoint", "config", "manifest"): 12}
+
+
+@pytest.mark.parametrize(("kinds", "files"), FEW.items(), ids=["hdf5", "bytes", "runs"])
+def test_a_few_files_of_every_kind(tmp_path, kinds, files):
+    done = fuzz(tmp_path, *kinds, f"--files={files}")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["kind", *kinds]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_files(tmp_path, kind):
+    done = fuzz(tmp_path, kind, "--files=300", "--seed=1")
+    assert done.returncode == 0, done.stderr
+
+
+TRAP = """
+import os, pickle, time
+from pathlib import Path
+from fuzzing import worker
+from fuzzing.subject import Subject
+
+VALID = bytes(range(100))
+ACTS = {
+    "fault": lambda: 1 / 0,
+    "write": lambda: Path(OUTSIDE).touch(),
+    "unpickle": lambda: pickle.loads(pickle.dumps(Path())),
+    "memory": lambda: len(bytearray(BYTES)),
+    "hang": lambda: time.sleep(60),
+    "crash": os.abort,
+}
+
+def made(kind):
+    def make(folder):
+        (folder / "a").write_bytes(VALID)
+        return [Subject(folder, ("a",), lambda case, file: (case / file).read_bytes() == VALID or ACTS[kind]())]
+    return make
+
+for kind in ACTS:
+    globals()[kind] = made(kind)
+    worker.KINDS[kind] = f"{__name__}:{kind}"
+worker.main()
+"""
+
+
+def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
+    outside, keep = tmp_path / "outside", tmp_path / "kept"
+    (tmp_path / "trap.py").write_text(TRAP.replace("OUTSIDE", repr(str(outside))).replace("BYTES", "2**27"))
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    nursery = importlib.import_module("fuzzing.nursery")
+    monkeypatch.setattr(nursery, "SECONDS", 2)
+    monkeypatch.setattr(nursery, "BYTES", 2**26)
+    monkeypatch.chdir(tmp_path)  # where `-m trap` is found
+    with nursery.Nursery(keep, "trap") as one:
+        seen = {kind: one.ask(kind, 0, 0).outcome for kind in ("fault", "write", "unpickle", "memory", "hang", "crash")}
+    assert seen == {kind: {"write": "forbidden", "unpickle": "forbidden"}.get(kind, kind) for kind in seen}
+    assert {file.name for file in keep.iterdir()} == {f"{kind}-0-0{end}" for kind in seen for end in ("-a", ".txt")}
+
+
+def one_file(path):
+    """A Keras file with one layer that has one array of two numbers."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [b"a"]
+        group = file.create_group("a")
+        group.attrs["weight_names"] = [b"k"]
+        group["k"] = np.zeros(2, np.float32)
+    return path
+
+
+EXPECTED = {"a": {"kernel": (2,)}}
+
+
+def in_archive(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(keras_v3.MEMBER, content)
+    return path
+
+
+def test_a_file_in_which_hdf5_goes_round_in_circles(tmp_path):
+    """The second text of the global heap claims 127 bytes in place of 1."""
+    path = one_file(tmp_path / "a.h5")
+    content = bytearray(path.read_bytes())
+    length = content.index(b"GCOL") + 48
+    assert content[length] == 1
+    content[length] = 127
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.h5 is .*damaged"):
+        load_weights(path, EXPECTED)
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "import time; time.sleep(60)", "x = bytearray(2**40)"])
+def test_what_ends_the_other_process_does_not_end_this_one(tmp_path, monkeypatch, end):
+    path = one_file(tmp_path / "a.h5")
+    code = "import os, sys; sys.path[:] = sys.argv[2:]; from flaxtl.pretrained import h5_layers, h5_trial"
+    monkeypatch.setattr(hdf5, "_CODE", f"{code}\ndef end(*_, **__): {end}\nh5_layers.read = end\nh5_trial.main()")
+    monkeypatch.setattr(hdf5, "_SECONDS", 1)
+    monkeypatch.setattr(hdf5, "_PATIENCE", 3)
+    with pytest.raises(UserError, match=r"a\.h5 is damaged .*copy or download it again"):
+        load_weights(path, EXPECTED)
+
+
+def test_a_trial_that_does_not_start_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "_CODE", "import nothing_of_that_name")
+    with pytest.raises(RuntimeError, match="nothing_of_that_name"):
+        load_weights(one_file(tmp_path / "a.h5"), EXPECTED)
+
+
+def test_a_published_file_is_not_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "trial_read", None)
+    assert load_weights(one_file(tmp_path / "a.h5"), EXPECTED, trusted=True).tree["a"]["kernel"].shape == (2,)
+
+
+def test_the_trial_tells_the_reason_of_a_refusal(tmp_path):
+    path = tmp_path / "\udcff é.h5"  # a Linux file name need not be Unicode
+    with h5py.File(os.fsencode(path), "w") as file:
+        file["x"] = 1
+    with pytest.raises(UserError, match="not one of Keras' weight files") as caught:
+        hdf5.trial_read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_more_bytes_than_any_network_needs(tmp_path, monkeypatch):
+    path = in_archive(tmp_path / "a.keras", bytes(1000))
+    monkeypatch.setattr(keras_v3, "MAX_BYTES", 999)
+    with pytest.raises(UserError, match="holds 1,000 bytes, more than any network needs"):
+        keras_v3.weights_of_archive(path)
+    path = tmp_path / "a.safetensors"
+    safetensors_io.write_safetensors(path, {"a": {"kernel": np.zeros(64, np.float32)}}, {}, "int8")
+    monkeypatch.setattr(safetensors_io, "MAX_BYTES", 255)
+    with pytest.raises(UserError, match="comes to 512 bytes in float32"):
+        safetensors_io.read_safetensors(path)
+    monkeypatch.setattr(loader, "MAX_BYTES", 10)
+    with pytest.raises(UserError, match="more than any network needs"):
+        load_weights(path, EXPECTED)
+
+
+def test_an_onnx_array_of_any_number_of_axes(tmp_path):
+    """dims (field 1, packed): 70 times 1; float_data (field 4): one number."""
+    tensor = b"\x0a\x46" + b"\x01" * 70 + b"\x10\x01" + b"\x42\x01a" + b"\x22\x04" + bytes(4)
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"\x08\x03\x3a" + bytes([len(graph)]) + graph)
+    with pytest.raises(UserError, match="damaged"):
+        onnx_reader.read_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "[" * 100_000, "recursion"),
+        ("config.json", '{"phases": [["frozen"]]}', "phases.0 is not a text"),
+        ("config.json", '{"phases": ["a"], "a": {"epochs": -1}}', "a.epochs is not a count"),
+        ("metrics.jsonl", b"\xff\n", "codec can't decode"),
+        ("metrics.jsonl", "1\n", "0 is not an object"),
+        ("metrics.jsonl", "{}\n", "0 has no 'phase'"),
+        ("metrics.jsonl", '{"phase": "a", "train_loss": "x"}\n', "0.train_loss is not a loss"),
+        ("metrics.jsonl", '{"phase": "a", "seconds": 1' + "0" * 400 + "}\n", "0.seconds is not an amount"),
+        ("layers.json", "[{}]", "0 has no 'layer'"),
+        ("summary.json", '{"devices": [["cpu"]]}', "devices.0 is not a text"),
+        ("summary.json", '{"phases": {"a": {"test": {}}}}', "phases.a.test has no 'accuracy'"),
+        ("summary.json", '{"wall_seconds": Infinity}', "wall_seconds is not an amount"),
+        ("manifest.csv", "path,label,split\n" + "x" * 200_000 + ",a,train\n", "field larger"),
+        ("manifest.csv", "path,label,split\n\0,a,train\n", ""),
+    ],
+)
+def test_a_run_directory_of_a_stranger(tmp_path, name, content, reason):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if not reason:
+        report.read(tmp_path)
+        return
+    with pytest.raises(UserError) as caught:
+        report.read(tmp_path)
+    assert name in str(caught.value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        1.5,
+        ["ab"],
+        {"a.b": 1},
+        {"phases": [["frozen"]]},
+        {"phases": ["a"], "a": {"lr": {"head": 10**400}}},
+        {"phases": ["a"], "a": {}, "head": {"dropout": 10**400}},
+        {"phases": ["a"], "a": {}, "seed": 2**63},
+        {"phases": ["a"], "a": {}, "groups": [[1.5, "head/.*"]]},
+    ],
+)
+def test_a_recipe_of_a_stranger(values):
+    with pytest.raises(UserError):
+        config_from_json(values)
+
+
+def test_a_recipe_that_fails_without_a_word(tmp_path):
+    (tmp_path / "a.py").write_text("raise MemoryError")
+    with pytest.raises(UserError, match="cannot be read: MemoryError"):
+        load_config(str(tmp_path / "a.py"))
+
+
+def test_a_list_with_a_row_that_ends_before_its_path(tmp_path):
+    (tmp_path / "a.csv").write_text("label,path\nred\n")
+    with pytest.raises(UserError, match="row 2: it has 1 columns instead of 2"):
+        csv_file.scan_csv(tmp_path / "a.csv")
+
+
+def test_a_list_with_a_name_that_no_file_can_have(tmp_path):
+    (tmp_path / "a.csv").write_text(f"label,path\nred,{'x' * 300}\n")
+    with pytest.raises(UserError, match="row 2: cannot reach"):
+        csv_file.scan_csv(tmp_path / "a.csv")
+
+
+def test_a_picture_with_a_name_that_no_file_can_have_is_missing_in_the_report(tmp_path):
+    predictions = predictions_file.Predictions(
+        (f"/{'x' * 300}",), ("test",), np.array([0]), np.array([[0.9, 0.1]], np.float32), ("a", "b")
+    )
+    (tile,) = galleries.correct_predictions(predictions, 1)
+    assert (tile.uri, tile.trouble) == ("", "picture cannot be read")
+
+
+def test_a_picture_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")  # whose reader would wait for a writer
+    for path in (tmp_path / "a.jpg", Path("/dev/zero")):
+        with pytest.raises(UserError, match="no ordinary file"):
+            decode(path, Resize(8, 8))
+    with pytest.raises(UserError, match="null"):
+        decode(Path("a\0.jpg"), Resize(8, 8))
+
+
+FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+UNPICKLING = {"torch.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle", "pandas.read_pickle"}
+
+
+def pickles_in(text):
+    """What in a source file would load a pickle, or code in another dress."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN:
+            yield node.module
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield "allow_pickle"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in UNPICKLING:
+            yield ast.unparse(node)
+
+
+def test_no_pickle_is_loaded():
+    sources = [file for folder in ("flaxtl", "tools", "configs") for file in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 50
+    assert {str(file): found for file in sources if (found := list(pickles_in(file.read_text("utf-8"))))} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "from joblib import load", "np.load(f, allow_pickle=True)", "torch.load(f)", "yaml.load(f)"],
+)
+def test_a_pickle_would_be_found(text):
+    assert list(pickles_in(text))

@@ -1,0 +1,353 @@
+import re
+import shutil
+import threading
+import time
+from collections import namedtuple
+from contextlib import nullcontext, suppress
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_run
+
+from flaxtl.data import array_store
+from flaxtl.data.augment.config import AugmentConfig, example_keys
+from flaxtl.data.augment.ops import augment
+from flaxtl.data.loaders import MappedLoader, ViewsLoader
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.errors import UserError
+from flaxtl.models.classifier import forward
+from flaxtl.parallel import devices
+from flaxtl.train import datasets, feature_cache, trainer
+from flaxtl.train.feature_cache import AugmentedViews, CutLayers, SplitData
+from flaxtl.train.logger import read_metrics
+from flaxtl.train.param_groups import unflatten
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+CUTS = ("block1_pool", "block2_pool")
+K, SEED = 3, 5
+FLIPS = AugmentConfig(rotation=20.0, horizontal_flip=True)
+AUGMENTED = {"frozen": {"augment": True}}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
+
+
+def looking(prepared, directory, cuts=CUTS, **changes):
+    """The training pictures in float32 views."""
+    views = AugmentedViews(np.dtype(np.float32), K, SEED, FLIPS)._replace(**changes)
+    clean = tiny_run.inputs(prepared, "train", directory, CUTS)
+    net = prepared.network
+    return SplitData(
+        net.model,
+        net.layers,
+        prepared.mesh,
+        clean._pictures,
+        CUTS,
+        directory,
+        prepared.config.batch,
+        CutLayers(cuts, views),
+    )
+
+
+def no_bar(title, total):
+    raise AssertionError(f"computed: {title}")
+
+
+def given(feed, first=0, last=15):
+    """What the training steps get, as arrays: inputs and labels, [batch, ...] each."""
+    found = []
+    for examples in feed.training(EpochSampler(SEED, 4, 12), first, last, None):
+        examples = jax.tree.map(jnp.asarray, examples)
+        found.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.answers())))
+    return found
+
+
+def same(ours, theirs):
+    return len(ours) == len(theirs) and all(
+        np.array_equal(*pair) for one, other in zip(ours, theirs, strict=True) for pair in zip(one, other, strict=True)
+    )
+
+
+def directly(prepared, parameters, pictures):
+    """Every view of every picture, picture by picture, up to the higher cut."""
+
+    @jax.jit
+    def run(indices, passes):
+        seen = augment(example_keys(SEED, passes, indices), pictures[indices], FLIPS)
+        return forward(prepared.network.model, unflatten(parameters), seen, stop=CUTS[1]).output
+
+    return np.asarray(run(*(part.astype(np.int32) for part in np.divmod(np.arange(12 * K), K))))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounded"),
+    # the same float32 sums of at most 1,152 products, of another program; bfloat16 then keeps 8 bits of them
+    [(np.float32, 1e-5), (feature_cache.VIEWS_DTYPE, 2**-8)],
+    ids=["float32", "bfloat16"],
+)
+def test_a_step_is_given_what_the_prefix_makes_of_fresh_augmentation(prepared, parameters, tmp_path, dtype, rounded):
+    data = looking(prepared, tmp_path, dtype=np.dtype(dtype))
+    direct = directly(prepared, parameters, data.pictures().data.inputs)
+    labels = prepared.manifest.labels(prepared.manifest.of_split("train"))
+    feed = data.views(CUTS[1], parameters, tiny_run.bar)
+    assert isinstance(feed, ViewsLoader)
+    assert len(feed) == 12
+    for step, (features, answers) in enumerate(given(feed)):  # five passes: the views come again after three
+        indices, passes = EpochSampler(SEED, 4, 12).batch(step)
+        expected = direct[indices * K + passes % K]
+        assert features.dtype == dtype
+        np.testing.assert_allclose(features.astype(np.float32), expected, rtol=rounded, atol=1e-5 * direct.max())
+        assert np.array_equal(answers, labels[indices])
+
+
+def test_one_pass_serves_all_cuts_and_later_runs(prepared, parameters, tmp_path):
+    told = []
+
+    def bar(title, total):
+        told.append((title, total))
+        return tiny_run.bar(title, total)
+
+    data = looking(prepared, tmp_path)
+    first = [given(data.views(cut, parameters, bar)) for cut in CUTS]
+    ((title, total),) = told
+    assert total == 36
+    assert re.search(r"\b3\b.*\bblock1_pool$", title)
+    assert [batches[0][0].shape for batches in first] == [(4, 16, 16, 64), (4, 8, 8, 128)]
+    assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
+    again = looking(prepared, tmp_path)
+    assert all(same(given(again.views(cut, parameters, no_bar)), found) for cut, found in zip(CUTS, first, strict=True))
+
+
+def test_other_views_have_a_file_of_their_own(prepared, parameters, tmp_path):
+    looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, tiny_run.bar)
+    looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, no_bar)
+    for changes in (
+        {"n": 2},
+        {"seed": 6},
+        {"augmentation": AugmentConfig(rotation=21.0)},
+        {"dtype": feature_cache.VIEWS_DTYPE},
+    ):
+        with pytest.raises(AssertionError, match=rf"computed: .*\b{changes.get('n', K)}\b.*\bblock1_pool"):
+            looking(prepared, tmp_path, CUTS[:1], **changes).views(CUTS[0], parameters, no_bar)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, feature_cache.VIEWS_DTYPE], ids=["float32", "bfloat16"])
+def test_a_file_is_read_as_the_device_holds_it(monkeypatch, prepared, parameters, tmp_path, dtype):
+    held = looking(prepared, tmp_path, dtype=np.dtype(dtype)).views(CUTS[0], parameters, tiny_run.bar)
+    monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
+    mapped = looking(prepared, tmp_path, dtype=np.dtype(dtype)).views(CUTS[0], parameters, no_bar)
+    assert (type(held), type(mapped), len(mapped)) == (ViewsLoader, MappedLoader, 12)
+    assert same(given(mapped), given(held))
+    assert same(given(mapped, 7), given(held)[7:])
+    for (ours, real), (theirs, also_real) in zip(mapped.evaluation(5), held.evaluation(5), strict=True):
+        assert np.array_equal(real, also_real)
+        assert np.array_equal(*(jax.tree.map(jnp.asarray, examples).inputs(0, None) for examples in (ours, theirs)))
+
+
+def test_what_lies_beside_them_is_counted(monkeypatch, prepared, parameters, tmp_path):
+    n_bytes = 12 * K * 8 * 8 * 128 * 4
+    monkeypatch.setattr(
+        devices, "device_memory", lambda mesh: (2 * (n_bytes + 100), "memory")
+    )  # half of it may be taken
+    data = looking(prepared, tmp_path)
+    assert isinstance(data.views(CUTS[1], parameters, tiny_run.bar, beside=100), ViewsLoader)
+    assert data.held_bytes == n_bytes
+    again = looking(prepared, tmp_path)
+    assert isinstance(again.views(CUTS[1], parameters, no_bar, beside=101), MappedLoader)
+    assert again.held_bytes == 0
+
+
+def test_a_feed_that_is_closed_early_reads_no_further(monkeypatch, prepared, parameters, tmp_path, little_memory):
+    feed = looking(prepared, tmp_path).views(CUTS[1], parameters, tiny_run.bar)
+    calls = []
+    read = array_store.FeatureFile.read
+    monkeypatch.setattr(array_store.FeatureFile, "read", lambda file, rows: calls.append(rows) or read(file, rows))
+    batches = feed.training(EpochSampler(SEED, 4, 12), 0, 1000, None)
+    next(batches)
+    batches.close()
+    assert len(calls) <= 3
+
+
+def test_a_file_that_is_lost_meanwhile_is_told(prepared, parameters, tmp_path, little_memory):
+    feed = looking(prepared, tmp_path).views(CUTS[1], parameters, tiny_run.bar)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/block2_pool-.*\.npy\b"):
+        given(feed)
+
+
+class Stop(Exception):
+    """Ends a computation."""
+
+
+def stopping_bar(at):
+    """A progress bar that raises when so many rows are done, and the list of what it was told."""
+    told = []
+
+    def advance(rows):
+        told.append(rows)
+        if sum(told) >= at:
+            raise Stop
+
+    return lambda title, total: nullcontext(advance), told
+
+
+def test_a_computation_that_was_ended_goes_on_where_it_was(prepared, parameters, tmp_path):
+    whole = looking(prepared, tmp_path / "whole")
+    whole.views(CUTS[0], parameters, tiny_run.bar)
+    bar, _ = stopping_bar(16)
+    with pytest.raises(Stop):
+        looking(prepared, tmp_path / "parts").views(CUTS[0], parameters, bar)
+    assert not list((tmp_path / "parts").glob("[!.]*.npy"))
+    bar, told = stopping_bar(99)
+    looking(prepared, tmp_path / "parts").views(CUTS[0], parameters, bar)
+    assert told == [16, 4, 4, 4, 4, 4]
+    files = [sorted((tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+@pytest.mark.parametrize("harm", ["no note", "half a note", "cut off"])
+def test_what_is_not_certain_is_computed_again(tmp_path, harm):
+    file = array_store.FeatureFile(tmp_path / "features.npy", (4, 2), np.dtype(np.float32))
+    with suppress(Stop), array_store.ArrayStoreWriter(file) as draft:
+        draft.put(0, np.ones((3, 2), np.float32))
+        raise Stop
+    assert file.rows_done() == 3
+    if harm == "no note":
+        file.note.unlink()
+    elif harm == "half a note":
+        file.note.write_text(file.note.read_text()[:5])
+    else:
+        file.scratch.write_bytes(file.scratch.read_bytes()[:-1])
+    assert file.rows_done() == 0
+    with array_store.ArrayStoreWriter(file) as draft:
+        draft.put(0, np.zeros((4, 2), np.float32))
+    assert not file.mapped().any()
+    assert list(tmp_path.iterdir()) == [file.path]
+
+
+def test_a_killed_process_loses_what_came_after_the_note(monkeypatch, tmp_path):
+    file = array_store.FeatureFile(tmp_path / "features.npy", (4, 2), feature_cache.VIEWS_DTYPE)
+    whole = np.arange(8, dtype=feature_cache.VIEWS_DTYPE).reshape(4, 2)
+    killed = array_store.ArrayStoreWriter(file).__enter__()
+    monkeypatch.setattr(array_store, "KEEP_SECONDS", 0.0)
+    killed.put(0, whole[:2])
+    monkeypatch.setattr(array_store, "KEEP_SECONDS", 1e9)
+    killed.put(2, whole[2:3])
+    killed._open.close()  # all that the system does
+    assert file.mapped() is None
+    assert file.rows_done() == 2
+    with array_store.ArrayStoreWriter(file) as draft:
+        draft.put(2, whole[2:])
+    assert np.array_equal(file.read(slice(None)), whole)
+    assert file.read(np.array([3, 0, 3])).tolist() == [[6, 7], [0, 1], [6, 7]]
+
+
+def test_a_second_run_waits_for_the_first_and_computes_nothing(tmp_path):
+    file = array_store.FeatureFile(tmp_path / "features.npy", (3, 2), np.dtype(np.float32))
+    order = []
+
+    def second():
+        with array_store.ArrayStoreWriter(file) as draft:
+            order.append(f"second, {file.rows_done()} rows done")
+            draft.put(0, np.zeros((3, 2), np.float32))
+
+    with array_store.ArrayStoreWriter(file) as draft:
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        draft.put(0, np.arange(6, dtype=np.float32).reshape(3, 2))
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second, 3 rows done"]
+    assert file.mapped().tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert list(tmp_path.iterdir()) == [file.path]
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatch, prepared, parameters, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**5))
+    bar, told = stopping_bar(99)
+    facts = rf"(?=.*\b[1-9]\.\d MB)(?=.*{re.escape(str(tmp_path))})(?=.*\b0\.1 MB)"
+    with pytest.raises(UserError, match=facts):
+        looking(prepared, tmp_path).views(CUTS[0], parameters, bar)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"features": {"views": -1}}, r"\.views\b.*-1\b"),
+        (
+            {"features": {"views": 4}, "augmentation": {"cutmix": 1.0}},
+            r"(?=.*\baugmentation\.cutmix\b)(?=.*\.views\b)",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_kept(folder, tmp_path, changes, facts):
+    with pytest.raises(UserError, match=facts):
+        tiny_run.setup(folder, tmp_path, **changes)
+
+
+def test_mixing_of_whole_networks_asks_for_no_views(folder, tmp_path):
+    whole = {"frozen": {"lr": {"head": 1e-3, "base": 1e-3}, "augment": True}, "phases": ("frozen",)}
+    groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    settings = {"features": {"views": 4}, "augmentation": {"mixup": 1.0}, "groups": groups}
+    (phase,) = tiny_run.setup(folder, tmp_path, **whole, **settings).phases
+    assert phase.cut is None
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+def train(folder, workdir, **changes):
+    """The epochs' measures, and what was said."""
+    console = tiny_run.quiet()
+    trainer.train(tiny_run.config(folder, **AUGMENTED | changes), workdir, console, "flaxtl train")
+    return read_metrics(workdir), tiny_run.texts(console)
+
+
+def compare(ours, theirs, rel):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for key in ("train_loss", "validation_loss"):
+            assert one[key] == pytest.approx(other[key], rel=rel), (one["phase"], one["epoch"], key)
+
+
+@pytest.mark.parametrize("phases", [("frozen",), pytest.param(("frozen", "finetune"), marks=pytest.mark.slow)])
+def test_as_many_views_as_passes_are_fresh_augmentation(monkeypatch, folder, tmp_path, phases):
+    passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 pictures
+    fresh, said = train(folder, tmp_path / "fresh", phases=phases)
+    assert "views" not in said
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "VIEWS_DTYPE", np.dtype(np.float32))
+        epochs, said = train(folder, tmp_path / "views", phases=phases, features={"views": passes})
+    compare(epochs, fresh, rel=1e-5)  # the sums of another program, through 12 steps at most; here all bits are equal
+    for phase in phases:
+        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", said, re.MULTILINE)
+        assert not re.search(r"\bfile\b", line)
+    # once for these, once for the clean validation pictures
+    assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", said, re.MULTILINE)) == 2
+    if "finetune" in phases:
+        epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, features={"views": passes})
+        compare(epochs, fresh, rel=2e-3)  # 8 bits of each feature, rounded up and down alike
+
+
+@pytest.mark.slow
+def test_a_run_from_a_file_is_that_from_the_device(monkeypatch, folder, tmp_path):
+    settings = {"data": tiny_run.config(folder).data.to_dict() | {"pipeline": "resident", "sampling": "balanced"}}
+    settings["features"] = {"views": 2, "directory": str(tmp_path / "features")}
+    held, _ = train(folder, tmp_path / "held", **settings)
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    assert len(files) == 4
+    monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
+    mapped, said = train(folder, tmp_path / "mapped", **settings)
+    compare(mapped, held, rel=1e-5)
+    assert re.search(r"^.*\bfinetune\b.*\b2 views\b.*\bfile\b", said, re.MULTILINE)
+    assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}

@@ -1,0 +1,128 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_run
+
+from flaxtl.errors import UserError
+from flaxtl.models.classifier import forward
+from flaxtl.train import feature_cache
+from flaxtl.train.param_groups import unflatten
+
+CUTS = ("block1_pool", "block2_pool")
+
+
+def no_bar(title, total):
+    raise AssertionError(f"computed: {title}")
+
+
+def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
+    inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
+    pictures = inputs.pictures().data.inputs
+    for cut in CUTS:
+        direct = forward(prepared.network.model, unflatten(parameters), pictures, stop=cut).output
+        found = inputs.features(cut, parameters, tiny_run.bar)
+        # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
+        np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
+        assert np.array_equal(found.data.labels, prepared.manifest.labels(prepared.manifest.of_split("train")))
+        assert len(found) == len(inputs) == 12
+
+
+def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, parameters, tmp_path):
+    inputs = tiny_run.inputs(prepared, "validation", tmp_path, [*CUTS, CUTS[0]])
+    told = []
+
+    def bar(title, total):
+        told.append((title, total))
+        return tiny_run.bar(title, total)
+
+    shapes = [inputs.features(cut, parameters, bar).data.inputs.shape for cut in CUTS]
+    ((title, total),) = told
+    assert "block1_pool" in title
+    assert total == 6
+    assert shapes == [(6, 16, 16, 64), (6, 8, 8, 128)]
+    assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
+
+
+def test_splits_share_one_program(prepared, parameters, tmp_path):
+    feature_cache._program.cache_clear()
+    for split in ("train", "validation"):
+        tiny_run.inputs(prepared, split, tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
+    assert feature_cache._program.cache_info().misses == 1
+
+
+def test_features_are_read_back_and_not_computed(prepared, parameters, tmp_path):
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
+    assert np.array_equal(first.data.inputs, again.data.inputs)
+
+
+@pytest.mark.parametrize("keep", [0, 64, 5000])
+def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).features(CUTS[0], parameters, tiny_run.bar)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:keep])
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).features(CUTS[0], parameters, tiny_run.bar)
+    assert np.array_equal(first.data.inputs, again.data.inputs)
+    assert file.read_bytes() == whole
+
+
+def test_bfloat16_features_are_read_back(folder, tmp_path):
+    prepared = tiny_run.setup(folder, tmp_path, dtype="bfloat16")
+    parameters = tiny_run.parameters(prepared.network, prepared.config)
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
+    assert again.data.picked(jnp.arange(2)).dtype == jnp.bfloat16
+    assert np.array_equal(first.data.inputs, again.data.inputs)
+
+
+def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, parameters, folder, tmp_path):
+    def files(of=prepared, split="train", weights=parameters):
+        before = set(tmp_path.iterdir())
+        tiny_run.inputs(of, split, tmp_path, CUTS[:1]).features(CUTS[0], weights, tiny_run.bar)
+        return len(set(tmp_path.iterdir()) - before)
+
+    def moved(path):
+        return {**parameters, path: parameters[path].at[0].add(1e-3)}
+
+    assert files() == 1
+    assert files() == 0
+    assert files(weights=moved("backbone/block1_conv1/bias")) == 1
+    assert files(split="validation") == 1
+    assert files(of=tiny_run.setup(folder, tmp_path, dtype="bfloat16")) == 1
+    assert files(weights=moved("backbone/block2_conv1/bias")) == 0  # above the cut
+    assert files(weights=moved("head/predictions/bias")) == 0
+
+
+def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_path):
+    inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1])
+    first = inputs.features(CUTS[0], parameters, tiny_run.bar)
+    path = "backbone/block1_conv2/bias"
+    other = inputs.features(CUTS[0], {**parameters, path: parameters[path] + 1}, tiny_run.bar)
+    assert not np.array_equal(first.data.inputs, other.data.inputs)
+
+
+def test_a_directory_that_cannot_be_written_to(prepared, parameters, tmp_path):
+    (tmp_path / "file").touch()
+    inputs = tiny_run.inputs(prepared, "train", tmp_path / "file", CUTS[:1])
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))):
+        inputs.features(CUTS[0], parameters, tiny_run.bar)
+
+
+def test_digest_tells_one_changed_bit():
+    value = jnp.arange(3.0)
+    assert feature_cache.param_digests({"a": value}) == feature_cache.param_digests({"a": jnp.array([0.0, 1.0, 2.0])})
+    assert feature_cache.param_digests({"a": value}) != feature_cache.param_digests({"a": jnp.nextafter(value, 9.0)})
+    assert feature_cache.param_digests({"a": jnp.zeros(3)}) != feature_cache.param_digests({"a": -jnp.zeros(3)})
+
+
+def test_digest_does_not_believe_what_an_array_remembers(monkeypatch):
+    """On an accelerator `_npy_value` is kept from the first fetch; here it is planted."""
+    value = jnp.arange(3.0)
+    honest = feature_cache.param_digests({"a": value})
+    value._npy_value = np.array([7.0, 7.0, 7.0], np.float32)
+    assert jax.device_get(value).tolist() == [7.0, 7.0, 7.0]
+    assert feature_cache.param_digests({"a": value}) == honest

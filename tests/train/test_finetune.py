@@ -1,0 +1,367 @@
+"""Every family is fine-tuned: its head and its top block learn, batch norms among them, and nothing below moves."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from helpers import tiny_run
+
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader, MemoryImages
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.errors import UserError
+from flaxtl.evaluation import predictions
+from flaxtl.evaluation.evaluate import evaluate_run
+from flaxtl.evaluation.predictor import load_trained_run
+from flaxtl.models import registry
+from flaxtl.models.classifier import BATCH_STATS, forward, logits_of
+from flaxtl.models.efficientnet import STAGES, blocks
+from flaxtl.parallel import devices
+from flaxtl.train import param_groups, train_step, trainer
+from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.epoch_loop import EpochLoop
+from flaxtl.train.feature_cache import SplitData, param_digests
+from flaxtl.train.metrics import MetricSums
+from flaxtl.train.optimizers import NadamState, phase_optimizer
+from flaxtl.train.phases import Phase, build_phases
+from flaxtl.train.setup import build_model
+from flaxtl.train.train_step import TrainState
+
+QUICK = ("mobilenet_0.25", "resnet50")
+SLOW = (
+    *("vgg16", "alexnet", "googlenet", "resnet50v2", "densenet121", "inception_v3", "inception_resnet_v2", "xception"),
+    *("mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetb0", "efficientnetv2-b0"),
+)
+FAMILIES = (*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
+"""The smallest member of each."""
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly(tmp_path_factory):
+    with tiny_run.compiled_quickly(), tiny_run.compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def recipe(name, folder="unused", **changes):
+    """Two phases of the network's own groups at the smallest size: the head learns, then the top block with it."""
+    side = registry.get_spec(name).minimum_size
+    settings = {
+        "data": {"source": f"folder:{folder}", "height": side, "width": side},
+        "model": {"name": name, "stop": ""},
+        "head": {"pooling": "global_average", "units": (16,), "dropout": 0.4},
+        "groups": (),
+        "frozen": {"lr": {"head": 1e-3, "top": 0.0, "base": 0.0}},
+        "finetune": {"lr": {"head": 1e-3, "top": 1e-3, "base": 0.0}},
+    }
+    return tiny_run.config(folder, **(settings | changes))
+
+
+def drawn(shapes, seed=0):
+    """Parameters by path that keep activations at their size: He's kernels, gains and variances about 1."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        if path.endswith(("/scale", "/var")):
+            return random.uniform(0.5, 1.5, shape)
+        return random.standard_normal(shape) * (0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[:-1])))
+
+    return {path: jnp.asarray(draw(path, shape), jnp.float32) for path, shape in shapes.items()}
+
+
+NORM = ("scale", "bias", "mean", "var")
+
+
+class World:
+    """One phase of a recipe, its drawn parameters, and noise for pictures."""
+
+    def __init__(self, config, name="finetune"):
+        self.network = build_model(config, classes=3)
+        phases = build_phases(config, self.network.model, self.network.layers, self.network.groups, n_train=2 * BATCH)
+        self.phase = next(phase for phase in phases if phase.name == name)
+        self.parameters = drawn(self.network.shapes)
+        shape = (2 * BATCH, config.data.height, config.data.width, 3)
+        pictures = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+        self.feed = DeviceLoader(DeviceDataset(jnp.asarray(pictures), jnp.arange(2 * BATCH, dtype=jnp.int32) % 3))
+        self.optimizer = phase_optimizer(config.optimizer, self.phase.split, "constant", 2, 0)
+        self.mesh = devices.make_mesh(BATCH)
+
+    def run(self, seed=3):
+        """Two steps: the step, the state after it and the frozen parameters."""
+        learning, statistics, frozen = self.phase.split.part(self.parameters)
+        state = TrainState.first(0, learning, statistics, self.optimizer.init(learning), 3)
+        task = train_step.StepConfig(self.network.model, self.optimizer, self.mesh, seed)
+        step = train_step.make_train_step(task, self.feed.sharding(self.mesh))
+        state = devices.replicate(state, self.mesh)
+        for examples in self.feed.training(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
+            state = step(state, frozen, examples)
+            state = state._replace(totals=devices.replicate(MetricSums.zero(3), self.mesh))
+        return step, state, frozen
+
+
+def gradients(state):
+    """path -> Nadam's mean of the gradients, of everything that it keeps one of."""
+    nadams = jax.tree.leaves(state.optimizer, is_leaf=lambda node: isinstance(node, NadamState))
+    means = [item for node in nadams if isinstance(node, NadamState) for item in node.first.items()]
+    return {path: mean for path, mean in means if not isinstance(mean, optax.MaskedNode)}
+
+
+def taken_out(net):
+    """Paths of the biases that shift all of a channel on its way to a batch norm: it subtracts the mean again."""
+    readers = {layer.name: [other for other in net.layers if layer.name in other.inputs] for layer in net.layers}
+
+    def shifts(layer):
+        """Whether a shift of the layer's input is one of its output."""
+        pointwise = net.shapes.get(f"{layer.section}/{layer.name}/kernel", ())[:2] == (1, 1)
+        return layer.kind in ("add", "scaled add") or (layer.kind == "conv" and pointwise)
+
+    def lost(name):
+        behind = readers[name]
+        return all(reader.kind == "batch norm" or (shifts(reader) and lost(reader.name)) for reader in behind)
+
+    return {
+        path
+        for path in net.shapes
+        if path.endswith("/bias") and readers[path.split("/")[1]] and lost(path.split("/")[1])
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_learns_moves_and_nothing_else(name):
+    made = World(recipe(name))
+    before = param_digests(made.parameters)
+    step, state, frozen = made.run()
+    assert step._cache_size() == 1
+    split, own = made.phase.split, registry.get_spec(name).top_group
+    assert {group for group, rate in split.rates.items() if rate} == {"head", own}
+    assert {split.groups[path] for path in frozen} == {"base"}
+    assert state.moved.keys() | frozen.keys() == made.parameters.keys()
+    assert state.moved.keys().isdisjoint(frozen)
+    assert {path.rsplit("/")[-1] in BATCH_STATS for path in state.learning} == {False}
+
+    found, none = gradients(state), taken_out(made.network)
+    assert found.keys() == state.learning.keys()
+    assert [path for path in found if path not in none and not np.any(found[path])] == []
+    after = param_digests(state.moved)
+    assert [path for path in after if path not in none and after[path] == before[path]] == []
+    assert param_digests(frozen) == {path: before[path] for path in frozen}
+    assert all(np.isfinite(value).all() for value in state.moved.values())
+
+
+# ---------------------------------------------------------------------- batch norm and dropout
+
+
+def toy(net, x, top):
+    """A convolution and two batch norms, one with settings of its own."""
+    x = net.conv(x, 6, 3, name="conv")
+    x = net.batch_norm(x, momentum=0.9, epsilon=0.01, name="first")
+    x = net.activation(x, "relu", name="relu")
+    return net.batch_norm(x, name="second")
+
+
+TOY = replace(
+    registry.get_spec("mobilenet"),
+    name="toy",
+    build=toy,
+    minimum_size=8,
+    groups=(("head", "head/.*"), ("all", "backbone/.*")),
+)
+
+
+def keras_toy():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(6, 3, padding="same", name="conv")(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=0.01, name="first")(x)
+    x = keras.layers.Activation("relu")(x)
+    x = keras.layers.BatchNormalization(name="second")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="predictions")(x))
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    return model
+
+
+def test_a_step_is_that_of_keras(monkeypatch):
+    """Two steps of SGD with the same examples: every weight and every statistic.
+
+    Measured: 1.2e-7; the mean of 256 float32 values near 1 may be wrong by a few roundings of 6e-8. The unbiased
+    variance would be 256 / 255 of the biased one: after two steps the statistics would differ by 1e-4.
+    """
+    monkeypatch.setitem(registry.MODELS, "toy", TOY)
+    rates = {"head": 0.1, "all": 0.1}
+    head = {"pooling": "global_average", "units": (), "dropout": 0.0}
+    config = recipe("toy", head=head, optimizer={"name": "sgd"}, frozen={"lr": rates}, finetune={"lr": rates})
+    made = World(config)
+    reference = keras_toy()
+    leaves = {"conv": ("kernel", "bias"), "first": NORM, "second": NORM, "predictions": ("kernel", "bias")}
+    paths = {
+        layer: [f"{'head' if layer == 'predictions' else 'backbone'}/{layer}/{name}" for name in names]
+        for layer, names in leaves.items()
+    }
+    for layer, order in paths.items():
+        reference.get_layer(layer).set_weights([np.asarray(made.parameters[path]) for path in order])
+    for examples in made.feed.training(EpochSampler(3, BATCH, 2 * BATCH), 0, 2, None):
+        reference.train_on_batch(examples.inputs(0, None) / 127.5 - 1, np.asarray(examples.answers()))
+    _, state, frozen = made.run()
+    assert not frozen
+    for layer, order in paths.items():
+        for path, expected in zip(order, reference.get_layer(layer).get_weights(), strict=True):
+            np.testing.assert_allclose(state.moved[path], expected, rtol=0, atol=5e-7, err_msg=path)
+
+
+# ---------------------------------------------------------------------- a frozen base is as in inference
+
+BLOCKS_6_AND_7 = (("head", "head/.*"), ("top", "backbone/(?:block[67]|top_).*"), ("base", "backbone/.*"))
+
+
+class Dropping:
+    """EfficientNetB0, of which blocks 6 and 7 learn, up to a layer that drops examples as a whole."""
+
+    def __init__(self):
+        self.made = World(recipe("efficientnetb0", groups=BLOCKS_6_AND_7))
+        self.parts = self.made.phase.split.part(self.made.parameters)
+        self.learning = param_groups.layers_in_train_mode(
+            [*self.parts.learning, *self.parts.statistics], self.parts.frozen
+        )
+        self.pictures = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+
+    @partial(jax.jit, static_argnums=0, static_argnames=("stop", "start", "taps", "training"))
+    def run(self, given, key, *, training=True, **cuts):
+        parameters, learning = param_groups.unflatten(self.made.parameters), self.learning if training else frozenset()
+        keys = jax.random.split(key, len(given))
+        return forward(self.made.network.model, parameters, given, learning=learning, dropout=keys, **cuts)
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    return Dropping()
+
+
+def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
+    taps = ("block5b_project_bn", "block5b_drop", "block6b_project_bn", "block6b_drop")
+    first, second = (
+        dropping.run(dropping.pictures, jax.random.key(seed), stop=taps[-1], taps=taps).taps for seed in (1, 2)
+    )
+    for name in taps[:3]:
+        assert param_digests({name: first[name]}) == param_digests({name: second[name]}), name
+    assert np.array_equal(first["block5b_drop"], first["block5b_project_bn"])
+    rate = next(block.drop for block in blocks(STAGES, 32, 16) if block.name == "block6b")
+    kept = np.any(np.asarray(first["block6b_drop"]), axis=(1, 2, 3))
+    assert 0 < kept.sum() < 32
+    expected = np.where(kept[:, None, None, None], np.asarray(first["block6b_project_bn"]) / (1 - rate), 0)
+    np.testing.assert_allclose(first["block6b_drop"], expected, rtol=1e-6)  # the division, rounded elsewhere
+    assert np.any(kept != np.any(np.asarray(second["block6b_drop"]), axis=(1, 2, 3)))
+
+
+def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dropping):
+    layers = ("stem_bn", "block5c_project_bn", "block6a_expand_bn")
+    key, cuts = jax.random.key(1), {"stop": layers[-1], "taps": layers}
+    trained, inferred = (dropping.run(dropping.pictures, key, training=t, **cuts) for t in (True, False))
+    for name in layers[:2]:
+        # the same float32 sums, compiled twice
+        scale = float(jnp.abs(inferred.taps[name]).max())
+        np.testing.assert_allclose(trained.taps[name], inferred.taps[name], rtol=0, atol=1e-6 * scale, err_msg=name)
+    assert not np.allclose(trained.taps[layers[2]], inferred.taps[layers[2]], rtol=0.1)
+    before = param_digests(dropping.made.parameters)
+    after = param_digests(param_groups.flatten(trained.statistics))
+    moved = {path for path in after if after[path] != before[path]}
+    assert moved == {"backbone/block6a_expand_bn/mean", "backbone/block6a_expand_bn/var"}
+
+
+def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
+    cut, layer, key = "block5c_add", "block6b_drop", jax.random.key(1)
+    whole = dropping.run(dropping.pictures, key, stop=layer, taps=(cut, layer)).taps
+    rest = dropping.run(whole[cut], key, start=cut, stop=layer).output
+    dropped = [np.any(np.asarray(output), axis=(1, 2, 3)).tolist() for output in (whole[layer], rest)]
+    assert dropped[0] == dropped[1]
+    assert not all(dropped[0])
+
+
+def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
+    made = World(recipe("mobilenet_0.25"))
+    held = MemoryImages(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
+    cut, net = made.phase.cut, made.network
+    inputs = SplitData(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
+
+    def key(path=None):
+        changed = {} if path is None else {path: made.parameters[path] + 1}
+        return inputs._key(cut, param_digests(made.parameters | changed))
+
+    assert key("backbone/conv1_bn/mean") != key() != key("backbone/conv_pw_11_bn/var")
+    assert key("backbone/conv_dw_12_bn/mean") == key()
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+def train(folder, name, workdir):
+    phases = {"frozen": {"epochs": 1}, "finetune": {"epochs": 3, "patience": 9, "augment": True}}
+    rates = {"frozen": {"head": 1e-2, "top": 0.0, "base": 0.0}, "finetune": {"head": 1e-3, "top": 1e-3, "base": 0.0}}
+    config = recipe(name, folder, **{phase: settings | {"lr": rates[phase]} for phase, settings in phases.items()})
+    return trainer.train(config, workdir, tiny_run.quiet(), "flaxtl train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_0.25", "resnet50", "efficientnetb0"])
+def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monkeypatch, folder, tmp_path, name):
+    # The first epoch of a phase stays the best: what is handed on differs from what was trained last.
+    monkeypatch.setattr(Phase, "better", lambda phase, value, best: best is None)
+    whole = train(folder, name, tmp_path / "whole")
+    split = whole.setup.phases[1].split
+    start, frozen, finetuned = tiny_run.digests(whole)
+    assert {path.split("/")[0] for path in start if start[path] != frozen[path]} == {"head"}
+    changed = {path for path in start if frozen[path] != finetuned[path]}
+    assert changed <= {path for path in start if split.moves(path)}
+    assert {path for path in changed if param_groups.is_batch_stat(path)} == {
+        path for path in start if split.moves(path) and param_groups.is_batch_stat(path)
+    }
+    facts = tiny_run.told(tmp_path / "whole")[1]["finetune"]
+    assert facts["best_epoch"] == 1
+    assert facts["frozen_leaves_unchanged"] == sum(not split.moves(path) for path in start)
+    shapes = whole.setup.network.shapes
+    assert facts["learning_parameters"] == sum(math.prod(shapes[path]) for path in shapes if split.learns(path))
+
+    for number, (owner, call) in enumerate([(EpochLoop, ("_steps", 3)), (Checkpoints, ("save_phase", 3))]):
+        workdir = tmp_path / f"{number}"
+        with monkeypatch.context() as patch:
+            tiny_run.stop_at(patch, owner, *call)
+            with pytest.raises(KeyboardInterrupt):
+                train(folder, name, workdir)
+        resumed = train(folder, name, workdir)
+        assert tiny_run.told(workdir) == tiny_run.told(tmp_path / "whole")
+        assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+    evaluate_run(whole, tiny_run.quiet())
+    opened = load_trained_run(tmp_path / "whole")
+    assert param_digests(opened.parameters) == finetuned
+    pictures = np.concatenate([whole.inputs[split].pictures().data.inputs for split in ("validation", "test")])
+    direct = jax.nn.softmax(logits_of(opened.setup.network.model, param_groups.unflatten(opened.parameters), pictures))
+    found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
+    np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
+
+
+@pytest.mark.parametrize("last", ["conv4_block6_out", "conv5_block2_out"])
+def test_a_base_that_ends_below_its_last_layer(last):
+    made = recipe("resnet50")
+    made.model.stop = last
+    net = build_model(made, classes=3)
+    names = [layer.name for layer in net.layers if layer.section == "backbone"]
+    assert names[-1] == last
+    assert {path.split("/")[1] for path in net.shapes if path.startswith("backbone/")} <= set(names)
+    frozen, finetune = build_phases(made, net.model, net.layers, net.groups, 8, net.cut_groups)
+    assert frozen.cut == last
+    assert finetune.cut == "conv4_block6_out"
+    learning = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.split.learns(path)}
+    assert learning - {"dense", "predictions"} == ({"conv5"} if last.startswith("conv5") else set())
+
+
+def test_a_base_cannot_end_within_a_branch():
+    made = recipe("resnet50")
+    made.model.stop = "conv5_block1_1_relu"
+    with pytest.raises(UserError, match=r"'conv5_block1_1_relu'.*'conv5_block1_0_bn'.*'conv4_block6_out'"):
+        build_model(made, classes=3)

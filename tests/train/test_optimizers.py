@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxtl.errors import UserError
+from flaxtl.train import optimizers
+from flaxtl.train.param_groups import ParamGroups
+
+SHAPES = {"head/out/kernel": (5, 3), "head/out/bias": (3,)}
+NADAM = {"name": "nadam", "b1": 0.9, "b2": 0.99}
+
+
+def random(seed, shapes=SHAPES):
+    generator = np.random.default_rng(seed)
+    return {path: jnp.asarray(generator.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+
+
+def test_nadam_is_that_of_keras():
+    import keras
+
+    ours = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
+    theirs = {path: keras.Variable(value) for path, value in ours.items()}
+    reference = keras.optimizers.Nadam(learning_rate=1e-3, beta_1=0.9, beta_2=0.99)
+    reference.build(list(theirs.values()))
+    transformation = optimizers.nadam(optax.constant_schedule(1e-3), b1=0.9, b2=0.99)
+    state = transformation.init(ours)
+    for step in range(1, 21):
+        gradients = random(step)
+        reference.apply([gradients[path] for path in theirs])
+        updates, state = transformation.update(gradients, state)
+        ours = optax.apply_updates(ours, updates)
+        for path, variable in theirs.items():
+            # 1 - 0.99 in float32 is off by 2**-24 / 0.01 = 6e-6 of itself; half of that under the root, of a step of
+            # 1e-3, is 3e-9 in a step. The values stay below 0.01, where their own rounding is 5e-10.
+            np.testing.assert_allclose(ours[path], variable.numpy(), rtol=0, atol=step * 3e-9)
+    assert state.taken == 20
+
+
+def test_nadam_is_not_that_of_optax():
+    parameters, gradients = random(0), random(1)
+    steps = [make(1e-3, 0.9, 0.99) for make in (lambda rate, *b: optimizers.nadam(lambda _: rate, *b), optax.nadam)]
+    ours, theirs = (step.update(gradients, step.init(parameters))[0] for step in steps)
+    assert not np.allclose(ours["head/out/bias"], theirs["head/out/bias"], rtol=1e-2)
+
+
+def two_groups(rate_of_base):
+    groups = {"head/out/kernel": "head", "backbone/conv/kernel": "base"}
+    return ParamGroups(groups, {"head": 1e-2, "base": rate_of_base})
+
+
+def test_a_frozen_group_gets_no_update_and_no_state():
+    shapes = {"head/out/kernel": (5, 3), "backbone/conv/kernel": (7, 11)}
+    parameters = random(0, shapes)
+    transformation = optimizers.phase_optimizer(NADAM, two_groups(0.0), "constant", 10, 0)
+    state = transformation.init(parameters)
+    assert (7, 11) not in {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert not jax.tree.leaves(state.inner_states["base"])
+    for step in range(1, 4):
+        updates, state = transformation.update(random(step, shapes), state, parameters)
+        assert np.array_equal(updates["backbone/conv/kernel"], np.zeros((7, 11)))
+        assert np.all(np.asarray(updates["head/out/kernel"]) != 0)
+
+
+def test_each_group_learns_at_its_own_rate():
+    shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,)}
+    same = {path: jnp.full(4, 0.3) for path in shapes}
+    transformation = optimizers.phase_optimizer(NADAM, two_groups(1e-4), "constant", 10, 0)
+    updates, _ = transformation.update(same, transformation.init(same), same)
+    # One float32 product by the rate each: their ratio is exact to three roundings.
+    np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
+
+
+def test_factors_scale_updates_and_leave_the_state():
+    shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,), "backbone/stem/kernel": (4,)}
+    parameters = random(0, shapes)
+    groups = dict(zip(shapes, ("head", "base", "frozen"), strict=True))
+    rates, factors = {"head": 1e-2, "base": 1e-3, "frozen": 0.0}, dict(zip(shapes, (1.0, 0.5, 0.25), strict=True))
+    plain, scaled = (
+        optimizers.phase_optimizer(NADAM, ParamGroups(groups, rates, given), "cosine", 10, 0) for given in ({}, factors)
+    )
+    one, other = plain.init(parameters), scaled.init(parameters)
+    for step in range(1, 4):
+        expected, one = plain.update(random(step, shapes), one, parameters)
+        found, other = scaled.update(random(step, shapes), other, parameters)
+        assert all(np.array_equal(found[path], factors[path] * expected[path]) for path in shapes)
+        assert not np.any(found["backbone/stem/kernel"])
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "expected"),
+    [
+        ("constant", 0, {0: 0.5, 5: 0.5, 10: 0.5}),
+        ("linear", 0, {0: 0.5, 5: 0.25, 10: 0.0}),
+        ("cosine", 0, {0: 0.5, 5: 0.25, 10: 0.0}),
+        ("constant", 4, {0: 0.0, 1: 0.125, 3: 0.375, 4: 0.5, 10: 0.5}),
+        ("linear", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
+        ("cosine", 2, {0: 0.0, 1: 0.25, 2: 0.5, 6: 0.25, 10: 0.0}),
+        ("step", 0, {0: 0.5, 4: 0.5, 5: 0.05, 6: 0.05, 7: 0.005, 10: 0.005}),
+        ("plateau", 2, {0: 0.0, 1: 0.25, 2: 0.5, 10: 0.5}),
+        ("step", 2, {0: 0.0, 2: 0.5, 5: 0.5, 6: 0.05, 7: 0.05, 8: 0.005}),
+    ],
+)
+def test_schedules(name, warmup, expected):
+    rate = optimizers.schedule(name, 0.5, steps=10, warmup=warmup)
+    found = {step: float(rate(jnp.int32(step))) for step in expected}
+    # cos(pi / 2) in float32 is 4e-8 off zero; everything else here is exact
+    assert found == pytest.approx(expected, rel=0, abs=2e-8)
+
+
+def test_a_misspelt_schedule():
+    with pytest.raises(UserError, match=r"'cosin'.*'cosine'"):
+        optimizers.schedule("cosin", 0.5, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({"name": "nadm"}, "'nadm'.*'nadam'"),
+        ({"b1": 0.9}, r"''.*\badabelief\b"),
+        ({"name": "nadam", "bb1": 0.9}, r"(?=.*\bnadam\b).*'bb1'.*'b1'"),
+        ({"name": "sgd", "momentun": 0.9}, r"(?=.*\bsgd\b).*'momentun'.*'momentum'"),
+        ({"name": "adam", "learning_rate": 1.0}, r"(?=.*\badam\b).*'learning_rate'"),
+    ],
+)
+def test_a_misspelt_optimizer_or_argument(settings, facts):
+    with pytest.raises(UserError, match=facts):
+        optimizers.optimizer_factory(settings)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_that_may_be_named_moves_parameters(name):
+    parameters, gradients = random(0), random(1)
+    split = ParamGroups(dict.fromkeys(SHAPES, "head"), {"head": 1e-2})
+    transformation = optimizers.phase_optimizer({"name": name}, split, "constant", 10, 0)
+    updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
+    assert all(np.any(np.asarray(update) != 0) for update in updates.values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion"])
+def test_weight_decay_leaves_biases_batch_norms_and_frozen_groups(name):
+    """Without gradients nothing but the decay moves a parameter."""
+    shapes = {
+        "head/out/kernel": (2, 3),
+        "head/out/bias": (3,),
+        "backbone/bn/scale": (4,),
+        "backbone/conv/kernel": (2, 2),
+    }
+    parameters = {path: jnp.full(shape, 2.0) for path, shape in shapes.items()}
+    groups = {path: "frozen" if path == "backbone/conv/kernel" else "head" for path in shapes}
+    transformation = optimizers.phase_optimizer(
+        {"name": name, "weight_decay": 0.5}, ParamGroups(groups, {"head": 0.1, "frozen": 0.0}), "constant", 10, 0
+    )
+    nothing = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    updates, _ = transformation.update(nothing, transformation.init(parameters), parameters)
+    moved = sorted(path for path, update in updates.items() if np.any(np.asarray(update) != 0))
+    assert moved == ["head/out/kernel"]
+
+
+def test_the_mask_of_a_weight_decay_is_no_setting():
+    with pytest.raises(UserError, match=r"(?=.*\badamw\b).*'mask'"):
+        optimizers.optimizer_factory({"name": "adamw", "mask": True})

@@ -1,0 +1,193 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import tiny_run
+from ml_collections import ConfigDict
+
+from flaxtl.errors import UserError
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
+from flaxtl.train import param_groups, phases
+from flaxtl.train.setup import build_model
+
+MODEL = Classifier(registry.get_spec("vgg16"), Head(3, "global_average", (8,), 0.4))
+GROUPS = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("block1", "backbone/block1_.*"), ("base", ".*"))
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return classifier.list_layers(MODEL, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return build_model(tiny_run.config("unused"), classes=3)
+
+
+def plan(net, n_train=12, **changes):
+    return phases.build_phases(tiny_run.config("unused", **changes), net.model, net.layers, net.groups, n_train)
+
+
+@pytest.mark.parametrize(
+    ("learning", "cut"),
+    [
+        (["head"], "block5_pool"),
+        (["block5"], "block4_pool"),
+        (["head", "block5"], "block4_pool"),
+        (["base"], "block1_pool"),
+        (["block1"], None),
+        (["head", "block1"], None),
+    ],
+)
+def test_the_frozen_prefix_ends_below_the_lowest_layer_that_learns(layers, learning, cut):
+    assigned = param_groups.assign_groups(list(param_groups.flatten(classifier.param_shapes(MODEL, 32, 32))), GROUPS)
+    rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
+    assert phases.frozen_prefix(MODEL, layers, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
+
+
+def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
+    assigned = param_groups.assign_groups(list(param_groups.flatten(classifier.param_shapes(MODEL, 32, 32))), GROUPS)
+    split = param_groups.make_param_groups(
+        "tune", assigned, {group: 1e-3 if group == "head" else 0.0 for group, _ in GROUPS}
+    )
+    picture = 512 * 4  # block5_pool of 32x32 pictures is 1x1x512, float32
+    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // picture) == "block5_pool"
+    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // picture + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "lr", "facts"),
+    [
+        ((), {"head": 0.1, "top": 0.2, "base": 0.0}, None),
+        ((), {"head": 0.1, "block5": 0.2, "base": 0.0}, None),
+        ((), {"haed": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'haed'.*'head'"),
+        ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'top'"),
+    ],
+)
+def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
+    config = tiny_run.config("unused", groups=own, model={"name": "vgg16", "stop": ""}, phases=("frozen",))
+    config.frozen.lr = ConfigDict(lr)
+    net = build_model(config, classes=3)
+    if facts is None:
+        (frozen,) = phases.build_phases(config, net.model, net.layers, net.groups, 12)
+        assert frozen.split.rates == {"head": 0.1, "block5": 0.2, "base": 0.0}
+    else:
+        with pytest.raises(UserError, match=facts):
+            phases.build_phases(config, net.model, net.layers, net.groups, 12)
+
+
+@pytest.mark.parametrize(("n_train", "steps"), [(12, 3), (13, 4), (1, 1)])
+def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
+    frozen, finetune = plan(net, n_train, finetune={"steps_per_epoch": 20})
+    assert (frozen.steps_per_epoch, finetune.steps_per_epoch) == (steps, 20)
+    assert (frozen.first_step, frozen.steps, frozen.last_step) == (0, 2 * steps, 2 * steps)
+    assert (finetune.first_step, finetune.steps, finetune.last_step) == (2 * steps, 40, 2 * steps + 40)
+    assert (frozen.cut, finetune.cut) == ("block2_pool", "block1_pool")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "best", "better"),
+    [
+        ("validation_loss", 0.5, None, True),
+        ("validation_loss", 0.4, 0.5, True),
+        ("validation_loss", 0.5, 0.5, False),
+        ("train_accuracy", 0.6, 0.5, True),
+        ("validation_accuracy", 0.5, 0.5, False),
+        ("validation_accuracy", 0.4, 0.5, False),
+    ],
+)
+def test_what_is_better(net, metric, value, best, better):
+    frozen, _ = plan(net, frozen={"metric": metric})
+    assert frozen.better(value, best) == better
+
+
+@pytest.mark.parametrize(("mode", "metric"), [("min", "validation_loss"), ("max", "validation_accuracy")])
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
+    import keras
+
+    frozen, _ = plan(net, frozen={"schedule": "plateau", "metric": metric, "plateau_patience": patience})
+    model = SimpleNamespace(optimizer=keras.optimizers.SGD(0.5))
+    watch = keras.callbacks.ReduceLROnPlateau(metric, factor=0.5, patience=patience, mode=mode, min_delta=0)
+    watch.set_model(model)
+    watch.on_train_begin()
+    best, best_epoch, rate = None, 0, 0.5
+    # Few values, so that some are equal; a trend, so that some are better.
+    values = (np.random.default_rng(0).integers(0, 6, 60) - np.arange(60) // 15) / 8 * (1 if mode == "min" else -1)
+    for epoch, value in enumerate(values.tolist(), start=1):
+        watch.on_epoch_end(epoch - 1, {metric: value})
+        if frozen.better(value, best):
+            best, best_epoch = value, epoch
+        rate *= 0.5 if frozen.lowers(epoch - best_epoch) else 1.0
+        assert rate == float(model.optimizer.learning_rate)  # a power of 2 in both
+    assert 2**-60 < rate < 2**-8
+
+
+def test_other_schedules_know_no_plateau(net):
+    frozen, _ = plan(net, frozen={"plateau_patience": 1})
+    assert not any(frozen.lowers(waited) for waited in range(20))
+
+
+def test_the_rates_in_force(net):
+    frozen, finetune = plan(net, frozen={"schedule": "linear", "warmup_steps": 2}, finetune={"schedule": "plateau"})
+    assert frozen.rates(1, 1.0) == {"head": 0.0}
+    assert frozen.rates(3, 1.0) == {"head": 0.01}
+    assert frozen.rates(6, 1.0) == {"head": 0.0025}  # the 4th of 4 steps down to 0
+    assert finetune.rates(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
+
+
+def test_layer_decay_counts_the_layers_that_the_base_has(net):
+    _, finetune = plan(net, finetune={"layer_decay": 0.5})
+    factors = {path.split("/")[1]: factor for path, factor in finetune.split.factors.items()}
+    assert factors == {
+        "predictions": 1.0,
+        "dense_1": 1.0,
+        "block2_conv2": 0.5,
+        "block2_conv1": 0.25,
+        "block1_conv2": 0.125,
+        "block1_conv1": 0.0625,
+    }
+    assert plan(net)[1].split.factors == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"frozen": {"epochs": 0}}, r"frozen\.epochs\b.*\b0\b"),
+        ({"frozen": {"steps_per_epoch": -1}}, r"frozen\.steps_per_epoch\b.*-1\b"),
+        ({"finetune": {"patience": -2}}, r"finetune\.patience\b.*-2\b"),
+        ({"finetune": {"warmup_steps": -1}}, r"finetune\.warmup_steps\b.*-1\b"),
+        ({"frozen": {"warmup_steps": 99}}, r"frozen\.warmup_steps\b.*\b99\b.*\b6\b"),
+        ({"frozen": {"metric": "validation_los"}}, "'validation_los'.*'validation_loss'"),
+        ({"frozen": {"schedule": "cosin"}}, r"frozen\.schedule\b.*'cosin'.*'cosine'"),
+        ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, r"frozen\.lr\b.*\bblock2\b"),
+        ({"frozen": {"lr": tiny_run.FROZEN | {"head": 0.0}}}, r"'frozen'.*\bfrozen\.lr\b"),
+        ({"frozen": {"plateau_factor": 1.0}}, r"frozen\.plateau_factor\b.*\b1\b"),
+        ({"frozen": {"plateau_factor": 0.0}}, r"frozen\.plateau_factor\b.*\b0\b"),
+        ({"frozen": {"plateau_patience": 0}}, r"frozen\.plateau_patience\b.*\b0\b"),
+        ({"frozen": {"ema": 1.0}}, r"frozen\.ema\b.*\b1\b"),
+        ({"frozen": {"ema": -0.5}}, r"frozen\.ema\b.*-0\.5\b"),
+        ({"frozen": {"ema": float("nan")}}, r"frozen\.ema\b.*\b(?i:nan)\b"),
+        ({"frozen": {"layer_decay": 0.0}}, r"frozen\.layer_decay\b.*\b0\b"),
+        ({"frozen": {"layer_decay": 1.5}}, r"frozen\.layer_decay\b.*\b1\.5\b"),
+        (
+            {"frozen": {"schedule": "plateau", "patience": 10}},
+            r"(?=.*'plateau')(?=.*\bfrozen\.plateau_patience\b).*\bfrozen\.patience\b\D*10\b",
+        ),
+        ({"batch": 0}, r"\bbatch\w*\b.*\b0\b"),
+        ({"label_smoothing": 1.0}, r"\blabel_smoothing\b.*\b1\b"),
+        ({"optimizer": {"name": "nadm"}}, "optimizer.*'nadm'.*'nadam'"),
+        ({"phases": ("frozen", "finetune", "frozen")}, "phases.*frozen, finetune, frozen"),
+    ],
+)
+def test_settings_without_meaning_are_named(net, changes, facts):
+    with pytest.raises(UserError, match=facts):
+        plan(net, **changes)
+
+
+def test_a_phase_without_settings_is_named(net):
+    config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0})
+    with pytest.raises(UserError, match=r"\bphases\b.*'frozen'"):
+        phases.build_phases(config, net.model, net.layers, net.groups, 12)

@@ -1,0 +1,52 @@
+"""The pictures of a recipe: its settings reach the manifest, and what is odd is said."""
+
+import re
+import shutil
+
+import pytest
+from helpers import tiny_run
+from helpers.image_folders import paint
+
+from flaxtl.errors import UserError
+from flaxtl.train.setup import build_manifest
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    for number, split in enumerate(("train", "validation")):
+        paint(tmp_path / split / "a", range(100 * number, 100 * number + 3))
+        paint(tmp_path / split / "b", range(100 * number + 50, 100 * number + 53))
+    shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "validation" / "a" / "same.png")
+    return tmp_path
+
+
+def test_leaks_are_an_error_unless_the_recipe_allows_them(leaking, tmp_path_factory):
+    config, console = tiny_run.config(leaking), tiny_run.quiet()
+    pair = r"train/a/0\.png.*validation/a/same\.png"
+    with pytest.raises(UserError, match=rf"\b1 .*{pair}.*\bdata\.allow_leaks\b"):
+        build_manifest(config, tmp_path_factory.getbasetemp() / "run", console)
+    config.data.allow_leaks = True
+    assert len(build_manifest(config, tmp_path_factory.getbasetemp() / "run", console).examples) == 13
+    assert re.search(rf"\b1 .*{pair}", tiny_run.texts(console))
+    assert re.search(r"(?i)\bduplicates\b", tiny_run.texts(console))
+
+
+def test_the_threshold_is_the_recipe_s(leaking, tmp_path_factory):
+    config = tiny_run.config(leaking)
+    config.data.near_duplicates = 99
+    with pytest.raises(UserError, match=r"\b99\b"):
+        build_manifest(config, tmp_path_factory.getbasetemp() / "run", tiny_run.quiet())
+
+
+def test_other_classes_than_expected_are_told_before_pictures_are_read(leaking, tmp_path_factory):
+    config, console = tiny_run.config(leaking), tiny_run.quiet()
+    config.data.classes = ("a", "c")
+    with pytest.raises(UserError, match=r"\ba and b\b.*\ba and c\b"):
+        build_manifest(config, tmp_path_factory.getbasetemp() / "run", console)
+    assert tiny_run.texts(console) == ""
+
+
+def test_a_run_among_its_pictures_is_refused(leaking):
+    workdir = leaking / "train" / "run"
+    with pytest.raises(UserError, match=rf"--workdir={re.escape(str(workdir))}\b.*{re.escape(str(leaking))}\b"):
+        build_manifest(tiny_run.config(leaking), workdir, tiny_run.quiet())

@@ -1,0 +1,90 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from flaxtl.train.signals import StopRequested, StopSignal, exit_code
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def test_exit_codes_are_those_of_shells():
+    assert (exit_code(signal.SIGINT), exit_code(signal.SIGTERM)) == (130, 143)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_would_be_lost_a_signal_ends_at_once(number):
+    with StopSignal().listening() as interruption, pytest.raises(StopRequested) as stopped:
+        send(number)
+    assert stopped.value.number == number
+    assert not interruption.asked
+
+
+def test_where_a_step_would_be_lost_the_first_signal_is_noted_and_the_second_does_not_wait():
+    told = []
+    with StopSignal(lambda: told.append(True)).listening() as interruption, interruption.patient():
+        send(signal.SIGTERM)
+        assert interruption.asked
+        assert told == [True]
+        with pytest.raises(StopRequested) as stopped:
+            interruption.stop()
+        assert stopped.value.number == signal.SIGTERM
+        with pytest.raises(StopRequested) as stopped:
+            send(signal.SIGINT)
+        assert stopped.value.number == signal.SIGINT
+
+
+def test_handlers_that_were_there_come_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopSignal().listening():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_who_goes_on_after_a_signal_is_not_ended_later():
+    with StopSignal(grace=0.2).listening() as interruption, interruption.patient():
+        send(signal.SIGTERM)
+    time.sleep(0.5)  # without the end of the grace, the process of this test would be gone
+
+
+def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
+    heard = []
+
+    def run():
+        with StopSignal().listening() as interruption:
+            heard.append(interruption.asked)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+
+
+STUCK = """
+import ctypes, sys
+from flaxtl.train.interruption import Interruption
+with Interruption(grace=0.5).listening() as interruption, interruption.patient():
+    print("ready", flush=True)
+    ctypes.CDLL(None).pause()  # in C, where handlers of Python do not run: as a compilation
+    while True:
+        ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_what_cannot_be_finished_ends_after_the_grace():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert re.fullmatch(r"flaxtl: .+\n", err)
+    assert 0.4 < time.monotonic() - started < 10  # the lower bound is the grace, the upper a slow machine's

@@ -1,0 +1,288 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_run
+
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostBatch, HostLoader, IndexBatch
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.models.classifier import logits_of
+from flaxtl.parallel import devices
+from flaxtl.train import train_step
+from flaxtl.train.eval_loop import evaluate, evaluate_metrics
+from flaxtl.train.feature_cache import param_digests
+from flaxtl.train.metrics import MetricSums
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.param_groups import unflatten
+from flaxtl.train.train_step import Ema, TrainState
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+CUT = "block2_pool"
+
+
+class World:
+    """A prepared run with its parameters, its training pictures and their features."""
+
+    def __init__(self, folder, workdir):
+        self.setup = tiny_run.setup(folder, workdir)
+        self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
+        data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
+        self.pictures = data.pictures()
+        self.features = data.features(CUT, self.parameters, tiny_run.bar)
+        self.frozen, self.finetune = self.setup.phases
+
+    def start(self, phase, step=0):
+        """(first state, frozen parameters)."""
+        learning, statistics, frozen = phase.split.part(self.parameters)
+        state = TrainState.first(step, learning, statistics, self.optimizer(phase).init(learning), 3)
+        return devices.replicate(state, self.setup.mesh), frozen
+
+    def optimizer(self, phase):
+        return phase_optimizer(self.setup.config.optimizer, phase.split, "constant", phase.steps, 0)
+
+    def step(self, phase, *, seed=3, feed=None, **options):
+        setup = self.setup
+        sharding = (self.pictures if feed is None else feed).sharding(setup.mesh)
+        task = train_step.StepConfig(setup.network.model, self.optimizer(phase), setup.mesh, seed, **options)
+        return train_step.make_train_step(task, sharding)
+
+    def losses(self, phase, data, first=0, **settings):
+        """Of three steps over four examples, the loss summed up to each, and the last state."""
+        step = self.step(phase, **settings)
+        state, frozen = self.start(phase, first)
+        found = []
+        for examples in data.training(EpochSampler(3, 4, len(data)), 0, 3, None):
+            state = step(state, frozen, examples)
+            found.append(float(state.totals.loss))
+        return found, state
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tiny_run.pictures(tmp_path_factory.mktemp("pictures")), tmp_path_factory.mktemp("run"))
+
+
+def test_what_learns_changes_and_nothing_else(world):
+    step = world.step(world.finetune, augmentation=world.setup.augmentation)
+    state, frozen = world.start(world.finetune)
+    before, old = param_digests(frozen), {path: np.array(value) for path, value in state.learning.items()}
+    for examples in world.pictures.training(EpochSampler(3, 4, len(world.pictures)), 0, 4, world.setup.augmentation):
+        state = step(state, frozen, examples)
+        # as at the start of an epoch
+        state = state._replace(totals=devices.replicate(MetricSums.zero(3), world.setup.mesh))
+    assert param_digests(frozen) == before
+    assert {path.split("/")[1] for path in frozen} == {"block1_conv1", "block1_conv2"}
+    assert len(old) == 8
+    assert [path for path, value in state.learning.items() if np.array_equal(value, old[path])] == []
+    assert int(state.step) == 4
+    assert step._cache_size() == 1
+
+
+def test_only_what_learns_has_optimizer_state(world):
+    learning, *_ = world.frozen.split.part(world.parameters)
+    state = world.optimizer(world.frozen).init(learning)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
+    # nadam: the count, the momentum product and two means of each leaf
+    assert sizes == sorted([1, 1] + 2 * [leaf.size for leaf in learning.values()])
+    assert sum(leaf.size for leaf in learning.values()) == 128 * 8 + 8 + 8 * 3 + 3
+
+
+def test_a_step_from_features_is_a_step_from_pictures(world):
+    from_pictures, state = world.losses(world.frozen, world.pictures)
+    from_features, other = world.losses(world.frozen, world.features, start=CUT)
+    # The same float32 sums in another order: measured 0; the 12 terms of a loss explain 12 x 2**-24.
+    np.testing.assert_allclose(from_features, from_pictures, rtol=12 * 2.0**-24)
+    assert state.totals.seen.sum() == other.totals.seen.sum() == 12
+    assert state.totals.right.tolist() == other.totals.right.tolist()
+
+
+def test_dropout_is_a_function_of_seed_and_step(world):
+    losses, _ = world.losses(world.frozen, world.features, start=CUT)
+    assert world.losses(world.frozen, world.features, start=CUT)[0] == losses
+    assert world.losses(world.frozen, world.features, start=CUT, seed=4)[0][0] != losses[0]
+    assert world.losses(world.frozen, world.features, start=CUT, first=1)[0][0] != losses[0]
+
+
+def test_augmentation_is_a_function_of_seed_pass_and_picture(world):
+    augmented = {"augmentation": world.setup.augmentation}
+    step, (state, frozen) = world.step(world.finetune, **augmented), world.start(world.finetune)
+    indices = np.array([0, 1, 2, 3], np.int32)
+
+    def loss(passes, step=step):
+        fresh = jax.tree.map(jnp.copy, state)
+        given = IndexBatch(world.pictures.data, indices, np.array(passes, np.int32))
+        return float(step(fresh, frozen, given).totals.loss)
+
+    first = loss([0, 0, 0, 0])
+    assert loss([0, 0, 0, 0]) == first
+    assert loss([0, 0, 0, 1]) != first
+    assert loss([0, 0, 0, 0], world.step(world.finetune)) != first
+
+
+def test_donation_harms_nobody(world):
+    state, frozen = world.start(world.frozen)
+    before = param_digests(world.parameters)
+    (examples,) = world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)
+    after = world.step(world.frozen, start=CUT)(state, frozen, examples)
+    assert all(leaf.is_deleted() for leaf in state.learning.values())  # so it was donated
+    assert not any(leaf.is_deleted() for leaf in (*world.parameters.values(), *after.learning.values()))
+    assert param_digests(world.parameters) == before
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5])
+def test_every_example_is_evaluated_once(world, n):
+    data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
+    step = train_step.make_eval_step(world.setup.network.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh))
+    probabilities, measures = evaluate(step, world.parameters, data, batch=4)
+    pictures = world.pictures.data.inputs[:n]
+    direct = jax.nn.softmax(logits_of(world.setup.network.model, unflatten(world.parameters), pictures))
+    labels = np.asarray(data.data.labels)
+    # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
+    np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
+    assert measures.n == len(probabilities) == n
+    assert measures.accuracy == (probabilities.argmax(1) == labels).mean()
+    assert measures.loss == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
+    assert evaluate_metrics(step, world.parameters, data, batch=4) == measures
+
+
+def test_pictures_that_were_sent_make_the_step_of_those_that_were_picked(world):
+    order = EpochSampler(3, 4, len(world.pictures))
+    step = world.step(world.finetune, feed=HostLoader(None, None, world.setup.mesh))
+    state, frozen = world.start(world.finetune)
+    for number in range(3):
+        batch = order.batch(number)
+        inputs, labels = (np.asarray(part)[batch.indices] for part in world.pictures.data)
+        state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.passes))
+    _, picked = world.losses(world.finetune, world.pictures)
+    assert param_digests(state.learning) == param_digests(picked.learning)
+    assert float(state.totals.loss) == float(picked.totals.loss)
+
+
+def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
+    plain, even = world.losses(world.frozen, world.features, start=CUT)
+    ones, same = world.losses(world.frozen, world.features, start=CUT, class_weights=(1.0, 1.0, 1.0))
+    assert param_digests(even.learning) == param_digests(same.learning)
+    assert plain == ones
+    weighed, other = world.losses(world.frozen, world.features, start=CUT, class_weights=(0.0, 0.0, 5.0))
+    assert weighed[0] == plain[0]  # before the first update the totals are of the same network
+    assert weighed[1] != plain[1]
+    bias = "head/predictions/bias"
+    # Only class 2 is learned: its output rises, the others fall.
+    assert np.sign(np.asarray(other.learning[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
+
+
+def test_smoothed_labels_are_learned_and_not_counted(world):
+    plain, _ = world.losses(world.frozen, world.features, start=CUT)
+    smoothed, _ = world.losses(world.frozen, world.features, start=CUT, smoothing=0.5)
+    assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
+    assert smoothed[1] != plain[1]
+    assert world.losses(world.frozen, world.features, start=CUT, smoothing=0.0)[0] == plain
+
+
+def test_mixed_pictures_are_learned_as_both_of_their_classes(world):
+    goals = (
+        train_step.Target(np.array([0, 1]), np.array([0.75, 1.0])),
+        train_step.Target(np.array([2, 0]), np.array([0.25, 0.0])),
+    )
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]], np.float32))
+    found = train_step._losses(logits, goals, (1.0, 2.0, 4.0))
+    # float32 logarithms of values up to 1.4, weighed by at most 2
+    np.testing.assert_allclose(found, [-0.75 * np.log(0.5) - np.log(0.25), -2 * np.log(0.75)], atol=5e-7)
+
+
+def test_mixing_is_part_of_the_step(world):
+    mixing = replace(world.setup.augmentation, mixup=0.4)
+    mixed, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
+    again, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
+    plain, _ = world.losses(world.finetune, world.pictures, augmentation=world.setup.augmentation)
+    assert mixed == again
+    assert mixed[0] != plain[0]
+
+
+def test_an_average_is_kept_beside_what_learns(world):
+    average = Ema(0.5, first_step=7)
+    state, frozen = world.start(world.finetune, 7)
+    state = state._replace(average=devices.replicate(state.learning, world.setup.mesh))
+    step, plain = world.step(world.finetune, average=average), world.step(world.finetune)
+    other, expected = world.start(world.finetune, 7)[0], None
+    for examples in world.pictures.training(EpochSampler(3, 4, len(world.pictures)), 0, 3, None):
+        state, other = step(state, frozen, examples), plain(other, frozen, examples)
+        now = {path: np.array(value) for path, value in other.learning.items()}
+        expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}
+        assert param_digests(state.learning) == param_digests(other.learning)
+        assert state.kept.keys() == state.moved.keys()
+        # Halves are exact: one rounding, of the sum.
+        assert all(np.array_equal(state.kept[path], value) for path, value in expected.items())
+    assert other.average == {}
+    assert param_digests(other.kept) == param_digests(other.moved)
+    assert step._cache_size() == 1
+
+
+def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
+    """Plain gradient descent from equal weights: half the rate, half the way."""
+    phase, settings = world.frozen, {"name": "sgd"}
+    transformation = phase_optimizer(settings, phase.split, "constant", phase.steps, 0)
+    task = train_step.StepConfig(world.setup.network.model, transformation, world.setup.mesh, 3, start=CUT)
+    step = train_step.make_train_step(task, world.features.sharding(world.setup.mesh))
+    learning, statistics, frozen = phase.split.part(world.parameters)
+    (examples,) = world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)
+    moved = {}
+    for scale in (1.0, 0.5, 0.0):
+        state = TrainState.first(0, learning, statistics, transformation.init(learning), 3)._replace(
+            scale=jnp.float32(scale)
+        )
+        state = step(devices.replicate(state, world.setup.mesh), frozen, examples)
+        moved[scale] = {path: np.asarray(state.learning[path]) - learning[path] for path in learning}
+        assert float(state.scale) == scale
+    for path, whole in moved[1.0].items():
+        assert np.any(whole)
+        # Two sums near values below 2, each rounded to 2**-24 of it.
+        np.testing.assert_allclose(moved[0.5][path], whole / 2, rtol=0, atol=2e-7)
+        assert not np.any(moved[0.0][path])
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("phase", ["frozen", "finetune"])
+def test_a_batch_in_parts_is_the_batch(world, phase, parts):
+    """With dropout, and augmented: what happens to a picture does not depend on which others pass with it."""
+    which = getattr(world, phase)
+    options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
+    whole, expected = world.losses(which, world.pictures, **options)
+    found, state = world.losses(which, world.pictures, accumulate=parts, **options)
+    # Sums of four examples in another order, for three steps; Nadam divides by roots of small numbers: measured 2e-7.
+    np.testing.assert_allclose(found, whole, rtol=2e-6)
+    for path, value in expected.learning.items():
+        np.testing.assert_allclose(state.learning[path], value, rtol=0, atol=5e-6, err_msg=path)
+    assert state.totals.seen.tolist() == expected.totals.seen.tolist()
+    assert state.totals.right.tolist() == expected.totals.right.tolist()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
+    step = world.step(world.frozen, feed=world.features, start=CUT)
+    state, frozen = world.start(world.frozen)
+    order = EpochSampler(3, 4, len(world.features))
+    good, bad, after = (examples for examples in world.features.training(order, 0, 3, None))
+    state = step(state, frozen, good)
+    before = {path: np.array(value) for path, value in state.learning.items()}
+    broken = bad._replace(data=DeviceDataset(bad.data.inputs.at[bad.indices[1]].set(jnp.nan), bad.data.labels))
+    for examples in (broken, after):
+        state = step(state, frozen, examples)
+        assert (int(state.failed), int(state.step)) == (1, 1)
+        assert all(np.array_equal(state.learning[path], value) for path, value in before.items())
+    assert state.totals.seen.sum() == 4
+    assert step._cache_size() == 1
+
+
+def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
+    def steep(logits, labels, smoothing):  # 0 with an infinite slope
+        return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
+
+    monkeypatch.setattr(train_step, "cross_entropy", steep)
+    step = world.step(world.frozen, feed=world.features, start=CUT)
+    state, frozen = world.start(world.frozen)
+    state = step(state, frozen, next(world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
+    assert int(state.failed) == 0

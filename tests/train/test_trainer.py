@@ -1,0 +1,268 @@
+import json
+import re
+import shutil
+from functools import partial
+
+import pytest
+from helpers import tiny_run
+
+from flaxtl.data.manifest import Manifest
+from flaxtl.errors import UserError
+from flaxtl.train import run_dir, train_step, trainer
+from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.epoch_loop import EpochLoop
+from flaxtl.train.feature_cache import param_digests
+from flaxtl.train.logger import read_metrics
+from flaxtl.train.setup import build_setup
+
+# The best weights are handed on from `frozen`, the last ones from `finetune`.
+PHASES = {"frozen": {"epochs": 3, "patience": 9}, "finetune": {"epochs": 2, "schedule": "cosine", "warmup_steps": 2}}
+
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def train(config, workdir):
+    return trainer.train(config, workdir, tiny_run.quiet(), "flaxtl train")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run that nothing disturbed."""
+    return train(tiny_run.config(folder, **PHASES), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
+    with monkeypatch.context() as patch:
+        tiny_run.stop_at(patch, owner, name, call, after=after)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_run.config(folder, **PHASES), workdir)
+
+
+def test_a_run_tells_what_it_did(whole):
+    workdir = whole.setup.workdir
+    epochs, phases = tiny_run.told(workdir)
+    expected = [("frozen", 1, 3), ("frozen", 2, 6), ("frozen", 3, 9), ("finetune", 1, 12), ("finetune", 2, 15)]
+    assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == expected
+    losses = [row["validation_loss"] for row in epochs[:3]]
+    best = losses.index(min(losses))
+    assert phases["frozen"] == {
+        "epochs": 3,
+        "steps": 9,
+        "best_epoch": best + 1,
+        "learning_parameters": 128 * 8 + 8 + 8 * 3 + 3,
+        "frozen_leaves_unchanged": 8,
+        "rates": tiny_run.FROZEN,
+        "augment": False,
+        "train": {"accuracy": epochs[best]["train_accuracy"], "loss": epochs[best]["train_loss"], "n": 12},
+        "validation": {
+            "loss": losses[best],
+            "accuracy": epochs[best]["validation_accuracy"],
+            "balanced_accuracy": epochs[best]["validation_balanced_accuracy"],
+            "n": 6,
+        },
+    }
+    assert phases["finetune"]["frozen_leaves_unchanged"] == 4
+    assert phases["finetune"]["validation"]["loss"] == epochs[4]["validation_loss"]
+    assert json.loads((workdir / "config.json").read_text())["frozen"]["patience"] == 9
+    assert run_dir.read_summary(workdir)["command"] == "flaxtl train"
+
+
+def test_phases_change_what_they_say_they_change(whole):
+    start, frozen, finetuned = tiny_run.digests(whole)
+    assert {path.split("/")[0] for path in start if start[path] != frozen[path]} == {"head"}
+    changed = {path.split("/")[1] for path in start if frozen[path] != finetuned[path]}
+    assert changed == {"block2_conv1", "block2_conv2", "dense_1", "predictions"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "after"),
+    [
+        pytest.param(EpochLoop, "_steps", 2, False, id="within a phase"),
+        pytest.param(EpochLoop, "_steps", 5, False, id="within the last phase"),
+        pytest.param(Checkpoints, "save_latest", 2, False, id="between a row and its checkpoint"),
+        pytest.param(trainer, "_begin", 1, True, id="after the start"),
+        pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint"),
+        pytest.param(Checkpoints, "save_phase", 2, False, id="before the end of a phase is kept"),
+        pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept"),
+        pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept"),
+    ],
+)
+def test_an_interrupted_run_ends_as_if_nothing_had_been(monkeypatch, whole, folder, tmp_path, owner, name, call, after):
+    interrupt(monkeypatch, folder, tmp_path / "run", owner, name, call, after)
+    made = []
+    train_step.make_eval_step.cache_clear()  # what other tests of this process had compiled is not counted
+
+    def kept(maker, *given, **named):
+        made.append(maker(*given, **named))
+        return made[-1]
+
+    for maker in (train_step.make_train_step, train_step.make_scanned_steps, train_step.make_eval_step):
+        monkeypatch.setattr(train_step, maker.__name__, partial(kept, maker))
+    resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
+    # A phase that had ended before needs no training step; no step is ever compiled twice.
+    assert {step._cache_size() for step in made} <= {0, 1}
+    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+
+def test_a_run_without_checkpoints_between_goes_back_to_the_start_of_its_phase(monkeypatch, whole, folder, tmp_path):
+    rarely = tiny_run.config(folder, **PHASES, checkpoint={"every_seconds": 3600.0})
+    with monkeypatch.context() as patch:
+        tiny_run.stop_at(patch, EpochLoop, "_steps", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(rarely, tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 2
+    resumed = train(rarely, tmp_path / "run")
+    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+
+def test_a_half_written_row_and_a_lost_phase_do_not_matter(monkeypatch, whole, folder, tmp_path):
+    interrupt(monkeypatch, folder, tmp_path / "run", EpochLoop, "_steps", 5)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "finet')
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
+    resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
+    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+
+def test_a_phase_whose_rows_are_lost_is_repeated(monkeypatch, whole, folder, tmp_path):
+    workdir, console = tmp_path / "run", tiny_run.quiet()
+    interrupt(monkeypatch, folder, workdir, EpochLoop, "_steps", 3)
+    (workdir / "metrics.jsonl").unlink()
+    resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
+    assert "metrics.jsonl" in tiny_run.texts(console)
+    assert tiny_run.told(workdir) == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+
+@pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), ("phases", "gone")])
+def test_a_checkpoint_that_power_loss_left_half_written_is_put_aside(monkeypatch, whole, folder, tmp_path, which, harm):
+    workdir, console = tmp_path / "run", tiny_run.quiet()
+    interrupt(monkeypatch, folder, workdir, EpochLoop, "_steps", 5)  # within the second phase
+    newest = max((workdir / "checkpoints" / which).iterdir(), key=lambda place: int(place.name))
+    files = sorted(file for file in newest.rglob("*") if file.is_file() and file.stat().st_size)
+    largest = max(files, key=lambda file: file.stat().st_size)
+    if harm == "gone":
+        largest.unlink()
+    else:
+        size = largest.stat().st_size
+        largest.write_bytes(largest.read_bytes()[: size // 2] if harm == "cut" else bytes(size))
+    resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
+    assert str(workdir / "checkpoints" / "damaged" / f"{which}-{newest.name}") in tiny_run.texts(console)
+    assert [place.name for place in (workdir / "checkpoints" / "damaged").iterdir()] == [f"{which}-{newest.name}"]
+    assert tiny_run.told(workdir) == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.digests(resumed) == tiny_run.digests(whole)
+
+
+def test_changed_pictures_do_not_go_on_unseen(monkeypatch, folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "pictures")
+    interrupt(monkeypatch, own, tmp_path / "run", EpochLoop, "_steps", 2)
+    changed = own / "red" / "3.png"
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=rf"\b1\b.*{re.escape(str(changed))}(?![\w/])"):
+        train(tiny_run.config(own, **PHASES), tmp_path / "run")
+
+
+def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole.setup.workdir, workdir)
+    run_dir.update_summary(workdir, complete=True)
+    (workdir / "predictions.csv").touch()
+
+    def contents():
+        return {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+
+    before, console = contents(), tiny_run.quiet()
+    assert trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train") is None
+    assert re.search(rf"{re.escape(str(workdir))}\b.*flaxtl report\b", " ".join(tiny_run.texts(console).split()))
+    assert contents() == before
+
+
+def test_a_trained_run_is_not_trained_again(monkeypatch, whole, folder):
+    monkeypatch.setattr(EpochLoop, "_steps", None)
+    before = tiny_run.told(whole.setup.workdir)
+    assert train(tiny_run.config(folder, **PHASES), whole.setup.workdir) is not None
+    assert tiny_run.told(whole.setup.workdir) == before
+
+
+def test_another_recipe_needs_another_workdir(whole, folder):
+    other = tiny_run.config(folder, **PHASES, batch=2, seed=4)
+    with pytest.raises(UserError, match=r"\(seed: 3 -> 4; batch\w*: 4 -> 2\).*--workdir\b"):
+        train(other, whole.setup.workdir)
+
+
+def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder, tmp_path):
+    # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has seen are
+    # not donated; without checkpoints a best that shared the state's buffers would be lost.
+    frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "metric": "validation_accuracy", "epochs": 5, "patience": 2}
+    settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
+    stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")
+    one_epoch = train(tiny_run.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
+    epochs, phases = tiny_run.told(tmp_path / "stopped")
+    assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == [
+        ("frozen", 1, 3),
+        ("frozen", 2, 6),
+        ("frozen", 3, 9),
+        ("finetune", 1, 18),
+    ]
+    assert (phases["frozen"]["epochs"], phases["frozen"]["best_epoch"]) == (3, 1)
+    assert phases["frozen"]["validation"]["loss"] == epochs[0]["validation_loss"]
+    assert phases["frozen"]["train"]["loss"] == epochs[0]["train_loss"] != epochs[2]["train_loss"]
+    assert tiny_run.digests(stopped)[:2] == tiny_run.digests(one_epoch)
+
+
+def test_a_misspelt_network_is_told_before_any_picture_is_looked_at(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "manifest_of", None)
+    with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
+        train(tiny_run.config(folder, model={"name": "vgg161", "stop": ""}), tmp_path / "run")
+    assert not (tmp_path / "run" / "manifest.csv").exists()
+
+
+def test_a_loss_that_is_no_number(folder, tmp_path):
+    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    workdir = tmp_path / "run"
+    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",))
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as told:
+        train(settings, workdir)
+    assert read_metrics(workdir) == []
+    facts = run_dir.read_summary(workdir)["not_finite"]
+    setup = build_setup(settings, workdir, Manifest.read(workdir / "manifest.csv"))
+    train_pictures = setup.manifest.of_split("train")
+    expected = [train_pictures[index].path for index in setup.order().batch(1).indices]
+    assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "pictures": expected}
+    assert ", ".join(expected) in str(told.value)
+    # The state before the step that failed: one step was made. The same command fails again at the same step.
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):
+        train(settings, workdir)
+
+
+def test_a_last_step_that_ruins_the_parameters(folder, tmp_path):
+    ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
+        train(tiny_run.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
+    assert read_metrics(tmp_path / "run") == []
+
+
+def test_a_misspelt_optimizer_begins_no_run(folder, tmp_path):
+    with pytest.raises(UserError, match=r"'nadm'.*'nadam'"):
+        train(tiny_run.config(folder, optimizer={"name": "nadm"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_parameter_that_moved_is_found(whole):
+    phase = whole.setup.phases[0]
+    parameters = tiny_run.parameters(whole.setup.network, whole.setup.config)
+    *_, frozen = phase.split.part(parameters)
+    path = "backbone/block1_conv1/bias"
+    assert trainer._prove_freeze(phase, param_digests(frozen), frozen, parameters) == 8
+    with pytest.raises(RuntimeError, match=rf"\bfrozen\b.*{path}"):
+        trainer._prove_freeze(phase, param_digests(frozen), frozen, {**parameters, path: parameters[path] + 1})
+
+
+def test_a_run_is_opened_as_it_ended(whole):
+    again = build_setup(run_dir.load_config(whole.setup.workdir), whole.setup.workdir, whole.setup.manifest)
+    assert again.phases == whole.setup.phases
+    assert again.network.shapes == whole.setup.network.shapes

@@ -1,0 +1,348 @@
+"""`flaxtl sweep` from its command line on, with a stand-in for the runs; and slowly, with real ones."""
+
+import csv
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import tiny_run
+
+from flaxtl.cli import main
+from flaxtl.data.sources.csv_file import scan_csv
+from flaxtl.train import run_dir
+from flaxtl.tuning import sweep
+
+HERE = Path(__file__).parent
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    c = ConfigDict()
+    c.batch = 4
+    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.weights = dict(path="random")
+    c.model = dict(name="vgg16", stop="block1_pool")
+    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
+    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.phases = ("frozen",)
+    c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
+    return c
+"""
+STAND_IN = (sys.executable, str(HERE / "stand_in.py"))
+
+
+class Sweeps:
+    """Sweeps over a folder of pictures and a recipe of one short phase."""
+
+    def __init__(self, folder, capsys):
+        self.folder, self.workdir, self._capsys = folder, folder / "sweep", capsys
+        tiny_run.pictures(folder / "pictures")
+        (folder / "recipe.py").write_text(RECIPE)
+
+    def arguments(self, *more):
+        start = ["sweep", f"--config={self.folder / 'recipe.py'}", f"--workdir={self.workdir}"]
+        return [*start, f"--config.data.source=folder:{self.folder / 'pictures'}", *more]
+
+    def run(self, *more):
+        """(exit code, lines of stdout, lines of stderr)."""
+        code = 0
+        try:
+            main.main(self.arguments(*more))
+        except SystemExit as ended:
+            code = ended.code
+        captured = self._capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    def commands(self):
+        """What the stand-in was called with since this was asked last: ('train', run, overrides), ('evaluate', run)."""
+        file = self.workdir / "runs" / "commands.txt"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        file.unlink(missing_ok=True)
+        return [(command, self.run_of(flags), flags) for command, *flags in lines]
+
+    def run_of(self, flags):
+        (workdir,) = [flag for flag in flags if flag.startswith("--workdir=")]
+        return Path(workdir.removeprefix("--workdir=")).name
+
+    def trained(self):
+        return [run for command, run, _ in self.commands() if command == "train"]
+
+
+@pytest.fixture
+def sweeps(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "PROGRAM", STAND_IN)
+    return Sweeps(tmp_path, capsys)
+
+
+def grid(*units):
+    return f"--grid=config.head.units={','.join(map(str, units))}"
+
+
+def rows(out):
+    """The rows of the table by the first cell."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in out if line.startswith("  ")]
+    return [row for row in cells if len(row) > 3]
+
+
+def chosen(out):
+    """The points that lines name as the best by validation."""
+    found = [re.search(r"\bvalidation\b.*?\b(head\.units=.+)$", line) for line in out]
+    return [one[1] for one in found if one]
+
+
+def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
+    code, out, err = sweeps.run(grid(20, "(40,)", 30), "--config.batch=2")
+    assert (code, err) == (0, [])
+    commands = sweeps.commands()
+    assert [(command, run) for command, run, _ in commands] == [
+        ("train", "head.units=20"),
+        ("train", "head.units=40"),
+        ("train", "head.units=30"),
+        ("evaluate", "head.units=40"),
+    ]
+    workdir = sweeps.workdir
+    assert commands[0][2] == [
+        f"--config={sweeps.folder / 'recipe.py'}",
+        f"--workdir={workdir / 'runs' / 'head.units=20'}",
+        "--config.batch=2",
+        "--config.head.units=20",
+        f"--config.data.source=csv:{workdir / 'development.csv'}",
+        "--config.data.near_duplicates=-1",
+        f"--config.features.directory={workdir / 'features'}",
+    ]
+    assert f"--data=csv:{workdir / 'test.csv'}" in commands[3][2]
+    assert [row[:3] for row in rows(out)[1:]] == [
+        ["40", "40.00 %", "0.6000"],
+        ["30", "30.00 %", "0.7000"],
+        ["20", "20.00 %", "0.8000"],
+    ]
+    assert chosen(out) == ["head.units=40"]
+    assert any(re.search(r"\btest\b.*\b50\.00 %$", line) for line in out)
+    assert (workdir / "sweep.html").is_file()
+    assert not (workdir / run_dir.LOCK_NAME).exists()
+    given, kept = scan_csv(workdir / "development.csv"), scan_csv(workdir / "test.csv")
+    assert (len(given.found), given.splits, len(kept.found)) == (18, ("train", "validation"), 6)
+
+
+def test_features_go_where_the_recipe_says(sweeps):
+    sweeps.run(grid(20), "--config.features.directory=elsewhere")
+    (train, _, flags), _ = sweeps.commands()
+    assert [flag for flag in flags if flag.startswith("--config.features")] == ["--config.features.directory=elsewhere"]
+    assert train == "train"
+
+
+def test_what_is_complete_is_not_trained_again_and_a_grid_may_grow(sweeps):
+    sweeps.run(grid(20, 40))
+    before = (sweeps.workdir / "development.csv").stat().st_mtime_ns
+    sweeps.commands()
+    code, out, _ = sweeps.run(grid(20, 40))
+    assert (code, sweeps.commands()) == (0, [])
+    assert any(re.search(r"\b2 of 2\b", line) for line in out)
+    code, out, _ = sweeps.run(grid(30, 50))
+    assert (code, [run for _, run, _ in sweeps.commands()]) == (
+        0,
+        ["head.units=30", "head.units=50", "head.units=50"],
+    )
+    assert [row[0] for row in rows(out)[1:]] == ["50", "40", "30", "20"]
+    assert (sweeps.workdir / "development.csv").stat().st_mtime_ns == before
+
+
+def test_a_run_that_fails_ends_no_other_and_is_tried_again(sweeps):
+    code, out, _ = sweeps.run(grid(13, 14, 20))
+    assert code == 1
+    assert sweeps.trained() == ["head.units=13", "head.units=14", "head.units=20"]
+    log = sweeps.workdir / "logs" / "head.units=14.log"
+    for name, *facts in (("head.units=13", "thirteen is too few; take more"), ("head.units=14", "SIGKILL", str(log))):
+        told = [line for line in out if line.startswith(f"{name} ") and all(fact in line for fact in facts)]
+        assert len(told) == 2  # at once, and below the table
+    assert [row[:2] for row in rows(out)[1:]] == [["20", "20.00 %"], ["13", "failed"], ["14", "failed"]]
+    assert chosen(out) == ["head.units=20"]
+    (sweeps.workdir / "runs" / "mended").touch()
+    code, out, _ = sweeps.run(grid(13, 14, 20))
+    assert (code, sweeps.trained()) == (0, ["head.units=13", "head.units=14"])
+    assert "failed" not in "\n".join(out)
+
+
+def test_seeds_and_folds_give_mean_and_spread(sweeps):
+    code, out, _ = sweeps.run(grid(20, 40), "--seeds=0,2", "--kfold=2")
+    assert code == 0
+    commands = sweeps.commands()
+    names = [f"seed={seed},fold={fold}" for seed in (0, 2) for fold in (1, 2)]
+    assert [run for command, run, _ in commands if command == "train"] == [
+        f"head.units={units},{name}" for units in (20, 40) for name in names
+    ]
+    assert [run for command, run, _ in commands if command == "evaluate"] == [f"head.units=40,{name}" for name in names]
+    assert f"--config.data.source=csv:{sweeps.workdir}/folds/fold-2.csv" in commands[3][2]
+    # Of 0.39, 0.38, 0.37 and 0.36: their squared distances to 0.375 sum to 5e-4, of which a third is the variance.
+    assert rows(out)[1][:2] == ["40", "37.50 % ± 1.29"]
+    assert rows(out)[1][-2:] == ["4", "50.00 % ± 0.00"]
+
+
+def test_shares_together_are_the_sweep_and_the_last_one_judges(sweeps):
+    everything = grid(20, 30, 40)
+    code, out, _ = sweeps.run(everything, "--points=1/2")
+    assert (code, [run for _, run, _ in sweeps.commands()]) == (0, ["head.units=20", "head.units=40"])
+    assert any(re.search(r"\b1 run\b.*\bflaxtl sweep\b", line) for line in out)
+    assert chosen(out) == []
+    code, out, _ = sweeps.run(everything, "--points=2/2")
+    assert [(command, run) for command, run, _ in sweeps.commands()] == [
+        ("train", "head.units=30"),
+        ("evaluate", "head.units=40"),
+    ]
+    assert chosen(out) == ["head.units=40"]
+    assert not (sweeps.workdir / "shares").exists()
+
+
+def test_collecting_trains_nothing(sweeps):
+    code, _, (err,) = sweeps.run(grid(20, 30), "--collect")
+    assert code == 2
+    assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*--collect\b", err)
+    assert not sweeps.workdir.exists()
+    sweeps.run(grid(20, 30), "--points=1/2")
+    sweeps.commands()
+    code, out, _ = sweeps.run(grid(20, 30), "--collect")
+    assert (code, sweeps.commands()) == (0, [])
+    assert [row[:2] for row in rows(out)[1:]] == [["20", "20.00 %"], ["30", "–"]]
+
+
+@pytest.mark.parametrize(
+    ("more", "facts"),
+    [
+        ([grid(8), "--grid=config.head.dropot=0.1"], r"\bhead\.dropot\b.*\bhead\.dropout\b"),
+        ([grid(8), "--grid=config.head.dropout=0.1,1.5"], r"\bhead\.units=8,head\.dropout=1\.5:"),
+        (["--grid=config.model.stop=block1_pool,block2_pol"], r"\bmodel\.stop=block2_pol:.*'block2_pol'"),
+        ([grid(8, "(x,)")], r"\bhead\.units=x:"),
+        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.metric=loss"], r"\bfrozen\.metric\b.*'loss'"),
+        (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
+        ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
+        ([grid(8), "--points=3/2"], r"--points=3/2\b.*--points="),
+        ([], r"--grid\b.*--seeds\b.*--kfold\b"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained_or_written(sweeps, more, facts):
+    code, _, err = sweeps.run(*more)
+    assert code == 2
+    assert re.search(facts, err[-1])
+    assert not sweeps.workdir.exists()
+
+
+def test_another_sweep_in_the_same_directory_is_refused(sweeps):
+    with run_dir.run_dir_lock(sweeps.workdir):
+        code, _, err = sweeps.run(grid(8))
+    assert code == 2
+    assert str(sweeps.workdir) in err[0]
+    assert f"process {os.getpid()} on " in err[0]
+    sweeps.run(grid(8))
+    code, _, (err,) = sweeps.run("--grid=config.head.dropout=0,0.1")
+    assert code == 2
+    assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*\bhead\.units\b.*--workdir\b", err)
+
+
+WRAPPED = """
+import sys
+from flaxtl.results import sweep_process
+sweep_process.PROGRAM = (sys.executable, sys.argv[1])
+from flaxtl.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(2, 130, marks=pytest.mark.slow)])
+def test_a_sweep_that_is_told_to_end_goes_on_later(sweeps, number, code):
+    everything = grid(20, 15, 30)
+    command = [sys.executable, "-c", WRAPPED, STAND_IN[1], *sweeps.arguments(everything)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = sweeps.workdir / "logs" / "head.units=15.log"
+    while not log.exists() or "waiting" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert re.fullmatch(r"flaxtl: .*\bflaxtl sweep\b.*\n", err)
+    assert not (sweeps.workdir / run_dir.LOCK_NAME).exists()
+    assert sweeps.trained() == ["head.units=20", "head.units=15"]
+    (sweeps.workdir / "runs" / "mended").touch()
+    assert sweeps.run(everything)[0] == 0
+    assert sweeps.trained() == ["head.units=15", "head.units=30"]
+
+
+SLURM = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_JOB_ID": "77"}
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, []), (1, []), (143, ["requeue 77_2"])])
+def test_the_script_for_slurm(tmp_path, code, requeued):
+    for name in ("flaxtl", "scontrol"):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/{name}.txt\nexit {code}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | SLURM | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ROOT / "tools" / "launch_sweep_slurm.sh"
+    done = subprocess.run([script, "--config=a b", "--workdir=w"], env=environment, check=False, capture_output=True)
+    assert done.returncode == code
+    assert (tmp_path / "flaxtl.txt").read_text() == "sweep --points=2/3 --config=a b --workdir=w\n"
+    told = tmp_path / "scontrol.txt"
+    assert (told.read_text().splitlines() if told.exists() else []) == requeued
+
+
+def real(*arguments):
+    """A flaxtl process of its own, which must end well; what it said."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "flaxtl", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_real_runs_share_their_features_and_can_be_seen_by_anybody(tmp_path, capsys):
+    sweeps = Sweeps(tmp_path, capsys)
+    out = real(*sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1"))
+    names = [f"head.units={units},seed={seed}" for units in ("8", "8-4") for seed in (0, 1)]
+    runs = [sweeps.workdir / "runs" / name for name in names]
+    logs = [(sweeps.workdir / "logs" / f"{name}.log").read_text() for name in names]
+    assert ["up to block1_pool" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert all(summary["complete"] and "test" not in summary["phases"]["frozen"] for summary in summaries)
+    best = max((0, 2), key=lambda first: sum(_measured(summary) for summary in summaries[first : first + 2]))
+    accuracy, loss = (
+        [summary["phases"]["frozen"]["validation"][name] for summary in summaries] for name in ("accuracy", "loss")
+    )
+    assert chosen(out.splitlines()) == [f"head.units={('8', None, '(8, 4)')[best]}"]
+    with (sweeps.workdir / "sweep.csv").open(newline="") as file:
+        rows = {row["head.units"]: row for row in csv.DictReader(file)}
+    for units, first in (("8", 0), ("(8, 4)", 2)):
+        assert float(rows[units]["validation_accuracy"]) == statistics.fmean(accuracy[first : first + 2])
+        assert float(rows[units]["validation_loss_std"]) == statistics.stdev(loss[first : first + 2])
+    answers = json.loads((sweeps.workdir / "test" / f"{names[best]}.json").read_text())
+    assert (answers["n"], answers["seen_in_training"]) == (6, 0)
+    assert sorted(path.name for path in (sweeps.workdir / "test").iterdir()) == [
+        f"{n}.json" for n in names[best : best + 2]
+    ]
+    assert all((run / "report" / "index.html").is_file() for run in runs)
+
+
+def _measured(summary):
+    """Orders points as the sweep does."""
+    measures = summary["phases"]["frozen"]["validation"]
+    return measures["accuracy"] - 1e-9 * measures["loss"]
+
+
+@pytest.mark.slow
+def test_a_point_is_the_run_that_flaxtl_train_makes(tmp_path, capsys):
+    """Of the same pictures in the same splits, but for the test pictures, which the one of the sweep lacks."""
+    sweeps = Sweeps(tmp_path, capsys)
+    real(*sweeps.arguments(grid(8), "--seeds=0"))
+    real("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
+         f"--config.data.source=folder:{tmp_path / 'pictures'}", "--config.head.units=8")  # fmt: skip
+    assert tiny_run.told(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == tiny_run.told(tmp_path / "one")[0]
+    answers = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
+    judged = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
+    assert answers["accuracy"] == judged["accuracy"]
+    assert answers["loss"] == pytest.approx(judged["loss"], rel=1e-6)  # summed up from pictures, and from features
