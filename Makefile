@@ -27,7 +27,7 @@ lint: $(VENV)/dev.installed
 docs: $(VENV)/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# The lecture in full: needs the network once (pictures and weights), and an accelerator or a day.
+# The lecture in full: needs the network once (images and weights), and an accelerator or a day.
 flowers: $(VENV)/tfds.installed
 	$(BIN)/flaxtl train --config=configs/flowers_vgg16.py --workdir=runs/flowers
 

@@ -9,20 +9,20 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.batch = 16
+    c.batch_size = 16
 
     c.data = ConfigDict()
-    c.data.source = "garden"
+    c.data.source = "synthetic"
     c.data.classes = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     c.data.height = c.data.width = 96
 
-    c.model = dict(name="vgg16", stop="")
+    c.model = dict(name="vgg16", output_layer="")
     c.weights = dict(path="builtin")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, height_shift=0.1, width_shift=0.1, shear=0.2, zoom=0.2, horizontal_flip=True)
     c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
 
-    c.groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "augmented", "finetune")
     c.frozen = dict(epochs=20, augment=False, lr=dict(head=1e-3, block5=0.0, base=0.0))
     c.augmented = dict(epochs=6, augment=True, lr=dict(head=5e-4, block5=0.0, base=0.0))

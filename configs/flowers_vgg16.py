@@ -1,4 +1,4 @@
-"""The lecture: 3,670 flower pictures, VGG16, three phases.
+"""The lecture: 3,670 flower images, VGG16, three phases.
 
     flaxtl train --config=configs/flowers_vgg16.py --workdir=runs/flowers
 
@@ -13,23 +13,23 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.batch = 32
+    c.batch_size = 32
 
     c.data = ConfigDict()
     c.data.source = "tfds:tf_flowers"
     c.data.classes = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     c.data.height = c.data.width = 200
     c.data.resize = "squash"
-    c.data.filter = "nearest"  # Keras' load_img
+    c.data.interpolation = "nearest"  # Keras' load_img
     c.data.fractions = dict(train=0.5, validation=0.2, test=0.3)
 
-    c.model = dict(name="vgg16", stop="")
+    c.model = dict(name="vgg16", output_layer="")
     c.weights = dict(path="imagenet")
     c.head = dict(pooling="average_2x2", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=30.0, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
     c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
 
-    c.groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "augmented", "finetune")
     c.frozen = dict(epochs=100, steps_per_epoch=20, augment=False, lr=dict(head=1e-3, block5=0.0, base=0.0))
     c.augmented = dict(epochs=100, steps_per_epoch=20, augment=True, lr=dict(head=1e-3, block5=0.0, base=0.0))

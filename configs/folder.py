@@ -1,4 +1,4 @@
-"""Your own pictures: a folder with one sub-folder of pictures for each class.
+"""Your own images: a folder with one sub-folder of images for each class.
 
     flaxtl train --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
 
@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.data = ConfigDict()
-    c.data.source = "folder:pictures"  # pictures/CLASS/*.jpg, or pictures/{train,validation,test}/CLASS/*.jpg
+    c.data.source = "folder:images"  # images/CLASS/*.jpg, or images/{train,validation,test}/CLASS/*.jpg
     c.data.height = c.data.width = 200
-    c.data.resize = "crop"  # keeps the pictures' proportions
+    c.data.resize = "crop"  # keeps the images' proportions
 
-    c.model = dict(name="vgg16", stop="")
+    c.model = dict(name="vgg16", output_layer="")
     c.weights = dict(path="imagenet")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)  # the best pooling on flowers: docs/heads.md
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)

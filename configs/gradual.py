@@ -1,10 +1,10 @@
-"""Your own pictures, the base thawed block by block from the top (Howard and Ruder 2018, there for text).
+"""Your own images, the base thawed block by block from the top (Howard and Ruder 2018, there for text).
 
     flaxtl train --config=configs/gradual.py --config.data.source=folder:PATH --workdir=runs/gradual
 
 Each phase adds a block to what learns, lower ones at lower rates; a rate warms up, then falls to 0 over its phase.
 What is left out here has the default in flaxtl/config.py.
-For pictures unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
+For images unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.data = ConfigDict()
-    c.data.source = "folder:pictures"  # pictures/CLASS/*.jpg, or pictures/{train,validation,test}/CLASS/*.jpg
-    c.data.resize = "crop"  # keeps the pictures' proportions
+    c.data.source = "folder:images"  # images/CLASS/*.jpg, or images/{train,validation,test}/CLASS/*.jpg
+    c.data.resize = "crop"  # keeps the images' proportions
 
     c.model = dict(name="vgg16")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
-    c.groups = (
+    c.param_groups = (
         ("head", "head/.*"),
         ("block5", "backbone/block5_.*"),
         ("block4", "backbone/block4_.*"),

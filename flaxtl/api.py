@@ -23,7 +23,7 @@ from flaxtl.train.signals import StopRequested, StopSignal
 
 
 def train_and_report(config: Any, workdir: Path, console: Console, command: str) -> None:
-    """Train the recipe in `workdir`, or go on with it, and write the report; `command` is noted in the summary.
+    """Train the config in `workdir`, or go on with it, and write the report; `command` is noted in the summary.
 
     Of a run of many processes, which have joined before, each calls it; the first one writes and speaks. Raises Stopped
     where a signal ended it, UserError where somebody else is at work in `workdir`.
@@ -54,7 +54,7 @@ class RunResult:
     """A run directory. A notebook shows its phases, curves and confusion matrix, a console one sentence."""
 
     def __init__(self, workdir: str | Path) -> None:
-        """Of a finished run or of one under way; raises UserError where there is none."""
+        """Of a finished run or of one under way; raises UserError without one."""
         self.workdir = Path(workdir)
         self.files = run_files.read_run(self.workdir)
 
@@ -73,8 +73,10 @@ class RunResult:
         found = run_summary.headline(self.files)
         if found is None:
             return f"{self.workdir}: no phase has ended yet"
-        right = f"{templating.format_percent(found.accuracy)} of {templating.format_count(found.n)} {found.split} pictures right"
-        return f"{self.workdir}: {right}; {self.page if self.page.is_file() else 'no report yet'}"
+        share = (
+            f"{templating.format_percent(found.accuracy)} of {templating.format_count(found.n)} {found.split} images"
+        )
+        return f"{self.workdir}: {share} correct; {self.page if self.page.is_file() else 'no report yet'}"
 
     def _repr_html_(self) -> str:
         files, evaluation = self.files, report.evaluation_section(self.files)
@@ -90,7 +92,7 @@ class RunResult:
 
 
 def load_run(spec: str, *overrides: str) -> ConfigDict:
-    """The recipe FILE or FILE:VARIANT with overrides 'key=value'; its settings can be changed, none can be added.
+    """The config FILE or FILE:VARIANT with overrides 'key=value'; its settings can be changed, none can be added.
 
     Raises UserError for a missing or broken file and for keys that do not exist.
     """
@@ -100,7 +102,7 @@ def load_run(spec: str, *overrides: str) -> ConfigDict:
 def train(config: ConfigDict, workdir: str | Path) -> RunResult:
     """What `flaxtl train` does: train, or go on, judge, write the report.
 
-    Raises UserError for what is wrong with recipe or pictures, KeyboardInterrupt where the kernel was interrupted: the
+    Raises UserError for what is wrong with config or images, KeyboardInterrupt where the kernel was interrupted: the
     same call then goes on.
     """
     try:

@@ -26,10 +26,10 @@ def _own_caches(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of real pictures and weights that lies beside a developer's checkout."""
+    """The folder of real images and weights that lies beside a developer's checkout."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip("no real pictures and weights beside this checkout")
+        pytest.skip("no real images and weights beside this checkout")
     return folder
 
 
@@ -44,10 +44,10 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The pictures of a small run."""
+    """The images of a small run."""
     from helpers import tiny_run
 
-    return tiny_run.pictures(tmp_path_factory.mktemp("pictures"))
+    return tiny_run.images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Recipes: defaults, overrides, refusals, and the way to JSON and back."""
+"""Configs: defaults, overrides, refusals, and the way to JSON and back."""
 
 import json
 import re
@@ -23,10 +23,10 @@ SMALLEST = "c.frozen = dict(lr=dict(head=1e-3, base=0))"
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a recipe of these lines and returns its path."""
+    """Writes a config of these lines and returns its path."""
 
     def writer(*lines, signature="", name="mine"):
-        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where config_flags keeps the last recipe
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where config_flags keeps the last config
         file = tmp_path / f"{name}.py"
         body = "\n".join(f"    {line}" for line in ("c = ConfigDict()", *lines, "return c"))
         file.write_text(f"from ml_collections import ConfigDict\ndef get_config({signature}):\n{body}\n")
@@ -37,7 +37,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refuses(write):
-    """The sentence with which a recipe of these lines is refused."""
+    """The sentence with which a config of these lines is refused."""
 
     def refusal(*lines, overrides=()):
         with pytest.raises(UserError) as error:
@@ -54,14 +54,14 @@ def missing(facts, sentence):
     return [fact for fact in facts if not re.search(fact, sentence)]
 
 
-def test_the_smallest_recipe_is_filled_with_the_defaults(write):
+def test_the_smallest_config_is_filled_with_the_defaults(write):
     config = load_config(write(SMALLEST)).to_dict()
     frozen = config.pop("frozen")
     assert config == DEFAULTS.to_dict()
     assert frozen == {**PHASE_DEFAULTS.to_dict(), "lr": {"head": 1e-3, "base": 0.0}}
 
 
-def test_what_a_recipe_says_stands(write):
+def test_what_a_config_says_stands(write):
     config = load_config(
         write(
             "c.seed = 7",
@@ -81,7 +81,7 @@ def test_what_a_recipe_says_stands(write):
     assert (config.second.epochs, config.second.augment) == (10, True)
 
 
-def test_defaults_are_not_shared_between_recipes(write):
+def test_defaults_are_not_shared_between_configs(write):
     first = load_config(write(SMALLEST, "c.data = dict(fractions=dict(train=0.8, validation=0.2))"))
     assert first.data.fractions.to_dict() == {"train": 0.8, "validation": 0.2}
     second = load_config(write(SMALLEST))
@@ -102,13 +102,13 @@ def test_an_optimizer_is_replaced_as_a_whole(write):
         ("head.units=()", ()),
         ("head.dropout=0", 0.0),
         ("frozen.lr.head=3e-6", 3e-6),
-        ("frozen.lr.base=3e-6", 3e-6),  # the recipe has the whole number 0 there
+        ("frozen.lr.base=3e-6", 3e-6),  # the config has the whole number 0 there
         ("frozen.augment=True", True),
         ("frozen.augment=false", False),
         ("data.source=folder:/a=b:c", "folder:/a=b:c"),
         ("data.classes=('rose', 'tulip')", ("rose", "tulip")),
         ("data.fractions.train=0.6", 0.6),
-        ("model.stop=block3_pool", "block3_pool"),
+        ("model.output_layer=block3_pool", "block3_pool"),
         ("groups=(('head', 'head/.*'), ('base', '.*'))", (("head", "head/.*"), ("base", ".*"))),
     ],
 )
@@ -131,7 +131,7 @@ def test_another_optimizer_does_not_inherit_arguments(write):
 
 
 def test_the_last_of_two_overrides_counts(write):
-    assert load_config(write(SMALLEST), ["--config.seed=1", "--config.batch=8", "--config.seed=2"]).seed == 2
+    assert load_config(write(SMALLEST), ["--config.seed=1", "--config.batch_size=8", "--config.seed=2"]).seed == 2
 
 
 TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
@@ -176,8 +176,8 @@ def test_overrides_of_another_type_are_refused(refuses, override):
         ("c.sed = 3", [r"\bsed\b.*\bseed\b"]),
         ("c.head = dict(unit=(3,))", [r"\bhead\.unit\b.*\bhead\.units\b"]),
         ("c.frozen.epoch = 3", [r"\bfrozen\.epoch\b.*\bfrozen\.epochs\b"]),
-        ("c.batch = '32'", [r"\bbatch\b", r"'32'", r"(?<!')\b32\b"]),
-        ("c.batch = 3.5", [r"\bbatch\b", r"\b3\.5\b", r"\b32\b"]),
+        ("c.batch_size = '32'", [r"\bbatch\b", r"'32'", r"(?<!')\b32\b"]),
+        ("c.batch_size = 3.5", [r"\bbatch\b", r"\b3\.5\b", r"\b32\b"]),
         ("c.seed = True", [r"\bseed\b", r"\bTrue\b", r"\b0\b"]),
         ("c.head = dict(units=3)", [r"\bhead\.units\b", r"\b3\b", r"\(128,\)"]),
         ("c.dtype = 16", [r"\bdtype\b", r"\b16\b", r"'float32'"]),
@@ -203,11 +203,11 @@ def test_settings_that_do_not_fit_are_refused(refuses, line, facts):
         ("1 +", "invalid syntax (mine.py, line 4)"),
     ],
 )
-def test_a_broken_recipe_tells_its_last_line(refuses, line, reason):
+def test_a_broken_config_tells_its_last_line(refuses, line, reason):
     assert re.search(rf"/mine\.py\b.*{re.escape(reason)}", refuses(line))
 
 
-def test_a_recipe_without_get_config(write, tmp_path):
+def test_a_config_without_get_config(write, tmp_path):
     write()
     file = tmp_path / "empty.py"
     file.write_text("x = 1\n")
@@ -216,13 +216,13 @@ def test_a_recipe_without_get_config(write, tmp_path):
 
 
 @pytest.mark.parametrize("result", ["None", "dict(seed=1)"])
-def test_a_recipe_must_return_a_config(refuses, result):
+def test_a_config_must_return_a_config(refuses, result):
     facts = [r"/mine\.py\b", r"\bConfigDict\b", r"\bget_config\b"]
     assert missing(facts, refuses(f"return {result}")) == []
 
 
 @pytest.mark.parametrize("spec", ["nowhere/mine.py", "nowhere/mine.py:variant", ""])
-def test_a_missing_recipe_is_named(spec):
+def test_a_missing_config_is_named(spec):
     with pytest.raises(UserError, match=re.escape(f"'{spec.split(':')[0] or '.'}'") + ".*--config="):
         load_config(spec)
 
@@ -235,18 +235,18 @@ def test_variants(write):
         load_config(f"{file}:three")
 
 
-def test_a_variant_of_a_recipe_that_has_none(write):
+def test_a_variant_of_a_config_that_has_none(write):
     with pytest.raises(UserError, match="takes 0 positional arguments"):
         load_config(write(SMALLEST) + ":two")
 
 
-def test_a_loaded_recipe_is_locked(write):
+def test_a_loaded_config_is_locked(write):
     with pytest.raises(AttributeError, match="Did you mean"):
         load_config(write(SMALLEST)).sed = 1
 
 
 def test_json_round_trip(write):
-    config = load_config(write(SMALLEST, "c.groups = (('head', 'head/.*'), ('base', '.*'))"))
+    config = load_config(write(SMALLEST, "c.param_groups = (('head', 'head/.*'), ('base', '.*'))"))
     text = json.dumps(config_to_json(config))
     again = config_from_json(json.loads(text))
     assert config_to_json(again) == config_to_json(config)
@@ -256,12 +256,12 @@ def test_json_round_trip(write):
 
 
 def test_differences_name_every_setting_in_order():
-    old = {"seed": 0, "data": {"source": "garden", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
+    old = {"seed": 0, "data": {"source": "synthetic", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
     new = {"seed": 0, "data": {"source": "folder:x", "height": 96}, "frozen": {"lr": {"head": 0.1}, "augment": True}}
     found = [re.fullmatch(r"(\S+): (.+) -> (.+)", line).groups() for line in config_differences(old, new)]
     absent = found[2][2]
     assert found == [
-        ("data.source", "garden", "folder:x"),
+        ("data.source", "synthetic", "folder:x"),
         ("data.height", "200", "96"),
         ("frozen.epochs", "3", absent),
         ("frozen.lr", "{}", absent),
@@ -270,7 +270,7 @@ def test_differences_name_every_setting_in_order():
     ]
 
 
-def test_a_phase_that_one_recipe_lacks_is_one_difference():
+def test_a_phase_that_one_config_lacks_is_one_difference():
     old = {"phases": ["frozen"], "frozen": {"epochs": 3}}
     new = {"phases": ["frozen", "finetune"], "frozen": {"epochs": 3}, "finetune": {"epochs": 2, "patience": 4}}
     assert config_differences(old, new) == ["phases: ['frozen'] -> ['frozen', 'finetune']"]

@@ -55,4 +55,4 @@ def test_long_tables_end_with_a_count():
     last, empty = shown[-1]
     assert re.search(r"\b1,000\b.* classes, all in --json=FILE$", last)
     assert empty == ""
-    assert len(printed(table("Pictures", ("class", "all"), shown)).splitlines()) < SCREENFUL + 8
+    assert len(printed(table("Images", ("class", "all"), shown)).splitlines()) < SCREENFUL + 8

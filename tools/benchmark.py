@@ -1,10 +1,10 @@
 """Speed beside that of other tools, in one run on one machine: `python tools/benchmark.py KIND`.
 
-    data     pictures a second from file to batch
-    forward  pictures a second through a network
-    train    pictures a second in a phase's training steps
+    data     images a second from file to batch
+    forward  images a second through a network
+    train    images a second in a phase's training steps
     job      a whole `flaxtl train`, from start to report
-    growth   its wall time against pictures, classes or devices
+    growth   its wall time against images, classes or devices
 
 Prints a table and, with --json=FILE, writes the same figures with the hardware and the versions they were measured on.
 Every figure is a median; the ways to be compared take turns, so that a slow moment of the machine meets them all.

@@ -1,9 +1,9 @@
-"""The pictures of docs/ that show a run, drawn by the report's own code.
+"""The images of docs/ that show a run, drawn by the report's own code.
 
     python tools/docs_images.py --workdir=runs/demo --output=docs/images/demo --samples
     python tools/docs_images.py --workdir=runs/flowers --output=docs/images/flowers
 
-`--samples` publishes pictures of the run; those of the drawn flowers are ours, the lecture's flowers are not.
+`--samples` publishes images of the run; those of the drawn flowers are ours, the lecture's flowers are not.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from flaxtl.report import plots, report
 from flaxtl.report.report import Sample, augmented_samples
 
 PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
-"""Of a picture that stands alone: a page's own colours do not reach into it, so it brings a light background."""
+"""Of an image that stands alone: a page's own colours do not reach into it, so it brings a light background."""
 
 MARGIN = 10  # units around a drawing, which is 400 wide
 GAP = 6  # pixels between the samples
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--samples", action="store_true", help="augmented pictures too")
+    parser.add_argument("--samples", action="store_true", help="augmented images too")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name, svg in drawn(run_files.read_run(options.workdir)).items():
@@ -50,9 +50,9 @@ def drawn(run: run_files.RunRecord) -> dict[str, str]:
 
 
 def alone(svg: str) -> str:
-    """The picture as a file of its own: with a margin, on paper, in colours of its own."""
+    """The image as a file of its own: with a margin, on paper, in colours of its own."""
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert view, "plots.py begins each picture at 0 0"
+    assert view, "plots.py begins each image at 0 0"
     width, height = (float(side) + 2 * MARGIN for side in view.groups())
     corner = f"{-MARGIN} {-MARGIN} {width:g} {height:g}"
     svg = svg.replace(view[0], f'viewBox="{corner}" color="{INK}"', 1).replace("var(--accent, #1a8f83)", ACCENT)
@@ -67,8 +67,8 @@ def sheet(samples: Sequence[Sample]) -> Image.Image:
     columns = 1 + len(samples[0][1])
     page = Image.new("RGB", (columns * side + GAP, len(samples) * side + GAP), PAPER)
     for row, (original, changed) in enumerate(samples):
-        for column, picture in enumerate((original, *changed)):
-            page.paste(picture, (column * side + GAP, row * side + GAP))
+        for column, image in enumerate((original, *changed)):
+            page.paste(image, (column * side + GAP, row * side + GAP))
     return page
 
 

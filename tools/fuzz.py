@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fuzzing.nursery import GOOD, Nursery
 
-KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "pictures")
+KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "images")
 OUTCOMES = (*GOOD, "fault", "hang", "crash", "memory", "forbidden")
 
 

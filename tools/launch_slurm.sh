@@ -1,7 +1,7 @@
 #!/bin/bash
 # One run on several machines of a Slurm cluster, one process per GPU:
 #   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 tools/launch_slurm.sh --config=... --workdir=/shared/run
-# --workdir, the recipe, the pictures and the weights lie where every node sees them under the same path.
+# --workdir, the config, the images and the weights lie where every node sees them under the same path.
 #
 # jax gives each task the GPU of its number on the node: all tasks of a node must see all of its GPUs, so do not ask
 # for --gpus-per-task.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A sweep as an array of Slurm jobs, each of which trains its share of the runs on a GPU of its own:
 #   sbatch --array=1-4 tools/launch_sweep_slurm.sh --config=... --workdir=/shared/sweep --grid config.head.units=64,128
-# --workdir, the recipe, the pictures and the weights lie where every node sees them under the same path. The array
+# --workdir, the config, the images and the weights lie where every node sees them under the same path. The array
 # counts from 1. Whoever ends last writes the table of all; the same line again trains what is missing.
 #SBATCH --job-name=flaxtl-sweep
 #SBATCH --array=1-4

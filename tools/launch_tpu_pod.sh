@@ -1,8 +1,8 @@
 #!/bin/bash
 # One run on all workers of a Cloud TPU slice, one process per worker:
 #   tools/launch_tpu_pod.sh TPU_NAME ZONE --config=... --workdir=/mnt/shared/run
-# On every worker flaxtl[tpu] is installed, its command on the PATH (or named by FLAXTL=...), and --workdir, the recipe,
-# the pictures and the weights lie under the same path, on a file system that all of them mount.
+# On every worker flaxtl[tpu] is installed, its command on the PATH (or named by FLAXTL=...), and --workdir, the config,
+# the images and the weights lie under the same path, on a file system that all of them mount.
 #
 # Exit code 143 (told to end, everything is saved) or 69 (another worker was gone): the same command goes on from the
 # last checkpoint.

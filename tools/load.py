@@ -1,6 +1,6 @@
 """Loads through the real commands: `python tools/load.py classes|rows|giant|names|readonly|all`.
 
-A thousand classes, a hundred thousand pictures, giant ones, hostile names, sources that nobody may write to. Everything
+A thousand classes, a hundred thousand images, giant ones, hostile names, sources that nobody may write to. Everything
 is made in a temporary folder (in --folder=DIR, if given) and removed. Prints one table of wall time and peak memory;
 exit code 1 where something took too much, crashed, wrote where it must not, or filled the screen.
 """

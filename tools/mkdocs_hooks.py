@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from reference import commands, lecture, networks, recipes
+from reference import commands, configs, lecture, networks
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -13,7 +13,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "notebook.md": lecture.page(Path(config.docs_dir) / "lecture.ipynb"),
         "reference/commands.md": commands.page(),
         "reference/networks.md": networks.page(),
-        "reference/recipe.md": recipes.page(),
+        "reference/config.md": configs.page(),
     }
     for place, content in pages.items():
         files.append(File.generated(config, place, content=content))

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for library in ("absl", "asyncio", "matplotlib"):  # tracebacks of errors that orbax raises too, font caches, ...
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.excepthook = _hook
-    warnings.filterwarnings("ignore", module="PIL")  # large pictures and damaged metadata: neither stops a run
+    warnings.filterwarnings("ignore", module="PIL")  # large images and damaged metadata: neither stops a run
     try:
         options, rest = make_parser().parse_known_args(arguments)
         options.overrides = _overrides(rest, allowed="config" in options)
@@ -98,10 +98,10 @@ def _commands() -> dict[str, Callable[[argparse.Namespace], None]]:
         "report": report,
         "models": models,
         "summary": summary,
-        "split": tables,
+        "split": split,
         "doctor": doctor,
-        "convert": convert_weights_file,
-        "export": exporter,
+        "convert": convert,
+        "export": export,
     }
 
 
@@ -183,7 +183,7 @@ def predict(options: argparse.Namespace) -> None:
     console().print(predictions.predictions_table(found, top))
     predictions.write_outputs(found, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if found.unreadable:
-        raise UserError("some pictures were left out: " + "; ".join(found.unreadable))
+        raise UserError("some images were left out: " + "; ".join(found.unreadable))
 
 
 def _trained(workdir: Path) -> "TrainedRun":
@@ -305,7 +305,7 @@ def export(options: argparse.Namespace) -> None:
     output = options.output or options.workdir / "export" / options.format
     trial = exporter.export_run(_trained(options.workdir), output, options.format)
     console().print(
-        f"on {trial.pictures} pictures of the run the largest difference of a probability from flaxtl predict is "
+        f"on {trial.images} images of the run the largest difference of a probability from flaxtl predict is "
         f"{trial.largest_difference:.2g} (bound {trial.bound:g})\nwritten: {output}",
         highlight=False,
         markup=False,

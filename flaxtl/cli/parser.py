@@ -8,7 +8,7 @@ from flaxtl import __version__
 from flaxtl.errors import UserError
 
 DEFAULT_TOP = 5
-"""Classes that `flaxtl predict` shows of each picture, as in ImageNet's top-5."""
+"""Classes that `flaxtl predict` shows of each image, as in ImageNet's top-5."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +25,7 @@ def make_parser() -> Parser:
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top = Parser(
         prog="flaxtl",
-        description="Transfer learning: an ImageNet network, your pictures, a report.",
+        description="Transfer learning: an ImageNet network, your images, a report.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"flaxtl {__version__}")
@@ -36,9 +36,9 @@ def make_parser() -> Parser:
         made.set_defaults(command=name)
         return made
 
-    recipe_help = "recipe, FILE or FILE:VARIANT; change settings by --config.key=value"
-    one = command("train", "train a recipe's phases, or go on with them, and write the report")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    config_help = "config, FILE or FILE:VARIANT; change settings by --config.key=value"
+    one = command("train", "train a config's phases, or go on with them, and write the report")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
     one.add_argument("--workdir", required=True, type=Path, help="run directory; the same one resumes")
     many = one.add_argument_group("many processes", "start the same command in each, with a --workdir that all share")
     many.add_argument(
@@ -49,17 +49,17 @@ def make_parser() -> Parser:
     many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     one = command("lr", "raise the learning rate step by step, show the loss, and propose a rate")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
     one.add_argument(
         "--workdir", required=True, type=Path, help="a run directory, or one to be; DIR/learning_rate takes the results"
     )
-    one.add_argument("--phase", metavar="NAME", help="which one of the recipe, the first unless told")
+    one.add_argument("--phase", metavar="NAME", help="which one of the config, the first unless told")
     one.add_argument("--lowest", type=float, default=1e-7, metavar="RATE", help="of the first step, 1e-7 unless told")
     one.add_argument("--highest", type=float, default=1.0, metavar="RATE", help="of the last step, 1 unless told")
     one.add_argument("--steps", type=int, default=100, metavar="N", help="how many there are, 100 unless told")
 
-    one = command("sweep", "train a recipe at all points of a grid, and compare them on the validation pictures")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=recipe_help)
+    one = command("sweep", "train a config at all points of a grid, and compare them on the validation images")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
     one.add_argument("--workdir", required=True, type=Path, help="the sweep's directory; the same one resumes")
     one.add_argument(
         "--grid",
@@ -76,25 +76,23 @@ def make_parser() -> Parser:
 
     one = command("evaluate", "measure a trained run on one split")
     one.add_argument("--workdir", required=True, type=Path, help="a trained run")
-    one.add_argument("--data", metavar="SOURCE", help="other pictures than the run's own")
-    one.add_argument(
-        "--split", default="test", choices=("train", "validation", "test"), help="of the run's own pictures"
-    )
+    one.add_argument("--data", metavar="SOURCE", help="other images than the run's own")
+    one.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of the run's own images")
     one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
     one.add_argument(
         "--tta",
         metavar="flip|crops|N",
-        help="average the answers on several views of each picture: with its mirror image, ten crops, or N with the "
-        "recipe's own augmentation; whether it helps is for --split=validation to tell",
+        help="average the answers on several views of each image: with its mirror image, ten crops, or N with the "
+        "config's own augmentation; whether it helps is for --split=validation to tell",
     )
 
-    one = command("predict", "classify picture files with a trained run, or with a published network")
+    one = command("predict", "classify image files with a trained run, or with a published network")
     which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", type=Path, help="a trained run, with its own picture size and resize policy")
+    which.add_argument("--workdir", type=Path, help="a trained run, with its own image size and resize policy")
     which.add_argument(
         "--model",
         metavar="NAME",
-        help="a published network with its 1,000 ImageNet classes, at its own picture size: shorter side to 8/7 of it, "
+        help="a published network with its 1,000 ImageNet classes, at its own image size: shorter side to 8/7 of it, "
         "bicubic, centre crop",
     )
     one.add_argument("--weights", metavar="FILE", help="for --model; left out: from a cache, else downloaded")
@@ -102,11 +100,11 @@ def make_parser() -> Parser:
     one.add_argument(
         "--calibrated",
         action="store_true",
-        help="for --workdir: probabilities at the temperature that was fitted on the run's validation pictures",
+        help="for --workdir: probabilities at the temperature that was fitted on the run's validation images",
     )
     one.add_argument("--top", type=int, metavar="N", help=f"how many classes to show, {DEFAULT_TOP} unless given")
-    one.add_argument("--csv", type=Path, metavar="FILE", help="a row a picture")
-    one.add_argument("--json", type=Path, metavar="FILE", help="the classes that are shown, picture by picture")
+    one.add_argument("--csv", type=Path, metavar="FILE", help="a row an image")
+    one.add_argument("--json", type=Path, metavar="FILE", help="the classes that are shown, image by image")
     one.add_argument(
         "--tap",
         action="append",
@@ -135,10 +133,10 @@ def make_parser() -> Parser:
     one = command("summary", "a network's layers: shapes, parameters, groups and what learns")
     which = one.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", metavar="NAME", help="a published network")
-    which.add_argument("--config", metavar="FILE[:VARIANT]", help=recipe_help)
+    which.add_argument("--config", metavar="FILE[:VARIANT]", help=config_help)
 
-    one = command("split", "deal pictures out to train, validation and test folders, or to folds")
-    one.add_argument("--source", required=True, metavar="SOURCE", help="the pictures to deal out")
+    one = command("split", "deal images out to train, validation and test folders, or to folds")
+    one.add_argument("--source", required=True, metavar="SOURCE", help="the images to deal out")
     one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
     one.add_argument(
         "--fractions",
@@ -153,17 +151,17 @@ def make_parser() -> Parser:
         type=int,
         default=4,
         metavar="BITS",
-        help="pictures whose perceptual hashes differ by so many of 64 bits stay together; -1: equal files only",
+        help="images whose perceptual hashes differ by so many of 64 bits stay together; -1: equal files only",
     )
 
-    one = command("doctor", "examine pictures: what would stop a run (exit code 1), and what may spoil it")
-    one.add_argument("--data", required=True, metavar="SOURCE", help="the pictures to examine")
+    one = command("doctor", "examine images: what would stop a run (exit code 1), and what may spoil it")
+    one.add_argument("--data", required=True, metavar="SOURCE", help="the images to examine")
     one.add_argument(
         "--near-duplicates",
         type=int,
         default=4,
         metavar="BITS",
-        help="perceptual hashes that differ in at most so many of 64 bits are the same picture; -1: equal bytes only",
+        help="perceptual hashes that differ in at most so many of 64 bits are the same image; -1: equal bytes only",
     )
     one.add_argument("--json", type=Path, metavar="FILE", help="write every finding there")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with thumbnails there")
@@ -174,7 +172,7 @@ def make_parser() -> Parser:
     one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors", help="the new file")
     one.add_argument("--layout", choices=("timm",), help="a safetensors file with PyTorch's names and axes")
 
-    one = command("export", "write a trained network for use elsewhere, tried on the run's own pictures")
+    one = command("export", "write a trained network for use elsewhere, tried on the run's own images")
     one.add_argument("--workdir", required=True, type=Path, help="a trained run")
     one.add_argument(
         "--output", type=Path, metavar="DIR", help="a new folder, or an empty one; WORKDIR/export/FORMAT unless told"

@@ -1,6 +1,6 @@
-"""Decoded pictures in one raw file, for data sets that do not fit into memory.
+"""Decoded images in one raw file, for data sets that do not fit into memory.
 
-The file is nothing but the pixels, picture after picture. It is read and written at an offset, never mapped: mapped
+The file is nothing but the pixels, image after image. It is read and written at an offset, never mapped: mapped
 pages count as the process's memory, and grow with the data.
 """
 
@@ -29,17 +29,17 @@ AnyIndices = Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class ArrayStore:
-    """Pictures in a file, or some of them: uint8 [n, height, width, 3]; `create` or `load` makes one.
+    """Images in a file, or some of them: uint8 [n, height, width, 3]; `create` or `load` makes one.
 
     The file is opened for every access and closed after it, so threads may read and write at once. A store takes
-    pictures as an array does (`store[index] = picture`), so `decode.decode_into` can fill it.
+    images as an array does (`store[index] = image`), so `decode.decode_into` can fill it.
     """
 
     path: Path
     size: tuple[int, int, int]
     """Height, width and 3."""
     places: range
-    """Which of the file's pictures these are."""
+    """Which of the file's images these are."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -47,35 +47,35 @@ class ArrayStore:
         return len(self), *self.size
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.places)
 
-    def __setitem__(self, index: int, picture: StoredPixels, /) -> None:
-        """Write `picture`, uint8 [height, width, 3], as number `index`."""
-        if picture.shape != self.size or picture.dtype != np.uint8:
-            raise ValueError(f"a picture of {picture.dtype} {picture.shape} does not go into {self.path}")
+    def __setitem__(self, index: int, image: StoredPixels, /) -> None:
+        """Write `image`, uint8 [height, width, 3], as number `index`."""
+        if image.shape != self.size or image.dtype != np.uint8:
+            raise ValueError(f"an image of {image.dtype} {image.shape} does not go into {self.path}")
         try:
             with self.path.open("r+b") as file:
                 file.seek(self._offset(index))
-                file.write(np.ascontiguousarray(picture).data)
+                file.write(np.ascontiguousarray(image).data)
         except OSError as error:
             raise _unwritable(self.path.parent, error) from error
 
     def read(self, indices: AnyIndices) -> StoredPixels:
-        """The pictures at `indices` in their order, uint8 [len(indices), height, width, 3]; any may repeat."""
-        pictures = np.empty((len(indices), *self.size), np.uint8)
+        """The images at `indices` in their order, uint8 [len(indices), height, width, 3]; any may repeat."""
+        images = np.empty((len(indices), *self.size), np.uint8)
         try:
             with self.path.open("rb") as file:
-                for picture, index in zip(pictures, indices, strict=True):
+                for image, index in zip(images, indices, strict=True):
                     file.seek(self._offset(index))
-                    if file.readinto(picture.data) < picture.nbytes:
-                        raise UserError(f"the decoded pictures in {self.path} are cut off; delete it and start again")
+                    if file.readinto(image.data) < image.nbytes:
+                        raise UserError(f"the decoded images in {self.path} are cut off; delete it and start again")
         except OSError as error:
-            raise UserError(f"cannot read decoded pictures from {self.path} ({error.strerror}); start again") from error
-        return pictures
+            raise UserError(f"cannot read decoded images from {self.path} ({error.strerror}); start again") from error
+        return images
 
     def part(self, which: slice) -> "ArrayStore":
-        """Some of the pictures as a store in the same file."""
+        """Some of the images as a store in the same file."""
         return ArrayStore(self.path, self.size, self.places[which])
 
     def _offset(self, index: SupportsIndex) -> int:
@@ -84,9 +84,9 @@ class ArrayStore:
 
 @contextmanager
 def create_store(path: Path, n: int, height: int, width: int) -> Iterator[ArrayStore]:
-    """A store of n pictures of `height` x `width` to be filled; `path` appears when the block ends without an error.
+    """A store of n images of `height` x `width` to be filled; `path` appears when the block ends without an error.
 
-    Its folder is made. The store may be read meanwhile, pictures not yet written as black; after it use `load`.
+    Its folder is made. The store may be read meanwhile, images not yet written as black; after it use `load`.
 
     Raises:
       UserError: the disk has too little room, or the file cannot be written.
@@ -105,7 +105,7 @@ def create_store(path: Path, n: int, height: int, width: int) -> Iterator[ArrayS
 
 
 def open_store(path: Path, n: int, height: int, width: int) -> ArrayStore | None:
-    """The store of n pictures of `height` x `width` in the file `path`; None if there is no such file."""
+    """The store of n images of `height` x `width` in the file `path`; None if there is no such file."""
     if not path.is_file() or path.stat().st_size != n * height * width * 3:
         return None
     return ArrayStore(path, (height, width, 3), range(n))
@@ -114,7 +114,7 @@ def open_store(path: Path, n: int, height: int, width: int) -> ArrayStore | None
 def _find_room(folder: Path, needed: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fileio.check_disk_space(folder, needed, "the decoded pictures need", "make room, or choose smaller pictures")
+        fileio.check_disk_space(folder, needed, "the decoded images need", "make room, or choose smaller images")
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -128,7 +128,7 @@ def _blank(path: Path, n_bytes: int) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write decoded pictures to {folder} ({error.strerror}); make room, or another folder")
+    return UserError(f"cannot write decoded images to {folder} ({error.strerror}); make room, or another folder")
 
 
 KEEP_SECONDS = 30.0
@@ -275,7 +275,7 @@ class ArrayStoreWriter:
 
 def check_feature_space(folder: Path, needed: int) -> None:
     """Raise UserError unless `needed` bytes are free in `folder`."""
-    cure = "make room, or choose another features.directory or fewer features.views"
+    cure = "make room, or choose another feature_cache.dir or fewer feature_cache.views"
     with _telling(folder):
         fileio.check_disk_space(folder, needed, "the features still need", cure)
 
@@ -287,5 +287,5 @@ def _telling(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write features to {folder} ({error.strerror}); make room, or choose another features.directory"
+            f"cannot write features to {folder} ({error.strerror}); make room, or choose another feature_cache.dir"
         ) from error

@@ -1,4 +1,4 @@
-"""Picture files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
+"""Image files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from flaxtl.errors import UserError, unknown
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Suffixes, in lower case, of the files that are taken for pictures; what is inside decides how they are read."""
+"""Suffixes, in lower case, of the files that are taken for images; what is inside decides how they are read."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,16 +32,16 @@ _POLICIES = ("squash", "crop")
 _LISTED = 100  # bad files that an error names before it only counts
 
 CROP_PCT = 1 / 0.875
-"""How much larger than the crop a picture is made first: 256 to 224, as ImageNet networks are evaluated."""
+"""How much larger than the crop an image is made first: 256 to 224, as ImageNet networks are evaluated."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How a picture of any size becomes one of `height` x `width` pixels.
+    """How an image of any size becomes one of `height` x `width` pixels.
 
     policy 'squash': both sides are scaled on their own, the aspect is not kept. With filter 'nearest' this is, pixel
     for pixel, `keras.utils.load_img(path, target_size=(height, width))`, the lecture's setting.
-    policy 'crop': the aspect is kept. The picture is scaled until it just covers `cover` times the target, then the
+    policy 'crop': the aspect is kept. The image is scaled until it just covers `cover` times the target, then the
     centre of `height` x `width` is cut out. For a square target that means: shorter side to round(cover * side), the
     evaluation of ImageNet networks (256 -> 224).
     filter: nearest, bilinear, bicubic, lanczos, box or hamming; all but nearest average when they shrink.
@@ -62,30 +62,30 @@ class Resize:
         if self.filter not in _FILTERS:
             raise unknown("resize filter", self.filter, _FILTERS)
         if self.height < 1 or self.width < 1:
-            raise UserError(f"pictures of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
+            raise UserError(f"images of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
 
 
 class ImageSink(Protocol):
-    """What pictures can be put into, one by one and from many threads: an array, or a file."""
+    """What images can be put into, one by one and from many threads: an array, or a file."""
 
-    def __setitem__(self, index: int, picture: np.ndarray, /) -> None:
-        """Keep `picture`, uint8 [height, width, 3], as number `index`."""
+    def __setitem__(self, index: int, image: np.ndarray, /) -> None:
+        """Keep `image`, uint8 [height, width, 3], as number `index`."""
 
 
 def decode(path: Path, resize: Resize) -> np.ndarray:
-    """Read one picture: uint8 [height, width, 3], RGB, upright.
+    """Read one image: uint8 [height, width, 3], RGB, upright.
 
     EXIF orientation is applied (Keras ignores it). Transparency is composed over white. 16-bit greys are scaled to
     8 bits. Of an animation the first frame is taken. Every other mode goes through Pillow's conversion to RGB, as in
     Keras.
 
-    Raises UserError that names the file and the reason if it is missing, unreadable, empty, not a picture, truncated,
+    Raises UserError that names the file and the reason if it is missing, unreadable, empty, not an image, truncated,
     has pixels that cannot be shown as 8-bit RGB, or is larger than `unpack.LARGEST` or `unpack.LARGEST_FILE`.
     """
     try:
         return _read(path, resize).copy()
     except UnreadableError as reason:
-        raise UserError(f"cannot read the picture {path}: {reason}; replace or remove it") from reason
+        raise UserError(f"cannot read the image {path}: {reason}; replace or remove it") from reason
 
 
 def decode_all(
@@ -94,25 +94,25 @@ def decode_all(
     on_progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
-    """Read many pictures with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode`.
+    """Read many images with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode`.
 
     Raises one UserError for all the files that `decode` would refuse: see `refuse`.
     """
-    pictures = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
-    raise_unreadable(paths, decode_into(pictures, paths, resize, on_progress, workers))
-    return pictures
+    images = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
+    raise_unreadable(paths, decode_into(images, paths, resize, on_progress, workers))
+    return images
 
 
 def decode_into(
-    pictures: ImageSink,
+    images: ImageSink,
     paths: Sequence[Path],
     resize: Resize,
     on_progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> dict[int, str]:
-    """Read many pictures with threads; the picture of paths[i], uint8 [height, width, 3], is put to pictures[i].
+    """Read many images with threads; the image of paths[i], uint8 [height, width, 3], is put to images[i].
 
-    `on_progress` is called in the caller's thread after each picture with the number of pictures done.
+    `on_progress` is called in the caller's thread after each image with the number of images done.
     `workers` is the number of threads, one a core unless given: more only wait for each other.
 
     Returns the reason by index for every file that `decode` would refuse; nothing is put there.
@@ -120,7 +120,7 @@ def decode_into(
 
     def fill(index: int) -> str | None:
         try:
-            pictures[index] = _read(paths[index], resize)
+            images[index] = _read(paths[index], resize)
         except UnreadableError as reason:
             return str(reason)
         return None
@@ -140,11 +140,11 @@ def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
     if bad:
         told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
         named = ", ".join(told[:_LISTED]) + (f" and {len(told) - _LISTED} more" if len(told) > _LISTED else "")
-        raise UserError(f"cannot read {len(bad)} of {len(paths)} pictures: {named}; replace or remove them")
+        raise UserError(f"cannot read {len(bad)} of {len(paths)} images: {named}; replace or remove them")
 
 
 def seen_part(image: Image.Image, resize: Resize) -> Image.Image:
-    """What is left of an upright picture where `resize` crops it, in its own aspect and resolution."""
+    """What is left of an upright image where `resize` crops it, in its own aspect and resolution."""
     if resize.policy != "crop":
         return image
     left, top, right, bottom = _crop_box(image, resize)
@@ -166,7 +166,7 @@ def _resized(image: Image.Image, resize: Resize) -> Image.Image:
 def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, float]:
     """The part of `image` (left, top, right, bottom) that is in the centre crop once it is scaled.
 
-    Scaling only that part is scaling everything and cropping then, to Pillow's rounding, but a picture of 1 x 10,000
+    Scaling only that part is scaling everything and cropping then, to Pillow's rounding, but an image of 1 x 10,000
     never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)

@@ -1,4 +1,4 @@
-"""What is true of picture files, each unpacked fully as a run would unpack it."""
+"""What is true of image files, each unpacked fully as a run would unpack it."""
 
 import warnings
 from collections import Counter, defaultdict
@@ -22,15 +22,15 @@ from flaxtl.errors import UserError, listed
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """A picture that can be used.
+    """An image that can be used.
 
     Attributes:
       format: Pillow's name of the format, by content: 'JPEG', 'PNG', ...; the many-part JPEGs of cameras are 'MPO'.
       mode: Pillow's name of the kind of pixels: 'RGB', 'L', 'CMYK', 'I;16', ...
-      width: pixels of the picture seen upright.
-      height: pixels of the picture seen upright.
+      width: pixels of the image seen upright.
+      height: pixels of the image seen upright.
       orientation: its EXIF tag Orientation, 1 (upright, or no tag) to 8; a TIFF's is applied unseen and counts as 1.
-      frames: how many pictures the file holds: 1, or more where it is animated or has pages.
+      frames: how many images the file holds: 1, or more where it is animated or has pages.
       flat: every pixel has the same colour.
     """
 
@@ -45,7 +45,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ImageError:
-    """A file that gives no picture; `kind` and `reason` are those of `unpack.UnreadableError`."""
+    """A file that gives no image; `kind` and `reason` are those of `unpack.UnreadableError`."""
 
     kind: str
     reason: str
@@ -61,7 +61,7 @@ def examine_all(
     """
     found: list[ImageInfo | ImageError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's, on large pictures and damaged metadata: neither stops a run
+        warnings.simplefilter("ignore")  # Pillow's, on large images and damaged metadata: neither stops a run
         for facts in pool.map(examine, paths):
             found.append(facts)
             if on_progress is not None:
@@ -112,10 +112,10 @@ ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar of a title and a total, as a context; it gives the function that advances it."""
 
 SMALL = 32
-"""Pixels of a side below which a picture is called tiny: the smallest input that the catalog's VGG networks take."""
+"""Pixels of a side below which an image is called tiny: the smallest input that the catalog's VGG networks take."""
 
 FEW = 10
-"""A class of fewer pictures is named: of those, validation gets one or two, a fifth by default."""
+"""A class of fewer images is named: of those, validation gets one or two, a fifth by default."""
 
 UNEVEN = 10
 """A largest class of more than so many times the smallest is named."""
@@ -133,11 +133,11 @@ class IssueType:
 _BROKEN = "replace or remove; or --config.data.on_error=skip"
 
 ISSUE_TYPES: Mapping[str, IssueType] = {
-    "layout": IssueType(True, "Layout", "arrange the pictures as the sentence says"),
-    "too-small": IssueType(True, "Class too small to split", "add pictures; or another --config.data.fractions"),
+    "layout": IssueType(True, "Layout", "arrange the images as the sentence says"),
+    "too-small": IssueType(True, "Class too small to split", "add images; or another --config.data.fractions"),
     "unreadable": IssueType(True, "Unreadable", _BROKEN),
     "empty": IssueType(True, "Empty", _BROKEN),
-    "not-a-picture": IssueType(True, "Not a picture", _BROKEN),
+    "not-a-image": IssueType(True, "Not an image", _BROKEN),
     "truncated": IssueType(True, "Truncated or damaged", _BROKEN),
     "oversized": IssueType(True, "Oversized", _BROKEN),
     "unconvertible": IssueType(True, "Not convertible to RGB", _BROKEN),
@@ -145,7 +145,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "leak": IssueType(True, "Leak between splits", "keep it in one split; or --config.data.allow_leaks=true"),
     "near-leak": IssueType(False, "Near-duplicate across splits", "keep it in one split"),
     "label-conflict": IssueType(False, "Label conflict", "keep the right label only"),
-    "duplicate": IssueType(False, "Duplicate", "keep one: copies weigh a picture more"),
+    "duplicate": IssueType(False, "Duplicate", "keep one: copies weigh an image more"),
     "near-duplicate": IssueType(False, "Near-duplicate", "nothing, if it is a series"),
     "suffix": IssueType(False, "Misnamed", "nothing: the content counts"),
     "tiny": IssueType(False, "Tiny", "remove it if it is a stray thumbnail"),
@@ -153,8 +153,8 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "mode": IssueType(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
     "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image would not"),
     "animated": IssueType(False, "Several frames", "nothing, if the first tells enough: only that is used"),
-    "passed-over": IssueType(False, "Passed over", "nothing, if it is not meant to be a picture"),
-    "few": IssueType(False, "Small class", "add pictures: so few teach and measure little"),
+    "passed-over": IssueType(False, "Passed over", "nothing, if it is not meant to be an image"),
+    "few": IssueType(False, "Small class", "add images: so few teach and measure little"),
     "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
 }
 """Every kind of finding, the gravest first."""
@@ -200,17 +200,17 @@ class DatasetReport:
 
     @cached_property
     def counts(self) -> Counter[tuple[str, str]]:
-        """Pictures by class and split; the split is '' where none is given."""
+        """Images by class and split; the split is '' where none is given."""
         return Counter((one.label, one.split or "") for one in self.listing.found)
 
     @property
     def classes(self) -> dict[str, int]:
-        """Pictures of each class, sorted by name."""
+        """Images of each class, sorted by name."""
         return dict(sorted(Counter(one.label for one in self.listing.found).items()))
 
     @property
     def splits(self) -> dict[str, int]:
-        """Pictures of each given split, in the order train, validation, test."""
+        """Images of each given split, in the order train, validation, test."""
         return {split: sum(one.split == split for one in self.listing.found) for split in self.listing.splits}
 
     @property
@@ -230,7 +230,7 @@ class DatasetReport:
         """All of it as JSON values; `source` as the user wrote it."""
         return {
             "source": source,
-            "pictures": len(self.listing.found),
+            "images": len(self.listing.found),
             "classes": self.classes,
             "splits": self.splits,
             "findings": [
@@ -247,12 +247,12 @@ class DatasetReport:
 
 
 def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
-    """Unpack every picture, compare all of them, and tell what is wrong.
+    """Unpack every image, compare all of them, and tell what is wrong.
 
     Args:
       survey: what the source holds, in whatever state it is.
       bar: shows the progress of the two passes over the files.
-      near_duplicates: perceptual hashes that differ in at most so many of their 64 bits count as the same picture;
+      near_duplicates: perceptual hashes that differ in at most so many of their 64 bits count as the same image;
         -1 compares bytes only.
 
     Raises:
@@ -261,10 +261,10 @@ def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> 
     duplicates.check_threshold(near_duplicates)
     found = survey.listing.found
     paths = [one.path for one in found]
-    with bar("examining pictures", len(paths)) as advance:
+    with bar("examining images", len(paths)) as advance:
         facts = examine_all(paths, lambda done: advance(1))
     sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, ImageInfo)]
-    with bar("comparing pictures", len(sound)) as advance:
+    with bar("comparing images", len(sound)) as advance:
         prints = duplicates.fingerprint([one.path for one in sound], lambda done: advance(1))
     groups = duplicates.duplicate_groups(len(sound), duplicates.near_duplicate_pairs(prints, near_duplicates))
     findings = [
@@ -272,7 +272,7 @@ def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> 
         *(finding for path, fact in zip(paths, facts, strict=True) for finding in _of_file(path, fact)),
         *_of_bytes(sound, prints),
         *_of_looks(sound, prints, groups),
-        *(Issue("passed-over", (path,), "no picture by its suffix") for path in survey.passed_over),
+        *(Issue("passed-over", (path,), "no image by its suffix") for path in survey.passed_over),
         *_of_classes(survey.listing),
         *_of_split(sound, groups),
     ]
@@ -316,14 +316,14 @@ def _of_bytes(found: Sequence[SourceImage], prints: Sequence[Fingerprint]) -> It
 def _of_looks(
     found: Sequence[SourceImage], prints: Sequence[Fingerprint], groups: Sequence[Sequence[int]]
 ) -> Iterator[Issue]:
-    """What pictures that look the same tell, beyond what `_of_bytes` does."""
+    """What images that look the same tell, beyond what `_of_bytes` does."""
     for group in groups:
         if len({prints[i].sha256 for i in group}) > 1:
-            yield from _of_group([found[i] for i in group], "almost the same picture", "near-leak", "near-duplicate")
+            yield from _of_group([found[i] for i in group], "almost the same image", "near-leak", "near-duplicate")
 
 
 def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str) -> Iterator[Issue]:
-    """What a group of pictures that are one picture means: a leak, a label conflict or both, else mere copies."""
+    """What a group of images that are one image means: a leak, a label conflict or both, else mere copies."""
     paths = tuple(one.path for one in members)
     labels = sorted({one.label for one in members})
     splits = list(dict.fromkeys(one.split for one in members if one.split))
@@ -336,19 +336,19 @@ def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str)
 
 
 def _of_classes(listing: DatasetIndex) -> Iterator[Issue]:
-    """What the numbers of pictures tell."""
+    """What the numbers of images tell."""
     counts = Counter(one.label for one in listing.found)
     for label, n in sorted(counts.items()):
         if n < FEW:
-            yield Issue("few", (), f"{label} holds {n} picture{'s' if n > 1 else ''}")
+            yield Issue("few", (), f"{label} holds {n} image{'s' if n > 1 else ''}")
     if counts:
         (large, most), (small, least) = counts.most_common()[0], counts.most_common()[-1]
         if most > UNEVEN * least:
-            yield Issue("imbalance", (), f"{large} holds {most:,} pictures, {small} {least:,}")
+            yield Issue("imbalance", (), f"{large} holds {most:,} images, {small} {least:,}")
 
 
 def _of_split(found: Sequence[SourceImage], groups: Sequence[Sequence[int]]) -> Iterator[Issue]:
-    """Whether pictures without given splits can be split as a recipe does that says nothing about it."""
+    """Whether images without given splits can be split as a config does that says nothing about it."""
     if found and not any(one.split for one in found):
         try:
             splitting.stratified_split(

@@ -1,4 +1,4 @@
-"""What a picture file is known by: its bytes, and what it looks like."""
+"""What an image file is known by: its bytes, and what it looks like."""
 
 import hashlib
 import os
@@ -21,16 +21,16 @@ from flaxtl.errors import UserError
 BITS = 64
 """Of a perceptual hash."""
 
-_SIDE = 32  # to which imagehash.phash shrinks a picture whose hash has 8 x 8 bits
-_ENOUGH = 8 * _SIDE  # a JPEG unpacked no smaller than this hashes like the whole picture
-_FLAT = 8  # grey levels of 256; a picture that spans fewer has no features to be known by, and hashes to its noise
+_SIDE = 32  # to which imagehash.phash shrinks an image whose hash has 8 x 8 bits
+_ENOUGH = 8 * _SIDE  # a JPEG unpacked no smaller than this hashes like the whole image
+_FLAT = 8  # grey levels of 256; an image that spans fewer has no features to be known by, and hashes to its noise
 
 
 class Fingerprint(NamedTuple):
-    """The SHA-256 of a file in lower-case hex, and the perceptual hash, 64 bits, of its picture.
+    """The SHA-256 of a file in lower-case hex, and the perceptual hash, 64 bits, of its image.
 
-    phash is `imagehash.phash` of the picture as a run sees it: RGB, upright, over white where it is transparent. None
-    where the file gives no picture, where that is of one shade all over, or where it was not asked for.
+    phash is `imagehash.phash` of the image as a run sees it: RGB, upright, over white where it is transparent. None
+    where the file gives no image, where that is of one shade all over, or where it was not asked for.
     """
 
     sha256: str
@@ -47,11 +47,11 @@ def fingerprint(
     """The fingerprints of files, in their order, by threads.
 
     `on_progress` is called in the caller's thread after each file with the number of files done. Without `look` no
-    picture is unpacked, which is many times quicker, and every phash is None.
+    image is unpacked, which is many times quicker, and every phash is None.
 
-    Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no picture
+    Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no image
     is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: such files
-    then have the SHA-256 of their path, which is that of no picture.
+    then have the SHA-256 of their path, which is that of no image.
     """
 
     def one(path: Path) -> Fingerprint | str:
@@ -96,11 +96,11 @@ def _phash(path: Path) -> int | None:
 
 
 MAX_THRESHOLD = 16
-"""The largest threshold: beyond it, hashes of pictures that have nothing in common meet by chance in any large set."""
+"""The largest threshold: beyond it, hashes of images that have nothing in common meet by chance in any large set."""
 
 
 class Pair(NamedTuple):
-    """Two pictures that are alike, by index, first < second.
+    """Two images that are alike, by index, first < second.
 
     distance: the number of bits by which their perceptual hashes differ; `exact`: their files are equal, and the
     distance is 0.
@@ -113,16 +113,16 @@ class Pair(NamedTuple):
 
 
 def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
-    """Enough pairs of like pictures to connect all that are alike, sorted.
+    """Enough pairs of like images to connect all that are alike, sorted.
 
-    Of pictures with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
-    ones give n - 1 pairs). Different hashes, by the first picture of each, are paired where they differ by at most
-    `threshold` bits and are not connected yet, so that there are never more pairs than pictures.
+    Of images with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
+    ones give n - 1 pairs). Different hashes, by the first image of each, are paired where they differ by at most
+    `threshold` bits and are not connected yet, so that there are never more pairs than images.
 
     Args:
-      fingerprints: of all pictures.
+      fingerprints: of all images.
       threshold: bits, 0 to 16; -1 pairs equal files only. Up to 8 bits every pair of the 2,570 flowers that this was
-        tried on is truly one picture; at 10 the first false ones appear.
+        tried on is truly one image; at 10 the first false ones appear.
 
     Raises:
       UserError: the threshold is out of its range.
@@ -153,7 +153,7 @@ def check_threshold(threshold: int) -> None:
 
 
 def duplicate_groups(n: int, pairs: Sequence[Pair]) -> list[list[int]]:
-    """The sets of two and more of n pictures that `pairs` connect, directly or through others; all sorted."""
+    """The sets of two and more of n images that `pairs` connect, directly or through others; all sorted."""
     forest = _Forest(n)
     forest.join([pair.first for pair in pairs], [pair.second for pair in pairs])
     members: dict[int, list[int]] = {}
@@ -188,13 +188,13 @@ class _Forest:
 
 
 def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
-    """Pairs of different hashes (hash -> picture), as few as connect all that are near.
+    """Pairs of different hashes (hash -> image), as few as connect all that are near.
 
     By the pigeonhole principle two hashes that differ by at most t bits agree in at least one of t + 1 bands of bits,
     so only hashes that share a band are compared.
     """
     values = np.fromiter(hashes.keys(), np.uint64, len(hashes))
-    pictures = list(hashes.values())
+    images = list(hashes.values())
     edges = np.linspace(0, BITS, threshold + 2).astype(int).tolist()
     forest = _Forest(len(values))
     for low, high in pairwise(edges):
@@ -203,7 +203,7 @@ def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
             new = np.bitwise_count(values[left] ^ values[right]) <= threshold
             new &= forest.roots[left] != forest.roots[right]
             for one, other in forest.join(left[new].tolist(), right[new].tolist()):
-                first, second = sorted((pictures[one], pictures[other]))
+                first, second = sorted((images[one], images[other]))
                 yield Pair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
 
 
@@ -229,7 +229,7 @@ def _equal(keys: NDArray[np.uint64], forest: _Forest) -> Iterator[tuple[NDArray[
         apart += 1
 
 
-_LISTED = 3  # sets of like pictures that a sentence names before it only counts
+_LISTED = 3  # sets of like images that a sentence names before it only counts
 
 
 def check_split_leakage(
@@ -239,7 +239,7 @@ def check_split_leakage(
 
     Args:
       origin: the source, for the sentences.
-      found: the pictures with their splits.
+      found: the images with their splits.
       pairs: from `duplicates.pairs`.
       allow: whether equal files are only warned of. A perceptual hash can err, so near-duplicates always are.
       warn: is told the warnings.
@@ -249,7 +249,7 @@ def check_split_leakage(
     """
     equal = across(found, [pair for pair in pairs if pair.exact])
     if equal:
-        sentence = f"{len(equal)} picture(s) of {origin} lie in more than one split: {_named(origin, found, equal)}"
+        sentence = f"{len(equal)} image(s) of {origin} lie in more than one split: {_named(origin, found, equal)}"
         if not allow:
             raise UserError(
                 f"{sentence}; flaxtl doctor shows them all: remove them from one split, or train all the same with"
@@ -259,7 +259,7 @@ def check_split_leakage(
     similar = [group for group in across(found, pairs) if group not in equal]
     if similar:
         warn(
-            f"{len(similar)} picture(s) of {origin} look nearly the same in more than one split:"
+            f"{len(similar)} image(s) of {origin} look nearly the same in more than one split:"
             f" {_named(origin, found, similar)}; flaxtl doctor shows them all"
         )
 
@@ -271,26 +271,26 @@ def check_label_conflicts(
     torn = across(found, [pair for pair in pairs if pair.exact], "label")
     if torn:
         warn(
-            f"{len(torn)} picture(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
+            f"{len(torn)} image(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
             " flaxtl doctor shows them all"
         )
 
 
 def across(found: Sequence[SourceImage], pairs: Sequence[Pair], differing: str = "split") -> list[list[int]]:
-    """The sets of like pictures, by index, that have more than one value of the field `differing`."""
+    """The sets of like images, by index, that have more than one value of the field `differing`."""
     groups = duplicate_groups(len(found), pairs)
     return [group for group in groups if len({getattr(found[index], differing) for index in group}) > 1]
 
 
 def _named(origin: str, found: Sequence[SourceImage], groups: Sequence[Sequence[int]], differing: str = "split") -> str:
-    """Of each group one picture for each value of the field `differing`."""
+    """Of each group one image for each value of the field `differing`."""
     first = ([found[index] for index in group] for group in groups[:_LISTED])
     told = [" = ".join(_one_of_each(origin, alike, differing)) for alike in first]
     return ", ".join(told) + (f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else "")
 
 
 def _one_of_each(origin: str, alike: Sequence[SourceImage], differing: str) -> list[str]:
-    paths = {getattr(picture, differing): picture.path for picture in alike}
+    paths = {getattr(image, differing): image.path for image in alike}
     return [
         f"{path.relative_to(origin) if path.is_relative_to(origin) else path} ({where})"
         for where, path in paths.items()

@@ -1,4 +1,4 @@
-"""A picture file, unpacked whole, upright and in RGB, in a bounded amount of memory."""
+"""An image file, unpacked whole, upright and in RGB, in a bounded amount of memory."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 MAX_PIXELS = 110_000_000
-"""Pixels of the largest picture that is unpacked, and of all that are at any one time.
+"""Pixels of the largest image that is unpacked, and of all that are at any one time.
 
 The 108-megapixel photographs of telephones pass. A pixel takes at most 12 bytes on its way, as stored, upright and in
-RGB, so that pictures never take more than 1.3 GB, whatever the number of threads.
+RGB, so that images never take more than 1.3 GB, whatever the number of threads.
 """
 
 MAX_FILE_BYTES = 2**29
@@ -36,7 +36,7 @@ _UPRIGHT = {
 }
 
 # Pillow takes memory in blocks of 16 MiB, which malloc keeps for the thread that frees them; larger ones, beyond its
-# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB, are given back, so that each of many threads does not keep the largest picture.
+# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB, are given back, so that each of many threads does not keep the largest image.
 _imaging.set_block_size(2**26)
 
 _STRIP = 2**22  # pixels that are converted at a time where that takes copies
@@ -44,9 +44,9 @@ _LARGE_FILE = 2**24  # bytes; such files are read one at a time
 
 
 class UnreadableError(Exception):
-    """The reason, in plain words, why a file gives no picture.
+    """The reason, in plain words, why a file gives no image.
 
-    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-a-picture', 'oversized', 'truncated'
+    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-a-image', 'oversized', 'truncated'
     (or damaged) or 'unconvertible' (to RGB).
     """
 
@@ -82,7 +82,7 @@ _large_file = threading.Lock()
 
 @contextmanager
 def open_image(path: Path, enough: int | None = None) -> Iterator[Image.Image]:
-    """The picture in whatever mode the file has, while the block runs; raises UnreadableError.
+    """The image in whatever mode the file has, while the block runs; raises UnreadableError.
 
     Within the block the thread must not unpack another: it would wait for itself.
 
@@ -112,7 +112,7 @@ def _size(path: Path) -> int:
 
 
 def _opened(path: Path) -> Image.Image:
-    """The picture with its header read and checked."""
+    """The image with its header read and checked."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -122,7 +122,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableError("not-a-picture", "not a picture of a known format") from error
+        raise UnreadableError("not-a-image", "not an image of a known format") from error
     except Image.DecompressionBombError as error:
         raise _oversized() from error
     except Exception as error:
@@ -157,10 +157,10 @@ def _damaged(error: Exception) -> UnreadableError:
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """The picture as the camera was held. A loaded TIFF is upright already and has lost its tag."""
+    """The image as the camera was held. A loaded TIFF is upright already and has lost its tag."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as above: damaged metadata must not hide a good picture
+    except Exception:  # as above: damaged metadata must not hide a good image
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

@@ -1,4 +1,4 @@
-"""Which way the pictures take to the training step: lying in memory, or streamed from a file."""
+"""Which way the images take to the training step: lying in memory, or streamed from a file."""
 
 import hashlib
 from collections import deque
@@ -25,16 +25,16 @@ from flaxtl.parallel import devices, processes
 PIPELINES = ("resident", "stream")
 
 MAX_MEMORY_FRACTION = 0.5
-"""Of the memory that the decoded pictures may fill; the rest is for the network, its activations and the optimizer."""
+"""Of the memory that the decoded images may fill; the rest is for the network, its activations and the optimizer."""
 
 
 def choose_loader(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
-    """The pipeline for `n_bytes` of decoded pictures, and why: one sentence for the log.
+    """The pipeline for `n_bytes` of decoded images, and why: one sentence for the log.
 
-    `memory` names where resident pictures would lie, in words that can end a sentence ("the device's memory"), and
+    `memory` names where resident images would lie, in words that can end a sentence ("the device's memory"), and
     `memory_bytes` is all of it. They stay resident while they fill no more than SHARE of it.
     """
-    size = f"the decoded pictures are {fileio.format_bytes(n_bytes)}"
+    size = f"the decoded images are {fileio.format_bytes(n_bytes)}"
     limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"
     if n_bytes <= MAX_MEMORY_FRACTION * memory_bytes:
         return "resident", f"{size}, within {limit}: they stay there"
@@ -42,7 +42,7 @@ def choose_loader(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, st
 
 
 class DeviceDataset(NamedTuple):
-    """Pictures (uint8 [n, height, width, 3]) or features (float or `bits`, [n, ...]) with their labels (int32 [n])."""
+    """Images (uint8 [n, height, width, 3]) or features (float or `bits`, [n, ...]) with their labels (int32 [n])."""
 
     inputs: jax.Array
     labels: jax.Array
@@ -102,7 +102,7 @@ class IndexBatch(NamedTuple):
 class HostBatch(NamedTuple):
     """Examples that were read, and augmented, on the host."""
 
-    pictures: jax.Array
+    images: jax.Array
     labels: jax.Array
     indices: jax.Array
     passes: jax.Array
@@ -118,7 +118,7 @@ class HostBatch(NamedTuple):
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
         """What the network is given."""
-        return self.pictures
+        return self.images
 
     def answers(self) -> jax.Array:
         """Class indices, int32 [batch]."""
@@ -147,7 +147,7 @@ class Loader(Protocol):
 
 
 class DeviceLoader:
-    """Pictures or features on the device; a batch is its indices."""
+    """Images or features on the device; a batch is its indices."""
 
     def __init__(self, data: DeviceDataset) -> None:
         """`data` is replicated over the mesh."""
@@ -201,10 +201,10 @@ class Sender:
 
 
 class HostLoader(Sender):
-    """Pictures in a file, read, augmented and sent while the step before is computed."""
+    """Images in a file, read, augmented and sent while the step before is computed."""
 
     def __init__(self, store: ArrayStore, labels: npt.NDArray[np.int32], mesh: Mesh) -> None:
-        """`labels` are the class indices of the store's pictures."""
+        """`labels` are the class indices of the store's images."""
         super().__init__(mesh)
         self.store, self.labels = store, labels
 
@@ -229,8 +229,8 @@ class HostLoader(Sender):
 
         with closing(tfdata.eval_batches(self.store, self.labels, batch, self._share)) as stream:
             batches = padded_batches(len(self), batch)
-            for (pictures, labels, _), (indices, real) in zip(stream, batches, strict=True):
-                yield self._sent(pictures, labels, process_slice(indices, *self._share), np.zeros_like(labels)), real
+            for (images, labels, _), (indices, real) in zip(stream, batches, strict=True):
+                yield self._sent(images, labels, process_slice(indices, *self._share), np.zeros_like(labels)), real
 
 
 BATCHES_AHEAD = 2
@@ -249,7 +249,7 @@ class ViewsLoader(DeviceLoader):
         self._views = views
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.data) // self._views
 
     def _picked(self, batch: BatchIndices) -> Batch:
@@ -260,12 +260,12 @@ class MappedLoader(Sender):
     """Features in a file, a batch read and sent while the step before is computed."""
 
     def __init__(self, file: FeatureFile, labels: npt.NDArray[np.int32], mesh: Mesh, views: int = 1) -> None:
-        """`labels` are the class indices of the pictures, int32 [n]; the file has n * views rows."""
+        """`labels` are the class indices of the images, int32 [n]; the file has n * views rows."""
         super().__init__(mesh)
         self._file, self._labels, self._views = file, labels, views
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._labels)
 
     def training(
@@ -277,7 +277,7 @@ class MappedLoader(Sender):
                 yield self._sent(*batch)
 
     def evaluation(self, batch: int) -> Generator[tuple[Batch, Mask], None, None]:
-        """See Feed; the first view of each picture."""
+        """See Feed; the first view of each image."""
         batches = list(padded_batches(len(self), batch))
         first_views = (BatchIndices(indices, np.zeros_like(indices)) for indices, _ in batches)
         with closing(_ahead(self._read, first_views)) as read:
@@ -314,28 +314,28 @@ ImagePixels = npt.NDArray[np.uint8]
 
 
 class ImageSet(Protocol):
-    """n pictures of one size."""
+    """n images of one size."""
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
         """Class indices, int32 [n]."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def read(self, indices: Indices) -> ImagePixels:
         """uint8 [len(indices), height, width, 3]."""
 
     @property
     def digest(self) -> str:
-        """Tells these pictures, in this order and size, from all others."""
+        """Tells these images, in this order and size, from all others."""
 
     def feed(self, mesh: Mesh) -> Loader:
-        """The pictures as the steps are given them."""
+        """The images as the steps are given them."""
 
 
 class MemoryImages:
-    """Pictures in memory, uint8 [n, height, width, 3], with class indices int32 [n]."""
+    """Images in memory, uint8 [n, height, width, 3], with class indices int32 [n]."""
 
     def __init__(self, pixels: ImagePixels, labels: npt.NDArray[np.int32]) -> None:
         """The arrays are not copied."""
@@ -343,16 +343,16 @@ class MemoryImages:
         self._on_device: DeviceLoader | None = None
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     def read(self, indices: Indices) -> ImagePixels:
-        """See Pictures."""
+        """See Images."""
         return self.pixels[indices]
 
     @cached_property
     def digest(self) -> str:
-        """See Pictures."""
+        """See Images."""
         return f"{self.pixels.shape} {hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()}"
 
     def feed(self, mesh: Mesh) -> Loader:
@@ -364,18 +364,18 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Pictures in a file, too many to be held; `digest` is that of the files they were decoded from."""
+    """Images in a file, too many to be held; `digest` is that of the files they were decoded from."""
 
     store: ArrayStore
     labels: npt.NDArray[np.int32]
     digest: str
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     def read(self, indices: Indices) -> ImagePixels:
-        """See Pictures."""
+        """See Images."""
         return self.store.read(indices)
 
     def feed(self, mesh: Mesh) -> Loader:

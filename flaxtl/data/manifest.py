@@ -1,4 +1,4 @@
-"""The manifest: which pictures a run uses, their classes, their splits and their content hashes."""
+"""The manifest: which images a run uses, their classes, their splits and their content hashes."""
 
 import csv
 import re
@@ -22,7 +22,7 @@ _COLUMNS = ("path", "label", "split", "sha256")
 
 @dataclass(frozen=True)
 class Example:
-    """One picture: absolute path, class name, split name, and the SHA-256 of the file in lower-case hex."""
+    """One image: absolute path, class name, split name, and the SHA-256 of the file in lower-case hex."""
 
     path: str
     label: str
@@ -32,14 +32,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The pictures of a run. `classes` are sorted: class index i is `classes[i]`, everywhere and for good."""
+    """The images of a run. `classes` are sorted: class index i is `classes[i]`, everywhere and for good."""
 
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The splits that hold pictures, in the order train, validation, test."""
+        """The splits that hold images, in the order train, validation, test."""
         present = {example.split for example in self.examples}
         return tuple(split for split in SPLITS if split in present)
 
@@ -55,13 +55,13 @@ class Manifest:
         return np.array([index[example.label] for example in examples], dtype=np.int32)
 
     def without(self, paths: Collection[str]) -> "Manifest":
-        """The manifest less the pictures at `paths`; raises UserError where a split would lose a whole class."""
+        """The manifest less the images at `paths`; raises UserError where a split would lose a whole class."""
         kept = tuple(example for example in self.examples if example.path not in paths)
         before, after = ({(e.split, e.label) for e in examples} for examples in (self.examples, kept))
         if lost := sorted(before - after):
             split, label = lost[0]
             raise UserError(
-                f"all {split} pictures of the class {label!r} would be left out, as none of them can be read; mend or"
+                f"all {split} images of the class {label!r} would be left out, as none of them can be read; mend or"
                 " replace them"
             )
         return Manifest(self.classes, kept)
@@ -75,7 +75,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Reads what `write` wrote; the pictures themselves are not looked at.
+        """Reads what `write` wrote; the images themselves are not looked at.
 
         Raises:
           UserError: the file is missing or damaged; the sentence names the first bad line.
@@ -86,7 +86,7 @@ class Manifest:
         except OSError as error:
             raise UserError(f"cannot read the manifest {path}: {error.strerror}") from error
         except csv.Error as error:
-            raise UserError(f"the manifest {path} is damaged ({error}); make it again from the pictures") from error
+            raise UserError(f"the manifest {path} is damaged ({error}); make it again from the images") from error
         if not rows or tuple(rows[0]) != _COLUMNS:
             raise UserError(f"{path} is no manifest: its first line must be {','.join(_COLUMNS)}")
         examples = _examples_of(path, rows[1:])
@@ -98,12 +98,12 @@ def _examples_of(path: Path, rows: Iterable[list[str]]) -> tuple[Example, ...]:
     for number, row in enumerate(rows, start=2):
         fault = _fault(row)
         if fault is None and row[0] in examples:
-            fault = "its picture was listed before"
+            fault = "its image was listed before"
         if fault is not None:
-            raise UserError(f"the manifest {path} is damaged in row {number}: {fault}; make it again from the pictures")
+            raise UserError(f"the manifest {path} is damaged in row {number}: {fault}; make it again from the images")
         examples[row[0]] = Example(*row)
     if not examples:
-        raise UserError(f"the manifest {path} lists no pictures; make it again from the pictures")
+        raise UserError(f"the manifest {path} lists no images; make it again from the images")
     return tuple(examples.values())
 
 
@@ -135,18 +135,18 @@ def make_manifest(
     """The manifest of a run on `listing`.
 
     Given splits are taken as they are; where only validation is missing, it is dealt out of train, in the proportion of
-    their fractions. Without given splits the pictures are dealt out by
-    `splitting.deal`, each class in the order of file names, so that the split does not depend on where the pictures
+    their fractions. Without given splits the images are dealt out by
+    `splitting.deal`, each class in the order of file names, so that the split does not depend on where the images
     lie; equal files and near-duplicates stay together in one split.
 
     Args:
       listing: see `sources.find`.
       fractions: parts of train, validation and test; the first two above 0, test may be 0 or absent; they sum to 1.
       seed: 0 or more.
-      near_duplicates: the threshold of `duplicates.pairs`; -1 looks for equal files only, and unpacks no picture.
+      near_duplicates: the threshold of `duplicates.pairs`; -1 looks for equal files only, and unpacks no image.
       allow_leaks: whether equal files in two given splits are told to `warn` instead of raised.
       warn: is told in sentences what is odd but stops nothing: near-duplicates in two given splits, equal files with
-        two labels, and totals that had to give way to groups of like pictures.
+        two labels, and totals that had to give way to groups of like images.
       on_progress: called with the number of files that are fingerprinted.
 
     Returns:
@@ -154,7 +154,7 @@ def make_manifest(
 
     Raises:
       UserError: the listing or the fractions will not do, or the given splits leak. A file that cannot be opened is no
-        error: who decodes the pictures tells of it, with all others that cannot be read.
+        error: who decodes the images tells of it, with all others that cannot be read.
     """
     parts = _run_fractions(fractions, seed)
     for sentence in find_problems(listing):
@@ -167,9 +167,9 @@ def make_manifest(
         duplicates.check_split_leakage(listing.origin, found, pairs, allow_leaks, warn)
         splits = _with_validation(listing, found, groups, parts, seed, warn)
     else:
-        splits = splitting.stratified_split([picture.label for picture in found], groups, parts, seed, warn)
+        splits = splitting.stratified_split([image.label for image in found], groups, parts, seed, warn)
     rows = zip(found, splits, prints, strict=True)
-    return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, split, p in rows)
+    return _manifest(Example(str(image.path), image.label, split, p.sha256) for image, split, p in rows)
 
 
 def _with_validation(
@@ -180,8 +180,8 @@ def _with_validation(
     seed: int,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """The given split of every picture; where none are given for validation, a part of the training pictures is."""
-    splits = [picture.split or "" for picture in found]
+    """The given split of every image; where none are given for validation, a part of the training images is."""
+    splits = [image.split or "" for image in found]
     if "validation" in listing.splits:
         return splits
     train = [number for number, split in enumerate(splits) if split == "train"]
@@ -193,23 +193,23 @@ def _with_validation(
     for number, split in zip(train, dealt, strict=True):
         splits[number] = split
     warn(
-        f"{listing.origin} holds no validation pictures: {dealt.count('validation')} of its {len(train)} training"
-        " pictures are set aside for validation"
+        f"{listing.origin} holds no validation images: {dealt.count('validation')} of its {len(train)} training"
+        " images are set aside for validation"
     )
     return splits
 
 
 def collect_examples(listing: DatasetIndex, split: str) -> Manifest:
-    """The pictures of one given split, or, where no splits are given, all of them as pictures of `split`.
+    """The images of one given split, or, where no splits are given, all of them as images of `split`.
 
     Raises UserError where the split is not among those given.
     """
     if listing.given and split not in listing.splits:
-        raise UserError(f"{listing.origin} holds no {split} pictures; it holds {', '.join(listing.splits)}")
+        raise UserError(f"{listing.origin} holds no {split} images; it holds {', '.join(listing.splits)}")
     chosen = DatasetIndex(tuple(found for found in listing.found if found.split in (split, None)), listing.origin)
     found, prints = identified(chosen, near_duplicates=-1, strict=False)
     pairs = zip(found, prints, strict=True)
-    return _manifest(Example(str(picture.path), picture.label, split, p.sha256) for picture, p in pairs)
+    return _manifest(Example(str(image.path), image.label, split, p.sha256) for image, p in pairs)
 
 
 def identified(
@@ -219,7 +219,7 @@ def identified(
     *,
     strict: bool = True,
 ) -> tuple[list[SourceImage], list[Fingerprint]]:
-    """The pictures in an order that does not depend on where they lie, with their fingerprints.
+    """The images in an order that does not depend on where they lie, with their fingerprints.
 
     That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for
     `strict` see `fingerprint.of`.
@@ -237,7 +237,7 @@ def identified(
     changed = [found.path for found, p in rows if found.sha256 not in (None, p.sha256)]
     if changed:
         raise UserError(
-            f"{len(changed)} picture(s), such as {changed[0]}, have another SHA-256 than {listing.origin} says; restore"
+            f"{len(changed)} image(s), such as {changed[0]}, have another SHA-256 than {listing.origin} says; restore"
             " them, or remove the column sha256"
         )
     return [found for found, _ in rows], [p for _, p in rows]
@@ -255,5 +255,5 @@ def _run_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float
     parts = splitting.check_fractions(fractions, seed)
     if not {"train", "validation"} <= parts.keys():
         told = ", ".join(f"{split} {part}" for split, part in fractions.items())
-        raise UserError(f"the fractions ({told}) leave train or validation without pictures; give both more than 0")
+        raise UserError(f"the fractions ({told}) leave train or validation without images; give both more than 0")
     return {split: parts[split] for split in SPLITS if split in parts}

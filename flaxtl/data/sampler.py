@@ -20,7 +20,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 class BatchIndices(NamedTuple):
     """Which examples, int32 [batch], and how often each was drawn before, int32 [batch].
 
-    The two together name one showing of one picture; no other showing of the run has the same pair.
+    The two together name one showing of one image; no other showing of the run has the same pair.
     """
 
     indices: Indices
@@ -32,7 +32,7 @@ class EpochSampler:
 
     Without labels every pass over the data is a new permutation of them. With labels the sampling is balanced: in each
     pass of n places every class that occurs has equally many, to within one, and the one more goes round. The places
-    of a class are filled by turns of its own permutation, so within a class no picture is drawn twice more often than
+    of a class are filled by turns of its own permutation, so within a class no image is drawn twice more often than
     another; then the pass is shuffled.
     """
 

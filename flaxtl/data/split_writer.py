@@ -1,4 +1,4 @@
-"""`flaxtl split`: a source dealt out once and for all, as folders of pictures or as the lists of a cross-validation."""
+"""`flaxtl split`: a source dealt out once and for all, as folders of images or as the lists of a cross-validation."""
 
 import os
 import re
@@ -67,24 +67,24 @@ def write_folders(
     say: Say,
     on_progress: SplitProgress | None = None,
 ) -> Counter[tuple[str, str]]:
-    """Deals the pictures out to OUTPUT/SPLIT/CLASS/NAME and lists them in OUTPUT/manifest.csv.
+    """Deals the images out to OUTPUT/SPLIT/CLASS/NAME and lists them in OUTPUT/manifest.csv.
 
     manifest.csv has the columns path (relative to OUTPUT), label, split and sha256, and is sorted by path; it can be
-    used as a csv: source. Pictures of a class whose names differ at most in case get the first 8 digits of their
+    used as a csv: source. Images of a class whose names differ at most in case get the first 8 digits of their
     SHA-256 appended. Splits that the source gives are not kept, which `say` is told.
 
     Args:
       listing: the source.
       output: a folder that does not exist or is empty; it is filled whole or not at all.
       fractions: the part of each split; they sum to 1.
-      seed: 0 or more; with it the split is the same wherever the pictures lie.
+      seed: 0 or more; with it the split is the same wherever the images lie.
       near_duplicates: the threshold of `duplicates.pairs`.
       link: makes hard links instead of copies: no room is taken, but a change to one is a change to both.
       say: is told what the user should know, in sentences.
-      on_progress: called with the number of steps done, of two a picture: fingerprinted, then written.
+      on_progress: called with the number of steps done, of two an image: fingerprinted, then written.
 
     Returns:
-      The number of pictures by (class, split).
+      The number of images by (class, split).
 
     Raises:
       UserError: `output` is not empty or lies in the source, a label cannot be a folder's name, or as `splitting.deal`.
@@ -94,17 +94,17 @@ def write_folders(
     _check_labels(listing)
     _check_folders(listing)
     found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
-    splits = splitting.stratified_split([picture.label for picture in found], groups, parts, seed, say)
+    splits = splitting.stratified_split([image.label for image in found], groups, parts, seed, say)
     names = _names(found, prints)
     rows = [
-        SplitRow(f"{split}/{picture.label}/{name}", picture.label, split, fingerprint.sha256)
-        for picture, split, name, fingerprint in zip(found, splits, names, prints, strict=True)
+        SplitRow(f"{split}/{image.label}/{name}", image.label, split, fingerprint.sha256)
+        for image, split, name, fingerprint in zip(found, splits, names, prints, strict=True)
     ]
     with extracted_folder(output) as folder:
-        for number, (picture, row) in enumerate(zip(found, rows, strict=True), start=1):
+        for number, (image, row) in enumerate(zip(found, rows, strict=True), start=1):
             target = folder / row.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            _put(picture.path, target, link)
+            _put(image.path, target, link)
             if on_progress is not None:
                 on_progress(len(found) + number)
         _write(folder / "manifest.csv", sorted(rows))
@@ -122,38 +122,38 @@ def write_folds(
     say: Say,
     on_progress: SplitProgress | None = None,
 ) -> Counter[tuple[str, str]]:
-    """Deals the pictures out to k folds and writes OUTPUT/fold-1.csv to fold-K.csv; no picture is copied.
+    """Deals the images out to k folds and writes OUTPUT/fold-1.csv to fold-K.csv; no image is copied.
 
-    Each file lists every picture by its absolute path, sorted: fold i of fold-i.csv is its validation split, the others
-    are its training split. Arguments and errors as for `write_folders`, but `on_progress` is called once a picture;
-    returns the number of pictures by (class, fold).
+    Each file lists every image by its absolute path, sorted: fold i of fold-i.csv is its validation split, the others
+    are its training split. Arguments and errors as for `write_folders`, but `on_progress` is called once an image;
+    returns the number of images by (class, fold).
     """
     splitting.check_fractions({"train": 1.0}, seed)
     output = _checked_output(listing, output)
     _check_labels(listing)
     found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
-    folds = splitting.stratified_kfold([picture.label for picture in found], groups, k, seed, say)
+    folds = splitting.stratified_kfold([image.label for image in found], groups, k, seed, say)
     with extracted_folder(output) as folder:
         for fold in range(k):
             rows = [
-                SplitRow(str(picture.path), picture.label, "validation" if own == fold else "train", fingerprint.sha256)
-                for picture, own, fingerprint in zip(found, folds, prints, strict=True)
+                SplitRow(str(image.path), image.label, "validation" if own == fold else "train", fingerprint.sha256)
+                for image, own, fingerprint in zip(found, folds, prints, strict=True)
             ]
             _write(folder / f"fold-{fold + 1}.csv", sorted(rows))
         _clear_way(output)
-    return Counter((picture.label, f"fold {fold + 1}") for picture, fold in zip(found, folds, strict=True))
+    return Counter((image.label, f"fold {fold + 1}") for image, fold in zip(found, folds, strict=True))
 
 
 def _identified(
     listing: DatasetIndex, near_duplicates: int, say: Say, on_progress: SplitProgress | None
 ) -> tuple[list[SourceImage], list[Fingerprint], list[list[int]]]:
-    """The pictures in their order, their fingerprints, and the groups that stay together."""
+    """The images in their order, their fingerprints, and the groups that stay together."""
     if listing.given:
         say(f"the splits that {listing.origin} gives ({', '.join(listing.splits)}) are pooled and dealt out anew")
     found, prints = manifest.identified(listing, near_duplicates, on_progress)
     groups = duplicates.duplicate_groups(len(found), duplicates.near_duplicate_pairs(prints, near_duplicates))
     if groups:
-        say(f"{sum(map(len, groups))} pictures are like others and stay with them, in {len(groups)} group(s)")
+        say(f"{sum(map(len, groups))} images are like others and stay with them, in {len(groups)} group(s)")
     return found, prints, groups
 
 
@@ -190,20 +190,20 @@ def _check_folders(listing: DatasetIndex) -> None:
 
 
 def _names(found: Sequence[SourceImage], prints: Sequence[Fingerprint]) -> list[str]:
-    """A name for each picture that no other of its class has, on any file system."""
-    shared = Counter((picture.label, picture.path.name.casefold()) for picture in found)
+    """A name for each image that no other of its class has, on any file system."""
+    shared = Counter((image.label, image.path.name.casefold()) for image in found)
     taken: set[tuple[str, str]] = set()
     names = []
-    for picture, fingerprint in zip(found, prints, strict=True):
-        stem, suffix = picture.path.stem, picture.path.suffix
-        name, copy = picture.path.name, 1
-        if shared[picture.label, name.casefold()] > 1:
+    for image, fingerprint in zip(found, prints, strict=True):
+        stem, suffix = image.path.stem, image.path.suffix
+        name, copy = image.path.name, 1
+        if shared[image.label, name.casefold()] > 1:
             stem = _shortened(stem, f"-{fingerprint.sha256[:8]}", suffix)
             name = stem + suffix
-        while (picture.label, name.casefold()) in taken:  # an equal file of an equal name, out of another folder
+        while (image.label, name.casefold()) in taken:  # an equal file of an equal name, out of another folder
             copy += 1
             name = _shortened(stem, f"-{copy}", suffix) + suffix
-        taken.add((picture.label, name.casefold()))
+        taken.add((image.label, name.casefold()))
         names.append(name)
     return names
 

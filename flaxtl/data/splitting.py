@@ -1,4 +1,4 @@
-"""How many pictures of each class each split gets: whole numbers as near to the fractions as whole numbers can be."""
+"""How many images of each class each split gets: whole numbers as near to the fractions as whole numbers can be."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from flaxtl.errors import UserError
 SplitCounts = NDArray[np.int64]
 Quotas = NDArray[np.float64]
 
-_BEYOND = 1e6  # for every picture by which a count is more than one off its quota: outweighs any number of squares
+_BEYOND = 1e6  # for every image by which a count is more than one off its quota: outweighs any number of squares
 
 
 def allocate_counts(
@@ -21,13 +21,13 @@ def allocate_counts(
 ) -> SplitCounts:
     """The table of counts, int64 [classes, splits], nearest to the quotas sizes[c] * fractions[s].
 
-    Every row sums to its class's size. The columns sum to the largest-remainder totals of all pictures: each total is
-    its quota rounded down, and those with the largest remainders get the pictures that are left over, the earlier split
-    first among equals. Of all such tables this is the one with the fewest pictures by which counts are more than one
+    Every row sums to its class's size. The columns sum to the largest-remainder totals of all images: each total is
+    its quota rounded down, and those with the largest remainders get the images that are left over, the earlier split
+    first among equals. Of all such tables this is the one with the fewest images by which counts are more than one
     off their quotas (none, where that is possible), and of those one with the least sum of squared differences.
 
     Args:
-      sizes: pictures per class, 0 or more.
+      sizes: images per class, 0 or more.
       fractions: above 0; taken relative to their sum.
       at_least: int64 [classes, splits], bounds that no count may fall below, with row sums within `sizes`; the totals
         give way to them where they must.
@@ -42,7 +42,7 @@ def allocate_counts(
 
 
 def _nearest(n: int, quotas: Quotas, low: SplitCounts) -> SplitCounts:
-    """The row of counts that sums to n: from the quotas rounded down, one picture at a time where it costs least."""
+    """The row of counts that sums to n: from the quotas rounded down, one image at a time where it costs least."""
     row = np.maximum(low, np.floor(quotas + 1e-9).astype(np.int64))  # 733.9999999999999 is 734
     while row.sum() < n:
         row[_adding(row, quotas).argmin()] += 1
@@ -52,10 +52,10 @@ def _nearest(n: int, quotas: Quotas, low: SplitCounts) -> SplitCounts:
 
 
 def _with_totals(table: SplitCounts, quotas: Quotas, low: SplitCounts, totals: SplitCounts) -> SplitCounts:
-    """Moves pictures between splits, within their classes, until the columns sum to `totals`.
+    """Moves images between splits, within their classes, until the columns sum to `totals`.
 
     Each move follows the cheapest path from a column with too many to one with too few, perhaps through others by
-    pictures of other classes. The rows are optimal to begin with, so this is the successive-shortest-path algorithm
+    images of other classes. The rows are optimal to begin with, so this is the successive-shortest-path algorithm
     for flows of least convex cost, and its end is optimal as well.
     """
     table = table.copy()
@@ -90,12 +90,12 @@ def _cost(table: SplitCounts, quotas: Quotas) -> Quotas:
 
 
 def _adding(table: SplitCounts, quotas: Quotas) -> Quotas:
-    """What one picture more costs; rounded, so that equal costs are equal to the bit and the first is taken."""
+    """What one image more costs; rounded, so that equal costs are equal to the bit and the first is taken."""
     return np.round(_cost(table + 1, quotas) - _cost(table, quotas), 6)
 
 
 def _removing(table: SplitCounts, quotas: Quotas, low: SplitCounts) -> Quotas:
-    """What one picture less costs."""
+    """What one image less costs."""
     cost = np.round(_cost(table - 1, quotas) - _cost(table, quotas), 6)
     return np.where(table > low, cost, np.inf)
 
@@ -123,23 +123,23 @@ def stratified_split(
     seed: int,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Gives every picture its split.
+    """Gives every image its split.
 
-    The counts are those of `apportion.counts`, where every split gets a picture of each class that has enough of them.
-    The pictures of a class, in the order given, are permuted by numpy's default_rng seeded with `seed` and the bytes of
+    The counts are those of `apportion.counts`, where every split gets an image of each class that has enough of them.
+    The images of a class, in the order given, are permuted by numpy's default_rng seeded with `seed` and the bytes of
     the class name. Groups are placed first, the largest first: each, whole, where most of the room for its classes is
     left, else where it exceeds the room least. Then the others fill the counts in the order of the permutation. So a
-    split does not depend on where the pictures lie, as long as their order does not.
+    split does not depend on where the images lie, as long as their order does not.
 
     Args:
-      labels: the class name of every picture.
-      groups: disjoint sets of two and more pictures, by index, that must not be separated; classes may mix.
+      labels: the class name of every image.
+      groups: disjoint sets of two and more images, by index, that must not be separated; classes may mix.
       fractions: the part of each split, above 0, with the sum 1.
       seed: 0 or more.
       warn: is told one sentence where groups are so large that the totals had to give way.
 
     Returns:
-      The names of the splits, one a picture.
+      The names of the splits, one an image.
 
     Raises:
       UserError: a class leaves a split empty.
@@ -159,28 +159,28 @@ def stratified_split(
     if (table.sum(0) != wanted.sum(0)).any():
         told = zip(splits, table.sum(0), wanted.sum(0), strict=True)
         changes = ", ".join(f"{split} {n} instead of {exact}" for split, n, exact in told if n != exact)
-        warn(f"pictures that are alike stay together and do not fit into the fractions exactly: {changes}")
+        warn(f"images that are alike stay together and do not fit into the fractions exactly: {changes}")
     return [splits[number] for number in dealt]
 
 
 def stratified_kfold(
     labels: Sequence[str], groups: Sequence[Sequence[int]], k: int, seed: int, warn: Callable[[str], None]
 ) -> list[int]:
-    """The fold of every picture, 0 to k - 1, dealt out as `deal` does.
+    """The fold of every image, 0 to k - 1, dealt out as `deal` does.
 
-    Raises UserError as it does, for k < 2, and for more folds than some class has pictures.
+    Raises UserError as it does, for k < 2, and for more folds than some class has images.
     """
     if k < 2:
         raise UserError(f"{k} fold(s) leave nothing to train on or nothing to validate with; give 2 or more")
     smallest, size = min(Counter(labels).items(), key=lambda item: item[1])
     if size < k:
-        raise UserError(f"the class {smallest!r} is too small: its {size} picture(s) cannot fill {k} folds; give fewer")
+        raise UserError(f"the class {smallest!r} is too small: its {size} image(s) cannot fill {k} folds; give fewer")
     names = [f"fold {number + 1}" for number in range(k)]
     return [names.index(name) for name in stratified_split(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
 
 
 def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
-    """All pictures, class by class, each class permuted."""
+    """All images, class by class, each class permuted."""
     permuted = [np.zeros(0, np.int64)]
     for number, name in enumerate(classes):
         members = np.flatnonzero(of == number)
@@ -190,7 +190,7 @@ def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
 
 
 def _bounds(placed: SplitCounts, sizes: SplitCounts) -> SplitCounts:
-    """What is placed, and one picture for each empty place of the classes that have as many left."""
+    """What is placed, and one image for each empty place of the classes that have as many left."""
     empty = placed == 0
     enough = empty.sum(1) <= sizes - placed.sum(1)
     return np.where(empty & enough[:, None], 1, placed)
@@ -227,6 +227,6 @@ def _check_none_empty(
             empty = ", ".join(split for split, n in zip(splits, row, strict=True) if not n)
             alike = f", {together} of which are like others and stay with them," if together else ""
             raise UserError(
-                f"the class {name!r} is too small: its {size} picture(s){alike} leave {empty} empty; add pictures or"
+                f"the class {name!r} is too small: its {size} image(s){alike} leave {empty} empty; add images or"
                 " change the fractions" + (", or count fewer as near-duplicates" if together else "")
             )

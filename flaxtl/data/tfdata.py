@@ -1,4 +1,4 @@
-"""Pictures from a file to the training step, read and augmented on the host while the step before is computed.
+"""Images from a file to the training step, read and augmented on the host while the step before is computed.
 
 The only module that imports TensorFlow, and it hides every accelerator from it, because their memory is JAX's. Import
 it where streaming is wanted, and no sooner; without TensorFlow it raises a UserError that says how to install it.
@@ -27,24 +27,24 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself on the c
 try:
     import tensorflow as tf
 except ImportError as error:
-    raise UserError("streaming pictures needs TensorFlow; pip install 'flaxtl[stream]'") from error
+    raise UserError("streaming images needs TensorFlow; pip install 'flaxtl[stream]'") from error
 tf.config.set_visible_devices([], "GPU")
 
 AHEAD = 2
 """Finished batches that wait for the training step, beyond those in the making (one a processor at most)."""
 
-Pictures = npt.NDArray[Any]
+Images = npt.NDArray[Any]
 Arrays = tuple[npt.NDArray[Any], ...]
 
 
 class Streamed(NamedTuple):
     """A batch of training examples.
 
-    pictures: uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255. The others are int32 [batch];
+    images: uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255. The others are int32 [batch];
     `indices` and `passes` are those of `order.Batch`.
     """
 
-    pictures: Pictures
+    images: Images
     labels: Indices
     indices: Indices
     passes: Indices
@@ -61,7 +61,7 @@ def train_batches(
 ) -> Generator[Streamed, None, None]:
     """The batches of the training steps from `first_step` to below `last_step`: the examples that `order` names.
 
-    Augmentation is a function of (order.seed, passes, indices), as that of resident pictures is, so a stream that
+    Augmentation is a function of (order.seed, passes, indices), as that of resident images is, so a stream that
     begins at a later step goes on as the uninterrupted one would have. `labels` is int32 [n]. With `shard` (process,
     processes) only that slice of every batch is read. Closing the generator ends what it reads ahead.
     """
@@ -72,10 +72,10 @@ def train_batches(
         change = [] if augmentation is None else _draw(order.seed, augmentation, height, width)(passes, indices)
         return store.read(indices), labels[indices], indices, passes, *change
 
-    def finish(pictures: Any, labels: Any, indices: Any, passes: Any, *change: Any) -> tuple[Any, ...]:
+    def finish(images: Any, labels: Any, indices: Any, passes: Any, *change: Any) -> tuple[Any, ...]:
         if augmentation is not None:
-            pictures = apply(pictures, AugmentParams(*change), augmentation)
-        return pictures, labels, indices, passes
+            images = apply(images, AugmentParams(*change), augmentation)
+        return images, labels, indices, passes
 
     for batch in _parallel(range(first_step, last_step), read, finish):
         yield Streamed(*batch)
@@ -83,10 +83,10 @@ def train_batches(
 
 def eval_batches(
     store: ArrayStore, labels: Indices, batch: int, shard: tuple[int, int] = (0, 1)
-) -> Generator[tuple[Pictures, Indices, npt.NDArray[np.bool_]], None, None]:
-    """Every picture once, in order: (pictures uint8 [batch, height, width, 3], labels int32 [batch], real [batch]).
+) -> Generator[tuple[Images, Indices, npt.NDArray[np.bool_]], None, None]:
+    """Every image once, in order: (images uint8 [batch, height, width, 3], labels int32 [batch], real [batch]).
 
-    The last batch is padded with picture 0, where `real` is False. For `shard` and closing see `training`.
+    The last batch is padded with image 0, where `real` is False. For `shard` and closing see `training`.
     """
     batches = list(padded_batches(len(store), batch))
 
@@ -119,7 +119,7 @@ def _processor() -> jax.Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise UserError(
-            "augmentation of streamed pictures is drawn on the processor, which JAX_PLATFORMS hides from JAX; "
+            "augmentation of streamed images is drawn on the processor, which JAX_PLATFORMS hides from JAX; "
             "add ',cpu' to it"
         ) from error
 
@@ -163,54 +163,54 @@ _ONE = 1 << _BITS
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def apply(pictures: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
-    """Every picture changed: float32 [batch, height, width, 3], 0..255, as from `apply.apply`.
+def apply(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
+    """Every image changed: float32 [batch, height, width, 3], 0..255, as from `apply.apply`.
 
     Args:
-      pictures: uint8 [batch, height, width, 3], of which height and width are known when this is traced.
+      images: uint8 [batch, height, width, 3], of which height and width are known when this is traced.
       change: the record of `augment.changes`, tensors [batch, ...].
       augmentation: what it leaves off is not even looked at.
     """
-    return _compiled(augmentation)(pictures, change)
+    return _compiled(augmentation)(images, change)
 
 
 @lru_cache(maxsize=8)
 def _compiled(augmentation: AugmentConfig) -> Any:
     """The program for `augmentation`; remembered, because an epoch is a new stream but the same augmentation."""
-    return tf.function(lambda pictures, change: _apply(pictures, change, augmentation), jit_compile=True)
+    return tf.function(lambda images, change: _apply(images, change, augmentation), jit_compile=True)
 
 
-def _apply(pictures: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
+def _apply(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
     if augmentation.randaugment:
-        pictures = operate(pictures, change.operations, change.strengths)
+        images = operate(images, change.operations, change.strengths)
     if augmentation.moves:
-        pictures = _warp(pictures, change.matrix, augmentation.fill, augmentation.cval)
-    pictures = tf.cast(pictures, tf.float32)
+        images = _warp(images, change.matrix, augmentation.fill, augmentation.cval)
+    images = tf.cast(images, tf.float32)
     if augmentation.channel_shift:
-        low, high = (extreme(pictures, (1, 2, 3), keepdims=True) for extreme in (tf.reduce_min, tf.reduce_max))
-        pictures = tf.clip_by_value(pictures + _each(change.channel_shift), low, high)
+        low, high = (extreme(images, (1, 2, 3), keepdims=True) for extreme in (tf.reduce_min, tf.reduce_max))
+        images = tf.clip_by_value(images + _each(change.channel_shift), low, high)
     if augmentation.brightness:
-        pictures = _clip(_each(change.brightness) * pictures)
+        images = _clip(_each(change.brightness) * images)
     if augmentation.contrast:
-        mean = tf.reduce_mean(_luma(pictures), (1, 2, 3), keepdims=True)
-        pictures = _blend(mean, pictures, change.contrast)
+        mean = tf.reduce_mean(_luma(images), (1, 2, 3), keepdims=True)
+        images = _blend(mean, images, change.contrast)
     if augmentation.saturation:
-        pictures = _blend(_luma(pictures), pictures, change.saturation)
+        images = _blend(_luma(images), images, change.saturation)
     if augmentation.hue:
-        pictures = _turn_hue(pictures, change.hue)
+        images = _turn_hue(images, change.hue)
     if augmentation.erasing:
-        pictures = _erase(pictures, change.box, change.colour)
-    return pictures
+        images = _erase(images, change.box, change.colour)
+    return images
 
 
-def _warp(pictures: Any, matrix: Any, fill: str, cval: float) -> Any:
-    """float32 [batch, height, width, 3]: every picture seen through its matrix [2, 3]; see `apply.warp`."""
-    _, height, width, channels = pictures.shape
+def _warp(images: Any, matrix: Any, fill: str, cval: float) -> Any:
+    """float32 [batch, height, width, 3]: every image seen through its matrix [2, 3]; see `apply.warp`."""
+    _, height, width, channels = images.shape
     row, column = (_coordinate(matrix[:, axis], height, width) for axis in (0, 1))
     top, down = _read(row, height, fill)
     left, right = _read(column, width, fill)
     bottom, beside = tf.minimum(top + 1, height - 1), tf.minimum(left + 1, width - 1)
-    pixels = tf.reshape(pictures, [-1, height * width, channels])
+    pixels = tf.reshape(images, [-1, height * width, channels])
 
     def corner(row: Any, column: Any) -> Any:
         return tf.cast(tf.gather(pixels, row * width + column, batch_dims=1), tf.float32)
@@ -250,27 +250,27 @@ def _read(position: Any, size: int, fill: str) -> tuple[Any, Any]:
 
 
 def _each(factor: Any) -> Any:
-    """A number a picture, [batch], against [batch, height, width, channels]."""
+    """A number an image, [batch], against [batch, height, width, channels]."""
     return factor[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
-def _clip(pictures: Any) -> Any:
-    return tf.clip_by_value(pictures, 0.0, 255.0)
+def _clip(images: Any) -> Any:
+    return tf.clip_by_value(images, 0.0, 255.0)
 
 
-def _luma(pictures: Any) -> Any:
-    return sum(weight * pictures[..., i : i + 1] for i, weight in enumerate(_LUMA))
+def _luma(images: Any) -> Any:
+    return sum(weight * images[..., i : i + 1] for i, weight in enumerate(_LUMA))
 
 
-def _blend(degenerate: Any, pictures: Any, factor: Any) -> Any:
-    return _clip(degenerate + _each(factor) * (pictures - degenerate))
+def _blend(degenerate: Any, images: Any, factor: Any) -> Any:
+    return _clip(degenerate + _each(factor) * (images - degenerate))
 
 
-def _turn_hue(pictures: Any, turns: Any) -> Any:
+def _turn_hue(images: Any, turns: Any) -> Any:
     """The hexcone hue of every pixel moved; see `apply.turn_hue`."""
-    red, green, blue = tf.unstack(pictures, axis=-1)
-    value = tf.reduce_max(pictures, -1)
-    chroma = value - tf.reduce_min(pictures, -1)
+    red, green, blue = tf.unstack(images, axis=-1)
+    value = tf.reduce_max(images, -1)
+    chroma = value - tf.reduce_min(images, -1)
     step = 1 / tf.where(chroma > 0, chroma, 1.0)
     hue = tf.where(
         value == red,
@@ -281,95 +281,95 @@ def _turn_hue(pictures: Any, turns: Any) -> Any:
     return value[..., tf.newaxis] - chroma[..., tf.newaxis] * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)
 
 
-def _erase(pictures: Any, box: Any, colour: Any) -> Any:
-    _, height, width, _ = pictures.shape
+def _erase(images: Any, box: Any, colour: Any) -> Any:
+    _, height, width, _ = images.shape
     rows, columns = tf.range(height, dtype=tf.float32)[:, tf.newaxis], tf.range(width, dtype=tf.float32)
     top, left, bottom, right = (side[:, tf.newaxis, tf.newaxis] for side in tf.unstack(box, axis=1))
     covered = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return tf.where(covered[..., tf.newaxis], colour[:, tf.newaxis, tf.newaxis], pictures)
+    return tf.where(covered[..., tf.newaxis], colour[:, tf.newaxis, tf.newaxis], images)
 
 
 # ---------------------------------------------------------------- RandAugment: the formulas of operations.py
 
 
-def operate(pictures: Any, operations: Any, strengths: Any) -> Any:
-    """int32 [batch, height, width, 3], 0..255: the operations of every picture done one after another.
+def operate(images: Any, operations: Any, strengths: Any) -> Any:
+    """int32 [batch, height, width, 3], 0..255: the operations of every image done one after another.
 
-    `pictures` are uint8 [batch, height, width, 3], `operations` int32 and `strengths` float32 [batch, n].
+    `images` are uint8 [batch, height, width, 3], `operations` int32 and `strengths` float32 [batch, n].
     """
     kinds = (_nothing, _autocontrast, _equalize, _solarize, _posterize, _colour, _contrast, _brightness, _sharpness)
 
-    def one(picture: Any, drawn: tuple[Any, Any]) -> Any:
+    def one(image: Any, drawn: tuple[Any, Any]) -> Any:
         operation, strength = drawn
-        return tf.switch_case(operation, [lambda kind=kind: kind(picture, strength) for kind in kinds])
+        return tf.switch_case(operation, [lambda kind=kind: kind(image, strength) for kind in kinds])
 
     def all_of(parts: tuple[Any, Any, Any]) -> Any:
-        picture, *drawn = parts
-        return tf.foldl(one, tuple(drawn), initializer=picture)
+        image, *drawn = parts
+        return tf.foldl(one, tuple(drawn), initializer=image)
 
-    # picture by picture, so that of the nine kinds only the one that is wanted is computed
-    return tf.map_fn(all_of, (tf.cast(pictures, tf.int32), operations, strengths), fn_output_signature=tf.int32)
-
-
-def _nothing(picture: Any, _: Any) -> Any:
-    return picture
+    # image by image, so that of the nine kinds only the one that is wanted is computed
+    return tf.map_fn(all_of, (tf.cast(images, tf.int32), operations, strengths), fn_output_signature=tf.int32)
 
 
-def _autocontrast(picture: Any, _: Any) -> Any:
-    low, high = tf.reduce_min(picture, (0, 1)), tf.reduce_max(picture, (0, 1))
-    return tf.where(high > low, 255 * (picture - low) // tf.maximum(high - low, 1), picture)
+def _nothing(image: Any, _: Any) -> Any:
+    return image
 
 
-def _equalize(picture: Any, _: Any) -> Any:
-    channels = tf.range(picture.shape[-1])
-    places = 256 * channels + picture  # every channel has its own 256 counts
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(places), places, 256 * picture.shape[-1])
+def _autocontrast(image: Any, _: Any) -> Any:
+    low, high = tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
+    return tf.where(high > low, 255 * (image - low) // tf.maximum(high - low, 1), image)
+
+
+def _equalize(image: Any, _: Any) -> Any:
+    channels = tf.range(image.shape[-1])
+    places = 256 * channels + image  # every channel has its own 256 counts
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(places), places, 256 * image.shape[-1])
     last = tf.gather(counts, tf.reduce_max(places, (0, 1)))
     counts = tf.reshape(counts, [-1, 256])
     step = (tf.reduce_sum(counts, 1) - last) // 255
     below = tf.cumsum(counts, axis=1, exclusive=True)
     table = ((step // 2)[:, tf.newaxis] + below) // tf.maximum(step, 1)[:, tf.newaxis]  # [channels, 256]
-    return tf.where(step > 0, tf.minimum(tf.gather(tf.reshape(table, [-1]), places), 255), picture)
+    return tf.where(step > 0, tf.minimum(tf.gather(tf.reshape(table, [-1]), places), 255), image)
 
 
-def _solarize(picture: Any, threshold: Any) -> Any:
-    return tf.where(tf.cast(picture, tf.float32) < threshold, picture, 255 - picture)
+def _solarize(image: Any, threshold: Any) -> Any:
+    return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
 
 
-def _posterize(picture: Any, bits: Any) -> Any:
+def _posterize(image: Any, bits: Any) -> Any:
     lost = 8 - tf.cast(bits, tf.int32)
-    return tf.bitwise.left_shift(tf.bitwise.right_shift(picture, lost), lost)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, lost), lost)
 
 
-def _colour(picture: Any, factor: Any) -> Any:
-    return _blend_whole(_grey(picture), picture, factor)
+def _colour(image: Any, factor: Any) -> Any:
+    return _blend_whole(_grey(image), image, factor)
 
 
-def _contrast(picture: Any, factor: Any) -> Any:
-    grey = _grey(picture)
-    n = picture.shape[0] * picture.shape[1]
-    return _blend_whole((2 * tf.reduce_sum(grey) + n) // (2 * n), picture, factor)
+def _contrast(image: Any, factor: Any) -> Any:
+    grey = _grey(image)
+    n = image.shape[0] * image.shape[1]
+    return _blend_whole((2 * tf.reduce_sum(grey) + n) // (2 * n), image, factor)
 
 
-def _brightness(picture: Any, factor: Any) -> Any:
-    return _blend_whole(0, picture, factor)
+def _brightness(image: Any, factor: Any) -> Any:
+    return _blend_whole(0, image, factor)
 
 
-def _sharpness(picture: Any, factor: Any) -> Any:
-    height, width, _ = picture.shape
+def _sharpness(image: Any, factor: Any) -> Any:
+    height, width, _ = image.shape
     if min(height, width) < 3:  # all edge
-        return picture
-    rows = picture[:-2] + picture[1:-1] + picture[2:]
-    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * picture[1:-1, 1:-1]
-    middle = tf.concat([picture[1:-1, :1], (2 * around + 13) // 26, picture[1:-1, -1:]], 1)
-    return _blend_whole(tf.concat([picture[:1], middle, picture[-1:]], 0), picture, factor)
+        return image
+    rows = image[:-2] + image[1:-1] + image[2:]
+    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]
+    middle = tf.concat([image[1:-1, :1], (2 * around + 13) // 26, image[1:-1, -1:]], 1)
+    return _blend_whole(tf.concat([image[:1], middle, image[-1:]], 0), image, factor)
 
 
-def _grey(picture: Any) -> Any:
-    red, green, blue = picture[..., :1], picture[..., 1:2], picture[..., 2:]
+def _grey(image: Any) -> Any:
+    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
     return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
 
 
-def _blend_whole(degenerate: Any, picture: Any, factor: Any) -> Any:
-    mixed = tf.cast(degenerate, tf.float32) + factor * tf.cast(picture - degenerate, tf.float32)
+def _blend_whole(degenerate: Any, image: Any, factor: Any) -> Any:
+    mixed = tf.cast(degenerate, tf.float32) + factor * tf.cast(image - degenerate, tf.float32)
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.int32)

@@ -45,7 +45,7 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Of the answers about one or more pictures: mean confidence, mean cross-entropy, and the answers by confidence."""
+    """Of the answers about one or more images: mean confidence, mean cross-entropy, and the answers by confidence."""
 
     confidence: float
     loss: float
@@ -53,7 +53,7 @@ class Calibration:
 
 
 def make_calibration(probabilities: Probabilities, labels: Integers) -> Calibration:
-    """How well `probabilities` [n, classes] of n > 0 pictures tell how often they are right; `labels` are int [n]."""
+    """How well `probabilities` [n, classes] of n > 0 images tell how often they are right; `labels` are int [n]."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     return Calibration(
         confidence=float(confidence.mean()),
@@ -80,7 +80,7 @@ def apply_temperature(probabilities: Probabilities, temperature: float) -> Reals
 def fit_temperature(probabilities: Probabilities, labels: Integers) -> float | None:
     """The temperature at which the mean cross-entropy of `labels` int [n] is least.
 
-    None where none from COLDEST to HOTTEST is: without pictures, where hardly one was answered wrong, so that surer is
+    None where none from COLDEST to HOTTEST is: without images, where hardly one was answered wrong, so that surer is
     always better, and where the answers are no better than chance.
 
     The loss is convex in 1 / T. Where its slope is 0 is found by bisection, to the last digits but one; comparing
@@ -116,7 +116,7 @@ class RiskCoverage:
 
     Attributes:
         threshold: float64 [m], falling.
-        answered: pictures whose confidence is at least the threshold, int64 [m], rising to all of them.
+        answered: images whose confidence is at least the threshold, int64 [m], rising to all of them.
         right: those among them that were answered right, int64 [m].
     """
 
@@ -126,7 +126,7 @@ class RiskCoverage:
 
 
 class CoveragePoint(NamedTuple):
-    """The highest threshold at which `percent` of all pictures are answered; equal confidences may make it more."""
+    """The highest threshold at which `percent` of all images are answered; equal confidences may make it more."""
 
     percent: int
     threshold: float
@@ -143,6 +143,6 @@ def risk_coverage(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bo
 
 
 def coverage_at(curve: RiskCoverage, percent: int) -> CoveragePoint:
-    """What it takes to answer at least `percent` of the pictures, from 1 to 100."""
+    """What it takes to answer at least `percent` of the images, from 1 to 100."""
     row = int(np.argmax(100 * curve.answered >= percent * curve.answered[-1]))
     return CoveragePoint(percent, float(curve.threshold[row]), int(curve.answered[row]), int(curve.right[row]))

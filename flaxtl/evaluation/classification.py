@@ -23,10 +23,10 @@ class PerClass:
     """Measures of each class, every array [classes].
 
     Attributes:
-        precision: right among the pictures predicted as this class; nan where none was.
-        recall: right among the pictures of this class; nan where there are none.
+        precision: right among the images predicted as this class; nan where none was.
+        recall: right among the images of this class; nan where there are none.
         f1: harmonic mean of the two, 2 TP / (2 TP + FP + FN); nan where all three are 0.
-        support: number of pictures of this class, int64.
+        support: number of images of this class, int64.
     """
 
     precision: Reals
@@ -37,7 +37,7 @@ class PerClass:
 
 @dataclass(frozen=True)
 class Confusion:
-    """`count` pictures of class `true` were taken for class `predicted` (indices)."""
+    """`count` images of class `true` were taken for class `predicted` (indices)."""
 
     true: int
     predicted: int
@@ -45,19 +45,19 @@ class Confusion:
 
 
 def confusion_matrix(labels: Integers, predicted: Integers, classes: int) -> Matrix:
-    """Count pictures by (true, predicted) class; labels and predicted are [n] indices below `classes`."""
+    """Count images by (true, predicted) class; labels and predicted are [n] indices below `classes`."""
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
 
 
 def errors(matrix: Matrix) -> int:
-    """Number of pictures that were predicted wrong."""
+    """Number of images that were predicted wrong."""
     return int(matrix.sum() - np.trace(matrix))
 
 
 def row_shares(matrix: Matrix) -> Reals:
-    """Each row divided by its sum, float64 [classes, classes]; a class without pictures gives a row of nan."""
+    """Each row divided by its sum, float64 [classes, classes]; a class without images gives a row of nan."""
     return _ratio(matrix, matrix.sum(axis=1, keepdims=True))
 
 
@@ -73,7 +73,7 @@ def per_class(matrix: Matrix) -> PerClass:
 
 
 def balanced_accuracy(matrix: Matrix) -> float:
-    """Mean recall over the classes that have pictures, in [0, 1]; nan without pictures."""
+    """Mean recall over the classes that have images, in [0, 1]; nan without images."""
     support = matrix.sum(axis=1)
     present = support > 0
     return float(_ratio((np.diagonal(matrix)[present] / support[present]).sum(), present.sum()))
@@ -96,7 +96,7 @@ def most_mistaken(matrix: Matrix, limit: int) -> npt.NDArray[np.intp]:
 
 
 def losses(probabilities: npt.NDArray[np.floating], labels: Integers) -> Reals:
-    """Cross-entropy -log p(true class) of every picture, float64 [n], finite.
+    """Cross-entropy -log p(true class) of every image, float64 [n], finite.
 
     p is kept above the smallest normal float32 (1.2e-38, loss 87.3): a probability that underflowed is no infinity.
     """
@@ -105,7 +105,7 @@ def losses(probabilities: npt.NDArray[np.floating], labels: Integers) -> Reals:
 
 
 def top_losses(probabilities: npt.NDArray[np.floating], labels: Integers, limit: int) -> tuple[Matrix, Reals]:
-    """The `limit` pictures with the largest loss: indices int64 [k], losses float64 [k], largest first."""
+    """The `limit` images with the largest loss: indices int64 [k], losses float64 [k], largest first."""
     loss = losses(probabilities, labels)
     worst = np.argsort(-loss, kind="stable")[:limit].astype(np.int64)
     return worst, loss[worst]
@@ -126,9 +126,9 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test (1947) on the pictures that one of two classifiers has right.
+    """The two-sided p-value of McNemar's exact test (1947) on the images that one of two classifiers has right.
 
-    If both were equally good, each such picture would be a toss of a coin: this is how often it would come out at
+    If both were equally good, each such image would be a toss of a coin: this is how often it would come out at
     least as unevenly.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)

@@ -1,6 +1,6 @@
-"""The end of a run: every phase on the test split, looked at once, and the answers on validation and test pictures.
+"""The end of a run: every phase on the test split, looked at once, and the answers on validation and test images.
 
-A temperature is fitted on the answers on validation pictures: on test pictures nothing is ever fitted.
+A temperature is fitted on the answers on validation images: on test images nothing is ever fitted.
 """
 
 from collections.abc import Sequence
@@ -60,10 +60,10 @@ def evaluate_run(outcome: TrainResult, console: Console) -> FlatParams:
 
 
 def _calibration(validation: Predictions, console: Console) -> dict[str, float | int | None]:
-    """The temperature of the answers on validation pictures, None where there is none, and how many pictures."""
+    """The temperature of the answers on validation images, None where there is none, and how many images."""
     temperature, n = calibration.fit_temperature(validation.probabilities, validation.labels), len(validation.paths)
     if temperature:
-        console.print(f"calibration: temperature {temperature:.3f}, fitted on {n} validation pictures", markup=False)
+        console.print(f"calibration: temperature {temperature:.3f}, fitted on {n} validation images", markup=False)
     return {"temperature": temperature, "n": n}
 
 
@@ -84,7 +84,7 @@ def _measure(outcome: TrainResult, console: Console) -> tuple[dict[str, Evaluati
                 measures = final["test"].measures
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=measures._asdict())
                 console.print(
-                    f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} pictures", markup=False
+                    f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} images", markup=False
                 )
     return {split: final[split] for split in setup.manifest.splits if split in final}, parameters
 
@@ -95,25 +95,25 @@ def _evaluate_split(
     """The phase's parameters on one split, from the frozen prefix where there is one."""
     data = _feed(phase, parameters, inputs, split, console)
     step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, data.sharding(setup.mesh))
-    return evaluate(step, parameters, data, setup.config.batch)
+    return evaluate(step, parameters, data, setup.config.batch_size)
 
 
 def _feed(phase: Phase, parameters: FlatParams, inputs: SplitData, split: str, console: Console) -> Loader:
     if phase.cut is None:
-        return inputs.pictures()
+        return inputs.images()
     return inputs.features(
-        phase.cut, parameters, lambda title, total: progress_bar(console, f"{split} pictures {title}", total)
+        phase.cut, parameters, lambda title, total: progress_bar(console, f"{split} images {title}", total)
     )
 
 
 def evaluate_workdir(
     workdir: Path, source: str | None, split: str, console: Console, augmented: str | None = None
 ) -> dict[str, Any]:
-    """Accuracy, loss, balanced accuracy and confusion matrix of every picture of `split`, as JSON values.
+    """Accuracy, loss, balanced accuracy and confusion matrix of every image of `split`, as JSON values.
 
     Without `source` the split is the run's own; with it, the folder of that name in the source, or the whole source
     where it is a plain folder of classes. Classes that the run does not know raise UserError.
-    With `augmented`, what --tta asks for, all this is of answers averaged over several views of each picture; `tta`
+    With `augmented`, what --tta asks for, all this is of answers averaged over several views of each image; `tta`
     says of which, `without` what there is without them, and `gain` what they change.
     """
     views_of = None if augmented is None else tta.make_tta(augmented)
@@ -126,12 +126,10 @@ def evaluate_workdir(
     trained_on = {example.sha256 for example in run.setup.manifest.of_split("train")}
     seen = sum(example.sha256 in trained_on for example in examples)
     if seen and split != "train":
-        console.print(
-            f"{seen} of the {len(examples)} pictures were trained on: the accuracy is flattered", markup=False
-        )
+        console.print(f"{seen} of the {len(examples)} images were trained on: the accuracy is flattered", markup=False)
     if views and split == "test":
         console.print(
-            "whether to augment at test time is for --split=validation to tell: chosen by test pictures, it flatters",
+            "whether to augment at test time is for --split=validation to tell: chosen by test images, it flatters",
             highlight=False,
             soft_wrap=True,
         )
@@ -160,11 +158,11 @@ def brief_result(found: dict[str, Any]) -> dict[str, Any]:
 def _predictions(
     run: TrainedRun, examples: Sequence[Example], views: TtaTransform | None, console: Console
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """The answers on all pictures, averaged over `views`, and what that gains, as JSON values and on the console."""
+    """The answers on all images, averaged over `views`, and what that gains, as JSON values and on the console."""
     setup = run.setup
     data = decode_examples(setup, examples, console).feed(setup.mesh)
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
-    plain = evaluate(step, run.parameters, data, setup.config.batch)
+    plain = evaluate(step, run.parameters, data, setup.config.batch_size)
     if views is None:
         return plain, {}
     if views.resize != setup.resize:

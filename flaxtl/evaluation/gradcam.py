@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of a picture speak for a class (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
+"""Grad-CAM: which places of an image speak for a class (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
 
 The score of a class is its logit. The probability would not do: its gradient is the logits' times p * (1 - p), which
 vanishes where the network is sure, and it falls where another class gains, so that a place which speaks for that one
@@ -30,9 +30,9 @@ FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
 
 
 def gradcam_maps(
-    model: Classifier, parameters: Parameters, pictures: jax.Array, classes: jax.Array, layer: Layer
+    model: Classifier, parameters: Parameters, images: jax.Array, classes: jax.Array, layer: Layer
 ) -> jax.Array:
-    """The heat maps of some classes over every picture, at the places of a layer.
+    """The heat maps of some classes over every image, at the places of a layer.
 
     The weight of a channel is the mean over all places of the gradient of the class's logit with respect to it; the
     map is the weighted sum of the channels where it is positive. All is computed in float32, also of a network that
@@ -41,9 +41,9 @@ def gradcam_maps(
     Args:
         model: any network, with its classes on top.
         parameters: its parameters.
-        pictures: RGB, values 0..255 [batch, height, width, 3].
+        images: RGB, values 0..255 [batch, height, width, 3].
         classes: indices, int32 [batch, n].
-        layer: as `checked` gives it for pictures of that size; within a branch, too.
+        layer: as `checked` gives it for images of that size; within a branch, too.
 
     Returns:
         float32 [batch, n, rows, columns], each map divided by its largest value, so that it lies in 0..1; where no
@@ -53,14 +53,14 @@ def gradcam_maps(
 
     def scores(added: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The logits, and the layer's output; for zeros these are as they are."""
-        result = forward(model, parameters, pictures, taps=(layer.name,), perturbations={layer.name: added})
+        result = forward(model, parameters, images, taps=(layer.name,), perturbations={layer.name: added})
         assert result.logits is not None, "a pass without `stop` reaches the softmax"
         return result.logits, result.taps[layer.name]
 
-    logits, gradient, output = jax.vjp(scores, jnp.zeros((len(pictures), *layer.shape)), has_aux=True)
+    logits, gradient, output = jax.vjp(scores, jnp.zeros((len(images), *layer.shape)), has_aux=True)
 
     def of_one(indices: jax.Array) -> jax.Array:
-        """[batch] class indices -> [batch, rows, columns]. Pictures do not mix, so that one pass serves them all."""
+        """[batch] class indices -> [batch, rows, columns]. Images do not mix, so that one pass serves them all."""
         (slope,) = gradient(jax.nn.one_hot(indices, logits.shape[1]))
         return jax.nn.relu((slope.mean((1, 2), keepdims=True) * output).sum(-1))
 
@@ -84,7 +84,7 @@ def default_layer(layers: Sequence[Layer]) -> str:
         layer.name for layer in base if layer.name in through and layer.kind not in FEATURELESS and _has_places(layer)
     ]
     if not fit:
-        raise UserError("no layer of the base has a height and a width left; choose larger pictures")
+        raise UserError("no layer of the base has a height and a width left; choose larger images")
     return fit[-1]
 
 
@@ -108,10 +108,10 @@ def _has_places(layer: Layer) -> bool:
 
 
 ERRORS, RIGHT_ANSWERS = 12, 6
-"""Pictures that are shown with heat maps, at most."""
+"""Images that are shown with heat maps, at most."""
 
 PIXELS = 8 * 224 * 224
-"""Of the pictures that pass the network together, at most: fewer than in training, which needs more memory too."""
+"""Of the images that pass the network together, at most: fewer than in training, which needs more memory too."""
 
 HeatmapPair = tuple[str, str]
 """The class that was answered, and that of the label; the same where the answer is right."""
@@ -123,7 +123,7 @@ def update_heatmaps(
     """Have the heat maps of the run in `workdir` kept there: at `layer`, or unless told at any.
 
     Where they are, and before there are predictions, nothing is done; else the network that is `opened` makes them.
-    Where that cannot be, because checkpoints or pictures are gone, a sentence is said, for a report does without;
+    Where that cannot be, because checkpoints or images are gone, a sentence is said, for a report does without;
     if `layer` is given, it is a UserError, and so is a layer that the network does not have.
     """
     wanted, kept = heatmap_pairs(run_files.read_run(workdir)), heatmaps.read_heatmaps(workdir)
@@ -147,7 +147,7 @@ def update_heatmaps(
 
 
 def heatmap_pairs(run: RunRecord) -> dict[str, HeatmapPair]:
-    """The pictures that are shown with heat maps, errors first, and the classes that are asked about; by path."""
+    """The images that are shown with heat maps, errors first, and the classes that are asked about; by path."""
     if not run.predictions or run.judged not in run.predictions.splits:
         return {}
     judged = run.predictions.of_split(run.judged)
@@ -158,30 +158,28 @@ def heatmap_pairs(run: RunRecord) -> dict[str, HeatmapPair]:
 
 
 def compute_heatmaps(run: TrainedRun, wanted: Mapping[str, HeatmapPair], layer: str | None) -> HeatmapSet:
-    """The heat maps of the classes in `wanted` over its pictures, those that cannot be read left out.
+    """The heat maps of the classes in `wanted` over its images, those that cannot be read left out.
 
     `layer` is the name of any layer that has places; None takes the network's default (models/gradcam.py). Raises
-    UserError for another name, and where no picture can be read.
+    UserError for another name, and where no image can be read.
     """
     setup = run.setup
     layers = setup.network.layers
     at = check_layer(layers, layer or default_layer(layers))
-    pictures = _readable(run, list(wanted))
-    if not pictures:
-        raise UserError(
-            f"none of its {len(wanted)} pictures can be read; bring them back to where manifest.csv has them"
-        )
-    paths = list(pictures)
+    images = _readable(run, list(wanted))
+    if not images:
+        raise UserError(f"none of its {len(wanted)} images can be read; bring them back to where manifest.csv has them")
+    paths = list(images)
     indices = {name: index for index, name in enumerate(setup.manifest.classes)}
     classes = np.array([[indices[name] for name in wanted[path]] for path in paths], np.int32)
-    found = _in_batches(run, np.stack(list(pictures.values())), classes, at)
+    found = _in_batches(run, np.stack(list(images.values())), classes, at)
     maps = {path: dict(zip(wanted[path], heats, strict=True)) for path, heats in zip(paths, found, strict=True)}
     rows, columns, _ = at.shape
     return HeatmapSet(at.name, rows, columns, setup.resize, maps)
 
 
 def _readable(run: TrainedRun, paths: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Path -> uint8 [height, width, 3] as the network saw it, of the pictures that can be read."""
+    """Path -> uint8 [height, width, 3] as the network saw it, of the images that can be read."""
     found = {}
     for path in paths:
         try:
@@ -191,20 +189,18 @@ def _readable(run: TrainedRun, paths: Sequence[str]) -> dict[str, npt.NDArray[np
     return found
 
 
-def _in_batches(
-    run: TrainedRun, pictures: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], at: Layer
-) -> Heatmaps:
+def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], at: Layer) -> Heatmaps:
     """uint8 [n, 2, rows, columns]; batches are of one size, the last one filled up, so that one program serves all."""
-    n, height, width, _ = pictures.shape
+    n, height, width, _ = images.shape
     batches = math.ceil(n / max(1, PIXELS // (height * width)))
     size = math.ceil(n / batches)
-    filled = [np.resize(array, (batches * size, *array.shape[1:])) for array in (pictures, classes)]
+    filled = [np.resize(array, (batches * size, *array.shape[1:])) for array in (images, classes)]
     # Of a run of many processes only this one is left: parameters go to its own device.
     parameters = jax.device_put(jax.device_get(unflatten(run.parameters)))
 
     @jax.jit
-    def maps(parameters: Parameters, pictures: jax.Array, classes: jax.Array) -> jax.Array:
-        return gradcam_maps(run.setup.network.model, parameters, pictures, classes, at)
+    def maps(parameters: Parameters, images: jax.Array, classes: jax.Array) -> jax.Array:
+        return gradcam_maps(run.setup.network.model, parameters, images, classes, at)
 
     parts = [
         np.asarray(maps(parameters, *(array[first : first + size] for array in filled)))

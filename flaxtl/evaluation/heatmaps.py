@@ -18,7 +18,7 @@ Heatmaps = npt.NDArray[np.uint8]
 """A heat map, uint8 [rows, columns]: 255 where most speaks for the class, 0 where nothing does."""
 
 RESIZE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "filter": is_text}
-"""What is kept of how a run decodes pictures; all else of it is the same in every run."""
+"""What is kept of how a run decodes images; all else of it is the same in every run."""
 
 SHAPE: Shape = Record(
     {
@@ -33,7 +33,7 @@ SHAPE: Shape = Record(
 
 @dataclass(frozen=True)
 class HeatmapSet:
-    """Heat maps at one layer, each over what `resize` leaves of a picture: path -> class -> map of rows x columns."""
+    """Heat maps at one layer, each over what `resize` leaves of an image: path -> class -> map of rows x columns."""
 
     layer: str
     rows: int

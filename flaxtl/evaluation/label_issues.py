@@ -1,7 +1,7 @@
-"""Pictures whose label looks wrong, by the confident learning of Northcutt, Jiang and Chuang (2021), "Confident
+"""Images whose label looks wrong, by the confident learning of Northcutt, Jiang and Chuang (2021), "Confident
 Learning: Estimating Uncertainty in Dataset Labels".
 
-The answers must be about pictures that were not learned from: a network that learned a wrong label repeats it.
+The answers must be about images that were not learned from: a network that learned a wrong label repeats it.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ COLUMNS = ("path", "label", "suggested_label", "probability")
 
 @dataclass(frozen=True, eq=False)
 class LabelIssues:
-    """m pictures, the most suspicious first.
+    """m images, the most suspicious first.
 
     Attributes:
         rows: which ones of the predictions, int [m].
@@ -34,7 +34,7 @@ class LabelIssues:
 
 
 def self_confidence(predictions: Predictions) -> Reals:
-    """The mean probability of each class over the pictures that are labelled so, float64 [classes]; nan without any."""
+    """The mean probability of each class over the images that are labelled so, float64 [classes]; nan without any."""
     own = _own(predictions).astype(np.float64)
     sums, counts = (np.bincount(predictions.labels, weights, len(predictions.classes)) for weights in (own, None))
     with np.errstate(invalid="ignore"):
@@ -42,10 +42,10 @@ def self_confidence(predictions: Predictions) -> Reals:
 
 
 def find_label_issues(predictions: Predictions) -> LabelIssues:
-    """The pictures that are more probably of another class than of their own, and that class is sure of them.
+    """The images that are more probably of another class than of their own, and that class is sure of them.
 
-    A class is sure of a picture if its probability is at least the class's `self_confidence`, the paper's threshold;
-    of several the most probable one is suggested. The most suspicious picture is the one whose label is least probable:
+    A class is sure of an image if its probability is at least the class's `self_confidence`, the paper's threshold;
+    of several the most probable one is suggested. The most suspicious image is the one whose label is least probable:
     unlike the gap between the two probabilities, which ends at 1, its loss still tells the worst from the bad.
     """
     probabilities, own = predictions.probabilities, _own(predictions)[:, None]
@@ -58,7 +58,7 @@ def find_label_issues(predictions: Predictions) -> LabelIssues:
 
 
 def write_label_issues(path: Path, predictions: Predictions, issues: LabelIssues) -> None:
-    """Write the pictures as CSV, one a row, under COLUMNS; a file without rows says that none was found."""
+    """Write the images as CSV, one a row, under COLUMNS; a file without rows says that none was found."""
     classes, labels = predictions.classes, predictions.labels
     found = zip(issues.rows, issues.suggested, issues.probability, strict=True)
     with atomic_write(path, errors="surrogateescape", newline="") as file:  # surrogateescape: as in predictions.csv
@@ -70,5 +70,5 @@ def write_label_issues(path: Path, predictions: Predictions, issues: LabelIssues
 
 
 def _own(predictions: Predictions) -> npt.NDArray[np.float32]:
-    """The probability of each picture's own label, float32 [n]."""
+    """The probability of each image's own label, float32 [n]."""
     return np.asarray(predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels], np.float32)

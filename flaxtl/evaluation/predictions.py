@@ -1,4 +1,4 @@
-"""predictions.csv: what the network said about every picture, as a file that a spreadsheet opens too."""
+"""predictions.csv: what the network said about every image, as a file that a spreadsheet opens too."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the network said about n pictures.
+    """What the network said about n images.
 
     Attributes:
         paths: n file names, as the manifest writes them.
@@ -49,7 +49,7 @@ class Predictions:
 
     @property
     def predicted(self) -> npt.NDArray[np.intp]:
-        """The most probable class of every picture, int [n]; the first one of equals."""
+        """The most probable class of every image, int [n]; the first one of equals."""
         return np.asarray(self.probabilities.argmax(axis=1), np.intp)
 
     @property
@@ -143,7 +143,7 @@ def _foreign(path: Path, reason: str) -> UserError:
 
 
 class ClassScore(NamedTuple):
-    """One class that a picture may be of; the WordNet id is '' where classes have none."""
+    """One class that an image may be of; the WordNet id is '' where classes have none."""
 
     label: str
     probability: float
@@ -152,7 +152,7 @@ class ClassScore(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePredictions:
-    """Of n pictures: paths, float32 probabilities [n, classes], tapped outputs [n, ...] by layer, unreadable files.
+    """Of n images: paths, float32 probabilities [n, classes], tapped outputs [n, ...] by layer, unreadable files.
 
     `wordnet_ids` go with `classes` where these are ImageNet's, else there are none. Without classes, layers alone were
     asked for.
@@ -171,7 +171,7 @@ class ImagePredictions:
         return replace(self, probabilities=tempered.astype(np.float32))
 
     def top(self, row: int, k: int) -> list[ClassScore]:
-        """The k most probable classes of a picture, best first; of equals the first."""
+        """The k most probable classes of an image, best first; of equals the first."""
         best = np.argsort(-self.probabilities[row], kind="stable")[:k]
         ids = self.wordnet_ids or ("",) * len(self.classes)
         return [
@@ -180,7 +180,7 @@ class ImagePredictions:
 
 
 def predictions_table(answers: ImagePredictions, k: int) -> Table:
-    """A row a picture: its file and the k best classes; or, without classes, a row a layer."""
+    """A row an image: its file and the k best classes; or, without classes, a row a layer."""
     if not answers.classes:
         shapes = [(name, "x".join(map(str, array.shape))) for name, array in answers.taps.items()]
         return table("Outputs", ("layer", "shape"), shapes)
@@ -192,7 +192,7 @@ def predictions_table(answers: ImagePredictions, k: int) -> Table:
         for row, path in enumerate(answers.paths)
     ]
     places = min(k, len(answers.classes))
-    columns = ("picture", *(f"{place}." for place in range(1, places + 1)))
+    columns = ("image", *(f"{place}." for place in range(1, places + 1)))
     return table("Predictions", columns, screenful(cells, ", all in --csv=FILE or --json=FILE"))
 
 
@@ -212,7 +212,7 @@ def write_outputs(
 
 
 def write_csv(file: Path, answers: ImagePredictions, k: int) -> None:
-    """A row a picture: path, prediction, confidence, and one probability column a class.
+    """A row an image: path, prediction, confidence, and one probability column a class.
 
     ImageNet's classes are too many for columns, and two pairs of them share a name: in place of the columns stands the
     WordNet id, then prediction_2, confidence_2, wordnet_id_2 and so on to the k-th best class.

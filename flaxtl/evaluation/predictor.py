@@ -36,7 +36,7 @@ class TrainedRun(NamedTuple):
 
 
 def setup_of(workdir: Path) -> RunSetup:
-    """The setup of the run in `workdir`, from its own recipe and manifest."""
+    """The setup of the run in `workdir`, from its own config and manifest."""
     return build_setup(run_dir.load_config(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
 
 
@@ -61,11 +61,11 @@ def load_trained_run(workdir: Path) -> TrainedRun:
 
 
 PIXELS = 32 * 224 * 224
-"""Of all pictures that pass the network together, at most: many small ones or few large ones."""
+"""Of all images that pass the network together, at most: many small ones or few large ones."""
 
 
 class Predictor(NamedTuple):
-    """A network ready for pictures of any size.
+    """A network ready for images of any size.
 
     `classes` are what its layer 'predictions' tells, with their WordNet ids where they are ImageNet's; without classes
     it runs no further than layer `stop`.
@@ -86,44 +86,44 @@ def run_predictor(run: TrainedRun) -> Predictor:
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Files as given, all pictures below folders, and what globs match; sorted within each, without doubles."""
+    """Files as given, all images below folders, and what globs match; sorted within each, without doubles."""
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path), file))
+            matches = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path), file))
         elif has_magic(text) and not path.exists():
             matches = [Path(match) for match in sorted(glob(str(path), recursive=True)) if Path(match).is_file()]  # noqa: PTH207
         else:
             matches = [path] if path.is_file() else []
         if not matches:
-            raise UserError(f"no pictures at {text!r}; give picture files, folders or globs to --input")
+            raise UserError(f"no images at {text!r}; give image files, folders or globs to --input")
         found.update(dict.fromkeys(matches))
     return list(found)
 
 
-def _is_picture(inner: Path, file: Path) -> bool:
+def _is_image(inner: Path, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in inner.parts)
     return file.suffix.lower() in EXTENSIONS and not hidden and file.is_file()
 
 
 def predict(predictor: Predictor, paths: Sequence[Path], taps: Sequence[str]) -> ImagePredictions:
-    """Run the network on every readable picture; `taps` names layers whose outputs are wanted too."""
+    """Run the network on every readable image; `taps` names layers whose outputs are wanted too."""
     wanted = tuple(dict.fromkeys((*taps, *(["predictions"] if predictor.classes else []))))
 
     @jax.jit
-    def outputs(parameters: Parameters, pictures: jax.Array) -> dict[str, jax.Array]:
-        return forward(predictor.model, parameters, pictures, taps=wanted, stop=predictor.stop).taps
+    def outputs(parameters: Parameters, images: jax.Array) -> dict[str, jax.Array]:
+        return forward(predictor.model, parameters, images, taps=wanted, stop=predictor.stop).taps
 
     unreadable: list[str] = []
     kept: list[str] = []
     parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in wanted}
-    for names, pictures in _batches(paths, predictor.resize, unreadable):
-        for name, value in outputs(predictor.parameters, pictures).items():
+    for names, images in _batches(paths, predictor.resize, unreadable):
+        for name, value in outputs(predictor.parameters, images).items():
             parts[name].append(np.asarray(value, np.float32)[: len(names)])
         kept += names
     if not kept:
-        raise UserError("none of the pictures can be read: " + "; ".join(unreadable[:10]))
+        raise UserError("none of the images can be read: " + "; ".join(unreadable[:10]))
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     probabilities = arrays["predictions"] if predictor.classes else np.zeros((len(kept), 0), np.float32)
     return ImagePredictions(
@@ -151,16 +151,16 @@ def _batches(
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(paths), size):
             names: list[str] = []
-            pictures = np.zeros((size, resize.height, resize.width, 3), np.uint8)
+            images = np.zeros((size, resize.height, resize.width, 3), np.uint8)
             some = paths[first : first + size]
             for path, found in zip(some, pool.map(read, some), strict=True):
                 if isinstance(found, str):
                     unreadable.append(found)
                 else:
-                    pictures[len(names)] = found
+                    images[len(names)] = found
                     names.append(str(path))
             if names:
-                yield names, pictures
+                yield names, images
 
 
 class PretrainedModel(NamedTuple):
@@ -209,7 +209,7 @@ def _backbone(model: Classifier) -> list[str]:
 
 
 def eval_resize(architecture: ModelSpec) -> Resize:
-    """How pictures come to the network's own size, as where its published accuracy was measured.
+    """How images come to the network's own size, as where its published accuracy was measured.
 
     The shorter side to 8/7 of it (256 for 224), bicubic, then the centre crop: taehoonlee in
     github.com/keras-team/keras-applications/issues/99. A squash with Keras' default, nearest, costs VGG16 some points.

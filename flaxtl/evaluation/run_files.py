@@ -293,7 +293,7 @@ def _foreign(path: Path, reason: str) -> UserError:
 
 
 PERCENTS = (100, 95, 90, 80, 50)
-"""Of the pictures answered: the rows of the table."""
+"""Of the images answered: the rows of the table."""
 
 
 @dataclass(frozen=True)
@@ -303,10 +303,10 @@ class Confidence:
     Attributes:
         before: the probabilities as they are.
         after: the probabilities at the run's temperature; None where it has none.
-        temperature: fitted on the validation pictures when the run ended, or None.
+        temperature: fitted on the validation images when the run ended, or None.
         reason: why there is no temperature, a sentence without its full stop; "" where there is one.
-        fitted_on: how many validation pictures it was fitted on.
-        curve: accuracy against the share of pictures answered.
+        fitted_on: how many validation images it was fitted on.
+        curve: accuracy against the share of images answered.
         answering: points of the curve at PERCENTS.
     """
 
@@ -346,8 +346,8 @@ def reason(summary: Json) -> str:
     if fitted["temperature"] is not None:
         return ""
     if not fitted["n"]:
-        return "There is no temperature, for the run has no validation pictures to fit one on"
+        return "There is no temperature, for the run has no validation images to fit one on"
     return (
         f"There is no temperature: none between {COLDEST:g} and {HOTTEST:g} is best for the {fitted['n']:,} validation "
-        "pictures, of which nearly all were answered right, or so few that guessing does as well"
+        "images, of which nearly all were answered right, or so few that guessing does as well"
     )

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the answer on a picture is the mean of the answers on several views of it."""
+"""Test-time augmentation: the answer on an image is the mean of the answers on several views of it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ WAYS: dict[str, Callable[[RunSetup], TtaTransform]] = {
     "flip": lambda setup: tta.flip(setup.resize),
     "crops": lambda setup: tta.crops(setup.resize),
 }
-"""What --tta knows by name; a number stands for so many views by the recipe's own augmentation."""
+"""What --tta knows by name; a number stands for so many views by the config's own augmentation."""
 
 
 def make_tta(asked: str) -> Callable[[RunSetup], TtaTransform]:
@@ -36,16 +36,16 @@ def make_tta(asked: str) -> Callable[[RunSetup], TtaTransform]:
     if asked.isascii() and asked.isdigit() and int(asked) > 1:
         return partial(_augmented, int(asked))
     raise UserError(
-        f"--tta={asked} is no way to augment; give flip (the picture and its mirror image), crops (ten of them) or "
-        "a number of views from 2 up, such as 8 (by the recipe's own augmentation)"
+        f"--tta={asked} is no way to augment; give flip (the image and its mirror image), crops (ten of them) or "
+        "a number of views from 2 up, such as 8 (by the config's own augmentation)"
     )
 
 
 def _augmented(n: int, setup: RunSetup) -> TtaTransform:
     if not setup.augmentation.alters:
         raise UserError(
-            f"--tta={n} takes views by the recipe's own augmentation, but the recipe of {setup.workdir} has none that "
-            "changes single pictures; give --tta=flip or --tta=crops"
+            f"--tta={n} takes views by the config's own augmentation, but the config of {setup.workdir} has none that "
+            "changes single images; give --tta=flip or --tta=crops"
         )
     return tta.augmented(setup.resize, n, setup.config.seed, setup.augmentation)
 
@@ -53,9 +53,9 @@ def _augmented(n: int, setup: RunSetup) -> TtaTransform:
 def average(
     run: TrainedRun, views: TtaTransform, plain: Evaluation, labels: Labels, data: Loader, console: Console
 ) -> Evaluation:
-    """The mean of the probabilities over all views, and what it comes to; `plain` is that of pictures as they are.
+    """The mean of the probabilities over all views, and what it comes to; `plain` is that of images as they are.
 
-    `data` are the pictures as `views` wants them decoded. The mean is of probabilities, not of logits: it is a
+    `data` are the images as `views` wants them decoded. The mean is of probabilities, not of logits: it is a
     distribution over the classes again, and no view has more than its share of the say, however far its logits go.
     Krizhevsky et al. 2012 average the softmax too.
     """
@@ -65,7 +65,7 @@ def average(
     with progress_bar(console, "views", views.n) as advance:
         for view in range(views.n):
             seen = partial(step, np.int32(view))
-            total += evaluate(seen, run.parameters, data, setup.config.batch).probabilities
+            total += evaluate(seen, run.parameters, data, setup.config.batch_size).probabilities
             advance(1)
     probabilities = (total / views.total).astype(np.float32)
     return Evaluation(probabilities, _measured(probabilities, labels))
@@ -83,7 +83,7 @@ def _measured(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics
 
 
 class TtaGain(NamedTuple):
-    """What test-time augmentation changed: `right` pictures are right that were wrong, `wrong` the other way round."""
+    """What test-time augmentation changed: `right` images are right that were wrong, `wrong` the other way round."""
 
     without: Metrics
     averaged: Metrics
@@ -113,6 +113,6 @@ class TtaGain(NamedTuple):
         """One line for the console."""
         return (
             f"test-time augmentation: {100 * self.without.accuracy:.2f} % -> {100 * self.averaged.accuracy:.2f} %, "
-            f"{self.right} of {self.averaged.n} pictures right that were wrong, "
+            f"{self.right} of {self.averaged.n} images right that were wrong, "
             f"{self.wrong} wrong that were right, p = {self.p:.2g}"
         )

@@ -41,7 +41,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> dict[str, Any]:
         **_network(model),
         "classes": list(predictor.classes),
         "input": {
-            "name": "pictures",
+            "name": "images",
             "dtype": "uint8",
             "shape": ["batch", resize.height, resize.width, 3],
             "channels": "RGB",
@@ -86,7 +86,7 @@ def _resize(resize: Resize) -> dict[str, Any]:
 FORMATS = ("safetensors", "stablehlo", "onnx")
 
 NUM_IMAGES = 8
-"""Picture files that an export is tried on: enough for a fault to show, few enough for seconds."""
+"""Image files that an export is tried on: enough for a fault to show, few enough for seconds."""
 
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 """By what the network computes in: how far a probability may be from that of `flaxtl predict`.
@@ -94,14 +94,14 @@ BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 Sums in another order put logits off by up to 2.3e-5 of the largest (MobileNetV2 and V3, tests/test_mobilenet.py), and a
 probability by half of that: 5e-4 where logits reach 40. In bfloat16 a value that lies between two roundings may go
 either way, by 2**-8 of itself, in every layer: 0.02 was seen with VGG16. A fault, such as channels in another order or
-a batch norm left out, shows in some of the pictures as a whole class.
+a batch norm left out, shows in some of the images as a whole class.
 """
 
 
 class ParityCheck(NamedTuple):
-    """The largest difference of a probability from that of `flaxtl predict`, on so many picture files."""
+    """The largest difference of a probability from that of `flaxtl predict`, on so many image files."""
 
-    pictures: int
+    images: int
     largest_difference: float
     bound: float
 
@@ -111,7 +111,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
 
     ONNX computes in float32, whatever the run does, and is compared with the run's network in float32.
 
-    Raises UserError where `output` holds something already, none of the run's pictures can be read, or the exported
+    Raises UserError where `output` holds something already, none of the run's images can be read, or the exported
     network does not answer as the run's does.
     """
     target = _free(output)
@@ -175,7 +175,7 @@ def _json(value: Any) -> str:
 
 
 def _samples(run: TrainedRun) -> list[Path]:
-    """Pictures from all over the test split, or where there is none the validation split."""
+    """Images from all over the test split, or where there is none the validation split."""
     manifest = run.setup.manifest
     examples = manifest.of_split("test" if "test" in manifest.splits else "validation")
     places = np.linspace(0, len(examples) - 1, min(NUM_IMAGES, len(examples))).astype(int)
@@ -183,15 +183,15 @@ def _samples(run: TrainedRun) -> list[Path]:
 
 
 def _try(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -> ParityCheck:
-    """Run the folder's own predict.py, on all pictures together and on one alone; raises UserError for a fault."""
+    """Run the folder's own predict.py, on all images together and on one alone; raises UserError for a fault."""
     # Accelerators round float32 to fewer bits unless they are told not to; the runtime of an ONNX file may not.
     with jax.default_matmul_precision("float32") if form == "onnx" else nullcontext():
         expected = predict(predictor, paths, [])
     script = runpy.run_path(str(folder / "predict.py"))
     resize = script["card"]()["resize"]
-    pictures = np.stack([script["picture"](path, resize) for path in expected.paths])
+    images = np.stack([script["image"](path, resize) for path in expected.paths])
     run = script["network"]()
-    found = (run(pictures), run(pictures[:1]))
+    found = (run(images), run(images[:1]))
     difference = max(float(np.abs(part - expected.probabilities[: len(part)]).max()) for part in found)
     bound = BOUNDS[np.dtype(predictor.model.dtype).name]
     if not difference <= bound:
@@ -199,4 +199,4 @@ def _try(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -
             f"the exported network is {difference:.2g} off the run's probabilities, more than rounding explains "
             f"({bound:g}), and was removed; choose another --format"
         )
-    return ParityCheck(len(pictures), difference, bound)
+    return ParityCheck(len(images), difference, bound)

@@ -22,7 +22,7 @@ from flaxtl.pretrained import loader, safetensors_io
 from flaxtl.train.setup import DTYPES
 
 Writer = Callable[[Path, Classifier, Parameters, Resize, str], None]
-"""Writes a network with its parameters and the size of its pictures to a file, with model.json where there is room."""
+"""Writes a network with its parameters and the size of its images to a file, with model.json where there is room."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -30,13 +30,13 @@ BATCH = "batch"
 """Name of the size of the batch, which whoever runs the program chooses."""
 
 
-def probability_fn(model: Classifier, parameters: Parameters, pictures: jax.Array) -> jax.Array:
+def probability_fn(model: Classifier, parameters: Parameters, images: jax.Array) -> jax.Array:
     """uint8 [batch, height, width, 3], RGB -> float32 probabilities [batch, classes]; preprocessing is inside."""
-    return forward(model, parameters, pictures).output
+    return forward(model, parameters, images).output
 
 
 def image_spec(resize: Resize) -> jax.ShapeDtypeStruct:
-    """A batch of any number of the run's pictures."""
+    """A batch of any number of the run's images."""
     (batch,) = export.symbolic_shape(BATCH)
     return jax.ShapeDtypeStruct((batch, resize.height, resize.width, 3), jnp.uint8)
 
@@ -47,7 +47,7 @@ def write_stablehlo(file: Path, model: Classifier, parameters: Parameters, resiz
     `card` has no place in it. What deserialize returns also hands out the StableHLO itself (`mlir_module()`).
     """
     held = jax.tree.map(np.asarray, parameters)  # arrays on a mesh would bind the program to that many devices
-    program = jax.jit(lambda pictures: probability_fn(model, held, pictures))
+    program = jax.jit(lambda images: probability_fn(model, held, images))
     with atomic_write(file, "wb") as stream:
         stream.write(export.export(program, platforms=PLATFORMS)(image_spec(resize)).serialize())
 
@@ -97,8 +97,8 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Parameters]:
 def load_exported_model(folder: Path) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]:
     """The network of an exported folder, as its predict.py runs it."""
     model, parameters = read_safetensors_export(folder)
-    compiled = jax.jit(lambda parameters, pictures: probability_fn(model, parameters, pictures))
-    return lambda pictures: np.asarray(compiled(parameters, pictures))
+    compiled = jax.jit(lambda parameters, images: probability_fn(model, parameters, images))
+    return lambda images: np.asarray(compiled(parameters, images))
 
 
 def _card(file: Path) -> dict[str, Any]:

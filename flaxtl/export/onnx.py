@@ -41,18 +41,18 @@ Value = Constant | str
 def write_onnx(file: Path, model: Classifier, parameters: Parameters, resize: Resize, card: str) -> None:
     """Write the network with its parameters to `file`, with `card` as the metadata 'flaxtl'.
 
-    Input 'pictures', uint8 [batch, height, width, 3]; output 'probabilities', float32 [batch, classes]. The model must
+    Input 'images', uint8 [batch, height, width, 3]; output 'probabilities', float32 [batch, classes]. The model must
     compute in float32. Raises UserError for a network with a primitive that is not among OPERATIONS.
     """
     held = jax.tree.map(np.asarray, parameters)
-    closed = jax.make_jaxpr(lambda pictures: probability_fn(model, held, pictures))(image_spec(resize))
+    closed = jax.make_jaxpr(lambda images: probability_fn(model, held, images))(image_spec(resize))
     graph = _Graph()
-    (found,) = _run(graph, closed.jaxpr, closed.consts, ["pictures"])
+    (found,) = _run(graph, closed.jaxpr, closed.consts, ["images"])
     graph.nodes.append(helper.make_node("Identity", [graph.name(found)], ["probabilities"]))
     kinds = {np.dtype(np.uint8): onnx.TensorProto.UINT8, np.dtype(np.float32): onnx.TensorProto.FLOAT}
     ends = [
         helper.make_tensor_value_info(name, kinds[aval.dtype], [BATCH, *map(int, aval.shape[1:])])
-        for name, aval in (("pictures", closed.in_avals[0]), ("probabilities", closed.out_avals[0]))
+        for name, aval in (("images", closed.in_avals[0]), ("probabilities", closed.out_avals[0]))
     ]
     made = helper.make_model(
         helper.make_graph(graph.nodes, model.architecture.name, ends[:1], ends[1:], graph.initializers),
@@ -158,7 +158,7 @@ def _inexpressible(equation: JaxprEqn) -> UserError:
 
 
 def _folded(equation: JaxprEqn, inputs: list[Constant]) -> Constant:
-    """The output of an equation that depends on no picture, where the batch counts with a batch of one."""
+    """The output of an equation that depends on no image, where the batch counts with a batch of one."""
     params = {key: _of_one(value) for key, value in equation.params.items()}
     if equation.primitive.name == "broadcast_in_dim":
         aligned = _aligned(inputs[0].shape, params["broadcast_dimensions"], len(params["shape"]))

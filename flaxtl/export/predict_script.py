@@ -1,4 +1,4 @@
-"""Classify pictures with the network in this folder: python predict.py PICTURE...
+"""Classify images with the network in this folder: python predict.py IMAGE...
 
 This file stands alone and may be copied, changed and built upon. It needs numpy and Pillow, and for the network in
 model.onnx onnxruntime, for model.stablehlo jax, for model.safetensors flaxtl. Everything that is true of the network,
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).parent
 TOP = 5
-"""Classes that are shown of each picture."""
+"""Classes that are shown of each image."""
 
 Network = Callable[[np.ndarray], np.ndarray]
 """uint8 [n, height, width, 3], RGB -> float32 probabilities [n, classes]; preprocessing is inside. Any n."""
@@ -30,7 +30,7 @@ def read_metadata() -> dict[str, Any]:
 
 
 def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
-    """A picture file as the network was shown its pictures in training: uint8 [height, width, 3], RGB, upright.
+    """An image file as the network was shown its images in training: uint8 [height, width, 3], RGB, upright.
 
     `resize` is model.json's entry of that name.
     """
@@ -45,7 +45,7 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata must not hide a good picture
+    except Exception:  # damaged metadata must not hide a good image
         return image
 
 
@@ -60,7 +60,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre(size: tuple[int, int], resize: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The part of a picture that is in the centre crop once the picture is scaled to just cover `cover` times it."""
+    """The part of an image that is in the centre crop once the image is scaled to just cover `cover` times it."""
     crops = (resize["width"], resize["height"])
     covered = [round(resize["cover"] * crop) for crop in crops]
     scale = max(cover / side for cover, side in zip(covered, size, strict=True))
@@ -79,27 +79,27 @@ def load_network() -> Network:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(FOLDER / "model.onnx", providers=onnxruntime.get_available_providers())
-        return lambda pictures: session.run(["probabilities"], {"pictures": pictures})[0]
+        return lambda images: session.run(["probabilities"], {"images": images})[0]
     if (FOLDER / "model.stablehlo").exists():
         import jax
         from jax import export
 
         exported = export.deserialize(bytearray((FOLDER / "model.stablehlo").read_bytes()))
         compiled = jax.jit(exported.call)
-        return lambda pictures: np.asarray(compiled(pictures))
+        return lambda images: np.asarray(compiled(images))
     from flaxtl.export import formats
 
     return formats.load_exported_model(FOLDER)
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print a line a picture: its path and its most probable classes. Returns 2 if some could not be read, else 0."""
+    """Print a line an image: its path and its most probable classes. Returns 2 if some could not be read, else 0."""
     told, run, code = read_metadata(), load_network(), 0
     for path in paths:
         try:
             pixels = load_image(path, told["resize"])
-        except Exception as error:  # Pillow raises many kinds for files that are no pictures
-            print(f"{path}: cannot be read as a picture ({error})", file=sys.stderr)
+        except Exception as error:  # Pillow raises many kinds for files that are no images
+            print(f"{path}: cannot be read as an image ({error})", file=sys.stderr)
             code = 2
             continue
         (probabilities,) = run(pixels[np.newaxis])
@@ -109,6 +109,6 @@ def main(paths: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line = argparse.ArgumentParser(description=f"The {TOP} most probable classes of each picture.")
-    command_line.add_argument("pictures", nargs="+", metavar="PICTURE")
-    sys.exit(main(command_line.parse_args().pictures))
+    command_line = argparse.ArgumentParser(description=f"The {TOP} most probable classes of each image.")
+    command_line.add_argument("images", nargs="+", metavar="IMAGE")
+    sys.exit(main(command_line.parse_args().images))

@@ -1,4 +1,4 @@
-"""A network as one function of pictures: preprocessing, backbone, head."""
+"""A network as one function of images: preprocessing, backbone, head."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -66,7 +66,7 @@ class NewHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pictures to classes: `architecture` cut after layer `last` (None: whole base) under a new `head`.
+    """Images to classes: `architecture` cut after layer `last` (None: whole base) under a new `head`.
 
     Without a head it is the published network with its own 1,000 ImageNet classes.
     """
@@ -200,11 +200,11 @@ def logits_of(model: Classifier, parameters: Parameters, x: jax.Array, *, start:
 
 
 def list_layers(model: Classifier, height: int, width: int) -> list[Layer]:
-    """Every layer of `model` for pictures of that size, in order; nothing is computed."""
+    """Every layer of `model` for images of that size, in order; nothing is computed."""
     check_input_size(model.architecture, height, width)
     found: list[Layer] = []
-    pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    jax.eval_shape(lambda key, x: model.init(key, x, trace=found), jax.random.key(0), pictures)
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    jax.eval_shape(lambda key, x: model.init(key, x, trace=found), jax.random.key(0), images)
     return found
 
 
@@ -214,8 +214,8 @@ def param_shapes(model: Classifier, height: int, width: int) -> dict[str, dict[s
     Raises UserError if the base ends within a branch, so that another one would lead nowhere.
     """
     check_input_size(model.architecture, height, width)
-    pictures = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    variables = jax.eval_shape(model.init, jax.random.key(0), pictures)
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
     found = _merged(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
     ordered: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {section: {} for section in found}
     for layer in list_layers(model, height, width):
@@ -230,7 +230,7 @@ def _within_a_branch(model: Classifier, idle: str, height: int, width: int) -> U
     kept = {layer.name for layer in list_layers(model, height, width) if layer.section == "backbone"}
     clean = [name for name in cut_points(list_layers(model.clone(last=None), height, width)) if name in kept]
     return UserError(
-        f"the base cannot end at {model.last!r}, beside which {idle!r} would lead nowhere; set model.stop to "
+        f"the base cannot end at {model.last!r}, beside which {idle!r} would lead nowhere; set model.output_layer to "
         f"a layer that everything passes through, such as {clean[-1]!r}"
     )
 
@@ -238,17 +238,17 @@ def _within_a_branch(model: Classifier, idle: str, height: int, width: int) -> U
 def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
     """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
     if not head_only:
-        pictures = jnp.zeros((1, height, width, 3), jnp.uint8)
-        return _merged(jax.jit(model.init)(key, pictures))  # compiled, the forward pass falls away
+        images = jnp.zeros((1, height, width, 3), jnp.uint8)
+        return _merged(jax.jit(model.init)(key, images))  # compiled, the forward pass falls away
     base = [layer for layer in list_layers(model, height, width) if layer.section == "backbone"][-1]
     features = jnp.zeros((1, *base.shape), jnp.float32)
     return _merged(jax.jit(partial(model.init, start=base.name))(key, features))
 
 
 def check_input_size(architecture: ModelSpec, height: int, width: int) -> None:
-    """Raise if pictures of that size are too small for the architecture."""
+    """Raise if images of that size are too small for the architecture."""
     if min(height, width) < architecture.minimum_size:
         raise UserError(
-            f"pictures of {height}x{width} are too small for {architecture.name}: "
+            f"images of {height}x{width} are too small for {architecture.name}: "
             f"set data.height and data.width to at least {architecture.minimum_size}"
         )

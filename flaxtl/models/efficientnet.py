@@ -1,7 +1,7 @@
 """EfficientNetB0 to EfficientNetB7: Tan and Le 2019, arXiv:1905.11946.
 
 Layer by layer as in Keras' efficientnet.py: B0 is a table of inverted residual blocks with squeeze and excitation
-(`mbconv`), the others are B0 made wider, deeper and for larger pictures. What Keras' model begins with, layers that
+(`mbconv`), the others are B0 made wider, deeper and for larger images. What Keras' model begins with, layers that
 make (x / 255 - mean) / deviation with seven numbers of their own, is preprocessing here.
 """
 
@@ -143,7 +143,7 @@ def residual(net: Net, x: Value, shortcut: Value, block: Block) -> Value:
 
 
 def classify(net: Net, x: Value, dropout: float) -> Value:
-    """The published top: mean over the picture, dropout, 1,000 classes."""
+    """The published top: mean over the image, dropout, 1,000 classes."""
     x = net.global_average_pool(x, name="avg_pool")
     x = net.dropout(x, dropout, name="top_dropout")
     return net.dense(x, 1000, act="softmax", name="predictions")

@@ -36,7 +36,7 @@ class Head:
             if not isinstance(x, Skipped) and min(x.shape[1:3]) < 2:
                 raise UserError(
                     f"the base ends in {x.shape[1]}x{x.shape[2]} features, too few for head.pooling=average_2x2: "
-                    "choose global_average, or larger pictures (data.height, data.width)"
+                    "choose global_average, or larger images (data.height, data.width)"
                 )
             x = net.average_pool(x, 2, name="pool")
         elif self.pooling == "global_average":

@@ -27,30 +27,30 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
 
 
 MEAN_BGR = (103.939, 116.779, 123.68)
-"""Mean colour of ImageNet's training pictures in Caffe's channel order (blue, green, red)."""
+"""Mean colour of ImageNet's training images in Caffe's channel order (blue, green, red)."""
 
 MEAN_RGB, DEVIATION_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of their colours, 0..1, as Torch has them."""
 
 
-def caffe(pictures: jax.Array) -> jax.Array:
+def caffe(images: jax.Array) -> jax.Array:
     """RGB -> BGR, ImageNet's mean subtracted, not scaled: AlexNet, GoogLeNet, VGG and ResNet."""
-    return jnp.flip(pictures.astype(jnp.float32), -1) - jnp.array(MEAN_BGR, jnp.float32)
+    return jnp.flip(images.astype(jnp.float32), -1) - jnp.array(MEAN_BGR, jnp.float32)
 
 
-def tf(pictures: jax.Array) -> jax.Array:
+def tf(images: jax.Array) -> jax.Array:
     """-1..1: all networks trained in TensorFlow that do not preprocess themselves, ResNetV2 the first of them."""
-    return pictures.astype(jnp.float32) / 127.5 - 1
+    return images.astype(jnp.float32) / 127.5 - 1
 
 
-def tf_128(pictures: jax.Array) -> jax.Array:
+def tf_128(images: jax.Array) -> jax.Array:
     """-1 to a little below 1: EfficientNetV2 S, M and L."""
-    return pictures.astype(jnp.float32) / 128 - 1
+    return images.astype(jnp.float32) / 128 - 1
 
 
-def torch(pictures: jax.Array) -> jax.Array:
+def torch(images: jax.Array) -> jax.Array:
     """0..1, ImageNet's mean subtracted, divided by its deviation, channel by channel: DenseNet, EfficientNet."""
-    return (pictures.astype(jnp.float32) / 255 - jnp.array(MEAN_RGB)) / jnp.array(DEVIATION_RGB)
+    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN_RGB)) / jnp.array(DEVIATION_RGB)
 
 
 PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {

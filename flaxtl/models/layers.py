@@ -31,7 +31,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding
 
 
 def _sum_over_places(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:
-    """Each place of the kernel times the picture moved by it; added up in float32, as the library does."""
+    """Each place of the kernel times the image moved by it; added up in float32, as the library does."""
     rows, columns = kernel.shape[:2]
     down, across = strides
     pads = lax.padtype_to_pads(x.shape[1:3], (rows, columns), strides, padding)

@@ -40,7 +40,7 @@ def _pair(size: Size) -> tuple[int, int]:
 class Net(Tracer):
     """One pass through a network, layer by layer.
 
-    Pictures and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid', or 'same', which
+    Images and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid', or 'same', which
     adds zeros so that the output is the input's size divided by the stride, the odd one at the bottom and right.
     """
 
@@ -208,7 +208,7 @@ class Net(Tracer):
     # ------------------------------------------------------------------ layers without parameters
 
     def pad(self, x: Value, border: Border, *, name: str = "") -> Value:
-        """Zeros around the picture (Keras' ZeroPadding2D)."""
+        """Zeros around the image (Keras' ZeroPadding2D)."""
         name = name or self._auto("zero_padding2d")
         return self._layer("pad", name, lambda x: jnp.pad(x, ((0, 0), *border, (0, 0))), x)
 
@@ -222,7 +222,7 @@ class Net(Tracer):
         return self._layer("pad", name or self._auto("zero_padding2d"), run, x)
 
     def crop(self, x: Value, border: Border, *, name: str = "") -> Value:
-        """The picture without its border (Keras' Cropping2D)."""
+        """The image without its border (Keras' Cropping2D)."""
         (top, bottom), (left, right) = border
 
         def run(x: jax.Array) -> jax.Array:
@@ -278,7 +278,7 @@ class Net(Tracer):
         return self._layer("global average pool", name, lambda x: x.mean((1, 2), keepdims=keep), x)
 
     def global_max_pool(self, x: Value, *, name: str = "") -> Value:
-        """[batch, height, width, channels] -> [batch, channels], the maximum over the picture."""
+        """[batch, height, width, channels] -> [batch, channels], the maximum over the image."""
         name = name or self._auto("global_max_pooling2d")
         return self._layer("global max pool", name, lambda x: x.max((1, 2)), x)
 

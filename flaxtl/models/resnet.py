@@ -162,7 +162,7 @@ def _row_v2(
     )
 
 
-# Sizes, counts, files and hashes: Keras' resnet.py. Accuracies: keras-applications' README, on pictures of 299 pixels.
+# Sizes, counts, files and hashes: Keras' resnet.py. Accuracies: keras-applications' README, on images of 299 pixels.
 NETWORKS_V2 = (
     _row_v2(
         50,

@@ -26,7 +26,7 @@ class ModelSpec:
     """One row of the catalog.
 
     `build` runs the layers on a Net; its third argument asks for the network's own top of 1,000 ImageNet classes.
-    `size` is the side of the square picture that the weights go with, `minimum_size` the smallest side it accepts;
+    `size` is the side of the square image that the weights go with, `minimum_size` the smallest side it accepts;
     parameter counts are those that Keras' `count_params` gives, the statistics of batch norms included; accuracies are
     ImageNet validation, one centre crop, in percent, as published. `groups` is the default rule list for freezing.
     """
@@ -81,7 +81,7 @@ def row(
     size: int = 224,
     builtin_base: str = "",
 ) -> ModelSpec:
-    """The row of a network for pictures of 32 pixels and more.
+    """The row of a network for images of 32 pixels and more.
 
     `files` and `parameters` are those with the top and those of the base, `accuracy` is (top-1, top-5) in percent.
     """

@@ -1,6 +1,6 @@
 """A run of several processes: how they find one another, agree, and end when one of them is gone.
 
-All of them run the same program on the same recipe and hold the same arrays; process 0 alone writes files and speaks.
+All of them run the same program on the same config and hold the same arrays; process 0 alone writes files and speaks.
 Of a single process everything here is true at once, and nothing waits.
 """
 

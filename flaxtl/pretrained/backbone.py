@@ -73,7 +73,7 @@ def headless_model(architecture: ModelSpec) -> Classifier:
 
 
 def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:
-    """layer -> leaf -> shape of the backbone; a classifier's own top has the shape for the published picture size."""
+    """layer -> leaf -> shape of the backbone; a classifier's own top has the shape for the published image size."""
     size = model.architecture.size
     return classifier.param_shapes(model, size, size)["backbone"]
 

@@ -12,13 +12,13 @@ from flaxtl.models.imagenet import PREPROCESSING
 from flaxtl.pretrained.merge import ExpectedShapes, LoadedLayers, ParamTree, StoredLayers, StoredTensor
 
 FLATTENED = {"fc1": 512, "fc6": 256}
-"""Layers that read a flattened picture -> its channels: of VGG, of AlexNet."""
+"""Layers that read a flattened image -> its channels: of VGG, of AlexNet."""
 
 
 def channels_last_kernel(layer: str, values: NDArray[Any]) -> NDArray[Any]:
     """(out, in, height, width) -> (height, width, in, out), and (out, in) -> (in, out); anything else as it is.
 
-    Where the inputs are a flattened picture, their order changes from channel, row, column to row, column, channel.
+    Where the inputs are a flattened image, their order changes from channel, row, column to row, column, channel.
     """
     if values.ndim == 4:
         return values.transpose(2, 3, 1, 0)

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import process_time
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import loader
 from flaxtl.pretrained.merge import StoredTensor
 
 MAX_BYTES = 768 * 2**20
@@ -131,7 +130,7 @@ def _decode(value: NDArray[Any] | h5py.Empty) -> list[str]:
 
 _REFUSED = 3  # exit code: the reason is on standard output
 _BROKEN = 1  # exit code of Python where something is wrong with the program and not with the file
-_CODE = "import sys; sys.path[:] = sys.argv[2:]; from flaxtl.pretrained import h5_trial; h5_trial.main()"
+_CODE = "import sys; sys.path[:] = sys.argv[2:]; from flaxtl.pretrained import hdf5, loader; hdf5.main(loader.read_h5)"
 
 _MEMORY = 2 * 2**30  # bytes of address space: what h5_safety.MAX_BYTES comes to in an archive, and the libraries' own
 _SECONDS = 2  # of the processor for reading a small file, which takes a hundredth of one
@@ -164,12 +163,12 @@ def trial_read(path: Path) -> None:
         raise _damaged(path)
 
 
-def main() -> None:
+def main(read: Callable[..., object]) -> None:
     """What the other process does with the file that its first argument names."""
     path = Path(sys.argv[1])
     _limit(_seconds(path))
     try:
-        loader.read_h5(path, known=(), expected={})
+        read(path, known=(), expected={})
     except Exception as error:  # also of memory
         told = error if isinstance(error, UserError) else _damaged(path)
         sys.stdout.buffer.write(os.fsencode(str(told)))

@@ -101,7 +101,7 @@ def without_normalization(layers: StoredLayers, source: Path) -> StoredLayers:
         if len(layers[layer]) != 3 or not all(map(_holds, layers[layer], KNOWN_NORMALIZATIONS)):
             mean, variance = map(list, KNOWN_NORMALIZATIONS)
             raise UserError(
-                f"{source} was trained on pictures normalised in another way: its layer {layer!r} does not hold "
+                f"{source} was trained on images normalised in another way: its layer {layer!r} does not hold "
                 f"{mean} and {variance}; take weights that were trained from Keras' published file"
             )
     return {layer: arrays for layer, arrays in layers.items() if not _NORMALIZATION_NAME.fullmatch(layer)}

@@ -18,12 +18,12 @@ from flaxtl.report.templating import load_template
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run on the pictures that all runs judged, beside the first run.
+    """One run on the images that all runs judged, beside the first run.
 
     Attributes:
         name: the run's directory, as it was given.
-        right: pictures that it answered right.
-        n: pictures that were compared.
+        right: images that it answered right.
+        n: images that were compared.
         only_first: of them, those that the first run alone of the two answered right; 0 for the first run.
         only_this: those that this run alone answered right.
     """
@@ -52,7 +52,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by the split that judges them all; `left_out` pictures are not in all runs, or not with the same label."""
+    """Runs by the split that judges them all; `left_out` images are not in all runs, or not with the same label."""
 
     split: str
     rows: Sequence[ComparedRun]
@@ -60,9 +60,9 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunRecord]) -> Comparison:
-    """Judge all runs by the pictures that they have in common.
+    """Judge all runs by the images that they have in common.
 
-    Raises UserError where a run has no predictions, or there are no such pictures.
+    Raises UserError where a run has no predictions, or there are no such images.
     """
     split = "test" if all(run.judged == "test" for run in runs) else "validation"
     answers = [_answers(run, split) for run in runs]
@@ -70,7 +70,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     same = [path for path in answers[0] if path in common and len({answer[path][0] for answer in answers}) == 1]
     if not same:
         names = " and ".join(str(run.workdir) for run in runs)
-        raise UserError(f"{names} judged no picture in common with one label; compare runs of the same pictures")
+        raise UserError(f"{names} judged no image in common with one label; compare runs of the same images")
     first = [answers[0][path][1] for path in same]
     rows = []
     for run, answer in zip(runs, answers, strict=True):
@@ -83,10 +83,10 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
 
 
 def _answers(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
-    """path -> (label, whether the answer was right) of a split's pictures."""
+    """path -> (label, whether the answer was right) of a split's images."""
     judged = run.predictions.of_split(split) if run.predictions else None
     if judged is None or not judged.paths:
-        raise UserError(f"{run.workdir} has no predictions of {split} pictures; let flaxtl train end it")
+        raise UserError(f"{run.workdir} has no predictions of {split} images; let flaxtl train end it")
     right = judged.predicted == judged.labels
     labels = (judged.classes[label] for label in judged.labels)
     return {path: (label, bool(each)) for path, label, each in zip(judged.paths, labels, right, strict=True)}
@@ -94,7 +94,7 @@ def _answers(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
 
 def comparison_table(found: Comparison) -> rich_table.Table:
     """For the console."""
-    title = f"{templating.format_count(found.rows[0].n)} {found.split} pictures"
+    title = f"{templating.format_count(found.rows[0].n)} {found.split} images"
     return table(title, ("run", *COLUMNS), [(row.name, *cells(row, found)) for row in found.rows])
 
 

@@ -28,9 +28,9 @@ def diagnose_source(source: str, near_duplicates: int, console: Console) -> Data
 
 
 def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
-    """The pictures by class and split, what would stop a run, what may spoil its result, and the outcome."""
+    """The images by class and split, what would stop a run, what may spoil its result, and the outcome."""
     if diagnosis.classes:
-        yield _pictures(diagnosis)
+        yield _images(diagnosis)
     for title, stops in (("Would stop a run", True), ("Worth a look", False)):
         rows = [
             _issue_row(kind, found) for kind, found in diagnosis.by_kind.items() if ISSUE_TYPES[kind].stops == stops
@@ -41,10 +41,10 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
 
 
 def outcome(diagnosis: DatasetReport) -> str:
-    """The result in one line: '2,570 pictures of 5 classes: nothing would stop a run'."""
-    pictures = f"{_counted(len(diagnosis.listing.found), 'picture')} of {_counted(len(diagnosis.classes), 'class')}"
+    """The result in one line: '2,570 images of 5 classes: nothing would stop a run'."""
+    images = f"{_counted(len(diagnosis.listing.found), 'image')} of {_counted(len(diagnosis.classes), 'class')}"
     found = _counted(diagnosis.stopping, "finding") if diagnosis.stopping else "nothing"
-    return f"{pictures}: {found} would stop a run"
+    return f"{images}: {found} would stop a run"
 
 
 def place(path: Path) -> str:
@@ -57,13 +57,13 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def _pictures(diagnosis: DatasetReport) -> RenderableType:
+def _images(diagnosis: DatasetReport) -> RenderableType:
     splits = tuple(diagnosis.splits)
     rows = [
         (printable(label), *(f"{diagnosis.counts[label, split]:,}" for split in splits), f"{total:,}")
         for label, total in diagnosis.classes.items()
     ]
-    return table("Pictures", ("class", *splits, "all"), screenful(rows, " classes, all in --json=FILE"))
+    return table("Images", ("class", *splits, "all"), screenful(rows, " classes, all in --json=FILE"))
 
 
 def _issue_row(kind: str, findings: Sequence[Issue]) -> tuple[str, str, str]:
@@ -139,7 +139,7 @@ def render_doctor_report(diagnosis: DatasetReport, source: str) -> str:
     """The page as text."""
     return load_template("doctor.html.jinja").render(
         source=source,
-        pictures=len(diagnosis.listing.found),
+        images=len(diagnosis.listing.found),
         classes=diagnosis.classes,
         splits=diagnosis.splits,
         counts=diagnosis.counts,
@@ -164,7 +164,7 @@ def _item(finding: Issue) -> IssueItem:
 
 
 def _thumbnail(path: Path) -> str:
-    """The picture as a data URI; '' for what is no picture."""
+    """The image as a data URI; '' for what is no image."""
     try:
         return galleries.thumbnail_of_file(path, TILE_SIZE, TILE_QUALITY)
     except UnreadableError:

@@ -1,4 +1,4 @@
-"""Small pictures that a page carries inside itself, as JPEG data URIs."""
+"""Small images that a page carries inside itself, as JPEG data URIs."""
 
 import base64
 import io
@@ -21,13 +21,13 @@ from flaxtl.report import plots
 
 
 def thumbnail_of_file(path: Path, side: int, quality: int) -> str:
-    """A picture file as a run sees it, upright and over white, at most `side` pixels long; raises UnreadableError."""
+    """An image file as a run sees it, upright and over white, at most `side` pixels long; raises UnreadableError."""
     with open_image(path, side) as image:
         return jpeg_data_uri(to_rgb(apply_exif_orientation(image)), side, quality)
 
 
 def jpeg_data_uri(image: Image.Image, side: int, quality: int) -> str:
-    """An RGB picture, which is shrunk in place to at most `side` pixels; `quality` is the JPEG's, up to 95."""
+    """An RGB image, which is shrunk in place to at most `side` pixels; `quality` is the JPEG's, up to 95."""
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality, optimize=True)
@@ -35,12 +35,12 @@ def jpeg_data_uri(image: Image.Image, side: int, quality: int) -> str:
 
 
 SIDE = 240  # pixels of the longer side: shown about 160 wide, sharp on a dense screen
-QUALITY = 78  # of the JPEG: about 8 kB a picture
+QUALITY = 78  # of the JPEG: about 8 kB an image
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture of a gallery.
+    """One image of a gallery.
 
     Attributes:
         uri: the thumbnail as a data URI; "" where there is none.
@@ -65,7 +65,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """The pictures of class `true` that were taken for class `predicted`: how many, and the most confident of them."""
+    """The images of class `true` that were taken for class `predicted`: how many, and the most confident of them."""
 
     true: str
     predicted: str
@@ -74,7 +74,7 @@ class ConfusedPair:
 
 
 def data_uri(image: Image.Image) -> str:
-    """An RGB picture at most SIDE pixels long, as a JPEG data URI."""
+    """An RGB image at most SIDE pixels long, as a JPEG data URI."""
     return jpeg_data_uri(image, SIDE, QUALITY)
 
 
@@ -92,13 +92,13 @@ def confused_pairs(predictions: Predictions, pairs: int, each: int) -> list[Conf
 
 
 def top_losses(predictions: Predictions, limit: int) -> list[Thumbnail]:
-    """The pictures with the largest loss, largest first; of those that gave their true class less than a half."""
+    """The images with the largest loss, largest first; of those that gave their true class less than a half."""
     worst, loss = classification.top_losses(predictions.probabilities, predictions.labels, limit)
     return _tiles(predictions, worst[loss > math.log(2)].tolist())
 
 
 def correct_predictions(predictions: Predictions, limit: int) -> list[Thumbnail]:
-    """One right answer of each of the first `limit` classes that have one: the picture of median confidence."""
+    """One right answer of each of the first `limit` classes that have one: the image of median confidence."""
     return _tiles(predictions, correct_rows(predictions, limit))
 
 
@@ -128,7 +128,7 @@ def label_issue_tiles(predictions: Predictions, issues: LabelIssues, limit: int)
 
 
 def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int] | None = None) -> list[Thumbnail]:
-    """The pictures in `rows`, each with its predicted class, or with that in `answers`."""
+    """The images in `rows`, each with its predicted class, or with that in `answers`."""
     loss = classification.losses(predictions.probabilities, predictions.labels)
     classes = predictions.classes
     tiles = []
@@ -151,20 +151,20 @@ def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int]
 
 
 def _thumbnail(path: Path) -> tuple[str, str]:
-    """The data URI of a picture file and "", or "" and the trouble: a report outlives its pictures."""
+    """The data URI of an image file and "", or "" and the trouble: a report outlives its images."""
     try:
         return thumbnail_of_file(path, SIDE, QUALITY), ""
     except UnreadableError as error:
         gone = isinstance(error.__cause__, FileNotFoundError)
-        return "", "picture no longer there" if gone else "picture cannot be read"
+        return "", "image no longer there" if gone else "image cannot be read"
 
 
-OPACITY = 0.6  # of the colours over the picture: both can be seen
+OPACITY = 0.6  # of the colours over the image: both can be seen
 
 
 @dataclass(frozen=True)
 class View:
-    """The heat map of class `name`, which has `probability`, over a picture.
+    """The heat map of class `name`, which has `probability`, over an image.
 
     Attributes:
         name: the class.
@@ -181,10 +181,10 @@ class View:
 
 @dataclass(frozen=True)
 class HeatmapExample:
-    """A picture as the network saw it, a JPEG data URI, and what in it speaks for the answer, and for the label.
+    """An image as the network saw it, a JPEG data URI, and what in it speaks for the answer, and for the label.
 
     Attributes:
-        uri: the picture.
+        uri: the image.
         file: the file's own name.
         place: the name with that of its folder.
         true: name of the true class.
@@ -200,7 +200,7 @@ class HeatmapExample:
 
 @dataclass(frozen=True)
 class HeatmapSection:
-    """All that are shown; `lost` pictures can no longer be read. `scale` shows the colours, from nothing to most."""
+    """All that are shown; `lost` images can no longer be read. `scale` shows the colours, from nothing to most."""
 
     layer: str
     rows: int
@@ -212,7 +212,7 @@ class HeatmapSection:
 
 
 def heatmap_section(run: RunRecord, kept: HeatmapSet | None) -> HeatmapSection | None:
-    """The heat maps that are kept, over their pictures of the judged split; None if there are none."""
+    """The heat maps that are kept, over their images of the judged split; None if there are none."""
     wanted = [(path, pair) for path, pair in gradcam.heatmap_pairs(run).items() if kept and path in kept.maps]
     if not kept or not wanted or not run.predictions:
         return None
@@ -232,7 +232,7 @@ def heatmap_section(run: RunRecord, kept: HeatmapSet | None) -> HeatmapSection |
 
 
 def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> HeatmapExample | None:
-    """None if the picture cannot be read: a report outlives its pictures."""
+    """None if the image cannot be read: a report outlives its images."""
     path = Path(predictions.paths[row])
     try:
         with open_image(path, SIDE) as image:
@@ -251,18 +251,18 @@ def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> He
     return HeatmapExample(data_uri(seen), path.name, "/".join(path.parts[-2:]), true, tuple(views))
 
 
-def overlay(picture: Image.Image, heat: Heatmaps) -> Image.Image:
-    """The picture in grey, so that its own colours are not taken for heat, under the colours of the heat map.
+def overlay(image: Image.Image, heat: Heatmaps) -> Image.Image:
+    """The image in grey, so that its own colours are not taken for heat, under the colours of the heat map.
 
-    The map is stretched over the whole picture by bicubic interpolation.
+    The map is stretched over the whole image by bicubic interpolation.
     """
-    places = Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)
+    places = Image.fromarray(heat).resize(image.size, Image.Resampling.BICUBIC)
     colours = Image.fromarray(plots.heat_colors(np.asarray(places)))
-    return Image.blend(picture.convert("L").convert("RGB"), colours, OPACITY)
+    return Image.blend(image.convert("L").convert("RGB"), colours, OPACITY)
 
 
 def strongest(heat: Heatmaps) -> str:
-    """Where in the picture the map is largest, by thirds: "the upper left", "the centre"; "" if it is 0 everywhere."""
+    """Where in the image the map is largest, by thirds: "the upper left", "the centre"; "" if it is 0 everywhere."""
     if not heat.any():
         return ""
     place = np.unravel_index(heat.argmax(), heat.shape)

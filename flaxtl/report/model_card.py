@@ -21,7 +21,7 @@ NOT_KNOWN = "not known: ask who gave them"
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of the n pictures of a class were found, and the 95 % interval of their share."""
+    """How many of the n images of a class were found, and the 95 % interval of their share."""
 
     name: str
     right: int
@@ -31,7 +31,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Mistake:
-    """`count` of the n pictures of class `true` were taken for class `predicted`."""
+    """`count` of the n images of class `true` were taken for class `predicted`."""
 
     true: str
     predicted: str
@@ -62,7 +62,7 @@ def render_model_card(run: RunRecord) -> str:
         confidence=read_confidence(run),
         label_issues=len(label_issues.find_label_issues(run.predictions).rows) if run.predictions else None,
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
-        pictures=Counter((row["label"], row["split"]) for row in run.manifest),
+        images=Counter((row["label"], row["split"]) for row in run.manifest),
         totals=Counter(row["split"] for row in run.manifest),
         licence_of_weights=licence_of_weights(run),
         licence_of_data=licence_of_data(run),
@@ -103,7 +103,7 @@ def licence_of_weights(run: RunRecord) -> str:
 
 
 def licence_of_data(run: RunRecord) -> str:
-    """Of the pictures: no source tells whose they are, but for those that flaxtl draws."""
-    if run.config.get("data", {}).get("source") == "garden":
-        return "none needed: the pictures were drawn by flaxtl"
+    """Of the images: no source tells whose they are, but for those that flaxtl draws."""
+    if run.config.get("data", {}).get("source") == "synthetic":
+        return "none needed: the images were drawn by flaxtl"
     return NOT_KNOWN

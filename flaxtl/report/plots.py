@@ -1,7 +1,7 @@
-"""Pictures of numbers, as SVG text that stands inline in a page.
+"""Images of numbers, as SVG text that stands inline in a page.
 
 Text stays text, the background is transparent, and colours are the page's own: `currentColor` for ink and the custom
-property `--accent` for what matters, so that one picture suits a light page, a dark one and paper. Pictures are drawn
+property `--accent` for what matters, so that one image suits a light page, a dark one and paper. Images are drawn
 400 units wide, about the width of a phone, so that 12 units of type remain readable there.
 """
 
@@ -93,7 +93,7 @@ def plot_confusion(matrix: classification.Matrix, classes: Sequence[str]) -> str
     of their share of the row, so that an error of 2 % can still be seen.
     """
     right, wrong, total = int(np.trace(matrix)), classification.errors(matrix), int(matrix.sum())
-    title = "No pictures"
+    title = "No images"
     if total:
         title = f"Accuracy {100 * right / total:.2f} %, {wrong:,} error{'s' if wrong != 1 else ''} in {total:,}"
     shown = classification.most_mistaken(matrix, NAMED_CLASSES)
@@ -147,7 +147,7 @@ def plot_reliability(before: Reliability, after: Reliability | None) -> str:
 
 
 def plot_risk_coverage(curve: RiskCoverage) -> str:
-    """Accuracy of the answers against the share of pictures that are answered, the surest first, as SVG."""
+    """Accuracy of the answers against the share of images that are answered, the surest first, as SVG."""
     n = int(curve.answered[-1])
     points = np.unique(np.linspace(0, len(curve.answered) - 1, CURVE_POINTS).round().astype(np.int64))
     answered, right = curve.answered[points], curve.right[points]
@@ -157,11 +157,11 @@ def plot_risk_coverage(curve: RiskCoverage) -> str:
         axes.plot(answered / n, right / answered, color=ACCENT, linewidth=2, marker=marker, markersize=4, clip_on=False)
         axes.set_xlim(0, 1)
         _limit(axes, right / answered, "accuracy")
-        axes.set_xlabel("pictures answered")
+        axes.set_xlabel("images answered")
         axes.set_ylabel("right")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         _grid(axes, percent=True)
-        return _svg(figure, f"Accuracy against the share of {n:,} pictures answered")
+        return _svg(figure, f"Accuracy against the share of {n:,} images answered")
 
 
 def plot_metric_vs_setting(setting: str, values: Sequence[str], lines: Sequence[Line]) -> str:
@@ -340,13 +340,13 @@ def _svg(figure: Figure, description: str) -> str:
     """The figure as one <svg> element that scales with its container and has a description for screen readers."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # ids are hashed with the description, so that two pictures on a page do not share them
+    # ids are hashed with the description, so that two images on a page do not share them
     with mpl.rc_context({"svg.hashsalt": description}):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     needed = set(re.findall(r"#([\w.]+)", svg))
-    # ids count up from 1 in every picture; only those that are referred to are unique, and needed
+    # ids count up from 1 in every image; only those that are referred to are unique, and needed
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in needed else "", svg)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would style the whole page
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

@@ -31,17 +31,17 @@ from flaxtl.train.setup import RunSetup
 Sample = tuple[Image.Image, list[Image.Image]]
 
 
-def augmented_samples(setup: RunSetup, pictures: int = 5, each: int = 5) -> list[Sample]:
-    """The first training picture of up to `pictures` classes, each as the first `each` passes would augment it.
+def augmented_samples(setup: RunSetup, images: int = 5, each: int = 5) -> list[Sample]:
+    """The first training image of up to `images` classes, each as the first `each` passes would augment it.
 
-    Empty if no phase augments. What can no longer be read is left out: a report outlives its pictures.
+    Empty if no phase augments. What can no longer be read is left out: a report outlives its images.
     """
     if not any(phase.augment for phase in setup.phases):
         return []
     examples = setup.manifest.of_split("train")
     firsts = {example.label: number for number, example in reversed(list(enumerate(examples)))}
     samples = (
-        _sample(setup, Path(examples[firsts[label]].path), firsts[label], each) for label in sorted(firsts)[:pictures]
+        _sample(setup, Path(examples[firsts[label]].path), firsts[label], each) for label in sorted(firsts)[:images]
     )
     return [sample for sample in samples if sample]
 
@@ -57,7 +57,7 @@ def _sample(setup: RunSetup, path: Path, index: int, each: int) -> Sample | None
         random, jnp.broadcast_to(original, (each, *original.shape)), setup.augmentation
     )
     pixels = np.asarray(changed.round().clip(0, 255), np.uint8)
-    return Image.fromarray(original), [Image.fromarray(picture) for picture in pixels]
+    return Image.fromarray(original), [Image.fromarray(image) for image in pixels]
 
 
 PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails
@@ -79,7 +79,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """What the predictions of the judged split show; `shown` is the number of classes in the picture of the matrix."""
+    """What the predictions of the judged split show; `shown` is the number of classes in the image of the matrix."""
 
     matrix: Markup
     balanced_accuracy: float
@@ -102,7 +102,7 @@ class CalibrationSection:
 
 @dataclass(frozen=True)
 class LabelSection:
-    """The labels that look wrong: how many of n pictures' of which splits, and the most suspicious of them."""
+    """The labels that look wrong: how many of n images' of which splits, and the most suspicious of them."""
 
     count: int
     n: int
@@ -117,7 +117,7 @@ def write_report(
 
     Args:
         workdir: a run directory, of a finished run or of one under way.
-        augmented: pairs of an original picture and samples of its augmentation, to be shown side by side.
+        augmented: pairs of an original image and samples of its augmentation, to be shown side by side.
 
     Returns:
         The page, workdir/report/index.html, one self-contained file.
@@ -161,8 +161,8 @@ def render_report(run: RunRecord, augmented: Sequence[tuple[PIL.Image.Image, Seq
             (galleries.data_uri(one), [galleries.data_uri(sample) for sample in many]) for one, many in augmented
         ],
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
-        pictures=Counter((row["label"], row["split"]) for row in run.manifest),
-        recipe=json.dumps(run.config, indent=2, ensure_ascii=False),
+        images=Counter((row["label"], row["split"]) for row in run.manifest),
+        config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )
 
 
@@ -200,7 +200,7 @@ def calibration_section(run: RunRecord) -> CalibrationSection | None:
 
 
 def label_section(run: RunRecord) -> LabelSection | None:
-    """The labels to be checked among the pictures that were predicted; None when there are none."""
+    """The labels to be checked among the images that were predicted; None when there are none."""
     predictions = run.predictions
     if not predictions:
         return None
@@ -214,7 +214,7 @@ def label_section(run: RunRecord) -> LabelSection | None:
 
 
 def _worst_first(rows: list[ClassRow]) -> list[ClassRow]:
-    """Of more than FOLDED classes those of the lowest recall first, and those without pictures last; else unchanged."""
+    """Of more than FOLDED classes those of the lowest recall first, and those without images last; else unchanged."""
     if len(rows) <= FOLDED:
         return rows
     return sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))

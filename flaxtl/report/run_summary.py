@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Headline:
-    """The result in one line: `right` of `n` pictures of a split, an accuracy in [0, 1] and its 95 % interval."""
+    """The result in one line: `right` of `n` images of a split, an accuracy in [0, 1] and its 95 % interval."""
 
     split: str
     accuracy: float
@@ -61,14 +61,14 @@ def _headline(split: str, right: int, n: int) -> Headline | None:
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """Terms and values of the line of facts below the headline."""
     data, model = run.config.get("data", {}), run.config.get("model", {})
-    network = str(model.get("name", "–")) + (f" up to {model['stop']}" if model.get("stop") else "")
+    network = str(model.get("name", "–")) + (f" up to {model['output_layer']}" if model.get("output_layer") else "")
     devices: Counter[str] = Counter(run.summary.get("devices", []))
     return [
         ("Network", network),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
         ("Weights", str(run.summary.get("weights", {}).get("origin", "–"))),
         ("Classes", format_count(len(run.classes))),
-        ("Pictures", format_count(len(run.manifest)) if run.manifest else "–"),
+        ("Images", format_count(len(run.manifest)) if run.manifest else "–"),
         ("Seed", str(run.config.get("seed", "–"))),
         ("Wall time", format_duration(run.summary.get("wall_seconds"))),
         ("Devices", ", ".join(f"{n} × {kind}" for kind, n in devices.items()) or "–"),
@@ -76,7 +76,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def phase_rows(run: RunRecord) -> list[PhaseRow]:
-    """The phases in the recipe's order: as summed up, else as far as the epochs tell, else as planned."""
+    """The phases in the config's order: as summed up, else as far as the epochs tell, else as planned."""
     rows = []
     for name in run.config.get("phases", []):
         plan, done = run.config.get(name, {}), run.summary.get("phases", {}).get(name, {})

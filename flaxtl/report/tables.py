@@ -1,4 +1,4 @@
-"""Networks as tables of layers: a published network, a recipe's network."""
+"""Networks as tables of layers: a published network, a config's network."""
 
 import math
 import sys
@@ -26,7 +26,7 @@ from flaxtl.train.setup import ModelInfo, build_model
 
 
 def pretrained_summary(name: str) -> tuple[Table, str]:
-    """The layers of a published network with its ImageNet top, at its own picture size, and its totals."""
+    """The layers of a published network with its ImageNet top, at its own image size, and its totals."""
     architecture = registry.get_spec(name)
     model, size = Classifier(architecture), architecture.size
     shapes = classifier.param_shapes(model, size, size)["backbone"]
@@ -51,7 +51,7 @@ def _published_totals(architecture: ModelSpec, shapes: Mapping[str, Mapping[str,
 
 
 def config_summary(config: Any) -> tuple[Table, str]:
-    """The layers of a recipe's network with their groups and the phases in which they learn, and totals."""
+    """The layers of a config's network with their groups and the phases in which they learn, and totals."""
     classes = tuple(config.data.classes) or sources.open_source(config.data.source, fileio.cache_dir("data")).classes
     net = build_model(config, len(classes))
     phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.cut_groups)
@@ -157,7 +157,7 @@ def _spelled(top: str | None, base: str | None) -> str:
 def split_into_folders(
     source: str, output: Path, fractions: str, seed: int, near_duplicates: int, link: bool, console: Console
 ) -> Table:
-    """As `split_files.write_folders`; what the user should know goes to `console`. Returns pictures by class, split."""
+    """As `split_files.write_folders`; what the user should know goes to `console`. Returns images by class, split."""
     parts = split_writer.fractions_of(fractions)
     listing = base.open_source(source, fileio.cache_dir("data"))
     with progress_bar(console, "splitting", 2 * len(listing.found)) as advance:
@@ -175,7 +175,7 @@ def split_into_folders(
 
 
 def split_into_folds(source: str, output: Path, k: int, seed: int, near_duplicates: int, console: Console) -> Table:
-    """As `split_files.write_folds`; what the user should know goes to `console`. Returns pictures by class and fold."""
+    """As `split_files.write_folds`; what the user should know goes to `console`. Returns images by class and fold."""
     listing = base.open_source(source, fileio.cache_dir("data"))
     with progress_bar(console, "splitting", len(listing.found)) as advance:
         counts = split_writer.write_folds(
@@ -197,4 +197,4 @@ def _split_table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Tab
     classes = sorted({label for label, _ in counts})
     cells = [row(label, [counts[label, split] for split in splits]) for label in classes]
     totals = row("all", [sum(counts[label, split] for label in classes) for split in splits])
-    return table("Pictures", ("class", *splits, "all"), [*screenful(cells, " classes"), totals])
+    return table("Images", ("class", *splits, "all"), [*screenful(cells, " classes"), totals])

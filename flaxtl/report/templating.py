@@ -55,15 +55,19 @@ def two_digits(rate: float) -> float:
 
 
 FILTERS = {
-    function.__name__: function
-    for function in (format_percent, format_threshold, format_points, format_count, format_duration, format_lr)
+    "percent": format_percent,
+    "threshold": format_threshold,
+    "points": format_points,
+    "count": format_count,
+    "duration": format_duration,
+    "rate": format_lr,
 }
 """By the names that templates call them."""
 
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}  # not escaped by a backslash: what knows no Markdown shows HTML
 _PUNCTUATION = re.compile(r"[\\`*_\[\]|~$#!]|:(?=//)|(?<=www)\.")
-"""What forms emphasis, code, links, pictures, cells, formulas and headings, and what makes a link of an address."""
+"""What forms emphasis, code, links, images, cells, formulas and headings, and what makes a link of an address."""
 
 
 def markdown_text(value: str) -> Markup:

@@ -1,4 +1,4 @@
-"""The splits of a manifest as decoded pictures, in memory or in a file."""
+"""The splits of a manifest as decoded images, in memory or in a file."""
 
 import hashlib
 import shutil
@@ -22,11 +22,11 @@ from flaxtl.parallel import devices
 from flaxtl.train.feature_cache import VIEWS_DTYPE, AugmentedViews, CutLayers, SplitData
 from flaxtl.train.setup import RunSetup, build_setup
 
-_LISTED = 10  # left-out pictures that are named on the console; summary.json names all
+_LISTED = 10  # left-out images that are named on the console; summary.json names all
 
 
 class DecodedSplits(NamedTuple):
-    """A setup whose manifest lists readable pictures only, these by split, and path -> reason of those left out."""
+    """A setup whose manifest lists readable images only, these by split, and path -> reason of those left out."""
 
     setup: RunSetup
     inputs: dict[str, SplitData]
@@ -34,9 +34,9 @@ class DecodedSplits(NamedTuple):
 
 
 def load_splits(setup: RunSetup, splits: Sequence[str], console: Console, *, may_skip: bool) -> DecodedSplits:
-    """Decode every picture of `splits`.
+    """Decode every image of `splits`.
 
-    One error lists every picture, of all splits, that cannot be read; unless the recipe says that they be skipped and
+    One error lists every image, of all splits, that cannot be read; unless the config says that they be skipped and
     it `may_skip`: then they leave the manifest, before any step is made.
     """
     examples = [example for split in splits for example in setup.manifest.of_split(split)]
@@ -49,39 +49,39 @@ def load_splits(setup: RunSetup, splits: Sequence[str], console: Console, *, may
     for split in splits:
         members = setup.manifest.of_split(split)
         part = slice(first, first + len(members))
-        inputs[split] = _inputs(setup, split, _pictures(setup, members, decoded, part))
+        inputs[split] = _inputs(setup, split, _images(setup, members, decoded, part))
         first = part.stop
     return DecodedSplits(setup, inputs, skipped)
 
 
 def decode_examples(setup: RunSetup, examples: Sequence[Example], console: Console) -> ImageSet:
-    """Decode pictures that need not be the run's own; one error lists those that cannot be read."""
+    """Decode images that need not be the run's own; one error lists those that cannot be read."""
     decoded, _ = _decode(setup, examples, console, skip=False)
-    return _pictures(setup, examples, decoded, slice(None))
+    return _images(setup, examples, decoded, slice(None))
 
 
 def features_directory(setup: RunSetup) -> Path:
-    """Where the outputs of frozen layers are kept: the recipe's folder, or one in the run directory."""
-    return Path(setup.config.features.directory or setup.workdir / "features")
+    """Where the outputs of frozen layers are kept: the config's folder, or one in the run directory."""
+    return Path(setup.config.feature_cache.dir or setup.workdir / "features")
 
 
 def tidy(setup: RunSetup) -> None:
-    """Remove what only a resume could use: decoded pictures, and features that are the run's own."""
+    """Remove what only a resume could use: decoded images, and features that are the run's own."""
     shutil.rmtree(_store_directory(setup).parent, ignore_errors=True)
-    if not setup.config.features.directory:
+    if not setup.config.feature_cache.dir:
         shutil.rmtree(features_directory(setup), ignore_errors=True)
 
 
 def _store_directory(setup: RunSetup) -> Path:
     """Each process has its own: it waits for no other, and what it needs may lie on a disk of its own."""
-    return setup.workdir / "pictures" / str(jax.process_index())
+    return setup.workdir / "images" / str(jax.process_index())
 
 
 def _tell(skipped: Mapping[str, str], n: int, console: Console) -> None:
     named = ", ".join(f"{path} ({reason})" for path, reason in list(skipped.items())[:_LISTED])
     more = f" and {len(skipped) - _LISTED} more (all in summary.json)" if len(skipped) > _LISTED else ""
     console.print(
-        f"{len(skipped)} of {n} pictures cannot be read and are left out: {named}{more}",
+        f"{len(skipped)} of {n} images cannot be read and are left out: {named}{more}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -91,7 +91,7 @@ def _tell(skipped: Mapping[str, str], n: int, console: Console) -> None:
 def _decode(
     setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> tuple[ImagePixels | ArrayStore, dict[int, str]]:
-    """The readable pictures in their order, and why the others, by index, are not; these are an error unless `skip`."""
+    """The readable images in their order, and why the others, by index, are not; these are an error unless `skip`."""
     n, height, width = len(examples), setup.resize.height, setup.resize.width
     way = setup.config.data.pipeline
     if way == "auto":
@@ -107,10 +107,10 @@ def _decode(
 def _decode_to_file(
     setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> tuple[ArrayStore, dict[int, str]]:
-    """As `_decode`; the file is named after its pictures, and read again by a resumed run."""
+    """As `_decode`; the file is named after its images, and read again by a resumed run."""
     if (kept := _stored(setup, examples)) is not None:
         return kept, {}
-    shutil.rmtree(_store_directory(setup), ignore_errors=True)  # pictures of another manifest
+    shutil.rmtree(_store_directory(setup), ignore_errors=True)  # images of another manifest
     with _new_store(setup, examples) as fresh:
         bad = _fill(fresh, setup, examples, console, skip=skip)
         readable = [example for index, example in enumerate(examples) if index not in bad]
@@ -130,7 +130,7 @@ def _fill(
 ) -> dict[int, str]:
     paths = [Path(example.path) for example in examples]
     with make_progress(console) as progress:
-        task = progress.add_task("decoding pictures", total=len(paths))
+        task = progress.add_task("decoding images", total=len(paths))
         bad = decode_into(rows, paths, setup.resize, lambda done: progress.update(task, completed=done))
     if not skip:
         raise_unreadable(paths, bad)
@@ -150,31 +150,31 @@ def _file(setup: RunSetup, examples: Sequence[Example]) -> Path:
 
 
 def _digest(resize: Resize, examples: Sequence[Example]) -> str:
-    """Tells the decoded pictures of these files from all others."""
+    """Tells the decoded images of these files from all others."""
     parts = [__version__, str(resize), *(example.sha256 for example in examples)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _pictures(setup: RunSetup, examples: Sequence[Example], decoded: ImagePixels | ArrayStore, part: slice) -> ImageSet:
+def _images(setup: RunSetup, examples: Sequence[Example], decoded: ImagePixels | ArrayStore, part: slice) -> ImageSet:
     labels = setup.manifest.labels(examples)
     if isinstance(decoded, ArrayStore):
         return StoredImages(decoded.part(part), labels, _digest(setup.resize, examples))
     return MemoryImages(decoded[part], labels)
 
 
-def _inputs(setup: RunSetup, split: str, pictures: ImageSet) -> SplitData:
-    """Training pictures are needed from the cuts of phases, augmented or not; the others, clean, from every cut."""
+def _inputs(setup: RunSetup, split: str, images: ImageSet) -> SplitData:
+    """Training images are needed from the cuts of phases, augmented or not; the others, clean, from every cut."""
     config = setup.config
-    views = AugmentedViews(VIEWS_DTYPE, config.features.views, config.seed, setup.augmentation)
+    views = AugmentedViews(VIEWS_DTYPE, config.feature_cache.views, config.seed, setup.augmentation)
     augmented = [phase for phase in setup.phases if split == "train" and phase.augment]
     clean = [phase for phase in setup.phases if phase not in augmented]
     return SplitData(
         model=setup.network.model,
         layers=setup.network.layers,
         mesh=setup.mesh,
-        pictures=pictures,
+        images=images,
         cuts=[phase.cut for phase in clean if phase.cut],
         directory=features_directory(setup),
-        batch=config.batch,
+        batch=config.batch_size,
         augmented=CutLayers([phase.cut for phase in augmented if phase.cut], views) if views.n else None,
     )

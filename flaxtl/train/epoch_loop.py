@@ -215,7 +215,7 @@ class EpochLoop:
             "validation_balanced_accuracy": validated.balanced_accuracy,
             "rates": phase.rates(epoch * phase.steps_per_epoch, float(state.scale)),
         }
-        value = float(row[phase.metric])
+        value = float(row[phase.monitor])
         if phase.better(value, progress.memory.best_value):
             # A copy: the next step is given the state's own buffers and overwrites them.
             return PhaseProgress(state, jax.tree.map(jnp.copy, state.kept), EarlyStopping(epoch, value, epoch)), row
@@ -229,7 +229,7 @@ class EpochLoop:
             return state
         scale = float(state.scale) * phase.plateau_factor
         self._log.say(
-            f"{phase.name}: {phase.metric} has not got better since epoch {memory.best_epoch}; "
+            f"{phase.name}: {phase.monitor} has not got better since epoch {memory.best_epoch}; "
             f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
         )
         return state._replace(scale=devices.replicate(jnp.float32(scale), self._setup.mesh))
@@ -243,7 +243,7 @@ class EpochLoop:
                 self._interruption.stop()
 
         found = evaluate_metrics(
-            leg.eval_step, leg.way.frozen | state.kept, leg.validation, self._setup.config.batch, pause
+            leg.eval_step, leg.way.frozen | state.kept, leg.validation, self._setup.config.batch_size, pause
         )
         if not math.isfinite(found.loss):
             raise UserError(
@@ -261,10 +261,10 @@ class EpochLoop:
         train = self._setup.manifest.of_split("train")
         paths = [train[index].path for index in self._setup.order().batch(failed).indices]
         where = {"phase": self._phase.name, "epoch": progress.memory.epoch + 1, "step": failed}
-        run_dir.update_summary(self._setup.workdir, not_finite={**where, "pictures": paths})
+        run_dir.update_summary(self._setup.workdir, not_finite={**where, "images": paths})
         raise UserError(
             f"the loss or a gradient is no finite number in phase {where['phase']}, epoch {where['epoch']}, step "
-            f"{failed}, on the pictures {', '.join(paths)}; the state before that step is in "
+            f"{failed}, on the images {', '.join(paths)}; the state before that step is in "
             f"{self._setup.workdir / 'checkpoints' / 'latest'}; {self._cure()}"
         )
 

@@ -1,4 +1,4 @@
-"""The frozen prefix of a network, run over pictures or augmented views of them into files."""
+"""The frozen prefix of a network, run over images or augmented views of them into files."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,14 +38,14 @@ Item = TypeVar("Item")
 
 VIEWS_DTYPE = np.dtype(jnp.bfloat16)
 """Of stored views: half the memory of float32, for its range. VGG16, which is fed with grey levels, has outputs of up
-to 19,900 on 40 pictures of flowers (block3_pool); float16 ends at 65,504. What is rounded off is at most 1/256."""
+to 19,900 on 40 images of flowers (block3_pool); float16 ends at 65,504. What is rounded off is at most 1/256."""
 
 
 class AugmentedViews(NamedTuple):
-    """In how many ways each picture is looked at, and how what comes of it is stored.
+    """In how many ways each image is looked at, and how what comes of it is stored.
 
-    View v of picture i is what the step itself would make of it in pass v, with the same seed. Without augmentation
-    there is one view, the picture as it is.
+    View v of image i is what the step itself would make of it in pass v, with the same seed. Without augmentation
+    there is one view, the image as it is.
     """
 
     dtype: np.dtype[Any]
@@ -64,7 +64,7 @@ class FeatureExtractor(NamedTuple):
     def fill(
         self,
         files: Mapping[str, FeatureFile],
-        pictures: ImageSet,
+        images: ImageSet,
         views: AugmentedViews,
         batch: int,
         advance: Callable[[int], None],
@@ -74,7 +74,7 @@ class FeatureExtractor(NamedTuple):
         One pass serves them all; it goes on where an earlier one was ended. All processes compute, the first writes.
         `advance` is called with numbers of rows done.
         """
-        n, folder = len(pictures) * views.n, next(iter(files.values())).path.parent
+        n, folder = len(images) * views.n, next(iter(files.values())).path.parent
         with ExitStack() as stack:
             drafts = (
                 {cut: stack.enter_context(ArrayStoreWriter(file)) for cut, file in files.items()}
@@ -89,7 +89,7 @@ class FeatureExtractor(NamedTuple):
             check_feature_space(folder, sum((n - done[cut]) * file.row_bytes for cut, file in files.items()))
             first = min(done.values())
             advance(first)
-            for outputs, real in _one_behind(self._outputs(tuple(files), pictures, views, batch, first)):
+            for outputs, real in _one_behind(self._outputs(tuple(files), images, views, batch, first)):
                 for cut, draft in drafts.items():
                     draft.put(first, np.asarray(outputs[cut])[real])
                 advance(int(real.sum()))
@@ -97,15 +97,15 @@ class FeatureExtractor(NamedTuple):
         processes.barrier("the files of features are complete")
 
     def _outputs(
-        self, cuts: tuple[str, ...], pictures: ImageSet, views: AugmentedViews, batch: int, first: int
+        self, cuts: tuple[str, ...], images: ImageSet, views: AugmentedViews, batch: int, first: int
     ) -> Iterator[tuple[dict[str, jax.Array], npt.NDArray[np.bool_]]]:
         """Of each batch of rows from `first` on, by layer, with the mask of those that do not pad it."""
 
         split = devices.batch_sharding(self.mesh)
         compiled = _program(self.model, self.mesh, cuts, views)
-        for places, real in padded_batches(len(pictures) * views.n - first, batch):
+        for places, real in padded_batches(len(images) * views.n - first, batch):
             indices, passes = np.divmod(first + places, np.int32(views.n))
-            given = (processes.put_global(part, split) for part in (pictures.read(indices), passes, indices))
+            given = (processes.put_global(part, split) for part in (images.read(indices), passes, indices))
             yield compiled(self.parameters, *given), real
 
 
@@ -113,7 +113,7 @@ class FeatureExtractor(NamedTuple):
 def _program(
     model: Classifier, mesh: Mesh, cuts: tuple[str, ...], views: AugmentedViews
 ) -> Callable[..., dict[str, jax.Array]]:
-    """(parameters, pictures [batch, ...], passes [batch], indices [batch]) -> outputs by layer, for any split."""
+    """(parameters, images [batch, ...], passes [batch], indices [batch]) -> outputs by layer, for any split."""
 
     def run(parameters: FlatParams, seen: jax.Array, passes: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
         if views.augmentation is not None:
@@ -139,7 +139,7 @@ ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class CutLayers(NamedTuple):
-    """Layers that phases start from, and in which views the pictures come there."""
+    """Layers that phases start from, and in which views the images come there."""
 
     layers: Sequence[str]
     views: AugmentedViews
@@ -155,10 +155,10 @@ def param_digests(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
 
 
 class SplitData:
-    """The decoded pictures of one split, and what the frozen prefix makes of them.
+    """The decoded images of one split, and what the frozen prefix makes of them.
 
-    `cuts` are the layers that the run's phases start from: one pass over the pictures serves them all. `augmented` are
-    those of phases that learn from a few augmented views of each picture.
+    `cuts` are the layers that the run's phases start from: one pass over the images serves them all. `augmented` are
+    those of phases that learn from a few augmented views of each image.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class SplitData:
         model: Classifier,
         layers: Sequence[Layer],
         mesh: Mesh,
-        pictures: ImageSet,
+        images: ImageSet,
         cuts: Sequence[str],
         directory: Path,
         batch: int,
@@ -178,27 +178,27 @@ class SplitData:
         self._order = list(self._shapes)
         self._clean = CutLayers(cuts, AugmentedViews(np.dtype(model.dtype)))
         self._augmented = augmented
-        self._pictures = pictures
+        self._images = images
         self._held: dict[Path, jax.Array] = {}
         self._pixels = 0
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self._pictures)
+        """Number of images."""
+        return len(self._images)
 
     @property
     def digest(self) -> str:
-        """Tells the pictures from all others."""
-        return self._pictures.digest
+        """Tells the images from all others."""
+        return self._images.digest
 
     @property
     def held_bytes(self) -> int:
         """How much of each device's memory is taken."""
         return self._pixels + sum(array.nbytes for array in self._held.values())
 
-    def pictures(self) -> Loader:
-        """The pictures themselves."""
-        feed = self._pictures.feed(self._mesh)
+    def images(self) -> Loader:
+        """The images themselves."""
+        feed = self._images.feed(self._mesh)
         if isinstance(feed, DeviceLoader):
             self._pixels = feed.data.inputs.nbytes  # they stay
         self._held = {}
@@ -212,7 +212,7 @@ class SplitData:
         return self._feed(self._clean, cut, parameters, progress, beside)
 
     def views(self, cut: str, parameters: FlatParams, progress: ProgressFn, beside: int = 0) -> Loader:
-        """The outputs of layer `cut` for augmented views of each picture, a pass over the pictures a view.
+        """The outputs of layer `cut` for augmented views of each image, a pass over the images a view.
 
         After as many passes the views come again. They are computed and kept as `features` are.
         """
@@ -222,7 +222,7 @@ class SplitData:
     def _feed(self, cuts: CutLayers, cut: str, parameters: FlatParams, progress: ProgressFn, beside: int) -> Loader:
         digests = param_digests({path: value for path, value in parameters.items() if path.startswith("backbone/")})
         files = {name: self._file(cuts, name, digests) for name in self._sorted(cuts.layers)}
-        file, labels, count = files[cut], self._pictures.labels, cuts.views.n
+        file, labels, count = files[cut], self._images.labels, cuts.views.n
         self._held = {path: array for path, array in self._held.items() if path == file.path}
         if not self._held:
             self._fill(files, cut, cuts.views, parameters, progress)
@@ -250,12 +250,12 @@ class SplitData:
         title = f"up to {cut}" if views.augmentation is None else f"in {views.n} views up to {cut}"
         with progress(title, len(self) * views.n) as advance:
             FeatureExtractor(self._model, self._mesh, parameters).fill(
-                missing, self._pictures, views, self._batch, advance
+                missing, self._images, views, self._batch, advance
             )
         if processes.any_process(files[cut].mapped() is None):
             raise UserError(
                 f"not every process finds the features that the first wrote to {self._directory}; "
-                "let features.directory be a folder that all of them share"
+                "let feature_cache.dir be a folder that all of them share"
             )
 
     def _fits(self, file: FeatureFile, beside: int) -> bool:
@@ -275,7 +275,7 @@ class SplitData:
         parts = [
             __version__,
             jax.default_backend(),
-            self._pictures.digest,
+            self._images.digest,
             model.architecture.name,
             str(model.dtype),
             cut,

@@ -1,4 +1,4 @@
-"""Where a phase begins: its pictures, and the network that the phases before it have left, or the pretrained one."""
+"""Where a phase begins: its images, and the network that the phases before it have left, or the pretrained one."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -40,9 +40,9 @@ class PhaseStart(NamedTuple):
 
 
 def load_phase_start(config: Any, workdir: Path, name: str | None, console: Console) -> PhaseStart:
-    """The recipe's phase of that name, its first one without, as it would begin in `workdir`; nothing is written there.
+    """The config's phase of that name, its first one without, as it would begin in `workdir`; nothing is written there.
 
-    Pictures, as in a run, and features aside. Raises UserError for a phase whose predecessors were not trained in
+    Images, as in a run, and features aside. Raises UserError for a phase whose predecessors were not trained in
     `workdir`, and where these, or what all phases share, have other settings there.
     """
     number = _number(config, name)
@@ -161,7 +161,7 @@ class LrCurve(NamedTuple):
 def rising(
     settings: Mapping[str, Any], split: ParamGroups, rates: npt.NDArray[np.float64]
 ) -> optax.GradientTransformation:
-    """The recipe's optimizer, step k at rates[k] for the fastest group; the others keep their ratios to it."""
+    """The config's optimizer, step k at rates[k] for the fastest group; the others keep their ratios to it."""
     fastest = max(split.rates.values())
 
     def scheduled(rate: float) -> Rate:

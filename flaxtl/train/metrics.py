@@ -22,7 +22,7 @@ def class_weights(setting: str, classes: Sequence[str], labels: npt.NDArray[np.i
       setting: 'none'; 'balanced', which weighs a class by n / (classes * n of the class), so that every class counts
         the same in a pass over the data; or factors by class name, "{'daisy': 2.0}", 1 where a class is not named (as
         Keras' `class_weight`).
-      classes: class names; labels: class indices of the training pictures, int32 [n].
+      classes: class names; labels: class indices of the training images, int32 [n].
 
     Raises UserError for another setting, an unknown class or a factor that is no number of 0 or more.
     """
@@ -96,7 +96,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 def batch_metrics(logits: jax.Array, labels: jax.Array, real: jax.Array, losses: jax.Array | None = None) -> MetricSums:
     """Totals of a batch; `real` [batch] is False for padding.
 
-    `losses` [batch] stand for the cross-entropy where an example's loss is another, as that of mixed pictures is.
+    `losses` [batch] stand for the cross-entropy where an example's loss is another, as that of mixed images is.
     """
     classes = logits.shape[-1]
     losses = cross_entropy(logits, labels) if losses is None else losses

@@ -14,7 +14,7 @@ from flaxtl.train.param_groups import ParamGroups
 Rate = Callable[[jax.Array], jax.Array]
 
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
-"""optax optimizers that a recipe may name, beside Keras' `nadam`."""
+"""optax optimizers that a config may name, beside Keras' `nadam`."""
 
 SCHEDULES = ("constant", "cosine", "linear", "step", "plateau")
 
@@ -84,7 +84,7 @@ def schedule(name: str, rate: float, steps: int, warmup: int) -> Rate:
 
 
 def optimizer_factory(settings: Mapping[str, Any]) -> Callable[[Rate], optax.GradientTransformation]:
-    """Learning rate -> optimizer, for a recipe's `optimizer` settings (a name and its keyword arguments).
+    """Learning rate -> optimizer, for a config's `optimizer` settings (a name and its keyword arguments).
 
     Raises UserError for an optimizer or an argument that does not exist.
     """

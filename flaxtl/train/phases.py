@@ -32,7 +32,7 @@ SHARES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 """Settings of a phase that are fractions: which ones they may be, in a test and in words."""
 
 FEATURE_CACHE_BYTES = 8 * 2**30
-"""How large the outputs of a frozen prefix may be, for one view of each training picture."""
+"""How large the outputs of a frozen prefix may be, for one view of each training image."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Phase:
     plateau_patience: int
     warmup_steps: int
     ema: float
-    metric: str
+    monitor: str
     patience: int
     first_step: int
     cut: str | None
@@ -83,7 +83,7 @@ class Phase:
         """Whether `value` of the phase's metric beats the best so far."""
         if best is None:
             return True
-        return value > best if HIGHER_IS_BETTER[self.metric] else value < best
+        return value > best if HIGHER_IS_BETTER[self.monitor] else value < best
 
     def lowers(self, waited: int) -> bool:
         """Whether the rates fall after the `waited`-th epoch since the best one.
@@ -114,22 +114,22 @@ def build_phases(
     n_train: int,
     cut_groups: Collection[str] = (),
 ) -> tuple[Phase, ...]:
-    """The recipe's phases in order, checked; `n_train` is the number of training pictures.
+    """The config's phases in order, checked; `n_train` is the number of training images.
 
-    The rates of `cut_groups`, which model.stop leaves without parameters, are passed over.
+    The rates of `cut_groups`, which model.output_layer leaves without parameters, are passed over.
     """
     optimizer_factory(
         config.optimizer
     )  # made anew by each phase; here a misspelt one is found before anything is computed
-    if config.batch < 1:
-        raise UserError(f"batch is {config.batch}; a batch holds at least one picture")
+    if config.batch_size < 1:
+        raise UserError(f"batch is {config.batch_size}; a batch holds at least one image")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing is {config.label_smoothing:g}; it is a share, from 0 to below 1")
     backbone = [layer.name for layer in layers if layer.section == "backbone"]
     phases: list[Phase] = []
     for name in config.phases:
         if name not in config:
-            raise UserError(f"phases names {name!r}, but the recipe has no settings c.{name}")
+            raise UserError(f"phases names {name!r}, but the config has no settings c.{name}")
         settings = config[name]
         rates = _rates(config, model, settings.lr)
         split = param_groups.make_param_groups(
@@ -142,7 +142,7 @@ def build_phases(
                 name=name,
                 epochs=_at_least(1, name, "epochs", settings.epochs),
                 steps_per_epoch=_at_least(0, name, "steps_per_epoch", settings.steps_per_epoch)
-                or -(-n_train // config.batch),
+                or -(-n_train // config.batch_size),
                 augment=bool(settings.augment),
                 split=split,
                 schedule=_known(name, "schedule", settings.schedule, SCHEDULES),
@@ -150,7 +150,7 @@ def build_phases(
                 plateau_patience=_at_least(1, name, "plateau_patience", settings.plateau_patience),
                 warmup_steps=_at_least(0, name, "warmup_steps", settings.warmup_steps),
                 ema=_share(name, "ema", settings),
-                metric=_known(name, "metric", settings.metric, tuple(HIGHER_IS_BETTER)),
+                monitor=_known(name, "monitor", settings.monitor, tuple(HIGHER_IS_BETTER)),
                 patience=_at_least(0, name, "patience", settings.patience),
                 first_step=phases[-1].last_step if phases else 0,
                 cut=frozen_prefix(model, layers, split, n_train),
@@ -163,20 +163,22 @@ def build_phases(
 
 
 def _check_views(config: Any, phases: Sequence[Phase]) -> None:
-    """Refuse what cannot be kept: mixtures are of pictures that meet in a batch."""
-    views, mixing = config.features.views, [name for name in ("mixup", "cutmix") if config.augmentation[name]]
+    """Refuse what cannot be kept: mixtures are of images that meet in a batch."""
+    views, mixing = config.feature_cache.views, [name for name in ("mixup", "cutmix") if config.augmentation[name]]
     if views < 0:
-        raise UserError(f"features.views is {views}; give 0 for fresh augmentation, or the number of views to keep")
+        raise UserError(
+            f"feature_cache.views is {views}; give 0 for fresh augmentation, or the number of views to keep"
+        )
     if views and mixing and any(phase.augment and phase.cut for phase in phases):
         raise UserError(
-            f"features.views={views} keeps views of single pictures, but augmentation.{mixing[0]} mixes two anew in "
-            f"every step; set features.views=0 or augmentation.{mixing[0]}=0"
+            f"feature_cache.views={views} keeps views of single images, but augmentation.{mixing[0]} mixes two anew in "
+            f"every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
         )
 
 
 def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:
-    """group -> learning rate; `top` under its own name, unless the recipe has groups of its own."""
-    top = TOP if config.groups else model.architecture.top_group
+    """group -> learning rate; `top` under its own name, unless the config has groups of its own."""
+    top = TOP if config.param_groups else model.architecture.top_group
     return {top if group == TOP else group: float(rate) for group, rate in lr.items()}
 
 
@@ -202,7 +204,7 @@ def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:
 def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: ParamGroups, n: int) -> str | None:
     """The highest backbone layer that everything passes through and at or below which nothing moves.
 
-    None if there is no such layer, or if its outputs for `n` pictures would be larger than CACHE_BYTES.
+    None if there is no such layer, or if its outputs for `n` images would be larger than CACHE_BYTES.
     """
     moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.moves(path)}
     below = takewhile(lambda layer: layer.section == "backbone" and layer.name not in moving, layers)

@@ -65,7 +65,7 @@ def is_run(workdir: Path) -> bool:
 
 
 def check_config(workdir: Path, config: Mapping[str, Any], phases: int | None = None) -> None:
-    """Raise UserError, listing what differs, if the run in `workdir` has another recipe than `config`.
+    """Raise UserError, listing what differs, if the run in `workdir` has another config than `config`.
 
     With `phases` only that many of the phases have to be the same, and what all phases share.
     """
@@ -73,11 +73,11 @@ def check_config(workdir: Path, config: Mapping[str, Any], phases: int | None = 
     changed = [
         line
         for line in config_differences(_shortened(theirs, phases), _shortened(config, phases))
-        if not line.startswith(("features.directory", "checkpoint."))  # they change where and when, not what
+        if not line.startswith(("feature_cache.dir", "checkpoint."))  # they change where and when, not what
     ]
     if changed:
         raise UserError(
-            f"{workdir} holds a run of another recipe ({'; '.join(changed)}); "
+            f"{workdir} holds a run of another config ({'; '.join(changed)}); "
             "choose another --workdir, or start with the settings it was begun with"
         )
 
@@ -137,7 +137,7 @@ def update_phase_summary(workdir: Path, phase: str, **values: Any) -> None:
 
 
 def load_config(workdir: Path) -> Any:
-    """The recipe of the run in `workdir`."""
+    """The config of the run in `workdir`."""
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run directory (it has no config.json); give the --workdir of a training run")
     return config_from_json(_json(workdir / "config.json"))

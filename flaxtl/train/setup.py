@@ -1,4 +1,4 @@
-"""A recipe and a manifest become what a run works with; every setting is checked here, before anything is computed."""
+"""A config and a manifest become what a run works with; every setting is checked here, before anything is computed."""
 
 import math
 from collections.abc import Mapping
@@ -41,13 +41,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A recipe's network: the model, its layers, the shape and the group of every parameter by path."""
+    """A config's network: the model, its layers, the shape and the group of every parameter by path."""
 
     model: Classifier
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
     groups: Mapping[str, str]
-    cut_groups: frozenset[str] = frozenset()  # of which model.stop leaves no parameter
+    cut_groups: frozenset[str] = frozenset()  # of which model.output_layer leaves no parameter
 
     def count(self, prefix: str) -> int:
         """Parameters whose path starts with `prefix`."""
@@ -69,10 +69,10 @@ class RunSetup:
     mesh: Mesh
 
     def order(self) -> EpochSampler:
-        """In which order the training pictures are seen."""
+        """In which order the training images are seen."""
         labels = self.manifest.labels(self.manifest.of_split("train"))
         balanced = labels if self.config.data.sampling == "balanced" else None
-        return EpochSampler(self.config.seed, self.config.batch, len(labels), balanced)
+        return EpochSampler(self.config.seed, self.config.batch_size, len(labels), balanced)
 
     def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and sharding of every parameter by path: what a checkpoint is restored by."""
@@ -82,24 +82,24 @@ class RunSetup:
 
 
 def build_model(config: Any, classes: int) -> ModelInfo:
-    """The recipe's network for that many classes."""
+    """The config's network for that many classes."""
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
     architecture = registry.get_spec(config.model.name)
     head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
-    model = Classifier(architecture, head, config.model.stop or None, DTYPES[config.dtype])
+    model = Classifier(architecture, head, config.model.output_layer or None, DTYPES[config.dtype])
     size = (config.data.height, config.data.width)
     shapes = param_groups.flatten(classifier.param_shapes(model, *size))
     # Rules are for the whole network, so that cutting its base asks for no others.
     whole = param_groups.flatten(classifier.param_shapes(model.clone(last=None), *size)) if model.last else shapes
-    assigned = param_groups.assign_groups(list(whole), config.groups or architecture.groups)
+    assigned = param_groups.assign_groups(list(whole), config.param_groups or architecture.groups)
     kept = {path: assigned[path] for path in shapes}
     cut = frozenset(assigned.values()) - frozenset(kept.values())
     return ModelInfo(model, tuple(classifier.list_layers(model, *size)), shapes, kept, cut)
 
 
 def check_names(config: Any) -> None:
-    """Refuse, before any picture is looked at, a network that is not in the catalog and words that are no choice."""
+    """Refuse, before any image is looked at, a network that is not in the catalog and words that are no choice."""
     registry.get_spec(config.model.name)
     for key, known in CHOICES.items():
         if config.data[key] not in known:
@@ -107,7 +107,7 @@ def check_names(config: Any) -> None:
 
 
 def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
-    """Check every setting of the recipe and put the parts together."""
+    """Check every setting of the config and put the parts together."""
     check_names(config)
     net = build_model(config, len(manifest.classes))
     data = config.data
@@ -118,15 +118,15 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
         manifest=manifest,
         network=net,
         phases=build_phases(config, net.model, net.layers, net.groups, len(train), net.cut_groups),
-        resize=Resize(data.height, data.width, data.resize, data.filter),
+        resize=Resize(data.height, data.width, data.resize, data.interpolation),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
-        mesh=devices.make_mesh(config.batch),
+        mesh=devices.make_mesh(config.batch_size),
     )
 
 
 def load_manifest(workdir: Path) -> Manifest:
-    """The manifest of a run that goes on; raises UserError if one of its pictures is no longer what it was."""
+    """The manifest of a run that goes on; raises UserError if one of its images is no longer what it was."""
     manifest = Manifest.read(workdir / "manifest.csv")
     found = duplicates.fingerprint([Path(example.path) for example in manifest.examples], look=False)
     changed = [
@@ -135,16 +135,16 @@ def load_manifest(workdir: Path) -> Manifest:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{len(changed)} pictures are not what they were when the run in {workdir} began: "
+            f"{len(changed)} images are not what they were when the run in {workdir} began: "
             f"{', '.join(changed[:5])}{more}; bring them back, or start anew in another --workdir"
         )
     return manifest
 
 
 def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
-    """Find the recipe's pictures and split them.
+    """Find the config's images and split them.
 
-    Raises UserError for other classes than the recipe expects, and for a `workdir` among the pictures.
+    Raises UserError for other classes than the config expects, and for a `workdir` among the images.
     """
     data = config.data
     listing = base.open_source(data.source, fileio.cache_dir("data"))
@@ -155,7 +155,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     expected = tuple(data.classes)
     if expected and expected != listing.classes:
         raise UserError(
-            f"{data.source} holds the classes {listed(listing.classes)}, but the recipe expects "
+            f"{data.source} holds the classes {listed(listing.classes)}, but the config expects "
             f"{listed(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
         )
     with progress_bar(console, "looking for duplicates", len(listing.found)) as advance:

@@ -93,7 +93,7 @@ class TrainState(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a step's pictures shall be taken for: class indices [batch], each with its share of the loss."""
+    """What a step's images shall be taken for: class indices [batch], each with its share of the loss."""
 
     labels: jax.Array
     shares: jax.Array | float
@@ -263,7 +263,7 @@ def _targets(examples: Batch, seed: int, augmentation: AugmentConfig | None) -> 
     if augmentation is None or not augmentation.mixes:
         return inputs, (Target(labels, 1.0),)
     mixed = mix(example_keys(seed, examples.passes, examples.indices), inputs, labels, augmentation)
-    return mixed.pictures, (Target(mixed.labels, mixed.shares), Target(mixed.partners, 1 - mixed.shares))
+    return mixed.images, (Target(mixed.labels, mixed.shares), Target(mixed.partners, 1 - mixed.shares))
 
 
 def _losses(
@@ -296,7 +296,7 @@ def make_eval_step(model: Classifier, mesh: Mesh, start: str | None, sharding: B
 
 
 def make_tta_step(model: Classifier, mesh: Mesh, look: ViewFn, sharding: Batch) -> TtaStep:
-    """(number of a view, and what `eval_step` takes) -> as `eval_step`, of pictures that `look` has looked at."""
+    """(number of a view, and what `eval_step` takes) -> as `eval_step`, of images that `look` has looked at."""
 
     def step(view: jax.Array, parameters: FlatParams, examples: Batch, real: jax.Array) -> tuple[jax.Array, MetricSums]:
         examples = _split(examples, mesh)

@@ -1,4 +1,4 @@
-"""What a phase learns from: pictures, or what the frozen layers below it make of them."""
+"""What a phase learns from: images, or what the frozen layers below it make of them."""
 
 import json
 import time
@@ -40,7 +40,7 @@ def initial_state(
 
 
 class Material(NamedTuple):
-    """A run's decoded pictures by split; where frozen layers have to be passed, `bar` shows it and `say` tells it."""
+    """A run's decoded images by split; where frozen layers have to be passed, `bar` shows it and `say` tells it."""
 
     setup: RunSetup
     inputs: Mapping[str, SplitData]
@@ -50,7 +50,7 @@ class Material(NamedTuple):
     def way(self, phase: Phase, parameters: FlatParams, transformation: optax.GradientTransformation) -> Way:
         """The steps of a phase that begins with `parameters`; what is frozen in it is passed once, here."""
         setup = self.setup
-        fresh = phase.augment and not (phase.cut and setup.config.features.views)
+        fresh = phase.augment and not (phase.cut and setup.config.feature_cache.views)
         start = None if fresh else phase.cut
         views = phase.augment and start
         task = StepConfig(
@@ -62,7 +62,7 @@ class Material(NamedTuple):
             augmentation=setup.augmentation if fresh else None,
             class_weights=setup.class_weights,
             smoothing=float(setup.config.label_smoothing),
-            accumulate=setup.config.accumulate,
+            accumulate=setup.config.accum_steps,
             average=Ema(phase.ema, phase.first_step) if phase.ema else None,
         )
         data = self._views(phase, parameters) if views else self.clean("train", start, parameters)
@@ -70,23 +70,23 @@ class Material(NamedTuple):
         return Way(task, data, phase.split.part(parameters).frozen, backbone)
 
     def clean(self, split: str, cut: str | None, parameters: FlatParams) -> Loader:
-        """The split's pictures, or with a cut what the frozen prefix makes of them."""
+        """The split's images, or with a cut what the frozen prefix makes of them."""
         inputs = self.inputs[split]
         if cut is None:
-            return inputs.pictures()
+            return inputs.images()
         return inputs.features(cut, parameters, self._bar(split), self._beside(split))
 
     def _views(self, phase: Phase, parameters: FlatParams) -> Loader:
-        """What the frozen prefix makes of a few augmented views of the training pictures."""
+        """What the frozen prefix makes of a few augmented views of the training images."""
         assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
         data = self.inputs["train"].views(phase.cut, parameters, self._bar("train"), self._beside("train"))
         place = ", read from a file batch by batch" if isinstance(data, MappedLoader) else ""
-        views = self.setup.config.features.views
-        self.say(f"{phase.name}: {views} views of each picture stand for fresh augmentation{place}")
+        views = self.setup.config.feature_cache.views
+        self.say(f"{phase.name}: {views} views of each image stand for fresh augmentation{place}")
         return data
 
     def _bar(self, split: str) -> ProgressFn:
-        return lambda title, n: self.bar(f"{split} pictures {title}", n)
+        return lambda title, n: self.bar(f"{split} images {title}", n)
 
     def _beside(self, split: str) -> int:
         """Bytes that the other splits hold on each device."""
@@ -153,7 +153,7 @@ def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **f
     """The phase's entry in summary.json, with the measures of the epoch whose parameters the phase hands on."""
     phase = leg.phase
     kept = run.log.rows_of(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
-    seen, n = phase.steps_per_epoch * run.setup.config.batch, len(leg.validation)
+    seen, n = phase.steps_per_epoch * run.setup.config.batch_size, len(leg.validation)
     run_dir.update_phase_summary(
         run.setup.workdir,
         phase.name,
@@ -168,13 +168,13 @@ def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **f
         **facts,
     )
     run.log.say(
-        f"{phase.name}: validation accuracy {kept['validation_accuracy']:.2%} on {n} pictures; "
+        f"{phase.name}: validation accuracy {kept['validation_accuracy']:.2%} on {n} images; "
         f"{facts['frozen_leaves_unchanged']} frozen arrays are bit for bit what they were"
     )
 
 
 class TrainResult(NamedTuple):
-    """A finished run: its setup and its decoded pictures by split; its parameters are in the checkpoints."""
+    """A finished run: its setup and its decoded images by split; its parameters are in the checkpoints."""
 
     setup: RunSetup
     inputs: Mapping[str, SplitData]
@@ -183,7 +183,7 @@ class TrainResult(NamedTuple):
 def train(
     config: Any, workdir: Path, console: Console, command: str, interruption: StopSignal | None = None
 ) -> TrainResult | None:
-    """Run the recipe's phases in `workdir`, going on from its last checkpoint if there is one.
+    """Run the config's phases in `workdir`, going on from its last checkpoint if there is one.
 
     Returns None, having said so, for a run that was trained and judged before. Raises Stopped when `interruption` is
     asked to end it.
@@ -192,24 +192,24 @@ def train(
     nothing is written before all of it is right.
     """
     started, say = time.monotonic(), _sayer(console)
-    # 1. The run directory: new, or of this same recipe.
+    # 1. The run directory: new, or of this same config.
     resumes = processes.any_process(run_dir.is_run(workdir))
     if resumes:
         run_dir.check_config(workdir, config_to_json(config))
         if run_dir.read_summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
             say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
             return None
-    # 2. Which pictures: the manifest is made once and then belongs to the run. They may be many, and take minutes.
+    # 2. Which images: the manifest is made once and then belongs to the run. They may be many, and take minutes.
     check_names(config)
     manifest = load_manifest(workdir) if resumes else build_manifest(config, workdir, console)
-    # 3. Every setting of the recipe.
+    # 3. Every setting of the config.
     setup = build_setup(config, workdir, manifest)
-    devices.check_batch_size(jax.device_count(), config.batch, config.accumulate)
+    devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     with Checkpoints(workdir, say) as checkpoints:
         # 4. Pretrained weights, unless there is a checkpoint.
         last = checkpoints.restore_last_phase(setup.abstract_parameters()) if resumes else None
         start = None if last else backbone.initial_params(config, setup.network, say)
-        # 5. Every picture of every split.
+        # 5. Every image of every split.
         setup, inputs, skipped = load_splits(setup, manifest.splits, console, may_skip=not resumes)
         _agree(setup, inputs, start)
         # 6. From here on things are written.
@@ -233,12 +233,12 @@ def train(
 
 
 def _agree(setup: RunSetup, inputs: Mapping[str, SplitData], start: InitialParams | None) -> None:
-    """Raise UserError if the processes of a run do not hold the same recipe, pictures and weights."""
+    """Raise UserError if the processes of a run do not hold the same config, images and weights."""
     if processes.process_count() == 1:
         return
-    processes.assert_equal("the recipe", json.dumps(config_to_json(setup.config)))
-    processes.assert_equal("the list of pictures", repr(setup.manifest.examples))
-    processes.assert_equal("what pictures look like", repr([inputs[split].digest for split in inputs]))
+    processes.assert_equal("the config", json.dumps(config_to_json(setup.config)))
+    processes.assert_equal("the list of images", repr(setup.manifest.examples))
+    processes.assert_equal("what images look like", repr([inputs[split].digest for split in inputs]))
     processes.assert_equal("the pretrained weights", repr(start and param_digests(start.parameters)))
 
 

@@ -82,16 +82,16 @@ def _longest_descent(values: Sequence[float]) -> tuple[int, int]:
 def render_lr_page(found: "LrSuggestions", config: Any) -> str:
     """The page as text."""
     points = found.curve.points
-    picture = plots.plot_lr_curve(points, found.proposed)
+    image = plots.plot_lr_curve(points, found.proposed)
     facts = {
         "learns": listed(found.shares),
         "optimizer": config.optimizer.name,
-        "pictures a step": f"{config.batch:,}",
+        "images a step": f"{config.batch_size:,}",
         "steps": f"{len(points):,} of {found.rates.steps:,}",
         "rates from": format_lr(found.rates.lowest),
         "to": format_lr(two_digits(points[-1].rate)),
     }
-    return load_template("learning_rate.html.jinja").render(found=found, picture=Markup(picture), facts=facts)
+    return load_template("learning_rate.html.jinja").render(found=found, image=Markup(image), facts=facts)
 
 
 FOLDER_NAME = "learning_rate"
@@ -100,7 +100,7 @@ FOLDER_NAME = "learning_rate"
 class LrSuggestions(NamedTuple):
     """What a range test found of a phase.
 
-    `shares` are the rates of the groups that learn by their name in the recipe, as shares of the fastest.
+    `shares` are the rates of the groups that learn by their name in the config, as shares of the fastest.
     """
 
     phase: str
@@ -136,7 +136,7 @@ class LrSuggestions(NamedTuple):
 def find_learning_rate(
     config: Any, workdir: Path, phase: str | None, rates: LrRange, console: Console
 ) -> tuple[LrSuggestions, Path]:
-    """Test a phase of the recipe, its first one without a name; returns what was found and the page.
+    """Test a phase of the config, its first one without a name; returns what was found and the page.
 
     Raises UserError for what `open_phase` and `Rates` refuse, and where somebody else is at work in `workdir`.
     """

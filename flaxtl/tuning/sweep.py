@@ -106,13 +106,13 @@ DEVELOPMENT, TEST, FOLDS = "development.csv", "test.csv", "folds"
 
 
 def kept_images(workdir: Path) -> Manifest | None:
-    """The development pictures that were written here before."""
+    """The development images that were written here before."""
     file = workdir / DEVELOPMENT
     return Manifest.read(file) if file.is_file() else None
 
 
 def development_images(manifest: Manifest) -> Manifest:
-    """All but the test pictures."""
+    """All but the test images."""
     return Manifest(manifest.classes, tuple(example for example in manifest.examples if example.split != "test"))
 
 
@@ -121,8 +121,8 @@ def write_fold_lists(
 ) -> None:
     """Write the lists; that of development, the sign that the others are there, last.
 
-    Of `folds`, if there are any, each deals the development pictures out to training and validation: stratified, and
-    pictures that differ in at most `near_duplicates` bits together. Raises UserError where a class is too small.
+    Of `folds`, if there are any, each deals the development images out to training and validation: stratified, and
+    images that differ in at most `near_duplicates` bits together. Raises UserError where a class is too small.
     """
     learned_from = development_images(manifest)
     if folds and not (workdir / FOLDS).is_dir():
@@ -137,8 +137,8 @@ def fold_source(workdir: Path, fold: int) -> str:
     return f"csv:{workdir.resolve() / (f'{FOLDS}/fold-{fold}.csv' if fold else DEVELOPMENT)}"
 
 
-def _write_folds(workdir: Path, pictures: Manifest, k: int, seed: int, near_duplicates: int, console: Console) -> None:
-    found = tuple(SourceImage(Path(example.path), example.label, None, example.sha256) for example in pictures.examples)
+def _write_folds(workdir: Path, images: Manifest, k: int, seed: int, near_duplicates: int, console: Console) -> None:
+    found = tuple(SourceImage(Path(example.path), example.label, None, example.sha256) for example in images.examples)
     with progress_bar(console, f"dealing out {k} folds", len(found)) as advance:
         split_writer.write_folds(
             DatasetIndex(found, str(workdir / DEVELOPMENT)),
@@ -174,7 +174,7 @@ class Sweep:
         self.plan = sweep_grid.merge_plans(sweep_grid.read_plan(file), plan, workdir) if file.is_file() else plan
 
     def begin(self) -> None:
-        """Check the recipe of every run, deal out the pictures, and write down what the sweep consists of.
+        """Check the config of every run, deal out the images, and write down what the sweep consists of.
 
         Nothing is written before all of it is right.
         """
@@ -202,7 +202,7 @@ class Sweep:
                 advance(1)
 
     def end(self) -> bool:
-        """Write and print the table; as soon as all runs have ended, judge the chosen point by the test pictures.
+        """Write and print the table; as soon as all runs have ended, judge the chosen point by the test images.
 
         Of several shares of a sweep one does it at a time, so that the last one sees all runs. Returns whether
         nothing failed.
@@ -245,7 +245,7 @@ class Sweep:
 
     def _check_weights(self, config: Any, network: ModelInfo, looked_at: set[tuple[str, str, str]]) -> None:
         request = str(config.weights.path)
-        key = config.model.name, config.model.stop, request
+        key = config.model.name, config.model.output_layer, request
         if request != "random" and key not in looked_at:
             backbone.load_backbone(network.model, request, self._say)
         looked_at.add(key)
@@ -263,7 +263,7 @@ class Sweep:
             self._say(f"{run.name}: validation accuracy {result.accuracy:.2%} in {result.seconds:.1f} s")
 
     def _judge(self, chosen: SweepPoint) -> bool:
-        """Measure all runs of the chosen point on the test pictures, if there are any; whether that worked."""
+        """Measure all runs of the chosen point on the test images, if there are any; whether that worked."""
         if chosen.test is None and (self._workdir / TEST).is_file():
             return all(self._test(run) for run in chosen.runs)
         return True
@@ -275,7 +275,7 @@ class Sweep:
         workdir, data = self._workdir / sweep_results.RUNS / run.name, self._workdir / TEST
         command = ["evaluate", f"--workdir={workdir}", f"--data=csv:{data}", "--split=test", f"--json={part}"]
         if (reason := self.processes.run(command, self._log(run))) is not None:
-            self._say(f"{run.name} could not be judged by the test pictures: {reason}")
+            self._say(f"{run.name} could not be judged by the test images: {reason}")
             return False
         part.replace(file)
         return True
@@ -284,10 +284,10 @@ class Sweep:
         own = [
             *run.settings,
             f"--config.data.source={fold_source(self._workdir, run.fold)}",
-            "--config.data.near_duplicates=-1",  # looked for when the pictures were dealt out
+            "--config.data.near_duplicates=-1",  # looked for when the images were dealt out
         ]
-        if not self._config.features.directory:
-            own.append(f"--config.features.directory={self._workdir.resolve() / FEATURES}")
+        if not self._config.feature_cache.dir:
+            own.append(f"--config.feature_cache.dir={self._workdir.resolve() / FEATURES}")
         replaced = {setting.split("=")[0] for setting in own}
         kept = [override for override in self._base.overrides if override.split("=")[0] not in replaced]
         workdir = self._workdir / sweep_results.RUNS / run.name

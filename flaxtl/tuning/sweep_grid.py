@@ -18,14 +18,14 @@ SEED = "seed"
 """The setting whose values are not compared but averaged over."""
 
 SAME_FOR_ALL = ("data.source", "data.classes", "data.fractions", "data.near_duplicates", "data.allow_leaks")
-"""Settings that decide which pictures are learned from and judged by: points are compared on the same ones."""
+"""Settings that decide which images are learned from and judged by: points are compared on the same ones."""
 
 LONGEST = 150
 """Bytes of a run's name; a file system allows 255, of which TensorBoard and others want some."""
 
 PLAN_SHAPE: Shape = Record(
     {
-        "recipe": {},
+        "config": {},
         "keys": [is_text],
         "seeded": is_flag,
         "folds": is_count,
@@ -56,9 +56,9 @@ class SweepRun(NamedTuple):
 
 
 class SweepPlan(NamedTuple):
-    """A sweep: the recipe before any grid, in JSON values; the settings that the grids are over; its runs in order."""
+    """A sweep: the config before any grid, in JSON values; the settings that the grids are over; its runs in order."""
 
-    recipe: Mapping[str, Any]
+    config: Mapping[str, Any]
     keys: Sequence[str]
     seeded: bool
     folds: int
@@ -86,17 +86,17 @@ def read_plan(file: Path) -> SweepPlan:
 def make_plan(
     spec: str, overrides: Sequence[str], grids: Sequence[str], seeds: str | None, folds: int | None
 ) -> SweepPlan:
-    """The runs that were asked for, each of whose recipes can be loaded.
+    """The runs that were asked for, each of whose configs can be loaded.
 
     Args:
-      spec: the recipe, FILE or FILE:VARIANT.
+      spec: the config, FILE or FILE:VARIANT.
       overrides: '--config.key=value', for all runs.
       grids: 'config.key=value,value,...', each value as an override has it; see `values_of`.
       seeds: 'value,value,...' of the setting `seed`, or None.
       folds: of a cross-validation, or None.
 
     Raises:
-      UserError: a grid is none, is over what all points share, or has a value twice; as `recipe.load`, for any run.
+      UserError: a grid is none, is over what all points share, or has a value twice; as `config.load`, for any run.
     """
     axes = _axes(grids, seeds, overrides)
     if not axes and folds is None:
@@ -126,14 +126,14 @@ def merge_plans(earlier: SweepPlan, now: SweepPlan, workdir: Path) -> SweepPlan:
     """All runs of `earlier` and of `now`; raises UserError unless both are of one sweep, whose grids may have grown."""
     if (*earlier[1:4],) != (*now[1:4],):
         raise UserError(f"{workdir} holds a sweep over {_told(earlier)}; choose another --workdir, or the same grids")
-    before = config.config_to_json(config.config_from_json(earlier.recipe))
+    before = config.config_to_json(config.config_from_json(earlier.config))
     changed = [
         line
-        for line in config.config_differences(before, now.recipe)
-        if not line.startswith(("features.directory", "checkpoint."))  # they change where and when, not what
+        for line in config.config_differences(before, now.config)
+        if not line.startswith(("feature_cache.dir", "checkpoint."))  # they change where and when, not what
     ]
     if changed:
-        raise UserError(f"{workdir} holds a sweep of another recipe ({'; '.join(changed)}); choose another --workdir")
+        raise UserError(f"{workdir} holds a sweep of another config ({'; '.join(changed)}); choose another --workdir")
     runs = {run.name: run for run in (*earlier.runs, *now.runs)}
     return now._replace(runs=list(runs.values()))
 
@@ -179,7 +179,7 @@ def _axes(grids: Sequence[str], seeds: str | None, overrides: Sequence[str]) -> 
             raise UserError(
                 f"{axis.key} is the same for all points of a sweep, which are compared; sweep once for each"
             )
-        others = [other.key for other in axes] + [key for key in given if key != SEED]  # which deals out the pictures
+        others = [other.key for other in axes] + [key for key in given if key != SEED]  # which deals out the images
         if others.count(axis.key) > 1:
             raise UserError(f"the setting {axis.key} is given twice; leave all but one --grid of it out")
     return sorted(axes, key=lambda axis: axis.key == SEED)
@@ -200,7 +200,7 @@ def _values(spec: str, overrides: Sequence[str], axes: Sequence[GridAxis]) -> di
     for axis in axes:
         if axis.key not in known:
             raise UserError(
-                f"the grid over {axis.key} meets a recipe without that setting, whose phases are "
+                f"the grid over {axis.key} meets a config without that setting, whose phases are "
                 f"{text_of(known['phases'])}; sweep over one of both"
             )
     return {axis.key: known[axis.key] for axis in axes}

@@ -66,7 +66,7 @@ def result_sentences(found: SweepResults) -> Iterator[str]:
     if found.chosen:
         yield f"chosen by validation: {found.chosen.name}"
     if found.chosen and found.chosen.test:
-        yield f"its accuracy on the test pictures, which nothing was chosen by: {percent_text(found.chosen.test)}"
+        yield f"its accuracy on the test images, which nothing was chosen by: {percent_text(found.chosen.test)}"
 
 
 def _repeated(found: SweepResults) -> bool:
@@ -92,7 +92,7 @@ def render_sweep_report(found: SweepResults, name: str) -> str:
         columns=table_columns(found),
         settings=len(found.plan.keys) or 1,
         rows=[(table_cells(found, point), _reports(point)) for point in found.points],
-        pictures=[Markup(_picture(found, key)) for key in found.plan.keys] if _drawn(found.points) else [],
+        images=[Markup(_image(found, key)) for key in found.plan.keys] if _drawn(found.points) else [],
     )
 
 
@@ -105,7 +105,7 @@ def _drawn(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     return [point for point in points if point.complete]
 
 
-def _picture(found: SweepResults, key: str) -> str:
+def _image(found: SweepResults, key: str) -> str:
     """Validation accuracy over the values of one setting: a line through the points that share all others."""
     points = _drawn(found.points)
     values = _in_order([point.values[key] for point in points])

@@ -1,6 +1,6 @@
 """What the runs of a sweep came to: points in the order of their validation accuracy, in memory and as CSV.
 
-The order asks nothing of the test pictures. Of the point that comes first, and of no other, their accuracy is told.
+The order asks nothing of the test images. Of the point that comes first, and of no other, their accuracy is told.
 """
 
 import json
@@ -47,7 +47,7 @@ class SweepPoint:
         runs: all of them.
         results: of those that are complete.
         failures: run name -> why it failed.
-        test: accuracy on the test pictures, of the chosen point once it was measured.
+        test: accuracy on the test images, of the chosen point once it was measured.
     """
 
     values: Mapping[str, Any]
@@ -84,7 +84,7 @@ class SweepPoint:
     @property
     def name(self) -> str:
         """The values in one line."""
-        return ", ".join(f"{key}={text_of(value)}" for key, value in self.values.items()) or "the recipe"
+        return ", ".join(f"{key}={text_of(value)}" for key, value in self.values.items()) or "the config"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def result_of(workdir: Path, run: SweepRun) -> RunOutcome | None:
 
 
 def test_file(workdir: Path, run: SweepRun) -> Path:
-    """Where the answer of `flaxtl evaluate` on the test pictures lies."""
+    """Where the answer of `flaxtl evaluate` on the test images lies."""
     return workdir / TESTS / f"{run.name}.json"
 
 
@@ -196,7 +196,7 @@ def _rank(point: SweepPoint) -> tuple[float, float]:
 
 
 def _tested(workdir: Path, point: SweepPoint) -> SweepPoint:
-    """With the accuracy on the test pictures, where it was measured for all runs of the point."""
+    """With the accuracy on the test images, where it was measured for all runs of the point."""
     files = [test_file(workdir, run) for run in point.runs]
     if not all(file.is_file() for file in files):
         return point

@@ -154,7 +154,7 @@ def test_summary_counts_as_keras_does(flaxtl, name, layer, totals):
     assert numbers(" ".join(rows[-1])) == totals
 
 
-def test_summary_of_a_recipe(flaxtl):
+def test_summary_of_a_config(flaxtl):
     printed = flaxtl("summary", "--config", DEMO)
     rows = cells(printed)
     assert re.search(r"\bvgg16\b.*\b96x96\b.*\b5\b", " ".join(rows[0]))
@@ -240,7 +240,7 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["summary", "--config=no.py"], ["'no.py'", "--config=configs/"]),
         (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
         (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
-        (["summary", f"--config={DEMO}", "--config.model.stop=block5"], ["'block5'", "'block5_pool'"]),
+        (["summary", f"--config={DEMO}", "--config.model.output_layer=block5"], ["'block5'", "'block5_pool'"]),
         (["summary", f"--config={DEMO}", "--config.phases=late"], ["phases", "'late'"]),
         (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
         (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),

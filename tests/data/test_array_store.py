@@ -14,36 +14,36 @@ SHAPE = (5, 6, 3)
 
 
 @pytest.fixture
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8)
 
 
 @pytest.fixture
-def filled(tmp_path, pictures):
-    path = tmp_path / "made" / "pictures.u8"
-    with array_store.create_store(path, len(pictures), *SHAPE[:2]) as fresh:
-        for index in reversed(range(len(pictures))):
-            fresh[index] = pictures[index]
-    return array_store.open_store(path, len(pictures), *SHAPE[:2])
+def filled(tmp_path, images):
+    path = tmp_path / "made" / "images.u8"
+    with array_store.create_store(path, len(images), *SHAPE[:2]) as fresh:
+        for index in reversed(range(len(images))):
+            fresh[index] = images[index]
+    return array_store.open_store(path, len(images), *SHAPE[:2])
 
 
-def test_pictures_come_back_in_the_order_they_are_asked_for(filled, pictures):
-    assert filled.shape == pictures.shape
+def test_images_come_back_in_the_order_they_are_asked_for(filled, images):
+    assert filled.shape == images.shape
     for indices in ([3], [11, 0, 0, 7], np.arange(12, dtype=np.int32), []):
         read = filled.read(indices)
         assert read.dtype == np.uint8
-        assert np.array_equal(read, pictures[np.asarray(indices, int)])
+        assert np.array_equal(read, images[np.asarray(indices, int)])
 
 
-def test_the_file_is_the_pixels_and_nothing_else(filled, pictures):
-    assert filled.path.read_bytes() == pictures.tobytes()
-    assert [file.name for file in filled.path.parent.iterdir()] == ["pictures.u8"]
+def test_the_file_is_the_pixels_and_nothing_else(filled, images):
+    assert filled.path.read_bytes() == images.tobytes()
+    assert [file.name for file in filled.path.parent.iterdir()] == ["images.u8"]
 
 
-def test_a_part_is_a_store_of_its_own(filled, pictures):
+def test_a_part_is_a_store_of_its_own(filled, images):
     part = filled.part(slice(2, 9)).part(slice(1, None))
     assert part.shape == (6, *SHAPE)
-    assert np.array_equal(part.read([0, 5, 2, 0]), pictures[[3, 8, 5, 3]])
+    assert np.array_equal(part.read([0, 5, 2, 0]), images[[3, 8, 5, 3]])
 
 
 def test_threads_fill_it_as_they_fill_an_array(tmp_path):
@@ -52,36 +52,36 @@ def test_threads_fill_it_as_they_fill_an_array(tmp_path):
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(path)
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     resize = Resize(7, 8)
-    with array_store.create_store(tmp_path / "pictures.u8", 21, 7, 8) as fresh:
+    with array_store.create_store(tmp_path / "images.u8", 21, 7, 8) as fresh:
         assert list(decode_into(fresh, [*paths, bad], resize, workers=8)) == [20]
         assert np.array_equal(fresh.read(range(20)), decode_all(paths, resize))
         assert not fresh.read([20]).any()
 
 
-def test_threads_read_at_once(filled, pictures):
+def test_threads_read_at_once(filled, images):
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(50)]
     with ThreadPoolExecutor(8) as pool:
         assert all(
-            np.array_equal(read, pictures[order])
+            np.array_equal(read, images[order])
             for order, read in zip(orders, pool.map(filled.read, orders), strict=True)
         )
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((6, 5, 3), np.uint8), np.zeros(SHAPE, np.float32)])
-def test_only_pictures_of_its_kind_go_in(tmp_path, wrong):
-    facts = rf"\b{wrong.dtype}\W+{re.escape(str(wrong.shape))}.*pictures\.u8"
+def test_only_images_of_its_kind_go_in(tmp_path, wrong):
+    facts = rf"\b{wrong.dtype}\W+{re.escape(str(wrong.shape))}.*images\.u8"
     with (
-        array_store.create_store(tmp_path / "pictures.u8", 1, *SHAPE[:2]) as fresh,
+        array_store.create_store(tmp_path / "images.u8", 1, *SHAPE[:2]) as fresh,
         pytest.raises(ValueError, match=facts),
     ):
         fresh[0] = wrong
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    facts = r"\buint8\W+\(1, 1, 3\).*pictures\.u8"
-    with pytest.raises(ValueError, match=facts), array_store.create_store(tmp_path / "pictures.u8", 4, 5, 6) as fresh:
+    facts = r"\buint8\W+\(1, 1, 3\).*images\.u8"
+    with pytest.raises(ValueError, match=facts), array_store.create_store(tmp_path / "images.u8", 4, 5, 6) as fresh:
         fresh[0] = np.zeros((1, 1, 3), np.uint8)
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,7 @@ def some_keys(n: int, seed: int = 3, turn: int = 0) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def many() -> AugmentParams:
-    """Twenty thousand changes of everything, of pictures of 100 x 50 pixels."""
+    """Twenty thousand changes of everything, of images of 100 x 50 pixels."""
     return jax.tree.map(np.asarray, drawn(some_keys(MANY), AugmentConfig(**EVERYTHING), 100, 50))
 
 
@@ -57,7 +57,7 @@ def test_a_key_is_a_function_of_seed_pass_and_index_alone():
 
 
 def test_the_affine_draws_never_change():
-    """Runs are resumed: what seed 3 did to picture 5 in pass 0, and to picture 6 in pass 1, is written down here."""
+    """Runs are resumed: what seed 3 did to image 5 in pass 0, and to image 6 in pass 1, is written down here."""
     kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
     affine = jax.vmap(lambda key: draw(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
     expected = [
@@ -140,7 +140,7 @@ def test_boxes_of_erasing(many):
     assert aspect.min() > (1 / 3.3) * (1 - 0.5 / 5.5) / (1 + 0.5 / 18)
     assert aspect.max() < 3.3 * (1 + 0.5 / 18) / (1 - 0.5 / 5.5)
     assert abs(np.median(aspect) - 1) < 0.2  # as many tall as wide, but for those that are cut
-    # tall boxes of every second picture or less touch both edges; the others lie anywhere
+    # tall boxes of every second image or less touch both edges; the others lie anywhere
     free = 100 - tall
     assert (
         scipy.stats.kstest((top[erased] / np.maximum(free, 1))[free > 50], "uniform").statistic < 0.03
@@ -148,7 +148,7 @@ def test_boxes_of_erasing(many):
     assert is_uniform(many.colour.ravel(), 0, 255)
 
 
-def test_crops_lie_within_the_picture_and_have_the_areas_and_aspects_asked_for():
+def test_crops_lie_within_the_image_and_have_the_areas_and_aspects_asked_for():
     crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
     tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
     np.testing.assert_array_equal(crops[:, [0, 1], [1, 0]], 0)

@@ -6,7 +6,7 @@ from flaxtl.data.loaders import PIPELINES, choose_loader
 
 
 @pytest.mark.parametrize(
-    ("pictures", "memory", "expected"),
+    ("images", "memory", "expected"),
     [
         (2 * 10**9, 4 * 10**9, "resident"),
         (2 * 10**9 + 1, 4 * 10**9, "stream"),
@@ -14,8 +14,8 @@ from flaxtl.data.loaders import PIPELINES, choose_loader
         (10**13, 10**11, "stream"),
     ],
 )
-def test_half_of_the_memory_may_hold_pictures(pictures, memory, expected):
-    way, _ = choose_loader(pictures, memory, "the device's memory")
+def test_half_of_the_memory_may_hold_images(images, memory, expected):
+    way, _ = choose_loader(images, memory, "the device's memory")
     assert way == expected
     assert way in PIPELINES
 

@@ -17,41 +17,41 @@ def noise(height, width):
     return (30 + 200 * uniform ** [0.5, 1.0, 3.0]).astype(np.uint8)
 
 
-def ours(picture, operation, strength=1.0):
-    result = np.asarray(run(picture.astype(np.int32), np.int32(operation), np.float32(strength)))
+def ours(image, operation, strength=1.0):
+    result = np.asarray(run(image.astype(np.int32), np.int32(operation), np.float32(strength)))
     assert result.dtype == np.int32
     return result
 
 
-def pillow(picture, change):
-    return np.asarray(change(Image.fromarray(picture)), np.int32)
+def pillow(image, change):
+    return np.asarray(change(Image.fromarray(image)), np.int32)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_is_nothing(size):
-    picture = noise(*size)
-    np.testing.assert_array_equal(ours(picture, Operation.NOTHING), picture)
+    image = noise(*size)
+    np.testing.assert_array_equal(ours(image, Operation.NOTHING), image)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_equalize_is_pillows(size):
-    picture = noise(*size)
-    np.testing.assert_array_equal(ours(picture, Operation.EQUALIZE), pillow(picture, ImageOps.equalize))
+    image = noise(*size)
+    np.testing.assert_array_equal(ours(image, Operation.EQUALIZE), pillow(image, ImageOps.equalize))
 
 
 def test_equalize_of_many_pixels_and_of_one_colour():
-    for picture in (noise(300, 211), np.full((30, 30, 3), 77, np.uint8), np.zeros((30, 30, 3), np.uint8)):
-        np.testing.assert_array_equal(ours(picture, Operation.EQUALIZE), pillow(picture, ImageOps.equalize))
+    for image in (noise(300, 211), np.full((30, 30, 3), 77, np.uint8), np.zeros((30, 30, 3), np.uint8)):
+        np.testing.assert_array_equal(ours(image, Operation.EQUALIZE), pillow(image, ImageOps.equalize))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_autocontrast_is_pillows(size):
     """Pillow multiplies by a rounded 255 / (hi - lo) and may so be one lower where the quotient is whole."""
-    picture = noise(*size)
-    difference = ours(picture, Operation.AUTOCONTRAST) - pillow(picture, ImageOps.autocontrast)
-    exact = ours(picture, Operation.AUTOCONTRAST)
-    low, high = picture.min((0, 1)).astype(int), picture.max((0, 1)).astype(int)
-    whole = 255 * (picture - low) % np.maximum(high - low, 1) == 0
+    image = noise(*size)
+    difference = ours(image, Operation.AUTOCONTRAST) - pillow(image, ImageOps.autocontrast)
+    exact = ours(image, Operation.AUTOCONTRAST)
+    low, high = image.min((0, 1)).astype(int), image.max((0, 1)).astype(int)
+    whole = 255 * (image - low) % np.maximum(high - low, 1) == 0
     assert (difference[~whole] == 0).all()
     assert ((difference == 0) | (difference == 1)).all()
     if size == SIZES[0]:
@@ -60,23 +60,23 @@ def test_autocontrast_is_pillows(size):
 
 
 def test_autocontrast_leaves_a_channel_of_one_value():
-    picture = noise(20, 20)
-    picture[..., 1] = 99
-    assert (ours(picture, Operation.AUTOCONTRAST)[..., 1] == 99).all()
+    image = noise(20, 20)
+    image[..., 1] = 99
+    assert (ours(image, Operation.AUTOCONTRAST)[..., 1] == 99).all()
 
 
 @pytest.mark.parametrize("threshold", [0, 26, 128, 256])
 def test_solarize_is_pillows(threshold):
-    picture = noise(40, 33)
-    expected = pillow(picture, lambda image: ImageOps.solarize(image, threshold))
-    np.testing.assert_array_equal(ours(picture, Operation.SOLARIZE, threshold), expected)
+    image = noise(40, 33)
+    expected = pillow(image, lambda pil_image: ImageOps.solarize(pil_image, threshold))
+    np.testing.assert_array_equal(ours(image, Operation.SOLARIZE, threshold), expected)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 7, 8])
 def test_posterize_is_pillows(bits):
-    picture = noise(40, 33)
-    expected = pillow(picture, lambda image: ImageOps.posterize(image, bits))
-    np.testing.assert_array_equal(ours(picture, Operation.POSTERIZE, bits), expected)
+    image = noise(40, 33)
+    expected = pillow(image, lambda pil_image: ImageOps.posterize(pil_image, bits))
+    np.testing.assert_array_equal(ours(image, Operation.POSTERIZE, bits), expected)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_posterize_is_pillows(bits):
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("size", SIZES)
 def test_enhancements_are_pillows(size, operation, enhancer, factor):
-    picture = noise(*size)
-    expected = pillow(picture, lambda image: enhancer(image).enhance(factor))
-    np.testing.assert_array_equal(ours(picture, operation, factor), expected)
+    image = noise(*size)
+    expected = pillow(image, lambda pil_image: enhancer(pil_image).enhance(factor))
+    np.testing.assert_array_equal(ours(image, operation, factor), expected)
 
 
 def test_a_batch_of_different_operations_is_each_alone():
-    pictures = np.stack([noise(16, 18)] * 9).astype(np.int32)
+    images = np.stack([noise(16, 18)] * 9).astype(np.int32)
     strengths = np.array([1, 1, 1, 100, 5, 1.5, 0.5, 1.25, 0.25], np.float32)
-    together = jax.jit(jax.vmap(apply_color_op))(pictures, np.arange(9, dtype=np.int32), strengths)
+    together = jax.jit(jax.vmap(apply_color_op))(images, np.arange(9, dtype=np.int32), strengths)
     for operation in range(9):
-        np.testing.assert_array_equal(together[operation], ours(pictures[0], operation, strengths[operation]))
+        np.testing.assert_array_equal(together[operation], ours(images[0], operation, strengths[operation]))

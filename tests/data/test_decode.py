@@ -18,8 +18,8 @@ ORIENTATION = 0x0112
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    picture = np.random.default_rng(height * width).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return picture[..., 0] if channels == 1 else picture
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return image[..., 0] if channels == 1 else image
 
 
 def smooth(height: int, width: int) -> Image.Image:
@@ -48,7 +48,7 @@ def test_squash_is_keras_load_img(tmp_path, filter, size):
     np.testing.assert_array_equal(ours, keras_own)
 
 
-@pytest.mark.skipif(not FLOWERS.exists(), reason="no flower pictures here")
+@pytest.mark.skipif(not FLOWERS.exists(), reason="no flower images here")
 def test_the_lectures_setting_on_real_flowers():
     paths = [next(iter(sorted(folder.glob("*.jpg")))) for folder in sorted(FLOWERS.iterdir())]
     ours = decode_all(paths, Resize(200, 200, "squash", "nearest"))
@@ -65,7 +65,7 @@ def scale_then_crop(image: Image.Image, size: tuple[int, int], height: int, widt
 
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(
-    ("picture", "target", "size"),
+    ("image", "target", "size"),
     [
         ((300, 200), (112, 112), (128, 192)),  # the shorter side, 200 wide, to 128 = 112 / 0.875
         ((150, 333), (112, 112), (284, 128)),  # 333 * 128 / 150 = 284.16
@@ -74,11 +74,11 @@ def scale_then_crop(image: Image.Image, size: tuple[int, int], height: int, widt
         ((300, 200), (112, 56), (85, 128)),  # a tall target, 1.5 < 2: the height decides, 200 * 128 / 300 = 85.3
     ],
 )
-def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, filter, picture, target, size):
-    image = smooth(*picture)
-    path = save(tmp_path / "a.png", image)
+def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, filter, image, target, size):
+    pil_image = smooth(*image)
+    path = save(tmp_path / "a.png", pil_image)
     ours = decode(path, Resize(*target, policy="crop", filter=filter)).astype(int)
-    reference = scale_then_crop(image, size, *target, filter)
+    reference = scale_then_crop(pil_image, size, *target, filter)
     if filter == "nearest":
         # A sample that falls exactly between two source pixels may go to either.
         assert (ours == reference).mean() > 0.97
@@ -88,13 +88,13 @@ def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, filter, picture
 
 
 def test_crop_of_the_target_size_itself_is_exact(tmp_path):
-    picture = noise(128, 140)
-    path = save(tmp_path / "a.png", Image.fromarray(picture))
+    image = noise(128, 140)
+    path = save(tmp_path / "a.png", Image.fromarray(image))
     ours = decode(path, Resize(112, 112, "crop", "bicubic"))
-    np.testing.assert_array_equal(ours, picture[8:120, 14:126])
+    np.testing.assert_array_equal(ours, image[8:120, 14:126])
 
 
-def test_crop_of_a_very_long_picture_stays_small(tmp_path):
+def test_crop_of_a_very_long_image_stays_small(tmp_path):
     path = save(tmp_path / "long.png", Image.new("RGB", (20_000, 1), (10, 20, 30)))
     assert (decode(path, Resize(224, 224, "crop")) == (10, 20, 30)).all()
 
@@ -112,7 +112,7 @@ def test_impossible_resizes_are_refused(arguments, message):
         Resize(**{"height": 8, "width": 8, **arguments})
 
 
-# Where the stored pixel [0, 0] of a 2 x 3 picture is seen, by orientation (Exif 2.32, 4.6.4: row 0 and column 0 are
+# Where the stored pixel [0, 0] of a 2 x 3 image is seen, by orientation (Exif 2.32, 4.6.4: row 0 and column 0 are
 # the visual top-left, top-right, bottom-right, bottom-left, left-top, right-top, right-bottom, left-bottom).
 UPRIGHT = {
     1: lambda p: p,
@@ -138,7 +138,7 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
     np.testing.assert_array_equal(decode(path, Resize(*expected.shape[:2])), expected)
 
 
-def test_damaged_exif_does_not_hide_a_picture(tmp_path):
+def test_damaged_exif_does_not_hide_a_image(tmp_path):
     path = save(tmp_path / "a.webp", Image.fromarray(noise(8, 8)), lossless=True, exif=b"no TIFF header")
     with Image.open(path) as image, pytest.raises(SyntaxError):
         image.getexif()
@@ -296,13 +296,13 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path):
                 assert decode(path, Resize(8, 8)).shape == (8, 8, 3)
 
 
-def pictures(folder: Path, n: int) -> list[Path]:
+def images(folder: Path, n: int) -> list[Path]:
     return [save(folder / f"{i:02}.png", Image.new("RGB", (5, 4), (i, 2 * i, 3 * i))) for i in range(n)]
 
 
 @pytest.mark.parametrize("workers", [None, 1, 7])
 def test_decode_all_keeps_the_order_and_counts(tmp_path, workers):
-    paths = pictures(tmp_path, 20)[::-1]
+    paths = images(tmp_path, 20)[::-1]
     done, callers = [], set()
 
     def on_progress(count: int) -> None:
@@ -325,7 +325,7 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     bad = broken_files(tmp_path)
     three = [path for path, _ in list(bad.values())[:3]]
     with pytest.raises(UserError) as error:
-        decode_all([*pictures(tmp_path, 4), *three], Resize(8, 8))
+        decode_all([*images(tmp_path, 4), *three], Resize(8, 8))
     message = str(error.value)
     assert re.search(r"\b3 of (the )?7\b", message)
     assert [path.name for path in three if str(path) in message] == [path.name for path in three]

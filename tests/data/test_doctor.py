@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 EACH = 10
 
 
-def picture(number, side=48):
+def image(number, side=48):
     """Soft shapes in colour: no two numbers look alike."""
     cells = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
@@ -29,7 +29,7 @@ def picture(number, side=48):
 def fill(folder, first, n=EACH):
     folder.mkdir(parents=True)
     for number in range(first, first + n):
-        picture(number).save(folder / f"{number}.png")
+        image(number).save(folder / f"{number}.png")
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def assert_told(diagnosis, root, *expected):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """ROOT/{plain,given}: two classes, 10 sound pictures in each, without and with given splits."""
+    """ROOT/{plain,given}: two classes, 10 sound images in each, without and with given splits."""
     root = tmp_path_factory.mktemp("whole").resolve()
     fill(root / "plain" / "ants", 0)
     fill(root / "plain" / "bees", 100)
@@ -113,11 +113,11 @@ def oversized(place):
 def rotated(place):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture(999).save(place, exif=exif)
+    image(999).save(place, exif=exif)
 
 
 def animated(place):
-    picture(999).save(place, save_all=True, append_images=[picture(998), picture(997)], lossless=True)
+    image(999).save(place, save_all=True, append_images=[image(998), image(997)], lossless=True)
 
 
 SAME_BYTES, SAME_LOOKS = r"^(?=.*\bbytes?\b)", r"^(?!.*\bbytes?\b)"
@@ -125,7 +125,7 @@ SAME_BYTES, SAME_LOOKS = r"^(?=.*\bbytes?\b)", r"^(?!.*\bbytes?\b)"
 SINGLE = {
     "unreadable": ("x.jpg", missing, "(?i)no such file"),
     "empty": ("x.jpg", lambda place: place.write_bytes(b""), "(?i)empty"),
-    "not-a-picture": ("x.jpg", lambda place: place.write_text("gone"), "(?i)format"),
+    "not-a-image": ("x.jpg", lambda place: place.write_text("gone"), "(?i)format"),
     "truncated": ("x.png", truncated, "image file is truncated"),
     "oversized": ("x.ppm", oversized, "110,000,000"),
     "unconvertible": (
@@ -133,14 +133,14 @@ SINGLE = {
         lambda place: Image.fromarray(np.zeros((40, 40), np.float32)).save(place),
         r"\bF\b.*\bRGB\b",
     ),
-    "suffix": ("x.jpeg", lambda place: picture(999).save(place, "PNG"), r"\.jpeg\b.*\bPNG\b"),
-    "tiny": ("x.png", lambda place: picture(999).resize((32, 31)).save(place), r"\b32\D+31\b"),
+    "suffix": ("x.jpeg", lambda place: image(999).save(place, "PNG"), r"\.jpeg\b.*\bPNG\b"),
+    "tiny": ("x.png", lambda place: image(999).resize((32, 31)).save(place), r"\b32\D+31\b"),
     "single-colour": (
         "x.jpg",
         lambda place: Image.new("RGB", (40, 40), "teal").save(place),
         "(?i)colou?r",
     ),
-    "mode": ("x.tif", lambda place: picture(999).convert("CMYK").save(place), r"\bCMYK\b.*\bRGB\b"),
+    "mode": ("x.tif", lambda place: image(999).convert("CMYK").save(place), r"\bCMYK\b.*\bRGB\b"),
     "rotated": ("x.jpg", rotated, r"\bEXIF\b.*\b6\b"),
     "animated": ("x.webp", animated, r"(?i)\b3 frames\b"),
     "passed-over": ("x.txt", lambda place: place.write_text("notes"), "(?i)suffix|extension"),
@@ -151,7 +151,7 @@ SINGLE = {
     ),
     "near-duplicate": (
         "x.jpg",
-        lambda place: picture(0).save(place, quality=60),
+        lambda place: image(0).save(place, quality=60),
         SAME_LOOKS + r".*\b2\b.*\bants\b",
     ),
 }
@@ -169,8 +169,8 @@ def test_what_is_wrong_with_a_file(plain, kind):
 
 
 def test_greys_and_cameras_jpegs_are_plain(plain):
-    picture(997).convert("L").save(plain / "ants" / "grey.png")
-    picture(999).save(plain / "ants" / "photograph.jpg", "MPO", save_all=True, append_images=[picture(998)])
+    image(997).convert("L").save(plain / "ants" / "grey.png")
+    image(999).save(plain / "ants" / "photograph.jpg", "MPO", save_all=True, append_images=[image(998)])
     assert diagnosis_of(plain).findings == ()
 
 
@@ -180,9 +180,9 @@ def test_single_colours_are_no_near_duplicates(plain):
     assert set(diagnosis_of(plain).by_kind) == {"single-colour"}
 
 
-def test_a_picture_under_two_labels(plain):
+def test_a_image_under_two_labels(plain):
     shutil.copy(plain / "ants" / "3.png", plain / "bees" / "z.png")
-    picture(4).save(plain / "bees" / "4.jpg", quality=60)
+    image(4).save(plain / "bees" / "4.jpg", quality=60)
     assert_told(
         diagnosis_of(plain),
         plain,
@@ -191,9 +191,9 @@ def test_a_picture_under_two_labels(plain):
     )
 
 
-def test_a_picture_in_two_given_splits(given):
+def test_a_image_in_two_given_splits(given):
     shutil.copy(given / "train" / "ants" / "1003.png", given / "validation" / "ants" / "z.png")
-    picture(1004).save(given / "validation" / "ants" / "1004.jpg", quality=60)
+    image(1004).save(given / "validation" / "ants" / "1004.jpg", quality=60)
     found = diagnosis_of(given)
     across = r".*\btrain and validation\b"
     assert_told(
@@ -222,7 +222,7 @@ def test_copies_are_one_finding(plain):
 def test_of_many_labels_the_first_are_named(tmp_path):
     for label in "abcdefgh":
         (tmp_path / label).mkdir()
-        picture(0).save(tmp_path / label / "x.png")
+        image(0).save(tmp_path / label / "x.png")
     (finding,) = diagnosis_of(tmp_path).by_kind["label-conflict"]
     assert len(finding.paths) == 8
     assert re.search(SAME_BYTES + r".*\ba, b, c, d, e\b\D*\b3\b", finding.message)
@@ -230,7 +230,7 @@ def test_of_many_labels_the_first_are_named(tmp_path):
 
 
 def test_looks_are_compared_only_where_asked(plain):
-    picture(0).save(plain / "ants" / "x.jpg", quality=60)
+    image(0).save(plain / "ants" / "x.jpg", quality=60)
     shutil.copy(plain / "ants" / "1.png", plain / "ants" / "y.png")
     assert set(diagnosis_of(plain, near_duplicates=-1).by_kind) == {"duplicate"}
 
@@ -242,7 +242,7 @@ def test_an_impossible_threshold_is_refused_before_any_work(plain, monkeypatch):
 
 
 def test_layout_complaints(plain):
-    picture(999).save(plain / "loose.png")
+    image(999).save(plain / "loose.png")
     (plain / "cats" / "siamese.jpg").mkdir(parents=True)
     found = diagnosis_of(plain)
     assert [finding.kind for finding in found.findings] == ["layout", "layout"]
@@ -289,7 +289,7 @@ def test_a_file_that_is_not_the_listed_one(plain):
 
 
 @pytest.mark.parametrize("content", [None, "README.txt"])
-def test_a_folder_without_pictures_is_told_not_raised(tmp_path, content):
+def test_a_folder_without_images_is_told_not_raised(tmp_path, content):
     if content:
         (tmp_path / content).write_text("nothing here")
     found = diagnosis_of(tmp_path)
@@ -297,7 +297,7 @@ def test_a_folder_without_pictures_is_told_not_raised(tmp_path, content):
     assert (found.stopping, found.classes) == (1, {})
 
 
-def test_only_bad_pictures_are_told_not_raised(tmp_path):
+def test_only_bad_images_are_told_not_raised(tmp_path):
     for label in ("ants", "bees"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "x.jpg").write_bytes(b"")
@@ -325,7 +325,7 @@ def test_as_json(given):
     assert "empty" in found["findings"][0].pop("message")
     assert found == {
         "source": "folder:given",
-        "pictures": 41,
+        "images": 41,
         "classes": {"ants": 21, "bees": 20},
         "splits": {"train": 21, "validation": 20},
         "findings": [

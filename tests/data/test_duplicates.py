@@ -1,4 +1,4 @@
-"""Like pictures, against a comparison of every two."""
+"""Like images, against a comparison of every two."""
 
 import itertools
 import time
@@ -98,7 +98,7 @@ def test_a_series_of_a_hundred_thousand_frames_takes_seconds() -> None:
     assert len(made) == len(hashes) - 1
 
 
-def test_a_hundred_thousand_pictures_take_seconds() -> None:
+def test_a_hundred_thousand_images_take_seconds() -> None:
     """0.2 s of one core here; comparing every two would take minutes."""
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64).tolist()
     hashes[70_000] = hashes[10] ^ 0b1011

@@ -14,29 +14,29 @@ from flaxtl.data.doctor import ImageError, ImageInfo, examine, examine_all
 ORIENTATION = 0x0112
 
 
-def picture(height=40, width=60, channels=3):
+def image(height=40, width=60, channels=3):
     pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return Image.fromarray(pixels if channels > 1 else pixels[..., 0])
 
 
-def saved(path, image, **options):
-    image.save(path, **options)
+def saved(path, pil_image, **options):
+    pil_image.save(path, **options)
     return path
 
 
-def test_a_plain_picture(tmp_path):
-    assert examine(saved(tmp_path / "a.png", picture())) == ImageInfo("PNG", "RGB", 60, 40, 1, 1, False)
+def test_a_plain_image(tmp_path):
+    assert examine(saved(tmp_path / "a.png", image())) == ImageInfo("PNG", "RGB", 60, 40, 1, 1, False)
 
 
 def test_the_content_tells_the_format(tmp_path):
-    assert examine(saved(tmp_path / "a.jpg", picture(), format="WEBP")).format == "WEBP"
+    assert examine(saved(tmp_path / "a.jpg", image(), format="WEBP")).format == "WEBP"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_and_upright_size(tmp_path, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    facts = examine(saved(tmp_path / "a.jpg", picture(), exif=exif))
+    facts = examine(saved(tmp_path / "a.jpg", image(), exif=exif))
     assert facts.orientation == orientation
     # Exif 2.32, section 4.6.4: from 5 on, rows and columns are exchanged
     assert (facts.width, facts.height) == ((60, 40) if orientation < 5 else (40, 60))
@@ -46,35 +46,37 @@ def test_orientation_and_upright_size(tmp_path, orientation):
 def test_a_meaningless_orientation_turns_nothing(tmp_path, value):
     exif = Image.Exif()
     exif[ORIENTATION] = value
-    assert examine(saved(tmp_path / "a.jpg", picture(), exif=exif)).orientation == 1
+    assert examine(saved(tmp_path / "a.jpg", image(), exif=exif)).orientation == 1
 
 
 def test_damaged_metadata_turn_nothing(tmp_path):
-    path = saved(tmp_path / "a.webp", picture(), lossless=True, exif=b"no TIFF header")
+    path = saved(tmp_path / "a.webp", image(), lossless=True, exif=b"no TIFF header")
     assert examine(path) == ImageInfo("WEBP", "RGB", 60, 40, 1, 1, False)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "I;16"])
 def test_modes_are_those_of_the_file(tmp_path, mode):
-    image = Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4)) if mode == "I;16" else picture().convert(mode)
-    assert examine(saved(tmp_path / "a.png", image)).mode == mode
+    pil_image = (
+        Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4)) if mode == "I;16" else image().convert(mode)
+    )
+    assert examine(saved(tmp_path / "a.png", pil_image)).mode == mode
 
 
 def test_cmyk(tmp_path):
-    assert examine(saved(tmp_path / "a.jpg", picture().convert("CMYK"))).mode == "CMYK"
+    assert examine(saved(tmp_path / "a.jpg", image().convert("CMYK"))).mode == "CMYK"
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_frames(tmp_path, suffix):
-    frames = [picture(40, 60), picture(60, 40).resize((60, 40)), picture(41, 60).resize((60, 40))]
+    frames = [image(40, 60), image(60, 40).resize((60, 40)), image(41, 60).resize((60, 40))]
     path = saved(tmp_path / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:])
     assert examine(path).frames == 3
 
 
 def test_what_cameras_put_behind_a_photograph_is_no_animation(tmp_path):
-    path = saved(tmp_path / "a.jpg", picture(), format="MPO", save_all=True, append_images=[picture(20, 30)])
-    with Image.open(path) as image:
-        assert image.n_frames == 2
+    path = saved(tmp_path / "a.jpg", image(), format="MPO", save_all=True, append_images=[image(20, 30)])
+    with Image.open(path) as pil_image:
+        assert pil_image.n_frames == 2
     facts = examine(path)
     assert (facts.format, facts.frames) == ("MPO", 1)
 
@@ -85,24 +87,24 @@ def test_a_single_colour(tmp_path, suffix, colour):
 
 
 def test_one_other_pixel_is_not_a_single_colour(tmp_path):
-    image = Image.new("RGB", (30, 20), (200, 30, 90))
-    image.putpixel((29, 19), (200, 31, 90))
-    assert not examine(saved(tmp_path / "a.png", image)).flat
+    pil_image = Image.new("RGB", (30, 20), (200, 30, 90))
+    pil_image.putpixel((29, 19), (200, 31, 90))
+    assert not examine(saved(tmp_path / "a.png", pil_image)).flat
 
 
 def test_colours_that_only_transparency_hides_are_a_single_colour(tmp_path):
-    pixels = np.asarray(picture(9, 9, 4)).copy()
+    pixels = np.asarray(image(9, 9, 4)).copy()
     pixels[..., 3] = 0
     assert examine(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
 
 
 def broken(folder):
     """kind -> a file of that kind of fault."""
-    whole = saved(folder / "whole.jpg", picture()).read_bytes()
+    whole = saved(folder / "whole.jpg", image()).read_bytes()
     header = struct.pack("<IiiHHIIiiII", 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)  # of a BMP: 40,000 x 40,000
     contents = {
         "empty": b"",
-        "not-a-picture": b"<html>404 not found</html>",
+        "not-a-image": b"<html>404 not found</html>",
         "truncated": whole[: len(whole) // 2],
         "oversized": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header,
     }
@@ -120,7 +122,7 @@ def test_faults_have_a_kind_and_a_reason(tmp_path):
 
 
 def test_many_in_order_with_progress(tmp_path):
-    paths = [*(saved(tmp_path / f"{n}.png", picture(n + 1, 5)) for n in range(20)), tmp_path / "missing.png"]
+    paths = [*(saved(tmp_path / f"{n}.png", image(n + 1, 5)) for n in range(20)), tmp_path / "missing.png"]
     done, callers = [], set()
 
     def on_progress(count):
@@ -135,7 +137,7 @@ def test_many_in_order_with_progress(tmp_path):
 
 
 def test_pillows_warnings_are_no_findings(tmp_path, monkeypatch):
-    path = saved(tmp_path / "a.png", picture(40, 60))
+    path = saved(tmp_path / "a.png", image(40, 60))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 2,400 pixels are worth a warning, 4,000 an error
     with warnings.catch_warnings():
         warnings.simplefilter("error")

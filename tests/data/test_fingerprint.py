@@ -7,7 +7,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from helpers.image_folders import fill, picture
+from helpers.image_folders import fill, image
 from PIL import Image
 
 from flaxtl.data.duplicates import fingerprint
@@ -16,36 +16,36 @@ from flaxtl.errors import UserError
 ORIENTATION = 0x0112
 
 
-def phash(image: Image.Image) -> int:
-    return int(str(imagehash.phash(image)), 16)
+def phash(pil_image: Image.Image) -> int:
+    return int(str(imagehash.phash(pil_image)), 16)
 
 
 def test_hashes_are_those_of_hashlib_and_imagehash(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}{suffix}" for number, suffix in enumerate((".png", ".jpg", ".webp"))]
     for number, path in enumerate(paths):
-        picture(number).save(path)
+        image(number).save(path)
     for path, found in zip(paths, fingerprint(paths), strict=True):
         assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert found.phash == phash(Image.open(path).convert("RGB"))
 
 
-def test_a_picture_is_seen_upright_and_over_white(tmp_path: Path) -> None:
+def test_a_image_is_seen_upright_and_over_white(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture(1).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    clear = picture(1).convert("RGBA")
+    image(1).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    clear = image(1).convert("RGBA")
     clear.paste((0, 0, 0, 0), (0, 0, 32, 64))
     clear.save(tmp_path / "clear.png")
-    white = picture(1)
+    white = image(1)
     white.paste((255, 255, 255), (0, 0, 32, 64))
     turned, over = fingerprint([tmp_path / "turned.png", tmp_path / "clear.png"])
-    assert turned.phash == phash(picture(1))
+    assert turned.phash == phash(image(1))
     assert over.phash == phash(white)
 
 
 @pytest.mark.parametrize("number", range(10))
 def test_a_large_jpeg_that_is_unpacked_small_hashes_alike(tmp_path: Path, number: int) -> None:
-    picture(number, side=2048).save(tmp_path / "large.jpg", quality=90)
+    image(number, side=2048).save(tmp_path / "large.jpg", quality=90)
     found = fingerprint([tmp_path / "large.jpg"])[0].phash
     assert found is not None
     # Unpacked at an eighth: each pixel is the mean of 8 x 8, rounded; that moves a bit only where a frequency lies
@@ -53,7 +53,7 @@ def test_a_large_jpeg_that_is_unpacked_small_hashes_alike(tmp_path: Path, number
     assert np.bitwise_count(np.uint64(found ^ phash(Image.open(tmp_path / "large.jpg")))) <= 2
 
 
-def test_what_is_no_picture_or_of_one_shade_has_no_looks(tmp_path: Path) -> None:
+def test_what_is_no_image_or_of_one_shade_has_no_looks(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     noise = np.random.default_rng(0).integers(100, 103, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "grey.png")
@@ -65,7 +65,7 @@ def test_what_is_no_picture_or_of_one_shade_has_no_looks(tmp_path: Path) -> None
 
 
 def test_without_looking_only_bytes_are_read(tmp_path: Path) -> None:
-    picture(0).save(tmp_path / "a.png")
+    image(0).save(tmp_path / "a.png")
     (found,) = fingerprint([tmp_path / "a.png"], look=False)
     assert found == (hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest(), None)
 

@@ -38,7 +38,7 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path, size):
 
 
 @pytest.mark.parametrize("header", [b"P5 0 5 65535\n", b"P5 5 0 65535\n"])
-def test_no_pixels_are_no_picture(tmp_path, header):
+def test_no_pixels_are_no_image(tmp_path, header):
     (tmp_path / "a.pgm").write_bytes(header)
     assert re.fullmatch("truncated|not-an?-[a-z]+", fault(tmp_path / "a.pgm").kind)
 
@@ -50,7 +50,7 @@ def test_a_file_too_large_is_refused_unread(tmp_path, monkeypatch):
     assert fault(tmp_path / "a.jpg").kind == "oversized"
 
 
-def test_pictures_wait_while_there_is_no_room(tmp_path, monkeypatch):
+def test_images_wait_while_there_is_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "_pixel_budget", image_file._PixelBudget(250))
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
     lock, inside, most = threading.Lock(), [0], [0]

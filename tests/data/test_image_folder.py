@@ -167,7 +167,7 @@ def test_links_in_circles_end(two: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
-def test_a_pipe_is_no_picture(two: Path) -> None:
+def test_a_pipe_is_no_image(two: Path) -> None:
     os.mkfifo(two / "cats" / "pipe.jpg")
     assert inspect_folder(two).passed_over == (two.resolve() / "cats" / "pipe.jpg",)
 

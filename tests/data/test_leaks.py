@@ -18,13 +18,13 @@ def nothing(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
-def test_like_pictures_within_a_split_are_no_leak() -> None:
+def test_like_images_within_a_split_are_no_leak() -> None:
     check_split_leakage("/set", found("train", "train", "test"), [Pair(0, 1, 0, True)], False, nothing)
 
 
 def test_sets_across_splits_go_through_others() -> None:
-    pictures = found("train", "train", "test", "validation", "test")
-    assert across(pictures, [Pair(0, 1, 0, True), Pair(1, 2, 4, False), Pair(3, 4, 2, False)]) == [[0, 1, 2], [3, 4]]
+    images = found("train", "train", "test", "validation", "test")
+    assert across(images, [Pair(0, 1, 0, True), Pair(1, 2, 4, False), Pair(3, 4, 2, False)]) == [[0, 1, 2], [3, 4]]
 
 
 def test_equal_files_in_three_splits_are_named_once() -> None:
@@ -39,10 +39,10 @@ def test_equal_files_in_three_splits_are_named_once() -> None:
 
 
 def test_many_leaks_are_counted() -> None:
-    pictures = found(*["train", "test"] * 10)
+    images = found(*["train", "test"] * 10)
     pairs = [Pair(i, i + 1, 0, True) for i in range(0, 20, 2)]
     with pytest.raises(UserError) as caught:
-        check_split_leakage("list.csv", pictures, pairs, False, nothing)
+        check_split_leakage("list.csv", images, pairs, False, nothing)
     assert re.search(r"\b10 .*list\.csv\b.* /set/0\.jpg \(train\) = /set/1\.jpg \(test\)", str(caught.value))
     assert re.search(r"/set/5\.jpg \(test\).*\b7\b", str(caught.value))
     assert "/set/6.jpg" not in str(caught.value)
@@ -56,11 +56,9 @@ def test_near_duplicates_across_splits_are_said() -> None:
 
 
 def test_equal_files_with_two_labels_are_said() -> None:
-    pictures = [SourceImage(Path(f"/set/{label}/{i}.jpg"), label, None) for i, label in enumerate("aabb")]
+    images = [SourceImage(Path(f"/set/{label}/{i}.jpg"), label, None) for i, label in enumerate("aabb")]
     told: list[str] = []
-    check_label_conflicts(
-        "/set", pictures, [Pair(0, 2, 0, True), Pair(2, 3, 0, True), Pair(1, 3, 4, False)], told.append
-    )
+    check_label_conflicts("/set", images, [Pair(0, 2, 0, True), Pair(2, 3, 0, True), Pair(1, 3, 4, False)], told.append)
     (sentence,) = told
     assert re.search(r"\b1 .*/set\b.* a/0\.jpg \(a\) = b/3\.jpg \(b\).*flaxtl doctor\b", sentence)
-    check_label_conflicts("/set", pictures, [Pair(0, 1, 0, True), Pair(0, 2, 3, False)], nothing)
+    check_label_conflicts("/set", images, [Pair(0, 1, 0, True), Pair(0, 2, 3, False)], nothing)

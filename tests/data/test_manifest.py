@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.image_folders import fill, paint, picture
+from helpers.image_folders import fill, image, paint
 
 from flaxtl.data import duplicates
 from flaxtl.data.manifest import Example, Manifest, collect_examples, identified, make_manifest
@@ -21,7 +21,7 @@ LECTURE = {"train": 0.5, "validation": 0.2, "test": 0.3}
 
 
 def counts(made: Manifest) -> dict[str, dict[str, int]]:
-    """split -> class -> pictures"""
+    """split -> class -> images"""
     found = Counter((example.split, example.label) for example in made.examples)
     return {split: {label: found[split, label] for label in made.classes} for split in made.splits}
 
@@ -42,7 +42,7 @@ def two(place: Path) -> DatasetIndex:
     return scan_folder(place)
 
 
-def test_every_picture_once_with_its_hash_in_a_fixed_order(two: DatasetIndex) -> None:
+def test_every_image_once_with_its_hash_in_a_fixed_order(two: DatasetIndex) -> None:
     made = make_manifest(two, LECTURE, seed=3)
     assert made.classes == ("cats", "dogs")
     assert made.splits == ("train", "validation", "test")
@@ -118,7 +118,7 @@ def test_the_split_follows_the_names_and_not_the_place(place: Path, tmp_path: Pa
 def test_the_permutation_is_the_documented_one(two: DatasetIndex) -> None:
     order = np.random.default_rng([7, *b"dogs"]).permutation(11)
     made = make_manifest(two, LECTURE, seed=7)
-    # Of 31 pictures 15.5, 6.2 and 9.3 are 16, 6 and 9; the 20 cats are 10, 4 and 6 of them.
+    # Of 31 images 15.5, 6.2 and 9.3 are 16, 6 and 9; the 20 cats are 10, 4 and 6 of them.
     assert names(made, "train", "dogs") == {f"{i:04d}.jpg" for i in order[:6]}
     assert names(made, "validation", "dogs") == {f"{i:04d}.jpg" for i in order[6:8]}
     assert names(made, "test", "dogs") == {f"{i:04d}.jpg" for i in order[8:]}
@@ -127,8 +127,8 @@ def test_the_permutation_is_the_documented_one(two: DatasetIndex) -> None:
 def test_near_duplicates_stay_together(tmp_path: Path) -> None:
     for number, label in enumerate("ab"):
         paint(tmp_path / label, range(100 * number, 100 * number + 20))
-        for twin in range(6):  # the same pictures, smaller and compressed
-            small = picture(100 * number + twin).resize((48, 48))
+        for twin in range(6):  # the same images, smaller and compressed
+            small = image(100 * number + twin).resize((48, 48))
             small.save(tmp_path / label / f"small{twin}.jpg", quality=70)
     shutil.copy(tmp_path / "a" / "9.png", tmp_path / "b" / "conflict.png")
     together, apart = 0, 0
@@ -152,13 +152,13 @@ def test_near_duplicates_stay_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def leaking(tmp_path: Path) -> Path:
-    """Given splits with one picture in both, and one that is nearly in both."""
+    """Given splits with one image in both, and one that is nearly in both."""
     for number, split in enumerate(("train", "validation")):
         for offset, label in enumerate("ab"):
             first = 100 * number + 50 * offset
             paint(tmp_path / split / label, range(first, first + 3))
     shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "validation" / "a" / "same.png")
-    picture(51).save(tmp_path / "validation" / "b" / "similar.jpg")
+    image(51).save(tmp_path / "validation" / "b" / "similar.jpg")
     return tmp_path
 
 
@@ -216,7 +216,7 @@ def test_a_threshold_out_of_range_is_told_before_anything_is_read(
         make_manifest(two, LECTURE, 0, near_duplicates=65)
 
 
-def test_missing_and_empty_pictures_are_left_to_who_decodes_them(two: DatasetIndex, place: Path) -> None:
+def test_missing_and_empty_images_are_left_to_who_decodes_them(two: DatasetIndex, place: Path) -> None:
     (place / "cats" / "0003.jpg").unlink()
     (place / "dogs" / "0004.jpg").write_bytes(b"")
     (place / "dogs" / "0005.jpg").write_bytes(b"")
@@ -232,7 +232,7 @@ def test_validation_is_dealt_out_of_train_where_it_is_not_given(tmp_path: Path) 
     told: list[str] = []
     made = make_manifest(scan_folder(tmp_path), LECTURE, seed=0, near_duplicates=-1, warn=told.append)
     counts = {split: len(made.of_split(split)) for split in made.splits}
-    assert counts == {"train": 20, "validation": 8, "test": 10}  # 5 to 2 of 28, and the test pictures as given
+    assert counts == {"train": 20, "validation": 8, "test": 10}  # 5 to 2 of 28, and the test images as given
     assert {Path(example.path).parts[-3] for example in made.of_split("validation")} == {"train"}
     assert {Path(example.path).parts[-3] for example in made.of_split("test")} == {"test"}
     (said,) = told
@@ -255,7 +255,7 @@ def test_gather_takes_all_or_one_given_split(place: Path, tmp_path: Path) -> Non
         collect_examples(scan_folder(given), "test")
 
 
-def test_without_some_pictures(two: DatasetIndex) -> None:
+def test_without_some_images(two: DatasetIndex) -> None:
     made = make_manifest(two, LECTURE, 0)
     gone = {made.examples[0].path, made.examples[-1].path}
     left = made.without(gone)
@@ -333,7 +333,7 @@ def test_the_real_flowers(shared: Path) -> None:
     assert made.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert {split: len(made.of_split(split)) for split in made.splits} == {"train": 1835, "validation": 735}
     twins = {e.path: e.sha256 for e in made.examples if "15922772266_1167a06620" in e.path}
-    assert len(twins) == 2  # one picture, under roses and under tulips
+    assert len(twins) == 2  # one image, under roses and under tulips
     assert len(set(twins.values())) == 1
     torn, near = told
     pair = r"train/daisy/10466290366_cc72e33532\.jpg\b[^,;]*\bvalidation/daisy/10994032453_ac7f8d9e2e\.jpg"

@@ -8,8 +8,8 @@ from flaxtl.data.augment.mixup import mix
 
 N = 40
 LABELS = np.random.default_rng(3).integers(0, 5, N).astype(np.int32)
-PICTURES = np.random.default_rng(7).integers(0, 256, (N, 20, 27, 3), dtype=np.uint8)
-NEXT = np.roll(PICTURES, -1, axis=0)
+IMAGES = np.random.default_rng(7).integers(0, 256, (N, 20, 27, 3), dtype=np.uint8)
+NEXT = np.roll(IMAGES, -1, axis=0)
 
 MIXUP, CUTMIX, BOTH = {"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}
 
@@ -18,7 +18,7 @@ step = jax.jit(mix, static_argnums=3)
 
 def mixed(turn=0, n=N, **kinds):
     own = example_keys(5, np.full(n, turn), np.arange(n))
-    return jax.tree.map(np.asarray, step(own, PICTURES[:n], LABELS[:n], AugmentConfig(**kinds)))
+    return jax.tree.map(np.asarray, step(own, IMAGES[:n], LABELS[:n], AugmentConfig(**kinds)))
 
 
 def shares_of(turns, **kinds):
@@ -30,8 +30,8 @@ def test_partners_are_the_next_of_the_batch(kinds):
     result = mixed(**kinds)
     np.testing.assert_array_equal(result.labels, LABELS)
     np.testing.assert_array_equal(result.partners, [*LABELS[1:], LABELS[0]])
-    assert result.pictures.dtype == result.shares.dtype == np.float32
-    assert result.pictures.shape == PICTURES.shape
+    assert result.images.dtype == result.shares.dtype == np.float32
+    assert result.images.shape == IMAGES.shape
     assert result.partners.dtype == np.int32
 
 
@@ -40,12 +40,12 @@ def test_mixup_is_the_weighted_mean():
     shares = np.asarray(result.shares, np.float64)[:, None, None, None]
     # a difference, a product and a sum of at most 255 in float32
     atol = 3 * 255 * 2.0**-24
-    np.testing.assert_allclose(result.pictures, shares * PICTURES + (1 - shares) * NEXT, rtol=0, atol=atol)
+    np.testing.assert_allclose(result.images, shares * IMAGES + (1 - shares) * NEXT, rtol=0, atol=atol)
 
 
 def test_cutmix_pastes_one_box_and_counts_its_pixels():
     result = mixed(**CUTMIX)
-    own, other = (result.pictures == PICTURES).all(-1), (result.pictures == NEXT).all(-1)
+    own, other = (result.images == IMAGES).all(-1), (result.images == NEXT).all(-1)
     assert (own ^ other).all()
     for pasted, share in zip(other, result.shares, strict=True):
         rows, columns = pasted.any(1), pasted.any(0)
@@ -89,13 +89,13 @@ def test_shares_are_a_function_of_the_keys_alone():
     assert (mixed(1, **MIXUP).shares != whole).all()
 
 
-def test_one_picture_alone_is_its_own_partner():
+def test_one_image_alone_is_its_own_partner():
     alone = mixed(n=1, **MIXUP)
-    np.testing.assert_array_equal(alone.pictures, PICTURES[:1])  # other + share * 0: exact
+    np.testing.assert_array_equal(alone.images, IMAGES[:1])  # other + share * 0: exact
     np.testing.assert_array_equal(alone.partners, alone.labels)
 
 
-def test_without_a_kind_pictures_stay():
+def test_without_a_kind_images_stay():
     still = mixed()
-    np.testing.assert_array_equal(still.pictures, PICTURES)
+    np.testing.assert_array_equal(still.images, IMAGES)
     np.testing.assert_array_equal(still.shares, np.ones(N))

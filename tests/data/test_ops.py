@@ -43,7 +43,7 @@ step = jax.jit(augment, static_argnums=2)
 done = jax.jit(apply, static_argnums=2)
 seen = jax.jit(warp, static_argnums=(2, 3))
 turned = jax.jit(turn_hue)
-view = jax.jit(lambda picture, affine: matrix(affine, *picture.shape[:2]))
+view = jax.jit(lambda image, affine: matrix(affine, *image.shape[:2]))
 
 
 @pytest.fixture(autouse=True)
@@ -70,25 +70,25 @@ def noise(height: int, width: int, batch: tuple[int, ...] = ()) -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (*batch, height, width, 3), dtype=np.uint8)
 
 
-def keras_transform(picture, affine, fill="nearest", **more):
+def keras_transform(image, affine, fill="nearest", **more):
     names = {"tx", "ty"} | more.keys()
     generator = keras_image.ImageDataGenerator(fill_mode=fill, cval=CVAL)
     assert names  # Keras ignores unknown names
-    return generator.apply_transform(picture.astype(np.float32), {**affine, **more})
+    return generator.apply_transform(image.astype(np.float32), {**affine, **more})
 
 
-def ours(picture, affine, fill="nearest"):
-    return np.asarray(seen(picture, view(picture, STILL._replace(**affine)), fill, CVAL))
+def ours(image, affine, fill="nearest"):
+    return np.asarray(seen(image, view(image, STILL._replace(**affine)), fill, CVAL))
 
 
-def away_from_jumps(picture, affine, fill):
+def away_from_jumps(image, affine, fill):
     """bool [h, w]: where rounding of a coordinate cannot carry it over a jump.
 
     'constant' jumps at the outermost pixels, and 'wrap', whose period is one pixel short, at every seam.
     """
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     places = np.stack([*np.indices((height, width), np.float64), np.ones((height, width))])
-    position = np.einsum("ij,jhw->ihw", np.asarray(view(picture, STILL._replace(**affine)), np.float64), places)
+    position = np.einsum("ij,jhw->ihw", np.asarray(view(image, STILL._replace(**affine)), np.float64), places)
     edge = np.array([height, width])[:, None, None] - 1.0
     if fill == "wrap":
         off = np.where(edge > 0, np.abs(position - edge * np.round(position / np.maximum(edge, 1))), 1)
@@ -102,49 +102,49 @@ def away_from_jumps(picture, affine, fill):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.usefixtures("unexchanged")
 def test_warp_is_keras_apply_transform(size, affine, fill):
-    picture = noise(*size)
-    safe = away_from_jumps(picture, affine, fill)
-    result, expected = ours(picture, affine, fill), keras_transform(picture, affine, fill)
+    image = noise(*size)
+    safe = away_from_jumps(image, affine, fill)
+    result, expected = ours(image, affine, fill), keras_transform(image, affine, fill)
     np.testing.assert_allclose(result[safe], expected[safe], rtol=0, atol=GREY)
 
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("size", [*SIZES, (2, 3), (1, 1)])
 def test_far_outside_warp_is_scipys_affine_transform(size, fill):
-    picture, random = noise(*size), np.random.default_rng(2)
+    image, random = noise(*size), np.random.default_rng(2)
     for _ in range(5):
         # quarters: exact in float32 and in fixed point, so that seams are met exactly, too
         lines = np.concatenate([random.integers(-8, 9, (2, 2)), random.integers(-600, 600, (2, 1))], 1) / 4
         arguments = {"order": 1, "mode": fill, "cval": CVAL}
-        planes = np.moveaxis(picture.astype(np.float64), -1, 0)
+        planes = np.moveaxis(image.astype(np.float64), -1, 0)
         scipys = [scipy.ndimage.affine_transform(plane, lines[:, :2], lines[:, 2], **arguments) for plane in planes]
-        result = seen(picture, lines.astype(np.float32), fill, CVAL)
+        result = seen(image, lines.astype(np.float32), fill, CVAL)
         np.testing.assert_allclose(result, np.stack(scipys, -1), rtol=0, atol=255 * 2.0**-22)  # the blend alone
 
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("affine", [a for a in ALONE + TOGETHER if not any("flip" in name for name in a)], ids=str)
 def test_on_squares_keras_of_today_is_the_same_with_the_axes_exchanged(affine, fill):
-    picture = noise(33, 33)
-    safe = away_from_jumps(picture, affine, fill)
-    result = ours(picture.swapaxes(0, 1), affine, fill)
-    expected = keras_transform(picture, affine, fill).swapaxes(0, 1)
+    image = noise(33, 33)
+    safe = away_from_jumps(image, affine, fill)
+    result = ours(image.swapaxes(0, 1), affine, fill)
+    expected = keras_transform(image, affine, fill).swapaxes(0, 1)
     np.testing.assert_allclose(result[safe], expected[safe], rtol=0, atol=GREY)
 
 
 @pytest.mark.usefixtures("unexchanged")
 def test_the_lectures_size_is_keras_too():
-    picture = noise(200, 200)
+    image = noise(200, 200)
     # as above, with numbers up to 256: twice the float32 part
-    np.testing.assert_allclose(ours(picture, TOGETHER[0]), keras_transform(picture, TOGETHER[0]), rtol=0, atol=2 * GREY)
+    np.testing.assert_allclose(ours(image, TOGETHER[0]), keras_transform(image, TOGETHER[0]), rtol=0, atol=2 * GREY)
 
 
 def test_height_shift_moves_rows():
-    """A positive shift reads further down, so the picture moves up: Keras' sign, and the axis its name says."""
-    picture = noise(9, 7)
-    np.testing.assert_array_equal(ours(picture, {"tx": 2.0})[:-2], picture[2:])
-    np.testing.assert_array_equal(ours(picture, {"tx": 2.0})[-2:], picture[[-1, -1]])
-    np.testing.assert_array_equal(ours(picture, {"ty": 2.0})[:, :-2], picture[:, 2:])
+    """A positive shift reads further down, so the image moves up: Keras' sign, and the axis its name says."""
+    image = noise(9, 7)
+    np.testing.assert_array_equal(ours(image, {"tx": 2.0})[:-2], image[2:])
+    np.testing.assert_array_equal(ours(image, {"tx": 2.0})[-2:], image[[-1, -1]])
+    np.testing.assert_array_equal(ours(image, {"ty": 2.0})[:, :-2], image[:, 2:])
 
 
 @pytest.mark.parametrize(("fill", "rows"), [
@@ -152,8 +152,8 @@ def test_height_shift_moves_rows():
 ])  # fmt: skip
 def test_whole_pixels_of_the_fills(fill, rows):
     """Wrap's period is one short, as scipy's: row 5 is row 0 again and is not seen."""
-    picture = noise(6, 4)
-    np.testing.assert_array_equal(ours(picture, {"tx": -3.0}, fill), picture[rows])
+    image = noise(6, 4)
+    np.testing.assert_array_equal(ours(image, {"tx": -3.0}, fill), image[rows])
 
 
 def test_constant_begins_at_once():
@@ -164,11 +164,11 @@ def test_constant_begins_at_once():
 
 def test_index_and_weight_never_disagree():
     """The reason for fixed point: a coordinate has the same bits in every compilation, and in each use within one."""
-    pictures = jnp.asarray(noise(64, 64, (8,)))
+    images = jnp.asarray(noise(64, 64, (8,)))
     matrices = jax.jit(lambda own: sample_params(own, LECTURE, 64, 64).matrix)(some_keys(8))
-    together = jax.jit(jax.vmap(warp))(pictures, matrices)
-    in_turn = jax.jit(lambda *batch: jax.lax.map(lambda one: warp(*one), batch))(pictures, matrices)
-    by_steps = jax.vmap(warp)(pictures, matrices)
+    together = jax.jit(jax.vmap(warp))(images, matrices)
+    in_turn = jax.jit(lambda *batch: jax.lax.map(lambda one: warp(*one), batch))(images, matrices)
+    by_steps = jax.vmap(warp)(images, matrices)
     # only the blend may be contracted: two float32 roundings of at most 255
     np.testing.assert_allclose(in_turn, together, rtol=0, atol=255 * 2.0**-22)
     np.testing.assert_allclose(by_steps, together, rtol=0, atol=255 * 2.0**-22)
@@ -177,22 +177,22 @@ def test_index_and_weight_never_disagree():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("size", [(16, 16), (33, 20)])
 def test_no_augmentation_is_the_identity_bit_for_bit(size, dtype):
-    pictures = noise(*size, (3,)).astype(dtype)
+    images = noise(*size, (3,)).astype(dtype)
     if dtype == np.float32:
-        pictures += np.float32(0.37)
+        images += np.float32(0.37)
     for still in (AugmentConfig(), AugmentConfig(rotation=1e-30, fill="constant")):  # without the warp, and with it
-        result = step(some_keys(3), pictures, still)
+        result = step(some_keys(3), images, still)
         assert result.dtype == jnp.float32
-        np.testing.assert_array_equal(result, pictures.astype(np.float32))
+        np.testing.assert_array_equal(result, images.astype(np.float32))
 
 
 @pytest.mark.parametrize("fill", ["nearest", "constant"])
 @pytest.mark.parametrize(("kind", "mirror"), [("horizontal_flip", np.s_[:, ::-1]), ("vertical_flip", np.s_[::-1])])
 def test_flips_are_exact_and_hit_about_half(kind, mirror, fill):
-    pictures = noise(16, 21, (64,))
-    result = np.asarray(step(some_keys(64), pictures, AugmentConfig(fill=fill, **{kind: True})))
-    flipped = np.array([(one == before[mirror]).all() for one, before in zip(result, pictures, strict=True)])
-    kept = np.array([(one == before).all() for one, before in zip(result, pictures, strict=True)])
+    images = noise(16, 21, (64,))
+    result = np.asarray(step(some_keys(64), images, AugmentConfig(fill=fill, **{kind: True})))
+    flipped = np.array([(one == before[mirror]).all() for one, before in zip(result, images, strict=True)])
+    kept = np.array([(one == before).all() for one, before in zip(result, images, strict=True)])
     assert (flipped ^ kept).all()
     assert 16 < flipped.sum() < 48  # 4 standard deviations of 64 fair coins
 
@@ -211,17 +211,17 @@ NEUTRAL = AugmentParams(
 )
 
 
-def changed(picture, augmentation, **fields):
-    """One picture, as `fields` of its Change say."""
+def changed(image, augmentation, **fields):
+    """One image, as `fields` of its Change say."""
     fields = {name: np.asarray(value, np.float32)[None] for name, value in fields.items()}
-    return np.asarray(done(picture[None], NEUTRAL._replace(**fields), augmentation)[0])
+    return np.asarray(done(image[None], NEUTRAL._replace(**fields), augmentation)[0])
 
 
 @pytest.mark.parametrize("shift", [-37.25, 0.0, 90.5])
 def test_channel_shift_is_keras_bit_for_bit(shift):
-    picture = 30 + noise(20, 30) // 2  # 30..157: its own ends are not 0 and 255
-    expected = keras_transform(picture, {}, channel_shift_intensity=shift)
-    result = changed(picture, AugmentConfig(channel_shift=100), channel_shift=shift)
+    image = 30 + noise(20, 30) // 2  # 30..157: its own ends are not 0 and 255
+    expected = keras_transform(image, {}, channel_shift_intensity=shift)
+    result = changed(image, AugmentConfig(channel_shift=100), channel_shift=shift)
     np.testing.assert_array_equal(result, expected)
     assert (result.min() == 30) == (shift <= 0)
     assert (result.max() == 157) == (shift >= 0)
@@ -229,21 +229,21 @@ def test_channel_shift_is_keras_bit_for_bit(shift):
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.77, 1.0, 1.21, 2.0])
 def test_brightness_is_keras_but_for_whole_numbers(factor):
-    picture = noise(20, 30)
-    result = changed(picture, AugmentConfig(brightness=1), brightness=factor)
+    image = noise(20, 30)
+    result = changed(image, AugmentConfig(brightness=1), brightness=factor)
     # Keras gives whole numbers, cut down; the products are the same float32
-    np.testing.assert_array_equal(np.floor(result), keras_transform(picture, {}, brightness=factor))
+    np.testing.assert_array_equal(np.floor(result), keras_transform(image, {}, brightness=factor))
 
 
 @pytest.mark.usefixtures("unexchanged")
 def test_the_whole_of_keras_at_once():
     """Keras cuts x to whole numbers before brightness f and f x after it: it is at most f + 1 darker."""
-    picture, factor, shift = noise(32, 47), 1.21, 33.0
+    image, factor, shift = noise(32, 47), 1.21, 33.0
     affine = TOGETHER[1] | {"flip_vertical": True}
-    expected = keras_transform(picture, affine, channel_shift_intensity=shift, brightness=factor)
+    expected = keras_transform(image, affine, channel_shift_intensity=shift, brightness=factor)
     kinds = AugmentConfig(rotation=90, channel_shift=100, brightness=1)
-    lines = view(picture, STILL._replace(**affine))
-    result = changed(picture, kinds, matrix=lines, channel_shift=shift, brightness=factor)
+    lines = view(image, STILL._replace(**affine))
+    result = changed(image, kinds, matrix=lines, channel_shift=shift, brightness=factor)
     difference = result - expected
     assert difference.min() > -factor * GREY
     assert difference.max() < factor + 1 + factor * GREY
@@ -255,9 +255,9 @@ def test_the_whole_of_keras_at_once():
     ("kind", "enhancer"), [("contrast", ImageEnhance.Contrast), ("saturation", ImageEnhance.Color)]
 )
 def test_contrast_and_saturation_are_pillows_but_for_whole_numbers(kind, enhancer, factor):
-    picture = noise(20, 30)
-    expected = np.asarray(enhancer(Image.fromarray(picture)).enhance(factor), np.float64)
-    difference = changed(picture, AugmentConfig(**{kind: 1}), **{kind: factor}) - expected
+    image = noise(20, 30)
+    expected = np.asarray(enhancer(Image.fromarray(image)).enhance(factor), np.float64)
+    difference = changed(image, AugmentConfig(**{kind: 1}), **{kind: factor}) - expected
     # Pillow rounds the grey level (and its mean once more) and cuts the result down
     off = abs(1 - factor) * {"saturation": 0.51, "contrast": 1.01}[kind] + 1e-4
     assert difference.min() > -off
@@ -266,42 +266,42 @@ def test_contrast_and_saturation_are_pillows_but_for_whole_numbers(kind, enhance
 
 @pytest.mark.parametrize("turns", [-0.5, -0.13, 0.0, 0.021, 0.35, 0.5])
 def test_hue_is_the_standard_librarys(turns):
-    picture = np.concatenate([noise(12, 20), np.full((1, 20, 3), 77), np.zeros((1, 20, 3))]).astype(np.float32)
-    picture[-3:, :, 1] = picture[-3:, :, 0]  # ties
-    hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in (picture.reshape(-1, 3) / 255.0).tolist()]
+    image = np.concatenate([noise(12, 20), np.full((1, 20, 3), 77), np.zeros((1, 20, 3))]).astype(np.float32)
+    image[-3:, :, 1] = image[-3:, :, 0]  # ties
+    hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in (image.reshape(-1, 3) / 255.0).tolist()]
     expected = [colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value) for hue, saturation, value in hsv]
-    result = turned(picture, np.float32(turns))
+    result = turned(image, np.float32(turns))
     # k, below 16, is a sum of four float32 terms: 4 * 2**-21, times a chroma of at most 255
-    np.testing.assert_allclose(result, 255 * np.reshape(expected, picture.shape), rtol=0, atol=255 * 2.0**-19)
+    np.testing.assert_allclose(result, 255 * np.reshape(expected, image.shape), rtol=0, atol=255 * 2.0**-19)
 
 
 def test_erasing_covers_the_box_and_nothing_else():
-    picture = noise(9, 12)
-    erased = changed(picture, AugmentConfig(erasing=1), box=[2, 3, 5, 12], colour=[1.5, 200, 30])
-    expected = picture.astype(np.float32)
+    image = noise(9, 12)
+    erased = changed(image, AugmentConfig(erasing=1), box=[2, 3, 5, 12], colour=[1.5, 200, 30])
+    expected = image.astype(np.float32)
     expected[2:5, 3:12] = [1.5, 200, 30]
     np.testing.assert_array_equal(erased, expected)
-    erased = changed(picture, AugmentConfig(erasing=1), box=[0, 0, 9, 7], colour=[0, 0, 0])
+    erased = changed(image, AugmentConfig(erasing=1), box=[0, 0, 9, 7], colour=[0, 0, 0])
     assert not erased[:, :7].any()
-    np.testing.assert_array_equal(erased[:, 7:], picture[:, 7:])
-    np.testing.assert_array_equal(changed(picture, AugmentConfig(erasing=1), box=[0, 0, 0, 0]), picture)
+    np.testing.assert_array_equal(erased[:, 7:], image[:, 7:])
+    np.testing.assert_array_equal(changed(image, AugmentConfig(erasing=1), box=[0, 0, 0, 0]), image)
 
 
 def test_what_is_off_is_not_looked_at():
-    picture = noise(9, 12)
+    image = noise(9, 12)
     wild = {"matrix": np.ones((2, 3)), "channel_shift": 50, "brightness": 2, "contrast": 0, "saturation": 0, "hue": 0.4}
-    np.testing.assert_array_equal(changed(picture, AugmentConfig(), box=[0, 0, 9, 9], **wild), picture)
+    np.testing.assert_array_equal(changed(image, AugmentConfig(), box=[0, 0, 9, 9], **wild), image)
 
 
 def test_the_kinds_are_done_in_the_order_that_the_module_says():
-    pictures, kinds = (
+    images, kinds = (
         noise(40, 30, (1,)),
         ("randaugment", "channel_shift", "brightness", "contrast", "saturation", "hue"),
     )
     change = NEUTRAL._replace(
         operations=np.array([[2, 8]], np.int32),
         strengths=np.array([[1, 1.5]], np.float32),
-        matrix=np.array(view(pictures[0], STILL._replace(**TOGETHER[0])))[None],
+        matrix=np.array(view(images[0], STILL._replace(**TOGETHER[0])))[None],
         channel_shift=np.array([-31.5], np.float32),
         brightness=np.array([1.3], np.float32),
         contrast=np.array([0.7], np.float32),
@@ -311,11 +311,11 @@ def test_the_kinds_are_done_in_the_order_that_the_module_says():
         colour=np.array([[0, 100, 200.0]], np.float32),
     )
     every = dict.fromkeys(kinds, 0.5) | {"randaugment": 2, "erasing": 1, "fill": "reflect"}
-    expected = jnp.asarray(pictures)
+    expected = jnp.asarray(images)
     for kind in (*kinds, "erasing"):
         expected = done(expected, change, AugmentConfig(fill="reflect", **{kind: every[kind]}))
     for dtype in (np.uint8, np.float32):
-        result = done(pictures.astype(dtype), change, AugmentConfig(**every))
+        result = done(images.astype(dtype), change, AugmentConfig(**every))
         assert result.dtype == jnp.float32
         assert result.min() >= 0
         assert result.max() <= 255
@@ -323,17 +323,17 @@ def test_the_kinds_are_done_in_the_order_that_the_module_says():
         np.testing.assert_allclose(result, expected, rtol=0, atol=255 * 2.0**-17)
 
 
-def test_the_same_key_gives_the_same_picture_in_any_batch():
-    pictures = jnp.asarray(noise(24, 24, (8,)))
-    whole = step(some_keys(8), pictures, LECTURE)
+def test_the_same_key_gives_the_same_image_in_any_batch():
+    images = jnp.asarray(noise(24, 24, (8,)))
+    whole = step(some_keys(8), images, LECTURE)
     order = jnp.array([6, 1, 3])
-    np.testing.assert_array_equal(step(some_keys(8)[order], pictures[order], LECTURE), whole[order])
-    assert (step(some_keys(8, turn=1), pictures, LECTURE) != whole).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(step(some_keys(8)[order], images[order], LECTURE), whole[order])
+    assert (step(some_keys(8, turn=1), images, LECTURE) != whole).any(axis=(1, 2, 3)).all()
 
 
 def test_uint8_and_float32_give_the_same_floats_within_range():
-    pictures = noise(40, 30, (8,))
-    results = [step(some_keys(8), pictures.astype(dtype), LECTURE) for dtype in (np.uint8, np.float32)]
+    images = noise(40, 30, (8,))
+    results = [step(some_keys(8), images.astype(dtype), LECTURE) for dtype in (np.uint8, np.float32)]
     assert results[0].dtype == jnp.float32
     assert results[0].shape == (8, 40, 30, 3)
     np.testing.assert_array_equal(*results)
@@ -342,7 +342,7 @@ def test_uint8_and_float32_give_the_same_floats_within_range():
 
 
 def test_augment_is_changes_and_apply():
-    pictures = jnp.asarray(noise(20, 26, (2,)))
-    one = done(pictures, sample_params(some_keys(2), LECTURE, 20, 26), LECTURE)
+    images = jnp.asarray(noise(20, 26, (2,)))
+    one = done(images, sample_params(some_keys(2), LECTURE, 20, 26), LECTURE)
     # two compilations of the same formula: sine and cosine within an ulp, the grey values as in GREY
-    np.testing.assert_allclose(step(some_keys(2), pictures, LECTURE), one, rtol=0, atol=GREY)
+    np.testing.assert_allclose(step(some_keys(2), images, LECTURE), one, rtol=0, atol=GREY)

@@ -18,13 +18,13 @@ def _drawn(n, magnitude):
 
 
 def drawn(magnitude):
-    """Two operations for each of N pictures of 40 x 60."""
+    """Two operations for each of N images of 40 x 60."""
     return jax.tree.map(np.asarray, _drawn(2, magnitude))
 
 
 @pytest.fixture(scope="module")
 def strongest():
-    """The second operation of each picture: its number, strength and map."""
+    """The second operation of each image: its number, strength and map."""
     two = drawn(10.0)
     return two.operations[:, 1], two.strengths[:, 1], two.maps[1]
 
@@ -80,9 +80,9 @@ def test_no_magnitude_leaves_all_but_two_operations_without_effect():
     assert (np.stack(nothing.maps) == np.eye(3)[:2]).all()
     kinds = np.arange(9, dtype=np.int32)
     first = np.argmax(nothing.operations[:, 0] == kinds[:, None], axis=1)
-    picture = np.random.default_rng(1).integers(9, 256, (30, 30, 3), dtype=np.int32)
-    results = jax.jit(jax.vmap(apply_color_op, in_axes=(None, 0, 0)))(picture, kinds, nothing.strengths[first, 0])
-    assert set(np.flatnonzero((results != picture).any((1, 2, 3)))) == {Operation.AUTOCONTRAST, Operation.EQUALIZE}
+    image = np.random.default_rng(1).integers(9, 256, (30, 30, 3), dtype=np.int32)
+    results = jax.jit(jax.vmap(apply_color_op, in_axes=(None, 0, 0)))(image, kinds, nothing.strengths[first, 0])
+    assert set(np.flatnonzero((results != image).any((1, 2, 3)))) == {Operation.AUTOCONTRAST, Operation.EQUALIZE}
 
 
 @pytest.mark.parametrize("magnitude", [0.7, 3.0, 9.0])
@@ -93,7 +93,7 @@ def test_factors_are_whole_256ths_and_grow_with_magnitude(magnitude):
     np.testing.assert_allclose(np.abs(factors - 1), 0.09 * magnitude, rtol=0, atol=1 / 512 + 1e-6)
 
 
-def test_operations_of_one_picture_are_drawn_apart():
+def test_operations_of_one_image_are_drawn_apart():
     together = np.histogram2d(*drawn(5.0).operations.T, bins=np.arange(-0.5, 9))[0]
     # 14 equal chances, six of them without a colour operation
     chances = np.array([6, *[1] * 8]) / 14

@@ -56,7 +56,7 @@ def test_balanced_passes_have_every_class_equally_often():
     assert running[1::2].max(1).tolist() == running[1::2].min(1).tolist()  # two passes are 60 places: 15 each
 
 
-def test_balanced_sampling_takes_the_pictures_of_a_class_by_turns():
+def test_balanced_sampling_takes_the_images_of_a_class_by_turns():
     seen, before = stream(EpochSampler(3, 30, 30, UNEVEN), 51)
     for label in (4, 0, 9):
         times = np.bincount(seen, minlength=30)[label == UNEVEN]

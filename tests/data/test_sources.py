@@ -1,4 +1,4 @@
-"""Sources: one string, one listing of pictures, whose folder is made once."""
+"""Sources: one string, one listing of images, whose folder is made once."""
 
 import re
 import tarfile
@@ -12,7 +12,7 @@ from flaxtl.data.sources.base import inspect_source, open_source
 from flaxtl.errors import UserError
 
 
-def pictures(root: Path, *classes: str) -> Path:
+def images(root: Path, *classes: str) -> Path:
     for label in classes:
         (root / label).mkdir(parents=True)
         for i in range(10):
@@ -39,21 +39,21 @@ def folder_of(source: str, cache: Path) -> Path:
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    root = pictures(tmp_path / "my: pictures", "cats", "dogs")
-    assert folder_of("folder:~/my: pictures", tmp_path / "cache") == root.resolve()
-    assert open_source("folder:my: pictures", tmp_path / "cache").classes == ("cats", "dogs")
+    root = images(tmp_path / "my: images", "cats", "dogs")
+    assert folder_of("folder:~/my: images", tmp_path / "cache") == root.resolve()
+    assert open_source("folder:my: images", tmp_path / "cache").classes == ("cats", "dogs")
     assert not (tmp_path / "cache").exists()
 
 
 def test_csv(tmp_path: Path) -> None:
-    root = pictures(tmp_path / "in", "cats")
+    root = images(tmp_path / "in", "cats")
     (tmp_path / "list.csv").write_text("label,path\nold,in/cats/0.jpg\n")
     found = open_source(f"csv:{tmp_path}/list.csv", tmp_path / "cache")
     assert [(each.path, each.label) for each in found.found] == [(root.resolve() / "cats" / "0.jpg", "old")]
 
 
 def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
-    root = pictures(tmp_path / "in", "cats", "dogs")
+    root = images(tmp_path / "in", "cats", "dogs")
     (root / "loose.jpg").write_bytes(b"")
     (tmp_path / "list.csv").write_text("label,path\na,in/cats/0.jpg\nb,in/none.jpg\n")
     for source, fault in ((f"folder:{root}", "loose.jpg"), (f"csv:{tmp_path}/list.csv", "row 3")):
@@ -66,7 +66,7 @@ def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
 def test_archive_is_extracted_once_and_descended_into(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = packed(tmp_path / name, pictures(tmp_path / "flower_photos", "daisy", "roses"))
+    file = packed(tmp_path / name, images(tmp_path / "flower_photos", "daisy", "roses"))
     folder = folder_of(f"archive:{file}", tmp_path / "cache")
     assert folder.name == "flower_photos"
     assert folder.parent.parent == tmp_path / "cache" / "archives"
@@ -77,9 +77,9 @@ def test_archive_is_extracted_once_and_descended_into(
 
 
 def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
-    first = packed(tmp_path / "f.zip", pictures(tmp_path / "one", "a", "b"))
+    first = packed(tmp_path / "f.zip", images(tmp_path / "one", "a", "b"))
     old = folder_of(f"archive:{first}", tmp_path / "cache")
-    packed(tmp_path / "f.zip", pictures(tmp_path / "two", "c", "d"))
+    packed(tmp_path / "f.zip", images(tmp_path / "two", "c", "d"))
     new = folder_of(f"archive:{first}", tmp_path / "cache")
     assert (old.name, new.name) == ("one", "two")
     assert old.is_dir()
@@ -96,7 +96,7 @@ def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
     ],
 )
 def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: str) -> None:
-    root = pictures(tmp_path / "f", *inside)
+    root = images(tmp_path / "f", *inside)
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
         for file in sorted(root.rglob("*.jpg")):
             bundle.write(file, file.relative_to(root))
@@ -112,17 +112,17 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
 def test_each_edition_of_the_garden_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted: list[Path] = []
     monkeypatch.setattr(
-        synthetic, "generate_dataset", lambda directory: planted.append(directory) or pictures(directory, "a", "b")
+        synthetic, "generate_dataset", lambda directory: planted.append(directory) or images(directory, "a", "b")
     )
     place = tmp_path / f"garden_{synthetic.DATASET_VERSION}"
-    assert folder_of("garden", tmp_path) == place.resolve()
+    assert folder_of("synthetic", tmp_path) == place.resolve()
     assert planted == [place]
 
 
 def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flaxtl.data.sources import tfds
 
-    monkeypatch.setattr(tfds, "export_tfds", lambda name, into: pictures(into / name.replace("/", "|"), "a", "b"))
+    monkeypatch.setattr(tfds, "export_tfds", lambda name, into: images(into / name.replace("/", "|"), "a", "b"))
     root = tmp_path.resolve() / "tfds"
     assert folder_of("tfds:tf_flowers", tmp_path) == root / "tf_flowers" / "tf_flowers"
     assert folder_of("tfds:a/b:1.0.0", tmp_path) == root / "a-b-1.0.0" / "a|b:1.0.0"

@@ -1,4 +1,4 @@
-"""`flaxtl split`: folders and lists, complete or absent, the same wherever the pictures lie."""
+"""`flaxtl split`: folders and lists, complete or absent, the same wherever the images lie."""
 
 import csv
 import hashlib
@@ -40,7 +40,7 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_every_picture_is_copied_once_and_listed(place: Path, tmp_path: Path) -> None:
+def test_every_image_is_copied_once_and_listed(place: Path, tmp_path: Path) -> None:
     steps: list[int] = []
     counts, told = written(scan_folder(place), tmp_path / "out", on_progress=steps.append)
     assert counts == {
@@ -195,7 +195,7 @@ def test_labels_that_are_no_folder_names(tmp_path: Path, label: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_folds_list_each_picture_once_for_validation(place: Path, tmp_path: Path) -> None:
+def test_folds_list_each_image_once_for_validation(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "ants" / "3.png", place / "ants" / "copy.png")
     told: list[str] = []
     steps: list[int] = []

@@ -22,7 +22,7 @@ def labels(**sizes: int) -> list[str]:
 
 
 def table(given: list[str], splits: list[str]) -> dict[str, list[int]]:
-    """class -> pictures of each split of the lecture"""
+    """class -> images of each split of the lecture"""
     found = Counter(zip(given, splits, strict=True))
     return {label: [found[label, split] for split in LECTURE] for label in sorted(set(given))}
 
@@ -65,12 +65,12 @@ def test_groups_never_straddle_and_counts_stay(seed: int) -> None:
     assert all(len({splits[i] for i in group}) == 1 for group in groups)
 
 
-def test_groups_are_spread_over_the_splits_as_pictures_are() -> None:
+def test_groups_are_spread_over_the_splits_as_images_are() -> None:
     given = labels(a=300, b=300)
     groups = [[i, i + 1] for i in range(0, 300, 2)]
     splits = stratified_split(given, groups, LECTURE, 0, nothing)
     assert Counter(splits[:300]) == {"train": 150, "validation": 60, "test": 90}
-    groups = groups[:100]  # and 100 single pictures
+    groups = groups[:100]  # and 100 single images
     pairs = Counter(stratified_split(given, groups, LECTURE, 0, nothing)[i] for i, _ in groups)
     assert all(abs(pairs[split] - 100 * part) <= 1 for split, part in LECTURE.items())
 

@@ -15,26 +15,26 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.sampler import EpochSampler, padded_batches
 from flaxtl.errors import UserError
 
-N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two passes, and pictures twice in one batch
+N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two passes, and images twice in one batch
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
 
 LABELS = (np.arange(N, dtype=np.int32) * 7) % 5
-PICTURES = np.random.default_rng(0).integers(0, 256, (N, 24, 31, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, 24, 31, 3), dtype=np.uint8)
 
 # The two appliers compute the same float32 sums, perhaps in another order: see test_streaming_apply.py.
 ORDER = 0.03
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    with array_store.create_store(tmp_path / "pictures.u8", *PICTURES.shape[:3]) as fresh:
-        for index, picture in enumerate(PICTURES):
-            fresh[index] = picture
-    return array_store.open_store(tmp_path / "pictures.u8", *PICTURES.shape[:3])
+def images(tmp_path):
+    with array_store.create_store(tmp_path / "images.u8", *IMAGES.shape[:3]) as fresh:
+        for index, image in enumerate(IMAGES):
+            fresh[index] = image
+    return array_store.open_store(tmp_path / "images.u8", *IMAGES.shape[:3])
 
 
-def stream(pictures, order, first=0, last=STEPS, augmentation=None, shard=(0, 1)):
-    return list(tfdata.train_batches(pictures, LABELS, order, first, last, augmentation, shard))
+def stream(images, order, first=0, last=STEPS, augmentation=None, shard=(0, 1)):
+    return list(tfdata.train_batches(images, LABELS, order, first, last, augmentation, shard))
 
 
 def same(found, expected):
@@ -46,69 +46,69 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["plain", "balanced"])
-def test_plain_pictures_are_those_of_the_order(pictures, labels):
+def test_plain_images_are_those_of_the_order(images, labels):
     order = EpochSampler(5, BATCH, N, labels)
-    found = stream(pictures, order)
+    found = stream(images, order)
     assert len(found) == STEPS
     for step, batch in enumerate(found):
         indices, passes = order.batch(step)
-        assert batch.pictures.dtype == np.uint8
-        assert same([batch], [(PICTURES[indices], LABELS[indices], indices, passes)])
+        assert batch.images.dtype == np.uint8
+        assert same([batch], [(IMAGES[indices], LABELS[indices], indices, passes)])
 
 
-def test_augmented_pictures_are_those_of_resident_ones(pictures):
+def test_augmented_images_are_those_of_resident_ones(images):
     order = EpochSampler(5, BATCH, N)
     resident = jax.jit(
-        lambda passes, indices: augment(example_keys(5, passes, indices), jnp.asarray(PICTURES)[indices], LECTURE)
+        lambda passes, indices: augment(example_keys(5, passes, indices), jnp.asarray(IMAGES)[indices], LECTURE)
     )
-    for step, batch in enumerate(stream(pictures, order, augmentation=LECTURE)):
+    for step, batch in enumerate(stream(images, order, augmentation=LECTURE)):
         indices, passes = order.batch(step)
         assert same([batch[1:]], [(LABELS[indices], indices, passes)])
-        assert batch.pictures.dtype == np.float32
-        np.testing.assert_allclose(batch.pictures, resident(passes, indices), rtol=0, atol=ORDER)
+        assert batch.images.dtype == np.float32
+        np.testing.assert_allclose(batch.images, resident(passes, indices), rtol=0, atol=ORDER)
 
 
 @pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
-def test_a_later_start_goes_on_as_the_whole_would_have(pictures, augmentation):
+def test_a_later_start_goes_on_as_the_whole_would_have(images, augmentation):
     order = EpochSampler(5, BATCH, N)
-    whole = stream(pictures, order, augmentation=augmentation)
-    assert same(stream(pictures, order, first=4, augmentation=augmentation), whole[4:])
-    assert same(stream(pictures, order, augmentation=augmentation), whole)
+    whole = stream(images, order, augmentation=augmentation)
+    assert same(stream(images, order, first=4, augmentation=augmentation), whole[4:])
+    assert same(stream(images, order, augmentation=augmentation), whole)
 
 
 @pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
-def test_shards_together_are_the_whole(pictures, augmentation):
+def test_shards_together_are_the_whole(images, augmentation):
     order = EpochSampler(5, BATCH, N)
-    whole = stream(pictures, order, augmentation=augmentation)
-    shards = [stream(pictures, order, augmentation=augmentation, shard=(process, 3)) for process in range(3)]
-    assert {batch.pictures.shape[0] for shard in shards for batch in shard} == {2}
+    whole = stream(images, order, augmentation=augmentation)
+    shards = [stream(images, order, augmentation=augmentation, shard=(process, 3)) for process in range(3)]
+    assert {batch.images.shape[0] for shard in shards for batch in shard} == {2}
     together = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
     assert same(together, whole)
 
 
-def test_evaluation_sees_every_picture_once(pictures):
-    found = list(tfdata.eval_batches(pictures, LABELS, BATCH))
-    expected = [(PICTURES[indices], LABELS[indices], real) for indices, real in padded_batches(N, BATCH)]
+def test_evaluation_sees_every_image_once(images):
+    found = list(tfdata.eval_batches(images, LABELS, BATCH))
+    expected = [(IMAGES[indices], LABELS[indices], real) for indices, real in padded_batches(N, BATCH)]
     assert same(found, expected)
     assert sum(real.sum() for _, _, real in found) == N
-    halves = zip(*(tfdata.eval_batches(pictures, LABELS, BATCH, (process, 2)) for process in range(2)), strict=True)
+    halves = zip(*(tfdata.eval_batches(images, LABELS, BATCH, (process, 2)) for process in range(2)), strict=True)
     assert same([tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in halves], expected)
 
 
-def test_a_batch_that_cannot_be_shared_is_a_plain_sentence(pictures):
+def test_a_batch_that_cannot_be_shared_is_a_plain_sentence(images):
     with pytest.raises(UserError, match=r"batch.*\b6\b.*\b4 process"):
-        stream(pictures, EpochSampler(5, BATCH, N), shard=(0, 4))
+        stream(images, EpochSampler(5, BATCH, N), shard=(0, 4))
 
 
-def test_no_steps_are_no_batches(pictures):
-    assert stream(pictures, EpochSampler(5, BATCH, N), first=3, last=3) == []
+def test_no_steps_are_no_batches(images):
+    assert stream(images, EpochSampler(5, BATCH, N), first=3, last=3) == []
 
 
-def test_an_error_on_the_way_arrives_as_it_was(pictures, capfd):
-    batches = tfdata.train_batches(pictures, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
+def test_an_error_on_the_way_arrives_as_it_was(images, capfd):
+    batches = tfdata.train_batches(images, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
     next(batches)
-    pictures.path.unlink()
-    with pytest.raises(UserError, match=rf"{re.escape(str(pictures.path))}.*No such file"):
+    images.path.unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(str(images.path))}.*No such file"):
         list(batches)
     assert capfd.readouterr() == ("", "")
 
@@ -116,16 +116,16 @@ def test_an_error_on_the_way_arrives_as_it_was(pictures, capfd):
 class Watched:
     """A store that counts how often it is read."""
 
-    def __init__(self, pictures):
-        self.shape, self.reads, self._pictures = pictures.shape, 0, pictures
+    def __init__(self, images):
+        self.shape, self.reads, self._images = images.shape, 0, images
 
     def read(self, indices):
         self.reads += 1
-        return self._pictures.read(indices)
+        return self._images.read(indices)
 
 
-def test_it_reads_ahead_but_not_far_and_no_more_when_closed(pictures):
-    watched = Watched(pictures)
+def test_it_reads_ahead_but_not_far_and_no_more_when_closed(images):
+    watched = Watched(images)
     batches = tfdata.train_batches(watched, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
     threads = threading.active_count()
     next(batches)
@@ -138,15 +138,15 @@ def test_it_reads_ahead_but_not_far_and_no_more_when_closed(pictures):
     assert threading.active_count() == threads
 
 
-def test_what_was_open_is_closed(pictures):
+def test_what_was_open_is_closed(images):
     def opened():
         return {file.resolve() for file in Path("/proc/self/fd").iterdir()}
 
     for _ in range(3):
-        batches = tfdata.train_batches(pictures, LABELS, EpochSampler(5, BATCH, N), 0, 100, LECTURE)
+        batches = tfdata.train_batches(images, LABELS, EpochSampler(5, BATCH, N), 0, 100, LECTURE)
         next(batches)
         batches.close()
-    assert pictures.path not in opened()
+    assert images.path not in opened()
 
 
 def test_accelerators_are_hidden_from_tensorflow():

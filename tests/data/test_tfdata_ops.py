@@ -38,7 +38,7 @@ operate = jax.jit(jax.vmap(randaugment.apply_color_op, in_axes=(0, None, None)))
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """Noise, gradients and flat colours: every kind of edge, and pixels without a hue."""
     rng = np.random.default_rng(3)
     made = rng.integers(0, 256, (BATCH, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -53,41 +53,41 @@ def tensors(change):
     return AugmentParams(*(tf.constant(np.asarray(field)) for field in change))
 
 
-def ours(pictures, change, augmentation):
-    return apply(tf.constant(pictures), tensors(change), augmentation).numpy()
+def ours(images, change, augmentation):
+    return apply(tf.constant(images), tensors(change), augmentation).numpy()
 
 
 def still():
-    """Changes that leave pictures where they are."""
+    """Changes that leave images where they are."""
     return draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_both_appliers_agree(kind, pictures):
+def test_both_appliers_agree(kind, images):
     change = draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig(**ALL))
     augmentation = AugmentConfig(**kind)  # what it leaves off is drawn, and has to be passed over
-    expected = apply_by_jax(pictures, change, augmentation)
-    found = ours(pictures, change, augmentation)
+    expected = apply_by_jax(images, change, augmentation)
+    found = ours(images, change, augmentation)
     assert found.dtype == np.float32
-    assert not np.array_equal(found, pictures)
+    assert not np.array_equal(found, images)
     np.testing.assert_allclose(found, expected, rtol=0, atol=ORDER)
 
 
 @pytest.mark.parametrize("operation", range(9))
-def test_operations_agree_bit_for_bit(operation, pictures):
+def test_operations_agree_bit_for_bit(operation, images):
     for strength in {3: (0, 100, 256), 4: (4, 6, 8)}.get(operation, (26 / 256, 1, 487 / 256)):
         every = tf.fill([BATCH, 1], operation), tf.fill([BATCH, 1], float(strength))
-        found = tfdata.operate(tf.constant(pictures), *every)
-        assert np.array_equal(found, operate(pictures.astype(np.int32), operation, np.float32(strength)))
+        found = tfdata.operate(tf.constant(images), *every)
+        assert np.array_equal(found, operate(images.astype(np.int32), operation, np.float32(strength)))
 
 
-def test_nothing_to_do_is_bit_for_bit_the_picture(pictures):
-    assert np.array_equal(ours(pictures, still(), AugmentConfig()), pictures)
-    assert np.array_equal(ours(pictures, still(), AugmentConfig(rotation=1)), pictures)
+def test_nothing_to_do_is_bit_for_bit_the_image(images):
+    assert np.array_equal(ours(images, still(), AugmentConfig()), images)
+    assert np.array_equal(ours(images, still(), AugmentConfig(rotation=1)), images)
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_warp_is_keras_apply_affine_transform(fill, pictures, monkeypatch):
+def test_warp_is_keras_apply_affine_transform(fill, images, monkeypatch):
     """Keras is watched for the matrix that it makes of its parameters; ours is then given the same."""
     seen = []
 
@@ -98,42 +98,42 @@ def test_warp_is_keras_apply_affine_transform(fill, pictures, monkeypatch):
     monkeypatch.setattr(scipy.ndimage, "interpolation", SimpleNamespace(affine_transform=watched), raising=False)
     rng = np.random.default_rng(9)
     expected, matrices = [], []
-    for picture in pictures:
+    for image in images:
         theta, shear = rng.uniform(-180, 180), rng.uniform(-60, 60)
         tx, ty, zx, zy = *rng.uniform(-40, 40, 2), *rng.uniform(0.2, 2, 2)
         expected.append(
             keras_image.apply_affine_transform(
-                picture.astype(np.float32), theta, tx, ty, shear, zx, zy,
+                image.astype(np.float32), theta, tx, ty, shear, zx, zy,
                 row_axis=0, col_axis=1, channel_axis=2, fill_mode=fill, cval=77.0,
             )
         )  # fmt: skip
         matrices.append(seen[-1])
     change = still()._replace(matrix=np.array(matrices, np.float32))
-    found = ours(pictures, change, AugmentConfig(rotation=1, fill=fill, cval=77))
+    found = ours(images, change, AugmentConfig(rotation=1, fill=fill, cval=77))
     # 'constant' and 'wrap' jump, so within rounding of an edge either side would be right: of these draws none is there
     np.testing.assert_allclose(found, expected, rtol=0, atol=GREY)
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_whole_pixel_moves_are_scipys_bit_for_bit(fill, pictures):
+def test_whole_pixel_moves_are_scipys_bit_for_bit(fill, images):
     """Moves of up to two widths, and of just one: where a fill mode turns round."""
     moves = np.arange(BATCH) * (HEIGHT - 1) // 4 - 2 * HEIGHT, np.arange(BATCH) * (WIDTH - 1) // 4 - 2 * WIDTH + 2
     matrices = np.stack([np.column_stack([np.eye(2), move]) for move in zip(*moves, strict=True)]).astype(np.float32)
-    found = ours(pictures, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
-    for picture, move, result in zip(pictures.astype(np.float32), zip(*moves, strict=True), found, strict=True):
-        expected = scipy.ndimage.shift(picture, [-move[0], -move[1], 0], order=1, mode=fill, cval=77)
+    found = ours(images, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
+    for image, move, result in zip(images.astype(np.float32), zip(*moves, strict=True), found, strict=True):
+        expected = scipy.ndimage.shift(image, [-move[0], -move[1], 0], order=1, mode=fill, cval=77)
         assert np.array_equal(result, expected)
 
 
-def test_channel_shift_and_brightness_are_those_of_keras(pictures):
+def test_channel_shift_and_brightness_are_those_of_keras(images):
     rng = np.random.default_rng(9)
     shifts, factors = rng.uniform(-90, 90, BATCH), rng.uniform(0.3, 1.7, BATCH)
     # whole grey levels and 1 / 256: no product or sum is rounded, and Keras' cut to whole numbers cuts nothing else
     shifts, factors = np.round(shifts).astype(np.float32), (np.round(factors * 256) / 256).astype(np.float32)
     change = still()._replace(channel_shift=shifts, brightness=factors)
-    shifted = ours(pictures, change, AugmentConfig(channel_shift=90))
-    brightened = ours(pictures, change, AugmentConfig(brightness=0.7))
-    for i, picture in enumerate(pictures.astype(np.float32)):
-        assert np.array_equal(shifted[i], keras_image.apply_channel_shift(picture, shifts[i], channel_axis=2))
-        keras = keras_image.apply_brightness_shift(picture, float(factors[i]), scale=False)
+    shifted = ours(images, change, AugmentConfig(channel_shift=90))
+    brightened = ours(images, change, AugmentConfig(brightness=0.7))
+    for i, image in enumerate(images.astype(np.float32)):
+        assert np.array_equal(shifted[i], keras_image.apply_channel_shift(image, shifts[i], channel_axis=2))
+        keras = keras_image.apply_brightness_shift(image, float(factors[i]), scale=False)
         assert np.array_equal(np.trunc(brightened[i]), keras)

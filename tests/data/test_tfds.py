@@ -35,14 +35,14 @@ def encoded(seed: int, kind: str = "JPEG") -> bytes:
 def made(
     data_dir: Path, splits: dict[str, int], file_format: str = "tfrecord", unlabelled: str = "", keys: Any = KEYS
 ) -> str:
-    """Prepares a set of JPEG and PNG pictures as TFDS itself would; `splits` gives the number of examples of each."""
+    """Prepares a set of JPEG and PNG images as TFDS itself would; `splits` gives the number of examples of each."""
 
     class TinyPlants(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc,call-arg]
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
             features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=NAMES), "id": np.int64}
-            features["mask"] = tfds.features.Image()  # a second picture that must be neither used nor decoded
+            features["mask"] = tfds.features.Image()  # a second image that must be neither used nor decoded
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
             )
@@ -52,9 +52,9 @@ def made(
 
         def _generate_examples(self, split: str, n: int) -> Iterator[tuple[int, dict[str, Any]]]:
             for i in range(n):
-                picture = io.BytesIO(original(split, i))
+                image = io.BytesIO(original(split, i))
                 label = -1 if split == unlabelled else i % 3
-                yield i, {"image": picture, "label": label, "id": i, "mask": io.BytesIO(encoded(999))}
+                yield i, {"image": image, "label": label, "id": i, "mask": io.BytesIO(encoded(999))}
 
     TinyPlants(data_dir=data_dir).download_and_prepare(file_format=file_format)
     return "tiny_plants"
@@ -65,7 +65,7 @@ def original(split: str, i: int) -> bytes:
 
 
 def expected(splits: dict[str, int], nested: bool) -> set[tuple[str, str, bytes]]:
-    """(folder, suffix, bytes) of every picture. TFDS shuffles as it writes: the number in a name is not foretold."""
+    """(folder, suffix, bytes) of every image. TFDS shuffles as it writes: the number in a name is not foretold."""
     return {
         (
             (f"{split}/" if nested else "") + NAMES[i % 3].replace("/", "-"),

@@ -14,7 +14,7 @@ from flaxtl.errors import UserError
 @pytest.mark.usefixtures("compile_once")
 def test_four_lines_train_and_show_a_run(tmp_path):
     place = Place(tmp_path / "user", "epochs=1", "epochs=1")
-    config = api.load_run(str(place.folder / "recipe.py"), f"data.source=folder:{place.folder / 'pictures'}")
+    config = api.load_run(str(place.folder / "config.py"), f"data.source=folder:{place.folder / 'images'}")
     config.phases = ("frozen",)
     config.frozen.epochs = 2
     result = api.train(config, tmp_path / "run")
@@ -63,8 +63,8 @@ def test_a_run_under_way_has_little_to_show(tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + r"\b.*\bconfig\.json"):
         api.RunResult(tmp_path)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "recipe.py"))):
-        api.load_run(str(tmp_path / "recipe.py"))
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.py"))):
+        api.load_run(str(tmp_path / "config.py"))
     Place(tmp_path / "user", "epochs=1", "epochs=1")
     with pytest.raises(UserError, match=r"'frozen\.epoch'.*'frozen\.epochs'"):
-        api.load_run(str(tmp_path / "user" / "recipe.py"), "frozen.epoch=3")
+        api.load_run(str(tmp_path / "user" / "config.py"), "frozen.epoch=3")

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
+"""Every config in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
 
 import re
 import shlex
@@ -36,18 +36,18 @@ def planned(config, n_train=1835):
     return net, build_phases(config, net.model, net.layers, net.groups, n_train)
 
 
-def test_every_recipe_is_listed_here():
+def test_every_config_is_listed_here():
     assert sorted(VARIANTS) == sorted(file.name for file in CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_recipe_becomes_a_network_with_phases(spec):
+def test_a_config_becomes_a_network_with_phases(spec):
     config = load(spec)
     net, phases = planned(config)
     assert isinstance(net.model, Classifier)
     assert [phase.name for phase in phases] == list(config.phases)
     assert any(settings.augment for settings in phases)
-    Resize(config.data.height, config.data.width, config.data.resize, config.data.filter)
+    Resize(config.data.height, config.data.width, config.data.resize, config.data.interpolation)
     AugmentConfig(**config.augmentation.to_dict())
     tree = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.shapes.items()}
     for phase in phases:
@@ -93,7 +93,7 @@ def test_the_lectures_schedule():
     assert {phase.schedule for phase in phases} == {"constant"}
     assert {phase.patience for phase in phases} == {0}
     assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99}
-    assert config.batch == 32
+    assert config.batch_size == 32
 
 
 def test_the_lectures_data_and_augmentation():
@@ -124,7 +124,7 @@ QUICK = ("resnet50", "efficientnetb0")
     "name",
     [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in registry.MODELS if name not in QUICK)],
 )
-def test_your_own_pictures_can_be_given_to_every_network(name):
+def test_your_own_images_can_be_given_to_every_network(name):
     net, phases = planned(load("folder.py", f"--config.model.name={name}"))
     assert net.model.architecture.name == name
     top = net.model.architecture.top_group
@@ -147,7 +147,12 @@ def test_the_base_is_thawed_block_by_block():
 
 @pytest.mark.slow
 def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
-    given = ["--config.data.source=garden", "--config.data.height=32", "--config.data.width=32", "--config.batch=8"]
+    given = [
+        "--config.data.source=synthetic",
+        "--config.data.height=32",
+        "--config.data.width=32",
+        "--config.batch_size=8",
+    ]
     given += ["--config.head.pooling=global_average", "--config.weights.path=random"]
     given += [f"--config.{phase}.epochs=1" for phase in ("frozen", "thaw5", "thaw4")]
     given += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
@@ -176,7 +181,7 @@ def test_every_line_of_the_page_on_tuning_is_a_plan():
 
 def test_the_demo_needs_no_network_and_no_data():
     config = load("demo.py")
-    assert config.data.source == "garden"
+    assert config.data.source == "synthetic"
     assert config.weights.path == "builtin"
 
 
@@ -189,7 +194,7 @@ def test_the_checks_keys_can_be_overridden(spec):
         "--config.weights.path=random",
         "--config.data.source=folder:x",
         "--config.data.height=64",
-        "--config.batch=8",
+        "--config.batch_size=8",
         f"--config.{phase}.epochs=1",
         f"--config.{phase}.steps_per_epoch=2",
         f"--config.{phase}.lr.block5=3e-6",

@@ -1,7 +1,7 @@
 """The documentation: what its blocks say exists, they run, and its site needs no network.
 
-Blocks of ```bash and ```python are run, page by page, in a folder that holds configs/, tools/ and pictures/, in which
-is a folder of pictures for each class. What cannot run in a test is ```text or ```console.
+Blocks of ```bash and ```python are run, page by page, in a folder that holds configs/, tools/ and images/, in which
+is a folder of images for each class. What cannot run in a test is ```text or ```console.
 """
 
 import os
@@ -19,7 +19,7 @@ from flaxtl.config import DEFAULTS, OPEN, PHASE_DEFAULTS, flatten_config
 from flaxtl.data.sources import synthetic
 
 LANGUAGES = {"bash", "python", "text", "console", "json", ""}
-DRAWS_ITS_OWN = "docs/own_pictures.md"  # folder of pictures
+DRAWS_ITS_OWN = "docs/own_images.md"  # folder of images
 PLACEHOLDERS = {"key", "KEY"}
 FILES = {".py", ".json", ".csv", ".safetensors"}
 """What `data.json` ends in, which is no setting of data."""
@@ -48,7 +48,7 @@ def unknown_options(text):
 
 
 def unknown_settings(text):
-    """Keys of --config.KEY and of --grid config.KEY, and quoted ones such as `data.pipeline`, that no recipe has.
+    """Keys of --config.KEY and of --grid config.KEY, and quoted ones such as `data.pipeline`, that no config has.
 
     A quoted `model.predict` is nearly always another library's.
     """
@@ -67,7 +67,7 @@ SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 
 
 def is_setting(key):
-    """Whether a recipe may have it: one of the defaults, one of a phase, or an argument of an optimizer."""
+    """Whether a config may have it: one of the defaults, one of a phase, or an argument of an optimizer."""
     first, _, rest = key.partition(".")
     if key in SETTINGS or key in OPEN or key in PLACEHOLDERS or first == "optimizer":
         return True
@@ -79,7 +79,7 @@ def test_what_does_not_exist_is_found():
 `--config.data.pipelin=auto`, `data.heigth`, `--config.frozen.epoch=3`, `flaxtl trian`, `model.json`, `optimizer.eps`
 
     ```text
-    flaxtl split --source=garden --output=DIR \\
+    flaxtl split --source=synthetic --output=DIR \\
       --fractoins=0.5,0.2,0.3 --config.finetune.lr.block5=1e-6
     flaxtl sweep --grid "config.head.unit=(256,128)" && flaxtl evaluate --kfold=3
     ```
@@ -116,16 +116,16 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """What the reader has brought along."""
-    return synthetic.generate_dataset(tmp_path_factory.mktemp("brought") / "pictures", per_class=12)
+    return synthetic.generate_dataset(tmp_path_factory.mktemp("brought") / "images", per_class=12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", FOLLOWED)
-def test_a_page_can_be_followed(page, environment, pictures, tmp_path):
+def test_a_page_can_be_followed(page, environment, images, tmp_path):
     if page != DRAWS_ITS_OWN:
-        (tmp_path / "pictures").symlink_to(pictures)
+        (tmp_path / "images").symlink_to(images)
     for folder in ("configs", "tools"):
         (tmp_path / folder).symlink_to(doc_pages.ROOT / folder)
     command = [sys.executable, doc_pages.ROOT / "tests" / "follow.py", doc_pages.WRITTEN[page]]

@@ -5,18 +5,18 @@ import re
 from pathlib import Path
 
 from helpers.doc_pages import NOTEBOOK
-from reference import commands, lecture, markdown, networks, recipes
+from reference import commands, configs, lecture, markdown, networks
 
 from flaxtl.config import DEFAULTS, PHASE_DEFAULTS, __file__, flatten_config
 from flaxtl.models import registry
 
 
 def told(name):
-    return {one.key: one for one in recipes.settings(name) if not one.section}
+    return {one.key: one for one in configs.settings(name) if not one.section}
 
 
 def flat(defaults):
-    """The settings as a recipe has them; the fractions are one."""
+    """The settings as a config has them; the fractions are one."""
     keys = dict(flatten_config(defaults))
     fractions = {key: keys.pop(key) for key in list(keys) if key.startswith("data.fractions.")}
     return keys | (
@@ -33,7 +33,7 @@ def test_every_setting_is_told_with_its_default():
 def test_every_setting_has_a_comment_on_a_line_of_its_own():
     """Of two settings on one line the comment would be told of both."""
     for name in ("DEFAULTS", "PHASE_DEFAULTS"):
-        settings = recipes.settings(name)
+        settings = configs.settings(name)
         assert [one.key for one in settings if not (one.meaning or one.section)] == []
         lines = [one.line for one in settings]
         assert len(set(lines)) == len(lines)
@@ -44,7 +44,7 @@ def test_the_comment_beside_a_setting_is_its_meaning():
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[batch.line - 1]
     assert batch.meaning
     assert line.endswith(f"  # {batch.meaning}")
-    page = recipes.page()
+    page = configs.page()
     assert f"| `batch`{{ #batch }} | integer | `32` | {markdown.text(batch.meaning)} |" in page
     assert "`data.fractions`{ #data.fractions } | numbers by name |" in page
     assert "`warmup_steps`{ #phase.warmup_steps }" in page

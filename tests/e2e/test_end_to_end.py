@@ -1,4 +1,4 @@
-"""The commands as a user gives them, on drawn pictures and the built-in weights, in one process."""
+"""The commands as a user gives them, on drawn images and the built-in weights, in one process."""
 
 import csv
 import json
@@ -7,23 +7,23 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.tiny_run import pictures
+from helpers.tiny_run import images
 
 from flaxtl.cli.main import main
 from flaxtl.evaluation import calibration, predictions
 
-RECIPE = """
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.batch = 4
+    c.batch_size = 4
     c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
     c.weights = dict(path="builtin")
-    c.model = dict(name="vgg16", stop="block2_pool")
+    c.model = dict(name="vgg16", output_layer="block2_pool")
     c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.groups = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "finetune")
     c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0))
     c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-5, block2=1e-5, base=0.0))
@@ -33,17 +33,17 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures/, recipe.py and a finished run/."""
+    """A folder with images/, config.py and a finished run/."""
     place = tmp_path_factory.mktemp("user")
-    pictures(place / "pictures")
-    (place / "recipe.py").write_text(RECIPE)
+    images(place / "images")
+    (place / "config.py").write_text(CONFIG)
     train(place, "run")
     return place
 
 
 def train(place, workdir, *more):
-    source = f"--config.data.source=folder:{place / 'pictures'}"
-    main(["train", f"--config={place / 'recipe.py'}", f"--workdir={place / workdir}", source, *more])
+    source = f"--config.data.source=folder:{place / 'images'}"
+    main(["train", f"--config={place / 'config.py'}", f"--workdir={place / workdir}", source, *more])
 
 
 def mistake(capsys, *arguments):
@@ -88,7 +88,7 @@ def test_summary_has_every_phase_and_split(place):
     assert "vgg16_notop.safetensors" in summary["weights"]["origin"]
 
 
-def test_predictions_have_one_row_a_picture(place):
+def test_predictions_have_one_row_a_image(place):
     with (place / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["validation"] * 6 + ["test"] * 6
@@ -98,7 +98,7 @@ def test_predictions_have_one_row_a_picture(place):
         assert sum(chances.values()) == pytest.approx(1, abs=1e-5)  # three float32 values, written in decimals
 
 
-def test_the_temperature_is_that_of_the_validation_pictures(place):
+def test_the_temperature_is_that_of_the_validation_images(place):
     said = predictions.read_predictions(place / "run" / "predictions.csv").of_split("validation")
     expected = {"temperature": calibration.fit_temperature(said.probabilities, said.labels), "n": 6}
     assert json.loads((place / "run" / "summary.json").read_text())["calibration"] == expected
@@ -111,7 +111,7 @@ def test_predict_at_the_temperature(place, tmp_path, capsys):
     def predicted(temperature, *more):
         calibrated = summary | {"calibration": {"temperature": temperature, "n": 6}}
         (workdir / "summary.json").write_text(json.dumps(calibrated))
-        command = ["predict", f"--workdir={workdir}", "--input", str(place / "pictures"), *more]
+        command = ["predict", f"--workdir={workdir}", "--input", str(place / "images"), *more]
         if temperature is None:
             return mistake(capsys, *command)
         main([*command, f"--csv={tmp_path / 'out.csv'}"])
@@ -141,14 +141,14 @@ def test_evaluate_agrees_with_the_summary(place, capsys):
     expected = json.loads((place / "run" / "summary.json").read_text())["phases"]["finetune"]["test"]
     found = json.loads(line)
     assert (found["n"], found["accuracy"]) == (6, expected["accuracy"])
-    # From pictures here, from the outputs of a frozen layer there: one float32 sum in another order.
+    # From images here, from the outputs of a frozen layer there: one float32 sum in another order.
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert np.sum(found["confusion_matrix"]) == 6
 
 
-def test_evaluate_other_pictures(place, capsys):
+def test_evaluate_other_images(place, capsys):
     capsys.readouterr()
-    main(["evaluate", f"--workdir={place / 'run'}", f"--data=folder:{place / 'pictures'}"])
+    main(["evaluate", f"--workdir={place / 'run'}", f"--data=folder:{place / 'images'}"])
     told = capsys.readouterr()
     found = json.loads(told.out.splitlines()[-1])
     assert (found["n"], found["phase"], found["seen_in_training"]) == (24, "finetune", 12)
@@ -158,7 +158,7 @@ def test_evaluate_other_pictures(place, capsys):
 def test_predict_writes_what_it_is_asked_for(place):
     files = {kind: place / f"out.{kind}" for kind in ("csv", "json", "npz")}
     main(
-        ["predict", f"--workdir={place / 'run'}", "--input", str(place / "pictures" / "red"), "--top=2"]
+        ["predict", f"--workdir={place / 'run'}", "--input", str(place / "images" / "red"), "--top=2"]
         + [f"--{kind}={file}" for kind, file in files.items()]
         + ["--tap=block1_pool", "--tap=predictions"]
     )
@@ -179,8 +179,8 @@ def test_export_says_how_far_it_is_from_predict_and_does_not_overwrite(place, ca
     main(command)
     first, second = capsys.readouterr().out.splitlines()
     number = r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)"
-    pictures, difference, bound = re.search(rf"\b(\d+)\b\D+?\b{number}\D+?\b{number}\b", first).groups()
-    assert int(pictures) == 6
+    images, difference, bound = re.search(rf"\b(\d+)\b\D+?\b{number}\D+?\b{number}\b", first).groups()
+    assert int(images) == 6
     assert 0 <= float(difference) <= float(bound) == 1e-3
     assert second.endswith(f" {folder}")
     before = (folder / "model.json").read_bytes()
@@ -210,8 +210,8 @@ def test_a_cut_base_asks_for_no_other_rules(place, capsys):
     main(
         [
             "summary",
-            f"--config={place / 'recipe.py'}",
-            "--config.model.stop=block1_pool",
+            f"--config={place / 'config.py'}",
+            "--config.model.output_layer=block1_pool",
             "--config.data.classes=('a','b')",
         ]
     )
@@ -229,16 +229,16 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(place, tmp_path, capsys):
     assert str(tmp_path / "run" / "checkpoints" / "phases" / "2") in sentence
 
 
-def test_workdir_of_another_recipe(place, capsys):
-    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}"]
-    source = f"--config.data.source=folder:{place / 'pictures'}"
+def test_workdir_of_another_config(place, capsys):
+    arguments = [f"--config={place / 'config.py'}", f"--workdir={place / 'run'}"]
+    source = f"--config.data.source=folder:{place / 'images'}"
     sentence = mistake(capsys, "train", *arguments, source, "--config.seed=9")
     assert re.search(r"\bseed\b\D+\b0\b\D+\b9\b", sentence)
 
 
 def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
-    arguments = [f"--config={place / 'recipe.py'}", f"--workdir={place / 'nan'}"]
-    source = f"--config.data.source=folder:{place / 'pictures'}"
+    arguments = [f"--config={place / 'config.py'}", f"--workdir={place / 'nan'}"]
+    source = f"--config.data.source=folder:{place / 'images'}"
     rate = "--config.finetune.lr.head=1e38"  # float32 ends at 3.4e38: a few steps
     sentence = mistake(capsys, "train", *arguments, source, rate, "--config.finetune.epochs=4")
     assert re.search(r"(?i)\bnan\b", sentence)
@@ -248,19 +248,19 @@ def test_nan_loss_stops_the_run_and_keeps_what_it_had(place, capsys):
     main(["evaluate", f"--workdir={place / 'nan'}", "--split=validation"])
 
 
-def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path, capsys):
-    pictures(tmp_path / "pictures")
-    whole = tmp_path / "pictures" / "red" / "0.png"
+def test_bad_images_are_all_listed_before_anything_is_written(place, tmp_path, capsys):
+    images(tmp_path / "images")
+    whole = tmp_path / "images" / "red" / "0.png"
     whole.write_bytes(whole.read_bytes()[:500])
-    (tmp_path / "pictures" / "blue" / "note.jpg").write_text("not a picture")
-    (tmp_path / "recipe.py").write_text(RECIPE)
+    (tmp_path / "images" / "blue" / "note.jpg").write_text("not an image")
+    (tmp_path / "config.py").write_text(CONFIG)
     workdir = tmp_path / "run"
     sentence = mistake(
         capsys,
         "train",
-        f"--config={tmp_path / 'recipe.py'}",
+        f"--config={tmp_path / 'config.py'}",
         f"--workdir={workdir}",
-        f"--config.data.source=folder:{tmp_path / 'pictures'}",
+        f"--config.data.source=folder:{tmp_path / 'images'}",
     )
     assert "0.png" in sentence
     assert "note.jpg" in sentence
@@ -274,10 +274,10 @@ def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path,
         ("--config.frozen.lr.hed=1", r"'frozen\.lr\.hed'.*'frozen\.lr\.head'"),
         ("--config.data.source=folder:nowhere", r"\bnowhere\b"),
         ("--config.model.name=vg16", "'vg16'.*'vgg16'"),
-        ("--config.model.stop=block2_pol", "'block2_pol'.*'block2_pool'"),
+        ("--config.model.output_layer=block2_pol", "'block2_pol'.*'block2_pool'"),
         ("--config.weights.path=nowhere.h5", r"nowhere\.h5"),
         ("--config.head.pooling=mean", "'mean'.*global_average"),
-        ("--config.batch=0", r"\bbatch\w*\D+\b0\b"),
+        ("--config.batch_size=0", r"\bbatch\w*\D+\b0\b"),
         ("--config.data.height=16", r"\b16x32\b.*\bvgg16\b.*\b32\b"),
         ("--config.optimizer.name=adm", "'adm'.*'adam'"),
         ("--config.frozen.epochs=0", r"\bfrozen\.epochs\D+\b0\b"),
@@ -286,24 +286,24 @@ def test_bad_pictures_are_all_listed_before_anything_is_written(place, tmp_path,
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_written(place, tmp_path, capsys, override, facts):
-    source = f"--config.data.source=folder:{place / 'pictures'}"
+    source = f"--config.data.source=folder:{place / 'images'}"
     workdir = tmp_path / "run"
-    command = ["train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, override]
+    command = ["train", f"--config={place / 'config.py'}", f"--workdir={workdir}", source, override]
     assert re.search(facts, mistake(capsys, *command))
     assert not workdir.exists() or list(workdir.iterdir()) == []
 
 
 def test_workdir_that_cannot_be_written_to(place, capsys):
-    workdir = place / "recipe.py" / "run"
-    source = f"--config.data.source=folder:{place / 'pictures'}"
-    sentence = mistake(capsys, "train", f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source)
+    workdir = place / "config.py" / "run"
+    source = f"--config.data.source=folder:{place / 'images'}"
+    sentence = mistake(capsys, "train", f"--config={place / 'config.py'}", f"--workdir={workdir}", source)
     assert str(workdir) in sentence
     assert "--workdir" in sentence
 
 
-def test_predict_goes_on_past_an_unreadable_picture(place, tmp_path, capsys):
-    (tmp_path / "bad.jpg").write_text("not a picture")
-    good = place / "pictures" / "red" / "0.png"
+def test_predict_goes_on_past_an_unreadable_image(place, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("not an image")
+    good = place / "images" / "red" / "0.png"
     target = tmp_path / "out.csv"
     sentence = mistake(
         capsys, "predict", f"--workdir={place / 'run'}", "--input", str(tmp_path), str(good), f"--csv={target}"

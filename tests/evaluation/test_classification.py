@@ -6,7 +6,7 @@ import pytest
 
 from flaxtl.evaluation import classification
 
-# three classes, 10 pictures; the last class has no picture and is never predicted in EMPTY
+# three classes, 10 images; the last class has no image and is never predicted in EMPTY
 MATRIX = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 1]])
 EMPTY = np.array([[2, 1, 0], [0, 0, 0], [0, 0, 0]])
 
@@ -62,7 +62,7 @@ def test_top_losses():
     assert losses.tolist() == [-np.log(2.0**-126), -np.log(0.25), -np.log(0.5)]
 
 
-def test_top_losses_of_fewer_pictures_than_asked():
+def test_top_losses_of_fewer_images_than_asked():
     rows, losses = classification.top_losses(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), limit=3)
     assert (len(rows), len(losses)) == (0, 0)
 

@@ -21,18 +21,18 @@ BOUND = 4e-6
 CLASSES = 3
 UNITS = 8
 SIDE = 64
-ASKED = np.array([[0, 1], [2, 2]], np.int32)  # the classes asked about, of two pictures
+ASKED = np.array([[0, 1], [2, 2]], np.int32)  # the classes asked about, of two images
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
 
 
-def ours(model, parameters, pictures, layer, asked=ASKED):
-    at = check_layer(classifier.list_layers(model, *pictures.shape[1:3]), layer)
+def ours(model, parameters, images, layer, asked=ASKED):
+    at = check_layer(classifier.list_layers(model, *images.shape[1:3]), layer)
     run = jax.jit(lambda parameters, x, asked: gradcam_maps(model, parameters, x, asked, at))
-    return np.asarray(run(parameters, pictures, asked))
+    return np.asarray(run(parameters, images, asked))
 
 
 def with_head(base, last, parameters):
@@ -48,7 +48,7 @@ def with_head(base, last, parameters):
 def theirs(network, inputs, given, asked=ASKED):
     """As in the paper: with respect to the first of `inputs`, layers behind which Keras' network is cut off.
 
-    `given` are preprocessed pictures.
+    `given` are preprocessed images.
     """
     below = keras.Model(network.input, [network.get_layer(name).output for name in inputs])
     above = keras.Model([network.get_layer(name).output for name in inputs], network.output)
@@ -94,11 +94,11 @@ def vgg16():
 
 
 @pytest.mark.parametrize("layer", ["block5_conv3", "block4_conv1"])
-def test_vgg16_equals_keras(vgg16, pictures, layer):
+def test_vgg16_equals_keras(vgg16, images, layer):
     model, parameters, network = vgg16
-    given = keras.applications.vgg16.preprocess_input(pictures.astype("float32"))
+    given = keras.applications.vgg16.preprocess_input(images.astype("float32"))
     expected = theirs(network, [layer], given)
-    found = ours(model, parameters, pictures, layer)
+    found = ours(model, parameters, images, layer)
     assert found.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
     np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
     assert found[0, 0].max() == 1
@@ -106,7 +106,7 @@ def test_vgg16_equals_keras(vgg16, pictures, layer):
     assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1
 
 
-def test_a_layer_within_a_residual_block_equals_keras(pictures):
+def test_a_layer_within_a_residual_block_equals_keras(images):
     """The network cannot be cut there: its other branch is held fast in Keras' network, by a second input."""
     base = keras_zoo.keras_network("resnet50", SIDE, top=False)
     keras_zoo.shrink(base, "_3_bn")
@@ -116,14 +116,14 @@ def test_a_layer_within_a_residual_block_equals_keras(pictures):
     layer, other = "conv2_block2_2_relu", "conv2_block1_out"
     with pytest.raises(UserError, match=f"'{layer}'.*'conv2_block2_add'"):
         jax.eval_shape(lambda: forward(model, parameters, np.zeros((1, 16, 16, 64), np.float32), start=layer))
-    given = keras.applications.resnet.preprocess_input(pictures.astype("float32"))
+    given = keras.applications.resnet.preprocess_input(images.astype("float32"))
     expected = theirs(with_head(base, last, parameters), [layer, other], given)
-    np.testing.assert_allclose(ours(model, parameters, pictures, layer), expected, rtol=0, atol=BOUND)
+    np.testing.assert_allclose(ours(model, parameters, images, layer), expected, rtol=0, atol=BOUND)
 
 
 @pytest.fixture(scope="module")
 def linear():
-    """One convolution, the mean over the picture, and a matrix: what is behind the convolution is linear."""
+    """One convolution, the mean over the image, and a matrix: what is behind the convolution is linear."""
     model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", units=()), "block1_conv1")
     parameters = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=False)
     kernel = np.random.default_rng(3).normal(size=(64, CLASSES)).astype(np.float32)
@@ -132,23 +132,23 @@ def linear():
     return model, parameters, kernel
 
 
-def test_a_linear_network_has_the_map_of_its_own_matrix(linear, pictures):
+def test_a_linear_network_has_the_map_of_its_own_matrix(linear, images):
     """The gradient of every place is kernel / places, so the map is features @ kernel where that is positive."""
     model, parameters, kernel = linear
-    pictures = pictures[:, :32, :32]
-    features = np.asarray(forward(model, parameters, pictures, stop="block1_conv1").output)
+    images = images[:, :32, :32]
+    features = np.asarray(forward(model, parameters, images, stop="block1_conv1").output)
     evidence = np.maximum(features @ kernel, 0).transpose(0, 3, 1, 2)
     asked = np.array([[0, 1, 2]] * 2, np.int32)
-    found = ours(model, parameters, pictures, "block1_conv1", asked)
+    found = ours(model, parameters, images, "block1_conv1", asked)
     np.testing.assert_allclose(found[:, :2], evidence[:, :2] / evidence[:, :2].max((2, 3), keepdims=True), atol=BOUND)
     np.testing.assert_array_equal(found[:, 2], 0)
 
 
-def test_a_network_in_bfloat16_has_the_maps_of_one_in_float32(linear, pictures):
+def test_a_network_in_bfloat16_has_the_maps_of_one_in_float32(linear, images):
     model, parameters, _ = linear
-    exact = ours(model, parameters, pictures, "block1_conv1")
+    exact = ours(model, parameters, images, "block1_conv1")
     assert exact.dtype == np.float32
-    np.testing.assert_array_equal(ours(model.clone(dtype=jnp.bfloat16), parameters, pictures, "block1_conv1"), exact)
+    np.testing.assert_array_equal(ours(model.clone(dtype=jnp.bfloat16), parameters, images, "block1_conv1"), exact)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_default_layer(name, last, expected):
     assert default_layer(layers) == check_layer(layers, expected).name == expected
 
 
-def test_small_pictures_leave_places_in_earlier_layers_only():
+def test_small_images_leave_places_in_earlier_layers_only():
     resnet50 = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average"))
     assert default_layer(classifier.list_layers(resnet50, 32, 32)) == "conv4_block6_out"
 

@@ -10,14 +10,14 @@ CAT, DOG, OWL = range(3)
 
 
 def predictions(*rows, classes=("cat", "dog", "owl")):
-    """(label, probabilities) of each picture."""
+    """(label, probabilities) of each image."""
     n = len(rows)
     labels = np.array([label for label, _ in rows], np.int64)
     probabilities = np.array([p for _, p in rows], np.float32).reshape(n, len(classes))
     return Predictions(tuple(f"/{i}.jpg" for i in range(n)), ("test",) * n, labels, probabilities, classes)
 
 
-# self-confidence: cat (0.75 + 0.25 + 0) / 3 = 1/3, dog (0.75 + 0.5 + 0.25) / 3 = 0.5, owl has no picture
+# self-confidence: cat (0.75 + 0.25 + 0) / 3 = 1/3, dog (0.75 + 0.5 + 0.25) / 3 = 0.5, owl has no image
 ROWS = (
     (CAT, (0.75, 0.25, 0.0)),
     (CAT, (0.25, 0.5, 0.25)),  # dog, at the threshold

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import keras_zoo
-from helpers.image_folders import picture
+from helpers.image_folders import image
 from keras.src.applications import imagenet_utils
 
 from flaxtl.cli import main
@@ -26,14 +26,14 @@ BOUND = 5e-6  # of the largest value: tests/test_mobilenet.py
 
 
 class Place(NamedTuple):
-    """Keras' weights in a file with the top and in one without, five files of which one is no picture, Keras' outputs.
+    """Keras' weights in a file with the top and in one without, five files of which one is no image, Keras' outputs.
 
-    `outputs`: of the pictures as ImageNet networks are evaluated, shorter side to 256, bicubic, centre crop.
+    `outputs`: of the images as ImageNet networks are evaluated, shorter side to 256, bicubic, centre crop.
     """
 
     whole: Path
     base: Path
-    pictures: Path
+    images: Path
     outputs: dict[str, np.ndarray]
 
 
@@ -44,16 +44,16 @@ def place(tmp_path_factory):
     last = network.get_layer("conv_preds")
     last.set_weights([array / 10 for array in last.get_weights()])  # else the softmax saturates: scores of 1 and 0
     base = keras.Model(network.input, network.get_layer("conv_pw_13_relu").output)
-    pictures = root / "pictures"
-    pictures.mkdir()
+    images = root / "images"
+    images.mkdir()
     for number, size in enumerate(((300, 200), (90, 250), (224, 224), (640, 480))):
-        picture(number, 256).resize(size).save(pictures / f"{number}.{'png' if number % 2 else 'jpg'}")
-    (pictures / "2b.png").write_text("no picture")
+        image(number, 256).resize(size).save(images / f"{number}.{'png' if number % 2 else 'jpg'}")
+    (images / "2b.png").write_text("no image")
     whole, alone = keras_zoo.save_legacy(network, root / "whole.h5"), keras_zoo.save_legacy(base, root / "base.h5")
-    pixels = decode_all(readable(pictures), Resize(224, 224, "crop", "bicubic"))
+    pixels = decode_all(readable(images), Resize(224, 224, "crop", "bicubic"))
     asked = keras.Model(network.input, {layer: network.get_layer(layer).output for layer in (TAP, "predictions")})
     outputs = asked.predict(keras_zoo.preprocessing(NAME)(pixels.astype("float32")), verbose=0)
-    return Place(whole, alone, pictures, outputs)
+    return Place(whole, alone, images, outputs)
 
 
 def readable(folder):
@@ -88,7 +88,7 @@ def decoded(probabilities, top, tmp_path, monkeypatch):
 def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatch):
     code, out, err = told(
         f"--weights={place.whole}",
-        *("--input", *readable(place.pictures), "--top=3"),
+        *("--input", *readable(place.images), "--top=3"),
         *(f"--json={tmp_path / 'out.json'}", f"--csv={tmp_path / 'out.csv'}"),
     )
     assert (code, err) == (0, "")
@@ -97,7 +97,7 @@ def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatc
     expected = decoded(probabilities, 3, tmp_path, monkeypatch)
     assert len({best[0] for best, *_ in expected}) > 1  # else one answer for all would do
     rows = json.loads((tmp_path / "out.json").read_text())
-    assert [row["path"] for row in rows] == list(map(str, readable(place.pictures)))
+    assert [row["path"] for row in rows] == list(map(str, readable(place.images)))
     for row, best in zip(rows, expected, strict=True):
         assert [(one["wordnet_id"], one["label"]) for one in row["top"]] == [(id, name) for id, name, _ in best]
         scores = [one["probability"] for one in row["top"]]
@@ -115,7 +115,7 @@ def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatc
 
 def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
     file = tmp_path / "out.npz"
-    glob = place.pictures / "[0-9].*"
+    glob = place.images / "[0-9].*"
     code, out, err = told(
         f"--weights={place.whole}", f"--input={glob}", f"--tap={TAP}", "--tap=predictions", f"--npz={file}"
     )
@@ -123,13 +123,13 @@ def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
     assert re.search(r"\d\.\d%", out)  # scores
     arrays = np.load(file)
     assert sorted(arrays) == sorted(["path", TAP, "predictions"])
-    assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
+    assert list(arrays["path"]) == list(map(str, readable(place.images)))
     keras_zoo.assert_equal(place.outputs, {layer: arrays[layer] for layer in (TAP, "predictions")}, BOUND)
 
 
 def test_layers_of_the_base_need_no_top(place, told, tmp_path):
     file = tmp_path / "out.npz"
-    asked = (f"--weights={place.base}", "--input", *readable(place.pictures), f"--tap={TAP}", f"--npz={file}")
+    asked = (f"--weights={place.base}", "--input", *readable(place.images), f"--tap={TAP}", f"--npz={file}")
     code, out, err = told(*asked)
     assert (code, err) == (0, "")
     assert not re.search(r"\d\.\d%", out)
@@ -142,7 +142,7 @@ def test_layers_of_the_base_need_no_top(place, told, tmp_path):
 
 
 def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch):
-    """Five files in batches of two: the second one lacks the file that is no picture, the third is half empty."""
+    """Five files in batches of two: the second one lacks the file that is no image, the third is half empty."""
     compiled = []
 
     def counting(model, parameters, x, **options):
@@ -153,21 +153,21 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
     monkeypatch.setattr(predictor, "forward", counting)
     monkeypatch.setattr(predictor, "PIXELS", 2 * 224 * 224 + 1)
     file = tmp_path / "out.npz"
-    code, _, err = told(f"--weights={place.whole}", f"--input={place.pictures}", "--tap=predictions", f"--npz={file}")
+    code, _, err = told(f"--weights={place.whole}", f"--input={place.images}", "--tap=predictions", f"--npz={file}")
     assert code == 2
     assert err.startswith("flaxtl: ")
     assert [line.count(".png") for line in err.splitlines()] == [1]
-    assert str(place.pictures / "2b.png") in err
+    assert str(place.images / "2b.png") in err
     assert compiled == [(2, 224, 224, 3)]
     arrays = np.load(file)
-    assert list(arrays["path"]) == list(map(str, readable(place.pictures)))
+    assert list(arrays["path"]) == list(map(str, readable(place.images)))
     keras_zoo.assert_equal({"predictions": place.outputs["predictions"]}, {"predictions": arrays["predictions"]}, BOUND)
 
 
-def test_a_large_picture_is_a_batch_of_its_own(place, monkeypatch):
+def test_a_large_image_is_a_batch_of_its_own(place, monkeypatch):
     monkeypatch.setattr(predictor, "PIXELS", 100)
-    batches = list(predictor._batches(readable(place.pictures), Resize(20, 20), []))
-    assert [pictures.shape for _, pictures in batches] == [(1, 20, 20, 3)] * 4
+    batches = list(predictor._batches(readable(place.images), Resize(20, 20), []))
+    assert [images.shape for _, images in batches] == [(1, 20, 20, 3)] * 4
 
 
 def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
@@ -176,7 +176,7 @@ def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
     models.mkdir(parents=True)
     cached = models / registry.get_spec(NAME).file_with_top.name
     cached.symlink_to(place.whole)
-    first = readable(place.pictures)[0]
+    first = readable(place.images)[0]
     for more in ((), (f"--tap={TAP}", f"--npz={tmp_path / 'out.npz'}")):
         code, out, err = told("--input", first, *more)
         assert (code, err) == (0, "")
@@ -188,14 +188,14 @@ def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, 
         raise OSError("no network")
 
     monkeypatch.setattr(download, "_download", offline)
-    code, out, err = told("--input", place.pictures)
+    code, out, err = told("--input", place.images)
     url = registry.get_spec(NAME).file_with_top.url
     assert (code, out) == (2, "")
     assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
 
 
 def test_an_unknown_layer_is_told_before_weights_are_looked_for(place, told):
-    code, _, err = told("--input", place.pictures, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
+    code, _, err = told("--input", place.images, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
     assert code == 2
     assert re.fullmatch(r"flaxtl: .*'conv_pw_6_rlu'.*'conv_pw_6_relu'.*\n", err)
     assert not Path("unwritten.npz").exists()

@@ -28,14 +28,14 @@ def test_each_confidence_is_a_threshold_and_equal_ones_are_answered_together():
         (1, (float(np.float32(0.9)), 1, 1)),
     ],
 )
-def test_answering_a_share_of_the_pictures(percent, found):
+def test_answering_a_share_of_the_images(percent, found):
     assert calibration.coverage_at(calibration.risk_coverage(CONFIDENCE, RIGHT), percent) == CoveragePoint(
         percent, *found
     )
 
 
 @pytest.mark.parametrize("n", [7, 10, 120, 1000])
-def test_no_rounding_of_shares_asks_for_one_picture_more(n):
+def test_no_rounding_of_shares_asks_for_one_image_more(n):
     curve = calibration.risk_coverage(np.linspace(1, 0, n), np.ones(n, bool))
     for percent in range(1, 101):
         assert calibration.coverage_at(curve, percent).answered == -(-percent * n // 100)

@@ -19,7 +19,8 @@ from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import CROP_PCT, Resize, decode
 from flaxtl.data.loaders import MemoryImages
 from flaxtl.errors import UserError
-from flaxtl.evaluation import classification, tta
+from flaxtl.evaluation import classification
+from flaxtl.evaluation import tta as evaluation_tta
 from flaxtl.evaluation.evaluate import evaluate_workdir
 from flaxtl.evaluation.predictor import load_trained_run
 from flaxtl.train import train_step, trainer
@@ -41,7 +42,7 @@ def run(folder, tmp_path_factory, compile_once):
 
 @pytest.fixture(scope="module")
 def held(run):
-    """The validation pictures of the run and their labels: 6, so that the second batch of 4 is padded."""
+    """The validation images of the run and their labels: 6, so that the second batch of 4 is padded."""
     return decoded(run, OWN)
 
 
@@ -51,11 +52,11 @@ def decoded(run, resize):
     return MemoryImages(pixels, run.setup.manifest.labels(examples))
 
 
-def answers(run, pictures):
+def answers(run, images):
     """What `flaxtl evaluate` finds without test-time augmentation."""
-    data, setup = pictures.feed(run.setup.mesh), run.setup
+    data, setup = images.feed(run.setup.mesh), run.setup
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
-    return evaluate(step, run.parameters, data, setup.config.batch)
+    return evaluate(step, run.parameters, data, setup.config.batch_size)
 
 
 def averaged(run, views, own, given=None):
@@ -68,9 +69,9 @@ def by_hand(*found):
     return np.mean([each.probabilities for each in found], axis=0, dtype=np.float64).astype(np.float32)
 
 
-def looked(views, pictures, view, indices=None):
-    indices = np.arange(len(pictures), dtype=np.int32) if indices is None else indices
-    return np.asarray(jax.jit(views.look)(pictures, indices, np.int32(view)))
+def looked(views, images, view, indices=None):
+    indices = np.arange(len(images), dtype=np.int32) if indices is None else indices
+    return np.asarray(jax.jit(views.look)(images, indices, np.int32(view)))
 
 
 def test_flip_is_the_mean_of_two_evaluations(run, held):
@@ -81,22 +82,22 @@ def test_flip_is_the_mean_of_two_evaluations(run, held):
     assert np.abs(found.probabilities - answers(run, held).probabilities).max() > 1e-4
     assert found.measures.n == 6
     assert found.measures.accuracy == (expected.argmax(1) == held.labels).mean()
-    assert found.measures.balanced_accuracy == found.measures.accuracy  # two pictures of each class
+    assert found.measures.balanced_accuracy == found.measures.accuracy  # two images of each class
     # float32 probabilities, a float64 logarithm
     assert found.measures.loss == pytest.approx(-np.log(expected[np.arange(6), held.labels]).mean(), rel=1e-6)
 
 
-def test_pictures_that_are_their_mirror_images_gain_nothing(run, held):
+def test_images_that_are_their_mirror_images_gain_nothing(run, held):
     half = held.pixels[:, :, :16]
     own = MemoryImages(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
     plain, found = answers(run, own), averaged(run, tta.flip(OWN), own)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
-    gain = tta.TtaGain.of(own.labels, plain, found)
+    gain = evaluation_tta.TtaGain.of(own.labels, plain, found)
     assert gain.as_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
 
 
 def test_crops_are_cut_where_they_should_be():
-    """Each pixel of the picture says where it is: its row in red, its column in green."""
+    """Each pixel of the image says where it is: its row in red, its column in green."""
     views = tta.crops(OWN)
     assert (views.resize.height, views.resize.width, views.total) == (LARGER, LARGER, 10)
     drawn = np.zeros((2, LARGER, LARGER, 3), np.uint8)
@@ -110,7 +111,7 @@ def test_crops_are_cut_where_they_should_be():
         np.testing.assert_array_equal(mirrored, seen[:, :, ::-1])
 
 
-def test_crops_of_pictures_that_are_not_square():
+def test_crops_of_images_that_are_not_square():
     views = tta.crops(Resize(14, 28, "crop", "bicubic"))
     assert views.resize == Resize(16, 32, "crop", "bicubic", cover=1.0)
     assert tta.crops(Resize(200, 200)).resize.height == round(200 * CROP_PCT) == 229
@@ -120,7 +121,7 @@ def test_crops_of_pictures_that_are_not_square():
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (256, 256)])
-def test_the_centre_crop_is_the_picture_that_the_policy_crop_makes(tmp_path, size):
+def test_the_centre_crop_is_the_image_that_the_policy_crop_makes(tmp_path, size):
     """To Pillow's rounding: both scale one box of the file, to another number of pixels."""
     path, own = tmp_path / "a.png", Resize(224, 224, "crop", "bilinear")
     shades = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -139,9 +140,9 @@ def test_crops_are_the_mean_of_ten_evaluations(run, held):
     np.testing.assert_array_equal(found.probabilities, by_hand(*(answers(run, view) for view in each)))
 
 
-def test_a_view_is_what_training_makes_of_the_picture_in_that_pass(run, held):
+def test_a_view_is_what_training_makes_of_the_image_in_that_pass(run, held):
     setup = run.setup
-    views = tta.make_tta("3")(setup)
+    views = evaluation_tta.make_tta("3")(setup)
     assert (views.name, views.n, views.plain, views.total) == ("3", 2, True, 3)
     data = held.feed(setup.mesh)
     (_, _), (examples, real) = data.evaluation(4)
@@ -153,7 +154,7 @@ def test_a_view_is_what_training_makes_of_the_picture_in_that_pass(run, held):
         np.testing.assert_array_equal(seen, trained_on)
 
 
-def test_views_by_the_recipe_are_pure_functions_of_seed_picture_and_view(held):
+def test_views_by_the_config_are_pure_functions_of_seed_image_and_view(held):
     augmentation = AugmentConfig(brightness=0.2)
     views = tta.augmented(OWN, 4, 7, augmentation)
     whole = [looked(views, held.pixels, view) for view in range(3)]
@@ -166,11 +167,11 @@ def test_views_by_the_recipe_are_pure_functions_of_seed_picture_and_view(held):
     assert (looked(other, held.pixels, 1) != whole[1]).any()
 
 
-def test_n_views_are_the_picture_and_n_less_one(run, held):
-    views = tta.make_tta("3")(run.setup)
+def test_n_views_are_the_image_and_n_less_one(run, held):
+    views = evaluation_tta.make_tta("3")(run.setup)
     each = [looked(views, held.pixels, view) for view in range(2)]
     found = averaged(run, views, held)
-    # float32 pictures here, as in training: the network's own program is given them as they are
+    # float32 images here, as in training: the network's own program is given them as they are
     expected = by_hand(answers(run, held), *(answers(run, MemoryImages(view, held.labels)) for view in each))
     np.testing.assert_array_equal(found.probabilities, expected)
 
@@ -179,14 +180,14 @@ def test_n_views_are_the_picture_and_n_less_one(run, held):
 def test_all_views_of_all_batches_are_one_program(run, held, monkeypatch, asked):
     made, original = [], train_step.make_tta_step
     monkeypatch.setattr(train_step, "make_tta_step", lambda *given: made.append(original(*given)) or made[-1])
-    views = tta.make_tta(asked)(run.setup)
+    views = evaluation_tta.make_tta(asked)(run.setup)
     averaged(run, views, held, decoded(run, views.resize))
     assert [step._cache_size() for step in made] == [1]
 
 
 @pytest.mark.slow
-def test_streamed_pictures_are_seen_as_resident_ones(run, tmp_path):
-    """Each has its own index: a view by the recipe is drawn by it."""
+def test_streamed_images_are_seen_as_resident_ones(run, tmp_path):
+    """Each has its own index: a view by the config is drawn by it."""
     workdir = shutil.copytree(run.setup.workdir, tmp_path / "run")
     settings = json.loads((workdir / "config.json").read_text())
     found = {}
@@ -197,15 +198,15 @@ def test_streamed_pictures_are_seen_as_resident_ones(run, tmp_path):
     assert found["stream"] == found["resident"]
 
 
-def test_gain_counts_pictures():
+def test_gain_counts_images():
     labels = np.zeros(5, np.int32)
 
     def evaluation(*right):
         probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in right], np.float32)
-        return tta.Evaluation(probabilities, tta._measured(probabilities, labels))
+        return tta.Evaluation(probabilities, evaluation_tta._measured(probabilities, labels))
 
     without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
-    gain = tta.TtaGain.of(labels, without, with_it)
+    gain = evaluation_tta.TtaGain.of(labels, without, with_it)
     assert gain.as_json() == {
         "without": {"accuracy": 0.4, "loss": without.measures.loss},
         "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
@@ -223,12 +224,12 @@ def test_what_is_no_way_to_augment(asked, capsys):
     assert re.search(r"(?=.*\bflip\b)(?=.*\bcrops\b)(?=.*\b2\b)", error.replace(f"--tta={asked} ", ""))
 
 
-def test_a_recipe_without_augmentation_has_no_views(run):
+def test_a_config_without_augmentation_has_no_views(run):
     for none in (AugmentConfig(), AugmentConfig(mixup=0.4, fill="wrap")):
         with pytest.raises(UserError, match=r"(?=.*--tta=4\b)(?=.*--tta=flip\b)(?=.*--tta=crops\b)"):
-            tta.make_tta("4")(replace(run.setup, augmentation=none))
+            evaluation_tta.make_tta("4")(replace(run.setup, augmentation=none))
     for some in (AugmentConfig(erasing=0.5), AugmentConfig(hue=0.1), AugmentConfig(zoom=0.1)):
-        assert tta.make_tta("4")(replace(run.setup, augmentation=some)).total == 4
+        assert evaluation_tta.make_tta("4")(replace(run.setup, augmentation=some)).total == 4
 
 
 def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsys):
@@ -252,7 +253,7 @@ def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsy
     assert "--split=validation" in told.err
 
 
-def test_validation_pictures_may_choose(run):
+def test_validation_images_may_choose(run):
     console = tiny_run.quiet()
     found = evaluate_workdir(run.setup.workdir, None, "validation", console, "2")
     assert found["tta"] == {"name": "2", "views": 2}

@@ -1,4 +1,4 @@
-"""`flaxtl export`: each format put back to work, on picture files, beside `flaxtl predict`."""
+"""`flaxtl export`: each format put back to work, on image files, beside `flaxtl predict`."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def run(prepared, parameters):
 
 @pytest.fixture(scope="module")
 def expected(run):
-    """What `flaxtl predict` answers for the pictures that an export is tried on."""
+    """What `flaxtl predict` answers for the images that an export is tried on."""
     answers = predict(run_predictor(run), exporter._samples(run), [])
     assert 0.05 < answers.probabilities.min() < answers.probabilities.max() < 0.95
     assert np.ptp(answers.probabilities, axis=0).max() > 100 * ROUNDING  # else one answer for all would do
@@ -53,7 +53,7 @@ def exported(run, tmp_path_factory):
 
 
 def pixels(answers):
-    """The pictures themselves: drawn at the size of the run."""
+    """The images themselves: drawn at the size of the run."""
     return np.stack([np.asarray(Image.open(path)) for path in answers.paths])
 
 
@@ -64,7 +64,7 @@ def test_a_folder_holds_the_network_what_is_true_of_it_and_a_script(exported, fo
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
     card = json.loads((folder / "model.json").read_text())
     assert card["trial"] == trial._asdict()
-    assert (trial.pictures, trial.bound) == (6, 1e-3)
+    assert (trial.images, trial.bound) == (6, 1e-3)
     assert trial.largest_difference <= ROUNDING
 
 
@@ -83,7 +83,7 @@ def test_model_json_tells_everything(exported):
         "head": {"classes": 3, "pooling": "global_average", "units": [8], "dropout": 0.4},
         "dtype": "float32",
         "classes": ["blue", "green", "red"],
-        "input": {"name": "pictures", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "channels": "RGB"},
+        "input": {"name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "channels": "RGB"},
         "output": {"name": "probabilities", "dtype": "float32", "shape": ["batch", 3]},
         "preprocessing": {
             "name": "caffe",
@@ -155,9 +155,9 @@ def test_the_program_takes_any_batch(exported, expected, n):
 def test_onnx_takes_any_batch(exported, expected, n):
     session = onnxruntime.InferenceSession(exported["onnx"][0] / "model.onnx", providers=["CPUExecutionProvider"])
     (given,), (asked,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.type, given.shape) == ("pictures", "tensor(uint8)", ["batch", 32, 32, 3])
+    assert (given.name, given.type, given.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
     assert (asked.name, asked.type, asked.shape) == ("probabilities", "tensor(float)", ["batch", 3])
-    (found,) = session.run(None, {"pictures": pixels(expected)[:n]})
+    (found,) = session.run(None, {"images": pixels(expected)[:n]})
     np.testing.assert_allclose(found, expected.probabilities[:n], rtol=0, atol=ROUNDING)
 
 
@@ -189,7 +189,7 @@ assert not {"flaxtl", "jax"} & sys.modules.keys()
 
 
 def test_the_script_tells_what_it_cannot_read_and_goes_on(exported, expected, tmp_path):
-    (tmp_path / "notes.jpg").write_text("no picture")
+    (tmp_path / "notes.jpg").write_text("no image")
     script = [sys.executable, exported["onnx"][0] / "predict.py"]
     paths = [tmp_path / "notes.jpg", expected.paths[0]]
     done = subprocess.run([*script, *paths], capture_output=True, text=True, check=False)
@@ -235,7 +235,7 @@ def test_a_network_that_onnx_has_no_words_for(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_that_are_gone(run, tmp_path):
+def test_images_that_are_gone(run, tmp_path):
     setup = run.setup
     gone = tuple(replace(example, path=str(tmp_path / example.path[1:])) for example in setup.manifest.examples)
     lost = run._replace(setup=replace(setup, manifest=replace(setup.manifest, examples=gone)))

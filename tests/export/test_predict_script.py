@@ -1,4 +1,4 @@
-"""The script in an exported folder reads picture files as flaxtl does, to the last bit."""
+"""The script in an exported folder reads image files as flaxtl does, to the last bit."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def told(resize):
 
 
 def drawn(mode):
-    """A picture of 41 x 67 in that mode, parts of it transparent where the mode knows that."""
+    """An image of 41 x 67 in that mode, parts of it transparent where the mode knows that."""
     noise = np.random.default_rng(0).integers(0, 256, (41, 67, 4), dtype=np.uint8)
     if mode == "I;16":
         return Image.fromarray(noise.view(np.uint16)[..., 0].copy())

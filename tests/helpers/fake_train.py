@@ -1,6 +1,6 @@
 """Stands for `flaxtl train` and `flaxtl evaluate` where a sweep starts them: it is quick, and does what it is told to.
 
-A run's validation accuracy is units / 100, less a hundredth of seed and fold; on the test pictures it is 0.5.
+A run's validation accuracy is units / 100, less a hundredth of seed and fold; on the test images it is 0.5.
 13 units fail, 14 crash, 15 wait for a signal, unless the folder of all runs holds a file 'mended'.
 """
 

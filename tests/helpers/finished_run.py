@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from flaxtl.evaluation import predictions
 from flaxtl.evaluation.predictions import Predictions
 
-# the second name is an attack, the third would be a formula to matplotlib, the last has a picture that is gone
+# the second name is an attack, the third would be a formula to matplotlib, the last has an image that is gone
 CLASSES = ("daisy", "<script>alert(1)</script>", "$x_{", "tulips")
 VOID = {"meta", "link", "img", "br", "hr"}
 
@@ -55,14 +55,14 @@ def rates(head, top):
 
 
 def write(root):
-    """ROOT/RUN of 2 phases and 4 x (3 train, 2 validation, 4 test) pictures, 3 of the 16 test answers wrong."""
-    workdir, pictures = root / 'my "run" & <co>', root / "pictures"
+    """ROOT/RUN of 2 phases and 4 x (3 train, 2 validation, 4 test) images, 3 of the 16 test answers wrong."""
+    workdir, images = root / 'my "run" & <co>', root / "images"
     workdir.mkdir()
-    pictures.mkdir()
+    images.mkdir()
     rows = []
     for index, name in enumerate(CLASSES):
         for i, split in enumerate(["train"] * 3 + ["validation"] * 2 + ["test"] * 4):
-            path = pictures / f"{index}_{i}&<b>.png"
+            path = images / f"{index}_{i}&<b>.png"
             draw(path, index)
             rows.append((str(path), name, split))
     with (workdir / "manifest.csv").open("w", newline="") as file:
@@ -79,13 +79,13 @@ def write(root):
         workdir / "predictions.csv", Predictions(paths, splits, labels, probabilities.astype(np.float32), CLASSES)
     )
     Path(paths[3]).unlink()  # the most confident error
-    Path(paths[4]).write_bytes(b"no picture")
+    Path(paths[4]).write_bytes(b"no image")
 
     phases = {"frozen": (2, False, rates(1e-3, 0.0)), "finetune": (3, True, rates(1e-6, 1e-6))}
     config = {
         "seed": 7,
         "data": {"source": "folder:/p", "height": 200, "width": 180},
-        "model": {"name": "vgg16", "stop": ""},
+        "model": {"name": "vgg16", "output_layer": ""},
         "weights": {"path": "imagenet"},
         "phases": list(phases),
     } | {name: {"epochs": n, "augment": augment, "lr": lr} for name, (n, augment, lr) in phases.items()}

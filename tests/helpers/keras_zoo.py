@@ -59,12 +59,12 @@ KERAS = {
 
 
 class Pair(NamedTuple):
-    """Keras' network and ours, with the same weights, for pictures of one size."""
+    """Keras' network and ours, with the same weights, for images of one size."""
 
     keras: keras.Model
     model: Classifier
     parameters: dict
-    pictures: np.ndarray
+    images: np.ndarray
 
 
 def keras_network(name, side, *, top, **settings):
@@ -152,8 +152,8 @@ def pair(name, network, file, *, top):
     side = network.input_shape[1]
     expected = classifier.param_shapes(model, side, side)["backbone"] if top else expected_shapes(model)
     tree = load_weights(file, expected, optional_layers(architecture)).tree
-    pictures = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
-    return Pair(network, model, {"backbone": tree}, pictures)
+    images = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
+    return Pair(network, model, {"backbone": tree}, images)
 
 
 @tiny_run.compiled_quickly()
@@ -161,18 +161,18 @@ def outputs(both, preprocess, layers):
     """The outputs of the layers by name, (Keras', ours), each in one pass; the last is the network's own output."""
     outputs = {layer: both.keras.get_layer(layer).output for layer in layers}
     # `predict` compiles the network as one; called, it would compile every layer on its own.
-    theirs = keras.Model(both.keras.input, outputs).predict(preprocess(both.pictures.astype("float32")), verbose=0)
+    theirs = keras.Model(both.keras.input, outputs).predict(preprocess(both.images.astype("float32")), verbose=0)
     taps = tuple(layers)
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x, taps=taps, stop=taps[-1]).taps)
-    return {layer: theirs[layer] for layer in layers}, run(both.parameters, both.pictures)  # Keras sorts the names
+    return {layer: theirs[layer] for layer in layers}, run(both.parameters, both.images)  # Keras sorts the names
 
 
 @tiny_run.compiled_quickly()
 def logits(both, preprocess):
     """The logits, (Keras', ours); Keras' network is built with classifier_activation=None."""
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x).logits)
-    theirs = both.keras.predict(preprocess(both.pictures.astype("float32")), verbose=0)
-    return {"logits": theirs}, {"logits": run(both.parameters, both.pictures)}
+    theirs = both.keras.predict(preprocess(both.images.astype("float32")), verbose=0)
+    return {"logits": theirs}, {"logits": run(both.parameters, both.images)}
 
 
 def assert_equal(theirs, ours, bound):

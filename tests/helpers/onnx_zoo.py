@@ -26,12 +26,12 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 class Pair(NamedTuple):
-    """The ONNX model and ours, with the same weights, and pictures for both."""
+    """The ONNX model and ours, with the same weights, and images for both."""
 
     onnx: onnx.ModelProto
     model: Classifier
     parameters: dict
-    pictures: np.ndarray
+    images: np.ndarray
 
 
 def pair(name, light, file, height, width, *, top):
@@ -41,12 +41,12 @@ def pair(name, light, file, height, width, *, top):
     row = registry.get_spec(name)
     model = Classifier(row, None if top else Head(classes=2, pooling="global_average"))
     parameters = {"backbone": load_weights(file, expected_shapes(model), optional_layers(row)).tree}
-    pictures = np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
-    return Pair(reference, model, parameters, pictures)
+    images = np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
+    return Pair(reference, model, parameters, images)
 
 
 def filled(light, height, width):
-    """The light model for pictures of that size, every array drawn at random."""
+    """The light model for images of that size, every array drawn at random."""
     model, random = onnx.load(LIGHT / f"light_{light}.onnx"), np.random.default_rng(0)
     graph = model.graph
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -58,8 +58,8 @@ def filled(light, height, width):
         for name, array in held.items()
     ]
     nodes = [node for node in graph.node if node.op_type != "ConstantOfShape"]
-    picture = helper.make_tensor_value_info("data_0", FLOAT, [2, 3, height, width])
-    model.graph.CopyFrom(helper.make_graph(nodes, graph.name, [picture], [], initializers))
+    image = helper.make_tensor_value_info("data_0", FLOAT, [2, 3, height, width])
+    model.graph.CopyFrom(helper.make_graph(nodes, graph.name, [image], [], initializers))
     model.ir_version = 8  # from 4 on, initialisers need not be inputs as well
     return model
 
@@ -74,7 +74,7 @@ def drawn(random, shape):
 
 
 def batches(shape):
-    """The target of a Reshape, which is for one picture in the light models, for any number of them."""
+    """The target of a Reshape, which is for one image in the light models, for any number of them."""
     return np.where(shape == 1, -1, shape)
 
 
@@ -88,7 +88,7 @@ def theirs(both, outputs):
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3  # no word on initialisers that nothing reads
     session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
-    arrays = session.run(list(outputs.values()), {"data_0": np.asarray(caffe(both.pictures)).transpose(0, 3, 1, 2)})
+    arrays = session.run(list(outputs.values()), {"data_0": np.asarray(caffe(both.images)).transpose(0, 3, 1, 2)})
     return {layer: np.moveaxis(array, 1, -1) for layer, array in zip(outputs, arrays, strict=True)}
 
 
@@ -96,4 +96,4 @@ def ours(both, layers):
     """layer -> our output, in one pass up to the last of `layers`."""
     taps = tuple(layers)
     run = jax.jit(lambda parameters, x: forward(both.model, parameters, x, taps=taps, stop=taps[-1]).taps)
-    return run(both.parameters, both.pictures)
+    return run(both.parameters, both.images)

@@ -1,4 +1,4 @@
-"""The smallest run that still has everything: 24 drawn pictures, two blocks of VGG16, frozen, then fine-tuned."""
+"""The smallest run that still has everything: 24 drawn images, two blocks of VGG16, frozen, then fine-tuned."""
 
 import io
 from contextlib import contextmanager
@@ -31,12 +31,12 @@ FINETUNE = {"head": 1e-3, "block2": 1e-4, "base": 0.0}
 
 
 def patch(colour, number):
-    """uint8 [32, 32, 3]: noise around a colour, so that no two pictures are alike."""
+    """uint8 [32, 32, 3]: noise around a colour, so that no two images are alike."""
     noise = np.random.default_rng([*colour, number]).integers(-40, 41, (SIDE, SIDE, 3))
     return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
 
 
-def pictures(folder):
+def images(folder):
     """FOLDER/{blue,green,red}/N.png, 8 of each; returns `folder`."""
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
@@ -46,9 +46,9 @@ def pictures(folder):
 
 
 def config(folder, **changes):
-    """A complete recipe: batch 4, 12 training and 6 validation and test pictures, 3 steps an epoch, 2 + 2 epochs.
+    """A complete config: batch 4, 12 training and 6 validation and test images, 3 steps an epoch, 2 + 2 epochs.
 
-    `changes` replace settings: batch=2, or phase settings such as frozen={...} merged into the phase's own.
+    `changes` replace settings: batch_size=2, or phase settings such as frozen={...} merged into the phase's own.
     """
     phases = {
         "frozen": {"epochs": 2, "augment": False, "lr": FROZEN},
@@ -56,7 +56,7 @@ def config(folder, **changes):
     }
     settings = {
         "seed": 3,
-        "batch": 4,
+        "batch_size": 4,
         "data": {
             "source": f"folder:{folder}",
             "height": SIDE,
@@ -64,11 +64,11 @@ def config(folder, **changes):
             "fractions": {"train": 0.5, "validation": 0.25, "test": 0.25},
         },
         "weights": {"path": "random"},
-        "model": {"name": "vgg16", "stop": "block2_pool"},
+        "model": {"name": "vgg16", "output_layer": "block2_pool"},
         "head": {"pooling": "global_average", "units": (8,), "dropout": 0.4},
         "augmentation": {"rotation": 20.0, "horizontal_flip": True},
         "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99},
-        "groups": GROUPS,
+        "param_groups": GROUPS,
         "phases": tuple(phases),
         "checkpoint": {"every_seconds": 0.0},
     }
@@ -92,17 +92,17 @@ def parameters(network, settings):
 
 
 def inputs(prepared, split, directory, cuts):
-    """The pictures of one split, as the loop holds them."""
+    """The images of one split, as the loop holds them."""
     examples = prepared.manifest.of_split(split)
     decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
     return SplitData(
         model=prepared.network.model,
         layers=prepared.network.layers,
         mesh=prepared.mesh,
-        pictures=MemoryImages(decoded, prepared.manifest.labels(examples)),
+        images=MemoryImages(decoded, prepared.manifest.labels(examples)),
         cuts=cuts,
         directory=directory,
-        batch=prepared.config.batch,
+        batch=prepared.config.batch_size,
     )
 
 

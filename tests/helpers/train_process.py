@@ -1,4 +1,4 @@
-"""A folder of pictures and a recipe of two short phases, and the real command run on them in real processes."""
+"""A folder of images and a config of two short phases, and the real command run on them in real processes."""
 
 import os
 import subprocess
@@ -9,18 +9,18 @@ from helpers import tiny_run
 
 HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
-RECIPE = """
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.batch = 4
+    c.batch_size = 4
     c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
     c.weights = dict(path="random")
-    c.model = dict(name="mobilenet_0.25", stop="conv_pw_2_relu")
+    c.model = dict(name="mobilenet_0.25", output_layer="conv_pw_2_relu")
     c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "finetune")
     c.frozen = dict({frozen}, lr=dict(head=1e-2, block2=0.0, base=0.0))
     c.finetune = dict({finetune}, augment=True, lr=dict(head=1e-3, block2=1e-3, base=0.0))
@@ -29,12 +29,12 @@ def get_config():
 
 
 class Place:
-    """`frozen` and `finetune` are what the recipe says of the two phases beside their rates."""
+    """`frozen` and `finetune` are what the config says of the two phases beside their rates."""
 
     def __init__(self, folder: Path, frozen: str, finetune: str) -> None:
         self.folder = folder
-        tiny_run.pictures(folder / "pictures")
-        (folder / "recipe.py").write_text(RECIPE.format(frozen=frozen, finetune=finetune))
+        tiny_run.images(folder / "images")
+        (folder / "config.py").write_text(CONFIG.format(frozen=frozen, finetune=finetune))
 
     def train(self, program: list[str], workdir: Path, *more: str, stderr: int = subprocess.PIPE) -> subprocess.Popen:
         """Start `flaxtl train` by a program that takes its command line; compiled programs are kept in the folder."""
@@ -44,6 +44,6 @@ class Place:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        command = [sys.executable, *program, "train", f"--config={self.folder / 'recipe.py'}"]
-        command += [f"--workdir={workdir}", f"--config.data.source=folder:{self.folder / 'pictures'}", *more]
+        command = [sys.executable, *program, "train", f"--config={self.folder / 'config.py'}"]
+        command += [f"--workdir={workdir}", f"--config.data.source=folder:{self.folder / 'images'}", *more]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)

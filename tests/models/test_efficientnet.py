@@ -106,8 +106,8 @@ def test_drop_connect_acts_on_whole_examples_and_only_where_the_block_learns():
 
 def test_bfloat16_reaches_the_last_layer_and_spares_parameters():
     model = Classifier(registry.get_spec("efficientnetb0"), dtype=jnp.bfloat16)
-    pictures = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
-    result, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, taps=LAYERS), pictures)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    result, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, taps=LAYERS), images)
     assert {tap.dtype for tap in result.taps.values()} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 

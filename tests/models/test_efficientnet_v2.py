@@ -68,6 +68,6 @@ def test_a_deeper_network_goes_beyond_the_full_rate_of_drop_connect():
 
 def test_small_networks_are_fed_by_mean_and_deviation_the_others_from_minus_one_to_one():
     assert [registry.get_spec(name).preprocessing for name in NETWORKS] == ["torch"] * 4 + ["tf_128"] * 3
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
-    expected = keras.layers.Rescaling(1 / 128, offset=-1)(pictures.astype(np.float32))
-    np.testing.assert_array_equal(PREPROCESSING["tf_128"](pictures), expected)  # exact: 128 is a power of 2
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
+    expected = keras.layers.Rescaling(1 / 128, offset=-1)(images.astype(np.float32))
+    np.testing.assert_array_equal(PREPROCESSING["tf_128"](images), expected)  # exact: 128 is a power of 2

@@ -34,7 +34,7 @@ def test_base_equals_onnx(height, width, tmp_path):
 
 
 def test_top_equals_onnx(tmp_path):
-    """The pool of 7x7 has 6x6 before it, and an edge of zeros that does not count: it is the mean of the picture."""
+    """The pool of 7x7 has 6x6 before it, and an edge of zeros that does not count: it is the mean of the image."""
     both = onnx_zoo.pair("googlenet", "inception_v1", tmp_path / "x.onnx", 224, 224, top=True)
     theirs = onnx_zoo.theirs(both, TOP)
     assert 0.002 < theirs["predictions"].max() < 0.9

@@ -97,8 +97,8 @@ def test_layers_and_counts_are_those_of_keras(name):
 def test_widths_are_known_where_the_layers_below_are_skipped(name, cut):
     """In bfloat16, which reaches the last layer but one; the logits are float32, although a convolution makes them."""
     model = Classifier(registry.get_spec(name), dtype=jnp.bfloat16)
-    pictures = jax.ShapeDtypeStruct((1, 45, 45, 3), jnp.uint8)
-    whole, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, taps=(cut,)), pictures)
+    images = jax.ShapeDtypeStruct((1, 45, 45, 3), jnp.uint8)
+    whole, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, taps=(cut,)), images)
     rest = jax.eval_shape(lambda variables, x: model.apply(variables, x, start=cut), variables, whole.taps[cut])
     assert whole.taps[cut].dtype == jnp.bfloat16
     assert rest.logits == whole.logits

@@ -84,9 +84,9 @@ def test_the_large_network_looks_past_a_reduction(name, read):
 def test_the_network_can_start_behind_its_stem():
     """In bfloat16: what a cell is does not depend on the sizes of what was skipped."""
     model = Classifier(registry.get_spec("nasnet_mobile"), dtype=jnp.bfloat16)
-    pictures = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     whole, variables = jax.eval_shape(
-        lambda x: model.init_with_output(jax.random.key(0), x, taps=("stem_bn1",)), pictures
+        lambda x: model.init_with_output(jax.random.key(0), x, taps=("stem_bn1",)), images
     )
     stem = whole.taps["stem_bn1"]
     rest = jax.eval_shape(lambda variables, x: model.apply(variables, x, start="stem_bn1"), variables, stem)

@@ -77,11 +77,11 @@ def draw(generator, shape):
 
 def test_stop_then_start_is_the_whole_bit_for_bit(vgg16):
     """Layer by layer outside of jit, where each operation is computed on its own, alike in both."""
-    model, parameters, pictures = vgg16
-    whole = forward(model, parameters, pictures, taps=tuple(BASE))
+    model, parameters, images = vgg16
+    whole = forward(model, parameters, images, taps=tuple(BASE))
     assert np.ptp(whole.logits) > 0
     for layer in BASE:
-        below = forward(model, parameters, pictures, stop=layer)
+        below = forward(model, parameters, images, stop=layer)
         np.testing.assert_array_equal(below.output, whole.taps[layer], err_msg=layer)
         above = forward(model, parameters, below.output, start=layer)
         np.testing.assert_array_equal(above.logits, whole.logits, err_msg=layer)
@@ -126,24 +126,24 @@ def test_taps_hand_out_outputs_by_name():
 
 
 def test_a_tap_that_does_not_run_is_an_error(vgg16):
-    model, parameters, pictures = vgg16
+    model, parameters, images = vgg16
     with pytest.raises(UserError, match=r"'block3_pool'.*\bstop=block2_pool\b"):
-        forward(model, parameters, pictures, stop="block2_pool", taps=("block3_pool",))
-    features = forward(model, parameters, pictures, stop="block2_pool").output
+        forward(model, parameters, images, stop="block2_pool", taps=("block3_pool",))
+    features = forward(model, parameters, images, stop="block2_pool").output
     with pytest.raises(UserError, match=r"'block1_pool'.*\bstart=block2_pool\b"):
         forward(model, parameters, features, start="block2_pool", taps=("block1_pool",))
 
 
 def test_a_cut_above_the_cut_is_an_error(vgg16):
-    model, parameters, pictures = vgg16
-    features = forward(model, parameters, pictures, stop="block3_pool").output
+    model, parameters, images = vgg16
+    features = forward(model, parameters, images, stop="block3_pool").output
     with pytest.raises(UserError, match=r"'block3_pool'.*\bstart=block3_pool\b.*\bstop=block2_pool\b"):
         forward(model, parameters, features, start="block3_pool", stop="block2_pool")
 
 
 def test_starting_and_stopping_at_one_layer_is_nothing(vgg16):
-    model, parameters, pictures = vgg16
-    features = forward(model, parameters, pictures, stop="block3_pool").output
+    model, parameters, images = vgg16
+    features = forward(model, parameters, images, stop="block3_pool").output
     same = forward(model, parameters, features, start="block3_pool", stop="block3_pool")
     np.testing.assert_array_equal(same.output, features)
     assert same.logits is None
@@ -151,9 +151,9 @@ def test_starting_and_stopping_at_one_layer_is_nothing(vgg16):
 
 @pytest.mark.parametrize("cut", [{"start": "block3_convv1"}, {"stop": "block3_convv1"}, {"taps": ("block3_convv1",)}])
 def test_misspelt_layer_names_are_suggested(vgg16, cut):
-    model, parameters, pictures = vgg16
+    model, parameters, images = vgg16
     with pytest.raises(UserError, match=r"'block3_convv1'.*'block3_conv1'"):
-        jax.eval_shape(lambda: forward(model, parameters, pictures, **cut))
+        jax.eval_shape(lambda: forward(model, parameters, images, **cut))
 
 
 def test_what_is_added_to_a_layer_is_tapped_and_passed_on():
@@ -169,14 +169,14 @@ def test_what_is_added_to_a_layer_is_tapped_and_passed_on():
 
 def test_a_gradient_with_respect_to_what_is_added_is_that_of_the_layer(vgg16):
     """Outside of jit, operation by operation, so bit for bit."""
-    model, parameters, pictures = vgg16
-    features = forward(model, parameters, pictures, stop="block5_conv3").output
+    model, parameters, images = vgg16
+    features = forward(model, parameters, images, stop="block5_conv3").output
 
     def from_there(features):
         return forward(model, parameters, features, start="block5_conv3").logits[:, 0].sum()
 
     def with_added(zeros):
-        return forward(model, parameters, pictures, perturbations={"block5_conv3": zeros}).logits[:, 0].sum()
+        return forward(model, parameters, images, perturbations={"block5_conv3": zeros}).logits[:, 0].sum()
 
     found = jax.grad(with_added)(np.zeros_like(features))
     np.testing.assert_array_equal(found, jax.grad(from_there)(features))
@@ -184,9 +184,9 @@ def test_a_gradient_with_respect_to_what_is_added_is_that_of_the_layer(vgg16):
 
 
 def test_what_is_added_to_no_layer_is_an_error(vgg16):
-    model, parameters, pictures = vgg16
+    model, parameters, images = vgg16
     with pytest.raises(UserError, match=r"'block5_con3'.*'block5_conv3'"):
-        forward(model, parameters, pictures, perturbations={"block5_con3": np.zeros(())})
+        forward(model, parameters, images, perturbations={"block5_con3": np.zeros(())})
 
 
 def test_a_name_serves_one_layer():

@@ -23,9 +23,9 @@ KERAS = {
 @pytest.mark.parametrize("name", KERAS)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_equals_keras(name, dtype):
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(dtype)
-    expected = KERAS[name].preprocess_input(pictures.astype("float32"))
-    got = jax.jit(PREPROCESSING[name])(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(dtype)
+    expected = KERAS[name].preprocess_input(images.astype("float32"))
+    got = jax.jit(PREPROCESSING[name])(images)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=0, atol=0 if name == "caffe" else 1e-6)
 
@@ -38,9 +38,9 @@ def test_caffe_swaps_red_and_blue():
 
 @pytest.mark.parametrize("name", PREPROCESSING)
 def test_steps_tell_what_the_function_computes(name):
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
     channels, *numbers = STEPS[name]
     scale, subtract, divide = (np.float32(number) for number in numbers)
-    ordered = pictures[..., ["RGB".index(channel) for channel in channels]].astype(np.float32)
+    ordered = images[..., ["RGB".index(channel) for channel in channels]].astype(np.float32)
     expected, atol = (ordered / scale - subtract) / divide, 0 if name == "caffe" else 1e-6
-    np.testing.assert_allclose(PREPROCESSING[name](pictures), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(PREPROCESSING[name](images), expected, rtol=0, atol=atol)

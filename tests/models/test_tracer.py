@@ -43,7 +43,7 @@ def test_everything_passes_through_what_no_shortcut_goes_around():
     assert cut_points(layers) == ["stem", "add", "out", "head"]
 
 
-def test_a_second_layer_that_reads_the_pictures_goes_around_the_first():
+def test_a_second_layer_that_reads_the_images_goes_around_the_first():
     assert cut_points([layer("a"), layer("b"), layer("add", "a", "b")]) == ["add"]
 
 

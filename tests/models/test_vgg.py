@@ -57,7 +57,7 @@ def weights_of(network):
     return {layer.name: dict(zip(("kernel", "bias"), layer.get_weights(), strict=True)) for layer in layers}
 
 
-def pictures(height, width):
+def images(height, width):
     return np.random.default_rng(1).integers(0, 256, (1, height, width, 3)).astype(np.uint8)
 
 
@@ -88,7 +88,7 @@ def assert_equal(got, expected):
     ],
 )
 def test_base_equals_keras(name, height, width):
-    both, x = pair(name, height, width), pictures(height, width)
+    both, x = pair(name, height, width), images(height, width)
     layers = ["block1_conv2", "block2_pool", "block4_conv1", "block5_conv3", "block5_pool"]
     expected = theirs(both.keras, x, layers)
     assert_equal(ours(both, x, layers, "block5_pool"), expected)
@@ -99,7 +99,7 @@ def test_base_equals_keras(name, height, width):
 )
 def test_top_equals_keras(name, size):
     """64x64 ends in 2x2x512, so that the order of `flatten` counts."""
-    both, x = pair(name, size, size, top=True, classifier_activation=None), pictures(size, size)
+    both, x = pair(name, size, size, top=True, classifier_activation=None), images(size, size)
     last = both.keras.get_layer("predictions")
     kernel, bias = last.get_weights()
     last.set_weights([kernel * 0.01, bias])  # logits of a few units: no probability swallows the others
@@ -137,7 +137,7 @@ def count(model):
     return sum(np.prod(shape) for leaves in layers for shape in leaves.values())
 
 
-def test_real_weights_on_a_real_picture(shared):
+def test_real_weights_on_a_real_image(shared):
     both = pair("vgg16", 224, 224)
     both.keras.load_weights(shared / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
     both = both._replace(parameters={"backbone": weights_of(both.keras)})

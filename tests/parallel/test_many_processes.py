@@ -4,50 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import tiny_run
-from helpers.train_process import Place
-
-
-class Launched(Place):
-    """Runs of several processes that tools/launch_local.py starts."""
-
-    def __init__(self, folder):
-        finetune = "epochs=3, schedule='plateau', plateau_patience=1, metric='validation_accuracy', ema=0.9"
-        super().__init__(folder, "epochs=2", finetune)
-
-    def start(self, workdir, processes, devices, *more):
-        launcher = str(ROOT / "tools" / "launch_local.py")
-        program = [launcher, f"--processes={processes}", f"--devices-per-process={devices}", "--"]
-        return self.train(program, workdir, *more, stderr=subprocess.STDOUT)
-
-    def run(self, workdir, processes, devices, *more):
-        """(exit code, everything that was said)."""
-        process = self.start(workdir, processes, devices, *more)
-        said, _ = process.communicate(timeout=400)
-        return process.returncode, said
-
-
-def outcome(workdir):
-    """Measures and answers of a run without its clock."""
-    epochs, phases = tiny_run.told(workdir)
-    rows = [line.split(",") for line in (workdir / "predictions.csv").read_text().splitlines()]
-    return epochs, phases, rows[0], [row[:4] for row in rows[1:]], np.array([row[4:] for row in rows[1:]], float)
-
-
-def compare(found, expected):
-    """The reduction over devices adds up in another order where they lie otherwise: some 2**-23, a step."""
-    for ours, theirs in zip(found[0], expected[0], strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert value == (pytest.approx(theirs[key], rel=1e-5) if key.endswith("_loss") else theirs[key]), key
-    assert found[2:4] == expected[2:4]
-    np.testing.assert_allclose(found[4], expected[4], rtol=0, atol=1e-5)
+from helpers.launched_run import Launched, compare, outcome
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +36,7 @@ def test_several_processes_make_the_same_run(place, one, tmp_path, processes, de
 
 
 @pytest.mark.slow
-def test_pictures_from_a_stream_are_read_by_shares(place, one, tmp_path):
+def test_images_from_a_stream_are_read_by_shares(place, one, tmp_path):
     code, said = place.run(tmp_path / "run", 2, 2, "--config.data.pipeline=stream")
     assert code == 0, said
     for ours, theirs in zip(outcome(tmp_path / "run")[0], one[0], strict=True):
@@ -127,6 +88,6 @@ def test_sigterm_to_one_process_ends_all_after_the_same_step(place, tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_of_all_is_told_with_its_own_code(place, tmp_path):
-    code, said = place.run(tmp_path / "run", 2, 1, "--config.batch=3")
+    code, said = place.run(tmp_path / "run", 2, 1, "--config.batch_size=3")
     assert code == 2
     assert re.search(r"\bbatch\b.* 3\b.* 2 device.*\bbatch\w*\b.* 2 or 4\b", said)

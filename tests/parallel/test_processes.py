@@ -146,7 +146,7 @@ def test_a_single_process_needs_nobody():
         False,
     )
     hosts.barrier("alone")
-    hosts.assert_equal("the recipe", "abc")
+    hosts.assert_equal("the config", "abc")
     hosts.request_stop()
     assert not hosts.should_stop(1)
     hosts.shutdown()
@@ -169,7 +169,7 @@ meet(coordinator=None, processes=None, process=None, from_cluster=True)
 assert hosts.count() == 2 and hosts.writes() == (number == 0)
 assert hosts.any_of(number == 1) and not hosts.any_of(False)
 hosts.barrier("here")
-hosts.same("the recipe", "one")
+hosts.same("the config", "one")
 try:
     hosts.same("the manifest", str(number))
 except UserError as error:

@@ -27,13 +27,13 @@ print(jax.device_count())
 """
 
 MOBILENET = {
-    "model": {"name": "mobilenet_0.25", "stop": "conv_pw_3_relu"},
-    "groups": (("head", "head/.*"), ("block2", "backbone/conv_.w_[23].*"), ("base", "backbone/.*")),
-    "batch": 8,
+    "model": {"name": "mobilenet_0.25", "output_layer": "conv_pw_3_relu"},
+    "param_groups": (("head", "head/.*"), ("block2", "backbone/conv_.w_[23].*"), ("base", "backbone/.*")),
+    "batch_size": 8,
     "phases": ("finetune",),
     "finetune": {"epochs": 4, "lr": {"head": 1e-2, "block2": 1e-3, "base": 1e-3}},
 }
-"""Every batch norm learns; 8 steps, each of 8 of 12 pictures. 6 pictures of validation and test do not fill a batch."""
+"""Every batch norm learns; 8 steps, each of 8 of 12 images. 6 images of validation and test do not fill a batch."""
 
 
 class Made:

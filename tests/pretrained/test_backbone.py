@@ -67,8 +67,8 @@ def test_a_pretrained_base_comes_under_a_fresh_head():
 def test_the_whole_base_of_the_package_fits():
     deeper = start(
         weights={"path": "builtin"},
-        groups=(),
-        model={"name": "vgg16", "stop": ""},
+        param_groups=(),
+        model={"name": "vgg16", "output_layer": ""},
         frozen={"lr": {"head": 0.1, "block5": 0.0, "base": 0.0}},
         finetune={"lr": {"head": 0.1, "block5": 0.1, "base": 0.0}},
     )

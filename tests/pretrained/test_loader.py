@@ -197,7 +197,7 @@ def test_no_file(tmp_path):
 
 def test_hdf5_of_someone_else(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["pictures"] = np.zeros(3)
+        file["images"] = np.zeros(3)
     with pytest.raises(UserError, match=r"x\.h5\b.*HDF5.*Keras"):
         load_weights(tmp_path / "x.h5", EXPECTED)
 

@@ -54,10 +54,10 @@ def test_other_numbers_are_an_error(save, numbers, tmp_path):
 
 def test_preprocessing_is_what_keras_computes_with_them():
     """Of three layers: the last mends that the second divides by the root of a deviation."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
     mend = keras.layers.Rescaling([1 / deviation**0.5 for deviation in DEVIATION_RGB])
     normalization = keras.layers.Normalization(mean=KNOWN_NORMALIZATIONS[0], variance=KNOWN_NORMALIZATIONS[1])
-    expected = mend(normalization(keras.layers.Rescaling(1 / 255)(pictures.astype(np.float32))))
+    expected = mend(normalization(keras.layers.Rescaling(1 / 255)(images.astype(np.float32))))
     # Five roundings there, three here, of numbers up to 1, divided by 0.22.
-    np.testing.assert_allclose(torch(pictures), expected, rtol=0, atol=8 * 2**-24 / 0.22)
+    np.testing.assert_allclose(torch(images), expected, rtol=0, atol=8 * 2**-24 / 0.22)
     assert KNOWN_NORMALIZATIONS == (MEAN_RGB, DEVIATION_RGB)

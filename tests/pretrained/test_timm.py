@@ -129,17 +129,17 @@ class Pair(NamedTuple):
 
 
 def pair(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
-    """Both for one picture: the logits with the top, else the base's last pool."""
-    pictures = np.random.default_rng(1).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
+    """Both for one image: the logits with the top, else the base's last pool."""
+    images = np.random.default_rng(1).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
     drawn = Drawn(epsilon)
-    pixels = torch.from_numpy(np.array(preprocess(pictures)).transpose(0, 3, 1, 2))
+    pixels = torch.from_numpy(np.array(preprocess(images)).transpose(0, 3, 1, 2))
     theirs = np.moveaxis(network(drawn, pixels).numpy(), 1, -1)
     save_file(drawn.weights, tmp_path / "torch.safetensors")
     convert_weights_file(name, tmp_path / "torch.safetensors", tmp_path / "ours.safetensors", timm=True)
     model = Classifier(registry.get_spec(name), None if top else Head(2, "global_average"))
     parameters = {"backbone": load_weights(tmp_path / "ours.safetensors", expected_shapes(model)).tree}
     last = None if top else "block5_pool"
-    result = jax.jit(lambda parameters, x: forward(model, parameters, x, stop=last))(parameters, pictures)
+    result = jax.jit(lambda parameters, x: forward(model, parameters, x, stop=last))(parameters, images)
     return Pair(theirs, np.asarray(result.logits if top else result.output))
 
 

@@ -63,7 +63,7 @@ def test_abstention(page):
 
 
 def test_labels_that_look_right(page, finished):
-    """Of 24 pictures three have another class that is more probable; no class is as sure of them as of its own."""
+    """Of 24 images three have another class that is more probable; no class is as sure of them as of its own."""
     assert re.search(r"\b24 validation and test\b", page.text)
     assert not re.search(r"\b\d+ of (the )?24\b", page.text)
     assert (finished / "report" / "label_issues.csv").read_text() == "path,label,suggested_label,probability\n"

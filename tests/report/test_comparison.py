@@ -14,7 +14,7 @@ from flaxtl.report import comparison
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs of the same pictures; the second has every answer right that it gives, and two pictures less."""
+    """Two runs of the same images; the second has every answer right that it gives, and two images less."""
     first = finished_run.write(tmp_path)
     second = tmp_path / "<b>better"
     shutil.copytree(first, second)
@@ -37,7 +37,7 @@ def runs(tmp_path):
     return first, second
 
 
-def test_runs_are_compared_on_the_pictures_they_share(runs):
+def test_runs_are_compared_on_the_images_they_share(runs):
     first, second = comparison.compare([run_files.read_run(run) for run in runs]).rows
     answers = run_files.read_run(runs[0]).predictions.of_split("test")
     right = (answers.predicted == answers.labels)[2:]
@@ -80,9 +80,9 @@ def raise_of(arguments):
     cli.report(make_parser().parse_args(arguments))
 
 
-def test_runs_of_other_pictures_cannot_be_compared(runs, tmp_path):
+def test_runs_of_other_images_cannot_be_compared(runs, tmp_path):
     file = runs[1] / "predictions.csv"
-    file.write_text(file.read_text().replace("pictures/", "elsewhere/"))
+    file.write_text(file.read_text().replace("images/", "elsewhere/"))
     with pytest.raises(UserError, match="".join(f"(?=.*{re.escape(str(run))})" for run in runs)):
         comparison.write_comparison(runs, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.finished_run import Page
 from PIL import Image
-from test_report import Page
 
 from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue
 from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage
@@ -24,14 +24,14 @@ def rendered(*findings, found=()):
     )
 
 
-def picture(path, size=(300, 200)):
+def image(path, size=(300, 200)):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
 def thumbnails(html):
-    """The pictures within a page, decoded."""
+    """The images within a page, decoded."""
     coded = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", html)
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in coded]
 
@@ -54,20 +54,20 @@ def test_counts_by_split():
 
 def test_the_headline_counts_what_stops():
     findings = [Issue("empty", (Path("/set/ants", f"{n}.jpg"),), "the file is empty") for n in range(2)]
-    page = Page(rendered(*findings, Issue("few", (), "ants holds 2 pictures")))
+    page = Page(rendered(*findings, Issue("few", (), "ants holds 2 images")))
     text = page.text
     assert ("span", "class", "figure stops") in page.attributes
     assert re.search(r"\b2 findings\b", text)
     assert "Findings 3" in text
     assert page.attributes.count(("span", "class", "badge")) == 1
     assert "set/ants/1.jpg the file is empty" in text
-    assert re.search(rf"Small class 1 .*{re.escape(ISSUE_TYPES['few'].advice)}\W+ants holds 2 pictures", text)
+    assert re.search(rf"Small class 1 .*{re.escape(ISSUE_TYPES['few'].advice)}\W+ants holds 2 images", text)
 
 
 def test_pairs_stand_side_by_side(tmp_path):
-    paths = (picture(tmp_path / "a.png"), picture(tmp_path / "b.png", (200, 300)))
+    paths = (image(tmp_path / "a.png"), image(tmp_path / "b.png", (200, 300)))
     html = rendered(Issue("label-conflict", paths, "the same bytes under ants and bees"))
-    assert [image.size for image in thumbnails(html)] == [(128, 85), (85, 128)]
+    assert [pil_image.size for pil_image in thumbnails(html)] == [(128, 85), (85, 128)]
     page = Page(html)
     assert "the same bytes under ants and bees" in page.text
     assert {value for tag, name, value in page.attributes if (tag, name) == ("img", "title")} == set(map(str, paths))
@@ -80,21 +80,23 @@ def test_thumbnails_are_upright(tmp_path, orientation):
     stored = Image.new("RGB", (300, 200), "white")
     stored.paste("black", (0, 0, 150, 200))  # the left half, which orientation 6 turns to the top
     stored.save(tmp_path / "a.jpg", exif=exif)
-    (image,) = thumbnails(rendered(Issue("rotated", (tmp_path / "a.jpg",), "turned")))
-    assert image.size == ((128, 85) if orientation == 1 else (85, 128))
-    width, height = image.size
-    dark = image.getpixel((width // 2, height // 8) if orientation == 6 else (width // 8, height // 2))
+    (pil_image,) = thumbnails(rendered(Issue("rotated", (tmp_path / "a.jpg",), "turned")))
+    assert pil_image.size == ((128, 85) if orientation == 1 else (85, 128))
+    width, height = pil_image.size
+    dark = pil_image.getpixel((width // 2, height // 8) if orientation == 6 else (width // 8, height // 2))
     assert max(dark) < 30
-    assert image.getexif() == {}
+    assert pil_image.getexif() == {}
 
 
-def test_small_pictures_are_not_enlarged(tmp_path):
-    path = picture(tmp_path / "a.png", (20, 12))
-    assert [image.size for image in thumbnails(rendered(Issue("tiny", (path,), "20 × 12 pixels")))] == [(20, 12)]
+def test_small_images_are_not_enlarged(tmp_path):
+    path = image(tmp_path / "a.png", (20, 12))
+    assert [pil_image.size for pil_image in thumbnails(rendered(Issue("tiny", (path,), "20 × 12 pixels")))] == [
+        (20, 12)
+    ]
 
 
 def test_of_many_the_first_are_shown_and_the_others_counted(tmp_path):
-    path = picture(tmp_path / "a.png", (40, 40))
+    path = image(tmp_path / "a.png", (40, 40))
     many = [Issue("tiny", (path,), "small")] * (doctor_report.ITEMS + 1200)
     html = rendered(Issue("duplicate", (path,) * 9, "the same bytes in 9 files of ants"), *many)
     assert len(thumbnails(html)) == doctor_report.MEMBERS + doctor_report.ITEMS
@@ -103,15 +105,15 @@ def test_of_many_the_first_are_shown_and_the_others_counted(tmp_path):
     assert re.search(r"\b1,200 more\b.*--json\b", text)
 
 
-def test_a_picture_that_is_gone_since_leaves_its_place(tmp_path):
-    paths = (picture(tmp_path / "a.png"), tmp_path / "gone.png")
+def test_a_image_that_is_gone_since_leaves_its_place(tmp_path):
+    paths = (image(tmp_path / "a.png"), tmp_path / "gone.png")
     html = rendered(Issue("duplicate", paths, "the same bytes in 2 files of ants"))
     assert len(thumbnails(html)) == 1
     assert ("div", "class", "missing") in Page(html).attributes
 
 
 def test_nothing_is_asked_of_the_network_and_nothing_runs(tmp_path):
-    html = rendered(Issue("tiny", (picture(tmp_path / "a.png"),), "small"), Issue("few", (), "ants holds 2"))
+    html = rendered(Issue("tiny", (image(tmp_path / "a.png"),), "small"), Issue("few", (), "ants holds 2"))
     page = Page(html)
     assert {"script", "iframe", "object", "embed", "base"}.isdisjoint(page.tags)
     targets = {value for _, name, value in page.attributes if name in ("src", "href")}
@@ -124,7 +126,7 @@ def test_nothing_is_asked_of_the_network_and_nothing_runs(tmp_path):
 def test_every_link_has_its_target():
     page = Page(rendered(Issue("few", (), "ants holds 2"), Issue("empty", (Path("/a.jpg"),), "empty")))
     links = {value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
-    assert links == {"few", "empty", "pictures"}
+    assert links == {"few", "empty", "images"}
     assert links <= {value for _, name, value in page.attributes if name == "id"}
 
 

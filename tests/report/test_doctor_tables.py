@@ -39,7 +39,7 @@ def test_a_sound_set():
     assert lines[-2] == "bees 1"  # no table of findings
 
 
-def test_pictures_by_class_and_split():
+def test_images_by_class_and_split():
     found = [SourceImage(Path(f"/set/{split}/ants/a.jpg"), "ants", split) for split in ("train", "validation")]
     lines = printed(diagnosis(found=[*found, SourceImage(Path("/set/train/bees/b.jpg"), "bees", "train")]))
     assert "class train validation all" in lines
@@ -71,7 +71,7 @@ def test_a_group_stands_below_its_sentence():
 
 
 def test_a_class_needs_no_file():
-    assert "Small class 1 ants holds 1 picture" in printed(diagnosis(Issue("few", (), "ants holds 1 picture")))
+    assert "Small class 1 ants holds 1 image" in printed(diagnosis(Issue("few", (), "ants holds 1 image")))
 
 
 def test_strange_names_cannot_reach_the_terminal():
@@ -88,7 +88,7 @@ def fill(folder, first):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     fill(tmp_path / "set" / "ants", 0)
     fill(tmp_path / "set" / "bees", 100)
     return tmp_path / "set"
@@ -103,34 +103,34 @@ def doctor(*arguments):
     return 0
 
 
-def test_the_command_on_a_sound_set(pictures, capsys):
-    assert doctor(f"--data=folder:{pictures}") == 0
+def test_the_command_on_a_sound_set(images, capsys):
+    assert doctor(f"--data=folder:{images}") == 0
     assert re.fullmatch(r"20 \w+ of 2 classes\D*", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_the_command_on_a_broken_set(pictures, capsys, tmp_path):
-    (pictures / "ants" / "x.jpg").write_bytes(b"")
+def test_the_command_on_a_broken_set(images, capsys, tmp_path):
+    (images / "ants" / "x.jpg").write_bytes(b"")
     page, values = tmp_path / "page.html", tmp_path / "values.json"
-    assert doctor(f"--data=folder:{pictures}", f"--json={values}", f"--html={page}") == 1
+    assert doctor(f"--data=folder:{images}", f"--json={values}", f"--html={page}") == 1
     assert re.fullmatch(r"21 \w+ of 2 classes\D+\b1\b\D+", capsys.readouterr().out.splitlines()[-1])
     found = json.loads(values.read_text())
-    assert found["source"] == f"folder:{pictures}"
+    assert found["source"] == f"folder:{images}"
     assert [finding["kind"] for finding in found["findings"]] == ["empty"]
     assert re.search(r'(?s)<section id="empty".*\bx\.jpg\b', page.read_text("utf-8"))
 
 
-def test_a_warning_is_no_failure(pictures, capsys):
-    Image.new("RGB", (40, 40), "teal").save(pictures / "ants" / "x.png")
-    assert doctor(f"--data=folder:{pictures}") == 0
+def test_a_warning_is_no_failure(images, capsys):
+    Image.new("RGB", (40, 40), "teal").save(images / "ants" / "x.png")
+    assert doctor(f"--data=folder:{images}") == 0
     assert re.search(r"(?i)\bsingle.colou?r\b", capsys.readouterr().out)
 
 
-def test_the_threshold_is_an_option(pictures, capsys):
-    with Image.open(pictures / "ants" / "0.png") as image:
-        image.save(pictures / "ants" / "x.jpg", quality=60)
-    doctor(f"--data=folder:{pictures}")
+def test_the_threshold_is_an_option(images, capsys):
+    with Image.open(images / "ants" / "0.png") as image:
+        image.save(images / "ants" / "x.jpg", quality=60)
+    doctor(f"--data=folder:{images}")
     assert "Near-duplicate" in capsys.readouterr().out
-    doctor(f"--data=folder:{pictures}", "--near-duplicates=-1")
+    doctor(f"--data=folder:{images}", "--near-duplicates=-1")
     assert "Near-duplicate" not in capsys.readouterr().out
 
 
@@ -147,10 +147,10 @@ def test_a_wrong_command_is_code_2(capsys, arguments, facts):
     assert re.match(f"flaxtl: .*{facts}", capsys.readouterr().err)
 
 
-def test_an_impossible_threshold_and_an_impossible_file_are_code_2(pictures, capsys):
-    assert doctor(f"--data=folder:{pictures}", "--near-duplicates=65") == 2
+def test_an_impossible_threshold_and_an_impossible_file_are_code_2(images, capsys):
+    assert doctor(f"--data=folder:{images}", "--near-duplicates=65") == 2
     assert re.search(r"\b65\b", capsys.readouterr().err)
     for option in ("json", "html"):
-        assert doctor(f"--data=folder:{pictures}", f"--{option}={pictures}/no/such") == 2
-        facts = rf"(?m)^flaxtl: .*{re.escape(str(pictures))}/no/such\b.*No such file or directory"
+        assert doctor(f"--data=folder:{images}", f"--{option}={images}/no/such") == 2
+        facts = rf"(?m)^flaxtl: .*{re.escape(str(images))}/no/such\b.*No such file or directory"
         assert re.search(facts, capsys.readouterr().err)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.finished_run import Page
-from helpers.tiny_run import pictures
+from helpers.tiny_run import images
 from PIL import Image
 
 from flaxtl.cli.main import main
@@ -21,18 +21,18 @@ from flaxtl.evaluation.predictor import load_trained_run
 from flaxtl.report import galleries, report
 from flaxtl.report.plots import heat_colors
 
-RECIPE = """
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.batch = 4
+    c.batch_size = 4
     c.data = dict(height=32, width=32, fractions=dict(train=0.25, validation=0.25, test=0.5))
     c.weights = dict(path="builtin")
-    c.model = dict(name="vgg16", stop="block2_pool")
+    c.model = dict(name="vgg16", output_layer="block2_pool")
     c.head = dict(pooling="global_average", units=(), dropout=0.0)
     c.augmentation = dict(horizontal_flip=True)
-    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
     c.phases = ("frozen",)
     c.frozen = dict(epochs=1, augment=True, lr=dict(head=1e-6, base=0.0))
     return c
@@ -42,27 +42,27 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder with pictures/ and a finished run/."""
+    """A folder with images/ and a finished run/."""
     place = tmp_path_factory.mktemp("user")
-    pictures(place / "pictures")
-    (place / "recipe.py").write_text(RECIPE)
-    source = f"--config.data.source=folder:{place / 'pictures'}"
-    main(["train", f"--config={place / 'recipe.py'}", f"--workdir={place / 'run'}", source])
+    images(place / "images")
+    (place / "config.py").write_text(CONFIG)
+    source = f"--config.data.source=folder:{place / 'images'}"
+    main(["train", f"--config={place / 'config.py'}", f"--workdir={place / 'run'}", source])
     return place
 
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy of the run that a test may take apart; its pictures stay where they are."""
+    """A copy of the run that a test may take apart; its images stay where they are."""
     return Path(shutil.copytree(finished / "run", tmp_path / "run"))
 
 
 @pytest.fixture
 def moved(finished):
-    """The pictures are elsewhere while the test runs."""
-    elsewhere = (finished / "pictures").rename(finished / "elsewhere")
+    """The images are elsewhere while the test runs."""
+    elsewhere = (finished / "images").rename(finished / "elsewhere")
     yield
-    elsewhere.rename(finished / "pictures")
+    elsewhere.rename(finished / "images")
 
 
 def never():
@@ -123,12 +123,12 @@ def test_another_layer_is_kept_from_then_on(workdir, capsys):
 
 
 def test_all_batches_are_one_program(workdir, monkeypatch):
-    """Three batches, the last one filled up, give the maps that each picture has on its own."""
+    """Three batches, the last one filled up, give the maps that each image has on its own."""
     traced = []
 
-    def heat_maps(model, parameters, pictures, classes, layer):
-        traced.append(pictures.shape)
-        return gradcam.gradcam_maps(model, parameters, pictures, classes, layer)
+    def heat_maps(model, parameters, images, classes, layer):
+        traced.append(images.shape)
+        return gradcam.gradcam_maps(model, parameters, images, classes, layer)
 
     monkeypatch.setattr(gradcam, "heat_maps", heat_maps)
     run, wanted = load_trained_run(workdir), dict(list(asked(workdir).items())[:5])
@@ -169,7 +169,7 @@ def test_what_a_stranger_adds_to_the_file_is_not_used(workdir):
     assert page(workdir).text.count("<figure") == before.count("<figure")
 
 
-def test_moved_pictures(workdir, moved, capsys):
+def test_moved_images(workdir, moved, capsys):
     n = len(asked(workdir))
     main(["report", f"--workdir={workdir}"])
     assert re.search(rf'<p class="empty">\D*\b{n}\b', heat_section(workdir))
@@ -183,7 +183,7 @@ def test_moved_pictures(workdir, moved, capsys):
         main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
 
 
-def test_a_picture_that_is_gone_is_left_out(workdir, tmp_path):
+def test_a_image_that_is_gone_is_left_out(workdir, tmp_path):
     run, wanted = load_trained_run(workdir), asked(workdir)
     gone = str(tmp_path / "gone.png")
     found = gradcam.compute_heatmaps(run, {gone: next(iter(wanted.values())), **wanted}, None)
@@ -254,11 +254,11 @@ def test_another_file_is_as_none(tmp_path, content):
     assert heatmaps.read_heatmaps(tmp_path) is None
 
 
-def test_the_map_lies_over_the_grey_picture():
-    picture = Image.new("RGB", (40, 20), (250, 0, 0))
+def test_the_map_lies_over_the_grey_image():
+    image = Image.new("RGB", (40, 20), (250, 0, 0))
     heat = np.array([[0, 0, 0, 255], [0, 0, 0, 255]], np.uint8)
-    shown = np.asarray(galleries.overlay(picture, heat), float)
-    grey = np.asarray(picture.convert("L"), float)[0, 0]
+    shown = np.asarray(galleries.overlay(image, heat), float)
+    grey = np.asarray(image.convert("L"), float)[0, 0]
     for column, value in ((0, 0), (39, 255)):
         expected = 0.4 * grey + 0.6 * heat_colors(np.array([value], np.uint8))[0]
         np.testing.assert_allclose(shown[10, column], expected, atol=1)  # whole grey levels
@@ -290,7 +290,7 @@ def test_where_the_map_is_largest(place, where):
 
 @pytest.mark.parametrize("policy", ["squash", "crop"])
 @pytest.mark.parametrize("size", [(160, 60), (60, 161)])
-def test_the_picture_is_shown_as_the_network_saw_it(tmp_path, policy, size):
+def test_the_image_is_shown_as_the_network_saw_it(tmp_path, policy, size):
     """Red grows to the right and green to the bottom: what is seen and what is shown agree at every place."""
     right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
     ramps = Image.fromarray(np.dstack([right, down, 0 * right]).astype(np.uint8))

@@ -92,7 +92,7 @@ def test_result_and_intervals(card):
     assert re.search(r"(?i)\btemperature\b[^|\n]*\b8 validation\b", card.text)
 
 
-def test_data_and_recipe(card):
+def test_data_and_config(card):
     assert "| class | train | validation | test | all \n| daisy | 3 | 2 | 4 | 9 \n" in card.text
     assert "| all | 12 | 8 | 16 | 36 \n" in card.text
     assert "Source: folder:/p" in card.text
@@ -128,11 +128,11 @@ def test_licence_of_weights(workdir, weights, model, licence):
 
 def test_licence_of_data(workdir, card):
     assert licences(card.text)[1].endswith(f": {model_card.NOT_KNOWN}")
-    _, shown = licences(altered(workdir, "config.json", data={"source": "garden"}))
+    _, shown = licences(altered(workdir, "config.json", data={"source": "synthetic"}))
     assert re.search(r"\bflaxtl\b", shown)
 
 
-def test_pictures_that_were_left_out_and_wrong_labels_are_counted(workdir):
+def test_images_that_were_left_out_and_wrong_labels_are_counted(workdir):
     said = predictions.read_predictions(workdir / "predictions.csv")
     said.probabilities[2] = (0.01, 0.97, 0.01, 0.01)
     predictions.write_predictions(workdir / "predictions.csv", said)

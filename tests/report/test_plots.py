@@ -63,7 +63,7 @@ def test_curve_survives_what_was_not_measured(missing):
     assert "nan" not in plots.plot_curves(lines, "loss")
 
 
-def test_curve_without_any_value_is_still_a_picture():
+def test_curve_without_any_value_is_still_a_image():
     assert says(plots.plot_curves([{"phase": "frozen"}], "loss"), "epoch")
 
 
@@ -92,7 +92,7 @@ def test_of_many_classes_those_with_most_errors_are_shown():
     assert len(svg) < 100_000
 
 
-def test_confusion_without_pictures():
+def test_confusion_without_images():
     svg = plots.plot_confusion(np.zeros((2, 2), np.int64), ["cat", "dog"])
     assert says(svg, r"^no\b")
     assert {text for text in texts(svg) if re.search(r"\d", text)} == {"0", "0.0 %"}
@@ -138,7 +138,7 @@ def test_abstention_of_many_answers_is_a_short_line():
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_one_answer_is_a_picture_too(value):
+def test_one_answer_is_a_image_too(value):
     right = np.array([True])
     assert says(plots.plot_reliability(sorted_by_confidence([value], [True]), None), "confidence")
     assert (

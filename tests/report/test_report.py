@@ -26,8 +26,8 @@ def workdir(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def html(finished):
-    picture = Image.new("RGB", (20, 20), "red")
-    path = report.write_report(finished, augmented=[(picture, [picture, picture.rotate(30)])])
+    image = Image.new("RGB", (20, 20), "red")
+    path = report.write_report(finished, augmented=[(image, [image, image.rotate(30)])])
     assert path == finished / "report" / "index.html"
     return path.read_text(encoding="utf-8")
 
@@ -69,7 +69,7 @@ def test_confusion_and_classes(page):
     assert re.search(r"(?i)\bbalanced accuracy\b\W+81\.25 %", page.text)
 
 
-def test_errors_come_with_their_pictures(page):
+def test_errors_come_with_their_images(page):
     assert re.search(r"daisy → <script>alert\(1\)</script> 2 [a-z]", page.text)
     gone, broken = r"(?i)\b(no longer|missing|not found)\b", r"(?i)\b(cannot|unreadable|damaged)\b"
     assert re.search(gone + r"[a-z ]+ daisy → <script>alert\(1\)</script> 79 % 0_6&<b>\.png", page.text)
@@ -77,7 +77,7 @@ def test_errors_come_with_their_pictures(page):
     assert f"79 % loss {-np.log(0.07):.2f} 0_6&<b>.png" in page.text
 
 
-def test_data_layers_and_recipe(page):
+def test_data_layers_and_config(page):
     assert "Class Train Validation Test All daisy 3 2 4 9" in page.text
     assert "All 12 8 16 36" in page.text
     assert re.search(r"\b2 layers\b\D+\b2,359,808\b", page.text)
@@ -150,7 +150,7 @@ def test_config_alone_is_enough(workdir):
     assert "finetune head 1e-6 top 1e-6 – on 0 of 3 –" in shown
 
 
-def test_an_empty_recipe_is_no_crash(workdir):
+def test_an_empty_config_is_no_crash(workdir):
     for path in workdir.glob("*.*"):
         path.unlink()
     (workdir / "config.json").write_text("{}")
@@ -205,14 +205,14 @@ def test_a_broken_file_is_named(workdir, name, content, reason):
     assert str(workdir / name) in str(error.value)
 
 
-def test_galleries_choose_the_pictures_that_tell_most(finished):
+def test_galleries_choose_the_images_that_tell_most(finished):
     predictions = predictions_file.read_predictions(finished / "predictions.csv").of_split("test")
     (first, second) = galleries.confused_pairs(predictions, pairs=5, each=1)
     assert (first.true, first.predicted, first.count) == ("daisy", CLASSES[1], 2)
     assert [tile.name for tile in first.tiles] == ["0_6&<b>.png"]  # the more confident of two
     assert (second.predicted, second.count) == ("tulips", 1)
     assert [tile.name for tile in galleries.top_losses(predictions, 2)] == ["0_6&<b>.png", "0_5&<b>.png"]
-    assert len(galleries.top_losses(predictions, 99)) == 3  # the other pictures were answered right and surely
+    assert len(galleries.top_losses(predictions, 99)) == 3  # the other images were answered right and surely
     assert [tile.true for tile in galleries.correct_predictions(predictions, 3)] == list(CLASSES[:3])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.image_folders import picture
+from helpers.image_folders import image
 from helpers.tiny_run import bar
 
 from flaxtl.data import doctor
@@ -34,25 +34,25 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Three pictures in each of the folders; of every second class one is broken, one a copy."""
+def images(tmp_path_factory) -> Path:
+    """Three images in each of the folders; of every second class one is broken, one a copy."""
     folder = tmp_path_factory.mktemp("set") / "<b id=injected>"
     for place, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for number, file in enumerate(FILES):
-            picture(2 * place + number // 2).save(folder / name / file)
+            image(2 * place + number // 2).save(folder / name / file)
         if place % 2:
             (folder / name / FILES[0]).write_bytes(b"<html>")
     return folder
 
 
 @pytest.fixture(scope="module")
-def pages(pictures, tmp_path_factory) -> dict[str, Path]:
+def pages(images, tmp_path_factory) -> dict[str, Path]:
     """The doctor's page of them, and the report of a run on them."""
     folder = tmp_path_factory.mktemp("pages")
-    survey = image_folder.inspect_folder(pictures)
+    survey = image_folder.inspect_folder(images)
     doctor_report.write_doctor_report(
-        doctor.diagnose(survey, bar), f"folder:{pictures}</title><b id=injected>", folder / "doctor.html"
+        doctor.diagnose(survey, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
     )
     workdir = folder / f"<b id=injected>{ATTACK}"
     workdir.mkdir()

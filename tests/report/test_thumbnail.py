@@ -1,4 +1,4 @@
-"""Thumbnails: what a page shows of a picture file is what a run sees of it."""
+"""Thumbnails: what a page shows of an image file is what a run sees of it."""
 
 import base64
 import io

@@ -19,8 +19,8 @@ from flaxtl.models import registry
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 DEMO = ROOT / "configs" / "demo.py"
-MEASURED = {"way", "device", "pictures_per_second", "median", "spread", "milliseconds", "note"}
-MEASURED |= {"flop_per_picture", "flop_per_second", "share_of_peak", "times_faster_than"}
+MEASURED = {"way", "device", "images_per_second", "median", "spread", "milliseconds", "note"}
+MEASURED |= {"flop_per_image", "flop_per_second", "share_of_peak", "times_faster_than"}
 
 SMALL = {"model": "alexnet", "batch": 2, "size": 96, "dtype": "float32", "classes": 3, "seconds": 0.01}
 STEP = SMALL | {"top": False, "phase": "head", "augment": False}
@@ -68,9 +68,9 @@ def test_operations_of_vgg16_are_the_published_ones():
 
 def test_a_step_on_cached_features_takes_fewer_operations():
     train_flops = module("with_flaxtl").train_flops
-    pictures, cached = (train_flops(STEP | {"cached": cached}) for cached in (False, True))
+    images, cached = (train_flops(STEP | {"cached": cached}) for cached in (False, True))
     forward = module("with_flaxtl").forward_flops(SMALL | {"top": False})
-    assert cached < 0.1 * forward < forward <= pictures
+    assert cached < 0.1 * forward < forward <= images
 
 
 def test_fine_tuning_takes_more_operations_than_training_the_head():
@@ -92,9 +92,9 @@ def test_forward_runs_without_peers(monkeypatch, tmp_path, capsys):
     found = benchmark(monkeypatch, tmp_path, "forward", *settings, "--repeats=2", "--peers=keras-tensorflow,torch")
     ours, *others = found["rows"]
     assert set(ours) == MEASURED
-    assert len(ours["pictures_per_second"]) == 2
+    assert len(ours["images_per_second"]) == 2
     assert ours["median"] > 0
-    assert ours["flop_per_second"] == pytest.approx(ours["median"] * ours["flop_per_picture"])
+    assert ours["flop_per_second"] == pytest.approx(ours["median"] * ours["flop_per_image"])
     assert ours["share_of_peak"] == pytest.approx(ours["flop_per_second"] / found["peak"]["rate"])
     assert [row["note"] for row in others] == ["not installed: keras, tensorflow", "not installed: torch"]
     assert {"kind", "settings", "peak", "rows", "machine", "versions"} == set(found)
@@ -203,7 +203,7 @@ def test_a_peers_epochs_are_extrapolated(monkeypatch, tmp_path):
     assert found["epochs"] == 100
 
 
-def test_growth_lists_pictures_of_every_class_and_plots(monkeypatch, tmp_path):
+def test_growth_lists_images_of_every_class_and_plots(monkeypatch, tmp_path):
     growth, run = module("growth"), module("flaxtl_run")
     jobs = []
 
@@ -214,7 +214,7 @@ def test_growth_lists_pictures_of_every_class_and_plots(monkeypatch, tmp_path):
         return run.Run(2.0 * len(jobs), 3.0, 1.0, {"decoding": 1.0}, {}, workdir)
 
     monkeypatch.setattr(growth.flaxtl_run, "train", train)
-    plot, some = f"--plot={tmp_path / 'growth.png'}", ("--side=16", "--pictures=6", "--repeats=1")
+    plot, some = f"--plot={tmp_path / 'growth.png'}", ("--side=16", "--images=6", "--repeats=1")
     found = benchmark(monkeypatch, tmp_path, "growth", "--axis=classes", "--sizes=2,3", plot, *some)
     assert jobs == [(6, 2, {}), (6, 3, {})]
     columns = {"from start to end": [2.0, 4.0], "of processor time": [3.0, 3.0], "decoding": [1.0, 1.0]}
@@ -225,16 +225,16 @@ def test_growth_lists_pictures_of_every_class_and_plots(monkeypatch, tmp_path):
     assert jobs[2][2] == {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
-def test_drawn_pictures_are_kept_and_differ(monkeypatch):
+def test_drawn_images_are_kept_and_differ(monkeypatch):
     drawn = module("drawn")
     monkeypatch.setattr(drawn, "BASE", 3)
-    five = drawn.pictures(5, 16)
+    five = drawn.images(5, 16)
     written = [file.stat().st_mtime_ns for file in five]
-    assert [file.stat().st_mtime_ns for file in drawn.pictures(6, 16)[:5]] == written
+    assert [file.stat().st_mtime_ns for file in drawn.images(6, 16)[:5]] == written
     assert len({file.read_bytes() for file in five}) == 5
 
 
-def test_drawn_pictures_blend_every_two_once(monkeypatch):
+def test_drawn_images_blend_every_two_once(monkeypatch):
     drawn = module("drawn")
     monkeypatch.setattr(drawn, "BASE", 7)
     base = [Image.new("L", (1, 1), 2 ** (number + 1)) for number in range(7)]

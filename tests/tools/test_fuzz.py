@@ -22,7 +22,7 @@ from flaxtl.pretrained.loader import load_weights
 from flaxtl.report import galleries, report
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "pictures")
+KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "images")
 
 
 def fuzz(tmp_path, *arguments):
@@ -30,7 +30,7 @@ def fuzz(tmp_path, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-FEW = {("h5", "keras3"): 8, ("safetensors", "onnx", "pictures"): 40, ("checkpoint", "config", "manifest"): 12}
+FEW = {("h5", "keras3"): 8, ("safetensors", "onnx", "images"): 40, ("checkpoint", "config", "manifest"): 12}
 
 
 @pytest.mark.parametrize(("kinds", "files"), FEW.items(), ids=["hdf5", "bytes", "runs"])
@@ -218,15 +218,15 @@ def test_a_run_directory_of_a_stranger(tmp_path, name, content, reason):
         {"phases": ["a"], "a": {"lr": {"head": 10**400}}},
         {"phases": ["a"], "a": {}, "head": {"dropout": 10**400}},
         {"phases": ["a"], "a": {}, "seed": 2**63},
-        {"phases": ["a"], "a": {}, "groups": [[1.5, "head/.*"]]},
+        {"phases": ["a"], "a": {}, "param_groups": [[1.5, "head/.*"]]},
     ],
 )
-def test_a_recipe_of_a_stranger(values):
+def test_a_config_of_a_stranger(values):
     with pytest.raises(UserError):
         config_from_json(values)
 
 
-def test_a_recipe_that_fails_without_a_word(tmp_path):
+def test_a_config_that_fails_without_a_word(tmp_path):
     (tmp_path / "a.py").write_text("raise MemoryError")
     with pytest.raises(UserError, match="cannot be read: MemoryError"):
         load_config(str(tmp_path / "a.py"))
@@ -244,15 +244,15 @@ def test_a_list_with_a_name_that_no_file_can_have(tmp_path):
         csv_file.scan_csv(tmp_path / "a.csv")
 
 
-def test_a_picture_with_a_name_that_no_file_can_have_is_missing_in_the_report(tmp_path):
+def test_a_image_with_a_name_that_no_file_can_have_is_missing_in_the_report(tmp_path):
     predictions = predictions_file.Predictions(
         (f"/{'x' * 300}",), ("test",), np.array([0]), np.array([[0.9, 0.1]], np.float32), ("a", "b")
     )
     (tile,) = galleries.correct_predictions(predictions, 1)
-    assert (tile.uri, tile.trouble) == ("", "picture cannot be read")
+    assert (tile.uri, tile.trouble) == ("", "image cannot be read")
 
 
-def test_a_picture_that_is_no_file(tmp_path):
+def test_a_image_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")  # whose reader would wait for a writer
     for path in (tmp_path / "a.jpg", Path("/dev/zero")):
         with pytest.raises(UserError, match="no ordinary file"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.image_folders import paint, picture
+from helpers.image_folders import image, paint
 
 from flaxtl.cli import main
 from flaxtl.data.sources import base, image_folder
@@ -95,7 +95,7 @@ def test_long_names_that_meet_are_cut_to_fit(tmp_path):
     long = "n" * 251 + ".png"
     for number in range(6):
         (tmp_path / f"{number}").mkdir()
-        picture(number // 2).save(tmp_path / f"{number}" / "a.png")  # two equal files each
+        image(number // 2).save(tmp_path / f"{number}" / "a.png")  # two equal files each
         (tmp_path / f"{number}" / "a.png").rename(tmp_path / f"{number}" / long)
     text = "".join(f"{number}/{long},{'ab'[number // 3]}\n" for number in range(6))
     (tmp_path / "list.csv").write_text("path,label\n" + text)

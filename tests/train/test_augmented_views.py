@@ -38,7 +38,7 @@ def little_memory(monkeypatch):
 
 
 def looking(prepared, directory, cuts=CUTS, **changes):
-    """The training pictures in float32 views."""
+    """The training images in float32 views."""
     views = AugmentedViews(np.dtype(np.float32), K, SEED, FLIPS)._replace(**changes)
     clean = tiny_run.inputs(prepared, "train", directory, CUTS)
     net = prepared.network
@@ -46,10 +46,10 @@ def looking(prepared, directory, cuts=CUTS, **changes):
         net.model,
         net.layers,
         prepared.mesh,
-        clean._pictures,
+        clean._images,
         CUTS,
         directory,
-        prepared.config.batch,
+        prepared.config.batch_size,
         CutLayers(cuts, views),
     )
 
@@ -73,12 +73,12 @@ def same(ours, theirs):
     )
 
 
-def directly(prepared, parameters, pictures):
-    """Every view of every picture, picture by picture, up to the higher cut."""
+def directly(prepared, parameters, images):
+    """Every view of every image, image by image, up to the higher cut."""
 
     @jax.jit
     def run(indices, passes):
-        seen = augment(example_keys(SEED, passes, indices), pictures[indices], FLIPS)
+        seen = augment(example_keys(SEED, passes, indices), images[indices], FLIPS)
         return forward(prepared.network.model, unflatten(parameters), seen, stop=CUTS[1]).output
 
     return np.asarray(run(*(part.astype(np.int32) for part in np.divmod(np.arange(12 * K), K))))
@@ -92,7 +92,7 @@ def directly(prepared, parameters, pictures):
 )
 def test_a_step_is_given_what_the_prefix_makes_of_fresh_augmentation(prepared, parameters, tmp_path, dtype, rounded):
     data = looking(prepared, tmp_path, dtype=np.dtype(dtype))
-    direct = directly(prepared, parameters, data.pictures().data.inputs)
+    direct = directly(prepared, parameters, data.images().data.inputs)
     labels = prepared.manifest.labels(prepared.manifest.of_split("train"))
     feed = data.views(CUTS[1], parameters, tiny_run.bar)
     assert isinstance(feed, ViewsLoader)
@@ -283,9 +283,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatc
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        ({"features": {"views": -1}}, r"\.views\b.*-1\b"),
+        ({"feature_cache": {"views": -1}}, r"\.views\b.*-1\b"),
         (
-            {"features": {"views": 4}, "augmentation": {"cutmix": 1.0}},
+            {"feature_cache": {"views": 4}, "augmentation": {"cutmix": 1.0}},
             r"(?=.*\baugmentation\.cutmix\b)(?=.*\.views\b)",
         ),
     ],
@@ -298,7 +298,7 @@ def test_settings_that_cannot_be_kept(folder, tmp_path, changes, facts):
 def test_mixing_of_whole_networks_asks_for_no_views(folder, tmp_path):
     whole = {"frozen": {"lr": {"head": 1e-3, "base": 1e-3}, "augment": True}, "phases": ("frozen",)}
     groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    settings = {"features": {"views": 4}, "augmentation": {"mixup": 1.0}, "groups": groups}
+    settings = {"feature_cache": {"views": 4}, "augmentation": {"mixup": 1.0}, "param_groups": groups}
     (phase,) = tiny_run.setup(folder, tmp_path, **whole, **settings).phases
     assert phase.cut is None
 
@@ -322,20 +322,20 @@ def compare(ours, theirs, rel):
 
 @pytest.mark.parametrize("phases", [("frozen",), pytest.param(("frozen", "finetune"), marks=pytest.mark.slow)])
 def test_as_many_views_as_passes_are_fresh_augmentation(monkeypatch, folder, tmp_path, phases):
-    passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 pictures
+    passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 images
     fresh, said = train(folder, tmp_path / "fresh", phases=phases)
     assert "views" not in said
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "VIEWS_DTYPE", np.dtype(np.float32))
-        epochs, said = train(folder, tmp_path / "views", phases=phases, features={"views": passes})
+        epochs, said = train(folder, tmp_path / "views", phases=phases, feature_cache={"views": passes})
     compare(epochs, fresh, rel=1e-5)  # the sums of another program, through 12 steps at most; here all bits are equal
     for phase in phases:
         (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", said, re.MULTILINE)
         assert not re.search(r"\bfile\b", line)
-    # once for these, once for the clean validation pictures
+    # once for these, once for the clean validation images
     assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", said, re.MULTILINE)) == 2
     if "finetune" in phases:
-        epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, features={"views": passes})
+        epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, feature_cache={"views": passes})
         compare(epochs, fresh, rel=2e-3)  # 8 bits of each feature, rounded up and down alike
 
 

@@ -3,15 +3,15 @@
 import re
 
 import pytest
-from test_many_processes import Launched, compare, outcome
+from helpers.launched_run import Launched, compare, outcome
 
-VIEWS = ("--config.features.views=2", "--config.frozen.augment=True", "--config.data.pipeline=resident")
+VIEWS = ("--config.feature_cache.views=2", "--config.frozen.augment=True", "--config.data.pipeline=resident")
 
 
 @pytest.mark.slow
 def test_several_processes_share_their_views(tmp_path):
     place = Launched(tmp_path)
-    shared = f"--config.features.directory={tmp_path / 'features'}"
+    shared = f"--config.feature_cache.dir={tmp_path / 'features'}"
     code, said = place.run(tmp_path / "one", 1, 4, *VIEWS)
     assert code == 0, said
     code, said = place.run(tmp_path / "two", 2, 2, *VIEWS, shared)

@@ -24,8 +24,8 @@ def test_factors_by_name_and_one_for_the_others():
     assert class_weights("{'tulips': 3, 'daisy': 0.5}", CLASSES, LABELS) == (0.5, 1.0, 3.0)
 
 
-def test_a_recipe_may_give_factors_and_the_command_line_replace_them(tmp_path):
-    file = tmp_path / "recipe.py"
+def test_a_config_may_give_factors_and_the_command_line_replace_them(tmp_path):
+    file = tmp_path / "config.py"
     file.write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"

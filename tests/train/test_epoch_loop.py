@@ -15,8 +15,8 @@ from flaxtl.train.logger import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-# Accuracies of 6 pictures: they are equal more often than not.
-PLATEAU = {"schedule": "plateau", "metric": "validation_accuracy", "plateau_factor": 0.5, "plateau_patience": 2}
+# Accuracies of 6 images: they are equal more often than not.
+PLATEAU = {"schedule": "plateau", "monitor": "validation_accuracy", "plateau_factor": 0.5, "plateau_patience": 2}
 PHASES = {
     "frozen": PLATEAU | {"epochs": 6, "ema": 0.5},
     "finetune": PLATEAU | {"epochs": 4, "plateau_patience": 1, "ema": 0.8, "layer_decay": 0.5, "patience": 3},
@@ -105,8 +105,8 @@ def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp
     plain, averaged = rows_of
     assert averaged["train_loss"] == plain["train_loss"]
     assert averaged["validation_loss"] != plain["validation_loss"]
-    data = tiny_run.inputs(run.setup, "validation", tmp_path, []).pictures()
+    data = tiny_run.inputs(run.setup, "validation", tmp_path, []).images()
     step = train_step.make_eval_step(run.setup.network.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
     for row, parameters in zip(rows_of, kept, strict=True):
-        # Of pictures here, of features there: float32 sums in another order.
+        # Of images here, of features there: float32 sums in another order.
         assert evaluate_metrics(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)

@@ -20,9 +20,9 @@ def no_bar(title, total):
 
 def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
-    pictures = inputs.pictures().data.inputs
+    images = inputs.images().data.inputs
     for cut in CUTS:
-        direct = forward(prepared.network.model, unflatten(parameters), pictures, stop=cut).output
+        direct = forward(prepared.network.model, unflatten(parameters), images, stop=cut).output
         found = inputs.features(cut, parameters, tiny_run.bar)
         # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
         np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))

@@ -49,14 +49,14 @@ def compile_quickly(tmp_path_factory):
         yield
 
 
-def recipe(name, folder="unused", **changes):
+def make_config(name, folder="unused", **changes):
     """Two phases of the network's own groups at the smallest size: the head learns, then the top block with it."""
     side = registry.get_spec(name).minimum_size
     settings = {
         "data": {"source": f"folder:{folder}", "height": side, "width": side},
-        "model": {"name": name, "stop": ""},
+        "model": {"name": name, "output_layer": ""},
         "head": {"pooling": "global_average", "units": (16,), "dropout": 0.4},
-        "groups": (),
+        "param_groups": (),
         "frozen": {"lr": {"head": 1e-3, "top": 0.0, "base": 0.0}},
         "finetune": {"lr": {"head": 1e-3, "top": 1e-3, "base": 0.0}},
     }
@@ -79,7 +79,7 @@ NORM = ("scale", "bias", "mean", "var")
 
 
 class World:
-    """One phase of a recipe, its drawn parameters, and noise for pictures."""
+    """One phase of a config, its drawn parameters, and noise for images."""
 
     def __init__(self, config, name="finetune"):
         self.network = build_model(config, classes=3)
@@ -87,8 +87,8 @@ class World:
         self.phase = next(phase for phase in phases if phase.name == name)
         self.parameters = drawn(self.network.shapes)
         shape = (2 * BATCH, config.data.height, config.data.width, 3)
-        pictures = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-        self.feed = DeviceLoader(DeviceDataset(jnp.asarray(pictures), jnp.arange(2 * BATCH, dtype=jnp.int32) % 3))
+        images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+        self.feed = DeviceLoader(DeviceDataset(jnp.asarray(images), jnp.arange(2 * BATCH, dtype=jnp.int32) % 3))
         self.optimizer = phase_optimizer(config.optimizer, self.phase.split, "constant", 2, 0)
         self.mesh = devices.make_mesh(BATCH)
 
@@ -134,7 +134,7 @@ def taken_out(net):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_learns_moves_and_nothing_else(name):
-    made = World(recipe(name))
+    made = World(make_config(name))
     before = param_digests(made.parameters)
     step, state, frozen = made.run()
     assert step._cache_size() == 1
@@ -195,7 +195,7 @@ def test_a_step_is_that_of_keras(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "toy", TOY)
     rates = {"head": 0.1, "all": 0.1}
     head = {"pooling": "global_average", "units": (), "dropout": 0.0}
-    config = recipe("toy", head=head, optimizer={"name": "sgd"}, frozen={"lr": rates}, finetune={"lr": rates})
+    config = make_config("toy", head=head, optimizer={"name": "sgd"}, frozen={"lr": rates}, finetune={"lr": rates})
     made = World(config)
     reference = keras_toy()
     leaves = {"conv": ("kernel", "bias"), "first": NORM, "second": NORM, "predictions": ("kernel", "bias")}
@@ -223,12 +223,12 @@ class Dropping:
     """EfficientNetB0, of which blocks 6 and 7 learn, up to a layer that drops examples as a whole."""
 
     def __init__(self):
-        self.made = World(recipe("efficientnetb0", groups=BLOCKS_6_AND_7))
+        self.made = World(make_config("efficientnetb0", param_groups=BLOCKS_6_AND_7))
         self.parts = self.made.phase.split.part(self.made.parameters)
         self.learning = param_groups.layers_in_train_mode(
             [*self.parts.learning, *self.parts.statistics], self.parts.frozen
         )
-        self.pictures = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+        self.images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
 
     @partial(jax.jit, static_argnums=0, static_argnames=("stop", "start", "taps", "training"))
     def run(self, given, key, *, training=True, **cuts):
@@ -245,7 +245,7 @@ def dropping():
 def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
     taps = ("block5b_project_bn", "block5b_drop", "block6b_project_bn", "block6b_drop")
     first, second = (
-        dropping.run(dropping.pictures, jax.random.key(seed), stop=taps[-1], taps=taps).taps for seed in (1, 2)
+        dropping.run(dropping.images, jax.random.key(seed), stop=taps[-1], taps=taps).taps for seed in (1, 2)
     )
     for name in taps[:3]:
         assert param_digests({name: first[name]}) == param_digests({name: second[name]}), name
@@ -261,7 +261,7 @@ def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
 def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dropping):
     layers = ("stem_bn", "block5c_project_bn", "block6a_expand_bn")
     key, cuts = jax.random.key(1), {"stop": layers[-1], "taps": layers}
-    trained, inferred = (dropping.run(dropping.pictures, key, training=t, **cuts) for t in (True, False))
+    trained, inferred = (dropping.run(dropping.images, key, training=t, **cuts) for t in (True, False))
     for name in layers[:2]:
         # the same float32 sums, compiled twice
         scale = float(jnp.abs(inferred.taps[name]).max())
@@ -275,7 +275,7 @@ def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dr
 
 def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
     cut, layer, key = "block5c_add", "block6b_drop", jax.random.key(1)
-    whole = dropping.run(dropping.pictures, key, stop=layer, taps=(cut, layer)).taps
+    whole = dropping.run(dropping.images, key, stop=layer, taps=(cut, layer)).taps
     rest = dropping.run(whole[cut], key, start=cut, stop=layer).output
     dropped = [np.any(np.asarray(output), axis=(1, 2, 3)).tolist() for output in (whole[layer], rest)]
     assert dropped[0] == dropped[1]
@@ -283,7 +283,7 @@ def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
 
 
 def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
-    made = World(recipe("mobilenet_0.25"))
+    made = World(make_config("mobilenet_0.25"))
     held = MemoryImages(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
     cut, net = made.phase.cut, made.network
     inputs = SplitData(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
@@ -302,7 +302,7 @@ def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
 def train(folder, name, workdir):
     phases = {"frozen": {"epochs": 1}, "finetune": {"epochs": 3, "patience": 9, "augment": True}}
     rates = {"frozen": {"head": 1e-2, "top": 0.0, "base": 0.0}, "finetune": {"head": 1e-3, "top": 1e-3, "base": 0.0}}
-    config = recipe(name, folder, **{phase: settings | {"lr": rates[phase]} for phase, settings in phases.items()})
+    config = make_config(name, folder, **{phase: settings | {"lr": rates[phase]} for phase, settings in phases.items()})
     return trainer.train(config, workdir, tiny_run.quiet(), "flaxtl train")
 
 
@@ -339,16 +339,16 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     evaluate_run(whole, tiny_run.quiet())
     opened = load_trained_run(tmp_path / "whole")
     assert param_digests(opened.parameters) == finetuned
-    pictures = np.concatenate([whole.inputs[split].pictures().data.inputs for split in ("validation", "test")])
-    direct = jax.nn.softmax(logits_of(opened.setup.network.model, param_groups.unflatten(opened.parameters), pictures))
+    images = np.concatenate([whole.inputs[split].images().data.inputs for split in ("validation", "test")])
+    direct = jax.nn.softmax(logits_of(opened.setup.network.model, param_groups.unflatten(opened.parameters), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 
 
 @pytest.mark.parametrize("last", ["conv4_block6_out", "conv5_block2_out"])
 def test_a_base_that_ends_below_its_last_layer(last):
-    made = recipe("resnet50")
-    made.model.stop = last
+    made = make_config("resnet50")
+    made.model.output_layer = last
     net = build_model(made, classes=3)
     names = [layer.name for layer in net.layers if layer.section == "backbone"]
     assert names[-1] == last
@@ -361,7 +361,7 @@ def test_a_base_that_ends_below_its_last_layer(last):
 
 
 def test_a_base_cannot_end_within_a_branch():
-    made = recipe("resnet50")
-    made.model.stop = "conv5_block1_1_relu"
+    made = make_config("resnet50")
+    made.model.output_layer = "conv5_block1_1_relu"
     with pytest.raises(UserError, match=r"'conv5_block1_1_relu'.*'conv5_block1_0_bn'.*'conv4_block6_out'"):
         build_model(made, classes=3)

@@ -135,7 +135,7 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("name", ["frozen", "finetune"])
 def test_its_steps_are_those_of_training(material, parameters, seen, name):
-    """Also in number: 14 steps are more than four passes over the pictures."""
+    """Also in number: 14 steps are more than four passes over the images."""
     setup = material.setup
     phase = next(phase for phase in setup.phases if phase.name == name)
     rates, before, told = LrRange(1e-5, 1e-2, 14), param_digests(parameters), []

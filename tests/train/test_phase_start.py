@@ -52,14 +52,14 @@ def test_a_phase_whose_predecessors_were_not_trained(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "phase", "told"),
     [
-        ({"batch": 2}, "frozen", r"\(batch\w*: 4 -> 2\)"),
+        ({"batch_size": 2}, "frozen", r"\(batch\w*: 4 -> 2\)"),
         ({"frozen": {"epochs": 3}}, "finetune", r"\(frozen\.epochs: 2 -> 3\)"),
         ({"phases": ("finetune", "frozen")}, "frozen", r"\(phases: \['frozen'\] -> \['finetune'\]\)"),
         ({"frozen": {"epochs": 3}}, "frozen", None),
-        ({"frozen": {"epochs": 3}, "features": {"directory": "elsewhere"}}, "frozen", None),
+        ({"frozen": {"epochs": 3}, "feature_cache": {"dir": "elsewhere"}}, "frozen", None),
     ],
 )
-def test_a_run_of_another_recipe(folder, run, changes, phase, told):
+def test_a_run_of_another_config(folder, run, changes, phase, told):
     """Of this phase and later ones the settings may differ; that is what a test is for."""
     config, workdir = tiny_run.config(folder, **changes), run.setup.workdir
     if told is None:
@@ -75,7 +75,7 @@ def test_a_misspelt_phase(folder, tmp_path):
 
 
 def test_a_run_that_began_and_came_to_nothing(folder, tmp_path, prepared):
-    """It has a recipe and pictures, but no checkpoint yet."""
+    """It has a config and images, but no checkpoint yet."""
     from flaxtl.config import config_to_json
 
     config = tiny_run.config(folder)

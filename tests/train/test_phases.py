@@ -52,9 +52,9 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
     split = param_groups.make_param_groups(
         "tune", assigned, {group: 1e-3 if group == "head" else 0.0 for group, _ in GROUPS}
     )
-    picture = 512 * 4  # block5_pool of 32x32 pictures is 1x1x512, float32
-    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // picture) == "block5_pool"
-    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // picture + 1) is None
+    image = 512 * 4  # block5_pool of 32x32 images is 1x1x512, float32
+    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image) == "block5_pool"
+    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
     ],
 )
 def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
-    config = tiny_run.config("unused", groups=own, model={"name": "vgg16", "stop": ""}, phases=("frozen",))
+    config = tiny_run.config(
+        "unused", param_groups=own, model={"name": "vgg16", "output_layer": ""}, phases=("frozen",)
+    )
     config.frozen.lr = ConfigDict(lr)
     net = build_model(config, classes=3)
     if facts is None:
@@ -99,7 +101,7 @@ def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
     ],
 )
 def test_what_is_better(net, metric, value, best, better):
-    frozen, _ = plan(net, frozen={"metric": metric})
+    frozen, _ = plan(net, frozen={"monitor": metric})
     assert frozen.better(value, best) == better
 
 
@@ -108,7 +110,7 @@ def test_what_is_better(net, metric, value, best, better):
 def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
     import keras
 
-    frozen, _ = plan(net, frozen={"schedule": "plateau", "metric": metric, "plateau_patience": patience})
+    frozen, _ = plan(net, frozen={"schedule": "plateau", "monitor": metric, "plateau_patience": patience})
     model = SimpleNamespace(optimizer=keras.optimizers.SGD(0.5))
     watch = keras.callbacks.ReduceLROnPlateau(metric, factor=0.5, patience=patience, mode=mode, min_delta=0)
     watch.set_model(model)
@@ -160,7 +162,7 @@ def test_layer_decay_counts_the_layers_that_the_base_has(net):
         ({"finetune": {"patience": -2}}, r"finetune\.patience\b.*-2\b"),
         ({"finetune": {"warmup_steps": -1}}, r"finetune\.warmup_steps\b.*-1\b"),
         ({"frozen": {"warmup_steps": 99}}, r"frozen\.warmup_steps\b.*\b99\b.*\b6\b"),
-        ({"frozen": {"metric": "validation_los"}}, "'validation_los'.*'validation_loss'"),
+        ({"frozen": {"monitor": "validation_los"}}, "'validation_los'.*'validation_loss'"),
         ({"frozen": {"schedule": "cosin"}}, r"frozen\.schedule\b.*'cosin'.*'cosine'"),
         ({"frozen": {"lr": {"head": 0.1, "base": 0.0}}}, r"frozen\.lr\b.*\bblock2\b"),
         ({"frozen": {"lr": tiny_run.FROZEN | {"head": 0.0}}}, r"'frozen'.*\bfrozen\.lr\b"),
@@ -176,7 +178,7 @@ def test_layer_decay_counts_the_layers_that_the_base_has(net):
             {"frozen": {"schedule": "plateau", "patience": 10}},
             r"(?=.*'plateau')(?=.*\bfrozen\.plateau_patience\b).*\bfrozen\.patience\b\D*10\b",
         ),
-        ({"batch": 0}, r"\bbatch\w*\b.*\b0\b"),
+        ({"batch_size": 0}, r"\bbatch\w*\b.*\b0\b"),
         ({"label_smoothing": 1.0}, r"\blabel_smoothing\b.*\b1\b"),
         ({"optimizer": {"name": "nadm"}}, "optimizer.*'nadm'.*'nadam'"),
         ({"phases": ("frozen", "finetune", "frozen")}, "phases.*frozen, finetune, frozen"),
@@ -188,6 +190,8 @@ def test_settings_without_meaning_are_named(net, changes, facts):
 
 
 def test_a_phase_without_settings_is_named(net):
-    config = ConfigDict({"batch": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0})
+    config = ConfigDict(
+        {"batch_size": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0}
+    )
     with pytest.raises(UserError, match=r"\bphases\b.*'frozen'"):
         phases.build_phases(config, net.model, net.layers, net.groups, 12)

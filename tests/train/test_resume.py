@@ -15,7 +15,7 @@ from helpers.train_process import HERE, Place
 
 from flaxtl.train.signals import GRACE_SECONDS
 
-FROZEN = "epochs=3, patience=2, metric='validation_accuracy', schedule='plateau', plateau_patience=1"
+FROZEN = "epochs=3, patience=2, monitor='validation_accuracy', schedule='plateau', plateau_patience=1"
 FINETUNE = "epochs=2, schedule='cosine', ema=0.9, layer_decay=0.8"
 
 
@@ -137,8 +137,8 @@ main(sys.argv[2:])
 def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(place, whole, tmp_path):
     """A file may grow to so many bytes and no more, which meets the writer as a full disk does."""
     workdir = tmp_path / "run"
-    arguments = ["train", f"--config={place.folder / 'recipe.py'}", f"--workdir={workdir}"]
-    arguments += [f"--config.data.source=folder:{place.folder / 'pictures'}", "--config.checkpoint.every_seconds=0"]
+    arguments = ["train", f"--config={place.folder / 'config.py'}", f"--workdir={workdir}"]
+    arguments += [f"--config.data.source=folder:{place.folder / 'images'}", "--config.checkpoint.every_seconds=0"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "9000", *arguments], env=environment, capture_output=True, text=True

@@ -8,7 +8,7 @@ from flaxtl.data.manifest import Example, Manifest
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir
 
-CONFIG = {"seed": 3, "data": {"source": "garden"}, "phases": ["frozen"], "frozen": {"lr": {"head": 0.001}}}
+CONFIG = {"seed": 3, "data": {"source": "synthetic"}, "phases": ["frozen"], "frozen": {"lr": {"head": 0.001}}}
 MANIFEST = Manifest(
     ("a", "b"), (Example("/x/1.png", "a", "train", "0" * 64), Example("/x/2.png", "b", "test", "1" * 64))
 )
@@ -41,7 +41,7 @@ def test_a_start_that_was_cut_short_is_no_run(workdir):
     assert not run_dir.is_run(workdir)
 
 
-def test_checkpoints_without_their_recipe_are_not_overwritten(workdir):
+def test_checkpoints_without_their_config_are_not_overwritten(workdir):
     (workdir / "checkpoints" / "phases" / "0").mkdir(parents=True)
     assert run_dir.is_run(workdir)
     (workdir / "config.json").unlink()
@@ -49,7 +49,7 @@ def test_checkpoints_without_their_recipe_are_not_overwritten(workdir):
         run_dir.is_run(workdir)
 
 
-def test_the_same_recipe_may_go_on_and_another_may_not(workdir):
+def test_the_same_config_may_go_on_and_another_may_not(workdir):
     whole = config_to_json(config_from_json(CONFIG))  # the run was begun without settings that have a default now
     run_dir.check_config(workdir, whole)
     other = whole | {"seed": 4, "frozen": whole["frozen"] | {"lr": {"head": 0.1}}, "new": 1}

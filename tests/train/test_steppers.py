@@ -20,18 +20,18 @@ CUT = "block2_pool"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return World(tiny_run.pictures(tmp_path_factory.mktemp("pictures")), tmp_path_factory.mktemp("run"))
+    return World(tiny_run.images(tmp_path_factory.mktemp("images")), tmp_path_factory.mktemp("run"))
 
 
 class World:
-    """The phases of a small run on features of the whole backbone, and on pictures."""
+    """The phases of a small run on features of the whole backbone, and on images."""
 
     def __init__(self, folder, workdir):
         self.setup = tiny_run.setup(folder, workdir)
         self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
-        self.pictures, self.features = data.pictures(), data.features(CUT, self.parameters, tiny_run.bar)
-        self.order = EpochSampler(3, 4, len(self.pictures))
+        self.images, self.features = data.images(), data.features(CUT, self.parameters, tiny_run.bar)
+        self.order = EpochSampler(3, 4, len(self.images))
 
     def begin(self, phase, **options):
         """(way, first state)."""
@@ -39,7 +39,7 @@ class World:
         learning, statistics, frozen = phase.split.part(self.parameters)
         transformation = phase_optimizer(setup.config.optimizer, phase.split, "cosine", phase.steps, 0)
         task = StepConfig(setup.network.model, transformation, setup.mesh, 3, **options)
-        data = self.features if "start" in options else self.pictures
+        data = self.features if "start" in options else self.images
         backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
         state = TrainState.first(phase.first_step, learning, statistics, transformation.init(learning), 3)
         return Way(task, data, frozen, backbone), devices.replicate(state, setup.mesh)
@@ -107,7 +107,7 @@ def test_convolutions_that_learn_do_not_loop_on_a_cpu_but_could(world, monkeypat
     with way.advancing(phase, world.order, first) as going:
         assert isinstance(going, ScannedStepper)
         *_, (_, looped) = going(world.begin(phase, **options)[1], first, first + 2)
-    # Losses of 8 pictures, summed: convolutions within a loop add up in another order.
+    # Losses of 8 images, summed: convolutions within a loop add up in another order.
     np.testing.assert_allclose(looped.totals.loss, stepped.totals.loss, rtol=1e-5)
     assert looped.totals.seen.sum() == 8
 
@@ -120,8 +120,8 @@ def test_many_processes_go_step_by_step(world, monkeypatch):
 
 
 def test_the_rows_of_an_epoch_are_the_batches_of_its_steps(world):
-    epoch = world.pictures.epoch(world.order, 5, 8, 4)
-    batches = list(world.pictures.training(world.order, 5, 8, None))
+    epoch = world.images.epoch(world.order, 5, 8, 4)
+    batches = list(world.images.training(world.order, 5, 8, None))
     assert epoch.indices.shape == epoch.passes.shape == (4, 4)
     for row, batch in enumerate([*batches, batches[-1]]):
         assert epoch.indices[row].tolist() == batch.indices.tolist()

@@ -24,13 +24,13 @@ CUT = "block2_pool"
 
 
 class World:
-    """A prepared run with its parameters, its training pictures and their features."""
+    """A prepared run with its parameters, its training images and their features."""
 
     def __init__(self, folder, workdir):
         self.setup = tiny_run.setup(folder, workdir)
         self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
-        self.pictures = data.pictures()
+        self.images = data.images()
         self.features = data.features(CUT, self.parameters, tiny_run.bar)
         self.frozen, self.finetune = self.setup.phases
 
@@ -45,7 +45,7 @@ class World:
 
     def step(self, phase, *, seed=3, feed=None, **options):
         setup = self.setup
-        sharding = (self.pictures if feed is None else feed).sharding(setup.mesh)
+        sharding = (self.images if feed is None else feed).sharding(setup.mesh)
         task = train_step.StepConfig(setup.network.model, self.optimizer(phase), setup.mesh, seed, **options)
         return train_step.make_train_step(task, sharding)
 
@@ -62,14 +62,14 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return World(tiny_run.pictures(tmp_path_factory.mktemp("pictures")), tmp_path_factory.mktemp("run"))
+    return World(tiny_run.images(tmp_path_factory.mktemp("images")), tmp_path_factory.mktemp("run"))
 
 
 def test_what_learns_changes_and_nothing_else(world):
     step = world.step(world.finetune, augmentation=world.setup.augmentation)
     state, frozen = world.start(world.finetune)
     before, old = param_digests(frozen), {path: np.array(value) for path, value in state.learning.items()}
-    for examples in world.pictures.training(EpochSampler(3, 4, len(world.pictures)), 0, 4, world.setup.augmentation):
+    for examples in world.images.training(EpochSampler(3, 4, len(world.images)), 0, 4, world.setup.augmentation):
         state = step(state, frozen, examples)
         # as at the start of an epoch
         state = state._replace(totals=devices.replicate(MetricSums.zero(3), world.setup.mesh))
@@ -90,11 +90,11 @@ def test_only_what_learns_has_optimizer_state(world):
     assert sum(leaf.size for leaf in learning.values()) == 128 * 8 + 8 + 8 * 3 + 3
 
 
-def test_a_step_from_features_is_a_step_from_pictures(world):
-    from_pictures, state = world.losses(world.frozen, world.pictures)
+def test_a_step_from_features_is_a_step_from_images(world):
+    from_images, state = world.losses(world.frozen, world.images)
     from_features, other = world.losses(world.frozen, world.features, start=CUT)
     # The same float32 sums in another order: measured 0; the 12 terms of a loss explain 12 x 2**-24.
-    np.testing.assert_allclose(from_features, from_pictures, rtol=12 * 2.0**-24)
+    np.testing.assert_allclose(from_features, from_images, rtol=12 * 2.0**-24)
     assert state.totals.seen.sum() == other.totals.seen.sum() == 12
     assert state.totals.right.tolist() == other.totals.right.tolist()
 
@@ -106,14 +106,14 @@ def test_dropout_is_a_function_of_seed_and_step(world):
     assert world.losses(world.frozen, world.features, start=CUT, first=1)[0][0] != losses[0]
 
 
-def test_augmentation_is_a_function_of_seed_pass_and_picture(world):
+def test_augmentation_is_a_function_of_seed_pass_and_image(world):
     augmented = {"augmentation": world.setup.augmentation}
     step, (state, frozen) = world.step(world.finetune, **augmented), world.start(world.finetune)
     indices = np.array([0, 1, 2, 3], np.int32)
 
     def loss(passes, step=step):
         fresh = jax.tree.map(jnp.copy, state)
-        given = IndexBatch(world.pictures.data, indices, np.array(passes, np.int32))
+        given = IndexBatch(world.images.data, indices, np.array(passes, np.int32))
         return float(step(fresh, frozen, given).totals.loss)
 
     first = loss([0, 0, 0, 0])
@@ -137,8 +137,8 @@ def test_every_example_is_evaluated_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
     step = train_step.make_eval_step(world.setup.network.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh))
     probabilities, measures = evaluate(step, world.parameters, data, batch=4)
-    pictures = world.pictures.data.inputs[:n]
-    direct = jax.nn.softmax(logits_of(world.setup.network.model, unflatten(world.parameters), pictures))
+    images = world.images.data.inputs[:n]
+    direct = jax.nn.softmax(logits_of(world.setup.network.model, unflatten(world.parameters), images))
     labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
@@ -148,15 +148,15 @@ def test_every_example_is_evaluated_once(world, n):
     assert evaluate_metrics(step, world.parameters, data, batch=4) == measures
 
 
-def test_pictures_that_were_sent_make_the_step_of_those_that_were_picked(world):
-    order = EpochSampler(3, 4, len(world.pictures))
+def test_images_that_were_sent_make_the_step_of_those_that_were_picked(world):
+    order = EpochSampler(3, 4, len(world.images))
     step = world.step(world.finetune, feed=HostLoader(None, None, world.setup.mesh))
     state, frozen = world.start(world.finetune)
     for number in range(3):
         batch = order.batch(number)
-        inputs, labels = (np.asarray(part)[batch.indices] for part in world.pictures.data)
+        inputs, labels = (np.asarray(part)[batch.indices] for part in world.images.data)
         state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.passes))
-    _, picked = world.losses(world.finetune, world.pictures)
+    _, picked = world.losses(world.finetune, world.images)
     assert param_digests(state.learning) == param_digests(picked.learning)
     assert float(state.totals.loss) == float(picked.totals.loss)
 
@@ -182,7 +182,7 @@ def test_smoothed_labels_are_learned_and_not_counted(world):
     assert world.losses(world.frozen, world.features, start=CUT, smoothing=0.0)[0] == plain
 
 
-def test_mixed_pictures_are_learned_as_both_of_their_classes(world):
+def test_mixed_images_are_learned_as_both_of_their_classes(world):
     goals = (
         train_step.Target(np.array([0, 1]), np.array([0.75, 1.0])),
         train_step.Target(np.array([2, 0]), np.array([0.25, 0.0])),
@@ -195,9 +195,9 @@ def test_mixed_pictures_are_learned_as_both_of_their_classes(world):
 
 def test_mixing_is_part_of_the_step(world):
     mixing = replace(world.setup.augmentation, mixup=0.4)
-    mixed, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
-    again, _ = world.losses(world.finetune, world.pictures, augmentation=mixing)
-    plain, _ = world.losses(world.finetune, world.pictures, augmentation=world.setup.augmentation)
+    mixed, _ = world.losses(world.finetune, world.images, augmentation=mixing)
+    again, _ = world.losses(world.finetune, world.images, augmentation=mixing)
+    plain, _ = world.losses(world.finetune, world.images, augmentation=world.setup.augmentation)
     assert mixed == again
     assert mixed[0] != plain[0]
 
@@ -208,7 +208,7 @@ def test_an_average_is_kept_beside_what_learns(world):
     state = state._replace(average=devices.replicate(state.learning, world.setup.mesh))
     step, plain = world.step(world.finetune, average=average), world.step(world.finetune)
     other, expected = world.start(world.finetune, 7)[0], None
-    for examples in world.pictures.training(EpochSampler(3, 4, len(world.pictures)), 0, 3, None):
+    for examples in world.images.training(EpochSampler(3, 4, len(world.images)), 0, 3, None):
         state, other = step(state, frozen, examples), plain(other, frozen, examples)
         now = {path: np.array(value) for path, value in other.learning.items()}
         expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}
@@ -248,11 +248,11 @@ def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("phase", ["frozen", "finetune"])
 def test_a_batch_in_parts_is_the_batch(world, phase, parts):
-    """With dropout, and augmented: what happens to a picture does not depend on which others pass with it."""
+    """With dropout, and augmented: what happens to an image does not depend on which others pass with it."""
     which = getattr(world, phase)
     options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
-    whole, expected = world.losses(which, world.pictures, **options)
-    found, state = world.losses(which, world.pictures, accumulate=parts, **options)
+    whole, expected = world.losses(which, world.images, **options)
+    found, state = world.losses(which, world.images, accumulate=parts, **options)
     # Sums of four examples in another order, for three steps; Nadam divides by roots of small numbers: measured 2e-7.
     np.testing.assert_allclose(found, whole, rtol=2e-6)
     for path, value in expected.learning.items():

@@ -157,8 +157,8 @@ def test_a_checkpoint_that_power_loss_left_half_written_is_put_aside(monkeypatch
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_changed_pictures_do_not_go_on_unseen(monkeypatch, folder, tmp_path):
-    own = shutil.copytree(folder, tmp_path / "pictures")
+def test_changed_images_do_not_go_on_unseen(monkeypatch, folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "images")
     interrupt(monkeypatch, own, tmp_path / "run", EpochLoop, "_steps", 2)
     changed = own / "red" / "3.png"
     changed.write_bytes(changed.read_bytes() + b"\0")
@@ -188,8 +188,8 @@ def test_a_trained_run_is_not_trained_again(monkeypatch, whole, folder):
     assert tiny_run.told(whole.setup.workdir) == before
 
 
-def test_another_recipe_needs_another_workdir(whole, folder):
-    other = tiny_run.config(folder, **PHASES, batch=2, seed=4)
+def test_another_config_needs_another_workdir(whole, folder):
+    other = tiny_run.config(folder, **PHASES, batch_size=2, seed=4)
     with pytest.raises(UserError, match=r"\(seed: 3 -> 4; batch\w*: 4 -> 2\).*--workdir\b"):
         train(other, whole.setup.workdir)
 
@@ -197,7 +197,7 @@ def test_another_recipe_needs_another_workdir(whole, folder):
 def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder, tmp_path):
     # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has seen are
     # not donated; without checkpoints a best that shared the state's buffers would be lost.
-    frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "metric": "validation_accuracy", "epochs": 5, "patience": 2}
+    frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy", "epochs": 5, "patience": 2}
     settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
     stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")
     one_epoch = train(tiny_run.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
@@ -214,10 +214,10 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
     assert tiny_run.digests(stopped)[:2] == tiny_run.digests(one_epoch)
 
 
-def test_a_misspelt_network_is_told_before_any_picture_is_looked_at(folder, tmp_path, monkeypatch):
+def test_a_misspelt_network_is_told_before_any_image_is_looked_at(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "manifest_of", None)
     with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
-        train(tiny_run.config(folder, model={"name": "vgg161", "stop": ""}), tmp_path / "run")
+        train(tiny_run.config(folder, model={"name": "vgg161", "output_layer": ""}), tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.csv").exists()
 
 
@@ -230,9 +230,9 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
     assert read_metrics(workdir) == []
     facts = run_dir.read_summary(workdir)["not_finite"]
     setup = build_setup(settings, workdir, Manifest.read(workdir / "manifest.csv"))
-    train_pictures = setup.manifest.of_split("train")
-    expected = [train_pictures[index].path for index in setup.order().batch(1).indices]
-    assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "pictures": expected}
+    train_images = setup.manifest.of_split("train")
+    expected = [train_images[index].path for index in setup.order().batch(1).indices]
+    assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}
     assert ", ".join(expected) in str(told.value)
     # The state before the step that failed: one step was made. The same command fails again at the same step.
     with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures/ and recipe.py."""
+    """A folder with images/ and config.py."""
     return Place(tmp_path_factory.mktemp("user"), "epochs=1", "epochs=1").folder
 
 
 def command(place, name, workdir, *more):
-    source = f"--config.data.source=folder:{place / 'pictures'}"
-    return [name, f"--config={place / 'recipe.py'}", f"--workdir={workdir}", source, *more]
+    source = f"--config.data.source=folder:{place / 'images'}"
+    return [name, f"--config={place / 'config.py'}", f"--workdir={workdir}", source, *more]
 
 
 def files(folder):
@@ -55,7 +55,7 @@ def fresh(place):
 
 @pytest.fixture(scope="module")
 def run(place, fresh):
-    """A run that went through in the same place, and how many pictures passed its frozen layers."""
+    """A run that went through in the same place, and how many images passed its frozen layers."""
     passed, fill = [], FeatureExtractor.fill
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeatureExtractor, "fill", lambda *given: passed.append(len(given[2])) or fill(*given))
@@ -75,7 +75,7 @@ def test_before_there_is_a_run(place, fresh):
     assert 'src="http' not in page
 
 
-def test_a_run_finds_what_the_frozen_layers_made_of_the_pictures(run):
+def test_a_run_finds_what_the_frozen_layers_made_of_the_images(run):
     _, passed = run
     assert passed == [6, 6]  # those of validation and test, not the 12 of training
 
@@ -94,7 +94,7 @@ def test_a_complete_run_stays_what_it_is(place, run, capsys, phase):
 
 @pytest.mark.slow
 def test_a_run_on_its_way_stays_what_it_is(place, run, tmp_path):
-    """As one that was stopped after its first phase, of a recipe whose later phase may still be tried otherwise."""
+    """As one that was stopped after its first phase, of a config whose later phase may still be tried otherwise."""
     workdir = shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "phases" / "2")
     (workdir / "summary.json").write_text((workdir / "summary.json").read_text().replace("complete", "incomplete"))
@@ -113,7 +113,7 @@ def test_a_run_on_its_way_stays_what_it_is(place, run, tmp_path):
         (["--phase=fintune"], "'fintune'.*'finetune'"),
         (["--phase=finetune"], r"\bfinetune\b.*\bfrozen\b.*flaxtl train\b"),
         (["--config.frozen.lr.head=0"], r"'frozen'.*\bfrozen\.lr\b"),
-        (["--config.batch=0"], r"\bbatch\w*\b.* 0\b"),
+        (["--config.batch_size=0"], r"\bbatch\w*\b.* 0\b"),
         (["--config.data.source=folder:nowhere"], r"\bnowhere\b"),
         (["--config.optimizer.name=adm"], "'adm'.*'adam'"),
         (["--resume"], "'--resume'.*--help"),
@@ -139,8 +139,8 @@ def found(smoothed, shares=None):
 FALLING = [*np.linspace(2, 1, 20), *np.linspace(1.1, 3, 10)]
 
 
-def test_the_proposal_is_one_for_the_recipe(tmp_path):
-    """Of all groups that learn, under the names that the recipe has for them."""
+def test_the_proposal_is_one_for_the_config(tmp_path):
+    """Of all groups that learn, under the names that the config has for them."""
     proposed = found(FALLING)
     assert re.fullmatch(r"--config\.finetune\.lr\.head=\S+ --config\.finetune\.lr\.top=\S+", proposed.options)
     config = load_config("configs/folder.py", proposed.options.split())
@@ -174,9 +174,9 @@ def test_every_curve_has_a_page(smoothed):
 
 @pytest.mark.slow
 def test_the_garden(tmp_path, capsys):
-    """The demo's recipe at 64x64, over the usual rates."""
+    """The demo's config at 64x64, over the usual rates."""
     size = ["--config.data.height=64", "--config.data.width=64"]
     main(["lr", "--config=configs/demo.py", f"--workdir={tmp_path}", *size])
     said = capsys.readouterr().out
     (rate,) = re.findall(r"--config\.frozen\.lr\.head=(\S+)$", said, re.MULTILINE)
-    assert 1e-4 < float(rate) < 1e-2  # the recipe's own is 1e-3
+    assert 1e-4 < float(rate) < 1e-2  # the config's own is 1e-3

@@ -19,36 +19,36 @@ from flaxtl.data.sources.csv_file import scan_csv
 from flaxtl.train import run_dir
 from flaxtl.tuning import sweep
 
-HERE = Path(__file__).parent
-RECIPE = """
+ROOT = Path(__file__).parents[2]
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
     c = ConfigDict()
-    c.batch = 4
+    c.batch_size = 4
     c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
     c.weights = dict(path="random")
-    c.model = dict(name="vgg16", stop="block1_pool")
+    c.model = dict(name="vgg16", output_layer="block1_pool")
     c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
     c.phases = ("frozen",)
     c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
     return c
 """
-STAND_IN = (sys.executable, str(HERE / "stand_in.py"))
+STAND_IN = (sys.executable, str(ROOT / "tests/helpers/fake_train.py"))
 
 
 class Sweeps:
-    """Sweeps over a folder of pictures and a recipe of one short phase."""
+    """Sweeps over a folder of images and a config of one short phase."""
 
     def __init__(self, folder, capsys):
         self.folder, self.workdir, self._capsys = folder, folder / "sweep", capsys
-        tiny_run.pictures(folder / "pictures")
-        (folder / "recipe.py").write_text(RECIPE)
+        tiny_run.images(folder / "images")
+        (folder / "config.py").write_text(CONFIG)
 
     def arguments(self, *more):
-        start = ["sweep", f"--config={self.folder / 'recipe.py'}", f"--workdir={self.workdir}"]
-        return [*start, f"--config.data.source=folder:{self.folder / 'pictures'}", *more]
+        start = ["sweep", f"--config={self.folder / 'config.py'}", f"--workdir={self.workdir}"]
+        return [*start, f"--config.data.source=folder:{self.folder / 'images'}", *more]
 
     def run(self, *more):
         """(exit code, lines of stdout, lines of stderr)."""
@@ -98,7 +98,7 @@ def chosen(out):
 
 
 def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
-    code, out, err = sweeps.run(grid(20, "(40,)", 30), "--config.batch=2")
+    code, out, err = sweeps.run(grid(20, "(40,)", 30), "--config.batch_size=2")
     assert (code, err) == (0, [])
     commands = sweeps.commands()
     assert [(command, run) for command, run, _ in commands] == [
@@ -109,13 +109,13 @@ def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
     ]
     workdir = sweeps.workdir
     assert commands[0][2] == [
-        f"--config={sweeps.folder / 'recipe.py'}",
+        f"--config={sweeps.folder / 'config.py'}",
         f"--workdir={workdir / 'runs' / 'head.units=20'}",
-        "--config.batch=2",
+        "--config.batch_size=2",
         "--config.head.units=20",
         f"--config.data.source=csv:{workdir / 'development.csv'}",
         "--config.data.near_duplicates=-1",
-        f"--config.features.directory={workdir / 'features'}",
+        f"--config.feature_cache.dir={workdir / 'features'}",
     ]
     assert f"--data=csv:{workdir / 'test.csv'}" in commands[3][2]
     assert [row[:3] for row in rows(out)[1:]] == [
@@ -131,10 +131,12 @@ def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
     assert (len(given.found), given.splits, len(kept.found)) == (18, ("train", "validation"), 6)
 
 
-def test_features_go_where_the_recipe_says(sweeps):
-    sweeps.run(grid(20), "--config.features.directory=elsewhere")
+def test_features_go_where_the_config_says(sweeps):
+    sweeps.run(grid(20), "--config.feature_cache.dir=elsewhere")
     (train, _, flags), _ = sweeps.commands()
-    assert [flag for flag in flags if flag.startswith("--config.features")] == ["--config.features.directory=elsewhere"]
+    assert [flag for flag in flags if flag.startswith("--config.feature_cache")] == [
+        "--config.feature_cache.dir=elsewhere"
+    ]
     assert train == "train"
 
 
@@ -217,9 +219,9 @@ def test_collecting_trains_nothing(sweeps):
     [
         ([grid(8), "--grid=config.head.dropot=0.1"], r"\bhead\.dropot\b.*\bhead\.dropout\b"),
         ([grid(8), "--grid=config.head.dropout=0.1,1.5"], r"\bhead\.units=8,head\.dropout=1\.5:"),
-        (["--grid=config.model.stop=block1_pool,block2_pol"], r"\bmodel\.stop=block2_pol:.*'block2_pol'"),
+        (["--grid=config.model.output_layer=block1_pool,block2_pol"], r"\bmodel\.stop=block2_pol:.*'block2_pol'"),
         ([grid(8, "(x,)")], r"\bhead\.units=x:"),
-        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.metric=loss"], r"\bfrozen\.metric\b.*'loss'"),
+        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.monitor=loss"], r"\bfrozen\.metric\b.*'loss'"),
         (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
         ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
         ([grid(8), "--points=3/2"], r"--points=3/2\b.*--points="),
@@ -336,13 +338,13 @@ def _measured(summary):
 
 @pytest.mark.slow
 def test_a_point_is_the_run_that_flaxtl_train_makes(tmp_path, capsys):
-    """Of the same pictures in the same splits, but for the test pictures, which the one of the sweep lacks."""
+    """Of the same images in the same splits, but for the test images, which the one of the sweep lacks."""
     sweeps = Sweeps(tmp_path, capsys)
     real(*sweeps.arguments(grid(8), "--seeds=0"))
     real("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
-         f"--config.data.source=folder:{tmp_path / 'pictures'}", "--config.head.units=8")  # fmt: skip
+         f"--config.data.source=folder:{tmp_path / 'images'}", "--config.head.units=8")  # fmt: skip
     assert tiny_run.told(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == tiny_run.told(tmp_path / "one")[0]
     answers = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
     judged = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
     assert answers["accuracy"] == judged["accuracy"]
-    assert answers["loss"] == pytest.approx(judged["loss"], rel=1e-6)  # summed up from pictures, and from features
+    assert answers["loss"] == pytest.approx(judged["loss"], rel=1e-6)  # summed up from images, and from features

@@ -1,4 +1,4 @@
-"""A sweep's pictures: dealt out once, folds of what is learned from, and test pictures that no run is given."""
+"""A sweep's images: dealt out once, folds of what is learned from, and test images that no run is given."""
 
 import io
 import shutil
@@ -30,7 +30,7 @@ def paths(source):
     return {str(found.path) for found in scan_csv(source).found}
 
 
-def test_runs_are_given_all_but_the_test_pictures(manifest, tmp_path):
+def test_runs_are_given_all_but_the_test_images(manifest, tmp_path):
     assert sweep.kept_images(tmp_path) is None
     sweep.write_fold_lists(tmp_path, manifest, 0, 0, 4, CONSOLE)
     assert sweep.kept_images(tmp_path) == sweep.development_images(manifest)
@@ -44,7 +44,7 @@ def test_runs_are_given_all_but_the_test_pictures(manifest, tmp_path):
     assert scan_csv(tmp_path / "test.csv").splits == ("test",)
 
 
-def test_folds_are_of_the_same_pictures_and_keep_like_ones_together(manifest, tmp_path):
+def test_folds_are_of_the_same_images_and_keep_like_ones_together(manifest, tmp_path):
     sweep.write_fold_lists(tmp_path, manifest, 4, 0, 4, CONSOLE)
     learned_from, validated = paths(tmp_path / "development.csv"), Counter()
     (twice,) = (sha256 for sha256, n in Counter(e.sha256 for e in manifest.examples).items() if n > 1)

@@ -49,8 +49,8 @@ def test_the_product_of_grids_in_order():
         0,
         ["--config.head.units=(128,64)", "--config.head.dropout=0"],
     )
-    assert found.recipe["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
-    assert found.recipe["phases"] == ["frozen"]
+    assert found.config["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
+    assert found.config["phases"] == ["frozen"]
 
 
 @pytest.mark.parametrize("given", [{"seeds": "0,7"}, {"grids": ("config.seed=0,7",)}])
@@ -63,14 +63,14 @@ def test_seeds_and_folds_are_runs_of_one_point(given):
     assert found.runs[3].settings == ["--config.head.units=8", "--config.seed=7"]
 
 
-def test_a_recipe_without_a_grid_can_be_repeated():
+def test_a_config_without_a_grid_can_be_repeated():
     assert [run.name for run in made(seeds="0,1").runs] == ["seed=0", "seed=1"]
     assert [(run.name, run.point) for run in made(folds=2).runs] == [("fold=1", {}), ("fold=2", {})]
 
 
-def test_a_seed_that_deals_out_the_pictures_may_stand_beside_seeds():
+def test_a_seed_that_deals_out_the_images_may_stand_beside_seeds():
     found = made(seeds="0,1", overrides=["--config.seed=5"])
-    assert found.recipe["seed"] == 5
+    assert found.config["seed"] == 5
 
 
 def test_names_suit_every_file_system():
@@ -96,9 +96,9 @@ def test_names_suit_every_file_system():
         ({"grids": ["config.head.dropout=0.4,0.40"]}, r"--grid\b.*(?<!config\.)head\.dropout=0\.4(?!,?0)"),
         ({"grids": ["config.head.units=64,(64,)"]}, r"--grid\b.*(?<!config\.)head\.units=64(?!,?\()"),
         ({"grids": ["config.head.units=8", "config.head.units=9"]}, r"\bhead\.units\b(?!=).*--grid\b"),
-        ({"grids": ["config.batch=8,9"], "overrides": ["--config.batch=8"]}, r"\bbatch\w*\b(?!=).*--grid\b"),
+        ({"grids": ["config.batch_size=8,9"], "overrides": ["--config.batch_size=8"]}, r"\bbatch\w*\b(?!=).*--grid\b"),
         ({"grids": ["config.seed=0,1"], "seeds": "0,1"}, r"\bseed\b(?!=).*--grid\b"),
-        ({"grids": ["config.data.source=garden,folder:x"]}, r"(?<!config\.)data\.source\b(?!=)"),
+        ({"grids": ["config.data.source=synthetic,folder:x"]}, r"(?<!config\.)data\.source\b(?!=)"),
         ({"grids": ["config.data.fractions.train=0.5"]}, r"(?<!config\.)data\.fractions\.train\b(?!=)"),
         ({"grids": ["config.finetune.epochs=1,2"]}, r"\bfinetune\.epochs\b.*\bfrozen\b"),
         ({"seeds": "0,-1"}, r"\bseed\b.* -1\b"),
@@ -138,7 +138,7 @@ def test_a_plan_reads_back(tmp_path):
     assert sweep_grid.read_plan(tmp_path / "sweep.json") == found
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"recipe": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 1}'])
 def test_a_damaged_plan_is_refused(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / 'sweep.json'))} .*--workdir\b"):
@@ -157,7 +157,7 @@ def test_a_grid_may_grow(tmp_path):
         (lambda: made("config.head.units=1", seeds="0"), r"head\.units\b"),
         (lambda: made("config.head.units=1", folds=3), r"head\.units\b"),
         (
-            lambda: made("config.head.units=1", overrides=[*FROZEN, "--config.batch=8"]),
+            lambda: made("config.head.units=1", overrides=[*FROZEN, "--config.batch_size=8"]),
             r"\(batch\w*: 16 -> 8\)",
         ),
     ],
@@ -165,8 +165,8 @@ def test_a_grid_may_grow(tmp_path):
 def test_another_sweep_is_not_joined(tmp_path, other, fact):
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}\b.*{fact}.*--workdir\b"):
         merge_plans(made("config.head.units=1"), other(), tmp_path)
-    changed = made("config.head.units=1", overrides=[*FROZEN, "--config.features.directory=x"])
-    assert merge_plans(made("config.head.units=1"), changed, tmp_path).recipe["features"]["directory"] == "x"
+    changed = made("config.head.units=1", overrides=[*FROZEN, "--config.feature_cache.dir=x"])
+    assert merge_plans(made("config.head.units=1"), changed, tmp_path).config["feature_cache"]["dir"] == "x"
 
 
 def test_what_is_written_is_plain_json(tmp_path):

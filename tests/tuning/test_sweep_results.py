@@ -160,7 +160,7 @@ def test_damaged_files_are_refused(ended, file, text, facts):
         ended.table()
 
 
-def test_the_page_shows_every_point_and_a_picture_of_every_setting(tmp_path):
+def test_the_page_shows_every_point_and_a_image_of_every_setting(tmp_path):
     ended = Ended(tmp_path, keys=("units", "name"))
     ended.run("a=8,b=x", {"units": [8], "name": "x"}, 0.5)
     ended.run("c", {"units": [8, 4], "name": "x"}, 0.75, test=0.25)

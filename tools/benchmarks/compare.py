@@ -62,7 +62,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 def run(
     work: str, options: argparse.Namespace, ours: Sequence[Way], settings: dict[str, Any], count: Callable[[Way], float]
 ) -> dict[str, Any]:
-    """Measure our ways and the peers, print, and return the figures; `count` counts one way's operations a picture."""
+    """Measure our ways and the peers, print, and return the figures; `count` counts one way's operations an image."""
     ways = [*ours, *(PEERS[name] for name in options.peers)]
     flops = {way.name: count(way) for way in ways}
     outcomes = take_turns(ways, work, settings, options.repeats)
@@ -78,8 +78,8 @@ def _row(name: str, outcome: Outcome, flops: float, batch: int, peak: Mapping[st
     row: dict[str, Any] = {
         "way": name,
         "device": outcome.facts.get("device"),
-        "pictures_per_second": outcome.rates,
-        "flop_per_picture": flops,
+        "images_per_second": outcome.rates,
+        "flop_per_image": flops,
         "note": outcome.note,
         "median": None,
     }
@@ -106,7 +106,7 @@ def _print(
 ) -> None:
     side = settings["size"]
     title = f"{work}: {settings['model']}, batches of {settings['batch']} at {side} x {side}, {settings['dtype']}"
-    columns = ("way", "pictures/s", "spread", "ms a batch", "GFLOP/picture", "TFLOP/s", "of peak")
+    columns = ("way", "images/s", "spread", "ms a batch", "GFLOP/image", "TFLOP/s", "of peak")
     columns += tuple(f"x {name}" for name in REFERENCES)
     console().print(table(title, (*columns, "on"), [_cells(row) for row in rows]))
     sentences = [f"{row['way']}: {row['note']}" for row in rows if row["note"]]
@@ -124,7 +124,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['median']:,.1f}",
         f"{row['spread']:.0%}",
         f"{row['milliseconds']:,.1f}",
-        f"{row['flop_per_picture'] / 1e9:,.2f}",
+        f"{row['flop_per_image'] / 1e9:,.2f}",
         f"{row['flop_per_second'] / 1e12:,.3g}",
         f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "",
         *(f"{times[name]:.2f}" if name in times else "" for name in REFERENCES),

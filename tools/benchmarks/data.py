@@ -1,4 +1,4 @@
-"""Pictures a second from file to batch: decoded for the first time, and augmented in every epoch."""
+"""Images a second from file to batch: decoded for the first time, and augmented in every epoch."""
 
 import argparse
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ LECTURE = AugmentConfig(**peers.LECTURE)
 
 def define(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmark.py data`."""
-    parser.add_argument("--source", default="garden", help="as for flaxtl train; garden unless told")
-    parser.add_argument("--pictures", type=int, default=512, help="how many of them")
+    parser.add_argument("--source", default="synthetic", help="as for flaxtl train; garden unless told")
+    parser.add_argument("--images", type=int, default=512, help="how many of them")
     parser.add_argument("--side", type=int, default=200, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes of PyTorch's DataLoader")
@@ -40,8 +40,8 @@ def define(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, and return the figures."""
     found = base.open_source(options.source, fileio.cache_dir("data")).found
-    step = max(1, len(found) // options.pictures)
-    files = [picture.path for picture in found[::step]][: options.pictures]
+    step = max(1, len(found) // options.images)
+    files = [image.path for image in found[::step]][: options.images]
     with ExitStack() as stack:
         measured = rates(dict(_ways(files, options, stack)), options.repeats)
     rows = {name: median(values) for name, values in measured.items()}
@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, rate in rows.items():
         peer = reference[name.split(":")[0]]
         cells.append((name, f"{rate:,.0f}", f"{rate / peer:.1f}" if peer else "not installed"))
-    title = f"{len(files)} pictures to {options.side} x {options.side}, batches of {options.batch}"
-    console().print(table(title, ("way", "pictures/s", "x Keras ImageDataGenerator"), cells))
-    return {"kind": "data", "pictures": len(files), "side": options.side, "batch": options.batch, "rates": measured}
+    title = f"{len(files)} images to {options.side} x {options.side}, batches of {options.batch}"
+    console().print(table(title, ("way", "images/s", "x Keras ImageDataGenerator"), cells))
+    return {"kind": "data", "images": len(files), "side": options.side, "batch": options.batch, "rates": measured}
 
 
 def _ways(files: list[Path], options: argparse.Namespace, stack: ExitStack) -> Iterator[tuple[str, Work]]:
@@ -89,7 +89,7 @@ def _decode_to_file(files: list[Path], resize: Resize) -> int:
 @contextmanager
 def _stored(files: list[Path], resize: Resize) -> Iterator[ArrayStore]:
     with TemporaryDirectory() as place:
-        file = Path(place) / "pictures"
+        file = Path(place) / "images"
         with array_store.create_store(file, len(files), resize.height, resize.width) as rows:
             decode_into(rows, files, resize)
         kept = array_store.open_store(file, len(files), resize.height, resize.width)
@@ -107,7 +107,7 @@ def _resident(pixels: np.ndarray, labels: np.ndarray, order: EpochSampler, batch
 
 def _stream(feed: Loader, order: EpochSampler, batch: int) -> Work:
     """A pass of batches that TensorFlow reads and augments, put on the device."""
-    return _passes(feed, order, batch, lambda examples: jax.block_until_ready(jax.device_put(examples.pictures)))
+    return _passes(feed, order, batch, lambda examples: jax.block_until_ready(jax.device_put(examples.images)))
 
 
 def _passes(feed: Loader, order: EpochSampler, batch: int, use: Any) -> Work:

@@ -1,4 +1,4 @@
-"""As many different pictures as are wanted, kept from one benchmark to the next.
+"""As many different images as are wanted, kept from one benchmark to the next.
 
 The first BASE are drawn flowers. Each of the others is two of those seen through one another, which takes a thousandth
 of the time and, unlike a copy, is a near-duplicate of none.
@@ -19,13 +19,13 @@ from flaxtl.data.sources import synthetic
 BASE = 1_000
 
 LARGEST = BASE**2 // 2
-"""So many pictures there are; then come pairs that were there before, the other way round."""
+"""So many images there are; then come pairs that were there before, the other way round."""
 
 
-def pictures(n: int, side: int) -> list[Path]:
-    """The first `n` of a row of LARGEST different pictures; those not yet there are made."""
+def images(n: int, side: int) -> list[Path]:
+    """The first `n` of a row of LARGEST different images; those not yet there are made."""
     if n > LARGEST:
-        raise ValueError(f"{n:,} pictures are wanted, and there are {LARGEST:,} different ones")
+        raise ValueError(f"{n:,} images are wanted, and there are {LARGEST:,} different ones")
     folder = fileio.cache_dir("benchmarks") / f"drawn_{synthetic.DATASET_VERSION}_{side}"
     blended = folder / "blended"
     blended.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def pictures(n: int, side: int) -> list[Path]:
 
 
 def _draw_all(folder: Path, side: int, numbers: Sequence[int]) -> None:
-    # Forked, a process would take over JAX's locks; and a few pictures are drawn before others have started.
+    # Forked, a process would take over JAX's locks; and a few images are drawn before others have started.
     if len(numbers) < 100:
         for number in numbers:
             _draw(folder, side, number)
@@ -58,12 +58,12 @@ def _draw(folder: Path, side: int, number: int) -> None:
 
 
 def _blended(base: Sequence[Image.Image], number: int) -> Image.Image:
-    """`number` BASE or more: every pair of base pictures comes once, first those next to one another."""
+    """`number` BASE or more: every pair of base images comes once, first those next to one another."""
     apart, first = divmod(number, BASE)
     return Image.blend(base[first], base[(first + apart) % BASE], 0.5)
 
 
-def _save(picture: Image.Image, file: Path) -> None:
+def _save(image: Image.Image, file: Path) -> None:
     unfinished = file.with_suffix(".part")
-    picture.save(unfinished, format="JPEG", quality=90)
+    image.save(unfinished, format="JPEG", quality=90)
     unfinished.rename(file)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.turns import ENVIRONMENT
 
-AROUND = "start-up, looking for pictures, decoding"
-AFTER = "loading of libraries, test pictures, report"
+AROUND = "start-up, looking for images, decoding"
+AFTER = "loading of libraries, test images, report"
 
 
 class Run(NamedTuple):
@@ -46,7 +46,7 @@ def train(config: str, overrides: Sequence[str], workdir: Path, environment: Map
 
 
 def _parts(seconds: float, summary: Mapping[str, Any]) -> dict[str, float]:
-    """A phase's features are what its frozen layers make of the pictures; the rest of it are steps and validation."""
+    """A phase's features are what its frozen layers make of the images; the rest of it are steps and validation."""
     parts = {AROUND: summary["wall_seconds"] - sum(phase["wall_seconds"] for phase in summary["phases"].values())}
     for name, phase in summary["phases"].items():
         features = summary["timings"][f"{name}: features"]

@@ -1,4 +1,4 @@
-"""Pictures a second through a network: ours, Keras' on TensorFlow and on JAX, PyTorch's."""
+"""Images a second through a network: ours, Keras' on TensorFlow and on JAX, PyTorch's."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""Wall time of a whole `flaxtl train` against the number of pictures, classes or simulated devices, as a plot."""
+"""Wall time of a whole `flaxtl train` against the number of images, classes or simulated devices, as a plot."""
 
 import argparse
 import csv
@@ -14,7 +14,7 @@ from benchmarks.measure import median
 from flaxtl.console import console, table
 
 SIZES = {
-    "pictures": (1_000, 3_000, 10_000, 30_000, 100_000),
+    "images": (1_000, 3_000, 10_000, 30_000, 100_000),
     "classes": (2, 10, 30, 100, 300, 1_000),
     "devices": (1, 2, 4, 8),
 }
@@ -27,7 +27,7 @@ JOB = (
     "--config.phases=('frozen',)",
     "--config.frozen.epochs=1",
 )
-"""Every picture passes a small base once, and the head once or is judged by it: no part has another number of them."""
+"""Every image passes a small base once, and the head once or is judged by it: no part has another number of them."""
 
 TOTALS = ("from start to end", "of processor time")
 
@@ -36,9 +36,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmark.py growth`; --config.key=value is handed on."""
     parser.add_argument("--axis", choices=tuple(SIZES), required=True)
     parser.add_argument("--sizes", type=_numbers, metavar="N,N,...", help="along the axis")
-    parser.add_argument("--config", default="configs/folder.py", metavar="FILE[:VARIANT]", help="the recipe")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of the axes classes and devices")
-    parser.add_argument("--classes", type=int, default=5, help="of the axes pictures and devices")
+    parser.add_argument("--config", default="configs/folder.py", metavar="FILE[:VARIANT]", help="the config")
+    parser.add_argument("--images", type=int, default=10_000, help="of the axes classes and devices")
+    parser.add_argument("--classes", type=int, default=5, help="of the axes images and devices")
     parser.add_argument("--side", type=int, default=32, help="pixels of a side")
     parser.add_argument("--plot", type=Path, default=Path("growth.svg"), metavar="FILE")
     parser.add_argument("--shared", action="store_true", help="the machine has other work: plot processor time alone")
@@ -52,8 +52,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, plot, and return the figures."""
     sizes = options.sizes or SIZES[options.axis]
-    most = max(sizes) if options.axis == "pictures" else options.pictures
-    files = drawn.pictures(most, options.side)
+    most = max(sizes) if options.axis == "images" else options.images
+    files = drawn.images(most, options.side)
     runs: dict[int, list[Run]] = {size: [] for size in sizes}
     with TemporaryDirectory() as place:
         for turn in range(options.repeats):
@@ -75,11 +75,11 @@ def _columns(runs: Sequence[Sequence[Run]]) -> dict[str, list[float]]:
 
 
 def _job(options: argparse.Namespace, size: int, files: list[Path], place: Path) -> Run:
-    """One run: the first pictures of `files`, dealt out to the classes in turn."""
-    n = size if options.axis == "pictures" else options.pictures
+    """One run: the first images of `files`, dealt out to the classes in turn."""
+    n = size if options.axis == "images" else options.images
     classes = size if options.axis == "classes" else options.classes
     place.mkdir()
-    listing = place / "pictures.csv"
+    listing = place / "images.csv"
     with listing.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(("path", "label"))

@@ -16,11 +16,11 @@ from flaxtl.errors import UserError
 
 def define(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmark.py job`; --config.key=value is handed on."""
-    parser.add_argument("--config", default="configs/flowers_vgg16.py", metavar="FILE[:VARIANT]", help="the recipe")
+    parser.add_argument("--config", default="configs/flowers_vgg16.py", metavar="FILE[:VARIANT]", help="the config")
     parser.add_argument(
         "--peer",
         action="store_true",
-        help="the same with Keras 3 on TensorFlow, as the lecture has it; for a recipe of one phase without "
+        help="the same with Keras 3 on TensorFlow, as the lecture has it; for a config of one phase without "
         "augmentation (--config.phases=\"('frozen',)\")",
     )
     parser.add_argument(
@@ -84,7 +84,7 @@ def _compare(ours: float, peers: list[dict[str, Any]]) -> float | None:
     console().print(
         f"Keras 3 on TensorFlow: {theirs:,.1f} s, extrapolated to {first['epochs']} epochs from "
         f"{len(first['epoch_seconds'])} (an epoch after the first: "
-        f"{median([each['later_epoch'] for each in peers]):,.1f} s), without test pictures and report; "
+        f"{median([each['later_epoch'] for each in peers]):,.1f} s), without test images and report; "
         f"{theirs / ours:.1f} times as long as flaxtl"
     )
     return theirs / ours

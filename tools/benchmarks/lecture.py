@@ -1,6 +1,6 @@
-"""The lecture's phase without augmentation as its own script had it, on the pictures of a run of ours.
+"""The lecture's phase without augmentation as its own script had it, on the images of a run of ours.
 
-Keras' ImageDataGenerator decodes every batch anew, the frozen base sees every picture in every epoch, and validation
+Keras' ImageDataGenerator decodes every batch anew, the frozen base sees every image in every epoch, and validation
 follows each epoch.
 """
 
@@ -29,7 +29,7 @@ def measure(workdir: Path, epochs: int) -> dict[str, Any]:
     config = run_dir.load_config(workdir)
     phase = config[config.phases[0]]
     manifest = Manifest.read(workdir / "manifest.csv")
-    steps = phase.steps_per_epoch or -(-len(manifest.of_split("train")) // config.batch)
+    steps = phase.steps_per_epoch or -(-len(manifest.of_split("train")) // config.batch_size)
     with TemporaryDirectory() as place:
         _link(manifest, Path(place))
         settings = _settings(config) | {"epochs": min(epochs, phase.epochs), "steps": steps}
@@ -42,7 +42,7 @@ def measure(workdir: Path, epochs: int) -> dict[str, Any]:
 
 
 def _link(manifest: Manifest, place: Path) -> None:
-    """PLACE/{train,validation}/CLASS/ with links to the run's pictures."""
+    """PLACE/{train,validation}/CLASS/ with links to the run's images."""
     for split in ("train", "validation"):
         for number, example in enumerate(manifest.of_split(split)):
             link = place / split / example.label / f"{number}{Path(example.path).suffix}"
@@ -59,7 +59,7 @@ def _settings(config: Any) -> dict[str, Any]:
         "weights": str(Path(weights).resolve()) if weights.endswith(".h5") else None,
         "top": False,
         "size": config.data.height,
-        "batch": config.batch,
+        "batch": config.batch_size,
     }
 
 

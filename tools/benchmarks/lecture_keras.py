@@ -42,8 +42,8 @@ def main() -> None:
     with_keras.compile_as_lecture(model)
     clock = Clock()
     history = model.fit(
-        _endless(_pictures(settings, "train", shuffle=True)),
-        validation_data=_pictures(settings, "validation", shuffle=False),
+        _endless(_images(settings, "train", shuffle=True)),
+        validation_data=_images(settings, "validation", shuffle=False),
         steps_per_epoch=settings["steps"],
         epochs=settings["epochs"],
         callbacks=[clock],
@@ -60,7 +60,7 @@ def _endless(flow: Any) -> Iterator[Any]:
         yield next(flow)
 
 
-def _pictures(settings: dict[str, Any], split: str, *, shuffle: bool) -> Any:
+def _images(settings: dict[str, Any], split: str, *, shuffle: bool) -> Any:
     mode = settings["preprocessing"]
     preprocess = (lambda x: preprocess_input(x, mode=mode)) if mode in ("caffe", "tf", "torch") else None
     generator = ImageDataGenerator(preprocessing_function=preprocess)

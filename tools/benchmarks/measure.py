@@ -13,19 +13,19 @@ import jax
 PACKAGES = ("flaxtl", "jax", "jaxlib", "flax", "numpy", "pillow", "keras", "tensorflow", "tensorflow-cpu", "torch")
 
 Work = Callable[[], int]
-"""Does something once and returns how many pictures went through."""
+"""Does something once and returns how many images went through."""
 
 
 def rates(ways: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Pictures a second of every way and repetition; a first turn, which compiles and warms up, is not counted."""
+    """Images a second of every way and repetition; a first turn, which compiles and warms up, is not counted."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, work in ways.items():
             started = time.perf_counter()
-            pictures = work()
+            images = work()
             seconds = time.perf_counter() - started
             if turn:
-                found[name].append(pictures / seconds)
+                found[name].append(images / seconds)
     return found
 
 

@@ -68,7 +68,7 @@ def torch(files: list[Path], side: int, batch: int, workers: int, *, augmented: 
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        _Pictures(files, side, augmented),
+        _Images(files, side, augmented),
         batch_size=batch,
         shuffle=True,
         num_workers=workers,
@@ -78,19 +78,19 @@ def torch(files: list[Path], side: int, batch: int, workers: int, *, augmented: 
     )
 
     def work() -> int:
-        return sum(len(pictures) for pictures in loader)
+        return sum(len(images) for images in loader)
 
     return work
 
 
-def _collate(pictures: list[np.ndarray]) -> object:
+def _collate(images: list[np.ndarray]) -> object:
     from torch import from_numpy
 
-    return from_numpy(np.stack(pictures))
+    return from_numpy(np.stack(images))
 
 
-class _Pictures:
-    """A map-style data set of picture files."""
+class _Images:
+    """A map-style data set of image files."""
 
     def __init__(self, files: list[Path], side: int, augmented: bool) -> None:
         self._files, self._side, self._augmented = files, side, augmented
@@ -100,12 +100,10 @@ class _Pictures:
 
     def __getitem__(self, index: int) -> np.ndarray:
         with Image.open(self._files[index]) as file:
-            picture = file.convert("RGB").resize((self._side, self._side), Image.Resampling.NEAREST)
+            image = file.convert("RGB").resize((self._side, self._side), Image.Resampling.NEAREST)
         if self._augmented:
-            picture = picture.transform(
-                picture.size, Image.Transform.AFFINE, _affine(self._side), Image.Resampling.BILINEAR
-            )
-        return np.asarray(picture)
+            image = image.transform(image.size, Image.Transform.AFFINE, _affine(self._side), Image.Resampling.BILINEAR)
+        return np.asarray(image)
 
 
 def _affine(side: int) -> tuple[float, ...]:

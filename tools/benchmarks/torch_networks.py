@@ -1,4 +1,4 @@
-"""VGG16, VGG19 and ResNet50 in PyTorch: the arithmetic of Keras' networks, for their speed; pictures [n, 3, h, w]."""
+"""VGG16, VGG19 and ResNet50 in PyTorch: the arithmetic of Keras' networks, for their speed; images [n, 3, h, w]."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Pictures a second in a phase's training steps: ours, Keras' on TensorFlow and on JAX, PyTorch's."""
+"""Images a second in a phase's training steps: ours, Keras' on TensorFlow and on JAX, PyTorch's."""
 
 import argparse
 from functools import cache
@@ -21,7 +21,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--phase", choices=("head", "top"), default="head", help="what learns: the head; or the base's top block too"
     )
     parser.add_argument(
-        "--augment", action="store_true", help="flaxtl augments in its step; the peers are given ready pictures"
+        "--augment", action="store_true", help="flaxtl augments in its step; the peers are given ready images"
     )
     parser.set_defaults(run=run)
 

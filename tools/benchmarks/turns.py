@@ -39,7 +39,7 @@ class Way(NamedTuple):
 
 @dataclass
 class Outcome:
-    """Pictures a second, turn by turn; what the process told of itself; why there is nothing, or no more."""
+    """Images a second, turn by turn; what the process told of itself; why there is nothing, or no more."""
 
     rates: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Worker:
         self._errors.close()
 
     def turn(self) -> float:
-        """Pictures a second of one turn."""
+        """Images a second of one turn."""
         return float(self._ask("turn")["rate"])
 
     def _ask(self, question: object) -> dict[str, Any]:

@@ -27,32 +27,32 @@ from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase, build_phases
 
 BATCHES = 4
-"""Batches of pictures that the training steps pick from."""
+"""Batches of images that the training steps pick from."""
 
 RATES = {"head": {"head": 1e-3, "top": 0.0, "base": 0.0}, "top": {"head": 1e-6, "top": 1e-6, "base": 0.0}}
 """phase -> the lecture's rate of every group."""
 
 
 def forward(settings: dict[str, Any]) -> Trial:
-    """The network from uint8 pictures to logits."""
+    """The network from uint8 images to logits."""
     model = _network(settings)
     size = settings["size"]
     parameters = param_groups.unflatten(_parameters(param_groups.flatten(classifier.param_shapes(model, size, size))))
-    pictures = jnp.asarray(_pictures(settings["batch"], size))
-    run = jax.jit(lambda parameters, pictures: classifier.logits_of(model, parameters, pictures))
-    return _trial(lambda: run(parameters, pictures), settings)
+    images = jnp.asarray(_images(settings["batch"], size))
+    run = jax.jit(lambda parameters, images: classifier.logits_of(model, parameters, images))
+    return _trial(lambda: run(parameters, images), settings)
 
 
 def forward_flops(settings: dict[str, Any]) -> float:
-    """Floating-point operations a picture, by XLA's own count; products with a border's zeros do not count."""
+    """Floating-point operations an image, by XLA's own count; products with a border's zeros do not count."""
     model, size = _network(settings), settings["size"]
     shapes = classifier.param_shapes(model, size, size)
     parameters = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    pictures = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     with jax.default_device(jax.devices("cpu")[0]):
-        return _flops(jax.jit(lambda p, x: classifier.logits_of(model, p, x)).lower(parameters, pictures))
+        return _flops(jax.jit(lambda p, x: classifier.logits_of(model, p, x)).lower(parameters, images))
 
 
 def train(settings: dict[str, Any]) -> Trial:
@@ -73,7 +73,7 @@ def train(settings: dict[str, Any]) -> Trial:
 
 
 def train_flops(settings: dict[str, Any]) -> float:
-    """Floating-point operations a picture of a step, as `forward_flops`."""
+    """Floating-point operations an image of a step, as `forward_flops`."""
     leg = _leg(settings, jax.devices("cpu")[0])
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leg.network.shapes.items()}
     state, frozen = jax.eval_shape(partial(_begin, leg), shapes)
@@ -105,7 +105,7 @@ class _Leg(NamedTuple):
 
 
 def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
-    config = _recipe(settings)
+    config = _config(settings)
     network = setup.build_model(config, settings["classes"])
     n = BATCHES * settings["batch"]
     (phase,) = build_phases(config, network.model, network.layers, network.groups, n)
@@ -118,7 +118,7 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
     task = train_step.StepConfig(network.model, transformation, mesh, config.seed, start=cut, augmentation=augmentation)
     step = train_step.make_train_step(task, sharding)
     return _Leg(
-        network, phase, transformation, mesh, EpochSampler(config.seed, config.batch, n), data, augmentation, step
+        network, phase, transformation, mesh, EpochSampler(config.seed, config.batch_size, n), data, augmentation, step
     )
 
 
@@ -130,7 +130,7 @@ def _begin(leg: _Leg, parameters: param_groups.FlatParams) -> tuple[train_step.T
 
 
 def _data(network: setup.ModelInfo, cut: str | None, n: int, size: int) -> DeviceDataset:
-    """Shapes and dtypes of what the steps pick from: pictures, or with `cut` the outputs of that layer."""
+    """Shapes and dtypes of what the steps pick from: images, or with `cut` the outputs of that layer."""
     shape, dtype = (size, size, 3), jnp.uint8
     if cut is not None:
         (shape,) = (layer.shape for layer in network.layers if layer.name == cut)
@@ -138,7 +138,7 @@ def _data(network: setup.ModelInfo, cut: str | None, n: int, size: int) -> Devic
     return DeviceDataset(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
 
 
-def _recipe(settings: dict[str, Any]) -> ConfigDict:
+def _config(settings: dict[str, Any]) -> ConfigDict:
     given = {
         "batch": settings["batch"],
         "dtype": settings["dtype"],
@@ -164,7 +164,7 @@ def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> param_groups.FlatParam
     return {path: jnp.asarray(value(path, shape)) for path, shape in shapes.items()}
 
 
-def _pictures(n: int, size: int) -> np.ndarray:
+def _images(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 

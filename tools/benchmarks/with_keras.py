@@ -1,6 +1,6 @@
 """The same forward pass and training step in Keras 3, on the backend that KERAS_BACKEND names.
 
-Pictures are given as preprocessed float32 arrays that lie on the device; our own passes preprocess theirs.
+Images are given as preprocessed float32 arrays that lie on the device; our own passes preprocess theirs.
 """
 
 import re
@@ -20,9 +20,9 @@ def forward(settings: dict[str, Any]) -> Trial:
     """The network, compiled by the backend's own means."""
     _set_precision(settings)
     model = network(settings) if settings["top"] else under_head(network(settings), settings["classes"])
-    pictures = keras.ops.convert_to_tensor(_pictures(settings))
+    images = keras.ops.convert_to_tensor(_images(settings))
     run = _compiled(model)
-    return _trial(lambda: run(pictures))
+    return _trial(lambda: run(images))
 
 
 def train(settings: dict[str, Any]) -> Trial:
@@ -34,10 +34,10 @@ def train(settings: dict[str, Any]) -> Trial:
         layer.trainable = bool(learns)
     model = under_head(base, settings["classes"])
     compile_as_lecture(model)
-    pictures = keras.ops.convert_to_tensor(_pictures(settings))
+    images = keras.ops.convert_to_tensor(_images(settings))
     labels = np.eye(settings["classes"], dtype=np.float32)[np.arange(settings["batch"]) % settings["classes"]]
     answers = keras.ops.convert_to_tensor(labels)
-    return _trial(lambda: model.train_on_batch(pictures, answers))
+    return _trial(lambda: model.train_on_batch(images, answers))
 
 
 def under_head(base: Any, classes: int) -> Any:
@@ -76,7 +76,7 @@ def _set_precision(settings: dict[str, Any]) -> None:
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if settings["dtype"] == "bfloat16" else "float32")
 
 
-def _pictures(settings: dict[str, Any]) -> np.ndarray:
+def _images(settings: dict[str, Any]) -> np.ndarray:
     shape = (settings["batch"], settings["size"], settings["size"], 3)
     return np.random.default_rng(0).uniform(-128, 128, shape).astype(np.float32)
 

@@ -12,15 +12,15 @@ from benchmarks.worker import NoSuchPeer, Trial
 
 
 def forward(settings: dict[str, Any]) -> Trial:
-    """The network from float32 pictures to logits."""
+    """The network from float32 images to logits."""
     base = _base(settings)
     top = base.imagenet_top(settings["size"]) if settings["top"] else _head(base, settings)
     model = _placed(nn.Sequential(base, top), settings).eval()
-    pictures = _pictures(settings)
+    images = _images(settings)
 
     def step() -> torch.Tensor:
         with torch.inference_mode(), _precision(settings):
-            return model(pictures)
+            return model(images)
 
     return _trial(step)
 
@@ -35,13 +35,13 @@ def train(settings: dict[str, Any]) -> Trial:
     model = _placed(whole, settings)
     learning = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimizer = torch.optim.NAdam(learning, lr=1e-3, betas=(0.9, 0.99))
-    pictures = _pictures(settings)
+    images = _images(settings)
     labels = torch.arange(settings["batch"], device=_device()) % settings["classes"]
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         with _precision(settings):
-            loss = nn.functional.cross_entropy(model(pictures).float(), labels)
+            loss = nn.functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()
         return loss
@@ -72,9 +72,9 @@ def _placed(model: nn.Module, settings: dict[str, Any]) -> Any:
     return torch.compile(model, mode="max-autotune" if _device() == "cuda" else None) if settings["compile"] else model
 
 
-def _pictures(settings: dict[str, Any]) -> torch.Tensor:
-    pictures = torch.rand(settings["batch"], 3, settings["size"], settings["size"], device=_device())
-    return (256 * pictures - 128).to(memory_format=torch.channels_last)
+def _images(settings: dict[str, Any]) -> torch.Tensor:
+    images = torch.rand(settings["batch"], 3, settings["size"], settings["size"], device=_device())
+    return (256 * images - 128).to(memory_format=torch.channels_last)
 
 
 def _precision(settings: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A small run directory, a recipe and lists of pictures, and what reads them: report, evaluate, predict and train."""
+"""A small run directory, a config and lists of images, and what reads them: report, evaluate, predict and train."""
 
 import ast
 import json
@@ -25,21 +25,21 @@ from fuzzing.subject import Subject
 
 CLASSES, EACH, SIDE = ("blue", "red"), 6, 32
 PHASES = ("frozen", "finetune")
-RECIPE = """from ml_collections import ConfigDict
+CONFIG = """from ml_collections import ConfigDict
 
 
 def get_config():
     c = ConfigDict()
     c.seed = 3
-    c.batch = 4
-    c.data = dict(source="garden", height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.model = dict(name="vgg16", stop="block1_pool")
+    c.batch_size = 4
+    c.data = dict(source="synthetic", height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
+    c.model = dict(name="vgg16", output_layer="block1_pool")
     c.weights = dict(path="random")
     c.head = dict(pooling="global_average", units=(4,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, horizontal_flip=True, fill="reflect")
     c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
     c.class_weights = dict(red=2.0)
-    c.groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "finetune")
     c.frozen = dict(epochs=2, augment=False, lr=dict(head=1e-2, base=0.0))
     c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-3, base=1e-4), schedule="cosine", warmup_steps=1)
@@ -48,23 +48,23 @@ def get_config():
 
 
 def config(folder: Path) -> list[Subject]:
-    """The files of a run directory as `report`, `evaluate` and `predict` read them, and the text of a recipe."""
-    _run(folder / "run", _paint(folder / "pictures"))
-    (folder / "recipe").mkdir()
-    (folder / "recipe/recipe.py").write_text(RECIPE)
-    (folder / "recipe/manifest.csv").write_bytes((folder / "run/manifest.csv").read_bytes())
+    """The files of a run directory as `report`, `evaluate` and `predict` read them, and the text of a config."""
+    _run(folder / "run", _paint(folder / "images"))
+    (folder / "config").mkdir()
+    (folder / "config/config.py").write_text(CONFIG)
+    (folder / "config/manifest.csv").write_bytes((folder / "run/manifest.csv").read_bytes())
     files = ("config.json", "summary.json", "layers.json", "metrics.jsonl", "predictions.csv")
     return [
         *(Subject(folder / "run", (file,), _report, text=True) for file in files),
         Subject(folder / "run", ("config.json", "summary.json", "metrics.jsonl"), _resume, text=True),
-        Subject(folder / "recipe", ("recipe.py",), _recipe, text=True),
+        Subject(folder / "config", ("config.py",), _config, text=True),
     ]
 
 
 def manifest(folder: Path) -> list[Subject]:
-    """A run's manifest.csv, and lists of pictures for csv:FILE."""
-    _run(folder / "run", _paint(folder / "pictures"))
-    rows = [f"../valid/manifest/pictures/{label}/{number}.png" for label in CLASSES for number in range(EACH)]
+    """A run's manifest.csv, and lists of images for csv:FILE."""
+    _run(folder / "run", _paint(folder / "images"))
+    rows = [f"../valid/manifest/images/{label}/{number}.png" for label in CLASSES for number in range(EACH)]
     (folder / "lists").mkdir()
     listed = "".join(f"{row},{Path(row).parent.name},{split}\n" for row, split in zip(rows, ["train", "val"] * EACH))  # noqa: B905
     (folder / "lists/splits.csv").write_text("path,label,split\n" + listed, encoding="utf-8-sig")
@@ -79,7 +79,7 @@ def manifest(folder: Path) -> list[Subject]:
 
 def checkpoint(folder: Path) -> list[Subject]:
     """Every file of a checkpoint."""
-    _run(folder / "run", _paint(folder / "pictures"))
+    _run(folder / "run", _paint(folder / "images"))
     setup = setup_of(folder / "run")
     like = setup.abstract_parameters()
     with Checkpoints(folder / "run") as checkpoints:
@@ -111,12 +111,12 @@ def _paint(folder: Path) -> Path:
     return folder
 
 
-def _run(workdir: Path, pictures: Path) -> None:
+def _run(workdir: Path, images: Path) -> None:
     """What a finished run of two phases leaves, but for its checkpoints."""
     workdir.mkdir()
-    (workdir / "recipe.py").write_text(RECIPE.replace("garden", f"folder:{pictures}"))
-    made = load_config(str(workdir / "recipe.py"))
-    listed = make_manifest(scan_folder(pictures), made.data.fractions.to_dict(), made.seed)
+    (workdir / "config.py").write_text(CONFIG.replace("synthetic", f"folder:{images}"))
+    made = load_config(str(workdir / "config.py"))
+    listed = make_manifest(scan_folder(images), made.data.fractions.to_dict(), made.seed)
     setup = build_setup(made, workdir, listed)
     run_dir.create_run_dir(workdir, config_to_json(made), listed, layer_rows(setup.network, setup.phases, "random"))
     run_dir.update_summary(
@@ -164,17 +164,17 @@ def _report(case: Path, file: str) -> None:
 
 def _resume(case: Path, file: str) -> None:
     """As `train` reads a run directory that is there already."""
-    config = load_config(str(case / "recipe.py"))
+    config = load_config(str(case / "config.py"))
     run_dir.check_config(case, config_to_json(config))
     run_dir.read_summary(case).get("complete")
     [row["step"] for row in logger.read_metrics(case)]
     build_setup(config, case, Manifest.read(case / "manifest.csv"))
 
 
-def _recipe(case: Path, file: str) -> None:
-    """As `train` reads a recipe; one that is other code may do anything, and is not run."""
+def _config(case: Path, file: str) -> None:
+    """As `train` reads a config; one that is other code may do anything, and is not run."""
     text = (case / file).read_bytes()
-    if _skeleton(text) in (None, _skeleton(RECIPE.encode())):
+    if _skeleton(text) in (None, _skeleton(CONFIG.encode())):
         config = load_config(str(case / file))
         config_to_json(config)
         build_setup(config, case, Manifest.read(case / "manifest.csv"))
@@ -195,7 +195,7 @@ def _skeleton(text: bytes) -> str | None:
 
 
 def _list(case: Path, file: str) -> None:
-    """As `doctor` and `train` read a list of pictures."""
+    """As `doctor` and `train` read a list of images."""
     source = f"csv:{case / file}"
     base.inspect_source(source, case)
     make_manifest(base.open_source(source, case), {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=0)

@@ -30,7 +30,7 @@ KINDS = {
     "checkpoint": "fuzzing.runs:checkpoint",
     "config": "fuzzing.runs:config",
     "manifest": "fuzzing.runs:manifest",
-    "pictures": "fuzzing.pictures:pictures",
+    "images": "fuzzing.images:images",
 }
 """What makes the valid files of a kind, imported when they are wanted."""
 

@@ -15,11 +15,11 @@ from typing import TypeVar
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 
-RECIPE = """
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
-    return ConfigDict({recipe!r})
+    return ConfigDict({config!r})
 """
 
 
@@ -79,17 +79,17 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
         return pool.submit(work, *arguments).result()
 
 
-def recipe(file: Path, source: str, side: int = 32, **data: object) -> Path:
-    """Write a recipe of one short phase on one block of VGG16 with random weights; `data` as in flaxtl/config.py."""
+def config(file: Path, source: str, side: int = 32, **data: object) -> Path:
+    """Write a config of one short phase on one block of VGG16 with random weights; `data` as in flaxtl/config.py."""
     values = {
-        "batch": 32,
+        "batch_size": 32,
         "data": {"source": source, "height": side, "width": side, **data},
         "weights": {"path": "random"},
-        "model": {"name": "vgg16", "stop": "block1_pool"},
+        "model": {"name": "vgg16", "output_layer": "block1_pool"},
         "head": {"pooling": "global_average", "units": (16,), "dropout": 0.0},
-        "groups": (("head", "head/.*"), ("base", "backbone/.*")),
+        "param_groups": (("head", "head/.*"), ("base", "backbone/.*")),
         "phases": ("frozen",),
         "frozen": {"epochs": 1, "steps_per_epoch": 4, "lr": {"head": 1e-3, "base": 0.0}},
     }
-    file.write_text(RECIPE.format(recipe=values), encoding="utf-8")
+    file.write_text(CONFIG.format(config=values), encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""Pictures of 20,000 x 20,000 pixels, and the largest that are used: never more than 2 GiB, never a warning."""
+"""Images of 20,000 x 20,000 pixels, and the largest that are used: never more than 2 GiB, never a warning."""
 
 import struct
 import zlib
@@ -9,8 +9,8 @@ from PIL import ExifTags, Image
 
 from flaxtl.data.image_file import MAX_PIXELS
 from loads.check import Row, ended
-from loads.command import apart, flaxtl, recipe
-from loads.pictures import paint
+from loads.command import apart, config, flaxtl
+from loads.images import paint
 
 SIDE = 20_000
 ALLOWED = int(MAX_PIXELS**0.5)
@@ -25,11 +25,11 @@ KINDS = (
     ("CMYK", "jpg", {}),
     ("P", "gif", {}),
 )
-"""Mode, suffix and options of the large pictures that are used."""
+"""Mode, suffix and options of the large images that are used."""
 
 
 def run(folder: Path) -> Iterator[Row]:
-    """Beside small pictures, first those that are refused, then those that are used, several at once."""
+    """Beside small images, first those that are refused, then those that are used, several at once."""
     cache, refused, used = folder / "cache", folder / "refused", folder / "used"
     apart(make_refused, refused)
     yield from _commands("20,000²", folder, refused, cache, codes=(1, 2))
@@ -38,7 +38,7 @@ def run(folder: Path) -> Iterator[Row]:
 
 
 def make_refused(folder: Path) -> None:
-    """Small pictures, and among them what is too large to be unpacked or read."""
+    """Small images, and among them what is too large to be unpacked or read."""
     Image.MAX_IMAGE_PIXELS = None
     paint(folder, ("a", "b"), 10)
     bomb(folder / "a" / "bomb.png", SIDE)
@@ -49,27 +49,27 @@ def make_refused(folder: Path) -> None:
 
 
 def make_used(folder: Path) -> None:
-    """Small pictures, and among them one of the largest that are used of every kind, and one to be turned."""
+    """Small images, and among them one of the largest that are used of every kind, and one to be turned."""
     paint(folder, ("a", "b"), 10)
     for number, (mode, suffix, options) in enumerate(KINDS):
-        picture = Image.new(mode, (ALLOWED, ALLOWED), 40 * number)
-        picture.save(folder / "ab"[number % 2] / f"large{number}.{suffix}", **options)
+        image = Image.new(mode, (ALLOWED, ALLOWED), 40 * number)
+        image.save(folder / "ab"[number % 2] / f"large{number}.{suffix}", **options)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGBA", (ALLOWED, ALLOWED), 7).save(folder / "a" / "turned.png", compress_level=1, exif=exif)
 
 
-def _commands(size: str, folder: Path, pictures: Path, cache: Path, codes: tuple[int, ...]) -> Iterator[Row]:
-    source, workdir = f"folder:{pictures}", folder / f"run-{pictures.name}"
-    made = recipe(folder / "recipe.py", source)
+def _commands(size: str, folder: Path, images: Path, cache: Path, codes: tuple[int, ...]) -> Iterator[Row]:
+    source, workdir = f"folder:{images}", folder / f"run-{images.name}"
+    made = config(folder / "config.py", source)
     yield _told(
         f"doctor, {size}", "doctor", f"--data={source}", f"--html={folder / 'doctor.html'}", cache=cache, codes=codes
     )
     yield _told(f"train, {size}", "train", f"--config={made}", f"--workdir={workdir}", cache=cache, codes=codes)
     if 2 in codes:
-        made = recipe(folder / "recipe.py", source, on_error="skip")
+        made = config(folder / "config.py", source, on_error="skip")
         yield _told(f"train without them, {size}", "train", f"--config={made}", f"--workdir={workdir}", cache=cache)
-    yield _told(f"predict, {size}", "predict", f"--workdir={workdir}", f"--input={pictures}", cache=cache, codes=codes)
+    yield _told(f"predict, {size}", "predict", f"--workdir={workdir}", f"--input={images}", cache=cache, codes=codes)
     yield _told(f"report, {size}", "report", f"--workdir={workdir}", cache=cache)
 
 

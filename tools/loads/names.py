@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loads.check import Row, ended
-from loads.command import flaxtl, recipe
-from loads.pictures import soft
+from loads.command import config, flaxtl
+from loads.images import soft
 
 CLASSES = (
     "<script>document.title=0<",
@@ -53,10 +53,10 @@ EACH = len(FILES)
 
 def run(folder: Path) -> Iterator[Row]:
     """The whole round trip; then whether every name came back as it was."""
-    pictures, cache, workdir = folder / "source <i>&", folder / "cache", folder / "run '\"\n<b>"
-    paint(pictures)
-    source, page = f"folder:{pictures}", folder / "doctor.html"
-    made = recipe(folder / "recipe.py", source, fractions={"train": 0.5, "validation": 0.25, "test": 0.25})
+    images, cache, workdir = folder / "source <i>&", folder / "cache", folder / "run '\"\n<b>"
+    paint(images)
+    source, page = f"folder:{images}", folder / "doctor.html"
+    made = config(folder / "config.py", source, fractions={"train": 0.5, "validation": 0.25, "test": 0.25})
     yield ended(
         flaxtl("doctor", "doctor", f"--data={source}", f"--html={page}", f"--json={folder}/d.json", cache=cache)
     )
@@ -65,7 +65,7 @@ def run(folder: Path) -> Iterator[Row]:
     yield ended(flaxtl("evaluate", "evaluate", f"--workdir={workdir}", cache=cache))
     yield ended(flaxtl("evaluate --data", "evaluate", f"--workdir={workdir}", f"--data={source}", cache=cache))
     files = [f"--{kind}={folder}/answers.{kind}" for kind in ("csv", "json", "npz")]
-    predict = ("predict", f"--workdir={workdir}", f"--input={pictures}", *files, "--tap=block1_pool")
+    predict = ("predict", f"--workdir={workdir}", f"--input={images}", *files, "--tap=block1_pool")
     yield ended(flaxtl("predict", *predict, cache=cache), lines=400)  # names of 255 bytes fill many lines
     yield ended(flaxtl("report", "report", f"--workdir={workdir}", cache=cache))
     fractions = ("--fractions=0.5,0.25,0.25", f"--output={folder}/out")
@@ -82,11 +82,11 @@ def run(folder: Path) -> Iterator[Row]:
     yield ended(flaxtl("doctor of what was split", "doctor", f"--data=folder:{folder}/out", cache=cache))
     yield ended(flaxtl("doctor of its list", "doctor", f"--data=csv:{folder}/out/manifest.csv", cache=cache))
     yield ended(flaxtl("doctor of a fold", "doctor", f"--data=csv:{folder}/folds/fold-1.csv", cache=cache))
-    yield _same(pictures, folder / "out")
+    yield _same(images, folder / "out")
 
 
 def paint(folder: Path) -> None:
-    """Pictures of hostile names in folders of hostile names."""
+    """Images of hostile names in folders of hostile names."""
     for place, name in enumerate(CLASSES):
         inside = folder / name
         inside.mkdir(parents=True)

@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loads.check import Row, ended
-from loads.command import flaxtl, recipe
-from loads.pictures import paint
+from loads.command import config, flaxtl
+from loads.images import paint
 
 NOBODY = 65534
 
 
 def run(folder: Path) -> Iterator[Row]:
     """The commands as this user, then as nobody where this is root, for whom permissions do not count."""
-    pictures = paint(folder / "pictures", ("ants", "bees", "cats"), 10)
-    yield from _commands(folder, folder / "own", pictures, ())
+    images = paint(folder / "images", ("ants", "bees", "cats"), 10)
+    yield from _commands(folder, folder / "own", images, ())
     before = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
     folder.chmod(0o755)
     if os.geteuid() == 0 and shutil.which("setpriv") and _reaches(before, folder):
-        yield from _commands(folder, folder / "nobody", pictures, before)
+        yield from _commands(folder, folder / "nobody", images, before)
         yield from _forbidden(folder, before)
     elif os.geteuid() == 0:
         yield Row("as nobody", 0.0, math.nan, "left out: no setpriv, or nobody may not enter this place", True)
@@ -35,31 +35,31 @@ def _reaches(before: tuple[str, ...], folder: Path) -> bool:
     return done.returncode == 0
 
 
-def _commands(folder: Path, own: Path, pictures: Path, before: tuple[str, ...]) -> Iterator[Row]:
+def _commands(folder: Path, own: Path, images: Path, before: tuple[str, ...]) -> Iterator[Row]:
     who = own.name
     own.mkdir()
     if before:
         os.chown(own, NOBODY, NOBODY)
-    for path in (*pictures.rglob("*"), pictures):
+    for path in (*images.rglob("*"), images):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    state, cache, source = _state(pictures), own / "cache", f"folder:{pictures}"
-    made = recipe(folder / "recipe.py", source)
+    state, cache, source = _state(images), own / "cache", f"folder:{images}"
+    made = config(folder / "config.py", source)
     for command, *arguments in (
         ("doctor", f"--data={source}", f"--html={own}/doctor.html"),
         ("train", f"--config={made}", f"--workdir={own}/run"),
         ("evaluate", f"--workdir={own}/run", f"--data={source}"),
-        ("predict", f"--workdir={own}/run", f"--input={pictures}"),
+        ("predict", f"--workdir={own}/run", f"--input={images}"),
         ("split", f"--source={source}", "--fractions=0.5,0.2,0.3", f"--output={own}/split"),
     ):
         yield ended(flaxtl(f"{command} as {who}", command, *arguments, cache=cache, before=before))
     outputs = (
-        ("doctor", f"--data={source}", f"--html={pictures}/x"),
-        ("train", f"--config={made}", f"--workdir={pictures}/x"),
+        ("doctor", f"--data={source}", f"--html={images}/x"),
+        ("train", f"--config={made}", f"--workdir={images}/x"),
     )
     for command, *arguments in outputs if before or os.geteuid() else ():
         done = flaxtl(f"{command} into the source as {who}", command, *arguments, cache=cache, before=before)
         yield ended(done, codes=(2,), found=done.last[:150])
-    same = _state(pictures) == state
+    same = _state(images) == state
     yield Row(f"the source after that, as {who}", 0.0, math.nan, "as it was" if same else "changed", same)
 
 
@@ -68,10 +68,10 @@ def _forbidden(folder: Path, before: tuple[str, ...]) -> Iterator[Row]:
     for number, (mode, place) in enumerate(
         ((0o444, "ants"), (0o000, "ants"), (0o000, "."), (0o000, "ants/000000.png"))
     ):
-        pictures = paint(folder / f"forbidden {number}", ("ants", "bees"), 10)
-        (pictures / place).chmod(mode)
-        cache, made = folder / "nobody" / "cache", recipe(folder / "recipe.py", f"folder:{pictures}")
-        for command, argument in (("doctor", f"--data=folder:{pictures}"), ("train", f"--config={made}")):
+        images = paint(folder / f"forbidden {number}", ("ants", "bees"), 10)
+        (images / place).chmod(mode)
+        cache, made = folder / "nobody" / "cache", config(folder / "config.py", f"folder:{images}")
+        for command, argument in (("doctor", f"--data=folder:{images}"), ("train", f"--config={made}")):
             workdir = () if command == "doctor" else (f"--workdir={folder}/nobody/run{number}",)
             done = flaxtl(
                 f"{command}: {place} with mode {mode:03o}", command, argument, *workdir, cache=cache, before=before

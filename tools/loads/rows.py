@@ -1,4 +1,4 @@
-"""A hundred thousand pictures: the rooms' own functions one by one, then the commands on that many files."""
+"""A hundred thousand images: the rooms' own functions one by one, then the commands on that many files."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import csv_file
 from loads.check import Row, ended
 from loads.command import apart, flaxtl
-from loads.pictures import paint
+from loads.images import paint
 
 ROWS, CLASSES = 100_000, 100
 SLOWEST = 20.0  # seconds for any one function; what is quadratic takes minutes
@@ -26,8 +26,8 @@ def run(folder: Path) -> Iterator[Row]:
     """Functions, then commands."""
     yield from apart(_all_functions, folder)
     names = [f"class {number:03}" for number in range(CLASSES)]
-    pictures = apart(paint, folder / "pictures", names, ROWS // CLASSES, 16)
-    cache, source = folder / "cache", f"folder:{pictures}"
+    images = apart(paint, folder / "images", names, ROWS // CLASSES, 16)
+    cache, source = folder / "cache", f"folder:{images}"
     for what, arguments in (
         ("doctor", ("doctor", f"--data={source}", f"--html={folder / 'doctor.html'}")),
         ("split --fractions", ("split", f"--source={source}", "--fractions=0.5,0.2,0.3", f"--output={folder / 'a'}")),
@@ -88,7 +88,7 @@ def _prints(n: int, *, alike: bool = False) -> list[Fingerprint]:
 def _examples(labels: list[str], prints: list[Fingerprint]) -> Iterator[Example]:
     for number, (label, own) in enumerate(zip(labels, prints, strict=True)):
         split = ("train", "validation", "test")[number % 3]
-        yield Example(f"/pictures/{label}/{number:06}.png", label, split, own.sha256)
+        yield Example(f"/images/{label}/{number:06}.png", label, split, own.sha256)
 
 
 def _list(table: Path, folder: Path, labels: list[str]) -> None:

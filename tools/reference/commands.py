@@ -12,8 +12,8 @@ WIDTH = 80
 
 INTRODUCTION = """# Command reference
 
-A `SOURCE` of pictures is `folder:PATH`, `archive:FILE`, `csv:FILE`, `tfds:NAME` or `garden`. Commands that take a
-recipe also take any number of `--config.KEY=VALUE` ([Recipe reference](recipe.md)). A mistake ends in one sentence and
+A `SOURCE` of images is `folder:PATH`, `archive:FILE`, `csv:FILE`, `tfds:NAME` or `synthetic`. Commands that take a
+config also take any number of `--config.KEY=VALUE` ([Config reference](config.md)). A mistake ends in one sentence and
 exit code 2; `--debug`, which all commands take, adds the traceback.
 """
 

@@ -8,9 +8,9 @@ from reference.markdown import code, table, text
 INTRODUCTION = """# Networks in figures
 
 *Parameters* counts the whole network with its 1,000 ImageNet classes, *base* what transfer learning starts from, both
-with the statistics of batch norms. *Input* is the side of the pictures that the weights go with, *least* the smallest
-that the base takes. Accuracies are those of the ImageNet validation pictures, one centre crop, in per cent, as
-published. *Preprocessing* is part of the network: pictures go in as they are. `flaxtl models` tells besides which
+with the statistics of batch norms. *Input* is the side of the images that the weights go with, *least* the smallest
+that the base takes. Accuracies are those of the ImageNet validation images, one centre crop, in per cent, as
+published. *Preprocessing* is part of the network: images go in as they are. `flaxtl models` tells besides which
 weights are at hand.
 """
 

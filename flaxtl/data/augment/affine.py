@@ -1,4 +1,4 @@
-"""Affine maps of a picture's coordinates: float32 [2, 3] that take (row, column, 1) of the output to the input.
+"""Affine maps of an image's coordinates: float32 [2, 3] that take (row, column, 1) of the output to the input.
 
 Products are written out: without a matrix product there is nothing that an accelerator would round to bfloat16.
 """
@@ -13,7 +13,7 @@ Line = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Affine(NamedTuple):
-    """Keras' affine parameters of one picture, float32 scalars (or arrays of them under vmap)."""
+    """Keras' affine parameters of one image, float32 scalars (or arrays of them under vmap)."""
 
     theta: jax.Array
     """Rotation, degrees."""

@@ -1,12 +1,12 @@
-"""What augmentation does to a picture: ranges, random draws, and one record of them that every applier reads.
+"""What augmentation does to an image: ranges, random draws, and one record of them that every applier reads.
 
 Keras' ImageDataGenerator first (rotation, shifts, shear, zoom, flips, channel shift, brightness), then colour jitter,
-random-resized crops, RandAugment and random erasing. Mixing of two pictures is in mix.py.
+random-resized crops, RandAugment and random erasing. Mixing of two images is in mix.py.
 
 Rows and columns are meant as Keras documents them and as keras-preprocessing computed them up to release 1.1.2:
-`height_shift` moves a picture up and down. Since keras-preprocessing pull request 318 (October 2020) and in every Keras
-after it the two axes are exchanged on the way (keras issue 17398: height_shift_range moves sideways) and pictures that
-are not square turn about a point off their centre. For square pictures and equal shifts, the lecture's, both draw from
+`height_shift` moves an image up and down. Since keras-preprocessing pull request 318 (October 2020) and in every Keras
+after it the two axes are exchanged on the way (keras issue 17398: height_shift_range moves sideways) and images that
+are not square turn about a point off their centre. For square images and equal shifts, the lecture's, both draw from
 the same distribution.
 """
 
@@ -24,7 +24,7 @@ from flaxtl.data.augment.affine import Affine, compose, matrix
 from flaxtl.errors import UserError, unknown
 
 FILLS = ("nearest", "constant", "reflect", "wrap")
-"""What lies outside a picture, in the words of scipy's `affine_transform` and of Keras' fill_mode."""
+"""What lies outside an image, in the words of scipy's `affine_transform` and of Keras' fill_mode."""
 
 _BELOW = {"rotation": 360.0, "height_shift": 1.0, "width_shift": 1.0, "shear": 90.0, "zoom": 1.0}
 _UP_TO = {
@@ -43,7 +43,7 @@ _UP_TO = {
 }
 
 CROP_ASPECT = 4 / 3
-"""A crop's width to height, against the picture's own, is from 1 / this to this (Szegedy et al. 2015, section 6)."""
+"""A crop's width to height, against the image's own, is from 1 / this to this (Szegedy et al. 2015, section 6)."""
 
 ERASED_AREA = (0.02, 0.33)
 """Smallest and largest fraction that erasing covers (torchvision's RandomErasing; Zhong et al. 2017 go on to 0.4)."""
@@ -55,7 +55,7 @@ _STREAM = 0x6175676D  # "augm": keeps these keys apart from others, a dropout's 
 
 
 class RngStream(IntEnum):
-    """Numbers folded into a picture's key, so that switching one kind on or off moves no other's values.
+    """Numbers folded into an image's key, so that switching one kind on or off moves no other's values.
 
     The seven draws of the affine family use the key itself and with it the counters 0 to 6, which these stay clear of.
     """
@@ -70,14 +70,14 @@ class RngStream(IntEnum):
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far pictures are changed at random; the defaults leave them as they are. Hashable, so static under jit.
+    """How far images are changed at random; the defaults leave them as they are. Hashable, so static under jit.
 
     rotation: at most so many degrees either way.
     height_shift, width_shift: up and down, left and right, at most this fraction of the height, of the width.
     shear: at most so many DEGREES either way, as in Keras; the lecture's 0.2 is next to nothing.
     zoom: rows and columns are scaled on their own by a factor from 1 - zoom to 1 + zoom; above 1 shows more, smaller.
-    horizontal_flip, vertical_flip: mirror left and right, top and bottom, every second picture.
-    fill: what lies outside the picture: its nearest edge, a constant, its reflection, or itself again (wrap).
+    horizontal_flip, vertical_flip: mirror left and right, top and bottom, every second image.
+    fill: what lies outside the image: its nearest edge, a constant, its reflection, or itself again (wrap).
     cval: that constant, a grey level 0..255.
     brightness, contrast, saturation: a factor from 1 - value to 1 + value, value at most 1.
     channel_shift: at most so many grey levels either way, the same for all channels.
@@ -127,24 +127,24 @@ class AugmentConfig:
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change place, so that pictures have to be warped."""
+        """Whether pixels change place, so that images have to be warped."""
         affine = self.rotation or self.height_shift or self.width_shift or self.shear or self.zoom
         return bool(affine or self.horizontal_flip or self.vertical_flip or self.crop or self.randaugment)
 
     @property
     def alters(self) -> bool:
-        """Whether a picture on its own is changed at all."""
+        """Whether an image on its own is changed at all."""
         colours = self.channel_shift or self.brightness or self.contrast or self.saturation or self.hue
         return bool(self.moves or colours or self.erasing)
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed with others of their batch."""
+        """Whether images are mixed with others of their batch."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class AugmentParams(NamedTuple):
-    """Everything that happens to one picture, in this order; [batch, ...] from `changes`.
+    """Everything that happens to one image, in this order; [batch, ...] from `changes`.
 
     Neutral where a kind is off. apply.py has the formulas.
     """
@@ -173,7 +173,7 @@ class AugmentParams(NamedTuple):
 
 
 def example_keys(seed: int, passes: jax.Array, indices: jax.Array) -> jax.Array:
-    """One random key an example, a pure function of (seed, pass over the data, index of the picture).
+    """One random key an example, a pure function of (seed, pass over the data, index of the image).
 
     `passes` and `indices` are int32 [batch]; the result is a key array [batch]. The generator is named, so that the
     same three numbers give the same draws on every machine and under every setting of JAX.
@@ -183,7 +183,7 @@ def example_keys(seed: int, passes: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def sample_params(keys: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> AugmentParams:
-    """What happens to each of a batch of `height` x `width` pictures, drawn by its own key (see `keys`).
+    """What happens to each of a batch of `height` x `width` images, drawn by its own key (see `keys`).
 
     All but `keys` is static under jit. Switching a kind on or off leaves the draws of the others as they were. One
     matrix does the crop, RandAugment's geometry, Keras' affine map and the flips, in this order.
@@ -214,7 +214,7 @@ def _change(key: jax.Array, augmentation: AugmentConfig, height: int, width: int
 
 
 def draw(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> Affine:
-    """Random affine parameters for one picture of `height` x `width` pixels, each uniform in its range.
+    """Random affine parameters for one image of `height` x `width` pixels, each uniform in its range.
 
     The order of the first seven draws is Keras': theta, tx, ty, shear, zx, zy, flip. All are always drawn, so
     switching one kind off leaves the others as they were.
@@ -236,8 +236,8 @@ def draw(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -
 def _crop(key: jax.Array, smallest: float, height: int, width: int) -> jax.Array:
     """float32 [2, 3] of a random-resized crop, as in Szegedy et al. 2015.
 
-    The area is uniform in smallest..1 of the picture, the logarithm of the aspect uniform, both sides at most the
-    picture's own. The outermost pixels of the crop are never read from outside the picture.
+    The area is uniform in smallest..1 of the image, the logarithm of the aspect uniform, both sides at most the
+    image's own. The outermost pixels of the crop are never read from outside the image.
     """
     area, aspect, row, column = jax.random.uniform(jax.random.fold_in(key, RngStream.CROP), (4,))
     root = jnp.sqrt(smallest + (1 - smallest) * area)

@@ -1,12 +1,12 @@
-"""Augmentation inside jit: a `Change` done to its picture, in this order.
+"""Augmentation inside jit: a `Change` done to its image, in this order.
 
 With x a grey level as float32, L = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) and clip to 0..255:
 
 1. operations     whole numbers in, whole numbers out (see operations.py)
-2. matrix         bilinear, scipy's `affine_transform(order=1)` (see `warp`); the picture is float32 from here on
-3. channel_shift  x + shift, clipped to the smallest and largest value of this picture after the warp (Keras)
+2. matrix         bilinear, scipy's `affine_transform(order=1)` (see `warp`); the image is float32 from here on
+3. channel_shift  x + shift, clipped to the smallest and largest value of this image after the warp (Keras)
 4. brightness     clip(factor x)
-5. contrast       clip(m + factor (x - m)), m the mean of L over the picture
+5. contrast       clip(m + factor (x - m)), m the mean of L over the image
 6. saturation     clip(L + factor (x - L))
 7. hue            hexcone (HSV) hue turned by so many turns, saturation and value kept
 8. box            every pixel of rows top..bottom - 1 and columns left..right - 1 is `colour`
@@ -27,48 +27,48 @@ _ONE = 1 << _BITS
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def augment(keys: jax.Array, pictures: jax.Array, augmentation: AugmentConfig) -> jax.Array:
-    """Every picture changed at random by its own key: float32 [batch, height, width, 3], 0..255.
+def augment(keys: jax.Array, images: jax.Array, augmentation: AugmentConfig) -> jax.Array:
+    """Every image changed at random by its own key: float32 [batch, height, width, 3], 0..255.
 
-    `keys` [batch] (see `augment.keys`), `pictures` uint8 or float32 [batch, height, width, 3], 0..255: before any
+    `keys` [batch] (see `augment.keys`), `images` uint8 or float32 [batch, height, width, 3], 0..255: before any
     preprocessing, as in Keras. `augmentation` is static under jit.
     """
-    _, height, width, _ = pictures.shape
-    return apply(pictures, sample_params(keys, augmentation, height, width), augmentation)
+    _, height, width, _ = images.shape
+    return apply(images, sample_params(keys, augmentation, height, width), augmentation)
 
 
-def apply(pictures: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
-    """Every picture changed as `change` [batch, ...] says: float32 [batch, height, width, 3], 0..255.
+def apply(images: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
+    """Every image changed as `change` [batch, ...] says: float32 [batch, height, width, 3], 0..255.
 
-    `pictures` are uint8 or float32 [batch, height, width, 3], 0..255 (whole numbers if RandAugment is on);
+    `images` are uint8 or float32 [batch, height, width, 3], 0..255 (whole numbers if RandAugment is on);
     `augmentation` is static under jit: what it leaves off is not even looked at.
     """
-    return jax.vmap(lambda picture, one: _apply(picture, one, augmentation))(pictures, change)
+    return jax.vmap(lambda image, one: _apply(image, one, augmentation))(images, change)
 
 
-def _apply(picture: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
+def _apply(image: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
     for i in range(augmentation.randaugment):
-        picture = apply_color_op(picture.astype(jnp.int32), change.operations[i], change.strengths[i])
+        image = apply_color_op(image.astype(jnp.int32), change.operations[i], change.strengths[i])
     if augmentation.moves:
-        picture = warp(picture, change.matrix, augmentation.fill, augmentation.cval)
-    picture = picture.astype(jnp.float32)
+        image = warp(image, change.matrix, augmentation.fill, augmentation.cval)
+    image = image.astype(jnp.float32)
     if augmentation.channel_shift:
-        picture = jnp.clip(picture + change.channel_shift, picture.min(), picture.max())
+        image = jnp.clip(image + change.channel_shift, image.min(), image.max())
     if augmentation.brightness:
-        picture = _clip(change.brightness * picture)
+        image = _clip(change.brightness * image)
     if augmentation.contrast:
-        picture = _blend(_luma(picture.mean((0, 1))), picture, change.contrast)
+        image = _blend(_luma(image.mean((0, 1))), image, change.contrast)
     if augmentation.saturation:
-        picture = _blend(_luma(picture), picture, change.saturation)
+        image = _blend(_luma(image), image, change.saturation)
     if augmentation.hue:
-        picture = turn_hue(picture, change.hue)
+        image = turn_hue(image, change.hue)
     if augmentation.erasing:
-        picture = _erase(picture, change.box, change.colour)
-    return picture
+        image = _erase(image, change.box, change.colour)
+    return image
 
 
-def warp(picture: jax.Array, matrix: jax.Array, fill: str = "nearest", cval: float = 0) -> jax.Array:
-    """float32 [height, width, channels]: `picture` (any real dtype, same shape) seen through `matrix` [2, 3].
+def warp(image: jax.Array, matrix: jax.Array, fill: str = "nearest", cval: float = 0) -> jax.Array:
+    """float32 [height, width, channels]: `image` (any real dtype, same shape) seen through `matrix` [2, 3].
 
     Bilinear, scipy's `affine_transform(..., order=1, mode=fill, cval=cval)`. With p a coordinate along an axis of n
     pixels, what is read instead of p outside 0..n - 1 is
@@ -81,8 +81,8 @@ def warp(picture: jax.Array, matrix: jax.Array, fill: str = "nearest", cval: flo
 
     A matrix of whole-pixel moves copies values bit for bit.
     """
-    height, width, channels = picture.shape
-    pixels = picture.reshape(-1, channels)  # one index a pixel is gathered faster than two
+    height, width, channels = image.shape
+    pixels = image.reshape(-1, channels)  # one index a pixel is gathered faster than two
     rows, columns = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
     row, column = _coordinate(matrix[0], rows, columns), _coordinate(matrix[1], rows, columns)
     top, down = _read(row, height, fill)
@@ -131,28 +131,28 @@ def _read(position: jax.Array, size: int, fill: str) -> tuple[jax.Array, jax.Arr
     return position >> _BITS, fraction[..., None]
 
 
-def _clip(picture: jax.Array) -> jax.Array:
-    return jnp.clip(picture, 0, 255)
+def _clip(image: jax.Array) -> jax.Array:
+    return jnp.clip(image, 0, 255)
 
 
-def _luma(picture: jax.Array) -> jax.Array:
+def _luma(image: jax.Array) -> jax.Array:
     """float32 [h, w, 1]. A sum, not a matrix product, which accelerators may round to bfloat16."""
-    return sum((weight * picture[..., i : i + 1] for i, weight in enumerate(_LUMA)), start=jnp.float32(0))
+    return sum((weight * image[..., i : i + 1] for i, weight in enumerate(_LUMA)), start=jnp.float32(0))
 
 
-def _blend(degenerate: jax.Array, picture: jax.Array, factor: jax.Array) -> jax.Array:
-    return _clip(degenerate + factor * (picture - degenerate))
+def _blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
+    return _clip(degenerate + factor * (image - degenerate))
 
 
-def turn_hue(picture: jax.Array, turns: jax.Array) -> jax.Array:
+def turn_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
     """float32 [..., 3], 0..255: the hexcone hue (Smith 1978) of every pixel moved by so many turns of the circle.
 
     With V the largest of the three, C its distance to the smallest and h in 0..6 the hue in sixths of the circle, a
     channel is V - C max(0, min(k, 4 - k, 1)), k = (n + h) mod 6, n = 5, 3, 1 for red, green, blue.
     """
-    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
-    value = picture.max(-1)
-    chroma = value - picture.min(-1)
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value = image.max(-1)
+    chroma = value - image.min(-1)
     step = 1 / jnp.where(chroma > 0, chroma, 1)  # a grey pixel has no hue: any will do
     hue = jnp.where(
         value == red,
@@ -164,9 +164,9 @@ def turn_hue(picture: jax.Array, turns: jax.Array) -> jax.Array:
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
-def _erase(picture: jax.Array, box: jax.Array, colour: jax.Array) -> jax.Array:
-    height, width, _ = picture.shape
+def _erase(image: jax.Array, box: jax.Array, colour: jax.Array) -> jax.Array:
+    height, width, _ = image.shape
     rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
     top, left, bottom, right = box
     covered = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return jnp.where(covered, colour, picture)
+    return jnp.where(covered, colour, image)

@@ -1,6 +1,6 @@
 """RandAugment's colour operations on whole grey levels, value for value as Pillow computes them.
 
-All are integer sums, or float32 products that are exact (see `randaugment.Drawn`): each is one function of the picture
+All are integer sums, or float32 products that are exact (see `randaugment.Drawn`): each is one function of the image
 on every machine and in every library.
 """
 
@@ -15,8 +15,8 @@ from flaxtl.data.augment.affine import about_centre
 _LEVELS = 256
 
 
-def apply_color_op(picture: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """int32 [height, width, 3], 0..255: one `randaugment.Operation` of 0..8 done to such a picture.
+def apply_color_op(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
+    """int32 [height, width, 3], 0..255: one `randaugment.Operation` of 0..8 done to such an image.
 
     nothing         x
     autocontrast    floor(255 (x - lo) / (hi - lo)), lo and hi the channel's own extremes; x where they are equal
@@ -34,12 +34,12 @@ def apply_color_op(picture: jax.Array, operation: jax.Array, strength: jax.Array
     where L = floor((19595 R + 38470 G + 7471 B + 32768) / 65536), Pillow's ITU-R 601 grey, and blend with d is
     truncation of d + strength (x - d) to a whole number, clipped to 0..255.
     """
-    # vmap turns a choice into all of its branches: they are tables of 256 values, and one blend of whole pictures
-    grey = _grey(picture)
-    toned = _look_up(picture, _tables(operation, strength, _counts(picture), _mean(grey)))
-    degenerate = jnp.where(operation == Operation.COLOUR, grey, _smooth(picture))
+    # vmap turns a choice into all of its branches: they are tables of 256 values, and one blend of whole images
+    grey = _grey(image)
+    toned = _look_up(image, _tables(operation, strength, _counts(image), _mean(grey)))
+    degenerate = jnp.where(operation == Operation.COLOUR, grey, _smooth(image))
     blends = (operation == Operation.COLOUR) | (operation == Operation.SHARPNESS)
-    return jnp.where(blends, _blend_images(degenerate, picture, strength), toned)
+    return jnp.where(blends, _blend_images(degenerate, image, strength), toned)
 
 
 def _tables(operation: jax.Array, strength: jax.Array, counts: jax.Array, mean: jax.Array) -> jax.Array:
@@ -78,23 +78,23 @@ def _equalize(level: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.minimum(spread, _LEVELS - 1), level)
 
 
-def _places(picture: jax.Array) -> jax.Array:
+def _places(image: jax.Array) -> jax.Array:
     """int32: every channel has 256 places of its own."""
-    return picture + _LEVELS * jnp.arange(picture.shape[-1])
+    return image + _LEVELS * jnp.arange(image.shape[-1])
 
 
-def _counts(picture: jax.Array) -> jax.Array:
+def _counts(image: jax.Array) -> jax.Array:
     """int32 [channels, 256]: how often each channel has each grey level."""
-    none = jnp.zeros(picture.shape[-1] * _LEVELS, jnp.int32)
-    return none.at[_places(picture)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
+    none = jnp.zeros(image.shape[-1] * _LEVELS, jnp.int32)
+    return none.at[_places(image)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
 
 
-def _look_up(picture: jax.Array, tables: jax.Array) -> jax.Array:
-    return tables.ravel().at[_places(picture)].get(mode="promise_in_bounds")
+def _look_up(image: jax.Array, tables: jax.Array) -> jax.Array:
+    return tables.ravel().at[_places(image)].get(mode="promise_in_bounds")
 
 
-def _grey(picture: jax.Array) -> jax.Array:
-    red, green, blue = picture[..., :1], picture[..., 1:2], picture[..., 2:]
+def _grey(image: jax.Array) -> jax.Array:
+    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
@@ -102,18 +102,18 @@ def _mean(grey: jax.Array) -> jax.Array:
     return (2 * grey.sum() + grey.size) // (2 * grey.size)
 
 
-def _smooth(picture: jax.Array) -> jax.Array:
-    height, width, _ = picture.shape
-    padded = jnp.pad(picture, ((1, 1), (1, 1), (0, 0)))
+def _smooth(image: jax.Array) -> jax.Array:
+    height, width, _ = image.shape
+    padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
     rows = padded[:-2] + padded[1:-1] + padded[2:]
-    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * picture
+    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
     edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    return jnp.where(edge, picture, (2 * around + 13) // 26)
+    return jnp.where(edge, image, (2 * around + 13) // 26)
 
 
-def _blend_images(degenerate: jax.Array, picture: jax.Array, factor: jax.Array) -> jax.Array:
-    mixed = degenerate + factor * (picture - degenerate)
+def _blend_images(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
+    mixed = degenerate + factor * (image - degenerate)
     return jnp.clip(mixed, 0, _LEVELS - 1).astype(jnp.int32)
 
 
@@ -136,7 +136,7 @@ class Operation(IntEnum):
     TRANSLATE_Y = 13
 
 
-# What magnitude 10 means: the ends of the ranges in AutoAugment's table 6 (Cubuk et al. 2018), whose pictures have 331
+# What magnitude 10 means: the ends of the ranges in AutoAugment's table 6 (Cubuk et al. 2018), whose images have 331
 # pixels a side.
 _ROTATE = 30.0  # degrees
 _SHEAR = 0.3  # pixels along one axis a pixel of the other
@@ -147,7 +147,7 @@ _SOLARIZE = 256  # grey levels that the threshold sinks by
 
 
 class RandAugmentParams(NamedTuple):
-    """What befalls one picture, one operation after another."""
+    """What befalls one image, one operation after another."""
 
     operations: jax.Array
     """int32 [n]: those of colour, 0..8; the others are NOTHING here."""

@@ -18,9 +18,9 @@ from flaxtl.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
-# No common set of pictures holds more in one archive (ImageNet-1k: 1,431,167); archives made to do harm may.
+# No common set of images holds more in one archive (ImageNet-1k: 1,431,167); archives made to do harm may.
 MAX_MEMBERS = 2_000_000
-# Pictures are compressed already and expand by a few percent, uncompressed BMP photographs about fivefold.
+# Images are compressed already and expand by a few percent, uncompressed BMP photographs about fivefold.
 MAX_EXPANSION = 20
 # Granted to every archive beside MAX_EXPANSION times its size, so that small archives of flat drawings pass.
 GRACE_BYTES = 2**30
@@ -81,7 +81,7 @@ def _unpacker(archive: Path) -> Callable[[Path, Path], None]:
     if not archive.exists():
         raise UserError(f"there is no archive {archive}; check the path")
     if not archive.is_file():
-        raise UserError(f"{archive} is no file; for a folder of pictures write folder:{archive}")
+        raise UserError(f"{archive} is no file; for a folder of images write folder:{archive}")
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
         raise UserError(f"{archive} is no archive by its name; expected one of {', '.join(SUFFIXES)}")
@@ -99,7 +99,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             elif member.isfile():
                 files.add(posixpath.normpath(member.name))
             elif not member.isdir():
-                raise UserError(f"{archive} holds the device {member.name!r} and is refused; pack the pictures alone")
+                raise UserError(f"{archive} holds the device {member.name!r} and is refused; pack the images alone")
             tar.extract(member, folder, filter="data")
         _check_end(stream, tar.offset)
 
@@ -127,7 +127,7 @@ def _check_link(archive: Path, link: tarfile.TarInfo, files: set[str]) -> None:
     if posixpath.normpath(posixpath.join(start, link.linkname)) not in files:
         raise UserError(
             f"{archive} is refused: its link {link.name!r} points to {link.linkname!r}, which is no earlier file of the"
-            " archive; pack the pictures themselves"
+            " archive; pack the images themselves"
         )
 
 
@@ -183,6 +183,6 @@ class _Gauge:
             )
         if self.bytes > self.limit:
             raise UserError(
-                f"{self.archive} is refused: it expands to more than {self.limit:,} bytes, which no pictures do;"
+                f"{self.archive} is refused: it expands to more than {self.limit:,} bytes, which no images do;"
                 " extract it yourself if you trust it"
             )

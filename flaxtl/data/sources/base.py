@@ -1,4 +1,4 @@
-"""Where pictures come from: one string names a source, one function lists its pictures."""
+"""Where images come from: one string names a source, one function lists its images."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from flaxtl.errors import UserError, unknown
 
 
 def open_source(source: str, cache: Path) -> DatasetIndex:
-    """The pictures of `source`; what must be drawn, extracted or downloaded lands in `cache`, once.
+    """The images of `source`; what must be drawn, extracted or downloaded lands in `cache`, once.
 
     Args:
-      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME', 'csv:FILE' or 'garden'.
+      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME', 'csv:FILE' or 'synthetic'.
       cache: where made folders are kept: garden_EDITION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
 
     Raises:
@@ -39,7 +39,7 @@ def _place(source: str, cache: Path) -> Path:
     scheme, _, place = source.partition(":")
     if scheme not in _SCHEMES:
         raise _no_scheme(source, scheme)
-    if (scheme == "garden") == bool(place):
+    if (scheme == "synthetic") == bool(place):
         raise UserError(f"source {source!r} is incomplete or too long; write it as {_SCHEMES[scheme][0]}")
     return _SCHEMES[scheme][1](place, cache)
 
@@ -99,7 +99,7 @@ def _tfds(place: str, cache: Path) -> Path:
 
 _SCHEMES: dict[str, tuple[str, Callable[[str, Path], Path]]] = {
     "folder": ("folder:PATH", _path),
-    "garden": ("garden", _garden),
+    "synthetic": ("synthetic", _garden),
     "archive": ("archive:FILE", _archive),
     "tfds": ("tfds:NAME", _tfds),
     "csv": ("csv:FILE", _path),

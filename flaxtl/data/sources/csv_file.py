@@ -1,4 +1,4 @@
-"""What a CSV file lists: the pictures of a source whose labels are in a table and not in the names of folders."""
+"""What a CSV file lists: the images of a source whose labels are in a table and not in the names of folders."""
 
 import csv
 import re
@@ -10,15 +10,15 @@ from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, IndexReport, 
 from flaxtl.errors import UserError
 
 COLUMNS = ("path", "label", "split", "sha256")
-"""What a CSV file may tell of a picture; the first two it must."""
+"""What a CSV file may tell of an image; the first two it must."""
 
 
 def scan_csv(file: Path) -> DatasetIndex:
-    """The pictures that a CSV file lists, in the order of its rows.
+    """The images that a CSV file lists, in the order of its rows.
 
     The first row names the columns, in any order: path and label, and if wanted split and sha256. A path that is not
     absolute counts from the folder of the file. A split is train, validation ('val', 'valid') or test, for every
-    picture or for none. The text is UTF-8, with or without a byte-order mark; empty rows are skipped.
+    image or for none. The text is UTF-8, with or without a byte-order mark; empty rows are skipped.
 
     Raises:
       UserError: the file cannot be read, is no such table, or its first faulty row, by its number (the first row is 1).
@@ -46,17 +46,17 @@ def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
     for number, row in enumerate(rows, start=2):
         if not row:
             continue
-        picture, fault = _picture(nothing | dict(zip(columns, row, strict=False)), folder)
+        image, fault = _image(nothing | dict(zip(columns, row, strict=False)), folder)
         if len(row) != len(columns):
             fault = f"it has {len(row)} columns instead of {len(columns)}"
-        elif picture.path in found:
-            fault = f"{picture.path} was listed before"
+        elif image.path in found:
+            fault = f"{image.path} was listed before"
         if fault:
             complaints.append(f"{file} has a fault in row {number}: {fault}; correct the row or remove it")
         else:
-            found[picture.path] = picture
+            found[image.path] = image
     if not found and not complaints:
-        complaints.append(f"{file} lists no pictures; give it one row per picture")
+        complaints.append(f"{file} lists no images; give it one row per image")
     return DatasetIndex(tuple(found.values()), str(file)), complaints
 
 
@@ -84,8 +84,8 @@ def _columns(file: Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _picture(row: dict[str, str], folder: Path) -> tuple[SourceImage, str | None]:
-    """The picture of a row, and what is wrong with it."""
+def _image(row: dict[str, str], folder: Path) -> tuple[SourceImage, str | None]:
+    """The image of a row, and what is wrong with it."""
     label, split, sha256 = row.get("label", ""), row.get("split"), row.get("sha256", "").lower() or None
     found = SourceImage(folder / row["path"], label, split_of(split) if split is not None else None, sha256)
     fault = None

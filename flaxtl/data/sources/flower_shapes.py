@@ -1,6 +1,6 @@
 """The five kinds of flower, as curved petals in space, projected and shaded on a Pillow canvas.
 
-Lengths are fractions of the picture's side on the canvas (x to the right, y downwards) and fractions of the flower's
+Lengths are fractions of the image's side on the canvas (x to the right, y downwards) and fractions of the flower's
 radius in the flower's own axes (z towards the tip of the flower). Angles are radians. Colours are RGB in 0..255.
 Proportions and colours are chosen by eye.
 """
@@ -26,7 +26,7 @@ LEAF, BROWN = (78, 122, 50), (74, 46, 24)
 class Pose:
     """Where a flower stands and how it looks at us.
 
-    `tilt` 0 shows the face, pi/2 the profile with the tip up; `roll` turns the result clockwise in the picture.
+    `tilt` 0 shows the face, pi/2 the profile with the tip up; `roll` turns the result clockwise in the image.
     """
 
     x: float

@@ -1,4 +1,4 @@
-"""What a source holds, before anything is decided: picture files with their labels and, where given, their splits."""
+"""What a source holds, before anything is decided: image files with their labels and, where given, their splits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # left behind by fi
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One picture file: absolute path, class name, split (None: to be decided), SHA-256 in lower-case hex if listed."""
+    """One image file: absolute path, class name, split (None: to be decided), SHA-256 in lower-case hex if listed."""
 
     path: Path
     label: str
@@ -28,7 +28,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """The pictures of a source, and the folder or file that they were listed from."""
+    """The images of a source, and the folder or file that they were listed from."""
 
     found: tuple[SourceImage, ...]
     origin: str
@@ -40,13 +40,13 @@ class DatasetIndex:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The given splits that hold pictures, in the order train, validation, test; empty where none are given."""
+        """The given splits that hold images, in the order train, validation, test; empty where none are given."""
         present = {found.split for found in self.found}
         return tuple(split for split in SPLITS if split in present)
 
     @property
     def given(self) -> bool:
-        """Whether the source itself says which picture is in which split."""
+        """Whether the source itself says which image is in which split."""
         return bool(self.splits)
 
 
@@ -54,7 +54,7 @@ class IndexReport(NamedTuple):
     """A listing with all that is wrong about it.
 
     `complaints` are sentences, each of which keeps a run from training on the source; `listing` holds what could be
-    listed in spite of them. `passed_over` are files that are no pictures by their suffix; hidden ones are not told.
+    listed in spite of them. `passed_over` are files that are no images by their suffix; hidden ones are not told.
     """
 
     listing: DatasetIndex
@@ -63,16 +63,16 @@ class IndexReport(NamedTuple):
 
 
 def scan_folder(folder: Path) -> DatasetIndex:
-    """The pictures of a folder in one of two layouts, told apart by what is there.
+    """The images of a folder in one of two layouts, told apart by what is there.
 
     FOLDER/{train,validation,test}/CLASS/*: with splits ('val' and 'valid' mean validation, in upper or lower case).
     FOLDER/CLASS/*: without splits; a class may be called 'train' as long as that holds no folders.
 
-    Pictures are files with a suffix of `decode.EXTENSIONS`; other files, and whatever is hidden, count for nothing.
-    A picture where none belongs (beside the classes, in a folder within a class) is an error: none is dropped unsaid.
+    Images are files with a suffix of `decode.EXTENSIONS`; other files, and whatever is hidden, count for nothing.
+    An image where none belongs (beside the classes, in a folder within a class) is an error: none is dropped unsaid.
 
     Returns:
-      Pictures sorted by split (train, validation, test), class and file name.
+      Images sorted by split (train, validation, test), class and file name.
 
     Raises:
       UserError: there is no such folder, or the first fault of its layout.
@@ -91,14 +91,14 @@ def inspect_folder(folder: Path) -> IndexReport:
 
 
 def find_problems(listing: DatasetIndex) -> tuple[str, ...]:
-    """What a listing lacks to be trained on, as sentences: two classes, training pictures, a class in some split."""
+    """What a listing lacks to be trained on, as sentences: two classes, training images, a class in some split."""
     if listing.found and len(listing.classes) < 2:
         return (f"{listing.origin} holds only one class, {listing.classes[0]!r}; a classifier needs two or more",)
     if not listing.given:
         return ()
     if "train" not in listing.splits:
         told = ", ".join(listing.splits)
-        absent = f"{listing.origin} holds {told} but no train pictures; move a part of the pictures there, or deal"
+        absent = f"{listing.origin} holds {told} but no train images; move a part of the images there, or deal"
         return (f"{absent} out all of them anew by flaxtl split", *_missing_classes(listing))
     return tuple(_missing_classes(listing))
 
@@ -109,7 +109,7 @@ def _missing_classes(listing: DatasetIndex) -> list[str]:
         if found.split:
             classes[found.split].add(found.label)
     return [
-        f"the {split} pictures of {listing.origin} lack the class(es) {listed(missing)} of the other splits; every"
+        f"the {split} images of {listing.origin} lack the class(es) {listed(missing)} of the other splits; every"
         " split needs the same classes"
         for split, present in classes.items()
         if (missing := sorted(set(listing.classes) - present))
@@ -135,7 +135,7 @@ def _existing(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"there is no folder {folder}; check the path that stands behind folder:")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder of pictures; write csv:{folder} or archive:{folder}")
+        raise UserError(f"{folder} is a file, not a folder of images; write csv:{folder} or archive:{folder}")
     return folder.resolve()
 
 
@@ -143,7 +143,7 @@ class _Inside(NamedTuple):
     """What lies in a folder, each sorted by name."""
 
     folders: list[Path]
-    pictures: list[Path]
+    images: list[Path]
 
 
 class _Scan:
@@ -171,7 +171,7 @@ class _Scan:
         found = _Inside([], [])
         try:
             for path in sorted(path for path in folder.iterdir() if _visible(path)):
-                kind = found.folders if path.is_dir() else found.pictures if _is_picture(path) else self.passed_over
+                kind = found.folders if path.is_dir() else found.images if _is_image(path) else self.passed_over
                 kind.append(path)
         except OSError as error:  # a folder that may be listed but not entered tells its names and nothing else
             self.complaints.append(f"cannot read the folder {folder}: {error.strerror}; correct its permissions")
@@ -197,27 +197,27 @@ class _Scan:
         self._loose(place, inside)
         if not classes:
             self.complaints.append(
-                f"{place} holds no class folders; put the pictures of each class into a folder of its name"
+                f"{place} holds no class folders; put the images of each class into a folder of its name"
             )
-        for folder, (folders, pictures) in classes.items():
+        for folder, (folders, images) in classes.items():
             if folders:
                 self.complaints.append(
-                    f"{folders[0]} is a folder within a class; put pictures directly into the class folders, and if"
+                    f"{folders[0]} is a folder within a class; put images directly into the class folders, and if"
                     f" {folder.name!r} is a split, name it train, validation or test"
                 )
-            elif not pictures:
+            elif not images:
                 kinds = ", ".join(sorted(EXTENSIONS))
-                self.complaints.append(f"the class folder {folder} holds no pictures ({kinds}); fill or remove it")
-            self.found += [SourceImage(path, folder.name, split) for path in pictures]
+                self.complaints.append(f"the class folder {folder} holds no images ({kinds}); fill or remove it")
+            self.found += [SourceImage(path, folder.name, split) for path in images]
 
     def _loose(self, place: Path, inside: _Inside) -> None:
-        if loose := inside.pictures:
+        if loose := inside.images:
             self.complaints.append(
-                f"{place} holds {len(loose)} picture(s) outside the class folders, such as {loose[0].name}; move them"
+                f"{place} holds {len(loose)} image(s) outside the class folders, such as {loose[0].name}; move them"
                 " into one folder per class, or away"
             )
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     """By its suffix. A link to nowhere counts, so that it is reported as missing; a pipe or a device does not."""
     return path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists())

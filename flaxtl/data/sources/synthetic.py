@@ -1,6 +1,6 @@
 """The built-in demo data: five kinds of flower, drawn, so that a first run needs no download.
 
-A picture is a background, one to five flowers of a kind, grass in front of them, and the light of the day. All of it
+An image is a background, one to five flowers of a kind, grass in front of them, and the light of the day. All of it
 but the flower heads and their tilt comes from the same distributions for every kind: only the flowers tell.
 """
 
@@ -27,7 +27,7 @@ _KINDS: dict[str, tuple[flower_shapes.Head, tuple[float, float]]] = {
 CLASSES: tuple[str, ...] = tuple(_KINDS)
 
 DATASET_VERSION = (
-    1  # raise it when the same numbers draw other pictures, so that an older garden is not taken for this one
+    1  # raise it when the same numbers draw other images, so that an older garden is not taken for this one
 )
 _OVERSAMPLING = 3  # the foreground is drawn so many times larger and then averaged: smooth edges
 _RECORD = "garden.json"
@@ -43,17 +43,17 @@ _BLOSSOMS: tuple[Color, ...] = (
 
 
 def draw_flower(kind: str, seed: int, size: int = 160) -> Image.Image:
-    """One RGB picture of `size` x `size` pixels: the first of its kind that `plant` would draw from this seed.
+    """One RGB image of `size` x `size` pixels: the first of its kind that `plant` would draw from this seed.
 
     A pure function of its arguments; `seed` is at least 0. Raises UserError for a kind that is not in `CLASSES`.
     """
     if kind not in CLASSES:
         raise errors.unknown("flower", kind, CLASSES)
-    return _picture(kind, seed, 0, size)
+    return _image(kind, seed, 0, size)
 
 
 def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: int = 160) -> Path:
-    """Writes `directory`/<class>/<class>_0000.jpg ... for every class, `per_class` pictures each; returns `directory`.
+    """Writes `directory`/<class>/<class>_0000.jpg ... for every class, `per_class` images each; returns `directory`.
 
     The folder takes its name only when it is whole, and is left alone when it already is this very garden.
 
@@ -62,7 +62,7 @@ def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: 
     """
     if per_class < 1 or size < 1 or seed < 0:
         raise errors.UserError(
-            f"no garden of {per_class} pictures a class, {size} pixels wide, from seed {seed}; use 1, 1 and 0 or more"
+            f"no garden of {per_class} images a class, {size} pixels wide, from seed {seed}; use 1, 1 and 0 or more"
         )
     record = json.dumps({"edition": DATASET_VERSION, "per_class": per_class, "seed": seed, "size": size}) + "\n"
     if _holds(directory, record, per_class):
@@ -72,7 +72,7 @@ def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: 
             (folder / kind).mkdir()
             for index in range(per_class):
                 file = folder / kind / f"{kind}_{index:04d}.jpg"
-                _picture(kind, seed, index, size).save(file, quality=90)
+                _image(kind, seed, index, size).save(file, quality=90)
         (folder / _RECORD).write_text(record, encoding="utf-8")
     return directory
 
@@ -88,7 +88,7 @@ def _holds(directory: Path, record: str, per_class: int) -> bool:
     raise errors.UserError(f"{directory} holds something other than this garden; move it away or name another folder")
 
 
-def _picture(kind: str, seed: int, index: int, size: int) -> Image.Image:
+def _image(kind: str, seed: int, index: int, size: int) -> Image.Image:
     rng = np.random.default_rng([seed, CLASSES.index(kind), index])
     light = np.array([rng.uniform(-0.8, 0.8), rng.uniform(-0.9, -0.2), 0.8])
     light /= np.linalg.norm(light)
@@ -171,7 +171,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> Array:
 
 
 def _blend(mask: Array, low: Color, high: Color) -> Image.Image:
-    """The RGB picture that goes from `low` to `high` as `mask` [size, size] goes from 0 to 1."""
+    """The RGB image that goes from `low` to `high` as `mask` [size, size] goes from 0 to 1."""
     mixed = np.asarray(low) + (np.asarray(high) - np.asarray(low)) * mask[..., None]
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""A TensorFlow Datasets set -> folders of classes that hold the original encoded pictures.
+"""A TensorFlow Datasets set -> folders of classes that hold the original encoded images.
 
 TFDS downloads and prepares, for which it may load TensorFlow (its own sessions keep to the CPU). The prepared records
 are read here without TensorFlow, so that the accelerator's memory stays with JAX.
@@ -20,11 +20,11 @@ _SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": "
 
 
 def export_tfds(name: str, into: Path, data_dir: Path | None = None) -> Path:
-    """Writes every labelled picture of a TFDS set, byte for byte, to the folder `into`, unless that exists already.
+    """Writes every labelled image of a TFDS set, byte for byte, to the folder `into`, unless that exists already.
 
     A set with one split (tf_flowers) becomes `into`/CLASS/SPLIT_INDEX.jpg, for flaxtl to split; a set with two or more
     of train, validation and test becomes `into`/SPLIT/CLASS/SPLIT_INDEX.jpg with the splits as published. INDEX is the
-    position in the split, six digits. A '/' in a class name becomes '-'. Pictures without a label are left out.
+    position in the split, six digits. A '/' in a class name becomes '-'. Images without a label are left out.
 
     Args:
       name: as for `tfds.builder`: 'tf_flowers', or with configuration and version 'name/config:1.0.0'.
@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
-    """The names of the picture and the class in an example."""
+    """The names of the image and the class in an example."""
     from tensorflow_datasets import features
 
     keys = info.supervised_keys
@@ -95,7 +95,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
         and isinstance(info.features[keys[0]], features.Image)
         and isinstance(info.features[keys[1]], features.ClassLabel)
     ):
-        raise UserError(f"TFDS set {name!r} is no image classification: it does not pair one picture with one class")
+        raise UserError(f"TFDS set {name!r} is no image classification: it does not pair one image with one class")
     return keys[0], keys[1]
 
 
@@ -109,11 +109,11 @@ def _splits(name: str, published: list[str]) -> list[str]:
 
 
 def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split in the order of its files, pictures as encoded bytes."""
+    """The examples of a split in the order of its files, images as encoded bytes."""
     from tensorflow_datasets import decode, features
 
-    pictures = [key for key, feature in builder.info.features.items() if isinstance(feature, features.Image)]
-    skip = {key: decode.SkipDecoding() for key in pictures}
+    images = [key for key, feature in builder.info.features.items() if isinstance(feature, features.Image)]
+    skip = {key: decode.SkipDecoding() for key in images}
     if builder.info.file_format.value != "tfrecord":
         yield from builder.as_data_source(split, decoders=skip)
         return
@@ -133,9 +133,9 @@ def _records(file: Path) -> Iterator[bytes]:
             yield record[:-4]
 
 
-def _write(folder: Path, stem: str, picture: bytes, name: str) -> None:
-    suffix = next((suffix for start, suffix in _SIGNATURES.items() if picture.startswith(start)), None)
+def _write(folder: Path, stem: str, image: bytes, name: str) -> None:
+    suffix = next((suffix for start, suffix in _SIGNATURES.items() if image.startswith(start)), None)
     if suffix is None:
-        raise UserError(f"TFDS set {name!r} holds a picture that is neither JPEG, PNG, GIF nor BMP: {stem}")
+        raise UserError(f"TFDS set {name!r} holds an image that is neither JPEG, PNG, GIF nor BMP: {stem}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / (stem + suffix)).write_bytes(picture)
+    (folder / (stem + suffix)).write_bytes(image)

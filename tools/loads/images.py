@@ -1,4 +1,4 @@
-"""Pictures made quickly, no two alike to a perceptual hash."""
+"""Images made quickly, no two alike to a perceptual hash."""
 
 from collections.abc import Iterable
 from pathlib import Path

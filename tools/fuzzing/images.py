@@ -1,4 +1,4 @@
-"""Valid pictures of every format and mode, and all that reads pictures."""
+"""Valid images of every format and mode, and all that reads images."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,14 +15,14 @@ from fuzzing.subject import Subject
 SIDE = (24, 20)
 
 
-def pictures(folder: Path) -> list[Subject]:
+def images(folder: Path) -> list[Subject]:
     """JPEG, PNG, GIF, WebP, BMP, TIFF and PPM, a few of each in other modes, with metadata and in frames."""
     noise = np.random.default_rng(0).integers(0, 256, (SIDE[1], SIDE[0], 4), dtype=np.uint8)
     rgba = Image.fromarray(noise)
     rgb, cmyk = rgba.convert("RGB"), Image.fromarray(noise, "CMYK")
     deep = Image.fromarray(np.arange(SIDE[0] * SIDE[1], dtype=np.uint16).reshape(SIDE[::-1]) * 100)
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "a picture"  # Orientation, ImageDescription
+    exif[0x0112], exif[0x010E] = 6, "an image"  # Orientation, ImageDescription
     for name, image, options in (
         ("exif.jpg", rgb, {"exif": exif, "quality": 90}),
         ("progressive.jpg", rgb, {"progressive": True, "icc_profile": b"profile" * 20}),

@@ -1,4 +1,4 @@
-"""Every setting of a recipe with its type, its default and its meaning: the comment beside it in flaxtl/config.py."""
+"""Every setting of a config with its type, its default and its meaning: the comment beside it in flaxtl/config.py."""
 
 import ast
 import io
@@ -20,9 +20,9 @@ KINDS = {
 }
 """How a default's type is called."""
 
-INTRODUCTION = """# Recipe reference
+INTRODUCTION = """# Config reference
 
-A recipe is a Python file with `get_config()`, which returns an `ml_collections.ConfigDict`. Whatever it leaves out has
+A config is a Python file with `get_config()`, which returns an `ml_collections.ConfigDict`. Whatever it leaves out has
 the default below, and every setting can be changed on the command line: `--config.KEY=VALUE`, such as
 `--config.head.units='(256,128)'`. A key that does not exist is an error that suggests the right one.
 """
