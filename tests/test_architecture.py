@@ -34,7 +34,6 @@ LEVELS = (
 
 EXCEPTIONS = {
     ("flaxtl/evaluation/gradcam.py", "report"),
-    ("flaxtl/pretrained/backbone.py", "train"),
 }
 """Files that still import upward, and what."""
 

@@ -23,13 +23,13 @@ from flaxtl.evaluation import calibration, classification, tta
 from flaxtl.evaluation import predictions as predictions_file
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.predictor import TrainedRun, load_trained_run
+from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import decode_examples, tidy
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.feature_cache import SplitData
-from flaxtl.train.param_groups import FlatParams
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.trainer import TrainResult

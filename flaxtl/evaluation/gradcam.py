@@ -20,10 +20,9 @@ from flaxtl.evaluation import heatmaps, run_files
 from flaxtl.evaluation.heatmaps import Heatmaps, HeatmapSet
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.evaluation.run_files import RunRecord
-from flaxtl.models.classifier import Classifier, Parameters, forward
+from flaxtl.models.classifier import Classifier, Parameters, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
 from flaxtl.report import galleries
-from flaxtl.train.param_groups import unflatten
 
 FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
 """Kinds of layers that make no features: they have those of the layer before them, at fewer or other places."""
@@ -196,7 +195,7 @@ def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDA
     size = math.ceil(n / batches)
     filled = [np.resize(array, (batches * size, *array.shape[1:])) for array in (images, classes)]
     # Of a run of many processes only this one is left: parameters go to its own device.
-    parameters = jax.device_put(jax.device_get(unflatten(run.parameters)))
+    parameters = jax.device_put(jax.device_get(unflatten_params(run.parameters)))
 
     @jax.jit
     def maps(parameters: Parameters, images: jax.Array, classes: jax.Array) -> jax.Array:

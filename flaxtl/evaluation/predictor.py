@@ -17,13 +17,12 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictions import ImagePredictions
 from flaxtl.models import classifier, imagenet, registry
-from flaxtl.models.classifier import Classifier, Parameters, forward
+from flaxtl.models.classifier import Classifier, FlatParams, Parameters, forward, unflatten_params
 from flaxtl.models.spec import ModelSpec
 from flaxtl.parallel import devices
 from flaxtl.pretrained.backbone import headless_model, load_backbone
 from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.param_groups import FlatParams, unflatten
 from flaxtl.train.setup import RunSetup, build_setup
 
 
@@ -82,7 +81,7 @@ class Predictor(NamedTuple):
 def run_predictor(run: TrainedRun) -> Predictor:
     """A trained run's network."""
     setup = run.setup
-    return Predictor(setup.network.model, unflatten(run.parameters), setup.resize, setup.manifest.classes)
+    return Predictor(setup.network.model, unflatten_params(run.parameters), setup.resize, setup.manifest.classes)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:

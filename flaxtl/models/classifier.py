@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,36 @@ from flaxtl.models.tracer import SKIPPED, Layer, Skipped, Value, cut_points, ker
 Parameters = dict[str, dict[str, dict[str, jax.Array]]]
 """section ('backbone', 'head') -> layer name -> leaf name -> array, the statistics of batch norms among them."""
 
+FlatParams = dict[str, jax.Array]
+"""'section/layer/leaf' -> array, such as 'backbone/block5_conv3/kernel'."""
+
+Leaf = TypeVar("Leaf")
+NestedParams = dict[str, dict[str, dict[str, Leaf]]]
+
 BATCH_STATS = frozenset({"mean", "var"})
 """Names of the leaves that no gradient moves: what a batch norm remembers of the batches it saw."""
 
 NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 """Added to no layer."""
+
+
+def flatten_params(tree: NestedParams[Leaf]) -> dict[str, Leaf]:
+    """Convert section -> layer -> leaf -> value to 'section/layer/leaf' -> value."""
+    return {
+        f"{section}/{layer}/{leaf}": value
+        for section, layers in tree.items()
+        for layer, leaves in layers.items()
+        for leaf, value in leaves.items()
+    }
+
+
+def unflatten_params(flat: Mapping[str, Leaf]) -> NestedParams[Leaf]:
+    """Invert `flatten_params`."""
+    tree: NestedParams[Leaf] = {}
+    for path, value in flat.items():
+        section, layer, leaf = path.split("/")
+        tree.setdefault(section, {}).setdefault(layer, {})[leaf] = value
+    return tree
 
 
 class ModelOutput(NamedTuple):

@@ -13,16 +13,13 @@ from flaxtl import pretrained
 from flaxtl.console import table
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier
+from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.head import Head
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download, safetensors_io
 from flaxtl.pretrained.convert import adapt_preprocessing
 from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights
 from flaxtl.pretrained.merge import ExpectedShapes
-from flaxtl.train import param_groups
-from flaxtl.train.param_groups import FlatParams
-from flaxtl.train.setup import ModelInfo
 
 BUILTIN = Path(pretrained.__file__).parent / "builtin"
 
@@ -34,18 +31,18 @@ class InitialParams(NamedTuple):
     origin: str
 
 
-def initial_params(config: Any, network: ModelInfo, say: Callable[[str], None]) -> InitialParams:
+def initial_params(config: Any, model: Classifier, say: Callable[[str], None]) -> InitialParams:
     """The parameters a run starts from: float32, on the default device."""
-    data, model = config.data, network.model
+    data = config.data
     key = jax.random.key(config.seed)
     request = str(config.weights.path)
     if request == "random":
         fresh = classifier.init_params(model, data.height, data.width, key, head_only=False)
-        return InitialParams(param_groups.flatten(fresh), "random")
+        return InitialParams(classifier.flatten_params(fresh), "random")
     found = load_backbone(model, request, say)
     head = classifier.init_params(model, data.height, data.width, key, head_only=True)
     base = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in found.tree.items()}
-    return InitialParams(param_groups.flatten({"backbone": base, **head}), found.origin)
+    return InitialParams(classifier.flatten_params({"backbone": base, **head}), found.origin)
 
 
 def load_backbone(

@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
+from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
-from flaxtl.train.param_groups import FlatParams
 from flaxtl.train.train_step import TrainState
 
 _KEPT = 2  # of latest: the one before is there if the last one is damaged

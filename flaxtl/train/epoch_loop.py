@@ -17,13 +17,13 @@ import numpy as np
 from flaxtl.data.loaders import Batch, DeviceLoader, Loader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
+from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
 from flaxtl.train.eval_loop import DispatchThrottle, evaluate_metrics
 from flaxtl.train.logger import MetricLogger
 from flaxtl.train.metrics import Metrics, MetricSums, compute_metrics
-from flaxtl.train.param_groups import FlatParams
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.signals import StopSignal

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.loaders import Loader
+from flaxtl.models.classifier import FlatParams
 from flaxtl.train.metrics import Metrics, MetricSums, compute_metrics
-from flaxtl.train.param_groups import FlatParams
 from flaxtl.train.train_step import EvalStep
 
 MAX_PENDING_RESULTS = 2

@@ -29,10 +29,9 @@ from flaxtl.data.loaders import (
 )
 from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import Classifier, forward
+from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
-from flaxtl.train.param_groups import FlatParams, unflatten
 
 Item = TypeVar("Item")
 
@@ -118,7 +117,7 @@ def _program(
     def run(parameters: FlatParams, seen: jax.Array, passes: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
         if views.augmentation is not None:
             seen = augment(example_keys(views.seed, passes, indices), seen, views.augmentation)
-        taps = forward(model, unflatten(parameters), seen, stop=cuts[-1], taps=cuts).taps
+        taps = forward(model, unflatten_params(parameters), seen, stop=cuts[-1], taps=cuts).taps
         return {cut: output.astype(views.dtype) for cut, output in taps.items()}
 
     whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)

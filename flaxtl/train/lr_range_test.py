@@ -16,6 +16,7 @@ from rich.console import Console
 from flaxtl.config import config_to_json
 from flaxtl.console import progress_bar
 from flaxtl.errors import UserError, listed, unknown
+from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices
 from flaxtl.pretrained import backbone
 from flaxtl.train import run_dir, train_step
@@ -24,7 +25,7 @@ from flaxtl.train.datasets import load_splits
 from flaxtl.train.epoch_loop import Way
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import Rate, make_optimizer
-from flaxtl.train.param_groups import FlatParams, ParamGroups
+from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup, load_manifest
 from flaxtl.train.train_step import TrainState
@@ -63,7 +64,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
             "none; let flaxtl train come so far there, or give the --workdir of a run that did"
         )
     if parameters is None:
-        parameters = devices.replicate(backbone.initial_params(config, setup.network, say).parameters, setup.mesh)
+        parameters = devices.replicate(backbone.initial_params(config, setup.network.model, say).parameters, setup.mesh)
     setup, inputs, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
     material = Material(setup, inputs, lambda title, n: progress_bar(console, title, n), say)
     return PhaseStart(material, setup.phases[number], parameters)

@@ -6,36 +6,12 @@ Parameters are held flat, by path: 'backbone/block5_conv3/kernel'.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
-
-import jax
+from typing import Generic, NamedTuple
 
 from flaxtl.errors import UserError, unknown
-from flaxtl.models.classifier import BATCH_STATS
+from flaxtl.models.classifier import BATCH_STATS, Leaf
 
-FlatParams = dict[str, jax.Array]
 Rule = tuple[str, str]
-Leaf = TypeVar("Leaf")
-Nested = dict[str, dict[str, dict[str, Leaf]]]
-
-
-def flatten(tree: Nested[Leaf]) -> dict[str, Leaf]:
-    """section -> layer -> leaf -> value becomes 'section/layer/leaf' -> value."""
-    return {
-        f"{section}/{layer}/{leaf}": value
-        for section, layers in tree.items()
-        for layer, leaves in layers.items()
-        for leaf, value in leaves.items()
-    }
-
-
-def unflatten(flat: Mapping[str, Leaf]) -> Nested[Leaf]:
-    """The inverse of `flatten`."""
-    tree: Nested[Leaf] = {}
-    for path, value in flat.items():
-        section, layer, leaf = path.split("/")
-        tree.setdefault(section, {}).setdefault(layer, {})[leaf] = value
-    return tree
 
 
 def assign_groups(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:

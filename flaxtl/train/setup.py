@@ -89,9 +89,9 @@ def build_model(config: Any, classes: int) -> ModelInfo:
     head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
     model = Classifier(architecture, head, config.model.output_layer or None, DTYPES[config.dtype])
     size = (config.data.height, config.data.width)
-    shapes = param_groups.flatten(classifier.param_shapes(model, *size))
+    shapes = classifier.flatten_params(classifier.param_shapes(model, *size))
     # Rules are for the whole network, so that cutting its base asks for no others.
-    whole = param_groups.flatten(classifier.param_shapes(model.clone(last=None), *size)) if model.last else shapes
+    whole = classifier.flatten_params(classifier.param_shapes(model.clone(last=None), *size)) if model.last else shapes
     assigned = param_groups.assign_groups(list(whole), config.param_groups or architecture.groups)
     kept = {path: assigned[path] for path in shapes}
     cut = frozenset(assigned.values()) - frozenset(kept.values())

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from flaxtl.config import config_to_json
 from flaxtl.data.loaders import Loader, MappedLoader
+from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.pretrained import backbone
 from flaxtl.pretrained.backbone import InitialParams
@@ -22,7 +23,6 @@ from flaxtl.train.epoch_loop import EpochLoop, Leg, Way
 from flaxtl.train.feature_cache import ProgressFn, SplitData, param_digests
 from flaxtl.train.logger import MetricLogger, group_table, layer_rows
 from flaxtl.train.optimizers import phase_optimizer
-from flaxtl.train.param_groups import FlatParams
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup, check_names, load_manifest
 from flaxtl.train.signals import StopSignal
@@ -208,7 +208,7 @@ def train(
     with Checkpoints(workdir, say) as checkpoints:
         # 4. Pretrained weights, unless there is a checkpoint.
         last = checkpoints.restore_last_phase(setup.abstract_parameters()) if resumes else None
-        start = None if last else backbone.initial_params(config, setup.network, say)
+        start = None if last else backbone.initial_params(config, setup.network.model, say)
         # 5. Every image of every split.
         setup, inputs, skipped = load_splits(setup, manifest.splits, console, may_skip=not resumes)
         _agree(setup, inputs, start)

@@ -22,7 +22,7 @@ from flaxtl import __version__
 from flaxtl.errors import UserError
 from flaxtl.evaluation.predictor import TrainedRun, predict, run_predictor
 from flaxtl.export import exporter, formats
-from flaxtl.train.param_groups import unflatten
+from flaxtl.models.classifier import unflatten_params
 
 ROUNDING = 2e-6
 """Of a probability: XLA and onnxruntime, and XLA for another batch, order the sums of a layer differently. Four
@@ -104,7 +104,9 @@ def test_weights_are_bit_for_bit_those_of_the_run(exported, run):
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         card = json.loads(file.metadata()["flaxtl"])
     assert card["classes"] == ["blue", "green", "red"]
-    assert {f"{section}/{layer}" for section, layers in unflatten(run.parameters).items() for layer in layers} == {
+    assert {
+        f"{section}/{layer}" for section, layers in unflatten_params(run.parameters).items() for layer in layers
+    } == {
         "backbone/block1_conv1",
         "backbone/block1_conv2",
         "backbone/block2_conv1",

@@ -18,7 +18,7 @@ KERAS_FILE = Path(__file__).parents[3] / "shared" / "weights" / "vgg16_weights_t
 
 def start(**changes):
     config = tiny_run.config("unused", **changes)
-    return backbone.initial_params(config, build_model(config, classes=3), say=lambda text: None)
+    return backbone.initial_params(config, build_model(config, classes=3).model, say=lambda text: None)
 
 
 def layers(parameters, section):

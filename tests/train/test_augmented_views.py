@@ -17,12 +17,11 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.loaders import MappedLoader, ViewsLoader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import forward
+from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train import datasets, feature_cache, trainer
 from flaxtl.train.feature_cache import AugmentedViews, CutLayers, SplitData
 from flaxtl.train.logger import read_metrics
-from flaxtl.train.param_groups import unflatten
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -79,7 +78,7 @@ def directly(prepared, parameters, images):
     @jax.jit
     def run(indices, passes):
         seen = augment(example_keys(SEED, passes, indices), images[indices], FLIPS)
-        return forward(prepared.network.model, unflatten(parameters), seen, stop=CUTS[1]).output
+        return forward(prepared.network.model, unflatten_params(parameters), seen, stop=CUTS[1]).output
 
     return np.asarray(run(*(part.astype(np.int32) for part in np.divmod(np.arange(12 * K), K))))
 

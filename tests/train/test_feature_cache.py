@@ -7,9 +7,8 @@ import pytest
 from helpers import tiny_run
 
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import forward
+from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.train import feature_cache
-from flaxtl.train.param_groups import unflatten
 
 CUTS = ("block1_pool", "block2_pool")
 
@@ -22,7 +21,7 @@ def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
     images = inputs.images().data.inputs
     for cut in CUTS:
-        direct = forward(prepared.network.model, unflatten(parameters), images, stop=cut).output
+        direct = forward(prepared.network.model, unflatten_params(parameters), images, stop=cut).output
         found = inputs.features(cut, parameters, tiny_run.bar)
         # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
         np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))

@@ -19,7 +19,7 @@ from flaxtl.evaluation import predictions
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictor import load_trained_run
 from flaxtl.models import registry
-from flaxtl.models.classifier import BATCH_STATS, forward, logits_of
+from flaxtl.models.classifier import BATCH_STATS, flatten_params, forward, logits_of, unflatten_params
 from flaxtl.models.efficientnet import STAGES, blocks
 from flaxtl.parallel import devices
 from flaxtl.train import param_groups, train_step, trainer
@@ -232,7 +232,10 @@ class Dropping:
 
     @partial(jax.jit, static_argnums=0, static_argnames=("stop", "start", "taps", "training"))
     def run(self, given, key, *, training=True, **cuts):
-        parameters, learning = param_groups.unflatten(self.made.parameters), self.learning if training else frozenset()
+        parameters, learning = (
+            unflatten_params(self.made.parameters),
+            self.learning if training else frozenset(),
+        )
         keys = jax.random.split(key, len(given))
         return forward(self.made.network.model, parameters, given, learning=learning, dropout=keys, **cuts)
 
@@ -268,7 +271,7 @@ def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dr
         np.testing.assert_allclose(trained.taps[name], inferred.taps[name], rtol=0, atol=1e-6 * scale, err_msg=name)
     assert not np.allclose(trained.taps[layers[2]], inferred.taps[layers[2]], rtol=0.1)
     before = param_digests(dropping.made.parameters)
-    after = param_digests(param_groups.flatten(trained.statistics))
+    after = param_digests(flatten_params(trained.statistics))
     moved = {path for path in after if after[path] != before[path]}
     assert moved == {"backbone/block6a_expand_bn/mean", "backbone/block6a_expand_bn/var"}
 
@@ -340,7 +343,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     opened = load_trained_run(tmp_path / "whole")
     assert param_digests(opened.parameters) == finetuned
     images = np.concatenate([whole.inputs[split].images().data.inputs for split in ("validation", "test")])
-    direct = jax.nn.softmax(logits_of(opened.setup.network.model, param_groups.unflatten(opened.parameters), images))
+    direct = jax.nn.softmax(logits_of(opened.setup.network.model, unflatten_params(opened.parameters), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 

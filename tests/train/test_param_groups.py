@@ -3,6 +3,7 @@ import re
 import pytest
 
 from flaxtl.errors import UserError
+from flaxtl.models.classifier import flatten_params, unflatten_params
 from flaxtl.train import param_groups
 
 PATHS = [
@@ -22,8 +23,8 @@ def refused(*facts):
 def test_flatten_and_nest_are_inverse():
     tree = {"backbone": {"a": {"kernel": 1, "bias": 2}}, "head": {"b": {"kernel": 3}}}
     flat = {"backbone/a/kernel": 1, "backbone/a/bias": 2, "head/b/kernel": 3}
-    assert param_groups.flatten(tree) == flat
-    assert param_groups.unflatten(flat) == tree
+    assert flatten_params(tree) == flat
+    assert unflatten_params(flat) == tree
 
 
 def test_the_first_rule_that_matches_the_whole_path_wins():

@@ -42,13 +42,17 @@ def plan(net, n_train=12, **changes):
     ],
 )
 def test_the_frozen_prefix_ends_below_the_lowest_layer_that_learns(layers, learning, cut):
-    assigned = param_groups.assign_groups(list(param_groups.flatten(classifier.param_shapes(MODEL, 32, 32))), GROUPS)
+    assigned = param_groups.assign_groups(
+        list(classifier.flatten_params(classifier.param_shapes(MODEL, 32, 32))), GROUPS
+    )
     rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
     assert phases.frozen_prefix(MODEL, layers, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
 
 
 def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
-    assigned = param_groups.assign_groups(list(param_groups.flatten(classifier.param_shapes(MODEL, 32, 32))), GROUPS)
+    assigned = param_groups.assign_groups(
+        list(classifier.flatten_params(classifier.param_shapes(MODEL, 32, 32))), GROUPS
+    )
     split = param_groups.make_param_groups(
         "tune", assigned, {group: 1e-3 if group == "head" else 0.0 for group, _ in GROUPS}
     )

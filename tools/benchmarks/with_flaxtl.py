@@ -37,7 +37,9 @@ def forward(settings: dict[str, Any]) -> Trial:
     """The network from uint8 images to logits."""
     model = _network(settings)
     size = settings["size"]
-    parameters = param_groups.unflatten(_parameters(param_groups.flatten(classifier.param_shapes(model, size, size))))
+    parameters = classifier.unflatten_params(
+        _parameters(classifier.flatten_params(classifier.param_shapes(model, size, size)))
+    )
     images = jnp.asarray(_images(settings["batch"], size))
     run = jax.jit(lambda parameters, images: classifier.logits_of(model, parameters, images))
     return _trial(lambda: run(parameters, images), settings)
