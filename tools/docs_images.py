@@ -17,7 +17,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictor import setup_of
 from flaxtl.report import plots, report
-from flaxtl.report.report import Sample, augmented_samples
+from flaxtl.report.report import AugmentedExample, augmented_samples
 
 PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
 """Of an image that stands alone: a page's own colours do not reach into it, so it brings a light background."""
@@ -61,7 +61,7 @@ def alone(svg: str) -> str:
     return f"{svg[:end_of_tag]}{paper}{svg[end_of_tag:]}\n"
 
 
-def sheet(samples: Sequence[Sample]) -> Image.Image:
+def sheet(samples: Sequence[AugmentedExample]) -> Image.Image:
     """A row for each original, on the left, with its augmented samples."""
     side = samples[0][0].width + GAP
     columns = 1 + len(samples[0][1])

@@ -235,7 +235,7 @@ def models(options: argparse.Namespace) -> None:
     from flaxtl.report import tables
 
     if options.json:
-        print(json.dumps(tables.model_rows(), indent=1))
+        print(json.dumps(tables.model_records(), indent=1))
     else:
         console().print(tables.models_table(), tables.WEIGHTS_LEGEND, sep="\n", highlight=False)
 
@@ -303,10 +303,9 @@ def export(options: argparse.Namespace) -> None:
     from flaxtl.export import exporter
 
     output = options.output or options.workdir / "export" / options.format
-    trial = exporter.export_run(_trained(options.workdir), output, options.format)
+    check = exporter.export_run(_trained(options.workdir), output, options.format)
     console().print(
-        f"on {trial.images} images of the run the largest difference of a probability from flaxtl predict is "
-        f"{trial.largest_difference:.2g} (bound {trial.bound:g})\nwritten: {output}",
+        f"Export verified on {check.num_images} images (max. difference {check.max_difference:.2g})\nwritten: {output}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -111,6 +111,26 @@ def top_losses(probabilities: npt.NDArray[np.floating], labels: Integers, limit:
     return worst, loss[worst]
 
 
+def largest_loss_errors(probabilities: npt.NDArray[np.floating], labels: Integers, limit: int) -> list[int]:
+    """Return the rows of the `limit` misclassified images with the largest loss, largest first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(-losses(probabilities, labels)[wrong], kind="stable")
+    rows: list[int] = wrong[order][:limit].tolist()
+    return rows
+
+
+def typical_correct(probabilities: npt.NDArray[np.floating], labels: Integers, limit: int) -> list[int]:
+    """Return one row for each of the first `limit` classes with a correct prediction: that of median confidence."""
+    correct, confidence = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1)
+    rows = []
+    for index in range(probabilities.shape[1]):
+        of_class = np.flatnonzero(correct & (labels == index))
+        if of_class.size:
+            by_confidence = of_class[np.argsort(confidence[of_class], kind="stable")]
+            rows.append(int(by_confidence[by_confidence.size // 2]))
+    return rows[:limit]
+
+
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy of `right` out of `n`, in [0, 1]; (0, 1) for n = 0.
 

@@ -16,13 +16,12 @@ import numpy.typing as npt
 
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError, unknown
-from flaxtl.evaluation import heatmaps, run_files
+from flaxtl.evaluation import classification, heatmaps, run_files
 from flaxtl.evaluation.heatmaps import Heatmaps, HeatmapSet
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.models.classifier import Classifier, Parameters, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
-from flaxtl.report import galleries
 
 FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
 """Kinds of layers that make no features: they have those of the layer before them, at fewer or other places."""
@@ -150,7 +149,8 @@ def heatmap_pairs(run: RunRecord) -> dict[str, HeatmapPair]:
     if not run.predictions or run.judged not in run.predictions.splits:
         return {}
     judged = run.predictions.of_split(run.judged)
-    rows = [*galleries.error_rows(judged, ERRORS), *galleries.correct_rows(judged, RIGHT_ANSWERS)]
+    errors = classification.largest_loss_errors(judged.probabilities, judged.labels, ERRORS)
+    rows = [*errors, *classification.typical_correct(judged.probabilities, judged.labels, RIGHT_ANSWERS)]
     return {
         judged.paths[row]: (judged.classes[judged.predicted[row]], judged.classes[judged.labels[row]]) for row in rows
     }

@@ -101,9 +101,9 @@ a batch norm left out, shows in some of the images as a whole class.
 class ParityCheck(NamedTuple):
     """The largest difference of a probability from that of `flaxtl predict`, on so many image files."""
 
-    images: int
-    largest_difference: float
-    bound: float
+    num_images: int
+    max_difference: float
+    tolerance: float
 
 
 def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
@@ -188,9 +188,9 @@ def _try(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -
     with jax.default_matmul_precision("float32") if form == "onnx" else nullcontext():
         expected = predict(predictor, paths, [])
     script = runpy.run_path(str(folder / "predict.py"))
-    resize = script["card"]()["resize"]
-    images = np.stack([script["image"](path, resize) for path in expected.paths])
-    run = script["network"]()
+    resize = script["read_metadata"]()["resize"]
+    images = np.stack([script["load_image"](path, resize) for path in expected.paths])
+    run = script["load_network"]()
     found = (run(images), run(images[:1]))
     difference = max(float(np.abs(part - expected.probabilities[: len(part)]).max()) for part in found)
     bound = BOUNDS[np.dtype(predictor.model.dtype).name]

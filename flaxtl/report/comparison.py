@@ -17,7 +17,7 @@ from flaxtl.report.templating import load_template
 
 
 @dataclass(frozen=True)
-class ComparedRun:
+class RunComparison:
     """One run on the images that all runs judged, beside the first run.
 
     Attributes:
@@ -55,7 +55,7 @@ class Comparison:
     """Runs by the split that judges them all; `left_out` images are not in all runs, or not with the same label."""
 
     split: str
-    rows: Sequence[ComparedRun]
+    rows: Sequence[RunComparison]
     left_out: int
 
 
@@ -77,7 +77,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         own = [answer[path][1] for path in same]
         pairs = list(zip(first, own, strict=True))
         rows.append(
-            ComparedRun(str(run.workdir), sum(own), len(own), pairs.count((True, False)), pairs.count((False, True)))
+            RunComparison(str(run.workdir), sum(own), len(own), pairs.count((True, False)), pairs.count((False, True)))
         )
     return Comparison(split, rows, len(set().union(*answers)) - len(same))
 
@@ -101,7 +101,7 @@ def comparison_table(found: Comparison) -> rich_table.Table:
 COLUMNS = ("accuracy", "95 % interval", "only the first right", "only this right", "p")
 
 
-def cells(row: ComparedRun, found: Comparison) -> tuple[str, ...]:
+def cells(row: RunComparison, found: Comparison) -> tuple[str, ...]:
     """A row's figures as text, by COLUMNS."""
     low, high = (templating.format_percent(bound, 1) for bound in row.interval)
     own = templating.format_percent(row.accuracy), f"{low} – {high}"

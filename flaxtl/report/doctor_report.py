@@ -37,17 +37,17 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
         ]
         if rows:
             yield table(title, ("finding", "count", "such as, and what to do"), rows)
-    yield Text(outcome(diagnosis))
+    yield Text(result_line(diagnosis))
 
 
-def outcome(diagnosis: DatasetReport) -> str:
+def result_line(diagnosis: DatasetReport) -> str:
     """The result in one line: '2,570 images of 5 classes: nothing would stop a run'."""
     images = f"{_counted(len(diagnosis.listing.found), 'image')} of {_counted(len(diagnosis.classes), 'class')}"
     found = _counted(diagnosis.stopping, "finding") if diagnosis.stopping else "nothing"
     return f"{images}: {found} would stop a run"
 
 
-def place(path: Path) -> str:
+def short_path(path: Path) -> str:
     """The last three parts of a path, by which a person finds it: split, class and file name, where they lie so."""
     return printable("/".join(path.parts[-3:]))
 
@@ -75,7 +75,7 @@ def _issue_row(kind: str, findings: Sequence[Issue]) -> tuple[str, str, str]:
 
 def _spelled(finding: Issue) -> str:
     """A file and its sentence in one line, or the sentence above the files that it is about."""
-    names = [place(path) for path in finding.paths[:_EXAMPLES]]
+    names = [short_path(path) for path in finding.paths[:_EXAMPLES]]
     if len(finding.paths) > _EXAMPLES:
         names.append(f"and {len(finding.paths) - _EXAMPLES:,} more")
     message = printable(finding.message)
@@ -159,13 +159,13 @@ def _section(key: str, findings: Sequence[Issue]) -> IssueSection:
 
 
 def _item(finding: Issue) -> IssueItem:
-    tiles = [ImageTile(_thumbnail(path), place(path), str(path)) for path in finding.paths[:MEMBERS]]
+    tiles = [ImageTile(_thumbnail(path), short_path(path), str(path)) for path in finding.paths[:MEMBERS]]
     return IssueItem(finding.message, tiles, len(finding.paths) - len(tiles))
 
 
 def _thumbnail(path: Path) -> str:
     """The image as a data URI; '' for what is no image."""
     try:
-        return galleries.thumbnail_of_file(path, TILE_SIZE, TILE_QUALITY)
+        return galleries.thumbnail_uri(path, TILE_SIZE, TILE_QUALITY)
     except UnreadableError:
         return ""

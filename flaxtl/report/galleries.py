@@ -20,7 +20,7 @@ from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.report import plots
 
 
-def thumbnail_of_file(path: Path, side: int, quality: int) -> str:
+def thumbnail_uri(path: Path, side: int, quality: int) -> str:
     """An image file as a run sees it, upright and over white, at most `side` pixels long; raises UnreadableError."""
     with open_image(path, side) as image:
         return jpeg_data_uri(to_rgb(apply_exif_orientation(image)), side, quality)
@@ -99,27 +99,7 @@ def top_losses(predictions: Predictions, limit: int) -> list[Thumbnail]:
 
 def correct_predictions(predictions: Predictions, limit: int) -> list[Thumbnail]:
     """One right answer of each of the first `limit` classes that have one: the image of median confidence."""
-    return _tiles(predictions, correct_rows(predictions, limit))
-
-
-def correct_rows(predictions: Predictions, limit: int) -> list[int]:
-    """The rows of `right_answers`."""
-    right = predictions.predicted == predictions.labels
-    rows = []
-    for index in range(len(predictions.classes)):
-        of_class = np.flatnonzero(right & (predictions.labels == index))
-        if of_class.size:
-            by_confidence = of_class[np.argsort(predictions.confidence[of_class], kind="stable")]
-            rows.append(int(by_confidence[by_confidence.size // 2]))
-    return rows[:limit]
-
-
-def error_rows(predictions: Predictions, limit: int) -> list[int]:
-    """The rows of the wrong answers with the largest loss, largest first."""
-    loss = classification.losses(predictions.probabilities, predictions.labels)
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    worst: list[int] = wrong[np.argsort(-loss[wrong], kind="stable")][:limit].tolist()
-    return worst
+    return _tiles(predictions, classification.typical_correct(predictions.probabilities, predictions.labels, limit))
 
 
 def label_issue_tiles(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Thumbnail]:
@@ -153,7 +133,7 @@ def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int]
 def _thumbnail(path: Path) -> tuple[str, str]:
     """The data URI of an image file and "", or "" and the trouble: a report outlives its images."""
     try:
-        return thumbnail_of_file(path, SIDE, QUALITY), ""
+        return thumbnail_uri(path, SIDE, QUALITY), ""
     except UnreadableError as error:
         gone = isinstance(error.__cause__, FileNotFoundError)
         return "", "image no longer there" if gone else "image cannot be read"
@@ -163,7 +143,7 @@ OPACITY = 0.6  # of the colours over the image: both can be seen
 
 
 @dataclass(frozen=True)
-class View:
+class ClassHeatmap:
     """The heat map of class `name`, which has `probability`, over an image.
 
     Attributes:
@@ -195,7 +175,7 @@ class HeatmapExample:
     file: str
     place: str
     true: str
-    views: tuple[View, ...]
+    views: tuple[ClassHeatmap, ...]
 
 
 @dataclass(frozen=True)
@@ -243,7 +223,7 @@ def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> He
     probabilities, heats = predictions.probabilities[row], kept.maps[predictions.paths[row]]
     indices = dict.fromkeys((int(predictions.predicted[row]), int(predictions.labels[row])))
     views = [
-        View(name, float(probabilities[index]), data_uri(overlay(seen, heats[name])), strongest(heats[name]))
+        ClassHeatmap(name, float(probabilities[index]), data_uri(overlay(seen, heats[name])), strongest(heats[name]))
         for index, name in ((index, predictions.classes[index]) for index in indices)
         if name in heats
     ]

@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from flaxtl.console import printable
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.calibration import BINS, Reliability, RiskCoverage
-from flaxtl.report.templating import format_lr, two_digits
+from flaxtl.report.templating import format_lr, round_lr
 
 # stand-ins that matplotlib understands, each exchanged for a colour of the page once the SVG is written
 INK, ACCENT = "#010203", "#040506"
@@ -53,12 +53,12 @@ MARKERS = "osD^vP"  # tell lines of one colour apart
 NAMED_LINES = 6  # more than this and their names take more room than the lines
 
 
-class Line(NamedTuple):
+class MetricLine(NamedTuple):
     """Accuracies at some values of a setting: index of the value -> (mean, standard deviation), both in [0, 1]."""
 
     name: str
     values: dict[int, tuple[float, float]]
-    chosen: bool
+    is_best: bool
 
 
 def plot_curves(epochs: Sequence[Mapping[str, Any]], quantity: Literal["loss", "accuracy"]) -> str:
@@ -164,15 +164,15 @@ def plot_risk_coverage(curve: RiskCoverage) -> str:
         return _svg(figure, f"Accuracy against the share of {n:,} images answered")
 
 
-def plot_metric_vs_setting(setting: str, values: Sequence[str], lines: Sequence[Line]) -> str:
+def plot_metric_vs_setting(setting: str, values: Sequence[str], lines: Sequence[MetricLine]) -> str:
     """Validation accuracy over the values of a setting, evenly spaced, as SVG; the chosen line stands out."""
     with _figure(aspect=0.72) as figure:
         axes = figure.add_subplot()
-        for number, line in enumerate(sorted(lines, key=lambda line: line.chosen)):  # the chosen one on top
+        for number, line in enumerate(sorted(lines, key=lambda line: line.is_best)):  # the chosen one on top
             x = sorted(line.values)
             mean, deviation = np.array([line.values[place] for place in x]).T
             style: dict[str, Any] = {"color": ACCENT, "linewidth": 2, "markersize": 6}
-            if not line.chosen:
+            if not line.is_best:
                 style = {"color": INK, "alpha": 0.5, "linewidth": 1.3, "markersize": 4}
             axes.errorbar(
                 x, mean, deviation if deviation.any() else None, capsize=3, label=_printable(line.name, 40),
@@ -212,9 +212,7 @@ def plot_lr_curve(points: Sequence[tuple[float, float, float]], proposed: float 
         axes.xaxis.set_minor_locator(NullLocator())
         _grid(axes, percent=False)
         _legend(axes, rows=1)
-        return _svg(
-            figure, f"Loss over learning rates from {format_lr(rates[0])} to {format_lr(two_digits(rates[-1]))}"
-        )
+        return _svg(figure, f"Loss over learning rates from {format_lr(rates[0])} to {format_lr(round_lr(rates[-1]))}")
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:

@@ -28,10 +28,10 @@ from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train.setup import RunSetup
 
-Sample = tuple[Image.Image, list[Image.Image]]
+AugmentedExample = tuple[Image.Image, list[Image.Image]]
 
 
-def augmented_samples(setup: RunSetup, images: int = 5, each: int = 5) -> list[Sample]:
+def augmented_samples(setup: RunSetup, images: int = 5, each: int = 5) -> list[AugmentedExample]:
     """The first training image of up to `images` classes, each as the first `each` passes would augment it.
 
     Empty if no phase augments. What can no longer be read is left out: a report outlives its images.
@@ -46,7 +46,7 @@ def augmented_samples(setup: RunSetup, images: int = 5, each: int = 5) -> list[S
     return [sample for sample in samples if sample]
 
 
-def _sample(setup: RunSetup, path: Path, index: int, each: int) -> Sample | None:
+def _sample(setup: RunSetup, path: Path, index: int, each: int) -> AugmentedExample | None:
     try:
         original = decode(path, setup.resize)
     except UserError:

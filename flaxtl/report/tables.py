@@ -95,7 +95,7 @@ WEIGHTS_LEGEND = (
 """What the last column means."""
 
 
-def model_rows() -> list[dict[str, Any]]:
+def model_records() -> list[dict[str, Any]]:
     """One JSON object an architecture."""
     return [_row(architecture) for architecture in registry.MODELS.values()]
 

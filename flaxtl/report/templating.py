@@ -49,7 +49,7 @@ def format_lr(value: float) -> str:
     return mantissa + (f"e{int(power)}" if exponent else "")
 
 
-def two_digits(rate: float) -> float:
+def round_lr(rate: float) -> float:
     """As exactly as a curve tells a learning rate: 0.00077406 -> 0.00077."""
     return float(f"{rate:.2g}")
 

@@ -18,7 +18,7 @@ from flaxtl.errors import listed
 from flaxtl.fileio import atomic_write
 from flaxtl.parallel import devices
 from flaxtl.report import plots
-from flaxtl.report.templating import format_lr, load_template, two_digits
+from flaxtl.report.templating import format_lr, load_template, round_lr
 from flaxtl.report.templating import format_lr as written
 from flaxtl.train import run_dir
 from flaxtl.train.datasets import tidy
@@ -49,7 +49,7 @@ def suggestions(curve: LrCurve) -> tuple[Suggestion, ...]:
         ("steepest", settled[_steepest(settled)].rate, "where the loss falls fastest"),
         ("lowest / 10", min(settled, key=_smoothed).rate / 10, "a tenth of the rate with the lowest loss"),
     )
-    return tuple(Suggestion(name, two_digits(rate), reason) for name, rate, reason in found)
+    return tuple(Suggestion(name, round_lr(rate), reason) for name, rate, reason in found)
 
 
 def _smoothed(point: LrPoint) -> float:
@@ -89,7 +89,7 @@ def render_lr_page(found: "LrSuggestions", config: Any) -> str:
         "images a step": f"{config.batch_size:,}",
         "steps": f"{len(points):,} of {found.rates.steps:,}",
         "rates from": format_lr(found.rates.lowest),
-        "to": format_lr(two_digits(points[-1].rate)),
+        "to": format_lr(round_lr(points[-1].rate)),
     }
     return load_template("learning_rate.html.jinja").render(found=found, image=Markup(image), facts=facts)
 
@@ -118,7 +118,7 @@ class LrSuggestions(NamedTuple):
     def options(self) -> str:
         """What sets the proposed rate on the command line."""
         assert self.proposed is not None, "there is a proposal"
-        rates = {group: two_digits(self.proposed * share) for group, share in self.shares.items()}
+        rates = {group: round_lr(self.proposed * share) for group, share in self.shares.items()}
         return " ".join(f"--config.{self.phase}.lr.{group}={written(rate)}" for group, rate in rates.items())
 
     @property

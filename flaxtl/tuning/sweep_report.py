@@ -109,10 +109,10 @@ def _image(found: SweepResults, key: str) -> str:
     """Validation accuracy over the values of one setting: a line through the points that share all others."""
     points = _drawn(found.points)
     values = _in_order([point.values[key] for point in points])
-    lines: dict[str, plots.Line] = {}
+    lines: dict[str, plots.MetricLine] = {}
     for point in points:
         others = ", ".join(f"{name}={text_of(value)}" for name, value in point.values.items() if name != key)
-        line = lines.setdefault(others, plots.Line(others, {}, chosen=not lines))  # the first point is the best
+        line = lines.setdefault(others, plots.MetricLine(others, {}, is_best=not lines))  # the first point is the best
         accuracy = point.accuracy
         assert accuracy is not None, "it is complete"
         line.values[values.index(point.values[key])] = accuracy.mean, accuracy.deviation or 0.0

@@ -64,8 +64,8 @@ def test_a_folder_holds_the_network_what_is_true_of_it_and_a_script(exported, fo
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
     card = json.loads((folder / "model.json").read_text())
     assert card["trial"] == trial._asdict()
-    assert (trial.images, trial.bound) == (6, 1e-3)
-    assert trial.largest_difference <= ROUNDING
+    assert (trial.num_images, trial.tolerance) == (6, 1e-3)
+    assert trial.max_difference <= ROUNDING
 
 
 def test_model_json_tells_everything(exported):
@@ -252,7 +252,7 @@ def test_a_run_in_bfloat16(folder, parameters, form, tmp_path):
     trial = exporter.export_run(run, tmp_path / form, form)
     card = json.loads((tmp_path / form / "model.json").read_text())
     kept = {"stablehlo": "bfloat16", "onnx": "float32"}[form]  # onnxruntime convolves no bfloat16 on a CPU
-    assert (card["dtype"], trial.bound) == (kept, exporter.BOUNDS[kept])
+    assert (card["dtype"], trial.tolerance) == (kept, exporter.BOUNDS[kept])
 
 
 def test_samples_are_from_all_over_the_test_split(run):

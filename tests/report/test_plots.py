@@ -172,9 +172,9 @@ def test_svg_repeats_byte_for_byte():
 def test_no_global_state_of_matplotlib_is_touched():
     program = """
 import sys, matplotlib, numpy
-from flaxtl.results import abstention, calibration, plots
+from flaxtl.report import plots
 before = matplotlib.rcParams.copy()
-plots.confusion(numpy.eye(2, dtype=int), ["cat", "dog"])
+plots.plot_confusion(numpy.eye(2, dtype=int), ["cat", "dog"])
 assert matplotlib.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -183,8 +183,8 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_accuracy_against_a_setting():
     lines = [
-        plots.Line("dropout=0", {0: (0.5, 0.0), 1: (0.75, 0.125)}, chosen=True),
-        plots.Line("dropout=<0.4>", {1: (0.25, 0.0)}, chosen=False),
+        plots.MetricLine("dropout=0", {0: (0.5, 0.0), 1: (0.75, 0.125)}, is_best=True),
+        plots.MetricLine("dropout=<0.4>", {1: (0.25, 0.0)}, is_best=False),
     ]
     svg = plots.plot_metric_vs_setting("head.units", ["64", "(128, 64)"], lines)
     assert {"head.units", "64", "(128, 64)", "dropout=0", "dropout=<0.4>"} <= set(texts(svg))
@@ -205,7 +205,7 @@ def test_a_range_test_has_a_logarithmic_axis_and_its_proposal(last):
 
 
 def test_many_lines_go_without_names():
-    lines = [plots.Line(f"line {n}", {0: (0.5, 0.0)}, chosen=not n) for n in range(plots.NAMED_LINES + 1)]
+    lines = [plots.MetricLine(f"line {n}", {0: (0.5, 0.0)}, is_best=not n) for n in range(plots.NAMED_LINES + 1)]
     assert not [text for text in texts(plots.plot_metric_vs_setting("x", ["1"], lines)) if text.startswith("line")]
     assert "line 1" in texts(plots.plot_metric_vs_setting("x", ["1"], lines[:2]))
     assert "line 0" not in texts(plots.plot_metric_vs_setting("x", ["1"], lines[:1]))  # a single one needs no name

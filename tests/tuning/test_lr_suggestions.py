@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flaxtl.report.templating import two_digits
+from flaxtl.report.templating import round_lr
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange
 from flaxtl.tuning import lr_finder
 from flaxtl.tuning.lr_finder import suggestions
@@ -32,16 +32,16 @@ def valley(*, steep=55):
 def test_each_rule_finds_its_point():
     found = rates(valley())
     assert list(found) == ["valley", "steepest", "lowest / 10"]
-    assert found["valley"] == two_digits(RATES[79 - 41 // 2])  # the level counts as one
-    assert found["steepest"] == two_digits(RATES[55])
-    assert found["lowest / 10"] == two_digits(RATES[79] / 10)
+    assert found["valley"] == round_lr(RATES[79 - 41 // 2])  # the level counts as one
+    assert found["steepest"] == round_lr(RATES[55])
+    assert found["lowest / 10"] == round_lr(RATES[79] / 10)
 
 
 def test_the_valley_is_that_of_fastai():
     """fastai/callback/schedule.py, valley(): start = end - length; start + length / 3 + length / 6."""
     end, length = 79, 41
     theirs = end - length + int(length / 3) + int(int(length / 3) / 2)
-    ours = list(map(two_digits, RATES)).index(rates(valley())["valley"])
+    ours = list(map(round_lr, RATES)).index(rates(valley())["valley"])
     assert abs(ours - theirs) <= 2  # their halves of thirds are rounded down
 
 

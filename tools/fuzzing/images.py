@@ -58,7 +58,7 @@ def _read(folder: Path, file: str) -> None:
     """As `flaxtl report`, `doctor`, `train` and `predict` do."""
     path = folder / file
     with suppress(UnreadableError):
-        galleries.thumbnail_of_file(path, side=240, quality=80)
+        galleries.thumbnail_uri(path, side=240, quality=80)
     doctor.examine_all([path])
     duplicates.fingerprint([path], strict=False)
     for policy in ("crop", "squash"):

@@ -20,7 +20,7 @@ PAPERS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
 def page() -> str:
     """The page in Markdown."""
-    rows = tables.model_rows()
+    rows = tables.model_records()
     columns = ("network", "parameters", "base", "input", "least", "top-1", "top-5", "preprocessing")
     figures = table(columns, map(_figures, rows))
     sources = table(("paper", "networks", "licence of the weights"), _sources(rows))
