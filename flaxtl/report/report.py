@@ -179,7 +179,7 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
         balanced_accuracy=classification.balanced_accuracy(matrix),
         errors=classification.errors(matrix),
         rows=_worst_first([ClassRow(*row) for row in zip(judged.classes, *columns, strict=True)]),
-        shown=min(len(judged.classes), plots.NAMED_CLASSES),
+        shown=min(len(judged.classes), plots.MAX_CONFUSION_CLASSES),
         pairs=galleries.confused_pairs(judged, PAIRS, TILES_PER_PAIR),
         top_losses=galleries.top_losses(judged, TOP_LOSSES),
         right_answers=galleries.correct_predictions(judged, RIGHT_ANSWERS),

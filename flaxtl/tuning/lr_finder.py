@@ -82,7 +82,7 @@ def _longest_descent(values: Sequence[float]) -> tuple[int, int]:
 def render_lr_page(found: "LrSuggestions", config: Any) -> str:
     """The page as text."""
     points = found.curve.points
-    image = plots.plot_lr_curve(points, found.proposed)
+    image = plots.plot_lr_curve(points, found.curve.unsettled, found.proposed)
     facts = {
         "learns": listed(found.shares),
         "optimizer": config.optimizer.name,
