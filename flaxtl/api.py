@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from flaxtl.config import load_config, prune_phases
-from flaxtl.console import console
+from flaxtl.console import make_console
 from flaxtl.evaluation import gradcam, run_files
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictor import TrainedRun
@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: str | Path) -> RunResult:
     same call then goes on.
     """
     try:
-        train_and_report(prune_phases(config), Path(workdir), console(), "flaxtl.api.train")
+        train_and_report(prune_phases(config), Path(workdir), make_console(), "flaxtl.api.train")
     except StopRequested as stopped:
         raise KeyboardInterrupt from stopped
     return RunResult(workdir)

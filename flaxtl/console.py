@@ -1,4 +1,4 @@
-"""How flaxtl speaks on a terminal: tables and progress bars of one look."""
+"""Terminal output: messages, tables and progress bars in one style."""
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -19,71 +18,64 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-WIDE = 140
+PIPE_WIDTH = 140
 """Columns of output that goes to a file or a pipe."""
 
-SCREENFUL = 50
-"""Rows of a table after which only their number is told, and classes after which a list of them is left to a file."""
+MAX_ROWS = 50
+"""Rows of a table on the console; a longer one ends with the number of the rows that are left out."""
 
-_UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode's categories of controls, surrogates and separators of lines
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # text before them reads backwards
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` without what a file name may hold and a terminal or a page may not.
-
-    Control characters but those in `keep`, broken UTF-8 and what turns the direction of writing are replaced.
-    """
-    return "".join(letter if letter in keep or not _harmful(letter) else "\N{REPLACEMENT CHARACTER}" for letter in text)
+_INVISIBLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: controls, surrogates, line separators
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them
 
 
-def _harmful(letter: str) -> bool:
-    return letter in _TURNING or unicodedata.category(letter) in _UNSEEN
+def make_console(*, stderr: bool = False) -> Console:
+    """Return the console of a command; output to a file or pipe is PIPE_WIDTH wide, enough for every table."""
+    console = SafeConsole(stderr=stderr, emoji=False)
+    return console if console.is_terminal else SafeConsole(stderr=stderr, emoji=False, width=PIPE_WIDTH)
 
 
-class Screen(Console):
-    """A console on which no text, whatever file names it quotes, does more than to be read."""
+class SafeConsole(Console):
+    """A rich Console that replaces unprintable characters, which file names and labels may contain."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As a Console does, with every line made printable."""
+        """Convert to rich Text, as Console does, after making every line printable."""
         return super().render_str(printable(text, keep="\n"), **options)
 
 
-def console(*, errors: bool = False) -> Console:
-    """The console of a command; where the output is no terminal, lines are wide enough for every table."""
-    made = Screen(stderr=errors, emoji=False)
-    return made if made.is_terminal else Screen(stderr=errors, emoji=False, width=WIDE)
+def message(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print `text` as it is: no markup, no highlighting, no line wrapping (so that paths can be copied)."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """A plain table, numbers to the right; nothing is cut off where it is narrow."""
-    made = Table(title=Text(printable(title, keep="\n"), style="table.title"), title_justify="left", box=SIMPLE_HEAD)
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a plain table. Columns of numbers are right-aligned; long cells are folded, not cut off."""
+    table = Table(title=_text(title, "table.title"), title_justify="left", box=SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        numeric = bool(number and cells) and all(row[number][:1].isdigit() for row in cells if row[number])
-        made.add_column(Text(printable(column, keep="\n")), justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        made.add_row(*(Text(printable(cell, keep="\n")) for cell in row))
-    return made
+        numeric = bool(number and rows) and all(row[number][:1].isdigit() for row in rows if row[number])
+        table.add_column(_text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
 
 
-def screenful(cells: Sequence[Sequence[str]], rest: str) -> list[Sequence[str]]:
-    """The first SCREENFUL rows and one that counts the others: 'and 950 more', followed by `rest`."""
-    if len(cells) <= SCREENFUL:
-        return list(cells)
-    told = f"and {len(cells) - SCREENFUL:,} more{rest}"
-    return [*cells[:SCREENFUL], (told, *[""] * (len(cells[0]) - 1))]
+def truncate_rows(rows: Sequence[Sequence[str]], where: str) -> list[Sequence[str]]:
+    """Return the first MAX_ROWS rows, and a last one that counts the rest: 'and 950 more' followed by `where`."""
+    if len(rows) <= MAX_ROWS:
+        return list(rows)
+    more = f"and {len(rows) - MAX_ROWS:,} more{where}"
+    return [*rows[:MAX_ROWS], (more, *[""] * (len(rows[0]) - 1))]
 
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with a time estimate; yields the function that advances it."""
+    """Show a progress bar with a time estimate; yields the function that advances it by a number of items."""
     with make_progress(console) as progress:
-        task: TaskID = progress.add_task(title, total=total)
+        task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
 
 
 def make_progress(console: Console) -> Progress:
-    """The one look of all progress bars; where the output is no terminal, a line at the end."""
+    """Return an empty set of progress bars; if the output is not a terminal, each prints one line at its end."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -92,3 +84,21 @@ def make_progress(console: Console) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Replace characters that corrupt a terminal or a web page: controls, broken UTF-8, changes of text direction.
+
+    Args:
+      text: such as a file name or a label.
+      keep: characters to leave as they are.
+    """
+    return "".join(char if char in keep or not _is_unprintable(char) else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _is_unprintable(char: str) -> bool:
+    return char in _BIDI_CONTROLS or unicodedata.category(char) in _INVISIBLE
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(printable(text, keep="\n"), style=style)

@@ -1,34 +1,45 @@
-"""The one exception a user is meant to read."""
+"""`UserError`, the exception for every error that a user can fix, and helpers for its messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from difflib import get_close_matches
+
+MAX_SUGGESTIONS = 12
+"""Names that the error for an unknown name lists, if no known name is similar to it."""
 
 
 class UserError(Exception):
-    """A user's mistake, told in one sentence: what is wrong, where, and how to mend it.
+    """Invalid input: the message is one sentence that states what is wrong, where, and how to fix it.
 
-    The command line prints the sentence without a traceback and exits with code 2; a notebook shows the sentence alone.
+    The command line prints the message without a traceback and exits with code 2; a notebook shows only the message.
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [f"flaxtl: {self}"]
 
 
-def listed(names: Iterable[str]) -> str:
-    """'a', 'a and b', 'a, b and c'; of many the first five and how many more."""
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a name that does not exist.
+
+    It suggests the most similar known name: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
+    If none is similar, it lists them: `Unknown phase 'late'. Available: frozen, augmented, finetune`
+
+    Args:
+      kind: what the name stands for, such as 'layer'.
+      name: the unknown name.
+      known: all names that exist, in the order in which to list them (a set: alphabetical).
+    """
+    known = sorted(known) if isinstance(known, Set) else list(known)
+    similar = get_close_matches(name, known, n=1, cutoff=0.6)
+    if similar:
+        return UserError(f"Unknown {kind} {name!r}. Did you mean {similar[0]!r}?")
+    more = ", ..." if len(known) > MAX_SUGGESTIONS else ""
+    return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS])}{more}")
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Join names to 'a', 'a and b' or 'a, b and c'; of more than six, the first five and the number of the others."""
     *first, last = names
     if len(first) > 5:
         return ", ".join(first[:5]) + f" and {len(first) - 4:,} more"
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist; suggests the nearest known name, or lists a few."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        hint = f"did you mean {near[0]!r}?"
-    else:
-        hint = "known: " + ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return UserError(f"no {kind} {name!r}; {hint}")

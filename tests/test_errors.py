@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError, join_names, unknown
 
 
 @pytest.mark.parametrize(
@@ -10,18 +10,22 @@ from flaxtl.errors import UserError, unknown
     [
         ("blok5_conv1", ["block5_conv1"]),
         ("vgg_16", ["vgg16"]),
-        ("zzz", ["block5_conv1", "block5_conv2", "vgg16"]),
+        ("zzz", ["vgg16", "block5_conv2", "block5_conv1"]),
     ],
 )
-def test_unknown_suggests_or_lists(name, hint):
-    known = ["vgg16", "block5_conv1", "block5_conv2"]
+def test_unknown_suggests_a_similar_name_or_lists_all_in_order(name, hint):
+    known = ["vgg16", "block5_conv2", "block5_conv1"]
     error = unknown("layer", name, known)
     assert isinstance(error, UserError)
     assert re.search(rf"\blayer\b.*'{name}'", str(error))
     assert [word for word in re.findall(r"\w+", str(error)) if word in known] == hint
 
 
-def test_a_long_list_is_cut_off():
+def test_unknown_with_a_set_lists_it_sorted():
+    assert re.findall(r"\b\w\b", str(unknown("letter", "none", {"c", "a", "b"}))) == ["a", "b", "c"]
+
+
+def test_unknown_with_many_names_lists_twelve():
     names = [f"{number:02}" for number in range(13)]
     whole, cut = (str(unknown("number", "none", known)) for known in (names[:12], names))
     assert re.findall(r"\d+", whole) == re.findall(r"\d+", cut) == names[:12]
@@ -29,7 +33,17 @@ def test_a_long_list_is_cut_off():
     assert re.search(r"\b11\b.*(\.\.\.|…)", cut)
 
 
-def test_a_notebook_shows_the_sentence_alone():
+def test_join_names_counts_what_it_leaves_out():
+    assert [join_names("abcdefgh"[:n]) for n in (1, 2, 3, 6, 7)] == [
+        "a",
+        "a and b",
+        "a, b and c",
+        "a, b, c, d, e and f",
+        "a, b, c, d, e and 2 more",
+    ]
+
+
+def test_user_error_in_a_notebook_shows_its_message_only():
     assert UserError("no folder 'flowers'; give another")._render_traceback_() == [
         "flaxtl: no folder 'flowers'; give another"
     ]

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from flaxtl.cli.parser import DEFAULT_TOP, make_parser
-from flaxtl.console import console
+from flaxtl.console import make_console
 from flaxtl.errors import UserError, unknown
 from flaxtl.train.signals import StopRequested, exit_code
 
@@ -66,7 +66,7 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 def _fail(sentence: str, code: int, arguments: Sequence[str]) -> NoReturn:
     if "--debug" in arguments:
         traceback.print_exc()
-    console(errors=True).print(f"flaxtl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    make_console(stderr=True).print(f"flaxtl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
     if "flaxtl.parallel.processes" in sys.modules:  # else no other process can be waiting
         sys.modules["flaxtl.parallel.processes"].end(code)
     sys.exit(code)
@@ -113,7 +113,7 @@ def train(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     processes.initialize(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
-    train_and_report(config, options.workdir, console(), options.command_line)
+    train_and_report(config, options.workdir, make_console(), options.command_line)
 
 
 def lr(options: argparse.Namespace) -> None:
@@ -124,13 +124,13 @@ def lr(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     rates = LrRange(options.lowest, options.highest, options.steps)
-    found, page = lr_finder.find_learning_rate(config, options.workdir, options.phase, rates, console())
+    found, page = lr_finder.find_learning_rate(config, options.workdir, options.phase, rates, make_console())
     if found.proposed is not None:
-        console().print(lr_finder.suggestions_table(found))
-        console().print(f"proposed: {found.options}", highlight=False, markup=False, soft_wrap=True)
+        make_console().print(lr_finder.suggestions_table(found))
+        make_console().print(f"proposed: {found.options}", highlight=False, markup=False, soft_wrap=True)
     if found.remark:
-        console().print(found.remark, highlight=False, markup=False, soft_wrap=True)
-    console().print(f"curve: {page}", highlight=False, markup=False, soft_wrap=True)
+        make_console().print(found.remark, highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"curve: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -140,9 +140,9 @@ def sweep(options: argparse.Namespace) -> None:
     base = sweep.SweepConfig(options.config, options.overrides)
     plan = sweep_grid.make_plan(*base, options.grid, options.seeds, options.kfold)
     if options.collect:
-        well = sweep.collect_sweep(base, plan, options.workdir, console())
+        well = sweep.collect_sweep(base, plan, options.workdir, make_console())
     else:
-        well = sweep.run_sweep(base, plan, options.workdir, options.points, console())
+        well = sweep.run_sweep(base, plan, options.workdir, options.points, make_console())
     if not well:
         sys.exit(1)
 
@@ -151,7 +151,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """One JSON object, the last line of the output."""
     from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir
 
-    found = evaluate_workdir(options.workdir, options.data, options.split, console(errors=True), options.tta)
+    found = evaluate_workdir(options.workdir, options.data, options.split, make_console(stderr=True), options.tta)
     shown = brief_result(found) if sys.stdout.isatty() else found
     print(json.dumps(shown))
     if shown.keys() < found.keys():
@@ -180,7 +180,7 @@ def predict(options: argparse.Namespace) -> None:
     found = predict.predict(predictor, paths, options.tap)
     if temperature is not None:
         found = found.at_temperature(temperature)
-    console().print(predictions.predictions_table(found, top))
+    make_console().print(predictions.predictions_table(found, top))
     predictions.write_outputs(found, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if found.unreadable:
         raise UserError("some images were left out: " + "; ".join(found.unreadable))
@@ -200,12 +200,12 @@ def _published(options: argparse.Namespace) -> "Predictor":
 
     classify = any((options.top, options.csv, options.json, not options.tap))
     opened = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _say)
-    console().print(f"weights: {opened.origin}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"weights: {opened.origin}", highlight=False, markup=False, soft_wrap=True)
     return opened.predictor
 
 
 def _say(sentence: str) -> None:
-    console(errors=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+    make_console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -220,14 +220,14 @@ def report(options: argparse.Namespace) -> None:
         raise UserError("--gradcam=LAYER is for the report of one run; give one --workdir, or leave it out")
     if others:
         page, found = comparison.write_comparison(options.workdir, options.output)
-        console().print(comparison.comparison_table(found))
+        make_console().print(comparison.comparison_table(found))
     elif options.output:
         raise UserError("--output=FILE.html is where runs are compared; give another --workdir, or leave it out")
     else:
         setup = setup_of(first)
         gradcam.update_heatmaps(first, lambda: load_trained_run(first), _say, options.gradcam)
         page = report.write_report(first, augmented=augmented_samples(setup))
-    console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def models(options: argparse.Namespace) -> None:
@@ -237,7 +237,7 @@ def models(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(tables.model_records(), indent=1))
     else:
-        console().print(tables.models_table(), tables.WEIGHTS_LEGEND, sep="\n", highlight=False)
+        make_console().print(tables.models_table(), tables.WEIGHTS_LEGEND, sep="\n", highlight=False)
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -248,16 +248,16 @@ def summary(options: argparse.Namespace) -> None:
     if options.model is not None:
         if options.overrides:
             raise unknown("option", options.overrides[0], ("--config",))
-        console().print(*tables.pretrained_summary(options.model), sep="\n")
+        make_console().print(*tables.pretrained_summary(options.model), sep="\n")
     else:
-        console().print(*tables.config_summary(load_config(options.config, options.overrides)), sep="\n")
+        make_console().print(*tables.config_summary(load_config(options.config, options.overrides)), sep="\n")
 
 
 def split(options: argparse.Namespace) -> None:
     """A table of what went where."""
     from flaxtl.report import tables
 
-    screen, alike = console(errors=True), options.near_duplicates
+    screen, alike = make_console(stderr=True), options.near_duplicates
     if options.kfold is not None:
         if options.fractions or options.link:
             screen.print("--kfold lists equal parts in place: --fractions and --link are not used", markup=False)
@@ -268,16 +268,16 @@ def split(options: argparse.Namespace) -> None:
         )
     else:
         raise UserError("nothing says how to split; give --fractions=0.5,0.2,0.3, or --kfold=5 for a cross-validation")
-    console().print(made)
-    console().print(f"written: {options.output}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(made)
+    make_console().print(f"written: {options.output}", highlight=False, markup=False, soft_wrap=True)
 
 
 def doctor(options: argparse.Namespace) -> None:
     """Tables, and files where they are asked for; exit code 1 where something would stop a run."""
     from flaxtl.report import doctor_report
 
-    screen = console()
-    found = doctor_report.diagnose_source(options.data, options.near_duplicates, console(errors=True))
+    screen = make_console()
+    found = doctor_report.diagnose_source(options.data, options.near_duplicates, make_console(stderr=True))
     screen.print(*doctor_report.doctor_tables(found), sep="\n")
     if options.json:
         _write(options.json, json.dumps(found.as_json(options.data), indent=1) + "\n")
@@ -293,7 +293,7 @@ def convert(options: argparse.Namespace) -> None:
     """What went where, and the new file."""
     from flaxtl.pretrained.backbone import convert_weights_file
 
-    console().print(
+    make_console().print(
         convert_weights_file(options.model, Path(options.weights), options.output, timm=options.layout == "timm")
     )
 
@@ -304,7 +304,7 @@ def export(options: argparse.Namespace) -> None:
 
     output = options.output or options.workdir / "export" / options.format
     check = exporter.export_run(_trained(options.workdir), output, options.format)
-    console().print(
+    make_console().print(
         f"Export verified on {check.num_images} images (max. difference {check.max_difference:.2g})\nwritten: {output}",
         highlight=False,
         markup=False,

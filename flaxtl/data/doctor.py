@@ -17,7 +17,7 @@ from flaxtl.data import duplicates, splitting
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage
-from flaxtl.errors import UserError, listed
+from flaxtl.errors import UserError, join_names
 
 
 @dataclass(frozen=True)
@@ -328,9 +328,9 @@ def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str)
     labels = sorted({one.label for one in members})
     splits = list(dict.fromkeys(one.split for one in members if one.split))
     if len(splits) > 1:
-        yield Issue(leak, paths, f"{what} in {listed(splits)}")
+        yield Issue(leak, paths, f"{what} in {join_names(splits)}")
     if len(labels) > 1:
-        yield Issue("label-conflict", paths, f"{what} under {listed(labels)}")
+        yield Issue("label-conflict", paths, f"{what} under {join_names(labels)}")
     if len(splits) < 2 and len(labels) < 2:
         yield Issue(copies, paths, f"{what} in {len(members)} files of {labels[0]}")
 

@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 
 from flaxtl import fileio
-from flaxtl.console import SCREENFUL, progress_bar
+from flaxtl.console import MAX_ROWS, progress_bar
 from flaxtl.data import manifest
 from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.loaders import Loader
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import base
-from flaxtl.errors import UserError, listed
+from flaxtl.errors import UserError, join_names
 from flaxtl.evaluation import calibration, classification, tta
 from flaxtl.evaluation import predictions as predictions_file
 from flaxtl.evaluation.predictions import Predictions
@@ -150,7 +150,7 @@ def evaluate_workdir(
 
 def brief_result(found: dict[str, Any]) -> dict[str, Any]:
     """What `evaluate_run` found, for a terminal: of more than SCREENFUL classes without their names and the matrix."""
-    if len(found["classes"]) <= SCREENFUL:
+    if len(found["classes"]) <= MAX_ROWS:
         return found
     return {key: value for key, value in found.items() if key not in ("classes", "confusion_matrix")}
 
@@ -182,7 +182,7 @@ def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, .
     strange = sorted(set(found.classes) - set(own.classes))
     if strange:
         raise UserError(
-            f"{source} holds the class(es) {listed(strange)}, which the run does not know; "
-            f"it knows {listed(own.classes)}"
+            f"{source} holds the class(es) {join_names(strange)}, which the run does not know; "
+            f"it knows {join_names(own.classes)}"
         )
     return found.examples

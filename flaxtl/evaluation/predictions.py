@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from flaxtl import fileio
-from flaxtl.console import printable, screenful, table
+from flaxtl.console import make_table, printable, truncate_rows
 from flaxtl.errors import UserError
 from flaxtl.evaluation import calibration
 from flaxtl.fileio import atomic_write
@@ -183,7 +183,7 @@ def predictions_table(answers: ImagePredictions, k: int) -> Table:
     """A row an image: its file and the k best classes; or, without classes, a row a layer."""
     if not answers.classes:
         shapes = [(name, "x".join(map(str, array.shape))) for name, array in answers.taps.items()]
-        return table("Outputs", ("layer", "shape"), shapes)
+        return make_table("Outputs", ("layer", "shape"), shapes)
     cells = [
         (
             printable(Path(path).name),
@@ -193,7 +193,7 @@ def predictions_table(answers: ImagePredictions, k: int) -> Table:
     ]
     places = min(k, len(answers.classes))
     columns = ("image", *(f"{place}." for place in range(1, places + 1)))
-    return table("Predictions", columns, screenful(cells, ", all in --csv=FILE or --json=FILE"))
+    return make_table("Predictions", columns, truncate_rows(cells, ", all in --csv=FILE or --json=FILE"))
 
 
 def write_outputs(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from flaxtl import pretrained
-from flaxtl.console import table
+from flaxtl.console import make_table
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
@@ -101,7 +101,7 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
     columns = ("layer", "weight", "shape", "in the file as", "type")
     cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]
     count = sum(array.size for leaves in loaded.tree.values() for array in leaves.values())
-    return table(f"{source} ({loaded.origin}) -> {output}: {count:,} parameters", columns, cells)
+    return make_table(f"{source} ({loaded.origin}) -> {output}: {count:,} parameters", columns, cells)
 
 
 def _write_converted(output: Path, loaded: LoadedWeights, metadata: dict[str, str]) -> None:

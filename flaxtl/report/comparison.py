@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 from rich import table as rich_table
 
-from flaxtl.console import table
+from flaxtl.console import make_table
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, run_files
 from flaxtl.evaluation.run_files import RunRecord
@@ -95,7 +95,7 @@ def _answers(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
 def comparison_table(found: Comparison) -> rich_table.Table:
     """For the console."""
     title = f"{templating.format_count(found.rows[0].n)} {found.split} images"
-    return table(title, ("run", *COLUMNS), [(row.name, *cells(row, found)) for row in found.rows])
+    return make_table(title, ("run", *COLUMNS), [(row.name, *cells(row, found)) for row in found.rows])
 
 
 COLUMNS = ("accuracy", "95 % interval", "only the first right", "only this right", "p")

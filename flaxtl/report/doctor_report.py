@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from flaxtl import fileio
-from flaxtl.console import printable, progress_bar, screenful, table
+from flaxtl.console import make_table, printable, progress_bar, truncate_rows
 from flaxtl.data import doctor
 from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue, IssueType
 from flaxtl.data.image_file import UnreadableError
@@ -36,7 +36,7 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
             _issue_row(kind, found) for kind, found in diagnosis.by_kind.items() if ISSUE_TYPES[kind].stops == stops
         ]
         if rows:
-            yield table(title, ("finding", "count", "such as, and what to do"), rows)
+            yield make_table(title, ("finding", "count", "such as, and what to do"), rows)
     yield Text(result_line(diagnosis))
 
 
@@ -63,7 +63,7 @@ def _images(diagnosis: DatasetReport) -> RenderableType:
         (printable(label), *(f"{diagnosis.counts[label, split]:,}" for split in splits), f"{total:,}")
         for label, total in diagnosis.classes.items()
     ]
-    return table("Images", ("class", *splits, "all"), screenful(rows, " classes, all in --json=FILE"))
+    return make_table("Images", ("class", *splits, "all"), truncate_rows(rows, " classes, all in --json=FILE"))
 
 
 def _issue_row(kind: str, findings: Sequence[Issue]) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxtl import fileio
-from flaxtl.console import printable, progress_bar, screenful, table
+from flaxtl.console import make_table, printable, progress_bar, truncate_rows
 from flaxtl.data import split_writer
 from flaxtl.data.sources import base
 from flaxtl.data.sources import base as sources
@@ -35,7 +35,7 @@ def pretrained_summary(name: str) -> tuple[Table, str]:
         count = sum(math.prod(shape) for shape in shapes.get(layer.name, {}).values())
         cells.append((layer.name, layer.kind, _shape(layer.shape), f"{count:,}"))
     title = f"{architecture.name} at {size}x{size}"
-    return table(title, ("layer", "kind", "output", "parameters"), cells), _published_totals(architecture, shapes)
+    return make_table(title, ("layer", "kind", "output", "parameters"), cells), _published_totals(architecture, shapes)
 
 
 def _published_totals(architecture: ModelSpec, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
@@ -70,7 +70,7 @@ def config_summary(config: Any) -> tuple[Table, str]:
         f"{config.model.name} at {config.data.height}x{config.data.width} under a new head of {len(classes)} classes"
     )
     columns = ("layer", "kind", "output", "parameters", "group", "learns in")
-    return table(title, columns, cells), _totals(net, phases)
+    return make_table(title, columns, cells), _totals(net, phases)
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -145,7 +145,7 @@ def models_table() -> Table:
         )
         for row in registry.MODELS.values()
     ]
-    return table("Networks", columns, cells)
+    return make_table("Networks", columns, cells)
 
 
 def _spelled(top: str | None, base: str | None) -> str:
@@ -197,4 +197,4 @@ def _split_table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Tab
     classes = sorted({label for label, _ in counts})
     cells = [row(label, [counts[label, split] for split in splits]) for label in classes]
     totals = row("all", [sum(counts[label, split] for label in classes) for split in splits])
-    return table("Images", ("class", *splits, "all"), [*screenful(cells, " classes"), totals])
+    return make_table("Images", ("class", *splits, "all"), [*truncate_rows(cells, " classes"), totals])

@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from flaxtl.console import make_progress, progress_bar, table
+from flaxtl.console import make_progress, make_table, progress_bar
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
 from flaxtl.train.phases import Phase
@@ -36,7 +36,7 @@ def group_table(network: ModelInfo, phases: Sequence[Phase], origin: str) -> Tab
         source = origin if "backbone" in sections else "fresh (Glorot)"
         cells.append((group, str(len({path.split("/")[1] for path in paths})), f"{count:,}", *rates, source))
     cells.append(("schedule", "", "", *(_schedule(phase) for phase in phases), ""))
-    return table("What learns, and how fast", columns, cells)
+    return make_table("What learns, and how fast", columns, cells)
 
 
 def _lrs_text(phase: Phase, group: str) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flaxtl.config import config_to_json
 from flaxtl.console import progress_bar
-from flaxtl.errors import UserError, listed, unknown
+from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices
 from flaxtl.pretrained import backbone
@@ -58,7 +58,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
 
     parameters = _left_by(setup, number) if is_run else None
     if parameters is None and number:
-        before, phase = listed(config.phases[:number]), config.phases[number]
+        before, phase = join_names(config.phases[:number]), config.phases[number]
         raise UserError(
             f"{phase} begins with the network that {before} leave{'s' if number == 1 else ''}, and {workdir} holds "
             "none; let flaxtl train come so far there, or give the --workdir of a run that did"

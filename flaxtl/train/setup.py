@@ -19,7 +19,7 @@ from flaxtl.data.decode import Resize
 from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
-from flaxtl.errors import UserError, listed, unknown
+from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
@@ -155,8 +155,8 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     expected = tuple(data.classes)
     if expected and expected != listing.classes:
         raise UserError(
-            f"{data.source} holds the classes {listed(listing.classes)}, but the config expects "
-            f"{listed(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
+            f"{data.source} holds the classes {join_names(listing.classes)}, but the config expects "
+            f"{join_names(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
         )
     with progress_bar(console, "looking for duplicates", len(listing.found)) as advance:
         return make_manifest(

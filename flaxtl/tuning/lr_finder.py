@@ -13,8 +13,8 @@ from rich.console import Console
 
 from flaxtl import fileio
 from flaxtl.config import TOP
-from flaxtl.console import progress_bar, table
-from flaxtl.errors import listed
+from flaxtl.console import make_table, progress_bar
+from flaxtl.errors import join_names
 from flaxtl.fileio import atomic_write
 from flaxtl.parallel import devices
 from flaxtl.report import plots
@@ -84,7 +84,7 @@ def render_lr_page(found: "LrSuggestions", config: Any) -> str:
     points = found.curve.points
     image = plots.plot_lr_curve(points, found.curve.unsettled, found.proposed)
     facts = {
-        "learns": listed(found.shares),
+        "learns": join_names(found.shares),
         "optimizer": config.optimizer.name,
         "images a step": f"{config.batch_size:,}",
         "steps": f"{len(points):,} of {found.rates.steps:,}",
@@ -178,4 +178,4 @@ def _write_results(found: LrSuggestions, folder: Path, start: PhaseStart) -> Pat
 def suggestions_table(found: LrSuggestions) -> rich_table.Table:
     """The suggestions as a table on the console."""
     cells = [(each.name, written(each.rate), each.reason) for each in found.suggestions]
-    return table(f"Learning rates for {found.phase}", ("rule", "rate", "what it is"), cells)
+    return make_table(f"Learning rates for {found.phase}", ("rule", "rate", "what it is"), cells)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 from rich import table as rich_table
 
-from flaxtl.console import SCREENFUL, screenful, table
+from flaxtl.console import MAX_ROWS, make_table, truncate_rows
 from flaxtl.fileio import atomic_write
 from flaxtl.report import plots
 from flaxtl.report.templating import format_count, format_duration, load_template
@@ -52,7 +52,9 @@ def percent_text(share: MeanStd | None) -> str:
 def results_table(found: SweepResults) -> rich_table.Table:
     """The points as a table on the console; of very many the best."""
     rows: Sequence[Sequence[str]] = [table_cells(found, point) for point in found.points]
-    return table("Points, the best on validation first", table_columns(found), screenful(rows, " in sweep.csv"))
+    return make_table(
+        "Points, the best on validation first", table_columns(found), truncate_rows(rows, " in sweep.csv")
+    )
 
 
 def result_sentences(found: SweepResults) -> Iterator[str]:
@@ -61,7 +63,7 @@ def result_sentences(found: SweepResults) -> Iterator[str]:
         yield "±: sample standard deviation over the runs of a point"
     if found.missing:
         yield f"{found.missing} run(s) still to come: the same flaxtl sweep trains them"
-    for name, reason in list(found.failures.items())[:SCREENFUL]:
+    for name, reason in list(found.failures.items())[:MAX_ROWS]:
         yield f"{name} failed: {reason}"
     if found.chosen:
         yield f"chosen by validation: {found.chosen.name}"

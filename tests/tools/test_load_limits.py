@@ -14,7 +14,7 @@ from flaxtl.cli import main
 from flaxtl.data.sources import base, image_folder
 from flaxtl.data.sources.csv_file import scan_csv
 from flaxtl.data.split_writer import write_folders, write_folds
-from flaxtl.errors import UserError, listed
+from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.evaluate import brief_result
 from flaxtl.report.report import ClassRow, _worst_first
@@ -137,12 +137,6 @@ def test_a_thousand_missing_classes_are_counted(tmp_path):
         image_folder.DatasetIndex((*found, image_folder.SourceImage(Path("/x"), "class0000", "test")), "/set")
     )
     assert "lack the class(es) class0001, class0002, class0003, class0004, class0005 and 994 more of" in told
-
-
-def test_names_are_listed_as_people_do():
-    assert [listed("abcdefgh"[:n]) for n in (1, 2, 3, 6, 7)] == [
-        "a", "a and b", "a, b and c", "a, b, c, d, e and f", "a, b, c, d, e and 2 more",
-    ]  # fmt: skip
 
 
 def test_a_terminal_is_spared_large_matrices():

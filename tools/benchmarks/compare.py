@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.measure import median, spread
 from benchmarks.turns import Outcome, Way, take_turns
-from flaxtl.console import console, table
+from flaxtl.console import make_console, make_table
 from flaxtl.models import registry
 
 PEERS = {
@@ -108,11 +108,11 @@ def _print(
     title = f"{work}: {settings['model']}, batches of {settings['batch']} at {side} x {side}, {settings['dtype']}"
     columns = ("way", "images/s", "spread", "ms a batch", "GFLOP/image", "TFLOP/s", "of peak")
     columns += tuple(f"x {name}" for name in REFERENCES)
-    console().print(table(title, (*columns, "on"), [_cells(row) for row in rows]))
+    make_console().print(make_table(title, (*columns, "on"), [_cells(row) for row in rows]))
     sentences = [f"{row['way']}: {row['note']}" for row in rows if row["note"]]
     if peak:
         sentences.append(f"peak: {peak['rate'] / 1e12:,.3g} TFLOP/s ({peak['source']}); a multiply-add is 2 FLOP")
-    console().print(*sentences, sep="\n", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(*sentences, sep="\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

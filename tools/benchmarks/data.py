@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.measure import Work, median, rates
 from flaxtl import fileio
-from flaxtl.console import console, table
+from flaxtl.console import make_console, make_table
 from flaxtl.data import array_store
 from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         peer = reference[name.split(":")[0]]
         cells.append((name, f"{rate:,.0f}", f"{rate / peer:.1f}" if peer else "not installed"))
     title = f"{len(files)} images to {options.side} x {options.side}, batches of {options.batch}"
-    console().print(table(title, ("way", "images/s", "x Keras ImageDataGenerator"), cells))
+    make_console().print(make_table(title, ("way", "images/s", "x Keras ImageDataGenerator"), cells))
     return {"kind": "data", "images": len(files), "side": options.side, "batch": options.batch, "rates": measured}
 
 

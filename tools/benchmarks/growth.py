@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import drawn, flaxtl_run
 from benchmarks.flaxtl_run import Run
 from benchmarks.measure import median
-from flaxtl.console import console, table
+from flaxtl.console import make_console, make_table
 
 SIZES = {
     "images": (1_000, 3_000, 10_000, 30_000, 100_000),
@@ -100,7 +100,7 @@ def _print(options: argparse.Namespace, sizes: Sequence[int], columns: dict[str,
     if len(sizes) > 1:
         rows.append(("exponent", *(f"{_exponent(sizes, column):.2f}" for column in columns.values())))
     title = f"seconds of flaxtl train --config={options.config} {' '.join((*JOB, *options.overrides))}"
-    console().print(table(title, (options.axis, *columns), rows))
+    make_console().print(make_table(title, (options.axis, *columns), rows))
 
 
 def _exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -126,4 +126,4 @@ def _plot(options: argparse.Namespace, sizes: Sequence[int], columns: dict[str, 
     figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     with mpl.rc_context({"svg.fonttype": "none"}):  # text, not outlines of letters
         figure.savefig(options.plot, dpi=150)
-    console().print(f"plot: {options.plot}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"plot: {options.plot}", highlight=False, markup=False, soft_wrap=True)

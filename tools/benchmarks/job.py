@@ -10,7 +10,7 @@ from benchmarks.flaxtl_run import Run
 from benchmarks.measure import median, spread
 from benchmarks.peers import installed
 from flaxtl.config import load_config
-from flaxtl.console import console, table
+from flaxtl.console import make_console, make_table
 from flaxtl.errors import UserError
 
 
@@ -72,16 +72,16 @@ def _print(config: str, runs: list[Run]) -> None:
     rows.append(("to the first training step", f"{median([each.first_step for each in runs]):,.1f}", ""))
     seconds = [each.seconds for each in runs]
     rows.append(("from start to end", f"{median(seconds):,.1f}", f"± {spread(seconds):.0%}"))
-    console().print(table(f"flaxtl train --config={config}, {len(runs)} runs", ("part", "seconds", ""), rows))
+    make_console().print(make_table(f"flaxtl train --config={config}, {len(runs)} runs", ("part", "seconds", ""), rows))
 
 
 def _compare(ours: float, peers: list[dict[str, Any]]) -> float | None:
     """How many times longer the peer takes, extrapolated; printed with how it was had."""
     if not peers:
-        console().print("Keras 3 on TensorFlow: not installed")
+        make_console().print("Keras 3 on TensorFlow: not installed")
         return None
     theirs, first = median([each["seconds"] for each in peers]), peers[0]
-    console().print(
+    make_console().print(
         f"Keras 3 on TensorFlow: {theirs:,.1f} s, extrapolated to {first['epochs']} epochs from "
         f"{len(first['epoch_seconds'])} (an epoch after the first: "
         f"{median([each['later_epoch'] for each in peers]):,.1f} s), without test images and report; "

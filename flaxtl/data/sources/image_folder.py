@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.errors import UserError, listed
+from flaxtl.errors import UserError, join_names
 
 SPLITS = ("train", "validation", "test")
 """The splits in their order everywhere."""
@@ -109,7 +109,7 @@ def _missing_classes(listing: DatasetIndex) -> list[str]:
         if found.split:
             classes[found.split].add(found.label)
     return [
-        f"the {split} images of {listing.origin} lack the class(es) {listed(missing)} of the other splits; every"
+        f"the {split} images of {listing.origin} lack the class(es) {join_names(missing)} of the other splits; every"
         " split needs the same classes"
         for split, present in classes.items()
         if (missing := sorted(set(listing.classes) - present))
