@@ -15,7 +15,7 @@ from PIL import Image
 
 from flaxtl.errors import UserError
 from flaxtl.evaluation import run_files
-from flaxtl.evaluation.predictor import setup_of
+from flaxtl.evaluation.predictor import load_setup
 from flaxtl.report import plots, report
 from flaxtl.report.report import AugmentedExample, augmented_samples
 
@@ -37,7 +37,7 @@ def main() -> None:
     for name, svg in drawn(run_files.read_run(options.workdir)).items():
         (options.output / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
     if options.samples:
-        sheet(augmented_samples(setup_of(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
+        sheet(augmented_samples(load_setup(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
 
 
 def drawn(run: run_files.RunRecord) -> dict[str, str]:

@@ -164,7 +164,7 @@ def predict(options: argparse.Namespace) -> None:
     """A table, and files where they are asked for."""
     from flaxtl.evaluation import predictions
     from flaxtl.evaluation import predictor as predict
-    from flaxtl.evaluation.predictor import temperature_of
+    from flaxtl.evaluation.predictor import load_temperature
 
     if bool(options.tap) != bool(options.npz):
         raise UserError("--tap=LAYER and --npz=FILE go together: the layer to write, and where to")
@@ -175,9 +175,9 @@ def predict(options: argparse.Namespace) -> None:
     if options.calibrated and options.model:
         raise UserError("--calibrated goes with --workdir=DIR; a published network has no temperature")
     paths, top = predict.find_images(options.input), options.top or DEFAULT_TOP
-    predictor = _published(options) if options.model else predict.run_predictor(_trained(options.workdir))
-    temperature = temperature_of(options.workdir) if options.calibrated else None
-    found = predict.predict(predictor, paths, options.tap)
+    predictor = _published(options) if options.model else _trained(options.workdir).predictor()
+    temperature = load_temperature(options.workdir) if options.calibrated else None
+    found = predictor.predict(paths, options.tap)
     if temperature is not None:
         found = found.at_temperature(temperature)
     make_console().print(predictions.predictions_table(found, top))
@@ -187,9 +187,9 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def _trained(workdir: Path) -> "TrainedRun":
-    from flaxtl.evaluation.predictor import load_trained_run
+    from flaxtl.evaluation.predictor import load_run
 
-    run = load_trained_run(workdir)
+    run = load_run(workdir)
     if run.phase != run.setup.phases[-1].name:
         _say(f"the run is not finished: this is its network after its phase {run.phase}")
     return run
@@ -200,7 +200,7 @@ def _published(options: argparse.Namespace) -> "Predictor":
 
     classify = any((options.top, options.csv, options.json, not options.tap))
     opened = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _say)
-    make_console().print(f"weights: {opened.origin}", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(f"weights: {opened.source}", highlight=False, markup=False, soft_wrap=True)
     return opened.predictor
 
 
@@ -211,7 +211,7 @@ def _say(sentence: str) -> None:
 def report(options: argparse.Namespace) -> None:
     """The page, and where it is; of several runs a table of their accuracies too."""
     from flaxtl.evaluation import gradcam
-    from flaxtl.evaluation.predictor import load_trained_run, setup_of
+    from flaxtl.evaluation.predictor import load_run, load_setup
     from flaxtl.report import comparison, report
     from flaxtl.report.report import augmented_samples
 
@@ -224,8 +224,8 @@ def report(options: argparse.Namespace) -> None:
     elif options.output:
         raise UserError("--output=FILE.html is where runs are compared; give another --workdir, or leave it out")
     else:
-        setup = setup_of(first)
-        gradcam.update_heatmaps(first, lambda: load_trained_run(first), _say, options.gradcam)
+        setup = load_setup(first)
+        gradcam.update_heatmaps(first, lambda: load_run(first), _say, options.gradcam)
         page = report.write_report(first, augmented=augmented_samples(setup))
     make_console().print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 

@@ -1,7 +1,7 @@
-"""How sure the answers are, against how often they are right.
+"""Calibration: how well confidences match accuracies, temperature scaling, and accuracy against coverage.
 
-The measures, the temperature and the 15 bins are those of Guo, Pleiss, Sun and Weinberger (2017), "On Calibration of
-Modern Neural Networks". The confidence of an answer is the probability of the predicted class.
+Metrics, temperature scaling and the 15 bins follow Guo, Pleiss, Sun and Weinberger (2017), "On Calibration of Modern
+Neural Networks". The confidence of a prediction is the probability of the predicted class.
 """
 
 import math
@@ -12,137 +12,140 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.evaluation import classification
-from flaxtl.evaluation.classification import Integers, Matrix, Reals
+from flaxtl.evaluation.classification import CountArray, FloatArray, IntArray
 
 Probabilities = npt.NDArray[np.floating]
 
-BINS = 15
-COLDEST, HOTTEST = 0.01, 100.0  # beyond them answers are all or nothing, or all alike
-TOLERANCE = 1e-12  # of log T
+NUM_BINS = 15
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # outside, softmax is practically one-hot or uniform
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
-    """Answers by confidence, in BINS bins of equal width; bin i holds those above i / BINS, up to (i + 1) / BINS.
+class ReliabilityDiagram:
+    """Predictions in NUM_BINS confidence bins of equal width; bin i is (i / NUM_BINS, (i + 1) / NUM_BINS].
 
     Attributes:
-        count: answers in the bin, int64 [BINS].
-        confidence: their mean confidence, float64 [BINS]; nan where there are none.
-        accuracy: the share of them that is right, float64 [BINS]; nan where there are none.
+        count: predictions in the bin, int64 [NUM_BINS].
+        confidence: their mean confidence, float64 [NUM_BINS]; NaN for an empty bin.
+        accuracy: the fraction of them that is correct, float64 [NUM_BINS]; NaN for an empty bin.
     """
 
-    count: Matrix
-    confidence: Reals
-    accuracy: Reals
+    count: CountArray
+    confidence: FloatArray
+    accuracy: FloatArray
 
     @property
-    def error(self) -> float:
-        """The expected calibration error: the mean over answers of |accuracy - confidence| of their bin, in [0, 1]."""
-        held = self.count > 0
-        gaps = np.abs(self.accuracy[held] - self.confidence[held])
-        return float((gaps * self.count[held]).sum() / self.count.sum())
+    def ece(self) -> float:
+        """Expected calibration error: the mean of |accuracy - confidence| over bins, weighted by count; in [0, 1]."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float((gaps * self.count[filled]).sum() / self.count.sum())
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
-    """Of the answers about one or more images: mean confidence, mean cross-entropy, and the answers by confidence."""
+class CalibrationMetrics:
+    """Mean confidence, mean cross-entropy (nats) and reliability diagram of the predictions on n > 0 images."""
 
-    confidence: float
+    mean_confidence: float
     loss: float
-    reliability: Reliability
+    reliability: ReliabilityDiagram
 
 
-def make_calibration(probabilities: Probabilities, labels: Integers) -> Calibration:
-    """How well `probabilities` [n, classes] of n > 0 images tell how often they are right; `labels` are int [n]."""
+def calibration_metrics(probabilities: Probabilities, labels: IntArray) -> CalibrationMetrics:
+    """Compute the calibration metrics of `probabilities` [n, classes] for true classes `labels` [n], n > 0."""
     confidence = probabilities.max(axis=1).astype(np.float64)
-    return Calibration(
-        confidence=float(confidence.mean()),
-        loss=float(classification.losses(probabilities, labels).mean()),
-        reliability=reliability(confidence, probabilities.argmax(axis=1) == labels),
+    return CalibrationMetrics(
+        mean_confidence=float(confidence.mean()),
+        loss=float(classification.cross_entropy(probabilities, labels).mean()),
+        reliability=reliability_diagram(confidence, probabilities.argmax(axis=1) == labels),
     )
 
 
-def reliability(confidence: Reals, right: npt.NDArray[np.bool_]) -> Reliability:
-    """Sort n > 0 answers into bins by their confidence; `right` says which of them are."""
-    edges = np.arange(1, BINS) / BINS
-    index = np.searchsorted(edges, confidence, side="left")
-    count, sure, true = (np.bincount(index, weights, BINS) for weights in (None, confidence, right))
-    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin is nan
-        return Reliability(count.astype(np.int64), sure / count, true / count)
+def reliability_diagram(confidence: FloatArray, correct: npt.NDArray[np.bool_]) -> ReliabilityDiagram:
+    """Bin n > 0 predictions by `confidence` [n]; `correct` [n] marks the correct ones."""
+    upper_edges = np.arange(1, NUM_BINS) / NUM_BINS
+    bins = np.searchsorted(upper_edges, confidence, side="left")
+    count, confidence_sum, num_correct = (
+        np.bincount(bins, weights, NUM_BINS) for weights in (None, confidence, correct)
+    )
+    with np.errstate(invalid="ignore"):  # empty bins: 0 / 0 is NaN
+        return ReliabilityDiagram(count.astype(np.int64), confidence_sum / count, num_correct / count)
 
 
-def apply_temperature(probabilities: Probabilities, temperature: float) -> Reals:
-    """softmax(log p / T), float64 [n, classes]: the same answers, less sure where T > 1 and surer where T < 1."""
+def apply_temperature(probabilities: Probabilities, temperature: float) -> FloatArray:
+    """Return softmax(log p / T), float64 [n, classes]: the same predictions, less confident where T > 1."""
     weights = np.exp(_logits(probabilities) / temperature)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
-def fit_temperature(probabilities: Probabilities, labels: Integers) -> float | None:
-    """The temperature at which the mean cross-entropy of `labels` int [n] is least.
+def fit_temperature(probabilities: Probabilities, labels: IntArray) -> float | None:
+    """Return the temperature that minimizes the mean cross-entropy of `labels` int [n].
 
-    None where none from COLDEST to HOTTEST is: without images, where hardly one was answered wrong, so that surer is
-    always better, and where the answers are no better than chance.
+    The loss is convex in 1 / T, so its minimum is the root of its slope. A root finder gives T to almost all digits;
+    minimizing the loss itself would give half of them.
 
-    The loss is convex in 1 / T. Where its slope is 0 is found by bisection, to the last digits but one; comparing
-    losses would find half of them.
+    Returns:
+        The temperature, or None if there is no minimum between MIN_TEMPERATURE and MAX_TEMPERATURE: without images,
+        with almost no errors (sharper is always better), and with predictions no better than chance.
     """
+    if not len(labels):
+        return None
     logits = _logits(probabilities)
-    true = logits[np.arange(len(labels)), labels]
+    true_logits = logits[np.arange(len(labels)), labels]
 
     def slope(log_temperature: float) -> float:
-        """Of the loss in 1 / T: the mean logit that softmax expects, less that of the true class."""
+        """Return the slope of the loss in 1 / T: the mean of the expected logit minus the true class's logit."""
         weights = np.exp(logits / math.exp(log_temperature))
         expected = (weights * logits).sum(axis=1) / weights.sum(axis=1)
-        return float((expected - true).mean())
+        return float((expected - true_logits).mean())
 
-    cold, hot = math.log(COLDEST), math.log(HOTTEST)
-    if not len(labels) or not slope(hot) < 0 < slope(cold):
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    if not slope(high) < 0 < slope(low):
         return None
-    while hot - cold > TOLERANCE:
-        middle = (cold + hot) / 2
-        cold, hot = (cold, middle) if slope(middle) < 0 else (middle, hot)
-    return math.exp((cold + hot) / 2)
+    from scipy.optimize import brentq  # slow to import
+
+    return math.exp(brentq(slope, low, high, xtol=1e-12))
 
 
-def _logits(probabilities: Probabilities) -> Reals:
-    """log p less its largest, float64 [n, classes]: finite, for p is kept above the smallest normal float32."""
+def _logits(probabilities: Probabilities) -> FloatArray:
+    """Return log p minus its maximum, float64 [n, classes]; finite, as p is clipped at the smallest normal float32."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny)))
     return np.asarray(logits - logits.max(axis=1, keepdims=True, initial=-np.inf), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class RiskCoverage:
-    """What each threshold gives: one for every confidence that was met, highest first.
+    """Accuracy when only predictions above a confidence threshold are accepted; one entry per distinct confidence.
 
     Attributes:
-        threshold: float64 [m], falling.
-        answered: images whose confidence is at least the threshold, int64 [m], rising to all of them.
-        right: those among them that were answered right, int64 [m].
+        threshold: float64 [m], decreasing.
+        num_covered: images with at least this confidence, int64 [m], increasing to all n images.
+        num_correct: correct predictions among them, int64 [m].
     """
 
-    threshold: Reals
-    answered: Matrix
-    right: Matrix
+    threshold: FloatArray
+    num_covered: CountArray
+    num_correct: CountArray
 
 
 class CoveragePoint(NamedTuple):
-    """The highest threshold at which `percent` of all images are answered; equal confidences may make it more."""
+    """The highest threshold that covers at least `percent` of the images; ties in confidence may cover more."""
 
     percent: int
     threshold: float
-    answered: int
-    right: int
+    num_covered: int
+    num_correct: int
 
 
-def risk_coverage(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> RiskCoverage:
-    """The curve of n > 0 answers: how sure each is, in [0, 1], and whether it is right."""
-    surest = np.argsort(-confidence, kind="stable")
-    falling = confidence[surest].astype(np.float64)
-    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)  # of those that are equally sure
-    return RiskCoverage(falling[last], last.astype(np.int64) + 1, np.cumsum(right[surest], dtype=np.int64)[last])
+def risk_coverage(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> RiskCoverage:
+    """Compute the curve of n > 0 predictions from their confidence [n], in [0, 1], and whether each is correct [n]."""
+    order = np.argsort(-confidence, kind="stable")
+    threshold = confidence[order].astype(np.float64)
+    last = np.append(np.flatnonzero(np.diff(threshold)), len(threshold) - 1)  # the last of each group of ties
+    return RiskCoverage(threshold[last], last.astype(np.int64) + 1, np.cumsum(correct[order], dtype=np.int64)[last])
 
 
 def coverage_at(curve: RiskCoverage, percent: int) -> CoveragePoint:
-    """What it takes to answer at least `percent` of the images, from 1 to 100."""
-    row = int(np.argmax(100 * curve.answered >= percent * curve.answered[-1]))
-    return CoveragePoint(percent, float(curve.threshold[row]), int(curve.answered[row]), int(curve.right[row]))
+    """Return the point of the curve that covers at least `percent` (1 to 100) of the images."""
+    row = int(np.argmax(100 * curve.num_covered >= percent * curve.num_covered[-1]))
+    return CoveragePoint(percent, float(curve.threshold[row]), int(curve.num_covered[row]), int(curve.num_correct[row]))

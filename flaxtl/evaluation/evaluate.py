@@ -22,7 +22,7 @@ from flaxtl.errors import UserError, join_names
 from flaxtl.evaluation import calibration, classification, tta
 from flaxtl.evaluation import predictions as predictions_file
 from flaxtl.evaluation.predictions import Predictions
-from flaxtl.evaluation.predictor import TrainedRun, load_trained_run
+from flaxtl.evaluation.predictor import TrainedRun, load_run
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import run_dir, train_step
@@ -117,7 +117,7 @@ def evaluate_workdir(
     says of which, `without` what there is without them, and `gain` what they change.
     """
     views_of = None if augmented is None else tta.make_tta(augmented)
-    run = load_trained_run(workdir)
+    run = load_run(workdir)
     views = views_of(run.setup) if views_of else None
     classes = run.setup.manifest.classes
     examples = _examples(run.setup.manifest, source, split)
@@ -142,7 +142,7 @@ def evaluate_workdir(
         "seen_in_training": seen,
         **found.measures._asdict(),
         **gained,
-        "errors": classification.errors(matrix),
+        "errors": classification.num_errors(matrix),
         "classes": list(classes),
         "confusion_matrix": matrix.tolist(),
     }
@@ -162,17 +162,17 @@ def _predictions(
     setup = run.setup
     data = decode_examples(setup, examples, console).feed(setup.mesh)
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
-    plain = evaluate(step, run.parameters, data, setup.config.batch_size)
+    plain = evaluate(step, run.params, data, setup.config.batch_size)
     if views is None:
         return plain, {}
     if views.resize != setup.resize:
         del data  # first: there need not be room for both
         data = decode_examples(replace(setup, resize=views.resize), examples, console).feed(setup.mesh)
     labels = setup.manifest.labels(examples)
-    averaged = tta.average(run, views, plain, labels, data, console)
+    averaged = tta.average_views(run, views, plain, labels, data, console)
     gain = tta.TtaGain.of(labels, plain, averaged)
     console.print(str(gain), highlight=False, markup=False, soft_wrap=True)
-    return averaged, {"tta": {"name": views.name, "views": views.total}, **gain.as_json()}
+    return averaged, {"tta": {"name": views.name, "views": views.total}, **gain.to_json()}
 
 
 def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, heatmaps, run_files
-from flaxtl.evaluation.heatmaps import Heatmaps, HeatmapSet
+from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.models.classifier import Classifier, Parameters, forward, unflatten_params
@@ -108,10 +108,10 @@ def _has_places(layer: Layer) -> bool:
 ERRORS, RIGHT_ANSWERS = 12, 6
 """Images that are shown with heat maps, at most."""
 
-PIXELS = 8 * 224 * 224
+MAX_BATCH_PIXELS = 8 * 224 * 224
 """Of the images that pass the network together, at most: fewer than in training, which needs more memory too."""
 
-HeatmapPair = tuple[str, str]
+ClassPair = tuple[str, str]
 """The class that was answered, and that of the label; the same where the answer is right."""
 
 
@@ -144,11 +144,11 @@ def update_heatmaps(
         say(f"the report has no heat maps: {error}")
 
 
-def heatmap_pairs(run: RunRecord) -> dict[str, HeatmapPair]:
+def heatmap_pairs(run: RunRecord) -> dict[str, ClassPair]:
     """The images that are shown with heat maps, errors first, and the classes that are asked about; by path."""
-    if not run.predictions or run.judged not in run.predictions.splits:
+    if not run.predictions or run.eval_split not in run.predictions.splits:
         return {}
-    judged = run.predictions.of_split(run.judged)
+    judged = run.predictions.of_split(run.eval_split)
     errors = classification.largest_loss_errors(judged.probabilities, judged.labels, ERRORS)
     rows = [*errors, *classification.typical_correct(judged.probabilities, judged.labels, RIGHT_ANSWERS)]
     return {
@@ -156,7 +156,7 @@ def heatmap_pairs(run: RunRecord) -> dict[str, HeatmapPair]:
     }
 
 
-def compute_heatmaps(run: TrainedRun, wanted: Mapping[str, HeatmapPair], layer: str | None) -> HeatmapSet:
+def compute_heatmaps(run: TrainedRun, wanted: Mapping[str, ClassPair], layer: str | None) -> HeatmapSet:
     """The heat maps of the classes in `wanted` over its images, those that cannot be read left out.
 
     `layer` is the name of any layer that has places; None takes the network's default (models/gradcam.py). Raises
@@ -188,14 +188,14 @@ def _readable(run: TrainedRun, paths: Sequence[str]) -> dict[str, npt.NDArray[np
     return found
 
 
-def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], at: Layer) -> Heatmaps:
+def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], at: Layer) -> Heatmap:
     """uint8 [n, 2, rows, columns]; batches are of one size, the last one filled up, so that one program serves all."""
     n, height, width, _ = images.shape
-    batches = math.ceil(n / max(1, PIXELS // (height * width)))
+    batches = math.ceil(n / max(1, MAX_BATCH_PIXELS // (height * width)))
     size = math.ceil(n / batches)
     filled = [np.resize(array, (batches * size, *array.shape[1:])) for array in (images, classes)]
     # Of a run of many processes only this one is left: parameters go to its own device.
-    parameters = jax.device_put(jax.device_get(unflatten_params(run.parameters)))
+    parameters = jax.device_put(jax.device_get(unflatten_params(run.params)))
 
     @jax.jit
     def maps(parameters: Parameters, images: jax.Array, classes: jax.Array) -> jax.Array:

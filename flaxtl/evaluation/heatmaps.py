@@ -14,7 +14,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation.run_files import Record, Shape, is_count, is_text, shape_fault
 from flaxtl.fileio import atomic_write_text
 
-Heatmaps = npt.NDArray[np.uint8]
+Heatmap = npt.NDArray[np.uint8]
 """A heat map, uint8 [rows, columns]: 255 where most speaks for the class, 0 where nothing does."""
 
 RESIZE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "filter": is_text}
@@ -39,7 +39,7 @@ class HeatmapSet:
     rows: int
     columns: int
     resize: Resize
-    maps: Mapping[str, Mapping[str, Heatmaps]]
+    maps: Mapping[str, Mapping[str, Heatmap]]
 
 
 def write_heatmaps(workdir: Path, kept: HeatmapSet) -> None:
@@ -70,7 +70,7 @@ def read_heatmaps(workdir: Path) -> HeatmapSet | None:
         return None
 
 
-def _heat(text: str, rows: int, columns: int) -> Heatmaps:
+def _heat(text: str, rows: int, columns: int) -> Heatmap:
     """Raises ValueError for anything but a map of that size."""
     return np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(rows, columns)
 

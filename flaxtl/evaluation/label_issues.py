@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl import fileio
-from flaxtl.evaluation.classification import Reals
+from flaxtl.evaluation.classification import FloatArray
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.fileio import atomic_write
 
@@ -33,7 +33,7 @@ class LabelIssues:
     probability: npt.NDArray[np.float32]
 
 
-def self_confidence(predictions: Predictions) -> Reals:
+def class_thresholds(predictions: Predictions) -> FloatArray:
     """The mean probability of each class over the images that are labelled so, float64 [classes]; nan without any."""
     own = _own(predictions).astype(np.float64)
     sums, counts = (np.bincount(predictions.labels, weights, len(predictions.classes)) for weights in (own, None))
@@ -49,7 +49,7 @@ def find_label_issues(predictions: Predictions) -> LabelIssues:
     unlike the gap between the two probabilities, which ends at 1, its loss still tells the worst from the bad.
     """
     probabilities, own = predictions.probabilities, _own(predictions)[:, None]
-    sure = (probabilities > own) & (probabilities >= self_confidence(predictions))
+    sure = (probabilities > own) & (probabilities >= class_thresholds(predictions))
     rows = np.flatnonzero(sure.any(axis=1))
     suggested = np.where(sure[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]

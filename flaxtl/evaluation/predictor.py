@@ -1,4 +1,4 @@
-"""A run that was trained before, opened to be looked at."""
+"""Trained runs and pretrained models, loaded for inference, and prediction on image files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from flaxtl.data.decode import EXTENSIONS, Resize, decode
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import run_files
-from flaxtl.evaluation.predictions import ImagePredictions
+from flaxtl.evaluation.predictions import UNLABELED, Predictions
 from flaxtl.models import classifier, imagenet, registry
 from flaxtl.models.classifier import Classifier, FlatParams, Parameters, forward, unflatten_params
 from flaxtl.models.spec import ModelSpec
@@ -25,68 +25,185 @@ from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.setup import RunSetup, build_setup
 
-
-class TrainedRun(NamedTuple):
-    """The setup of a run and its parameters after the last phase that ended, and that phase's name."""
-
-    setup: RunSetup
-    parameters: FlatParams
-    phase: str
-
-
-def setup_of(workdir: Path) -> RunSetup:
-    """The setup of the run in `workdir`, from its own config and manifest."""
-    return build_setup(run_dir.load_config(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
-
-
-def temperature_of(workdir: Path) -> float:
-    """The temperature of the finished run in `workdir`; raises UserError, saying why, if it has none."""
-    summary = run_files.summary_of_run(workdir)
-    if reason := run_files.reason(summary):
-        raise UserError(f"{reason}; leave --calibrated out")
-    return float(summary["calibration"]["temperature"])
-
-
-def load_trained_run(workdir: Path) -> TrainedRun:
-    """The run in `workdir`; raises UserError if no phase of it has ended."""
-    devices.enable_compilation_cache()
-    setup = setup_of(workdir)
-    with Checkpoints(workdir) as checkpoints:
-        done = checkpoints.phases_done()
-        if not done:
-            raise UserError(f"no phase of the run in {workdir} has ended yet; start the same flaxtl train again")
-        parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
-        return TrainedRun(setup, parameters, setup.phases[done - 1].name)
-
-
-PIXELS = 32 * 224 * 224
-"""Of all images that pass the network together, at most: many small ones or few large ones."""
+MAX_BATCH_PIXELS = 32 * 224 * 224
+"""Maximum number of pixels in a batch: many small images or a few large ones."""
 
 
 class Predictor(NamedTuple):
-    """A network ready for images of any size.
+    """A model and its params, ready to predict images of any size.
 
-    `classes` are what its layer 'predictions' tells, with their WordNet ids where they are ImageNet's; without classes
-    it runs no further than layer `stop`.
+    Attributes:
+        model: the network.
+        params: its parameters.
+        resize: how images are brought to the input size.
+        classes: what the outputs of layer 'predictions' stand for; () if the model is run for layer outputs only.
+        wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
+        output_layer: the last layer to run; None runs the whole network.
     """
 
     model: Classifier
-    parameters: Parameters
+    params: Parameters
     resize: Resize
     classes: tuple[str, ...]
     wordnet_ids: tuple[str, ...] = ()
-    stop: str | None = None
+    output_layer: str | None = None
+
+    def predict(self, paths: Sequence[Path], taps: Sequence[str] = ()) -> Predictions:
+        """Predict every readable image.
+
+        Args:
+            paths: image files.
+            taps: names of layers to return the outputs of, too.
+
+        Raises:
+            UserError: none of the images can be read.
+        """
+        layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
+
+        @jax.jit
+        def run_model(params: Parameters, images: jax.Array) -> dict[str, jax.Array]:
+            return forward(self.model, params, images, taps=layers, stop=self.output_layer).taps
+
+        unreadable: list[str] = []
+        predicted_paths: list[str] = []
+        batches: dict[str, list[npt.NDArray[np.float32]]] = {layer: [] for layer in layers}
+        for batch_paths, images in _batches(paths, self.resize, unreadable):
+            for layer, output in run_model(self.params, images).items():
+                batches[layer].append(np.asarray(output, np.float32)[: len(batch_paths)])
+            predicted_paths += batch_paths
+        if not predicted_paths:
+            raise UserError("None of the images can be read: " + "; ".join(unreadable[:10]))
+        n = len(predicted_paths)
+        outputs = {layer: np.concatenate(arrays) for layer, arrays in batches.items()}
+        return Predictions(
+            paths=tuple(predicted_paths),
+            splits=("",) * n,
+            labels=np.full(n, UNLABELED),
+            probabilities=outputs["predictions"] if self.classes else np.zeros((n, 0), np.float32),
+            classes=self.classes,
+            wordnet_ids=self.wordnet_ids,
+            taps={layer: outputs[layer] for layer in taps},
+            unreadable=tuple(unreadable),
+        )
 
 
-def run_predictor(run: TrainedRun) -> Predictor:
-    """A trained run's network."""
-    setup = run.setup
-    return Predictor(setup.network.model, unflatten_params(run.parameters), setup.resize, setup.manifest.classes)
+class TrainedRun(NamedTuple):
+    """The setup of a run, its params after the last finished phase, and the name of that phase."""
+
+    setup: RunSetup
+    params: FlatParams
+    phase: str
+
+    def predictor(self) -> Predictor:
+        """Return a predictor with the run's model."""
+        setup = self.setup
+        return Predictor(setup.network.model, unflatten_params(self.params), setup.resize, setup.manifest.classes)
+
+
+def load_run(workdir: Path) -> TrainedRun:
+    """Load the run in `workdir`.
+
+    Raises:
+        UserError: no phase of it has finished.
+    """
+    devices.enable_compilation_cache()
+    setup = load_setup(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        num_phases = checkpoints.phases_done()
+        if not num_phases:
+            raise UserError(f"No phase of the run in {workdir} has finished yet. Run flaxtl train again to resume it.")
+        params = checkpoints.restore_phase(num_phases, setup.abstract_parameters())
+        return TrainedRun(setup, params, setup.phases[num_phases - 1].name)
+
+
+def load_setup(workdir: Path) -> RunSetup:
+    """Build the setup of the run in `workdir` from its own config and manifest."""
+    return build_setup(run_dir.load_config(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
+
+
+def load_temperature(workdir: Path) -> float:
+    """Return the temperature of the finished run in `workdir`.
+
+    Raises:
+        UserError: it has none; the message gives the reason.
+    """
+    summary = run_files.read_summary(workdir)
+    if reason := run_files.missing_temperature_reason(summary):
+        raise UserError(f"{reason}. Leave out --calibrated.")
+    return float(summary["calibration"]["temperature"])
+
+
+class PretrainedModel(NamedTuple):
+    """A pretrained model, and a description of where its weights come from."""
+
+    predictor: Predictor
+    source: str
+
+
+def load_pretrained(
+    name: str, weights: str, taps: Sequence[str], classify: bool, notify: Callable[[str], None]
+) -> PretrainedModel:
+    """Load a model of the registry with pretrained weights.
+
+    Args:
+        name: model name.
+        weights: 'imagenet', 'builtin' or a weights file.
+        taps: names of layers to return the outputs of.
+        classify: whether class probabilities are wanted. If not, and all `taps` are layers of the headless model, that
+            is loaded, and weights without the top are enough.
+        notify: called with messages about the download.
+
+    Raises:
+        UserError: a layer is unknown, or no matching weights are found.
+    """
+    if weights == "random":
+        raise UserError("Random weights cannot classify. Leave out --weights for pretrained weights, or give a file.")
+    spec = registry.get_spec(name)
+    full, headless = Classifier(spec), headless_model(spec)
+    full_layers, headless_layers = _backbone_layers(full), _backbone_layers(headless)
+    for tap in taps:
+        if tap not in full_layers:
+            raise unknown("layer", tap, full_layers)
+    use_headless = not classify and set(taps) <= set(headless_layers)
+    model = headless if use_headless else full
+    devices.enable_compilation_cache()
+    loaded = load_backbone(model, weights, notify, option="--weights")
+    classes = () if use_headless else imagenet.imagenet_classes()
+    predictor = Predictor(
+        model,
+        {"backbone": jax.tree.map(jnp.asarray, loaded.tree)},
+        eval_resize(spec),
+        classes=tuple(entry.name for entry in classes),
+        wordnet_ids=tuple(entry.wordnet_id for entry in classes),
+        output_layer=headless_layers[-1] if use_headless else None,
+    )
+    return PretrainedModel(predictor, loaded.origin)
+
+
+def _backbone_layers(model: Classifier) -> list[str]:
+    """Return the names of the backbone's layers in order; the last one is its output."""
+    size = model.architecture.size
+    return [layer.name for layer in classifier.list_layers(model, size, size) if layer.section == "backbone"]
+
+
+def eval_resize(spec: ModelSpec) -> Resize:
+    """Return the resizing that the model's published accuracy was measured with.
+
+    Shorter side to 8/7 of the input size (256 for 224), bicubic, then a center crop: taehoonlee in
+    github.com/keras-team/keras-applications/issues/99. Squashing with Keras' default, nearest, costs VGG16 accuracy.
+    """
+    return Resize(spec.size, spec.size, policy="crop", filter="bicubic")
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Files as given, all images below folders, and what globs match; sorted within each, without doubles."""
-    found: dict[Path, None] = {}
+    """Return the image files that `inputs` stand for: files, all images below folders, and matches of globs.
+
+    Sorted within each input, without duplicates.
+
+    Raises:
+        UserError: an input matches no image.
+    """
+    paths: dict[Path, None] = {}
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
@@ -96,50 +213,21 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         else:
             matches = [path] if path.is_file() else []
         if not matches:
-            raise UserError(f"no images at {text!r}; give image files, folders or globs to --input")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+            raise UserError(f"No images found at {text!r}. Give image files, folders or globs to --input.")
+        paths.update(dict.fromkeys(matches))
+    return list(paths)
 
 
-def _is_image(inner: Path, file: Path) -> bool:
-    hidden = any(part.startswith(".") for part in inner.parts)
+def _is_image(relative_path: Path, file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative_path.parts)
     return file.suffix.lower() in EXTENSIONS and not hidden and file.is_file()
-
-
-def predict(predictor: Predictor, paths: Sequence[Path], taps: Sequence[str]) -> ImagePredictions:
-    """Run the network on every readable image; `taps` names layers whose outputs are wanted too."""
-    wanted = tuple(dict.fromkeys((*taps, *(["predictions"] if predictor.classes else []))))
-
-    @jax.jit
-    def outputs(parameters: Parameters, images: jax.Array) -> dict[str, jax.Array]:
-        return forward(predictor.model, parameters, images, taps=wanted, stop=predictor.stop).taps
-
-    unreadable: list[str] = []
-    kept: list[str] = []
-    parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in wanted}
-    for names, images in _batches(paths, predictor.resize, unreadable):
-        for name, value in outputs(predictor.parameters, images).items():
-            parts[name].append(np.asarray(value, np.float32)[: len(names)])
-        kept += names
-    if not kept:
-        raise UserError("none of the images can be read: " + "; ".join(unreadable[:10]))
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    probabilities = arrays["predictions"] if predictor.classes else np.zeros((len(kept), 0), np.float32)
-    return ImagePredictions(
-        paths=tuple(kept),
-        probabilities=probabilities,
-        taps={name: arrays[name] for name in taps},
-        classes=predictor.classes,
-        wordnet_ids=predictor.wordnet_ids,
-        unreadable=tuple(unreadable),
-    )
 
 
 def _batches(
     paths: Sequence[Path], resize: Resize, unreadable: list[str]
 ) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-    """(paths, uint8 [size, height, width, 3]) of one size, so that the step is compiled once."""
-    size = min(max(1, PIXELS // (resize.height * resize.width)), len(paths))
+    """Yield (paths, uint8 [size, height, width, 3]), padded to one size so that the model is compiled once."""
+    size = min(max(1, MAX_BATCH_PIXELS // (resize.height * resize.width)), len(paths))
 
     def read(path: Path) -> npt.NDArray[np.uint8] | str:
         try:
@@ -149,68 +237,14 @@ def _batches(
 
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(paths), size):
-            names: list[str] = []
+            batch_paths: list[str] = []
             images = np.zeros((size, resize.height, resize.width, 3), np.uint8)
-            some = paths[first : first + size]
-            for path, found in zip(some, pool.map(read, some), strict=True):
-                if isinstance(found, str):
-                    unreadable.append(found)
+            chunk = paths[first : first + size]
+            for path, image in zip(chunk, pool.map(read, chunk), strict=True):
+                if isinstance(image, str):
+                    unreadable.append(image)
                 else:
-                    images[len(names)] = found
-                    names.append(str(path))
-            if names:
-                yield names, images
-
-
-class PretrainedModel(NamedTuple):
-    """A published network and, in words, which weights it has."""
-
-    predictor: Predictor
-    origin: str
-
-
-def load_pretrained(
-    name: str, request: str, taps: Sequence[str], classify: bool, say: Callable[[str], None]
-) -> PretrainedModel:
-    """The network `name` of the catalog with weights from `request`: 'imagenet', 'builtin' or a file.
-
-    Where `classify` is false and every layer of `taps` lies in the base, the base alone is loaded and run.
-    Raises UserError for unknown layers, and where there are no weights that fit.
-    """
-    if request == "random":
-        raise UserError("random weights know no classes; leave --weights out for the published ones, or give a file")
-    architecture = registry.get_spec(name)
-    whole, base = Classifier(architecture), headless_model(architecture)
-    layers, inner = _backbone(whole), _backbone(base)
-    for tap in taps:
-        if tap not in layers:
-            raise unknown("layer", tap, layers)
-    alone = not classify and set(taps) <= set(inner)
-    model = base if alone else whole
-    devices.enable_compilation_cache()
-    loaded = load_backbone(model, request, say, option="--weights")
-    classes = () if alone else imagenet.imagenet_classes()
-    predictor = Predictor(
-        model,
-        {"backbone": jax.tree.map(jnp.asarray, loaded.tree)},
-        eval_resize(architecture),
-        classes=tuple(each.name for each in classes),
-        wordnet_ids=tuple(each.wordnet_id for each in classes),
-        stop=inner[-1] if alone else None,
-    )
-    return PretrainedModel(predictor, loaded.origin)
-
-
-def _backbone(model: Classifier) -> list[str]:
-    """The names of the backbone's layers, the one that gives its output last."""
-    size = model.architecture.size
-    return [layer.name for layer in classifier.list_layers(model, size, size) if layer.section == "backbone"]
-
-
-def eval_resize(architecture: ModelSpec) -> Resize:
-    """How images come to the network's own size, as where its published accuracy was measured.
-
-    The shorter side to 8/7 of it (256 for 224), bicubic, then the centre crop: taehoonlee in
-    github.com/keras-team/keras-applications/issues/99. A squash with Keras' default, nearest, costs VGG16 some points.
-    """
-    return Resize(architecture.size, architecture.size, policy="crop", filter="bicubic")
+                    images[len(batch_paths)] = image
+                    batch_paths.append(str(path))
+            if batch_paths:
+                yield batch_paths, images

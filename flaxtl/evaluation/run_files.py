@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 from flaxtl.errors import UserError
 from flaxtl.evaluation import calibration
 from flaxtl.evaluation import predictions as predictions_file
-from flaxtl.evaluation.calibration import COLDEST, HOTTEST, Calibration, CoveragePoint, RiskCoverage
+from flaxtl.evaluation.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    CalibrationMetrics,
+    CoveragePoint,
+    RiskCoverage,
+)
 from flaxtl.evaluation.predictions import Predictions
 
 MAX_NUMBER = 10**15
@@ -182,10 +188,17 @@ class RunRecord:
     summary: Json
 
     @cached_property
-    def judged(self) -> str:
+    def eval_split(self) -> str:
         """The split that judges the run: test if it was predicted (or is to be), else validation."""
         predicted = set(self.predictions.splits) if self.predictions else set()
         return "test" if "test" in (predicted or {row["split"] for row in self.manifest}) else "validation"
+
+    @cached_property
+    def eval_predictions(self) -> Predictions | None:
+        """The predictions on `eval_split`; None if there are none."""
+        if self.predictions is None or self.eval_split not in self.predictions.splits:
+            return None
+        return self.predictions.of_split(self.eval_split)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -213,16 +226,16 @@ def read_run(workdir: Path) -> RunRecord:
         manifest=_manifest(workdir / "manifest.csv"),
         predictions=predictions_file.read_predictions(predictions) if predictions.exists() else None,
         layers=_layers(workdir / "layers.json"),
-        summary=summary_of_run(workdir),
+        summary=read_summary(workdir),
     )
 
 
-def summary_of_run(workdir: Path) -> Json:
+def read_summary(workdir: Path) -> Json:
     """summary.json of a run directory, {} before it is there; raises UserError if it is none that a run writes."""
     return _object(workdir / "summary.json", SUMMARY_SHAPE)
 
 
-def evaluated(path: Path) -> Json:
+def read_evaluation(path: Path) -> Json:
     """What `flaxtl evaluate --json` wrote; raises UserError for anything else."""
     value: Json = _json(path, EVALUATION_SHAPE)
     return value
@@ -297,57 +310,57 @@ PERCENTS = (100, 95, 90, 80, 50)
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """What the answers on the judged split show.
+class CalibrationReport:
+    """Calibration of the predictions on the evaluation split.
 
     Attributes:
-        before: the probabilities as they are.
-        after: the probabilities at the run's temperature; None where it has none.
-        temperature: fitted on the validation images when the run ended, or None.
-        reason: why there is no temperature, a sentence without its full stop; "" where there is one.
-        fitted_on: how many validation images it was fitted on.
-        curve: accuracy against the share of images answered.
-        answering: points of the curve at PERCENTS.
+        uncalibrated: metrics of the probabilities as predicted.
+        calibrated: metrics at the run's temperature; None if it has none.
+        temperature: fitted on the validation images at the end of the run, or None.
+        no_temperature_reason: why there is no temperature, a sentence without full stop; "" if there is one.
+        num_fitted: number of validation images that the temperature was fitted on.
+        risk_coverage: accuracy against the fraction of images covered.
+        coverage_points: points of the curve at PERCENTS.
     """
 
-    before: Calibration
-    after: Calibration | None
+    uncalibrated: CalibrationMetrics
+    calibrated: CalibrationMetrics | None
     temperature: float | None
-    reason: str
-    fitted_on: int
-    curve: RiskCoverage
-    answering: Sequence[CoveragePoint]
+    no_temperature_reason: str
+    num_fitted: int
+    risk_coverage: RiskCoverage
+    coverage_points: Sequence[CoveragePoint]
 
 
-def read_confidence(run: RunRecord) -> Confidence | None:
-    """What the answers on the judged split show; None when there are no predictions of it."""
-    if not run.predictions or run.judged not in run.predictions.splits:
+def calibration_report(run: RunRecord) -> CalibrationReport | None:
+    """Return the calibration of the predictions on the evaluation split; None without predictions."""
+    predictions = run.eval_predictions
+    if predictions is None:
         return None
-    judged = run.predictions.of_split(run.judged)
     temperature = run.summary.get("calibration", {}).get("temperature")
-    tempered = calibration.apply_temperature(judged.probabilities, temperature) if temperature else None
-    curve = calibration.risk_coverage(judged.confidence, judged.predicted == judged.labels)
-    return Confidence(
-        before=calibration.make_calibration(judged.probabilities, judged.labels),
-        after=None if tempered is None else calibration.make_calibration(tempered, judged.labels),
+    scaled = calibration.apply_temperature(predictions.probabilities, temperature) if temperature else None
+    curve = calibration.risk_coverage(predictions.confidence, predictions.correct)
+    return CalibrationReport(
+        uncalibrated=calibration.calibration_metrics(predictions.probabilities, predictions.labels),
+        calibrated=None if scaled is None else calibration.calibration_metrics(scaled, predictions.labels),
         temperature=temperature,
-        reason=reason(run.summary),
-        fitted_on=run.summary.get("calibration", {}).get("n", 0),
-        curve=curve,
-        answering=[calibration.coverage_at(curve, percent) for percent in PERCENTS],
+        no_temperature_reason=missing_temperature_reason(run.summary),
+        num_fitted=run.summary.get("calibration", {}).get("n", 0),
+        risk_coverage=curve,
+        coverage_points=[calibration.coverage_at(curve, percent) for percent in PERCENTS],
     )
 
 
-def reason(summary: Json) -> str:
-    """Why a run has no temperature, a sentence without its full stop; "" where it has one."""
+def missing_temperature_reason(summary: Json) -> str:
+    """Return why a run has no temperature, a sentence without full stop; "" if it has one."""
     fitted = summary.get("calibration")
     if fitted is None:
-        return "No temperature was kept with this run: it has not ended, or was made by a flaxtl that fitted none"
+        return "This run has no temperature: it has not finished, or was written by an older version"
     if fitted["temperature"] is not None:
         return ""
     if not fitted["n"]:
-        return "There is no temperature, for the run has no validation images to fit one on"
+        return "This run has no temperature: it has no validation images to fit one on"
     return (
-        f"There is no temperature: none between {COLDEST:g} and {HOTTEST:g} is best for the {fitted['n']:,} validation "
-        "images, of which nearly all were answered right, or so few that guessing does as well"
+        f"This run has no temperature: no value between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} minimizes the loss "
+        f"of its {fitted['n']:,} validation images, because almost all or almost none of them are classified correctly"
     )

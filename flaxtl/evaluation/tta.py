@@ -22,7 +22,7 @@ from flaxtl.train.setup import RunSetup
 
 Labels = npt.NDArray[np.int32]
 
-WAYS: dict[str, Callable[[RunSetup], TtaTransform]] = {
+TTA_METHODS: dict[str, Callable[[RunSetup], TtaTransform]] = {
     "flip": lambda setup: tta.flip(setup.resize),
     "crops": lambda setup: tta.crops(setup.resize),
 }
@@ -31,8 +31,8 @@ WAYS: dict[str, Callable[[RunSetup], TtaTransform]] = {
 
 def make_tta(asked: str) -> Callable[[RunSetup], TtaTransform]:
     """What makes the views that --tta=`asked` is for; raises UserError, saying what there is, for anything else."""
-    if asked in WAYS:
-        return WAYS[asked]
+    if asked in TTA_METHODS:
+        return TTA_METHODS[asked]
     if asked.isascii() and asked.isdigit() and int(asked) > 1:
         return partial(_augmented, int(asked))
     raise UserError(
@@ -50,7 +50,7 @@ def _augmented(n: int, setup: RunSetup) -> TtaTransform:
     return tta.augmented(setup.resize, n, setup.config.seed, setup.augmentation)
 
 
-def average(
+def average_views(
     run: TrainedRun, views: TtaTransform, plain: Evaluation, labels: Labels, data: Loader, console: Console
 ) -> Evaluation:
     """The mean of the probabilities over all views, and what it comes to; `plain` is that of images as they are.
@@ -65,7 +65,7 @@ def average(
     with progress_bar(console, "views", views.n) as advance:
         for view in range(views.n):
             seen = partial(step, np.int32(view))
-            total += evaluate(seen, run.parameters, data, setup.config.batch_size).probabilities
+            total += evaluate(seen, run.params, data, setup.config.batch_size).probabilities
             advance(1)
     probabilities = (total / views.total).astype(np.float32)
     return Evaluation(probabilities, _measured(probabilities, labels))
@@ -75,8 +75,8 @@ def _measured(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics
     """What the evaluation step measures on the device, where the average never was."""
     n, matrix = len(labels), classification.confusion_matrix(labels, probabilities.argmax(1), probabilities.shape[1])
     return Metrics(
-        loss=float(classification.losses(probabilities, labels).mean()),
-        accuracy=(n - classification.errors(matrix)) / n,
+        loss=float(classification.cross_entropy(probabilities, labels).mean()),
+        accuracy=(n - classification.num_errors(matrix)) / n,
         balanced_accuracy=classification.balanced_accuracy(matrix),
         n=n,
     )
@@ -102,7 +102,7 @@ class TtaGain(NamedTuple):
         """How often chance alone would come out at least as unevenly: see measures.mcnemar."""
         return classification.mcnemar(self.wrong, self.right)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """`points` are percentage points of accuracy."""
         points = 100 * (self.right - self.wrong) / self.averaged.n
         without = {"accuracy": self.without.accuracy, "loss": self.without.loss}

@@ -20,7 +20,7 @@ from flaxtl import fileio
 from flaxtl.data.decode import CROP_PCT, Resize
 from flaxtl.errors import UserError
 from flaxtl.evaluation import run_files
-from flaxtl.evaluation.predictor import Predictor, TrainedRun, predict, run_predictor
+from flaxtl.evaluation.predictor import Predictor, TrainedRun
 from flaxtl.export import formats, predict_script
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.imagenet import STEPS
@@ -53,7 +53,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> dict[str, Any]:
         },
         "preprocessing": _preprocessing(model),
         "resize": _resize(resize),
-        "temperature": run_files.summary_of_run(run.setup.workdir).get("calibration", {}).get("temperature"),
+        "temperature": run_files.read_summary(run.setup.workdir).get("calibration", {}).get("temperature"),
         "licence": model.architecture.licence,
     }
 
@@ -115,7 +115,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
     network does not answer as the run's does.
     """
     target = _free(output)
-    predictor = run_predictor(run)
+    predictor = run.predictor()
     if form == "onnx":
         predictor = predictor._replace(model=predictor.model.clone(dtype=jnp.float32))
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -146,13 +146,13 @@ def _free(output: Path) -> Path:
 
 def _write_folder(folder: Path, run: TrainedRun, predictor: Predictor, form: str) -> None:
     """Write predict.py, model.json and the network, which holds what model.json says before its file is there."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(predictor.parameters))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(predictor.params))
     fileio.check_disk_space(folder, size, "the network needs", "make room, or choose another --output")
     shutil.copyfile(predict_script.__file__, folder / "predict.py")
     card = model_metadata(run, predictor)
     fileio.atomic_write_text(folder / "model.json", _json(card))
     file = folder / f"model.{form}"
-    _writer(form)(file, predictor.model, predictor.parameters, predictor.resize, json.dumps(card))
+    _writer(form)(file, predictor.model, predictor.params, predictor.resize, json.dumps(card))
     _note(folder, file=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
 
@@ -186,7 +186,7 @@ def _try(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -
     """Run the folder's own predict.py, on all images together and on one alone; raises UserError for a fault."""
     # Accelerators round float32 to fewer bits unless they are told not to; the runtime of an ONNX file may not.
     with jax.default_matmul_precision("float32") if form == "onnx" else nullcontext():
-        expected = predict(predictor, paths, [])
+        expected = predictor.predict(paths)
     script = runpy.run_path(str(folder / "predict.py"))
     resize = script["read_metadata"]()["resize"]
     images = np.stack([script["load_image"](path, resize) for path in expected.paths])

@@ -64,7 +64,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
 
     Raises UserError where a run has no predictions, or there are no such images.
     """
-    split = "test" if all(run.judged == "test" for run in runs) else "validation"
+    split = "test" if all(run.eval_split == "test" for run in runs) else "validation"
     answers = [_answers(run, split) for run in runs]
     common = set(answers[0]).intersection(*answers[1:])
     same = [path for path in answers[0] if path in common and len({answer[path][0] for answer in answers}) == 1]

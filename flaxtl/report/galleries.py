@@ -13,7 +13,7 @@ from PIL import Image
 from flaxtl.data.decode import seen_part
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.evaluation import classification, gradcam
-from flaxtl.evaluation.heatmaps import Heatmaps, HeatmapSet
+from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
 from flaxtl.evaluation.label_issues import LabelIssues
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.run_files import RunRecord
@@ -83,7 +83,7 @@ def confused_pairs(predictions: Predictions, pairs: int, each: int) -> list[Conf
     labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
     matrix = classification.confusion_matrix(labels, predicted, len(classes))
     galleries = []
-    for pair in classification.most_confused(matrix, pairs):
+    for pair in classification.most_confused_pairs(matrix, pairs):
         rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
         surest = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:each]
         tiles = tuple(_tiles(predictions, surest.tolist()))
@@ -109,7 +109,7 @@ def label_issue_tiles(predictions: Predictions, issues: LabelIssues, limit: int)
 
 def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int] | None = None) -> list[Thumbnail]:
     """The images in `rows`, each with its predicted class, or with that in `answers`."""
-    loss = classification.losses(predictions.probabilities, predictions.labels)
+    loss = classification.cross_entropy(predictions.probabilities, predictions.labels)
     classes = predictions.classes
     tiles = []
     for row, answer in zip(rows, predictions.predicted[rows] if answers is None else answers, strict=True):
@@ -196,7 +196,7 @@ def heatmap_section(run: RunRecord, kept: HeatmapSet | None) -> HeatmapSection |
     wanted = [(path, pair) for path, pair in gradcam.heatmap_pairs(run).items() if kept and path in kept.maps]
     if not kept or not wanted or not run.predictions:
         return None
-    judged = run.predictions.of_split(run.judged)
+    judged = run.predictions.of_split(run.eval_split)
     found = [
         (_heatmap_example(judged, judged.paths.index(path), kept), answer == true) for path, (answer, true) in wanted
     ]
@@ -231,7 +231,7 @@ def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> He
     return HeatmapExample(data_uri(seen), path.name, "/".join(path.parts[-2:]), true, tuple(views))
 
 
-def overlay(image: Image.Image, heat: Heatmaps) -> Image.Image:
+def overlay(image: Image.Image, heat: Heatmap) -> Image.Image:
     """The image in grey, so that its own colours are not taken for heat, under the colours of the heat map.
 
     The map is stretched over the whole image by bicubic interpolation.
@@ -241,7 +241,7 @@ def overlay(image: Image.Image, heat: Heatmaps) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), colours, OPACITY)
 
 
-def strongest(heat: Heatmaps) -> str:
+def strongest(heat: Heatmap) -> str:
     """Where in the image the map is largest, by thirds: "the upper left", "the centre"; "" if it is 0 everywhere."""
     if not heat.any():
         return ""

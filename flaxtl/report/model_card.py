@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, label_issues
-from flaxtl.evaluation.run_files import RunRecord, read_confidence
+from flaxtl.evaluation.run_files import RunRecord, calibration_report
 from flaxtl.models import registry
 from flaxtl.report import run_summary, templating
 from flaxtl.report.run_summary import SPLITS
@@ -59,7 +59,7 @@ def render_model_card(run: RunRecord) -> str:
         facts=run_summary.facts(run),
         phases=run_summary.phase_rows(run),
         results=results(run),
-        confidence=read_confidence(run),
+        confidence=calibration_report(run),
         label_issues=len(label_issues.find_label_issues(run.predictions).rows) if run.predictions else None,
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
         images=Counter((row["label"], row["split"]) for row in run.manifest),
@@ -71,9 +71,9 @@ def render_model_card(run: RunRecord) -> str:
 
 def results(run: RunRecord) -> Results | None:
     """Recalls and mistakes on the judged split; None when there are no predictions of it."""
-    if not run.predictions or run.judged not in run.predictions.splits:
+    if not run.predictions or run.eval_split not in run.predictions.splits:
         return None
-    judged = run.predictions.of_split(run.judged)
+    judged = run.predictions.of_split(run.eval_split)
     matrix = classification.confusion_matrix(judged.labels, judged.predicted, len(judged.classes))
     right, n = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
     return Results(
@@ -84,7 +84,7 @@ def results(run: RunRecord) -> Results | None:
         ],
         mistakes=[
             Mistake(judged.classes[pair.true], judged.classes[pair.predicted], pair.count, n[pair.true])
-            for pair in classification.most_confused(matrix, PAIRS)
+            for pair in classification.most_confused_pairs(matrix, PAIRS)
         ],
     )
 

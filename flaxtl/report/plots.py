@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from flaxtl.console import printable
 from flaxtl.evaluation import classification
-from flaxtl.evaluation.calibration import BINS, Reliability, RiskCoverage
+from flaxtl.evaluation.calibration import NUM_BINS, ReliabilityDiagram, RiskCoverage
 from flaxtl.report.templating import format_lr, round_lr
 
 # Placeholders that matplotlib accepts. Each is replaced by a color of the page in the finished SVG.
@@ -95,20 +95,20 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], metric: Literal["loss", "ac
         return _to_svg(figure, f"{metric.capitalize()} of training and validation over {len(epochs)} epochs")
 
 
-def plot_confusion(matrix: classification.Matrix, classes: Sequence[str]) -> str:
+def plot_confusion(matrix: classification.CountArray, classes: Sequence[str]) -> str:
     """Plot a confusion matrix (row: true, column: predicted) with counts and row percentages.
 
     The title gives the accuracy and the number of errors. Above MAX_CONFUSION_CLASSES classes, those with the most
     errors are shown. The opacity of a cell is the square root of its share of the row, so that 2 % is still visible.
     """
-    num_correct, num_errors, num_images = int(np.trace(matrix)), classification.errors(matrix), int(matrix.sum())
+    num_correct, num_errors, num_images = int(np.trace(matrix)), classification.num_errors(matrix), int(matrix.sum())
     title = "No images"
     if num_images:
         plural = "s" if num_errors != 1 else ""
         title = f"Accuracy {100 * num_correct / num_images:.2f} %, {num_errors:,} error{plural} in {num_images:,}"
-    shown = classification.most_mistaken(matrix, MAX_CONFUSION_CLASSES)
+    shown = classification.classes_with_most_errors(matrix, MAX_CONFUSION_CLASSES)
     n = len(shown)
-    counts, shares = matrix[np.ix_(shown, shown)], classification.row_shares(matrix)[np.ix_(shown, shown)]
+    counts, shares = matrix[np.ix_(shown, shown)], classification.normalize_rows(matrix)[np.ix_(shown, shown)]
     with _figure(aspect=1.06) as figure:
         axes = figure.add_subplot(aspect="equal")
         axes.set_xlim(0, n)
@@ -124,17 +124,17 @@ def plot_confusion(matrix: classification.Matrix, classes: Sequence[str]) -> str
         return _to_svg(figure, f"Confusion matrix of {n} classes. {title}.")
 
 
-def plot_reliability(before: Reliability, after: Reliability | None) -> str:
+def plot_reliability(before: ReliabilityDiagram, after: ReliabilityDiagram | None) -> str:
     """Plot a reliability diagram: accuracy by confidence, and below it the share of predictions in each bin.
 
     Bars with 95 % intervals show the uncalibrated probabilities, dots the calibrated ones if there is a temperature.
     Perfect calibration lies on the diagonal.
     """
-    left_edges, filled = np.arange(BINS) / BINS, before.count > 0
-    centers = left_edges + 0.46 / BINS
+    left_edges, filled = np.arange(NUM_BINS) / NUM_BINS, before.count > 0
+    centers = left_edges + 0.46 / NUM_BINS
     with _figure(aspect=0.96) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        bars: dict[str, Any] = {"width": 0.92 / BINS, "align": "edge", "linewidth": 0}
+        bars: dict[str, Any] = {"width": 0.92 / NUM_BINS, "align": "edge", "linewidth": 0}
         upper.plot([0, 1], [0, 1], color=INK, alpha=0.45, linewidth=1, linestyle=DASHED)
         upper.bar(left_edges[filled], before.accuracy[filled], color=ACCENT, alpha=0.45, label="uncalibrated", **bars)
         for center, count, accuracy in zip(centers, before.count, before.accuracy, strict=True):
@@ -159,9 +159,9 @@ def plot_reliability(before: Reliability, after: Reliability | None) -> str:
 
 def plot_risk_coverage(curve: RiskCoverage) -> str:
     """Plot the accuracy of the most confident predictions against their share of all images (coverage)."""
-    n = int(curve.answered[-1])
-    points = np.unique(np.linspace(0, len(curve.answered) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
-    answered, right = curve.answered[points], curve.right[points]
+    n = int(curve.num_covered[-1])
+    points = np.unique(np.linspace(0, len(curve.num_covered) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
+    answered, right = curve.num_covered[points], curve.num_correct[points]
     with _figure(aspect=0.72) as figure:
         axes = figure.add_subplot()
         marker = "o" if len(points) <= MAX_MARKED_POINTS else ""

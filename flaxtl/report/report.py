@@ -21,7 +21,7 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, heatmaps, label_issues
-from flaxtl.evaluation.run_files import Confidence, RunRecord, read_confidence, read_run
+from flaxtl.evaluation.run_files import CalibrationReport, RunRecord, calibration_report, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import galleries, model_card, plots, run_summary
 from flaxtl.report.run_summary import SPLITS
@@ -95,7 +95,7 @@ class EvaluationSection:
 class CalibrationSection:
     """How far the confidence of the answers on the judged split is to be believed; plots are SVG."""
 
-    figures: Confidence
+    figures: CalibrationReport
     reliability: Markup
     abstention: Markup
 
@@ -168,16 +168,16 @@ def render_report(run: RunRecord, augmented: Sequence[tuple[PIL.Image.Image, Seq
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     """What the predictions of the judged split show; None when there are none."""
-    if not run.predictions or run.judged not in run.predictions.splits:
+    if not run.predictions or run.eval_split not in run.predictions.splits:
         return None
-    judged = run.predictions.of_split(run.judged)
+    judged = run.predictions.of_split(run.eval_split)
     matrix = classification.confusion_matrix(judged.labels, judged.predicted, len(judged.classes))
-    each = classification.per_class(matrix)
+    each = classification.class_metrics(matrix)
     columns = (column.tolist() for column in (each.precision, each.recall, each.f1, each.support))
     return EvaluationSection(
         matrix=Markup(plots.plot_confusion(matrix, judged.classes)),
         balanced_accuracy=classification.balanced_accuracy(matrix),
-        errors=classification.errors(matrix),
+        errors=classification.num_errors(matrix),
         rows=_worst_first([ClassRow(*row) for row in zip(judged.classes, *columns, strict=True)]),
         shown=min(len(judged.classes), plots.MAX_CONFUSION_CLASSES),
         pairs=galleries.confused_pairs(judged, PAIRS, TILES_PER_PAIR),
@@ -188,14 +188,14 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
 
 def calibration_section(run: RunRecord) -> CalibrationSection | None:
     """How sure the answers on the judged split were; None when there are none."""
-    figures = read_confidence(run)
+    figures = calibration_report(run)
     if not figures:
         return None
-    after = figures.after.reliability if figures.after else None
+    after = figures.calibrated.reliability if figures.calibrated else None
     return CalibrationSection(
         figures=figures,
-        reliability=Markup(plots.plot_reliability(figures.before.reliability, after)),
-        abstention=Markup(plots.plot_risk_coverage(figures.curve)),
+        reliability=Markup(plots.plot_reliability(figures.uncalibrated.reliability, after)),
+        abstention=Markup(plots.plot_risk_coverage(figures.risk_coverage)),
     )
 
 

@@ -39,7 +39,7 @@ class PhaseRow:
 
 def headline(run: RunRecord) -> Headline | None:
     """The result that stands on top; from the predictions, else the summary, else the last epoch; None before that."""
-    split = run.judged
+    split = run.eval_split
     if run.predictions and split in run.predictions.splits:
         judged = run.predictions.of_split(split)
         return _headline(split, int((judged.predicted == judged.labels).sum()), len(judged.paths))

@@ -132,7 +132,7 @@ def read_results(workdir: Path, plan: SweepPlan) -> SweepResults:
 
 def result_of(workdir: Path, run: SweepRun) -> RunOutcome | None:
     """What a run came to; None unless it is complete."""
-    summary = run_files.summary_of_run(workdir / RUNS / run.name)
+    summary = run_files.read_summary(workdir / RUNS / run.name)
     if not summary.get("complete"):
         return None
     try:
@@ -200,5 +200,5 @@ def _tested(workdir: Path, point: SweepPoint) -> SweepPoint:
     files = [test_file(workdir, run) for run in point.runs]
     if not all(file.is_file() for file in files):
         return point
-    accuracies = [run_files.evaluated(file)["accuracy"] for file in files]
+    accuracies = [run_files.read_evaluation(file)["accuracy"] for file in files]
     return SweepPoint(point.values, point.runs, point.results, point.failures, mean_std(accuracies))

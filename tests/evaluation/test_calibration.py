@@ -13,7 +13,7 @@ def softmax(logits):
 
 
 def loss(probabilities, labels, temperature):
-    return calibration.make_calibration(calibration.apply_temperature(probabilities, temperature), labels).loss
+    return calibration.calibration_metrics(calibration.apply_temperature(probabilities, temperature), labels).loss
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def test_the_temperature_is_where_a_library_finds_the_least_loss(drawn):
 
 def test_the_temperature_does_not_worsen_what_it_was_fitted_on(drawn):
     fitted = calibration.fit_temperature(*drawn)
-    before = calibration.make_calibration(*drawn)
-    after = calibration.make_calibration(calibration.apply_temperature(drawn[0], fitted), drawn[1])
+    before = calibration.calibration_metrics(*drawn)
+    after = calibration.calibration_metrics(calibration.apply_temperature(drawn[0], fitted), drawn[1])
     assert after.loss < before.loss - 0.1
-    assert after.reliability.error < 0.03 < 0.1 < before.reliability.error
+    assert after.reliability.ece < 0.03 < 0.1 < before.reliability.ece
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_there_may_be_no_temperature(probabilities, labels):
 def test_probabilities_that_underflowed_are_no_infinity():
     probabilities = np.array([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]], np.float32)
     fitted = calibration.fit_temperature(probabilities, np.array([0, 1, 0]))
-    assert calibration.COLDEST < fitted < calibration.HOTTEST
+    assert calibration.MIN_TEMPERATURE < fitted < calibration.MAX_TEMPERATURE
     assert np.isfinite(calibration.apply_temperature(probabilities, fitted)).all()
 
 
@@ -89,20 +89,20 @@ def test_at_temperature():
 
 def test_reliability_puts_an_edge_into_the_bin_below():
     confidence = np.array([1 / 15, 0.2, np.nextafter(0.2, 1), 1.0, 0.0])
-    found = calibration.reliability(confidence, np.array([True, False, True, True, False]))
+    found = calibration.reliability_diagram(confidence, np.array([True, False, True, True, False]))
     assert found.count.tolist() == [2, 0, 1, 1, *[0] * 10, 1]
     assert found.confidence[[0, 2, 3, 14]].tolist() == [1 / 30, 0.2, np.nextafter(0.2, 1), 1.0]
     assert found.accuracy[[0, 2, 3, 14]].tolist() == [0.5, 0, 1, 1]
     assert np.isnan(found.accuracy[found.count == 0]).all()
     # two of five answers in a bin of |0.5 - 1/30|, then |0 - 0.2|, |1 - 0.2|, |1 - 1|
-    assert found.error == pytest.approx((2 * (0.5 - 1 / 30) + 0.2 + 0.8 + 0) / 5, rel=1e-15)
+    assert found.ece == pytest.approx((2 * (0.5 - 1 / 30) + 0.2 + 0.8 + 0) / 5, rel=1e-15)
 
 
 def test_calibration():
     probabilities = np.array([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25], [0.5, 0.5]], np.float32)
-    found = calibration.make_calibration(probabilities, np.array([0, 1, 1, 0]))
-    assert found.confidence == 2.75 / 4
+    found = calibration.calibration_metrics(probabilities, np.array([0, 1, 1, 0]))
+    assert found.mean_confidence == 2.75 / 4
     assert found.loss == pytest.approx((-2 * math.log(0.75) - math.log(0.25) - math.log(0.5)) / 4, rel=1e-15)
     assert found.reliability.count.sum() == 4
     # three answers 0.75 sure of which two are right; one 0.5 sure, and right
-    assert found.reliability.error == pytest.approx(3 / 4 * (0.75 - 2 / 3) + 1 / 4 * 0.5, rel=1e-14)
+    assert found.reliability.ece == pytest.approx(3 / 4 * (0.75 - 2 / 3) + 1 / 4 * 0.5, rel=1e-14)

@@ -29,7 +29,7 @@ ROWS = (
 
 
 def test_self_confidence():
-    found = label_issues.self_confidence(predictions(*ROWS))
+    found = label_issues.class_thresholds(predictions(*ROWS))
     np.testing.assert_array_equal(found, [1 / 3, 0.5, np.nan])
 
 

@@ -151,7 +151,7 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
 
     forward = predictor.forward
     monkeypatch.setattr(predictor, "forward", counting)
-    monkeypatch.setattr(predictor, "PIXELS", 2 * 224 * 224 + 1)
+    monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 2 * 224 * 224 + 1)
     file = tmp_path / "out.npz"
     code, _, err = told(f"--weights={place.whole}", f"--input={place.images}", "--tap=predictions", f"--npz={file}")
     assert code == 2
@@ -165,7 +165,7 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
 
 
 def test_a_large_image_is_a_batch_of_its_own(place, monkeypatch):
-    monkeypatch.setattr(predictor, "PIXELS", 100)
+    monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 100)
     batches = list(predictor._batches(readable(place.images), Resize(20, 20), []))
     assert [images.shape for _, images in batches] == [(1, 20, 20, 3)] * 4
 

@@ -11,9 +11,9 @@ RIGHT = np.array([False, True, True, False, True])
 def test_each_confidence_is_a_threshold_and_equal_ones_are_answered_together():
     curve = calibration.risk_coverage(CONFIDENCE, RIGHT)
     assert curve.threshold.tolist() == [np.float32(0.9), 0.75, 0.5, 0.25]
-    assert curve.answered.tolist() == [1, 3, 4, 5]
-    assert curve.right.tolist() == [1, 2, 2, 3]
-    assert curve.answered.dtype == curve.right.dtype == np.int64
+    assert curve.num_covered.tolist() == [1, 3, 4, 5]
+    assert curve.num_correct.tolist() == [1, 2, 2, 3]
+    assert curve.num_covered.dtype == curve.num_correct.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_answering_a_share_of_the_images(percent, found):
 def test_no_rounding_of_shares_asks_for_one_image_more(n):
     curve = calibration.risk_coverage(np.linspace(1, 0, n), np.ones(n, bool))
     for percent in range(1, 101):
-        assert calibration.coverage_at(curve, percent).answered == -(-percent * n // 100)
+        assert calibration.coverage_at(curve, percent).num_covered == -(-percent * n // 100)
 
 
 def test_answers_of_one_confidence_are_all_or_nothing():

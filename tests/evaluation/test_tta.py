@@ -22,7 +22,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation import tta as evaluation_tta
 from flaxtl.evaluation.evaluate import evaluate_workdir
-from flaxtl.evaluation.predictor import load_trained_run
+from flaxtl.evaluation.predictor import load_run
 from flaxtl.train import train_step, trainer
 from flaxtl.train.eval_loop import evaluate
 
@@ -37,7 +37,7 @@ def run(folder, tmp_path_factory, compile_once):
     """A run of one short phase, opened."""
     workdir, phases = tmp_path_factory.mktemp("runs") / "run", {"phases": ("frozen",), "frozen": {"epochs": 1}}
     trainer.train(tiny_run.config(folder, **phases), workdir, tiny_run.quiet(), "flaxtl train")
-    return load_trained_run(workdir)
+    return load_run(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def answers(run, images):
     """What `flaxtl evaluate` finds without test-time augmentation."""
     data, setup = images.feed(run.setup.mesh), run.setup
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
-    return evaluate(step, run.parameters, data, setup.config.batch_size)
+    return evaluate(step, run.params, data, setup.config.batch_size)
 
 
 def averaged(run, views, own, given=None):
@@ -93,7 +93,7 @@ def test_images_that_are_their_mirror_images_gain_nothing(run, held):
     plain, found = answers(run, own), averaged(run, tta.flip(OWN), own)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
     gain = evaluation_tta.TtaGain.of(own.labels, plain, found)
-    assert gain.as_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
+    assert gain.to_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
 
 
 def test_crops_are_cut_where_they_should_be():
@@ -207,7 +207,7 @@ def test_gain_counts_images():
 
     without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
     gain = evaluation_tta.TtaGain.of(labels, without, with_it)
-    assert gain.as_json() == {
+    assert gain.to_json() == {
         "without": {"accuracy": 0.4, "loss": without.measures.loss},
         "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
     }

@@ -20,7 +20,7 @@ from PIL import Image
 
 from flaxtl import __version__
 from flaxtl.errors import UserError
-from flaxtl.evaluation.predictor import TrainedRun, predict, run_predictor
+from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.export import exporter, formats
 from flaxtl.models.classifier import unflatten_params
 
@@ -39,7 +39,7 @@ def run(prepared, parameters):
 @pytest.fixture(scope="module")
 def expected(run):
     """What `flaxtl predict` answers for the images that an export is tried on."""
-    answers = predict(run_predictor(run), exporter._samples(run), [])
+    answers = run.predictor().predict(exporter._samples(run))
     assert 0.05 < answers.probabilities.min() < answers.probabilities.max() < 0.95
     assert np.ptp(answers.probabilities, axis=0).max() > 100 * ROUNDING  # else one answer for all would do
     return answers
@@ -104,9 +104,7 @@ def test_weights_are_bit_for_bit_those_of_the_run(exported, run):
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         card = json.loads(file.metadata()["flaxtl"])
     assert card["classes"] == ["blue", "green", "red"]
-    assert {
-        f"{section}/{layer}" for section, layers in unflatten_params(run.parameters).items() for layer in layers
-    } == {
+    assert {f"{section}/{layer}" for section, layers in unflatten_params(run.params).items() for layer in layers} == {
         "backbone/block1_conv1",
         "backbone/block1_conv2",
         "backbone/block2_conv1",
@@ -114,8 +112,8 @@ def test_weights_are_bit_for_bit_those_of_the_run(exported, run):
         "head/dense_1",
         "head/predictions",
     }
-    assert found.keys() == {path.split("/", 1)[1] for path in run.parameters}
-    for path, value in run.parameters.items():
+    assert found.keys() == {path.split("/", 1)[1] for path in run.params}
+    for path, value in run.params.items():
         array = found[path.split("/", 1)[1]]
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, value)

@@ -17,7 +17,7 @@ from flaxtl.cli.main import main
 from flaxtl.data.decode import Resize, decode, seen_part
 from flaxtl.evaluation import gradcam, heatmaps, run_files
 from flaxtl.evaluation.heatmaps import HeatmapSet
-from flaxtl.evaluation.predictor import load_trained_run
+from flaxtl.evaluation.predictor import load_run
 from flaxtl.report import galleries, report
 from flaxtl.report.plots import heat_colors
 
@@ -131,8 +131,8 @@ def test_all_batches_are_one_program(workdir, monkeypatch):
         return gradcam.gradcam_maps(model, parameters, images, classes, layer)
 
     monkeypatch.setattr(gradcam, "heat_maps", heat_maps)
-    run, wanted = load_trained_run(workdir), dict(list(asked(workdir).items())[:5])
-    monkeypatch.setattr(gradcam, "PIXELS", 2 * 32 * 32)
+    run, wanted = load_run(workdir), dict(list(asked(workdir).items())[:5])
+    monkeypatch.setattr(gradcam, "MAX_BATCH_PIXELS", 2 * 32 * 32)
     found = gradcam.compute_heatmaps(run, wanted, None)
     assert traced == [(2, 32, 32, 3)]
     for path, pair in wanted.items():
@@ -184,7 +184,7 @@ def test_moved_images(workdir, moved, capsys):
 
 
 def test_a_image_that_is_gone_is_left_out(workdir, tmp_path):
-    run, wanted = load_trained_run(workdir), asked(workdir)
+    run, wanted = load_run(workdir), asked(workdir)
     gone = str(tmp_path / "gone.png")
     found = gradcam.compute_heatmaps(run, {gone: next(iter(wanted.values())), **wanted}, None)
     assert found.maps.keys() == wanted.keys()

@@ -107,7 +107,7 @@ def test_confusion_hostile_names_are_escaped(name):
 
 
 def binned(confidence, right):
-    return calibration.reliability(np.array(confidence), np.array(right))
+    return calibration.reliability_diagram(np.array(confidence), np.array(right))
 
 
 def dots(svg):

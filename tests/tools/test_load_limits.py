@@ -148,9 +148,9 @@ def test_a_terminal_is_spared_large_matrices():
 def test_the_most_mistaken_classes():
     matrix = np.diag([9, 9, 9, 9, 9])
     matrix[1, 3] = 2
-    assert classification.most_mistaken(matrix, 2).tolist() == [1, 3]
-    assert classification.most_mistaken(matrix, 3).tolist() == [0, 1, 3]
-    assert classification.most_mistaken(matrix, 9).tolist() == [0, 1, 2, 3, 4]
+    assert classification.classes_with_most_errors(matrix, 2).tolist() == [1, 3]
+    assert classification.classes_with_most_errors(matrix, 3).tolist() == [0, 1, 3]
+    assert classification.classes_with_most_errors(matrix, 9).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_of_many_classes_the_worst_come_first():

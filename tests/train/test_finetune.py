@@ -17,7 +17,7 @@ from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions
 from flaxtl.evaluation.evaluate import evaluate_run
-from flaxtl.evaluation.predictor import load_trained_run
+from flaxtl.evaluation.predictor import load_run
 from flaxtl.models import registry
 from flaxtl.models.classifier import BATCH_STATS, flatten_params, forward, logits_of, unflatten_params
 from flaxtl.models.efficientnet import STAGES, blocks
@@ -340,10 +340,10 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
         assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
     evaluate_run(whole, tiny_run.quiet())
-    opened = load_trained_run(tmp_path / "whole")
-    assert param_digests(opened.parameters) == finetuned
+    opened = load_run(tmp_path / "whole")
+    assert param_digests(opened.params) == finetuned
     images = np.concatenate([whole.inputs[split].images().data.inputs for split in ("validation", "test")])
-    direct = jax.nn.softmax(logits_of(opened.setup.network.model, unflatten_params(opened.parameters), images))
+    direct = jax.nn.softmax(logits_of(opened.setup.network.model, unflatten_params(opened.params), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 

@@ -14,7 +14,7 @@ from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sources import base
 from flaxtl.data.sources.image_folder import scan_folder
 from flaxtl.evaluation import predictions as predictions_file
-from flaxtl.evaluation.predictor import setup_of
+from flaxtl.evaluation.predictor import load_setup
 from flaxtl.report import report
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import logger, run_dir
@@ -80,7 +80,7 @@ def manifest(folder: Path) -> list[Subject]:
 def checkpoint(folder: Path) -> list[Subject]:
     """Every file of a checkpoint."""
     _run(folder / "run", _paint(folder / "images"))
-    setup = setup_of(folder / "run")
+    setup = load_setup(folder / "run")
     like = setup.abstract_parameters()
     with Checkpoints(folder / "run") as checkpoints:
         checkpoints.save_phase(1, {path: jnp.ones(leaf.shape, leaf.dtype) for path, leaf in like.items()})
@@ -157,7 +157,7 @@ def _predict(workdir: Path, setup: RunSetup) -> None:
 
 def _report(case: Path, file: str) -> None:
     """As `report` reads a run directory, and before it `evaluate` and `predict`."""
-    setup = setup_of(case)
+    setup = load_setup(case)
     setup.abstract_parameters()
     report.write_report(case, augmented=augmented_samples(setup))
 
