@@ -285,7 +285,7 @@ def doctor(options: argparse.Namespace) -> None:
         from flaxtl.report import doctor_report
 
         doctor_report.write_doctor_report(found, options.data, options.html)
-    if found.stopping:
+    if found.num_blocking:
         sys.exit(1)
 
 

@@ -18,7 +18,7 @@ EXTENSIONS = frozenset(
 )
 """Suffixes, in lower case, of the files that are taken for images; what is inside decides how they are read."""
 
-_FILTERS = {
+_INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,7 +31,7 @@ _POLICIES = ("squash", "crop")
 
 _LISTED = 100  # bad files that an error names before it only counts
 
-CROP_PCT = 1 / 0.875
+CROP_PCT = 0.875
 """How much larger than the crop an image is made first: 256 to 224, as ImageNet networks are evaluated."""
 
 
@@ -52,15 +52,15 @@ class Resize:
     height: int
     width: int
     policy: str = "squash"
-    filter: str = "bilinear"
-    cover: float = CROP_PCT
+    interpolation: str = "bilinear"
+    crop_pct: float = CROP_PCT
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before the first of many files is read."""
         if self.policy not in _POLICIES:
             raise unknown("resize policy", self.policy, _POLICIES)
-        if self.filter not in _FILTERS:
-            raise unknown("resize filter", self.filter, _FILTERS)
+        if self.interpolation not in _INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
         if self.height < 1 or self.width < 1:
             raise UserError(f"images of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
 
@@ -143,7 +143,7 @@ def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
         raise UserError(f"cannot read {len(bad)} of {len(paths)} images: {named}; replace or remove them")
 
 
-def seen_part(image: Image.Image, resize: Resize) -> Image.Image:
+def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
     """What is left of an upright image where `resize` crops it, in its own aspect and resolution."""
     if resize.policy != "crop":
         return image
@@ -160,7 +160,7 @@ def _read(path: Path, resize: Resize) -> np.ndarray:
 def _resized(image: Image.Image, resize: Resize) -> Image.Image:
     """`image` under the policy of `resize`."""
     box = _crop_box(image, resize) if resize.policy == "crop" else None
-    return image.resize((resize.width, resize.height), _FILTERS[resize.filter], box)
+    return image.resize((resize.width, resize.height), _INTERPOLATIONS[resize.interpolation], box)
 
 
 def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, float]:
@@ -170,7 +170,7 @@ def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, 
     never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)
-    covered = [round(resize.cover * side) for side in target]
+    covered = [round(side / resize.crop_pct) for side in target]
     scale = max(cover / side for cover, side in zip(covered, image.size, strict=True))
     box = []
     for side, cover, crop in zip(image.size, covered, target, strict=True):

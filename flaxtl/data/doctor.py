@@ -51,7 +51,7 @@ class ImageError:
     reason: str
 
 
-def examine_all(
+def inspect_images(
     paths: Sequence[Path], on_progress: Callable[[int], None] | None = None
 ) -> list[ImageInfo | ImageError]:
     """Examine many files with threads (Pillow unpacks outside Python's lock), in the order of `paths`.
@@ -62,14 +62,14 @@ def examine_all(
     found: list[ImageInfo | ImageError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow's, on large images and damaged metadata: neither stops a run
-        for facts in pool.map(examine, paths):
+        for facts in pool.map(inspect_image, paths):
             found.append(facts)
             if on_progress is not None:
                 on_progress(len(found))
     return found
 
 
-def examine(path: Path) -> ImageInfo | ImageError:
+def inspect_image(path: Path) -> ImageInfo | ImageError:
     """Unpack one file and see what it is."""
     try:
         with open_image(path) as image:
@@ -125,7 +125,7 @@ UNEVEN = 10
 class IssueType:
     """What findings of one kind have in common: whether they stop a run, a title, and what to do about them."""
 
-    stops: bool
+    blocking: bool
     title: str
     advice: str
 
@@ -137,7 +137,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "too-small": IssueType(True, "Class too small to split", "add images; or another --config.data.fractions"),
     "unreadable": IssueType(True, "Unreadable", _BROKEN),
     "empty": IssueType(True, "Empty", _BROKEN),
-    "not-a-image": IssueType(True, "Not an image", _BROKEN),
+    "not-an-image": IssueType(True, "Not an image", _BROKEN),
     "truncated": IssueType(True, "Truncated or damaged", _BROKEN),
     "oversized": IssueType(True, "Oversized", _BROKEN),
     "unconvertible": IssueType(True, "Not convertible to RGB", _BROKEN),
@@ -149,7 +149,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "near-duplicate": IssueType(False, "Near-duplicate", "nothing, if it is a series"),
     "suffix": IssueType(False, "Misnamed", "nothing: the content counts"),
     "tiny": IssueType(False, "Tiny", "remove it if it is a stray thumbnail"),
-    "single-colour": IssueType(False, "Single colour", "remove it if it is a placeholder"),
+    "single-color": IssueType(False, "Single colour", "remove it if it is a placeholder"),
     "mode": IssueType(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
     "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image would not"),
     "animated": IssueType(False, "Several frames", "nothing, if the first tells enough: only that is used"),
@@ -188,41 +188,41 @@ class Issue:
     @property
     def severity(self) -> str:
         """'stops' where a run would stop, 'warns' where it would go on."""
-        return "stops" if ISSUE_TYPES[self.kind].stops else "warns"
+        return "stops" if ISSUE_TYPES[self.kind].blocking else "warns"
 
 
 @dataclass(frozen=True)
 class DatasetReport:
     """What a data set holds, and what was found in it, the gravest first."""
 
-    listing: DatasetIndex
-    findings: tuple[Issue, ...]
+    index: DatasetIndex
+    issues: tuple[Issue, ...]
 
     @cached_property
     def counts(self) -> Counter[tuple[str, str]]:
         """Images by class and split; the split is '' where none is given."""
-        return Counter((one.label, one.split or "") for one in self.listing.found)
+        return Counter((one.label, one.split or "") for one in self.index.images)
 
     @property
     def classes(self) -> dict[str, int]:
         """Images of each class, sorted by name."""
-        return dict(sorted(Counter(one.label for one in self.listing.found).items()))
+        return dict(sorted(Counter(one.label for one in self.index.images).items()))
 
     @property
     def splits(self) -> dict[str, int]:
         """Images of each given split, in the order train, validation, test."""
-        return {split: sum(one.split == split for one in self.listing.found) for split in self.listing.splits}
+        return {split: sum(one.split == split for one in self.index.images) for split in self.index.splits}
 
     @property
-    def stopping(self) -> int:
+    def num_blocking(self) -> int:
         """How many of the findings would stop a run."""
-        return sum(finding.severity == "stops" for finding in self.findings)
+        return sum(finding.severity == "stops" for finding in self.issues)
 
     @property
     def by_kind(self) -> dict[str, list[Issue]]:
         """The findings of each kind that was found."""
         kinds: dict[str, list[Issue]] = {}
-        for finding in self.findings:
+        for finding in self.issues:
             kinds.setdefault(finding.kind, []).append(finding)
         return kinds
 
@@ -230,7 +230,7 @@ class DatasetReport:
         """All of it as JSON values; `source` as the user wrote it."""
         return {
             "source": source,
-            "images": len(self.listing.found),
+            "images": len(self.index.images),
             "classes": self.classes,
             "splits": self.splits,
             "findings": [
@@ -240,13 +240,13 @@ class DatasetReport:
                     "paths": [str(path) for path in finding.paths],
                     "message": finding.message,
                 }
-                for finding in self.findings
+                for finding in self.issues
             ],
-            "stops": self.stopping > 0,
+            "stops": self.num_blocking > 0,
         }
 
 
-def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
+def check_dataset(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
     """Unpack every image, compare all of them, and tell what is wrong.
 
     Args:
@@ -259,25 +259,25 @@ def diagnose(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> 
       UserError: `near_duplicates` is out of the range of `duplicates.pairs`. Nothing in the files raises.
     """
     duplicates.check_threshold(near_duplicates)
-    found = survey.listing.found
+    found = survey.index.images
     paths = [one.path for one in found]
     with bar("examining images", len(paths)) as advance:
-        facts = examine_all(paths, lambda done: advance(1))
+        facts = inspect_images(paths, lambda done: advance(1))
     sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, ImageInfo)]
     with bar("comparing images", len(sound)) as advance:
-        prints = duplicates.fingerprint([one.path for one in sound], lambda done: advance(1))
+        prints = duplicates.fingerprint_files([one.path for one in sound], lambda done: advance(1))
     groups = duplicates.duplicate_groups(len(sound), duplicates.near_duplicate_pairs(prints, near_duplicates))
     findings = [
-        *(Issue("layout", (), complaint) for complaint in survey.complaints),
+        *(Issue("layout", (), complaint) for complaint in survey.problems),
         *(finding for path, fact in zip(paths, facts, strict=True) for finding in _of_file(path, fact)),
         *_of_bytes(sound, prints),
         *_of_looks(sound, prints, groups),
-        *(Issue("passed-over", (path,), "no image by its suffix") for path in survey.passed_over),
-        *_of_classes(survey.listing),
+        *(Issue("passed-over", (path,), "no image by its suffix") for path in survey.skipped_files),
+        *_of_classes(survey.index),
         *_of_split(sound, groups),
     ]
     order = list(ISSUE_TYPES)
-    return DatasetReport(survey.listing, tuple(sorted(findings, key=lambda finding: order.index(finding.kind))))
+    return DatasetReport(survey.index, tuple(sorted(findings, key=lambda finding: order.index(finding.kind))))
 
 
 def _of_file(path: Path, fact: ImageInfo | ImageError) -> Iterator[Issue]:
@@ -292,7 +292,7 @@ def _of_file(path: Path, fact: ImageInfo | ImageError) -> Iterator[Issue]:
     if min(fact.width, fact.height) < SMALL:
         yield Issue("tiny", (path,), f"{fact.width} × {fact.height} pixels")
     if fact.flat:
-        yield Issue("single-colour", (path,), "every pixel has the same colour")
+        yield Issue("single-color", (path,), "every pixel has the same colour")
     if fact.mode not in ("RGB", "L"):
         yield Issue("mode", (path,), f"stored as {fact.mode}, read as RGB")
     if fact.orientation != 1:
@@ -337,7 +337,7 @@ def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str)
 
 def _of_classes(listing: DatasetIndex) -> Iterator[Issue]:
     """What the numbers of images tell."""
-    counts = Counter(one.label for one in listing.found)
+    counts = Counter(one.label for one in listing.images)
     for label, n in sorted(counts.items()):
         if n < FEW:
             yield Issue("few", (), f"{label} holds {n} image{'s' if n > 1 else ''}")

@@ -18,7 +18,7 @@ from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open
 from flaxtl.data.sources.image_folder import SourceImage
 from flaxtl.errors import UserError
 
-BITS = 64
+PHASH_BITS = 64
 """Of a perceptual hash."""
 
 _SIDE = 32  # to which imagehash.phash shrinks an image whose hash has 8 x 8 bits
@@ -37,17 +37,17 @@ class Fingerprint(NamedTuple):
     phash: int | None
 
 
-def fingerprint(
+def fingerprint_files(
     paths: Sequence[Path],
     on_progress: Callable[[int], None] | None = None,
     *,
-    look: bool = True,
+    perceptual: bool = True,
     strict: bool = True,
 ) -> list[Fingerprint]:
     """The fingerprints of files, in their order, by threads.
 
-    `on_progress` is called in the caller's thread after each file with the number of files done. Without `look` no
-    image is unpacked, which is many times quicker, and every phash is None.
+    `on_progress` is called in the caller's thread after each file with the number of files done. Without `perceptual`
+    no image is unpacked, which is many times quicker, and every phash is None.
 
     Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no image
     is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: such files
@@ -56,7 +56,7 @@ def fingerprint(
 
     def one(path: Path) -> Fingerprint | str:
         try:
-            return Fingerprint(_sha256(path), _phash(path) if look else None)
+            return Fingerprint(_sha256(path), _phash(path) if perceptual else None)
         except OSError as error:
             return (error.strerror or str(error)).lower()
 
@@ -99,7 +99,7 @@ MAX_THRESHOLD = 16
 """The largest threshold: beyond it, hashes of images that have nothing in common meet by chance in any large set."""
 
 
-class Pair(NamedTuple):
+class DuplicatePair(NamedTuple):
     """Two images that are alike, by index, first < second.
 
     distance: the number of bits by which their perceptual hashes differ; `exact`: their files are equal, and the
@@ -112,7 +112,7 @@ class Pair(NamedTuple):
     exact: bool
 
 
-def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[Pair]:
+def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[DuplicatePair]:
     """Enough pairs of like images to connect all that are alike, sorted.
 
     Of images with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
@@ -130,7 +130,7 @@ def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) ->
     check_threshold(threshold)
     files: dict[str, int] = {}
     found = [
-        Pair(first, index, 0, True)
+        DuplicatePair(first, index, 0, True)
         for index, fingerprint in enumerate(fingerprints)
         if (first := files.setdefault(fingerprint.sha256, index)) != index
     ]
@@ -139,7 +139,7 @@ def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) ->
         for index in files.values():
             phash = fingerprints[index].phash
             if phash is not None and (first := hashes.setdefault(phash, index)) != index:
-                found.append(Pair(first, index, 0, False))
+                found.append(DuplicatePair(first, index, 0, False))
         found += _near(hashes, threshold)
     return sorted(found)
 
@@ -152,7 +152,7 @@ def check_threshold(threshold: int) -> None:
         )
 
 
-def duplicate_groups(n: int, pairs: Sequence[Pair]) -> list[list[int]]:
+def duplicate_groups(n: int, pairs: Sequence[DuplicatePair]) -> list[list[int]]:
     """The sets of two and more of n images that `pairs` connect, directly or through others; all sorted."""
     forest = _Forest(n)
     forest.join([pair.first for pair in pairs], [pair.second for pair in pairs])
@@ -187,7 +187,7 @@ class _Forest:
         return place
 
 
-def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
+def _near(hashes: dict[int, int], threshold: int) -> Iterator[DuplicatePair]:
     """Pairs of different hashes (hash -> image), as few as connect all that are near.
 
     By the pigeonhole principle two hashes that differ by at most t bits agree in at least one of t + 1 bands of bits,
@@ -195,7 +195,7 @@ def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
     """
     values = np.fromiter(hashes.keys(), np.uint64, len(hashes))
     images = list(hashes.values())
-    edges = np.linspace(0, BITS, threshold + 2).astype(int).tolist()
+    edges = np.linspace(0, PHASH_BITS, threshold + 2).astype(int).tolist()
     forest = _Forest(len(values))
     for low, high in pairwise(edges):
         band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
@@ -204,7 +204,7 @@ def _near(hashes: dict[int, int], threshold: int) -> Iterator[Pair]:
             new &= forest.roots[left] != forest.roots[right]
             for one, other in forest.join(left[new].tolist(), right[new].tolist()):
                 first, second = sorted((images[one], images[other]))
-                yield Pair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
+                yield DuplicatePair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
 
 
 def _equal(keys: NDArray[np.uint64], forest: _Forest) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -233,7 +233,7 @@ _LISTED = 3  # sets of like images that a sentence names before it only counts
 
 
 def check_split_leakage(
-    origin: str, found: Sequence[SourceImage], pairs: Sequence[Pair], allow: bool, warn: Callable[[str], None]
+    origin: str, found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], allow: bool, warn: Callable[[str], None]
 ) -> None:
     """Refuses equal files in two splits, or warns of them if they are to be allowed; warns of near-duplicates.
 
@@ -265,7 +265,7 @@ def check_split_leakage(
 
 
 def check_label_conflicts(
-    origin: str, found: Sequence[SourceImage], pairs: Sequence[Pair], warn: Callable[[str], None]
+    origin: str, found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], warn: Callable[[str], None]
 ) -> None:
     """Warns of equal files that have different labels; arguments as of `check`."""
     torn = across(found, [pair for pair in pairs if pair.exact], "label")
@@ -276,7 +276,7 @@ def check_label_conflicts(
         )
 
 
-def across(found: Sequence[SourceImage], pairs: Sequence[Pair], differing: str = "split") -> list[list[int]]:
+def across(found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], differing: str = "split") -> list[list[int]]:
     """The sets of like images, by index, that have more than one value of the field `differing`."""
     groups = duplicate_groups(len(found), pairs)
     return [group for group in groups if len({getattr(found[index], differing) for index in group}) > 1]

@@ -46,7 +46,7 @@ _LARGE_FILE = 2**24  # bytes; such files are read one at a time
 class UnreadableError(Exception):
     """The reason, in plain words, why a file gives no image.
 
-    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-a-image', 'oversized', 'truncated'
+    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-an-image', 'oversized', 'truncated'
     (or damaged) or 'unconvertible' (to RGB).
     """
 
@@ -122,7 +122,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableError("not-a-image", "not an image of a known format") from error
+        raise UnreadableError("not-an-image", "not an image of a known format") from error
     except Image.DecompressionBombError as error:
         raise _oversized() from error
     except Exception as error:

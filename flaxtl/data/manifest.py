@@ -159,11 +159,11 @@ def make_manifest(
     parts = _run_fractions(fractions, seed)
     for sentence in find_problems(listing):
         raise UserError(sentence)
-    found, prints = identified(listing, near_duplicates, on_progress, strict=False)
+    found, prints = fingerprint_images(listing, near_duplicates, on_progress, strict=False)
     pairs = duplicates.near_duplicate_pairs(prints, near_duplicates)
     groups = duplicates.duplicate_groups(len(found), pairs)
     duplicates.check_label_conflicts(listing.origin, found, pairs, warn)
-    if listing.given:
+    if listing.has_splits:
         duplicates.check_split_leakage(listing.origin, found, pairs, allow_leaks, warn)
         splits = _with_validation(listing, found, groups, parts, seed, warn)
     else:
@@ -204,15 +204,15 @@ def collect_examples(listing: DatasetIndex, split: str) -> Manifest:
 
     Raises UserError where the split is not among those given.
     """
-    if listing.given and split not in listing.splits:
+    if listing.has_splits and split not in listing.splits:
         raise UserError(f"{listing.origin} holds no {split} images; it holds {', '.join(listing.splits)}")
-    chosen = DatasetIndex(tuple(found for found in listing.found if found.split in (split, None)), listing.origin)
-    found, prints = identified(chosen, near_duplicates=-1, strict=False)
+    chosen = DatasetIndex(tuple(found for found in listing.images if found.split in (split, None)), listing.origin)
+    found, prints = fingerprint_images(chosen, near_duplicates=-1, strict=False)
     pairs = zip(found, prints, strict=True)
     return _manifest(Example(str(image.path), image.label, split, p.sha256) for image, p in pairs)
 
 
-def identified(
+def fingerprint_images(
     listing: DatasetIndex,
     near_duplicates: int,
     on_progress: Callable[[int], None] | None = None,
@@ -229,10 +229,10 @@ def identified(
         listed.
     """
     duplicates.check_threshold(near_duplicates)
-    paths = [found.path for found in listing.found]
-    prints = duplicates.fingerprint(paths, on_progress, look=near_duplicates >= 0, strict=strict)
+    paths = [found.path for found in listing.images]
+    prints = duplicates.fingerprint_files(paths, on_progress, perceptual=near_duplicates >= 0, strict=strict)
     rows = sorted(
-        zip(listing.found, prints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
+        zip(listing.images, prints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
     )
     changed = [found.path for found, p in rows if found.sha256 not in (None, p.sha256)]
     if changed:

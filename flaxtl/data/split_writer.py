@@ -11,9 +11,9 @@ from typing import NamedTuple
 from flaxtl import fileio
 from flaxtl.data import duplicates, manifest, splitting
 from flaxtl.data.duplicates import Fingerprint
-from flaxtl.data.sources.archive import extracted_folder
+from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.csv_file import COLUMNS
-from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, split_of
+from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, parse_split_name
 from flaxtl.errors import UserError
 
 _LONGEST = 255  # bytes of a name on the file systems of Linux; no other allows more
@@ -31,7 +31,7 @@ class SplitRow(NamedTuple):
     sha256: str
 
 
-def fractions_of(text: str) -> dict[str, float]:
+def parse_fractions(text: str) -> dict[str, float]:
     """'0.5,0.2,0.3' as parts of train, validation and test, or 'train=0.6,holdout=0.4' as parts of named splits.
 
     Names are letters, digits, '-' and '_'; 'val' and 'valid' mean validation. Raises UserError for anything else.
@@ -46,7 +46,7 @@ def fractions_of(text: str) -> dict[str, float]:
     pairs = [part.split("=", 1) for part in parts] if all(named) else list(zip(SPLITS, parts, strict=False))
     fractions: dict[str, float] = {}
     for name, number in pairs:
-        split = split_of(name) or name
+        split = parse_split_name(name) or name
         if split in fractions or not re.fullmatch(r"\w[\w-]*", split):
             raise UserError(f"the fractions {text!r} name {name!r}, which is no split's name or is given twice")
         try:
@@ -64,14 +64,14 @@ def write_folders(
     *,
     near_duplicates: int,
     link: bool,
-    say: Say,
+    notify: Say,
     on_progress: SplitProgress | None = None,
 ) -> Counter[tuple[str, str]]:
     """Deals the images out to OUTPUT/SPLIT/CLASS/NAME and lists them in OUTPUT/manifest.csv.
 
     manifest.csv has the columns path (relative to OUTPUT), label, split and sha256, and is sorted by path; it can be
     used as a csv: source. Images of a class whose names differ at most in case get the first 8 digits of their
-    SHA-256 appended. Splits that the source gives are not kept, which `say` is told.
+    SHA-256 appended. Splits that the source gives are not kept, which `notify` is told.
 
     Args:
       listing: the source.
@@ -80,7 +80,7 @@ def write_folders(
       seed: 0 or more; with it the split is the same wherever the images lie.
       near_duplicates: the threshold of `duplicates.pairs`.
       link: makes hard links instead of copies: no room is taken, but a change to one is a change to both.
-      say: is told what the user should know, in sentences.
+      notify: is told what the user should know, in sentences.
       on_progress: called with the number of steps done, of two an image: fingerprinted, then written.
 
     Returns:
@@ -93,14 +93,14 @@ def write_folders(
     output = _checked_output(listing, output)
     _check_labels(listing)
     _check_folders(listing)
-    found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
-    splits = splitting.stratified_split([image.label for image in found], groups, parts, seed, say)
+    found, prints, groups = _identified(listing, near_duplicates, notify, on_progress)
+    splits = splitting.stratified_split([image.label for image in found], groups, parts, seed, notify)
     names = _names(found, prints)
     rows = [
         SplitRow(f"{split}/{image.label}/{name}", image.label, split, fingerprint.sha256)
         for image, split, name, fingerprint in zip(found, splits, names, prints, strict=True)
     ]
-    with extracted_folder(output) as folder:
+    with atomic_folder(output) as folder:
         for number, (image, row) in enumerate(zip(found, rows, strict=True), start=1):
             target = folder / row.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_folds(
     seed: int,
     *,
     near_duplicates: int,
-    say: Say,
+    notify: Say,
     on_progress: SplitProgress | None = None,
 ) -> Counter[tuple[str, str]]:
     """Deals the images out to k folds and writes OUTPUT/fold-1.csv to fold-K.csv; no image is copied.
@@ -131,9 +131,9 @@ def write_folds(
     splitting.check_fractions({"train": 1.0}, seed)
     output = _checked_output(listing, output)
     _check_labels(listing)
-    found, prints, groups = _identified(listing, near_duplicates, say, on_progress)
-    folds = splitting.stratified_kfold([image.label for image in found], groups, k, seed, say)
-    with extracted_folder(output) as folder:
+    found, prints, groups = _identified(listing, near_duplicates, notify, on_progress)
+    folds = splitting.stratified_kfold([image.label for image in found], groups, k, seed, notify)
+    with atomic_folder(output) as folder:
         for fold in range(k):
             rows = [
                 SplitRow(str(image.path), image.label, "validation" if own == fold else "train", fingerprint.sha256)
@@ -145,15 +145,15 @@ def write_folds(
 
 
 def _identified(
-    listing: DatasetIndex, near_duplicates: int, say: Say, on_progress: SplitProgress | None
+    listing: DatasetIndex, near_duplicates: int, notify: Say, on_progress: SplitProgress | None
 ) -> tuple[list[SourceImage], list[Fingerprint], list[list[int]]]:
     """The images in their order, their fingerprints, and the groups that stay together."""
-    if listing.given:
-        say(f"the splits that {listing.origin} gives ({', '.join(listing.splits)}) are pooled and dealt out anew")
-    found, prints = manifest.identified(listing, near_duplicates, on_progress)
+    if listing.has_splits:
+        notify(f"the splits that {listing.origin} gives ({', '.join(listing.splits)}) are pooled and dealt out anew")
+    found, prints = manifest.fingerprint_images(listing, near_duplicates, on_progress)
     groups = duplicates.duplicate_groups(len(found), duplicates.near_duplicate_pairs(prints, near_duplicates))
     if groups:
-        say(f"{sum(map(len, groups))} images are like others and stay with them, in {len(groups)} group(s)")
+        notify(f"{sum(map(len, groups))} images are like others and stay with them, in {len(groups)} group(s)")
     return found, prints, groups
 
 

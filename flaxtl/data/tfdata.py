@@ -74,7 +74,7 @@ def train_batches(
 
     def finish(images: Any, labels: Any, indices: Any, passes: Any, *change: Any) -> tuple[Any, ...]:
         if augmentation is not None:
-            images = apply(images, AugmentParams(*change), augmentation)
+            images = apply_params(images, AugmentParams(*change), augmentation)
         return images, labels, indices, passes
 
     for batch in _parallel(range(first_step, last_step), read, finish):
@@ -163,7 +163,7 @@ _ONE = 1 << _BITS
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def apply(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
+def apply_params(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
     """Every image changed: float32 [batch, height, width, 3], 0..255, as from `apply.apply`.
 
     Args:
@@ -182,8 +182,8 @@ def _compiled(augmentation: AugmentConfig) -> Any:
 
 def _apply(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
     if augmentation.randaugment:
-        images = operate(images, change.operations, change.strengths)
-    if augmentation.moves:
+        images = apply_color_ops(images, change.operations, change.strengths)
+    if augmentation.is_geometric:
         images = _warp(images, change.matrix, augmentation.fill, augmentation.cval)
     images = tf.cast(images, tf.float32)
     if augmentation.channel_shift:
@@ -292,7 +292,7 @@ def _erase(images: Any, box: Any, colour: Any) -> Any:
 # ---------------------------------------------------------------- RandAugment: the formulas of operations.py
 
 
-def operate(images: Any, operations: Any, strengths: Any) -> Any:
+def apply_color_ops(images: Any, operations: Any, strengths: Any) -> Any:
     """int32 [batch, height, width, 3], 0..255: the operations of every image done one after another.
 
     `images` are uint8 [batch, height, width, 3], `operations` int32 and `strengths` float32 [batch, n].

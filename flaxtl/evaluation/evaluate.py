@@ -172,7 +172,7 @@ def _predictions(
     averaged = tta.average_views(run, views, plain, labels, data, console)
     gain = tta.TtaGain.of(labels, plain, averaged)
     console.print(str(gain), highlight=False, markup=False, soft_wrap=True)
-    return averaged, {"tta": {"name": views.name, "views": views.total}, **gain.to_json()}
+    return averaged, {"tta": {"name": views.name, "views": views.num_views}, **gain.to_json()}
 
 
 def _examples(own: Manifest, source: str | None, split: str) -> tuple[Example, ...]:

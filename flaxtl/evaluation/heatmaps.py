@@ -17,7 +17,7 @@ from flaxtl.fileio import atomic_write_text
 Heatmap = npt.NDArray[np.uint8]
 """A heat map, uint8 [rows, columns]: 255 where most speaks for the class, 0 where nothing does."""
 
-RESIZE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "filter": is_text}
+RESIZE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "interpolation": is_text}
 """What is kept of how a run decodes images; all else of it is the same in every run."""
 
 SHAPE: Shape = Record(

@@ -192,7 +192,7 @@ def eval_resize(spec: ModelSpec) -> Resize:
     Shorter side to 8/7 of the input size (256 for 224), bicubic, then a center crop: taehoonlee in
     github.com/keras-team/keras-applications/issues/99. Squashing with Keras' default, nearest, costs VGG16 accuracy.
     """
-    return Resize(spec.size, spec.size, policy="crop", filter="bicubic")
+    return Resize(spec.size, spec.size, policy="crop", interpolation="bicubic")
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:

@@ -23,8 +23,8 @@ from flaxtl.train.setup import RunSetup
 Labels = npt.NDArray[np.int32]
 
 TTA_METHODS: dict[str, Callable[[RunSetup], TtaTransform]] = {
-    "flip": lambda setup: tta.flip(setup.resize),
-    "crops": lambda setup: tta.crops(setup.resize),
+    "flip": lambda setup: tta.flip_views(setup.resize),
+    "crops": lambda setup: tta.crop_views(setup.resize),
 }
 """What --tta knows by name; a number stands for so many views by the config's own augmentation."""
 
@@ -42,12 +42,12 @@ def make_tta(asked: str) -> Callable[[RunSetup], TtaTransform]:
 
 
 def _augmented(n: int, setup: RunSetup) -> TtaTransform:
-    if not setup.augmentation.alters:
+    if not setup.augmentation.is_active:
         raise UserError(
             f"--tta={n} takes views by the config's own augmentation, but the config of {setup.workdir} has none that "
             "changes single images; give --tta=flip or --tta=crops"
         )
-    return tta.augmented(setup.resize, n, setup.config.seed, setup.augmentation)
+    return tta.random_views(setup.resize, n, setup.config.seed, setup.augmentation)
 
 
 def average_views(
@@ -60,14 +60,14 @@ def average_views(
     Krizhevsky et al. 2012 average the softmax too.
     """
     setup = run.setup
-    step = train_step.make_tta_step(setup.network.model, setup.mesh, views.look, data.sharding(setup.mesh))
-    total = plain.probabilities.astype(np.float64) * views.plain
-    with progress_bar(console, "views", views.n) as advance:
-        for view in range(views.n):
+    step = train_step.make_tta_step(setup.network.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
+    total = plain.probabilities.astype(np.float64) * views.include_original
+    with progress_bar(console, "views", views.num_generated) as advance:
+        for view in range(views.num_generated):
             seen = partial(step, np.int32(view))
             total += evaluate(seen, run.params, data, setup.config.batch_size).probabilities
             advance(1)
-    probabilities = (total / views.total).astype(np.float32)
+    probabilities = (total / views.num_views).astype(np.float32)
     return Evaluation(probabilities, _measured(probabilities, labels))
 
 

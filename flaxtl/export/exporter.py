@@ -79,8 +79,8 @@ def _preprocessing(model: Classifier) -> dict[str, Any]:
 
 
 def _resize(resize: Resize) -> dict[str, Any]:
-    """`cover` is used by the policy 'crop' alone."""
-    return {**asdict(resize), "cover": CROP_PCT}
+    """`crop_pct` is used by the policy 'crop' alone."""
+    return {**asdict(resize), "crop_pct": CROP_PCT}
 
 
 FORMATS = ("safetensors", "stablehlo", "onnx")

@@ -39,7 +39,7 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
         colours = _rgb(_upright(image))
     box = _centre(colours.size, resize) if resize["policy"] == "crop" else None
     size = (resize["width"], resize["height"])
-    return np.asarray(colours.resize(size, Image.Resampling[resize["filter"].upper()], box))
+    return np.asarray(colours.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -60,9 +60,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre(size: tuple[int, int], resize: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The part of an image that is in the centre crop once the image is scaled to just cover `cover` times it."""
+    """The part of an image that is in the centre crop once the image is scaled so that the crop is `crop_pct` of it."""
     crops = (resize["width"], resize["height"])
-    covered = [round(resize["cover"] * crop) for crop in crops]
+    covered = [round(crop / resize["crop_pct"]) for crop in crops]
     scale = max(cover / side for cover, side in zip(covered, size, strict=True))
     edges = []
     for side, cover, crop in zip(size, covered, crops, strict=True):

@@ -24,7 +24,7 @@ _EXAMPLES = 3  # findings of a kind that its row tells, and files of a finding; 
 def diagnose_source(source: str, near_duplicates: int, console: Console) -> DatasetReport:
     """Examine a source under progress bars; see `doctor.diagnose`. Raises UserError where there is no such source."""
     survey = base.inspect_source(source, fileio.cache_dir("data"))
-    return doctor.diagnose(survey, lambda title, total: progress_bar(console, title, total), near_duplicates)
+    return doctor.check_dataset(survey, lambda title, total: progress_bar(console, title, total), near_duplicates)
 
 
 def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
@@ -33,7 +33,7 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
         yield _images(diagnosis)
     for title, stops in (("Would stop a run", True), ("Worth a look", False)):
         rows = [
-            _issue_row(kind, found) for kind, found in diagnosis.by_kind.items() if ISSUE_TYPES[kind].stops == stops
+            _issue_row(kind, found) for kind, found in diagnosis.by_kind.items() if ISSUE_TYPES[kind].blocking == stops
         ]
         if rows:
             yield make_table(title, ("finding", "count", "such as, and what to do"), rows)
@@ -42,8 +42,8 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
 
 def result_line(diagnosis: DatasetReport) -> str:
     """The result in one line: '2,570 images of 5 classes: nothing would stop a run'."""
-    images = f"{_counted(len(diagnosis.listing.found), 'image')} of {_counted(len(diagnosis.classes), 'class')}"
-    found = _counted(diagnosis.stopping, "finding") if diagnosis.stopping else "nothing"
+    images = f"{_counted(len(diagnosis.index.images), 'image')} of {_counted(len(diagnosis.classes), 'class')}"
+    found = _counted(diagnosis.num_blocking, "finding") if diagnosis.num_blocking else "nothing"
     return f"{images}: {found} would stop a run"
 
 
@@ -139,12 +139,12 @@ def render_doctor_report(diagnosis: DatasetReport, source: str) -> str:
     """The page as text."""
     return load_template("doctor.html.jinja").render(
         source=source,
-        images=len(diagnosis.listing.found),
+        images=len(diagnosis.index.images),
         classes=diagnosis.classes,
         splits=diagnosis.splits,
         counts=diagnosis.counts,
-        findings=len(diagnosis.findings),
-        stopping=diagnosis.stopping,
+        findings=len(diagnosis.issues),
+        stopping=diagnosis.num_blocking,
         sections=[_section(key, findings) for key, findings in diagnosis.by_kind.items()],
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flaxtl.data.decode import seen_part
+from flaxtl.data.decode import visible_region
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.evaluation import classification, gradcam
 from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
@@ -216,7 +216,7 @@ def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> He
     path = Path(predictions.paths[row])
     try:
         with open_image(path, SIDE) as image:
-            seen = seen_part(to_rgb(apply_exif_orientation(image)), kept.resize)
+            seen = visible_region(to_rgb(apply_exif_orientation(image)), kept.resize)
             seen.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     except UnreadableError:
         return None

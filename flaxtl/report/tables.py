@@ -158,9 +158,9 @@ def split_into_folders(
     source: str, output: Path, fractions: str, seed: int, near_duplicates: int, link: bool, console: Console
 ) -> Table:
     """As `split_files.write_folders`; what the user should know goes to `console`. Returns images by class, split."""
-    parts = split_writer.fractions_of(fractions)
+    parts = split_writer.parse_fractions(fractions)
     listing = base.open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", 2 * len(listing.found)) as advance:
+    with progress_bar(console, "splitting", 2 * len(listing.images)) as advance:
         counts = split_writer.write_folders(
             listing,
             output,
@@ -168,7 +168,7 @@ def split_into_folders(
             seed,
             near_duplicates=near_duplicates,
             link=link,
-            say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
             on_progress=lambda done: advance(1),
         )
     return _split_table([split for split, part in parts.items() if part > 0], counts)
@@ -177,14 +177,14 @@ def split_into_folders(
 def split_into_folds(source: str, output: Path, k: int, seed: int, near_duplicates: int, console: Console) -> Table:
     """As `split_files.write_folds`; what the user should know goes to `console`. Returns images by class and fold."""
     listing = base.open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", len(listing.found)) as advance:
+    with progress_bar(console, "splitting", len(listing.images)) as advance:
         counts = split_writer.write_folds(
             listing,
             output,
             k,
             seed,
             near_duplicates=near_duplicates,
-            say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
             on_progress=lambda done: advance(1),
         )
     return _split_table([f"fold {number}" for number in range(1, k + 1)], counts)

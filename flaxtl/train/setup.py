@@ -128,7 +128,7 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
 def load_manifest(workdir: Path) -> Manifest:
     """The manifest of a run that goes on; raises UserError if one of its images is no longer what it was."""
     manifest = Manifest.read(workdir / "manifest.csv")
-    found = duplicates.fingerprint([Path(example.path) for example in manifest.examples], look=False)
+    found = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
     changed = [
         example.path for example, now in zip(manifest.examples, found, strict=True) if example.sha256 != now.sha256
     ]
@@ -158,7 +158,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
             f"{data.source} holds the classes {join_names(listing.classes)}, but the config expects "
             f"{join_names(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
         )
-    with progress_bar(console, "looking for duplicates", len(listing.found)) as advance:
+    with progress_bar(console, "looking for duplicates", len(listing.images)) as advance:
         return make_manifest(
             listing,
             data.fractions.to_dict(),

@@ -96,7 +96,7 @@ class Target(NamedTuple):
     """What a step's images shall be taken for: class indices [batch], each with its share of the loss."""
 
     labels: jax.Array
-    shares: jax.Array | float
+    lam: jax.Array | float
 
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
@@ -260,10 +260,10 @@ def _skip_if_nonfinite(state: TrainState, moved: TrainState, found: StepGrads) -
 def _targets(examples: Batch, seed: int, augmentation: AugmentConfig | None) -> tuple[jax.Array, tuple[Target, ...]]:
     """A step's inputs and what they shall be taken for."""
     inputs, labels = examples.inputs(seed, augmentation), examples.answers()
-    if augmentation is None or not augmentation.mixes:
+    if augmentation is None or not augmentation.uses_mixing:
         return inputs, (Target(labels, 1.0),)
     mixed = mix(example_keys(seed, examples.passes, examples.indices), inputs, labels, augmentation)
-    return mixed.images, (Target(mixed.labels, mixed.shares), Target(mixed.partners, 1 - mixed.shares))
+    return mixed.images, (Target(mixed.labels, mixed.lam), Target(mixed.labels_b, 1 - mixed.lam))
 
 
 def _losses(

@@ -146,7 +146,7 @@ def _write_folds(workdir: Path, images: Manifest, k: int, seed: int, near_duplic
             k,
             seed,
             near_duplicates=near_duplicates,
-            say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
             on_progress=lambda done: advance(1),
         )
 

@@ -44,7 +44,7 @@ def test_folders(split, tmp_path: Path) -> None:
     ((written,),) = rows[6:]
     assert written.endswith(f"{tmp_path}/out")
     assert "60/60" in said
-    assert len(scan_csv(tmp_path / "out" / "manifest.csv").found) == 30
+    assert len(scan_csv(tmp_path / "out" / "manifest.csv").images) == 30
 
 
 def test_named_splits_without_near_duplicates(split) -> None:
@@ -58,7 +58,7 @@ def test_folds(split, tmp_path: Path) -> None:
     assert rows[1][1:4] == ["fold 1", "fold 2", "fold 3"]
     assert rows[-2][1:] == ["10", "10", "10", "30"]
     assert all(flag in said for flag in ("--kfold", "--fractions", "--link"))
-    assert len(scan_csv(tmp_path / "out" / "fold-3.csv").found) == 30
+    assert len(scan_csv(tmp_path / "out" / "fold-3.csv").images) == 30
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxtl.data.augment.affine import Affine, about_centre, compose, matrix
+from flaxtl.data.augment.affine import Affine, about_center, affine_matrix, compose
 
 STILL = Affine(theta=0.0, tx=0.0, ty=0.0, shear=0.0, zx=1.0, zy=1.0, flip_horizontal=False, flip_vertical=False)
 
@@ -14,11 +14,11 @@ def whole(lines):
 
 def test_nothing_is_the_identity_exactly():
     for size in [(5, 9), (200, 200), (1, 1)]:
-        np.testing.assert_array_equal(matrix(STILL, *size), np.eye(3)[:2])
+        np.testing.assert_array_equal(affine_matrix(STILL, *size), np.eye(3)[:2])
 
 
 def test_matrix_turns_about_the_centre():
-    turned = np.asarray(matrix(STILL._replace(theta=90.0, flip_horizontal=True), 5, 9))
+    turned = np.asarray(affine_matrix(STILL._replace(theta=90.0, flip_horizontal=True), 5, 9))
     # float32 cosine of a right angle is -4e-8, times half a width
     np.testing.assert_allclose(turned @ [2, 4, 1], [2, 4], atol=1e-6)
     np.testing.assert_allclose(turned, [[0, 1, -2], [1, 0, 2]], atol=1e-6)
@@ -35,11 +35,11 @@ def test_matrix_turns_about_the_centre():
     ids=str,
 )
 def test_flips_are_exact(flips, expected):
-    np.testing.assert_array_equal(matrix(STILL._replace(**flips), 5, 9), expected)
+    np.testing.assert_array_equal(affine_matrix(STILL._replace(**flips), 5, 9), expected)
 
 
 def test_about_centre_leaves_the_centre_where_it_is_and_then_shifts():
-    lines = about_centre((0.5, 0.25, 3.0), (-1.0, 2.0, -4.0), 7, 4)
+    lines = about_center((0.5, 0.25, 3.0), (-1.0, 2.0, -4.0), 7, 4)
     # halves and quarters: exact
     np.testing.assert_array_equal(np.asarray(lines) @ [3, 1.5, 1], [3 + 3, 1.5 - 4])
     np.testing.assert_array_equal(np.asarray(lines)[:, :2], [[0.5, 0.25], [-1, 2]])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flaxtl.data.sources import archive
-from flaxtl.data.sources.archive import extract, extracted_folder
+from flaxtl.data.sources.archive import atomic_folder, extract_archive
 from flaxtl.errors import UserError
 
 FILES = {
@@ -62,7 +62,7 @@ def refused(path: Path, into: Path) -> str:
     """The one sentence with which `path` is refused; nothing may be left behind."""
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
-        extract(path, into)
+        extract_archive(path, into)
     assert sorted(path.parent.rglob("*")) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -72,13 +72,13 @@ def refused(path: Path, into: Path) -> str:
 def test_every_kind_is_extracted_byte_for_byte(tmp_path: Path, name: str) -> None:
     make: Callable[..., Path] = zip_of if name.endswith("zip") else tar_of
     path = make(tmp_path / name, *FILES.items())
-    assert extract(path, tmp_path / "out") == tmp_path / "out"
+    assert extract_archive(path, tmp_path / "out") == tmp_path / "out"
     assert contents(tmp_path / "out") == FILES
 
 
 def test_the_kind_follows_the_name_of_a_folder_in_between(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "f.tgz", *FILES.items())
-    extract(path, tmp_path / "not" / "yet" / "there")
+    extract_archive(path, tmp_path / "not" / "yet" / "there")
     assert contents(tmp_path / "not" / "yet" / "there") == FILES
 
 
@@ -119,7 +119,7 @@ def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
 def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None:
     info = special("a/1.jpg", tarfile.REGTYPE)
     info.mode, info.uid = 0o6777, 12345
-    folder = extract(tar_of(tmp_path / "f.tar", info), tmp_path / "out")
+    folder = extract_archive(tar_of(tmp_path / "f.tar", info), tmp_path / "out")
     made = (folder / "a" / "1.jpg").stat()
     assert made.st_mode & 0o7022 == 0
     assert made.st_uid == tmp_path.stat().st_uid
@@ -139,13 +139,13 @@ def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes)
 
 @pytest.mark.parametrize("name", ["é" * 125 + ".jpg", "-rf.jpg", "<b>.jpg", "a\nb.jpg", "\udcff.jpg"])
 def test_strange_names_within_the_folder_are_kept(tmp_path: Path, name: str) -> None:
-    assert contents(extract(tar_of(tmp_path / "f.tar", (name, b"x")), tmp_path / "out")) == {name: b"x"}
+    assert contents(extract_archive(tar_of(tmp_path / "f.tar", (name, b"x")), tmp_path / "out")) == {name: b"x"}
 
 
 def test_links_to_earlier_files_work(tmp_path: Path) -> None:
     symbolic = special("b/symbolic.jpg", tarfile.SYMTYPE, "../a/1.jpg")
     hard = special("b/hard.jpg", tarfile.LNKTYPE, "a/1.jpg")
-    extract(tar_of(tmp_path / "f.tar", ("./a/1.jpg", b"one"), symbolic, hard), tmp_path / "out")
+    extract_archive(tar_of(tmp_path / "f.tar", ("./a/1.jpg", b"one"), symbolic, hard), tmp_path / "out")
     assert contents(tmp_path / "out") == dict.fromkeys(("a/1.jpg", "b/symbolic.jpg", "b/hard.jpg"), b"one")
 
 
@@ -170,7 +170,7 @@ def test_members_and_bytes_are_bounded(tmp_path: Path, kind: str, monkeypatch: p
     monkeypatch.setattr(archive, "GRACE_BYTES", 2**20 - archive.MAX_EXPANSION * path.stat().st_size)
     assert "1,048,576" in refused(path, tmp_path / "out")
     monkeypatch.setattr(archive, "GRACE_BYTES", archive.GRACE_BYTES + 1)
-    assert contents(extract(path, tmp_path / "out")) == {"a.jpg": bytes(2**20), "b.jpg": b"x"}
+    assert contents(extract_archive(path, tmp_path / "out")) == {"a.jpg": bytes(2**20), "b.jpg": b"x"}
     monkeypatch.setattr(archive, "MAX_MEMBERS", 1)
     assert re.search(r"(?i) 1 (member|file|entr)", refused(path, tmp_path / "other"))
 
@@ -251,13 +251,13 @@ def test_an_interrupted_extraction_leaves_nothing(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract(path, tmp_path / "out")
+        extract_archive(path, tmp_path / "out")
     assert written
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_killed_process_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
-    filling = extracted_folder(tmp_path / "out")
+    filling = atomic_folder(tmp_path / "out")
     folder = filling.__enter__()
     (folder / "half").write_bytes(b"x")
     assert not (tmp_path / "out").exists()
@@ -266,9 +266,9 @@ def test_a_killed_process_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
 
 
 def test_the_faster_of_two_processes_wins(tmp_path: Path) -> None:
-    with extracted_folder(tmp_path / "out") as slow:
+    with atomic_folder(tmp_path / "out") as slow:
         (slow / "slow").write_bytes(b"")
-        with extracted_folder(tmp_path / "out") as fast:
+        with atomic_folder(tmp_path / "out") as fast:
             (fast / "fast").write_bytes(b"")
     assert contents(tmp_path / "out") == {"fast": b""}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -278,6 +278,6 @@ def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),
-        extracted_folder(tmp_path / "file" / "out"),
+        atomic_folder(tmp_path / "file" / "out"),
     ):
         pass

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from flaxtl.data.augment.affine import Affine, compose
-from flaxtl.data.augment.config import AugmentConfig, AugmentParams, draw, example_keys, sample_params
+from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_keys, sample_affine, sample_params
 from flaxtl.errors import UserError
 
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
@@ -59,7 +59,7 @@ def test_a_key_is_a_function_of_seed_pass_and_index_alone():
 def test_the_affine_draws_never_change():
     """Runs are resumed: what seed 3 did to image 5 in pass 0, and to image 6 in pass 1, is written down here."""
     kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
-    affine = jax.vmap(lambda key: draw(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
+    affine = jax.vmap(lambda key: sample_affine(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
     expected = [
         [-0.05719470977783203, -0.8983354568481445],
         [-0.7684948444366455, 0.829965353012085],
@@ -77,7 +77,7 @@ def test_the_affine_draws_never_change():
 def affine() -> Affine:
     """The affine part of `many`."""
     kinds = AugmentConfig(**EVERYTHING)
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: draw(key, kinds, 100, 50)))(some_keys(MANY)))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: sample_affine(key, kinds, 100, 50)))(some_keys(MANY)))
 
 
 def test_affine_draws_are_uniform_in_keras_ranges(affine):
@@ -110,7 +110,7 @@ def test_all_kinds_are_drawn_apart(affine, many):
 
 def test_switching_one_affine_kind_off_leaves_the_others():
     key = some_keys(1)[0]
-    whole, part = draw(key, LECTURE, 64, 64), draw(key, AugmentConfig(zoom=0.2), 64, 64)
+    whole, part = sample_affine(key, LECTURE, 64, 64), sample_affine(key, AugmentConfig(zoom=0.2), 64, 64)
     assert (part.theta, part.tx, part.ty, part.shear, part.flip_horizontal) == (0, 0, 0, 0, False)
     assert (part.zx, part.zy) == (whole.zx, whole.zy)
     assert part.zx != part.zy
@@ -232,4 +232,4 @@ def test_a_misspelt_fill_is_refused():
 ], ids=str)  # fmt: skip
 def test_what_is_on(kinds, moves, mixes):
     augmentation = AugmentConfig(**kinds)
-    assert (augmentation.moves, augmentation.mixes) == (moves, mixes)
+    assert (augmentation.is_geometric, augmentation.uses_mixing) == (moves, mixes)

@@ -27,18 +27,18 @@ def table(tmp_path: Path):
 
 def test_labels_alone(table, tmp_path: Path) -> None:
     listing = scan_csv(table(f"path,label\nin/0001.jpg,b\n{tmp_path}/in/0000.jpg,a\n\n"))
-    assert listing.found == (
+    assert listing.images == (
         SourceImage(tmp_path.resolve() / "in/0001.jpg", "b"),
         SourceImage(tmp_path / "in/0000.jpg", "a"),
     )
     assert listing.origin == str(tmp_path / "list.csv")
-    assert not listing.given
+    assert not listing.has_splits
 
 
 def test_columns_in_any_order(table, tmp_path: Path) -> None:
     sha = "0123456789ABCDEF" * 4
     listing = scan_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
-    assert listing.found == (
+    assert listing.images == (
         SourceImage(tmp_path.resolve() / "in/0001.jpg", "é ö", "validation", sha.lower()),
         SourceImage(tmp_path.resolve() / "in/0002.jpg", "a", "train"),
     )
@@ -53,11 +53,11 @@ def test_byte_order_marks_and_line_ends(table, encoding: str, end: str) -> None:
 
 def test_it_counts_from_its_own_folder(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = table("path,label\nin/0000.jpg,a\n")
-    expected = scan_csv(file).found
+    expected = scan_csv(file).images
     monkeypatch.chdir(tmp_path)
-    assert scan_csv(Path("list.csv")).found == expected
+    assert scan_csv(Path("list.csv")).images == expected
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert scan_csv(Path("~/list.csv")).found == expected
+    assert scan_csv(Path("~/list.csv")).images == expected
 
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
@@ -66,7 +66,7 @@ def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
     (tmp_path / "in" / name).write_bytes(b"1")
     file = table("")
     file.write_bytes(b"path,label\nin/caf\xe9.jpg,a\n")
-    assert scan_csv(file).found[0].path == tmp_path.resolve() / "in" / name
+    assert scan_csv(file).images[0].path == tmp_path.resolve() / "in" / name
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,10 @@ def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
     row_told, told = re.search(r"\brow (\d+)\b(.*)", str(caught.value)).groups()
     assert row_told == "4"
     assert re.search(fault, told), told
-    listing, complaints, passed_over = inspect_csv(file)
+    report = inspect_csv(file)
+    listing, complaints, passed_over = report.index, report.problems, report.skipped_files
     assert complaints[0] == str(caught.value)
-    assert (len(listing.found), passed_over) == (2, ())
+    assert (len(listing.images), passed_over) == (2, ())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_survey_tells_what_training_needs(table) -> None:
-    complaints = inspect_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).complaints
+    complaints = inspect_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).problems
     assert len(complaints) == 1
     assert re.search(r"\btest\b.*\btrain\b", complaints[0])
 

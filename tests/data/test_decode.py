@@ -13,7 +13,7 @@ from flaxtl.data.decode import EXTENSIONS, Resize, decode, decode_all
 from flaxtl.errors import UserError
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "train"
-FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 ORIENTATION = 0x0112
 
 
@@ -37,12 +37,12 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(200, 200), (37, 64), (90, 41)])
-def test_squash_is_keras_load_img(tmp_path, filter, size):
+def test_squash_is_keras_load_img(tmp_path, interpolation, size):
     path = save(tmp_path / "a.jpg", smooth(120, 161), quality=80)
-    ours = decode(path, Resize(*size, filter=filter))
-    keras_own = np.asarray(keras.utils.load_img(path, target_size=size, interpolation=filter))
+    ours = decode(path, Resize(*size, interpolation=interpolation))
+    keras_own = np.asarray(keras.utils.load_img(path, target_size=size, interpolation=interpolation))
     assert ours.shape == (*size, 3)
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, keras_own)
@@ -56,14 +56,16 @@ def test_the_lectures_setting_on_real_flowers():
     np.testing.assert_array_equal(ours, np.stack(keras_own))
 
 
-def scale_then_crop(image: Image.Image, size: tuple[int, int], height: int, width: int, filter: str) -> np.ndarray:
+def scale_then_crop(
+    image: Image.Image, size: tuple[int, int], height: int, width: int, interpolation: str
+) -> np.ndarray:
     """Everything is scaled to `size` (width, height), then the centre is cut out."""
-    whole = image.resize(size, Image.Resampling[filter.upper()])
+    whole = image.resize(size, Image.Resampling[interpolation.upper()])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return np.asarray(whole.crop((left, top, left + width, top + height)))
 
 
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(
     ("image", "target", "size"),
     [
@@ -74,12 +76,12 @@ def scale_then_crop(image: Image.Image, size: tuple[int, int], height: int, widt
         ((300, 200), (112, 56), (85, 128)),  # a tall target, 1.5 < 2: the height decides, 200 * 128 / 300 = 85.3
     ],
 )
-def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, filter, image, target, size):
+def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, interpolation, image, target, size):
     pil_image = smooth(*image)
     path = save(tmp_path / "a.png", pil_image)
-    ours = decode(path, Resize(*target, policy="crop", filter=filter)).astype(int)
-    reference = scale_then_crop(pil_image, size, *target, filter)
-    if filter == "nearest":
+    ours = decode(path, Resize(*target, policy="crop", interpolation=interpolation)).astype(int)
+    reference = scale_then_crop(pil_image, size, *target, interpolation)
+    if interpolation == "nearest":
         # A sample that falls exactly between two source pixels may go to either.
         assert (ours == reference).mean() > 0.97
     else:
@@ -103,7 +105,7 @@ def test_crop_of_a_very_long_image_stays_small(tmp_path):
     ("arguments", "message"),
     [
         ({"policy": "squish"}, "'squish'.*'squash'"),
-        ({"filter": "linear"}, "'linear'.*'bilinear'"),
+        ({"interpolation": "linear"}, "'linear'.*'bilinear'"),
         ({"height": 0}, r"\b0\D+8\b"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flaxtl.data import decode, doctor
-from flaxtl.data.doctor import ISSUE_TYPES, diagnose
+from flaxtl.data.doctor import ISSUE_TYPES, check_dataset
 from flaxtl.data.sources import csv_file, image_folder
 from flaxtl.errors import UserError
 
@@ -38,14 +38,14 @@ def bar(title, total):
 
 
 def diagnosis_of(folder, near_duplicates=4):
-    return diagnose(image_folder.inspect_folder(folder), bar, near_duplicates)
+    return check_dataset(image_folder.inspect_folder(folder), bar, near_duplicates)
 
 
 def told(diagnosis, root):
     """(kind, paths below the root, message) of every finding."""
     return [
         (finding.kind, [path.relative_to(root).as_posix() for path in finding.paths], finding.message)
-        for finding in diagnosis.findings
+        for finding in diagnosis.issues
     ]
 
 
@@ -83,8 +83,8 @@ def given(whole, tmp_path):
 def test_nothing_is_found_where_nothing_is_wrong(whole):
     for name in ("plain", "given"):
         found = diagnosis_of(whole / name)
-        assert found.findings == ()
-        assert found.stopping == 0
+        assert found.issues == ()
+        assert found.num_blocking == 0
 
 
 def test_counts(whole):
@@ -125,7 +125,7 @@ SAME_BYTES, SAME_LOOKS = r"^(?=.*\bbytes?\b)", r"^(?!.*\bbytes?\b)"
 SINGLE = {
     "unreadable": ("x.jpg", missing, "(?i)no such file"),
     "empty": ("x.jpg", lambda place: place.write_bytes(b""), "(?i)empty"),
-    "not-a-image": ("x.jpg", lambda place: place.write_text("gone"), "(?i)format"),
+    "not-an-image": ("x.jpg", lambda place: place.write_text("gone"), "(?i)format"),
     "truncated": ("x.png", truncated, "image file is truncated"),
     "oversized": ("x.ppm", oversized, "110,000,000"),
     "unconvertible": (
@@ -135,7 +135,7 @@ SINGLE = {
     ),
     "suffix": ("x.jpeg", lambda place: image(999).save(place, "PNG"), r"\.jpeg\b.*\bPNG\b"),
     "tiny": ("x.png", lambda place: image(999).resize((32, 31)).save(place), r"\b32\D+31\b"),
-    "single-colour": (
+    "single-color": (
         "x.jpg",
         lambda place: Image.new("RGB", (40, 40), "teal").save(place),
         "(?i)colou?r",
@@ -171,13 +171,13 @@ def test_what_is_wrong_with_a_file(plain, kind):
 def test_greys_and_cameras_jpegs_are_plain(plain):
     image(997).convert("L").save(plain / "ants" / "grey.png")
     image(999).save(plain / "ants" / "photograph.jpg", "MPO", save_all=True, append_images=[image(998)])
-    assert diagnosis_of(plain).findings == ()
+    assert diagnosis_of(plain).issues == ()
 
 
 def test_single_colours_are_no_near_duplicates(plain):
     for colour in ("teal", "tomato"):
         Image.new("RGB", (40, 40), colour).save(plain / "ants" / f"{colour}.png")
-    assert set(diagnosis_of(plain).by_kind) == {"single-colour"}
+    assert set(diagnosis_of(plain).by_kind) == {"single-color"}
 
 
 def test_a_image_under_two_labels(plain):
@@ -202,14 +202,14 @@ def test_a_image_in_two_given_splits(given):
         ("leak", ["train/ants/1003.png", "validation/ants/z.png"], SAME_BYTES + across),
         ("near-leak", ["train/ants/1004.png", "validation/ants/1004.jpg"], SAME_LOOKS + across),
     )
-    assert [finding.severity for finding in found.findings] == ["stops", "warns"]
+    assert [finding.severity for finding in found.issues] == ["stops", "warns"]
 
 
 def test_a_leak_may_be_a_label_conflict_too(given):
     shutil.copy(given / "train" / "ants" / "1003.png", given / "validation" / "bees" / "z.png")
     found = diagnosis_of(given)
-    assert [finding.kind for finding in found.findings] == ["leak", "label-conflict"]
-    assert found.findings[0].paths == found.findings[1].paths
+    assert [finding.kind for finding in found.issues] == ["leak", "label-conflict"]
+    assert found.issues[0].paths == found.issues[1].paths
 
 
 def test_copies_are_one_finding(plain):
@@ -236,7 +236,7 @@ def test_looks_are_compared_only_where_asked(plain):
 
 
 def test_an_impossible_threshold_is_refused_before_any_work(plain, monkeypatch):
-    monkeypatch.setattr(doctor.examine, "all_of", None)
+    monkeypatch.setattr(doctor, "inspect_images", None)
     with pytest.raises(UserError, match="65"):
         diagnosis_of(plain, near_duplicates=65)
 
@@ -245,22 +245,22 @@ def test_layout_complaints(plain):
     image(999).save(plain / "loose.png")
     (plain / "cats" / "siamese.jpg").mkdir(parents=True)
     found = diagnosis_of(plain)
-    assert [finding.kind for finding in found.findings] == ["layout", "layout"]
-    assert "loose.png" in found.findings[0].message
-    assert "siamese.jpg" in found.findings[1].message
-    assert found.stopping == 2
+    assert [finding.kind for finding in found.issues] == ["layout", "layout"]
+    assert "loose.png" in found.issues[0].message
+    assert "siamese.jpg" in found.issues[1].message
+    assert found.num_blocking == 2
 
 
 def test_small_classes(plain):
     fill(plain / "cats", 200, n=2)
     fill(plain / "dogs", 300, n=9)
     found = diagnosis_of(plain)
-    assert [(finding.kind, finding.severity) for finding in found.findings] == [
+    assert [(finding.kind, finding.severity) for finding in found.issues] == [
         ("too-small", "stops"),
         ("few", "warns"),
         ("few", "warns"),
     ]
-    for finding, pattern in zip(found.findings, (r"'cats'", r"\bcats\D+2\b", r"\bdogs\D+9\b"), strict=True):
+    for finding, pattern in zip(found.issues, (r"'cats'", r"\bcats\D+2\b", r"\bdogs\D+9\b"), strict=True):
         assert re.search(pattern, finding.message)
 
 
@@ -275,7 +275,7 @@ def test_imbalance_begins_beyond_ten_to_one(plain, n, kinds):
     fill(plain / "cats", 500, n=n)
     found = diagnosis_of(plain, near_duplicates=-1)
     assert set(found.by_kind) == kinds
-    for finding in found.findings:
+    for finding in found.issues:
         assert re.search(r"\bcats\D+101\b.*\bbees\D+10\b", finding.message)
 
 
@@ -283,9 +283,9 @@ def test_a_file_that_is_not_the_listed_one(plain):
     digest = hashlib.sha256((plain / "ants" / "0.png").read_bytes()).hexdigest()
     rows = [f"{path},{path.parent.name},{digest}" for path in sorted(plain.rglob("*.png"))]
     (plain / "list.csv").write_text("\n".join(("path,label,sha256", *rows)))
-    found = diagnose(csv_file.inspect_csv(plain / "list.csv"), bar)
-    assert {finding.kind for finding in found.findings} == {"changed"}
-    assert {finding.paths[0] for finding in found.findings} == {*plain.rglob("*.png")} - {plain / "ants" / "0.png"}
+    found = check_dataset(csv_file.inspect_csv(plain / "list.csv"), bar)
+    assert {finding.kind for finding in found.issues} == {"changed"}
+    assert {finding.paths[0] for finding in found.issues} == {*plain.rglob("*.png")} - {plain / "ants" / "0.png"}
 
 
 @pytest.mark.parametrize("content", [None, "README.txt"])
@@ -293,8 +293,8 @@ def test_a_folder_without_images_is_told_not_raised(tmp_path, content):
     if content:
         (tmp_path / content).write_text("nothing here")
     found = diagnosis_of(tmp_path)
-    assert found.findings[0].kind == "layout"
-    assert (found.stopping, found.classes) == (1, {})
+    assert found.issues[0].kind == "layout"
+    assert (found.num_blocking, found.classes) == (1, {})
 
 
 def test_only_bad_images_are_told_not_raised(tmp_path):
@@ -308,10 +308,10 @@ def test_the_gravest_come_first(plain):
     for name in ("passed-over", "tiny", "empty", "suffix"):
         SINGLE[name][1](plain / "ants" / SINGLE[name][0].replace("x", name))
     order = list(ISSUE_TYPES)
-    found = [order.index(finding.kind) for finding in diagnosis_of(plain).findings]
+    found = [order.index(finding.kind) for finding in diagnosis_of(plain).issues]
     assert found == sorted(found)
-    assert [ISSUE_TYPES[kind].stops for kind in ISSUE_TYPES] == sorted(
-        (kind.stops for kind in ISSUE_TYPES.values()), reverse=True
+    assert [ISSUE_TYPES[kind].blocking for kind in ISSUE_TYPES] == sorted(
+        (kind.blocking for kind in ISSUE_TYPES.values()), reverse=True
     )
 
 
@@ -350,7 +350,7 @@ def test_no_file_is_changed(plain):
         return [(path, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
 
     before = state()
-    assert diagnosis_of(plain).findings
+    assert diagnosis_of(plain).issues
     assert state() == before
 
 
@@ -358,7 +358,7 @@ def test_the_flaws_of_the_real_flowers(shared):
     """The two identical pairs of shared/data/README.md, one of them a label conflict, and one alike across splits."""
     root = Path(shared).resolve() / "data" / "flowers"
     found = diagnosis_of(root)
-    assert found.stopping == 0
+    assert found.num_blocking == 0
     by_kind = found.by_kind
     train = root / "train"
     (conflict,) = by_kind["label-conflict"]

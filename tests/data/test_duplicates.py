@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from flaxtl.data.duplicates import MAX_THRESHOLD, Fingerprint, Pair, duplicate_groups, near_duplicate_pairs
+from flaxtl.data.duplicates import MAX_THRESHOLD, DuplicatePair, Fingerprint, duplicate_groups, near_duplicate_pairs
 from flaxtl.errors import UserError
 
 
@@ -30,7 +30,7 @@ def clustered(n: int, seed: int) -> list[int]:
 def test_all_that_are_near_are_connected_by_as_few_pairs_as_do(threshold: int) -> None:
     hashes = clustered(300, threshold)
     distances = {(i, j): (hashes[i] ^ hashes[j]).bit_count() for i, j in itertools.combinations(range(len(hashes)), 2)}
-    near = [Pair(i, j, bits, False) for (i, j), bits in distances.items() if bits <= threshold]
+    near = [DuplicatePair(i, j, bits, False) for (i, j), bits in distances.items() if bits <= threshold]
     found = near_duplicate_pairs(prints(*hashes), threshold)
     assert set(found) <= set(near)
     assert found == sorted(found)
@@ -72,20 +72,25 @@ def test_thresholds_out_of_range(threshold: int) -> None:
 
 
 def test_groups_are_what_pairs_connect() -> None:
-    made = [Pair(3, 7, 0, True), Pair(0, 9, 2, False), Pair(1, 7, 4, False), Pair(1, 2, 4, False)]
+    made = [
+        DuplicatePair(3, 7, 0, True),
+        DuplicatePair(0, 9, 2, False),
+        DuplicatePair(1, 7, 4, False),
+        DuplicatePair(1, 2, 4, False),
+    ]
     assert duplicate_groups(10, made) == [[0, 9], [1, 2, 3, 7]]
     assert duplicate_groups(10, []) == []
 
 
 def test_a_long_chain_is_one_group() -> None:
     n = 20_000
-    made = [Pair(i, i + 1, 1, False) for i in reversed(range(n - 1))]
+    made = [DuplicatePair(i, i + 1, 1, False) for i in reversed(range(n - 1))]
     assert duplicate_groups(n, made) == [list(range(n))]
 
 
 def test_a_star_drawn_from_its_largest_place_is_one_group() -> None:
     n = 20_000
-    assert duplicate_groups(n, [Pair(i, n - 1, 1, False) for i in reversed(range(n - 1))]) == [list(range(n))]
+    assert duplicate_groups(n, [DuplicatePair(i, n - 1, 1, False) for i in reversed(range(n - 1))]) == [list(range(n))]
 
 
 def test_a_series_of_a_hundred_thousand_frames_takes_seconds() -> None:

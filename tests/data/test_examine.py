@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data.doctor import ImageError, ImageInfo, examine, examine_all
+from flaxtl.data.doctor import ImageError, ImageInfo, inspect_image, inspect_images
 
 ORIENTATION = 0x0112
 
@@ -25,18 +25,18 @@ def saved(path, pil_image, **options):
 
 
 def test_a_plain_image(tmp_path):
-    assert examine(saved(tmp_path / "a.png", image())) == ImageInfo("PNG", "RGB", 60, 40, 1, 1, False)
+    assert inspect_image(saved(tmp_path / "a.png", image())) == ImageInfo("PNG", "RGB", 60, 40, 1, 1, False)
 
 
 def test_the_content_tells_the_format(tmp_path):
-    assert examine(saved(tmp_path / "a.jpg", image(), format="WEBP")).format == "WEBP"
+    assert inspect_image(saved(tmp_path / "a.jpg", image(), format="WEBP")).format == "WEBP"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_and_upright_size(tmp_path, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    facts = examine(saved(tmp_path / "a.jpg", image(), exif=exif))
+    facts = inspect_image(saved(tmp_path / "a.jpg", image(), exif=exif))
     assert facts.orientation == orientation
     # Exif 2.32, section 4.6.4: from 5 on, rows and columns are exchanged
     assert (facts.width, facts.height) == ((60, 40) if orientation < 5 else (40, 60))
@@ -46,12 +46,12 @@ def test_orientation_and_upright_size(tmp_path, orientation):
 def test_a_meaningless_orientation_turns_nothing(tmp_path, value):
     exif = Image.Exif()
     exif[ORIENTATION] = value
-    assert examine(saved(tmp_path / "a.jpg", image(), exif=exif)).orientation == 1
+    assert inspect_image(saved(tmp_path / "a.jpg", image(), exif=exif)).orientation == 1
 
 
 def test_damaged_metadata_turn_nothing(tmp_path):
     path = saved(tmp_path / "a.webp", image(), lossless=True, exif=b"no TIFF header")
-    assert examine(path) == ImageInfo("WEBP", "RGB", 60, 40, 1, 1, False)
+    assert inspect_image(path) == ImageInfo("WEBP", "RGB", 60, 40, 1, 1, False)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "I;16"])
@@ -59,43 +59,43 @@ def test_modes_are_those_of_the_file(tmp_path, mode):
     pil_image = (
         Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4)) if mode == "I;16" else image().convert(mode)
     )
-    assert examine(saved(tmp_path / "a.png", pil_image)).mode == mode
+    assert inspect_image(saved(tmp_path / "a.png", pil_image)).mode == mode
 
 
 def test_cmyk(tmp_path):
-    assert examine(saved(tmp_path / "a.jpg", image().convert("CMYK"))).mode == "CMYK"
+    assert inspect_image(saved(tmp_path / "a.jpg", image().convert("CMYK"))).mode == "CMYK"
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_frames(tmp_path, suffix):
     frames = [image(40, 60), image(60, 40).resize((60, 40)), image(41, 60).resize((60, 40))]
     path = saved(tmp_path / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:])
-    assert examine(path).frames == 3
+    assert inspect_image(path).frames == 3
 
 
 def test_what_cameras_put_behind_a_photograph_is_no_animation(tmp_path):
     path = saved(tmp_path / "a.jpg", image(), format="MPO", save_all=True, append_images=[image(20, 30)])
     with Image.open(path) as pil_image:
         assert pil_image.n_frames == 2
-    facts = examine(path)
+    facts = inspect_image(path)
     assert (facts.format, facts.frames) == ("MPO", 1)
 
 
 @pytest.mark.parametrize(("suffix", "colour"), [(".jpg", (200, 30, 90)), (".png", (0, 0, 0)), (".gif", (7, 7, 7))])
 def test_a_single_colour(tmp_path, suffix, colour):
-    assert examine(saved(tmp_path / f"a{suffix}", Image.new("RGB", (30, 20), colour))).flat
+    assert inspect_image(saved(tmp_path / f"a{suffix}", Image.new("RGB", (30, 20), colour))).flat
 
 
 def test_one_other_pixel_is_not_a_single_colour(tmp_path):
     pil_image = Image.new("RGB", (30, 20), (200, 30, 90))
     pil_image.putpixel((29, 19), (200, 31, 90))
-    assert not examine(saved(tmp_path / "a.png", pil_image)).flat
+    assert not inspect_image(saved(tmp_path / "a.png", pil_image)).flat
 
 
 def test_colours_that_only_transparency_hides_are_a_single_colour(tmp_path):
     pixels = np.asarray(image(9, 9, 4)).copy()
     pixels[..., 3] = 0
-    assert examine(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
+    assert inspect_image(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
 
 
 def broken(folder):
@@ -104,7 +104,7 @@ def broken(folder):
     header = struct.pack("<IiiHHIIiiII", 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)  # of a BMP: 40,000 x 40,000
     contents = {
         "empty": b"",
-        "not-a-image": b"<html>404 not found</html>",
+        "not-an-image": b"<html>404 not found</html>",
         "truncated": whole[: len(whole) // 2],
         "oversized": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header,
     }
@@ -115,7 +115,7 @@ def broken(folder):
 
 
 def test_faults_have_a_kind_and_a_reason(tmp_path):
-    found = {kind: examine(path) for kind, path in broken(tmp_path).items()}
+    found = {kind: inspect_image(path) for kind, path in broken(tmp_path).items()}
     assert {kind: fault.kind for kind, fault in found.items()} == {kind: kind for kind in found}
     assert found["unreadable"].reason == "no such file or directory"
     assert "image file is truncated" in found["truncated"].reason
@@ -129,7 +129,7 @@ def test_many_in_order_with_progress(tmp_path):
         done.append(count)
         callers.add(threading.current_thread())
 
-    found = examine_all(paths[::-1], on_progress)
+    found = inspect_images(paths[::-1], on_progress)
     assert isinstance(found[0], ImageError)
     assert [facts.height for facts in found[1:]] == list(range(20, 0, -1))
     assert done == list(range(1, 22))
@@ -143,10 +143,10 @@ def test_pillows_warnings_are_no_findings(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         with pytest.warns(Image.DecompressionBombWarning):
             Image.open(path).close()
-        (facts,) = examine_all([path])
+        (facts,) = inspect_images([path])
     assert isinstance(facts, ImageInfo)
 
 
 def test_the_real_flowers_are_plain(shared):
     paths = sorted(Path(shared, "data", "flowers", "validation").rglob("*.jpg"))[::7]
-    assert {(facts.format, facts.mode, facts.flat) for facts in examine_all(paths)} == {("JPEG", "RGB", False)}
+    assert {(facts.format, facts.mode, facts.flat) for facts in inspect_images(paths)} == {("JPEG", "RGB", False)}

@@ -23,9 +23,9 @@ def test_a_folder_of_classes(two: Path) -> None:
     listing = scan_folder(two)
     assert listing.origin == str(two.resolve())
     assert listing.classes == ("cats", "dogs")
-    assert not listing.given
-    assert listing.found[0] == SourceImage(two.resolve() / "cats" / "0000.jpg", "cats")
-    assert [found.path for found in listing.found] == sorted(two.resolve().rglob("*.jpg"))
+    assert not listing.has_splits
+    assert listing.images[0] == SourceImage(two.resolve() / "cats" / "0000.jpg", "cats")
+    assert [found.path for found in listing.images] == sorted(two.resolve().rglob("*.jpg"))
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
@@ -38,8 +38,8 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path, validation: str, tes
             place = tmp_path.resolve() / folder / label
             expected += [SourceImage(place / f"{i:04d}.jpg", label, split) for i in range(n)]
     listing = scan_folder(tmp_path)
-    assert list(listing.found) == expected
-    assert listing.given
+    assert list(listing.images) == expected
+    assert listing.has_splits
     assert listing.splits == ("train", "validation", "test")[: 2 + test]
 
 
@@ -47,7 +47,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for label in ("bus", "plane", "train"):
         fill(tmp_path / label, 2)
     listing = scan_folder(tmp_path)
-    assert (listing.classes, listing.given) == (("bus", "plane", "train"), False)
+    assert (listing.classes, listing.has_splits) == (("bus", "plane", "train"), False)
 
 
 def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
@@ -67,13 +67,13 @@ def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
         (two / stray).write_bytes(b"x")
     assert scan_folder(two) == plain
     root = two.resolve()
-    assert inspect_folder(two).passed_over == (root / "LICENSE.txt", root / "cats" / "notes.txt")
+    assert inspect_folder(two).skipped_files == (root / "LICENSE.txt", root / "cats" / "notes.txt")
 
 
 def test_suffixes_count_in_any_case(two: Path) -> None:
     fill(two / "cats", 2, prefix="more", suffix=".JPEG")
     fill(two / "cats", 3, prefix="more", suffix=".Png")
-    assert sum(found.label == "cats" for found in scan_folder(two).found) == 25
+    assert sum(found.label == "cats" for found in scan_folder(two).images) == 25
 
 
 def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
             scan_folder(tmp_path / case)
         assert re.search(facts, str(caught.value)), (case, str(caught.value))
         assert "\n" not in str(caught.value)
-        assert inspect_folder(tmp_path / case).complaints[0] == str(caught.value)
+        assert inspect_folder(tmp_path / case).problems[0] == str(caught.value)
 
 
 def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None
     found = inspect_folder(tmp_path)
     root = re.escape(str(tmp_path.resolve()))
     facts = (rf"(?=.*{root})(?=.* 2 )(?=.*\b0000\.jpg\b)", rf"{root}/a/inner\b", rf"(?=.*{root}/c\b)(?=.*\.jpg\b)")
-    assert len(found.complaints) == 3
-    assert all(map(re.search, facts, found.complaints)), found.complaints
-    assert len(found.listing.found) == 6
+    assert len(found.problems) == 3
+    assert all(map(re.search, facts, found.problems)), found.problems
+    assert len(found.index.images) == 6
 
 
 @pytest.mark.parametrize("look", [scan_folder, inspect_folder])
@@ -149,7 +149,7 @@ def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
     try:
         with pytest.raises(UserError, match=r"(?=.*/dogs\b)(?=.*Permission denied)"):
             scan_folder(two)
-        assert len(inspect_folder(two).listing.found) == 20
+        assert len(inspect_folder(two).index.images) == 20
     finally:
         (two / "dogs").chmod(0o700)
 
@@ -160,16 +160,16 @@ def test_links_in_circles_end(two: Path) -> None:
     (two / "knot").symlink_to(two / "knot")
     (two / "cats" / "gone.jpg").symlink_to(two / "nowhere.jpg")
     found = inspect_folder(two)
-    assert len(found.complaints) == 1
-    assert re.search(r"/cats/round\b", found.complaints[0])
-    assert two.resolve() / "cats" / "gone.jpg" in {each.path for each in found.listing.found}
-    assert len(found.listing.found) == 32
+    assert len(found.problems) == 1
+    assert re.search(r"/cats/round\b", found.problems[0])
+    assert two.resolve() / "cats" / "gone.jpg" in {each.path for each in found.index.images}
+    assert len(found.index.images) == 32
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
 def test_a_pipe_is_no_image(two: Path) -> None:
     os.mkfifo(two / "cats" / "pipe.jpg")
-    assert inspect_folder(two).passed_over == (two.resolve() / "cats" / "pipe.jpg",)
+    assert inspect_folder(two).skipped_files == (two.resolve() / "cats" / "pipe.jpg",)
 
 
 def test_what_training_needs() -> None:
@@ -194,6 +194,6 @@ def test_a_survey_tells_what_training_needs_as_well(tmp_path: Path) -> None:
     fill(tmp_path / "test" / "a", 3)
     fill(tmp_path / "test" / "b", 3)
     assert scan_folder(tmp_path).splits == ("test",)
-    assert re.search(r"(?=.*\btest\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", inspect_folder(tmp_path).complaints[0])
+    assert re.search(r"(?=.*\btest\b)(?=.*\btrain\b)(?=.*\bflaxtl split\b)", inspect_folder(tmp_path).problems[0])
     shutil.rmtree(tmp_path / "test" / "b")
-    assert "'a'" in inspect_folder(tmp_path).complaints[0]
+    assert "'a'" in inspect_folder(tmp_path).problems[0]

@@ -12,7 +12,7 @@ import pytest
 from helpers.image_folders import fill, image, paint
 
 from flaxtl.data import duplicates
-from flaxtl.data.manifest import Example, Manifest, collect_examples, identified, make_manifest
+from flaxtl.data.manifest import Example, Manifest, collect_examples, fingerprint_images, make_manifest
 from flaxtl.data.sources import csv_file
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, scan_folder
 from flaxtl.errors import UserError
@@ -46,7 +46,7 @@ def test_every_image_once_with_its_hash_in_a_fixed_order(two: DatasetIndex) -> N
     made = make_manifest(two, LECTURE, seed=3)
     assert made.classes == ("cats", "dogs")
     assert made.splits == ("train", "validation", "test")
-    assert sorted(e.path for e in made.examples) == sorted(str(found.path) for found in two.found)
+    assert sorted(e.path for e in made.examples) == sorted(str(found.path) for found in two.images)
     assert all(e.sha256 == hashlib.sha256(Path(e.path).read_bytes()).hexdigest() for e in made.examples)
     key = [(SPLITS.index(e.split), e.label, e.path) for e in made.examples]
     assert key == sorted(key)
@@ -211,7 +211,7 @@ def test_files_are_those_whose_hashes_were_listed(place: Path) -> None:
 def test_a_threshold_out_of_range_is_told_before_anything_is_read(
     two: DatasetIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "fingerprint", None)
+    monkeypatch.setattr(duplicates, "fingerprint_files", None)
     with pytest.raises(UserError, match=r"(?=.*near.duplicate).*\b65\b"):
         make_manifest(two, LECTURE, 0, near_duplicates=65)
 
@@ -222,7 +222,7 @@ def test_missing_and_empty_images_are_left_to_who_decodes_them(two: DatasetIndex
     (place / "dogs" / "0005.jpg").write_bytes(b"")
     assert len(make_manifest(two, LECTURE, seed=0).examples) == 31
     with pytest.raises(UserError, match=r"\b3 .*\b31 .*0003\.jpg.*0004\.jpg.*(?i:empty)"):
-        identified(two, near_duplicates=-1)
+        fingerprint_images(two, near_duplicates=-1)
 
 
 def test_validation_is_dealt_out_of_train_where_it_is_not_given(tmp_path: Path) -> None:

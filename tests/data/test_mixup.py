@@ -22,22 +22,22 @@ def mixed(turn=0, n=N, **kinds):
 
 
 def shares_of(turns, **kinds):
-    return np.concatenate([mixed(turn, **kinds).shares for turn in range(turns)])
+    return np.concatenate([mixed(turn, **kinds).lam for turn in range(turns)])
 
 
 @pytest.mark.parametrize("kinds", [MIXUP, CUTMIX, BOTH], ids=str)
 def test_partners_are_the_next_of_the_batch(kinds):
     result = mixed(**kinds)
     np.testing.assert_array_equal(result.labels, LABELS)
-    np.testing.assert_array_equal(result.partners, [*LABELS[1:], LABELS[0]])
-    assert result.images.dtype == result.shares.dtype == np.float32
+    np.testing.assert_array_equal(result.labels_b, [*LABELS[1:], LABELS[0]])
+    assert result.images.dtype == result.lam.dtype == np.float32
     assert result.images.shape == IMAGES.shape
-    assert result.partners.dtype == np.int32
+    assert result.labels_b.dtype == np.int32
 
 
 def test_mixup_is_the_weighted_mean():
     result = mixed(**MIXUP)
-    shares = np.asarray(result.shares, np.float64)[:, None, None, None]
+    shares = np.asarray(result.lam, np.float64)[:, None, None, None]
     # a difference, a product and a sum of at most 255 in float32
     atol = 3 * 255 * 2.0**-24
     np.testing.assert_allclose(result.images, shares * IMAGES + (1 - shares) * NEXT, rtol=0, atol=atol)
@@ -47,7 +47,7 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels():
     result = mixed(**CUTMIX)
     own, other = (result.images == IMAGES).all(-1), (result.images == NEXT).all(-1)
     assert (own ^ other).all()
-    for pasted, share in zip(other, result.shares, strict=True):
+    for pasted, share in zip(other, result.lam, strict=True):
         rows, columns = pasted.any(1), pasted.any(0)
         np.testing.assert_array_equal(pasted, rows[:, None] & columns)
         for line in (rows, columns):
@@ -75,27 +75,27 @@ def test_cutmix_boxes_lie_anywhere_and_are_cut_at_the_edges():
 def test_with_both_a_coin_is_tossed_for_every_step():
     heads = 0
     for turn in range(40):
-        shares = mixed(turn, **BOTH).shares
-        alone = [np.array_equal(shares, mixed(turn, **kind).shares) for kind in (MIXUP, CUTMIX)]
+        shares = mixed(turn, **BOTH).lam
+        alone = [np.array_equal(shares, mixed(turn, **kind).lam) for kind in (MIXUP, CUTMIX)]
         assert sum(alone) == 1
         heads += alone[0]
     assert 8 <= heads <= 32  # 4 standard deviations of 40 fair coins
 
 
 def test_shares_are_a_function_of_the_keys_alone():
-    whole, again = mixed(**MIXUP).shares, mixed(**MIXUP).shares
+    whole, again = mixed(**MIXUP).lam, mixed(**MIXUP).lam
     np.testing.assert_array_equal(whole, again)
-    np.testing.assert_array_equal(mixed(n=1, **MIXUP).shares, whole[:1])
-    assert (mixed(1, **MIXUP).shares != whole).all()
+    np.testing.assert_array_equal(mixed(n=1, **MIXUP).lam, whole[:1])
+    assert (mixed(1, **MIXUP).lam != whole).all()
 
 
 def test_one_image_alone_is_its_own_partner():
     alone = mixed(n=1, **MIXUP)
     np.testing.assert_array_equal(alone.images, IMAGES[:1])  # other + share * 0: exact
-    np.testing.assert_array_equal(alone.partners, alone.labels)
+    np.testing.assert_array_equal(alone.labels_b, alone.labels)
 
 
 def test_without_a_kind_images_stay():
     still = mixed()
     np.testing.assert_array_equal(still.images, IMAGES)
-    np.testing.assert_array_equal(still.shares, np.ones(N))
+    np.testing.assert_array_equal(still.lam, np.ones(N))

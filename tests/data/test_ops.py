@@ -8,9 +8,9 @@ import scipy.ndimage
 from keras.src.legacy.preprocessing import image as keras_image
 from PIL import Image, ImageEnhance
 
-from flaxtl.data.augment.affine import Affine, matrix
+from flaxtl.data.augment.affine import Affine, affine_matrix
 from flaxtl.data.augment.config import FILLS, AugmentConfig, AugmentParams, example_keys, sample_params
-from flaxtl.data.augment.ops import apply, augment, turn_hue, warp
+from flaxtl.data.augment.ops import apply_params, augment, shift_hue, warp
 
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
 STILL = Affine(theta=0.0, tx=0.0, ty=0.0, shear=0.0, zx=1.0, zy=1.0, flip_horizontal=False, flip_vertical=False)
@@ -40,10 +40,10 @@ PIXELS = 2.0**-15
 GREY = 2 * 255 * PIXELS
 
 step = jax.jit(augment, static_argnums=2)
-done = jax.jit(apply, static_argnums=2)
+done = jax.jit(apply_params, static_argnums=2)
 seen = jax.jit(warp, static_argnums=(2, 3))
-turned = jax.jit(turn_hue)
-view = jax.jit(lambda image, affine: matrix(affine, *image.shape[:2]))
+turned = jax.jit(shift_hue)
+view = jax.jit(lambda image, affine: affine_matrix(affine, *image.shape[:2]))
 
 
 @pytest.fixture(autouse=True)

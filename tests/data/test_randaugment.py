@@ -63,11 +63,11 @@ def test_maps_at_the_end_of_the_range(strongest):
     operations, _, maps = strongest
     assert (maps[operations != Operation.NOTHING] == np.eye(3)[:2]).all()
     still = affine.Affine(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, False, False)
-    expected = [affine.matrix(still, 40, 60)]
-    expected += [affine.matrix(still._replace(theta=angle), 40, 60) for angle in (30.0, -30.0)]
-    expected += [affine.about_centre((1.0, 0.0, 0.0), (by, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
-    expected += [affine.about_centre((1.0, by, 0.0), (0.0, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
-    expected += [affine.matrix(still._replace(**{name: sign * 150 / 331 * side}), 40, 60)
+    expected = [affine.affine_matrix(still, 40, 60)]
+    expected += [affine.affine_matrix(still._replace(theta=angle), 40, 60) for angle in (30.0, -30.0)]
+    expected += [affine.about_center((1.0, 0.0, 0.0), (by, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
+    expected += [affine.about_center((1.0, by, 0.0), (0.0, 1.0, 0.0), 40, 60) for by in (0.3, -0.3)]
+    expected += [affine.affine_matrix(still._replace(**{name: sign * 150 / 331 * side}), 40, 60)
                  for name, side in (("tx", 40), ("ty", 60)) for sign in (1, -1)]  # fmt: skip
     distances = np.abs(maps[:, None] - np.stack(expected)).max((2, 3))
     # float32 of numbers up to 60, and of sine and cosine

@@ -49,7 +49,7 @@ def test_csv(tmp_path: Path) -> None:
     root = images(tmp_path / "in", "cats")
     (tmp_path / "list.csv").write_text("label,path\nold,in/cats/0.jpg\n")
     found = open_source(f"csv:{tmp_path}/list.csv", tmp_path / "cache")
-    assert [(each.path, each.label) for each in found.found] == [(root.resolve() / "cats" / "0.jpg", "old")]
+    assert [(each.path, each.label) for each in found.images] == [(root.resolve() / "cats" / "0.jpg", "old")]
 
 
 def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
     for source, fault in ((f"folder:{root}", "loose.jpg"), (f"csv:{tmp_path}/list.csv", "row 3")):
         with pytest.raises(UserError, match=fault):
             open_source(source, tmp_path / "cache")
-        assert fault in inspect_source(source, tmp_path / "cache").complaints[0]
+        assert fault in inspect_source(source, tmp_path / "cache").problems[0]
 
 
 @pytest.mark.parametrize("name", ["flowers.tgz", "flowers.zip"])
@@ -71,8 +71,8 @@ def test_archive_is_extracted_once_and_descended_into(
     assert folder.name == "flower_photos"
     assert folder.parent.parent == tmp_path / "cache" / "archives"
     assert folder.parent.name.startswith("flowers-")
-    assert len(open_source(f"archive:{file}", tmp_path / "cache").found) == 20
-    monkeypatch.setattr(archive, "extract", None)  # not called again
+    assert len(open_source(f"archive:{file}", tmp_path / "cache").images) == 20
+    monkeypatch.setattr(archive, "extract_archive", None)  # not called again
     assert folder_of(f"archive:{file}", tmp_path / "cache") == folder
 
 

@@ -14,7 +14,7 @@ from helpers.image_folders import fill, paint
 from flaxtl.data import split_writer
 from flaxtl.data.sources.csv_file import scan_csv
 from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, scan_folder
-from flaxtl.data.split_writer import fractions_of, write_folders, write_folds
+from flaxtl.data.split_writer import parse_fractions, write_folders, write_folds
 from flaxtl.errors import UserError
 
 LECTURE = {"train": 0.5, "validation": 0.2, "test": 0.3}
@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 def written(listing: DatasetIndex, output: Path, fractions=LECTURE, seed=0, link=False, **changes):
     told: list[str] = []
     counts = write_folders(
-        listing, output, fractions, seed, **{"near_duplicates": 4, "link": link, "say": told.append, **changes}
+        listing, output, fractions, seed, **{"near_duplicates": 4, "link": link, "notify": told.append, **changes}
     )
     return counts, told
 
@@ -68,7 +68,7 @@ def test_every_image_is_copied_once_and_listed(place: Path, tmp_path: Path) -> N
 def test_the_output_is_a_source_in_two_ways(place: Path, tmp_path: Path) -> None:
     written(scan_folder(place), tmp_path / "out")
     folder, listed = scan_folder(tmp_path / "out"), scan_csv(tmp_path / "out" / "manifest.csv")
-    assert {(f.path, f.label, f.split) for f in folder.found} == {(f.path, f.label, f.split) for f in listed.found}
+    assert {(f.path, f.label, f.split) for f in folder.images} == {(f.path, f.label, f.split) for f in listed.images}
     assert folder.splits == listed.splits == ("train", "validation", "test")
 
 
@@ -115,7 +115,7 @@ def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> N
 
 
 def test_named_splits(place: Path, tmp_path: Path) -> None:
-    parts = fractions_of("train=0.6,val=0.2,test=0.1,holdout=0.1")
+    parts = parse_fractions("train=0.6,val=0.2,test=0.1,holdout=0.1")
     counts, _ = written(scan_folder(place), tmp_path / "out", parts)
     totals = Counter()
     for (_, split), n in counts.items():
@@ -125,10 +125,10 @@ def test_named_splits(place: Path, tmp_path: Path) -> None:
 
 
 def test_fractions() -> None:
-    assert fractions_of("0.5,0.2,0.3") == LECTURE
-    assert fractions_of(" 0.8, .2") == {"train": 0.8, "validation": 0.2}
-    assert fractions_of("1") == {"train": 1.0}
-    assert fractions_of("validation=0.3,Train=0.7") == {"validation": 0.3, "train": 0.7}
+    assert parse_fractions("0.5,0.2,0.3") == LECTURE
+    assert parse_fractions(" 0.8, .2") == {"train": 0.8, "validation": 0.2}
+    assert parse_fractions("1") == {"train": 1.0}
+    assert parse_fractions("validation=0.3,Train=0.7") == {"validation": 0.3, "train": 0.7}
     for text, fact in (
         ("0.25,0.25,0.25,0.25", "train=0.5,validation=0.2,test=0.3"),
         ("train=0.5,0.5", "train=0.5,validation=0.2,test=0.3"),
@@ -140,7 +140,7 @@ def test_fractions() -> None:
         ("", "''"),
     ):
         with pytest.raises(UserError, match=f"{re.escape(repr(text))}.*{re.escape(fact)}"):
-            fractions_of(text)
+            parse_fractions(text)
 
 
 def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path
     with pytest.raises(UserError, match=r"/out\b.*(?i:empty).*--output"):
         written(scan_folder(place), tmp_path / "out")
     with pytest.raises(UserError, match=r"/out\b.*(?i:empty)"):
-        write_folds(scan_folder(place), tmp_path / "out", 2, 0, near_duplicates=4, say=print)
+        write_folds(scan_folder(place), tmp_path / "out", 2, 0, near_duplicates=4, notify=print)
     assert sorted((tmp_path / "out").rglob("*")) == before
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(UserError, match=r"/file\b.*Not a directory"):
@@ -200,7 +200,7 @@ def test_folds_list_each_image_once_for_validation(place: Path, tmp_path: Path) 
     told: list[str] = []
     steps: list[int] = []
     counts = write_folds(
-        scan_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, say=told.append, on_progress=steps.append
+        scan_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, notify=told.append, on_progress=steps.append
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"fold-{i}.csv" for i in (1, 2, 3, 4)}
     (said,) = told
@@ -210,12 +210,12 @@ def test_folds_list_each_image_once_for_validation(place: Path, tmp_path: Path) 
     for fold in (1, 2, 3, 4):
         listing = scan_csv(tmp_path / "out" / f"fold-{fold}.csv")
         assert listing.splits == ("train", "validation")
-        assert {found.path for found in listing.found} == {found.path for found in scan_folder(place).found}
-        own = [found for found in listing.found if found.split == "validation"]
+        assert {found.path for found in listing.images} == {found.path for found in scan_folder(place).images}
+        own = [found for found in listing.images if found.split == "validation"]
         validated.update(found.path for found in own)
         assert Counter((found.label, f"fold {fold}") for found in own) == {
             key: n for key, n in counts.items() if key[1] == f"fold {fold}"
         }
-        assert len({found.split for found in listing.found if found.path.name in ("3.png", "copy.png")}) == 1
+        assert len({found.split for found in listing.images if found.path.name in ("3.png", "copy.png")}) == 1
     assert set(validated.values()) == {1}
     assert len(validated) == 32

@@ -132,7 +132,7 @@ def test_a_garden_that_lost_a_image_or_a_folder_of_something_else_is_refused(tmp
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")  # beneath a file not even root can make a folder
-    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file/garden\b"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file/synthetic\b"):
         synthetic.generate_dataset(tmp_path / "file" / "synthetic", per_class=1, size=32)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file(?!/)\b"):
         synthetic.generate_dataset(tmp_path / "file", per_class=1, size=32)

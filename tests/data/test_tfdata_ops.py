@@ -11,7 +11,7 @@ from keras.src.legacy.preprocessing import image as keras_image
 from flaxtl.data import tfdata
 from flaxtl.data.augment import ops, randaugment
 from flaxtl.data.augment.config import FILLS, AugmentConfig, AugmentParams, example_keys, sample_params
-from flaxtl.data.tfdata import apply
+from flaxtl.data.tfdata import apply_params
 
 HEIGHT, WIDTH, BATCH = 33, 46, 24
 
@@ -33,7 +33,7 @@ draw = jax.jit(
     lambda indices, augmentation: sample_params(example_keys(5, indices, indices), augmentation, HEIGHT, WIDTH),
     static_argnums=1,
 )
-apply_by_jax = jax.jit(ops.apply, static_argnums=2)
+apply_by_jax = jax.jit(ops.apply_params, static_argnums=2)
 operate = jax.jit(jax.vmap(randaugment.apply_color_op, in_axes=(0, None, None)))
 
 
@@ -54,7 +54,7 @@ def tensors(change):
 
 
 def ours(images, change, augmentation):
-    return apply(tf.constant(images), tensors(change), augmentation).numpy()
+    return apply_params(tf.constant(images), tensors(change), augmentation).numpy()
 
 
 def still():
@@ -77,7 +77,7 @@ def test_both_appliers_agree(kind, images):
 def test_operations_agree_bit_for_bit(operation, images):
     for strength in {3: (0, 100, 256), 4: (4, 6, 8)}.get(operation, (26 / 256, 1, 487 / 256)):
         every = tf.fill([BATCH, 1], operation), tf.fill([BATCH, 1], float(strength))
-        found = tfdata.operate(tf.constant(images), *every)
+        found = tfdata.apply_color_ops(tf.constant(images), *every)
         assert np.array_equal(found, operate(images.astype(np.int32), operation, np.float32(strength)))
 
 

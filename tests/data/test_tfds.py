@@ -96,7 +96,7 @@ def test_one_split_becomes_class_folders_byte_for_byte(tmp_path: Path, file_form
     assert folder == tmp_path / "out"
     assert found(folder) == expected({"train": 30}, nested=False)
     assert sorted(p.stem for p in folder.rglob("*.*")) == [f"train_{i:06d}" for i in range(30)]
-    labels = Counter(each.label for each in scan_folder(folder).found)
+    labels = Counter(each.label for each in scan_folder(folder).images)
     assert labels == {"daisy-white": 10, "roses": 10, "tulips": 10}
 
 
@@ -143,8 +143,8 @@ def test_an_export_is_made_once(tmp_path: Path) -> None:
 def test_the_environment_says_where_sets_lie_and_no_tensorflow_is_loaded(tmp_path: Path) -> None:
     made(tmp_path / "tfds", {"train": 6})
     code = (
-        "import sys; from pathlib import Path; from flaxtl.data.sources.tfds import export;"
-        "export('tiny_plants', Path(sys.argv[1])); print('tensorflow' in sys.modules)"
+        "import sys; from pathlib import Path; from flaxtl.data.sources.tfds import export_tfds;"
+        "export_tfds('tiny_plants', Path(sys.argv[1])); print('tensorflow' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")],

@@ -71,12 +71,12 @@ def by_hand(*found):
 
 def looked(views, images, view, indices=None):
     indices = np.arange(len(images), dtype=np.int32) if indices is None else indices
-    return np.asarray(jax.jit(views.look)(images, indices, np.int32(view)))
+    return np.asarray(jax.jit(views.view_fn)(images, indices, np.int32(view)))
 
 
 def test_flip_is_the_mean_of_two_evaluations(run, held):
     mirrored = MemoryImages(np.ascontiguousarray(held.pixels[:, :, ::-1]), held.labels)
-    found = averaged(run, tta.flip(OWN), held)
+    found = averaged(run, tta.flip_views(OWN), held)
     expected = by_hand(answers(run, held), answers(run, mirrored))
     np.testing.assert_array_equal(found.probabilities, expected)
     assert np.abs(found.probabilities - answers(run, held).probabilities).max() > 1e-4
@@ -90,7 +90,7 @@ def test_flip_is_the_mean_of_two_evaluations(run, held):
 def test_images_that_are_their_mirror_images_gain_nothing(run, held):
     half = held.pixels[:, :, :16]
     own = MemoryImages(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
-    plain, found = answers(run, own), averaged(run, tta.flip(OWN), own)
+    plain, found = answers(run, own), averaged(run, tta.flip_views(OWN), own)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
     gain = evaluation_tta.TtaGain.of(own.labels, plain, found)
     assert gain.to_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
@@ -98,8 +98,8 @@ def test_images_that_are_their_mirror_images_gain_nothing(run, held):
 
 def test_crops_are_cut_where_they_should_be():
     """Each pixel of the image says where it is: its row in red, its column in green."""
-    views = tta.crops(OWN)
-    assert (views.resize.height, views.resize.width, views.total) == (LARGER, LARGER, 10)
+    views = tta.crop_views(OWN)
+    assert (views.resize.height, views.resize.width, views.num_views) == (LARGER, LARGER, 10)
     drawn = np.zeros((2, LARGER, LARGER, 3), np.uint8)
     drawn[..., 0], drawn[..., 1] = np.arange(LARGER)[:, None], np.arange(LARGER)
     drawn[1, ..., 2] = 9
@@ -112,9 +112,9 @@ def test_crops_are_cut_where_they_should_be():
 
 
 def test_crops_of_images_that_are_not_square():
-    views = tta.crops(Resize(14, 28, "crop", "bicubic"))
-    assert views.resize == Resize(16, 32, "crop", "bicubic", cover=1.0)
-    assert tta.crops(Resize(200, 200)).resize.height == round(200 * CROP_PCT) == 229
+    views = tta.crop_views(Resize(14, 28, "crop", "bicubic"))
+    assert views.resize == Resize(16, 32, "crop", "bicubic", crop_pct=1.0)
+    assert tta.crop_views(Resize(200, 200)).resize.height == round(200 / CROP_PCT) == 229
     drawn = np.arange(16 * 32 * 3).reshape(1, 16, 32, 3).astype(np.uint16)
     np.testing.assert_array_equal(looked(views, drawn, 3), drawn[:, 2:, 4:])
     np.testing.assert_array_equal(looked(views, drawn, 4), drawn[:, 1:15, 2:30])
@@ -126,14 +126,14 @@ def test_the_centre_crop_is_the_image_that_the_policy_crop_makes(tmp_path, size)
     path, own = tmp_path / "a.png", Resize(224, 224, "crop", "bilinear")
     shades = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(shades).resize(size, Image.Resampling.BICUBIC).save(path)
-    views = tta.crops(own)
+    views = tta.crop_views(own)
     assert views.resize.height == 256
     centre = looked(views, decode(path, views.resize)[None], 4)[0]
     assert np.abs(centre.astype(int) - decode(path, own)).max() <= 2
 
 
 def test_crops_are_the_mean_of_ten_evaluations(run, held):
-    views = tta.crops(OWN)
+    views = tta.crop_views(OWN)
     larger = decoded(run, views.resize)
     found = averaged(run, views, held, larger)
     each = [MemoryImages(looked(views, larger.pixels, view), held.labels) for view in range(10)]
@@ -143,7 +143,7 @@ def test_crops_are_the_mean_of_ten_evaluations(run, held):
 def test_a_view_is_what_training_makes_of_the_image_in_that_pass(run, held):
     setup = run.setup
     views = evaluation_tta.make_tta("3")(setup)
-    assert (views.name, views.n, views.plain, views.total) == ("3", 2, True, 3)
+    assert (views.name, views.num_generated, views.include_original, views.num_views) == ("3", 2, True, 3)
     data = held.feed(setup.mesh)
     (_, _), (examples, real) = data.evaluation(4)
     assert real.tolist() == [True, True, False, False]
@@ -156,14 +156,14 @@ def test_a_view_is_what_training_makes_of_the_image_in_that_pass(run, held):
 
 def test_views_by_the_config_are_pure_functions_of_seed_image_and_view(held):
     augmentation = AugmentConfig(brightness=0.2)
-    views = tta.augmented(OWN, 4, 7, augmentation)
+    views = tta.random_views(OWN, 4, 7, augmentation)
     whole = [looked(views, held.pixels, view) for view in range(3)]
     assert not any((whole[0] == other).all() for other in whole[1:])
     alone = looked(views, held.pixels[4:5], 2, np.array([4], np.int32))
     np.testing.assert_array_equal(alone[0], whole[2][4])
-    more = tta.augmented(OWN, 9, 7, augmentation)
+    more = tta.random_views(OWN, 9, 7, augmentation)
     np.testing.assert_array_equal(looked(more, held.pixels, 1), whole[1])
-    other = tta.augmented(OWN, 4, 8, augmentation)
+    other = tta.random_views(OWN, 4, 8, augmentation)
     assert (looked(other, held.pixels, 1) != whole[1]).any()
 
 
@@ -229,7 +229,7 @@ def test_a_config_without_augmentation_has_no_views(run):
         with pytest.raises(UserError, match=r"(?=.*--tta=4\b)(?=.*--tta=flip\b)(?=.*--tta=crops\b)"):
             evaluation_tta.make_tta("4")(replace(run.setup, augmentation=none))
     for some in (AugmentConfig(erasing=0.5), AugmentConfig(hue=0.1), AugmentConfig(zoom=0.1)):
-        assert evaluation_tta.make_tta("4")(replace(run.setup, augmentation=some)).total == 4
+        assert evaluation_tta.make_tta("4")(replace(run.setup, augmentation=some)).num_views == 4
 
 
 def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_model_json_tells_everything(exported):
             "subtract": [103.939, 116.779, 123.68],
             "divide": [1.0, 1.0, 1.0],
         },
-        "resize": {"height": 32, "width": 32, "policy": "squash", "filter": "bilinear", "cover": 1 / 0.875},
+        "resize": {"height": 32, "width": 32, "policy": "squash", "interpolation": "bilinear", "crop_pct": 0.875},
         "temperature": None,
         "file": "model.stablehlo",
     }

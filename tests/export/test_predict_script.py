@@ -20,7 +20,7 @@ RESIZES = [
 
 def told(resize):
     """As model.json tells it."""
-    return {**vars(resize), "cover": CROP_PCT}
+    return {**vars(resize), "crop_pct": CROP_PCT}
 
 
 def drawn(mode):
@@ -48,7 +48,7 @@ def files(folder):
         yield save(folder / f"{mode}.png".replace(";", ""), drawn(mode))
 
 
-@pytest.mark.parametrize("resize", RESIZES, ids=lambda resize: f"{resize.policy}-{resize.filter}")
+@pytest.mark.parametrize("resize", RESIZES, ids=lambda resize: f"{resize.policy}-{resize.interpolation}")
 def test_every_kind_of_file(resize, tmp_path):
     for path in files(tmp_path):
         np.testing.assert_array_equal(load_image(path, told(resize)), decode(path, resize), err_msg=path.name)

@@ -14,7 +14,7 @@ from helpers.tiny_run import images
 from PIL import Image
 
 from flaxtl.cli.main import main
-from flaxtl.data.decode import Resize, decode, seen_part
+from flaxtl.data.decode import Resize, decode, visible_region
 from flaxtl.evaluation import gradcam, heatmaps, run_files
 from flaxtl.evaluation.heatmaps import HeatmapSet
 from flaxtl.evaluation.predictor import load_run
@@ -161,7 +161,7 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(workdir, capsys, arguments, 
 def test_what_a_stranger_adds_to_the_file_is_not_used(workdir):
     file = workdir / "report" / "gradcam.json"
     told, before = json.loads(file.read_text()), page(workdir).text
-    assert told["resize"].keys() == {"height", "width", "policy", "filter"}
+    assert told["resize"].keys() == {"height", "width", "policy", "interpolation"}
     told["resize"] |= {"policy": "crop", "cover": 0}
     file.write_text(json.dumps(told))
     assert heatmaps.read_heatmaps(workdir).resize == Resize(32, 32, "crop")
@@ -237,7 +237,7 @@ def test_what_is_kept_is_read_again(tmp_path):
         {"maps": {"a": {"b": "=="}}},
         {"maps": {"a": {"b": "\u00e9"}}},
         {"maps": {"a": {"b": None}}},
-        {"resize": {"height": 0, "width": 1, "policy": "crop", "filter": "box"}},
+        {"resize": {"height": 0, "width": 1, "policy": "crop", "interpolation": "box"}},
     ],
 )
 def test_a_damaged_file_is_as_none(tmp_path, changed):
@@ -296,7 +296,7 @@ def test_the_image_is_shown_as_the_network_saw_it(tmp_path, policy, size):
     ramps = Image.fromarray(np.dstack([right, down, 0 * right]).astype(np.uint8))
     ramps.save(tmp_path / "ramps.png")
     resize = Resize(48, 48, policy)
-    shown = seen_part(ramps, resize)
+    shown = visible_region(ramps, resize)
     assert (shown.width == shown.height) is (policy == "crop")
     seen = decode(tmp_path / "ramps.png", resize).astype(float)
     # the cut is at whole pixels of the file, up to half of one off: 255 / 60 / 2 levels, and one for rounding

@@ -52,11 +52,11 @@ def pages(images, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     survey = image_folder.inspect_folder(images)
     doctor_report.write_doctor_report(
-        doctor.diagnose(survey, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
+        doctor.check_dataset(survey, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
     )
     workdir = folder / f"<b id=injected>{ATTACK}"
     workdir.mkdir()
-    return {"doctor": folder / "doctor.html", "report": _report(workdir, survey.listing.found)}
+    return {"doctor": folder / "doctor.html", "report": _report(workdir, survey.index.images)}
 
 
 def _report(workdir: Path, found) -> Path:
@@ -82,16 +82,16 @@ class Danger(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, str | None]] = []
+        self.images: list[tuple[str, str | None]] = []
         self.texts: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         if tag in ("script", "iframe", "object", "embed", "base", "form", "input"):
-            self.found.append((tag, None))
+            self.images.append((tag, None))
         for name, value in attrs:
             outside = name in ("src", "href", "xlink:href") and not (value or "").startswith(("data:", "#"))
             if name.startswith("on") or outside or value == "injected":
-                self.found.append((tag, f"{name}={value}"))
+                self.images.append((tag, f"{name}={value}"))
 
     def handle_data(self, data):
         self.texts.append(data)

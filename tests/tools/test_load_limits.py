@@ -64,7 +64,7 @@ def test_labels_never_lead_out_of_the_folder(tmp_path, label):
 
 def split(file: Path, output: Path) -> None:
     parts = {"train": 0.5, "validation": 0.5}
-    write_folders(scan_csv(file), output, parts, 0, near_duplicates=-1, link=False, say=print)
+    write_folders(scan_csv(file), output, parts, 0, near_duplicates=-1, link=False, notify=print)
 
 
 def test_paths_outside_are_copied_in_under_their_names(tmp_path):
@@ -88,7 +88,7 @@ def test_labels_that_a_list_could_not_give_back_are_refused(tmp_path, write):
     found = image_folder.scan_folder(tmp_path / "in")
     how = {"k": 2} if write is write_folds else {"fractions": {"train": 0.5, "test": 0.5}, "link": False}
     with pytest.raises(UserError, match=r"' a' .* begins or ends with a space; rename it there"):
-        write(found, tmp_path / "out", **how, seed=0, near_duplicates=-1, say=print)
+        write(found, tmp_path / "out", **how, seed=0, near_duplicates=-1, notify=print)
 
 
 def test_long_names_that_meet_are_cut_to_fit(tmp_path):
@@ -113,7 +113,7 @@ def test_an_archive_of_a_long_name_has_a_folder_in_the_cache(tmp_path):
     file = tmp_path / ("é" * 125 + ".tar")
     with tarfile.open(file, "w") as tar:
         tar.add(tmp_path / "set", "set")
-    assert len(base.open_source(f"archive:{file}", tmp_path / "cache").found) == 4
+    assert len(base.open_source(f"archive:{file}", tmp_path / "cache").images) == 4
 
 
 def test_a_folder_that_may_not_be_looked_into_is_a_complaint(tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
     assert (workdir / "sweep.html").is_file()
     assert not (workdir / run_dir.LOCK_NAME).exists()
     given, kept = scan_csv(workdir / "development.csv"), scan_csv(workdir / "test.csv")
-    assert (len(given.found), given.splits, len(kept.found)) == (18, ("train", "validation"), 6)
+    assert (len(given.images), given.splits, len(kept.images)) == (18, ("train", "validation"), 6)
 
 
 def test_features_go_where_the_config_says(sweeps):

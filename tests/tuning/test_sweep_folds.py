@@ -27,7 +27,7 @@ def manifest(tmp_path):
 
 
 def paths(source):
-    return {str(found.path) for found in scan_csv(source).found}
+    return {str(found.path) for found in scan_csv(source).images}
 
 
 def test_runs_are_given_all_but_the_test_images(manifest, tmp_path):
@@ -37,7 +37,7 @@ def test_runs_are_given_all_but_the_test_images(manifest, tmp_path):
     source = sweep.fold_source(tmp_path, 0)
     assert source == f"csv:{tmp_path}/development.csv"
     listing = scan_csv(tmp_path / "development.csv")
-    assert {(str(f.path), f.label, f.split, f.sha256) for f in listing.found} == {
+    assert {(str(f.path), f.label, f.split, f.sha256) for f in listing.images} == {
         (e.path, e.label, e.split, e.sha256) for e in manifest.examples if e.split != "test"
     }
     assert paths(tmp_path / "test.csv") == {example.path for example in manifest.of_split("test")}
@@ -51,11 +51,11 @@ def test_folds_are_of_the_same_images_and_keep_like_ones_together(manifest, tmp_
     for fold in (1, 2, 3, 4):
         assert sweep.fold_source(tmp_path, fold) == f"csv:{tmp_path}/folds/fold-{fold}.csv"
         listing = scan_csv(tmp_path / "folds" / f"fold-{fold}.csv")
-        assert {str(found.path) for found in listing.found} == learned_from
-        validation = [found for found in listing.found if found.split == "validation"]
+        assert {str(found.path) for found in listing.images} == learned_from
+        validation = [found for found in listing.images if found.split == "validation"]
         validated.update(str(found.path) for found in validation)
         assert {found.label for found in validation} == {"ants", "bees"}
-        assert len({found.split for found in listing.found if found.sha256 == twice}) <= 1
+        assert len({found.split for found in listing.images if found.sha256 == twice}) <= 1
     assert set(validated.values()) == {1}
     assert set(validated) == learned_from
     assert learned_from.isdisjoint(paths(tmp_path / "test.csv"))

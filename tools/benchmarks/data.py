@@ -39,7 +39,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, and return the figures."""
-    found = base.open_source(options.source, fileio.cache_dir("data")).found
+    found = base.open_source(options.source, fileio.cache_dir("data")).images
     step = max(1, len(found) // options.images)
     files = [image.path for image in found[::step]][: options.images]
     with ExitStack() as stack:

@@ -59,7 +59,7 @@ def _read(folder: Path, file: str) -> None:
     path = folder / file
     with suppress(UnreadableError):
         galleries.thumbnail_uri(path, side=240, quality=80)
-    doctor.examine_all([path])
-    duplicates.fingerprint([path], strict=False)
+    doctor.inspect_images([path])
+    duplicates.fingerprint_files([path], strict=False)
     for policy in ("crop", "squash"):
         decode(path, Resize(32, 32, policy))

@@ -33,14 +33,14 @@ class Affine(NamedTuple):
     """Boolean: mirror top and bottom, after everything else."""
 
 
-def matrix(affine: Affine, height: int, width: int) -> jax.Array:
+def affine_matrix(affine: Affine, height: int, width: int) -> jax.Array:
     """float32 [2, 3]: Keras' product Rotation @ Shift @ Shear @ Zoom about the centre, and on its right the flips."""
     theta, shear = jnp.deg2rad(affine.theta), jnp.deg2rad(affine.shear)
     cos, sin = jnp.cos(theta), jnp.sin(theta)
     # about the centre, which both leave in place
     mirror_rows = jnp.where(affine.flip_vertical, -1.0, 1.0)
     mirror_columns = jnp.where(affine.flip_horizontal, -1.0, 1.0)
-    return about_centre(
+    return about_center(
         (
             affine.zx * cos * mirror_rows,
             -affine.zy * jnp.sin(theta + shear) * mirror_columns,
@@ -56,7 +56,7 @@ def matrix(affine: Affine, height: int, width: int) -> jax.Array:
     )
 
 
-def about_centre(row: Line, column: Line, height: int, width: int) -> jax.Array:
+def about_center(row: Line, column: Line, height: int, width: int) -> jax.Array:
     """float32 [2, 3]: a linear map about the centre (height / 2 - 0.5, width / 2 - 0.5), and a shift."""
     middle = height / 2 - 0.5, width / 2 - 0.5
 

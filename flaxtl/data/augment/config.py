@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxtl.data.augment import randaugment
-from flaxtl.data.augment.affine import Affine, compose, matrix
+from flaxtl.data.augment.affine import Affine, affine_matrix, compose
 from flaxtl.errors import UserError, unknown
 
 FILLS = ("nearest", "constant", "reflect", "wrap")
@@ -126,19 +126,19 @@ class AugmentConfig:
             raise unknown("augmentation fill", self.fill, FILLS)
 
     @property
-    def moves(self) -> bool:
+    def is_geometric(self) -> bool:
         """Whether pixels change place, so that images have to be warped."""
         affine = self.rotation or self.height_shift or self.width_shift or self.shear or self.zoom
         return bool(affine or self.horizontal_flip or self.vertical_flip or self.crop or self.randaugment)
 
     @property
-    def alters(self) -> bool:
+    def is_active(self) -> bool:
         """Whether an image on its own is changed at all."""
         colours = self.channel_shift or self.brightness or self.contrast or self.saturation or self.hue
-        return bool(self.moves or colours or self.erasing)
+        return bool(self.is_geometric or colours or self.erasing)
 
     @property
-    def mixes(self) -> bool:
+    def uses_mixing(self) -> bool:
         """Whether images are mixed with others of their batch."""
         return self.mixup > 0 or self.cutmix > 0
 
@@ -196,7 +196,7 @@ def _change(key: jax.Array, augmentation: AugmentConfig, height: int, width: int
     drawn = randaugment.sample_randaugment(
         jax.random.fold_in(key, RngStream.RANDAUGMENT), augmentation.randaugment, augmentation.magnitude, height, width
     )
-    maps += [*drawn.maps, matrix(draw(key, augmentation, height, width), height, width)]
+    maps += [*drawn.maps, affine_matrix(sample_affine(key, augmentation, height, width), height, width)]
     colours = jax.random.uniform(jax.random.fold_in(key, RngStream.COLOURS), (5,), minval=-1, maxval=1)
     box, colour = _erasing(key, augmentation.erasing, height, width)
     return AugmentParams(
@@ -213,7 +213,7 @@ def _change(key: jax.Array, augmentation: AugmentConfig, height: int, width: int
     )
 
 
-def draw(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> Affine:
+def sample_affine(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> Affine:
     """Random affine parameters for one image of `height` x `width` pixels, each uniform in its range.
 
     The order of the first seven draws is Keras': theta, tx, ty, shear, zx, zy, flip. All are always drawn, so

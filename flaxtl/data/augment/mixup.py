@@ -18,9 +18,9 @@ class Mixed(NamedTuple):
     """float32 [batch, height, width, channels], 0..255."""
     labels: jax.Array
     """int32 [batch]: the labels as they were."""
-    partners: jax.Array
+    labels_b: jax.Array
     """int32 [batch]: the labels of the images that were mixed in."""
-    shares: jax.Array
+    lam: jax.Array
     """float32 [batch], 0..1: how much of each is still its own."""
 
 

@@ -34,10 +34,10 @@ def augment(keys: jax.Array, images: jax.Array, augmentation: AugmentConfig) -> 
     preprocessing, as in Keras. `augmentation` is static under jit.
     """
     _, height, width, _ = images.shape
-    return apply(images, sample_params(keys, augmentation, height, width), augmentation)
+    return apply_params(images, sample_params(keys, augmentation, height, width), augmentation)
 
 
-def apply(images: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
+def apply_params(images: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
     """Every image changed as `change` [batch, ...] says: float32 [batch, height, width, 3], 0..255.
 
     `images` are uint8 or float32 [batch, height, width, 3], 0..255 (whole numbers if RandAugment is on);
@@ -49,7 +49,7 @@ def apply(images: jax.Array, change: AugmentParams, augmentation: AugmentConfig)
 def _apply(image: jax.Array, change: AugmentParams, augmentation: AugmentConfig) -> jax.Array:
     for i in range(augmentation.randaugment):
         image = apply_color_op(image.astype(jnp.int32), change.operations[i], change.strengths[i])
-    if augmentation.moves:
+    if augmentation.is_geometric:
         image = warp(image, change.matrix, augmentation.fill, augmentation.cval)
     image = image.astype(jnp.float32)
     if augmentation.channel_shift:
@@ -61,7 +61,7 @@ def _apply(image: jax.Array, change: AugmentParams, augmentation: AugmentConfig)
     if augmentation.saturation:
         image = _blend(_luma(image), image, change.saturation)
     if augmentation.hue:
-        image = turn_hue(image, change.hue)
+        image = shift_hue(image, change.hue)
     if augmentation.erasing:
         image = _erase(image, change.box, change.colour)
     return image
@@ -144,7 +144,7 @@ def _blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Ar
     return _clip(degenerate + factor * (image - degenerate))
 
 
-def turn_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
+def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
     """float32 [..., 3], 0..255: the hexcone hue (Smith 1978) of every pixel moved by so many turns of the circle.
 
     With V the largest of the three, C its distance to the smallest and h in 0..6 the hue in sixths of the circle, a

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxtl.data.augment.affine import about_centre
+from flaxtl.data.augment.affine import about_center
 
 _LEVELS = 256
 
@@ -189,7 +189,7 @@ def _map(operation: jax.Array, level: jax.Array, height: int, width: int) -> jax
 
     angle = jnp.deg2rad(of(Operation.ROTATE, _ROTATE))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return about_centre(
+    return about_center(
         (cos, of(Operation.SHEAR_Y, _SHEAR) - sin, of(Operation.TRANSLATE_Y, _TRANSLATE * height)),
         (of(Operation.SHEAR_X, _SHEAR) + sin, cos, of(Operation.TRANSLATE_X, _TRANSLATE * width)),
         height,

@@ -30,23 +30,23 @@ class TtaTransform(NamedTuple):
     """
 
     name: str
-    n: int
-    plain: bool
+    num_generated: int
+    include_original: bool
     resize: Resize
-    look: ViewFn
+    view_fn: ViewFn
 
     @property
-    def total(self) -> int:
+    def num_views(self) -> int:
         """All of them."""
-        return self.n + self.plain
+        return self.num_generated + self.include_original
 
 
-def flip(own: Resize) -> TtaTransform:
+def flip_views(own: Resize) -> TtaTransform:
     """The image, and its mirror image, left and right exchanged; `own` is how the run decodes images."""
     return TtaTransform("flip", 1, True, own, lambda images, indices, view: _mirrored(images))
 
 
-def crops(own: Resize) -> TtaTransform:
+def crop_views(own: Resize) -> TtaTransform:
     """Ten crops, as Krizhevsky et al. 2012: four corners and the centre, and then their mirror images in this order.
 
     They have the run's height and width and are cut out of an image of COVER times that, so a crop shows 1 / COVER,
@@ -55,11 +55,11 @@ def crops(own: Resize) -> TtaTransform:
     scales and then cuts its own images from: the crops show things as large, the one in the centre is, to a pixel,
     the run's own image, and the corners are what that leaves out. Sides are rounded to whole pixels.
     """
-    larger = replace(own, height=round(CROP_PCT * own.height), width=round(CROP_PCT * own.width), cover=1.0)
+    larger = replace(own, height=round(own.height / CROP_PCT), width=round(own.width / CROP_PCT), crop_pct=1.0)
     return TtaTransform("crops", 10, False, larger, partial(_cropped, own.height, own.width))
 
 
-def augmented(own: Resize, n: int, seed: int, augmentation: AugmentConfig) -> TtaTransform:
+def random_views(own: Resize, n: int, seed: int, augmentation: AugmentConfig) -> TtaTransform:
     """The image, and n - 1 views: view v of image i is what a training step with that seed makes of it in pass v.
 
     So the views of a larger n begin with those of a smaller one. What mixes images is left out.

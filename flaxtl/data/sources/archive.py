@@ -33,7 +33,7 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadG
 
 
 @contextmanager
-def extracted_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder to fill, which takes the name `target` only when the block ends without an error.
 
     An interruption leaves no `target`, so a folder of that name is always whole. Where another process was faster,
@@ -57,7 +57,7 @@ def extracted_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"cannot make the folder {target} ({error}); check disk space and permissions") from error
 
 
-def extract(archive: Path, into: Path) -> Path:
+def extract_archive(archive: Path, into: Path) -> Path:
     """Extracts `archive` into the new folder `into`, which must not exist, and returns `into`.
 
     Refused are members with absolute names or '..', links to anything but an earlier file of the archive, devices,
@@ -67,7 +67,7 @@ def extract(archive: Path, into: Path) -> Path:
       UserError: the archive is missing, of an unknown kind, refused, damaged, or does not fit on the disk.
     """
     unpack = _unpacker(archive)
-    with extracted_folder(into) as folder:
+    with atomic_folder(into) as folder:
         try:
             unpack(archive, folder)
         except _DAMAGE as error:

@@ -71,7 +71,7 @@ def _archive(place: str, cache: Path) -> Path:
     file = Path(place).expanduser()
     target = cache / "archives" / (_key(file) if file.is_file() else file.name)
     if not target.is_dir():
-        archive.extract(file, target)
+        archive.extract_archive(file, target)
     return _descended(target)
 
 
@@ -85,7 +85,11 @@ def _key(file: Path) -> str:
 def _descended(folder: Path) -> Path:
     """The innermost folder that is alone at its level and holds folders itself: flower_photos/ of flower_photos.tgz."""
     inside = image_folder.subfolders(folder)
-    while len(inside) == 1 and image_folder.split_of(inside[0].name) is None and image_folder.subfolders(inside[0]):
+    while (
+        len(inside) == 1
+        and image_folder.parse_split_name(inside[0].name) is None
+        and image_folder.subfolders(inside[0])
+    ):
         folder = inside[0]
         inside = image_folder.subfolders(folder)
     return folder

@@ -6,7 +6,14 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, IndexReport, SourceImage, find_problems, split_of
+from flaxtl.data.sources.image_folder import (
+    SPLITS,
+    DatasetIndex,
+    IndexReport,
+    SourceImage,
+    find_problems,
+    parse_split_name,
+)
 from flaxtl.errors import UserError
 
 COLUMNS = ("path", "label", "split", "sha256")
@@ -87,7 +94,7 @@ def _columns(file: Path, header: Sequence[str]) -> list[str]:
 def _image(row: dict[str, str], folder: Path) -> tuple[SourceImage, str | None]:
     """The image of a row, and what is wrong with it."""
     label, split, sha256 = row.get("label", ""), row.get("split"), row.get("sha256", "").lower() or None
-    found = SourceImage(folder / row["path"], label, split_of(split) if split is not None else None, sha256)
+    found = SourceImage(folder / row["path"], label, parse_split_name(split) if split is not None else None, sha256)
     fault = None
     if not row["path"]:
         fault = "it has no path"

@@ -30,36 +30,37 @@ class SourceImage:
 class DatasetIndex:
     """The images of a source, and the folder or file that they were listed from."""
 
-    found: tuple[SourceImage, ...]
+    images: tuple[SourceImage, ...]
     origin: str
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, sorted."""
-        return tuple(sorted({found.label for found in self.found}))
+        return tuple(sorted({found.label for found in self.images}))
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The given splits that hold images, in the order train, validation, test; empty where none are given."""
-        present = {found.split for found in self.found}
+        present = {found.split for found in self.images}
         return tuple(split for split in SPLITS if split in present)
 
     @property
-    def given(self) -> bool:
+    def has_splits(self) -> bool:
         """Whether the source itself says which image is in which split."""
         return bool(self.splits)
 
 
-class IndexReport(NamedTuple):
+@dataclass(frozen=True)
+class IndexReport:
     """A listing with all that is wrong about it.
 
     `complaints` are sentences, each of which keeps a run from training on the source; `listing` holds what could be
     listed in spite of them. `passed_over` are files that are no images by their suffix; hidden ones are not told.
     """
 
-    listing: DatasetIndex
-    complaints: tuple[str, ...]
-    passed_over: tuple[Path, ...]
+    index: DatasetIndex
+    problems: tuple[str, ...]
+    skipped_files: tuple[Path, ...]
 
 
 def scan_folder(folder: Path) -> DatasetIndex:
@@ -78,23 +79,23 @@ def scan_folder(folder: Path) -> DatasetIndex:
       UserError: there is no such folder, or the first fault of its layout.
     """
     scan = _Scan(_existing(folder))
-    if scan.complaints:
-        raise UserError(scan.complaints[0])
-    return scan.listing()
+    if scan.problems:
+        raise UserError(scan.problems[0])
+    return scan.index()
 
 
 def inspect_folder(folder: Path) -> IndexReport:
     """What `of_folder` lists and all that keeps it from being trained on; raises only where there is no such folder."""
     scan = _Scan(_existing(folder))
-    listing = scan.listing()
-    return IndexReport(listing, (*scan.complaints, *find_problems(listing)), tuple(sorted(scan.passed_over)))
+    listing = scan.index()
+    return IndexReport(listing, (*scan.problems, *find_problems(listing)), tuple(sorted(scan.skipped_files)))
 
 
 def find_problems(listing: DatasetIndex) -> tuple[str, ...]:
     """What a listing lacks to be trained on, as sentences: two classes, training images, a class in some split."""
-    if listing.found and len(listing.classes) < 2:
+    if listing.images and len(listing.classes) < 2:
         return (f"{listing.origin} holds only one class, {listing.classes[0]!r}; a classifier needs two or more",)
-    if not listing.given:
+    if not listing.has_splits:
         return ()
     if "train" not in listing.splits:
         told = ", ".join(listing.splits)
@@ -105,7 +106,7 @@ def find_problems(listing: DatasetIndex) -> tuple[str, ...]:
 
 def _missing_classes(listing: DatasetIndex) -> list[str]:
     classes: dict[str, set[str]] = {split: set() for split in listing.splits}
-    for found in listing.found:
+    for found in listing.images:
         if found.split:
             classes[found.split].add(found.label)
     return [
@@ -121,7 +122,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _visible(path) and path.is_dir())
 
 
-def split_of(name: str) -> str | None:
+def parse_split_name(name: str) -> str | None:
     """The split that a name stands for ('Val' is validation), or None."""
     return _ALIASES.get(name.lower())
 
@@ -151,12 +152,12 @@ class _Scan:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.found: list[SourceImage] = []
-        self.complaints: list[str] = []
-        self.passed_over: list[Path] = []
+        self.images: list[SourceImage] = []
+        self.problems: list[str] = []
+        self.skipped_files: list[Path] = []
         top = self._read(root)
         inner = {folder: self._read(folder) for folder in top.folders}
-        if any(split_of(folder.name) and inside.folders for folder, inside in inner.items()):
+        if any(parse_split_name(folder.name) and inside.folders for folder, inside in inner.items()):
             self._loose(root, top)
             for split, place in self._places(inner).items():
                 classes = {folder: self._read(folder) for folder in inner[place].folders}
@@ -164,17 +165,17 @@ class _Scan:
         else:
             self._classes(root, top, inner, None)
 
-    def listing(self) -> DatasetIndex:
-        return DatasetIndex(tuple(self.found), str(self.root))
+    def index(self) -> DatasetIndex:
+        return DatasetIndex(tuple(self.images), str(self.root))
 
     def _read(self, folder: Path) -> _Inside:
         found = _Inside([], [])
         try:
             for path in sorted(path for path in folder.iterdir() if _visible(path)):
-                kind = found.folders if path.is_dir() else found.images if _is_image(path) else self.passed_over
+                kind = found.folders if path.is_dir() else found.images if _is_image(path) else self.skipped_files
                 kind.append(path)
         except OSError as error:  # a folder that may be listed but not entered tells its names and nothing else
-            self.complaints.append(f"cannot read the folder {folder}: {error.strerror}; correct its permissions")
+            self.problems.append(f"cannot read the folder {folder}: {error.strerror}; correct its permissions")
             return _Inside([], [])
         return found
 
@@ -182,13 +183,13 @@ class _Scan:
         """The folder of each split, in order."""
         places: dict[str, Path] = {}
         for folder in inner:
-            split = split_of(folder.name)
+            split = parse_split_name(folder.name)
             if split is None:
                 told = f"{folder.name!r}, which is none of {', '.join(SPLITS)}; move it"
-                self.complaints.append(f"{self.root} holds splits and also {told}")
+                self.problems.append(f"{self.root} holds splits and also {told}")
             elif split in places:
                 told = f"both {places[split].name!r} and {folder.name!r} for {split}; join them"
-                self.complaints.append(f"{self.root} holds {told}")
+                self.problems.append(f"{self.root} holds {told}")
             else:
                 places[split] = folder
         return {split: places[split] for split in SPLITS if split in places}
@@ -196,23 +197,23 @@ class _Scan:
     def _classes(self, place: Path, inside: _Inside, classes: Mapping[Path, _Inside], split: str | None) -> None:
         self._loose(place, inside)
         if not classes:
-            self.complaints.append(
+            self.problems.append(
                 f"{place} holds no class folders; put the images of each class into a folder of its name"
             )
         for folder, (folders, images) in classes.items():
             if folders:
-                self.complaints.append(
+                self.problems.append(
                     f"{folders[0]} is a folder within a class; put images directly into the class folders, and if"
                     f" {folder.name!r} is a split, name it train, validation or test"
                 )
             elif not images:
                 kinds = ", ".join(sorted(EXTENSIONS))
-                self.complaints.append(f"the class folder {folder} holds no images ({kinds}); fill or remove it")
-            self.found += [SourceImage(path, folder.name, split) for path in images]
+                self.problems.append(f"the class folder {folder} holds no images ({kinds}); fill or remove it")
+            self.images += [SourceImage(path, folder.name, split) for path in images]
 
     def _loose(self, place: Path, inside: _Inside) -> None:
         if loose := inside.images:
-            self.complaints.append(
+            self.problems.append(
                 f"{place} holds {len(loose)} image(s) outside the class folders, such as {loose[0].name}; move them"
                 " into one folder per class, or away"
             )

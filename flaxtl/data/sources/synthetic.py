@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from flaxtl import errors
 from flaxtl.data.sources import flower_shapes
-from flaxtl.data.sources.archive import extracted_folder
+from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.flower_shapes import Array, Canvas, Color, Pose
 
 # Each kind with the range of tilts that it is usually photographed at. Sorted; the names of the TensorFlow flowers.
@@ -67,7 +67,7 @@ def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: 
     record = json.dumps({"edition": DATASET_VERSION, "per_class": per_class, "seed": seed, "size": size}) + "\n"
     if _holds(directory, record, per_class):
         return directory
-    with extracted_folder(directory) as folder:
+    with atomic_folder(directory) as folder:
         for kind in CLASSES:
             (folder / kind).mkdir()
             for index in range(per_class):

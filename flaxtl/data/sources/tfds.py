@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxtl.data.sources.archive import extracted_folder
+from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.image_folder import SPLITS
 from flaxtl.errors import UserError, unknown
 
@@ -44,7 +44,7 @@ def export_tfds(name: str, into: Path, data_dir: Path | None = None) -> Path:
     if any(title.startswith(".") for title in names):  # '..' would lead outside, and what is hidden is not listed
         raise UserError(f"TFDS set {name!r} has a class whose name begins with a dot; export it yourself")
     splits = _splits(name, list(builder.info.splits))
-    with extracted_folder(into) as folder:
+    with atomic_folder(into) as folder:
         for split in splits:
             parent = folder / split if len(splits) > 1 else folder
             for index, example in enumerate(_examples(builder, split)):
