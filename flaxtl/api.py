@@ -34,7 +34,7 @@ def train_and_report(config: Any, workdir: Path, console: Console, command: str)
     alone = run_dir.run_dir_lock(workdir) if processes.is_main_process() else nullcontext()
     if not processes.is_main_process():
         console = Console(quiet=True)
-    with processes.noticing_loss(), alone, StopSignal(processes.request_stop).listening() as interruption:
+    with processes.exit_on_peer_loss(), alone, StopSignal(processes.request_stop).listening() as interruption:
         if config.deterministic and jax.default_backend() == "gpu":
             console.print("deterministic=true: kernels that give the same bits in every run, some of them slower")
         outcome = trainer.train(config, workdir, console, command, interruption)

@@ -1,11 +1,10 @@
-"""Which way the images take to the training step: lying in memory, or streamed from a file."""
+"""Loaders: the batches of one split, from device memory or read from disk."""
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl import fileio
-from flaxtl.data.array_store import ArrayStore, FeatureFile
+from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.sampler import BatchIndices, EpochSampler, Indices, padded_batches, process_slice
@@ -25,359 +24,288 @@ from flaxtl.parallel import devices, processes
 PIPELINES = ("resident", "stream")
 
 MAX_MEMORY_FRACTION = 0.5
-"""Of the memory that the decoded images may fill; the rest is for the network, its activations and the optimizer."""
+"""Largest fraction of the memory for images and features; the rest is for the model, activations and optimizer."""
 
+READ_AHEAD = 2
+"""Batches that are read before the train step asks for them."""
 
-def choose_loader(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
-    """The pipeline for `n_bytes` of decoded images, and why: one sentence for the log.
-
-    `memory` names where resident images would lie, in words that can end a sentence ("the device's memory"), and
-    `memory_bytes` is all of it. They stay resident while they fill no more than SHARE of it.
-    """
-    size = f"the decoded images are {fileio.format_bytes(n_bytes)}"
-    limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"
-    if n_bytes <= MAX_MEMORY_FRACTION * memory_bytes:
-        return "resident", f"{size}, within {limit}: they stay there"
-    return "stream", f"{size}, more than {limit}: they are streamed from a file"
+Mask = npt.NDArray[np.bool_]
+ImagePixels = npt.NDArray[np.uint8]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class DeviceDataset(NamedTuple):
-    """Images (uint8 [n, height, width, 3]) or features (float or `bits`, [n, ...]) with their labels (int32 [n])."""
+    """Examples in device memory.
+
+    Attributes:
+      inputs: uint8 images [n, height, width, 3], or features [n, ...]; bfloat16 is stored as uint16 (see `bits`).
+      labels: int32 [n].
+    """
 
     inputs: jax.Array
     labels: jax.Array
 
     def __len__(self) -> int:
-        """Number of examples."""
         return int(self.labels.shape[0])
 
-    def picked(self, rows: jax.Array) -> jax.Array:
-        """The inputs of some rows, [len(rows), ...]; what lies here as bits is bfloat16 again."""
-        found = self.inputs[rows]
-        return jax.lax.bitcast_convert_type(found, jnp.bfloat16) if found.dtype == np.uint16 else found
+    def gather(self, indices: jax.Array) -> jax.Array:
+        """Return the inputs of some examples, [len(indices), ...]."""
+        inputs = self.inputs[indices]
+        return jax.lax.bitcast_convert_type(inputs, jnp.bfloat16) if inputs.dtype == np.uint16 else inputs
 
 
 def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """bfloat16 as the uint16 of the same bits, everything else as it is.
+    """Return bfloat16 as uint16 of the same bits, and any other dtype unchanged.
 
-    XLA on a CPU has no bfloat16: in a loop of steps it makes float32 of the whole array again and again, a second for
-    a gigabyte, and only then takes a few rows of it.
+    XLA on CPU has no bfloat16 gather: within a scanned step it would convert the whole array to float32 each time.
     """
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
-Mask = npt.NDArray[np.bool_]
-
-
 class IndexBatch(NamedTuple):
-    """Examples of resident data by their indices; `passes` counts the passes over the data before each."""
+    """A batch of examples in device memory, by their indices; see `BatchIndices` for the fields."""
 
     data: DeviceDataset
     indices: jax.Array
-    passes: jax.Array
+    epochs: jax.Array
 
     @property
-    def rows(self) -> tuple[jax.Array, ...]:
-        """What belongs to each example, [batch, ...] each."""
-        return self.indices, self.passes
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """The arrays with one entry per example, [batch, ...] each."""
+        return self.indices, self.epochs
 
-    def of(self, rows: tuple[jax.Array, ...]) -> "IndexBatch":
-        """The examples of other rows."""
-        return IndexBatch(self.data, *rows)
+    def with_arrays(self, arrays: tuple[jax.Array, ...]) -> "IndexBatch":
+        """Return the batch of other examples."""
+        return IndexBatch(self.data, *arrays)
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
-        """What the network is given; augmented here, inside the step."""
-        picked = self.data.picked(self.indices)
-        return (
-            picked
-            if augmentation is None
-            else augment(example_keys(seed, self.passes, self.indices), picked, augmentation)
-        )
+        """Return the model's inputs, augmented here, inside the step."""
+        inputs = self.data.gather(self.indices)
+        if augmentation is None:
+            return inputs
+        return augment(example_keys(seed, self.epochs, self.indices), inputs, augmentation)
 
-    def answers(self) -> jax.Array:
+    @property
+    def labels(self) -> jax.Array:
         """Class indices, int32 [batch]."""
         return self.data.labels[self.indices]
 
 
 class HostBatch(NamedTuple):
-    """Examples that were read, and augmented, on the host."""
+    """A batch that was read, and augmented, on the host; see `BatchIndices` for the last two fields."""
 
     images: jax.Array
     labels: jax.Array
     indices: jax.Array
-    passes: jax.Array
+    epochs: jax.Array
 
     @property
-    def rows(self) -> tuple[jax.Array, ...]:
-        """See Picked."""
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """The arrays with one entry per example, [batch, ...] each."""
         return tuple(self)
 
-    def of(self, rows: tuple[jax.Array, ...]) -> "HostBatch":
-        """See Picked."""
-        return HostBatch(*rows)
+    def with_arrays(self, arrays: tuple[jax.Array, ...]) -> "HostBatch":
+        """Return the batch of other examples."""
+        return HostBatch(*arrays)
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
-        """What the network is given."""
+        """Return the model's inputs; they are augmented already."""
         return self.images
-
-    def answers(self) -> jax.Array:
-        """Class indices, int32 [batch]."""
-        return self.labels
 
 
 Batch = IndexBatch | HostBatch
 
 
 class Loader(Protocol):
-    """The examples of one split, in the order of the manifest."""
+    """The batches of one split, in the order of the manifest."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """How a batch of them lies on the devices: the examples split, resident data whole on each."""
+        """Return the sharding of a batch: examples split over the devices, device-resident data replicated."""
 
-    def training(
-        self, order: EpochSampler, first: int, last: int, augmentation: AugmentConfig | None
+    def train_batches(
+        self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
     ) -> Generator[Batch, None, None]:
-        """The batches of the training steps from `first` to below `last`; close it when it is no longer needed."""
+        """Yield the batches of the train steps from `first_step` up to, not including, `last_step`.
 
-    def evaluation(self, batch: int) -> Generator[tuple[Batch, Mask], None, None]:
-        """Every example once, with the mask of those that do not pad the last batch."""
+        Close the generator when the rest is not needed.
+        """
+
+    def eval_batches(self, batch_size: int) -> Generator[tuple[Batch, Mask], None, None]:
+        """Yield every example once, each batch with its mask: False for examples that pad the last batch."""
 
 
 class DeviceLoader:
-    """Images or features on the device; a batch is its indices."""
+    """Loader of images or features in device memory; only indices are sent per batch.
 
-    def __init__(self, data: DeviceDataset) -> None:
-        """`data` is replicated over the mesh."""
-        self.data = data
+    Args:
+      data: the examples, replicated over the mesh; row `i * num_views + v` is view v of example i.
+      num_views: augmented views per example; epoch e sees view `e % num_views`, evaluation sees view 0.
+    """
+
+    def __init__(self, data: DeviceDataset, num_views: int = 1) -> None:
+        self.data, self._num_views = data, num_views
 
     def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.data)
+        return len(self.data) // self._num_views
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """See Feed."""
-        whole = devices.replicated_sharding(mesh)  # the step splits them
-        return IndexBatch(DeviceDataset(whole, whole), whole, whole)  # type: ignore[arg-type]
+        """Return everything replicated: the step splits the indices itself."""
+        replicated = devices.replicated_sharding(mesh)
+        return IndexBatch(DeviceDataset(replicated, replicated), replicated, replicated)  # type: ignore[arg-type]  # a tree of shardings
 
-    def training(
-        self, order: EpochSampler, first: int, last: int, augmentation: AugmentConfig | None
+    def train_batches(
+        self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
     ) -> Generator[Batch, None, None]:
-        """See Feed; the step itself augments."""
-        for step in range(first, last):
-            yield self._picked(order.batch(step))
+        """Yield the batches of steps; the step itself augments."""
+        for step in range(first_step, last_step):
+            yield self._batch(sampler.batch(step))
 
-    def epoch(self, order: EpochSampler, first: int, last: int, length: int) -> Batch:
-        """The batches of the steps from `first` to below `last` as rows [length, batch], the last one again to fill."""
-        batches = [order.batch(min(step, last - 1)) for step in range(first, first + length)]
-        return self._picked(BatchIndices(*(np.stack(parts) for parts in zip(*batches, strict=True))))
+    def stacked_batches(self, sampler: EpochSampler, first_step: int, last_step: int, length: int) -> Batch:
+        """Return the batches of steps stacked, [length, batch]; the last one repeats to fill up."""
+        batches = [sampler.batch(min(step, last_step - 1)) for step in range(first_step, first_step + length)]
+        return self._batch(BatchIndices(*(np.stack(arrays) for arrays in zip(*batches, strict=True))))
 
-    def evaluation(self, batch: int) -> Generator[tuple[Batch, Mask], None, None]:
-        """See Feed."""
-        for indices, real in padded_batches(len(self), batch):
-            yield self._picked(BatchIndices(indices, np.zeros_like(indices))), real
+    def eval_batches(self, batch_size: int) -> Generator[tuple[Batch, Mask], None, None]:
+        """Yield every example once, with the mask of each batch."""
+        for indices, mask in padded_batches(len(self), batch_size):
+            yield self._batch(BatchIndices(indices, np.zeros_like(indices))), mask
 
-    def _picked(self, batch: BatchIndices) -> Batch:
-        return IndexBatch(self.data, *batch)  # type: ignore[arg-type]
+    def _batch(self, batch: BatchIndices) -> Batch:
+        return IndexBatch(self.data, view_rows(batch, self._num_views), batch.epochs)  # type: ignore[arg-type]  # jit accepts numpy arrays
 
 
-class Sender:
-    """What feeds share that send their examples; each process sends its share of a batch."""
+class HostLoader:
+    """Loader of images or features on disk; reads ahead while the device computes.
 
-    def __init__(self, mesh: Mesh) -> None:
-        """To the devices of `mesh`."""
-        self._split = devices.batch_sharding(mesh)
-        self._share = jax.process_index(), processes.process_count()
+    Each process reads and sends its part of every batch.
+
+    Args:
+      store: the examples; row `i * num_views + v` is view v of example i.
+      labels: int32 [n].
+      mesh: devices to send to.
+      num_views: augmented views per example, as in `DeviceLoader`.
+    """
+
+    def __init__(self, store: ArrayStore, labels: npt.NDArray[np.int32], mesh: Mesh, num_views: int = 1) -> None:
+        self.store, self.labels, self._num_views = store, labels, num_views
+        self._sharding = devices.batch_sharding(mesh)
+        self._process = jax.process_index(), processes.process_count()
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """See Feed."""
+        """Return everything split over the devices."""
         split = devices.batch_sharding(mesh)
-        return HostBatch(split, split, split, split)  # type: ignore[arg-type]
+        return HostBatch(split, split, split, split)  # type: ignore[arg-type]  # a tree of shardings
 
-    def _sent(self, *rows: npt.NDArray[np.generic]) -> HostBatch:
-        return HostBatch(*(processes.put_process_local(row, self._split) for row in rows))
-
-
-class HostLoader(Sender):
-    """Images in a file, read, augmented and sent while the step before is computed."""
-
-    def __init__(self, store: ArrayStore, labels: npt.NDArray[np.int32], mesh: Mesh) -> None:
-        """`labels` are the class indices of the store's images."""
-        super().__init__(mesh)
-        self.store, self.labels = store, labels
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.store)
-
-    def training(
-        self, order: EpochSampler, first: int, last: int, augmentation: AugmentConfig | None
+    def train_batches(
+        self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
     ) -> Generator[Batch, None, None]:
-        """See Feed; TensorFlow augments on the host."""
-        from flaxtl.data import tfdata
+        """Yield the batches of steps; TensorFlow augments on the host."""
+        if augmentation is None:
+            batches = _read_ahead(self._read, (sampler.batch(step) for step in range(first_step, last_step)))
+        else:
+            from flaxtl.data import tfdata
 
-        stream = tfdata.train_batches(self.store, self.labels, order, first, last, augmentation, self._share)
-        with closing(stream):
-            for batch in stream:
-                yield self._sent(*batch)
+            batches = tfdata.train_batches(
+                self.store, self.labels, sampler, first_step, last_step, augmentation, self._process
+            )
+        with closing(batches):
+            for batch in batches:
+                yield self._send(*batch)
 
-    def evaluation(self, batch: int) -> Generator[tuple[Batch, Mask], None, None]:
-        """See Feed."""
-        from flaxtl.data import tfdata
-
-        with closing(tfdata.eval_batches(self.store, self.labels, batch, self._share)) as stream:
-            batches = padded_batches(len(self), batch)
-            for (images, labels, _), (indices, real) in zip(stream, batches, strict=True):
-                yield self._sent(images, labels, process_slice(indices, *self._share), np.zeros_like(labels)), real
-
-
-BATCHES_AHEAD = 2
-"""Batches that are read before the training step asks for them."""
-
-Job = TypeVar("Job")
-Done = TypeVar("Done")
-
-
-class ViewsLoader(DeviceLoader):
-    """Views on the device, all rows of them; a batch is its rows."""
-
-    def __init__(self, data: DeviceDataset, views: int) -> None:
-        """`data` is replicated over the mesh: features [n * views, ...], labels [n * views]."""
-        super().__init__(data)
-        self._views = views
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.data) // self._views
-
-    def _picked(self, batch: BatchIndices) -> Batch:
-        return IndexBatch(self.data, _rows(batch, self._views), batch.passes)  # type: ignore[arg-type]
-
-
-class MappedLoader(Sender):
-    """Features in a file, a batch read and sent while the step before is computed."""
-
-    def __init__(self, file: FeatureFile, labels: npt.NDArray[np.int32], mesh: Mesh, views: int = 1) -> None:
-        """`labels` are the class indices of the images, int32 [n]; the file has n * views rows."""
-        super().__init__(mesh)
-        self._file, self._labels, self._views = file, labels, views
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._labels)
-
-    def training(
-        self, order: EpochSampler, first: int, last: int, augmentation: AugmentConfig | None
-    ) -> Generator[Batch, None, None]:
-        """See Feed."""
-        with closing(_ahead(self._read, (order.batch(step) for step in range(first, last)))) as read:
-            for batch in read:
-                yield self._sent(*batch)
-
-    def evaluation(self, batch: int) -> Generator[tuple[Batch, Mask], None, None]:
-        """See Feed; the first view of each image."""
-        batches = list(padded_batches(len(self), batch))
-        first_views = (BatchIndices(indices, np.zeros_like(indices)) for indices, _ in batches)
-        with closing(_ahead(self._read, first_views)) as read:
-            for given, (_, real) in zip(read, batches, strict=True):
-                yield self._sent(*given), real
+    def eval_batches(self, batch_size: int) -> Generator[tuple[Batch, Mask], None, None]:
+        """Yield every example once, its first view, with the mask of each batch."""
+        padded = list(padded_batches(len(self), batch_size))
+        with closing(_read_ahead(self._read, (BatchIndices(i, np.zeros_like(i)) for i, _ in padded))) as batches:
+            for batch, (_, mask) in zip(batches, padded, strict=True):
+                yield self._send(*batch), mask
 
     def _read(self, batch: BatchIndices) -> tuple[npt.NDArray[Any], ...]:
-        own = BatchIndices(*(process_slice(part, *self._share) for part in batch))
-        return self._file.read(_rows(own, self._views)), self._labels[own.indices], own.indices, own.passes
+        """Return inputs, labels, indices and epochs of this process's part of a batch."""
+        part = BatchIndices(*(process_slice(array, *self._process) for array in batch))
+        return self.store.read(view_rows(part, self._num_views)), self.labels[part.indices], *part
+
+    def _send(self, *arrays: npt.NDArray[Any]) -> HostBatch:
+        return HostBatch(*(processes.put_process_local(array, self._sharding) for array in arrays))
 
 
-def _rows(batch: BatchIndices, views: int) -> Indices:
-    """In which row each example's view is."""
-    return batch.indices * views + batch.passes % views
+class ImageSet:
+    """The decoded images of one split, uint8 [n, height, width, 3].
 
+    Args:
+      images: in memory, or on disk.
+      labels: int32 [n].
+      digest: identifies the images; required if they are on disk, else their hash.
+    """
 
-def _ahead(work: Callable[[Job], Done], jobs: Iterable[Job]) -> Generator[Done, None, None]:
-    """What `work` makes of each job, in their order, by a thread that is AHEAD of whoever asks."""
-    begun: deque[Future[Done]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            for job in jobs:
-                begun.append(thread.submit(work, job))
-                if len(begun) > BATCHES_AHEAD:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
-
-
-ImagePixels = npt.NDArray[np.uint8]
-
-
-class ImageSet(Protocol):
-    """n images of one size."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """Class indices, int32 [n]."""
+    def __init__(
+        self, images: ImagePixels | ArrayStore, labels: npt.NDArray[np.int32], digest: str | None = None
+    ) -> None:
+        self.images, self.labels, self._digest = images, labels, digest
+        self._loader: Loader | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
-
-    def read(self, indices: Indices) -> ImagePixels:
-        """uint8 [len(indices), height, width, 3]."""
-
-    @property
-    def digest(self) -> str:
-        """Tells these images, in this order and size, from all others."""
-
-    def feed(self, mesh: Mesh) -> Loader:
-        """The images as the steps are given them."""
-
-
-class MemoryImages:
-    """Images in memory, uint8 [n, height, width, 3], with class indices int32 [n]."""
-
-    def __init__(self, pixels: ImagePixels, labels: npt.NDArray[np.int32]) -> None:
-        """The arrays are not copied."""
-        self.pixels, self.labels = pixels, labels
-        self._on_device: DeviceLoader | None = None
-
-    def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def read(self, indices: Indices) -> ImagePixels:
-        """See Images."""
-        return self.pixels[indices]
+        """Return some images, uint8 [len(indices), height, width, 3]."""
+        return self.images.read(indices) if isinstance(self.images, ArrayStore) else self.images[indices]
 
     @cached_property
     def digest(self) -> str:
-        """See Images."""
-        return f"{self.pixels.shape} {hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()}"
+        """A text that identifies these images, in this order and size."""
+        if self._digest is not None:
+            return self._digest
+        assert isinstance(self.images, np.ndarray), "images on disk have a digest"
+        return f"{self.images.shape} {hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()}"
 
-    def feed(self, mesh: Mesh) -> Loader:
-        """On the device, where they stay."""
-        if self._on_device is None:
-            self._on_device = DeviceLoader(devices.replicate(DeviceDataset(self.pixels, self.labels), mesh))  # type: ignore[arg-type]
-        return self._on_device
+    def loader(self, mesh: Mesh) -> Loader:
+        """Return the loader of these images; images in memory are moved to the devices once."""
+        if self._loader is None:
+            if isinstance(self.images, ArrayStore):
+                self._loader = HostLoader(self.images, self.labels, mesh)
+            else:
+                self._loader = DeviceLoader(devices.replicate(DeviceDataset(self.images, self.labels), mesh))  # type: ignore[arg-type]  # numpy arrays in, device arrays out
+        return self._loader
 
 
-@dataclass(frozen=True)
-class StoredImages:
-    """Images in a file, too many to be held; `digest` is that of the files they were decoded from."""
+def choose_loader(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
+    """Choose the pipeline for decoded images, 'resident' or 'stream', and return it with a message.
 
-    store: ArrayStore
-    labels: npt.NDArray[np.int32]
-    digest: str
+    Args:
+      n_bytes: size of the decoded images.
+      memory_bytes: size of the memory that resident images would be in.
+      memory: name of that memory, such as "device memory".
+    """
+    size = f"Decoded images ({fileio.format_bytes(n_bytes)})"
+    if n_bytes <= MAX_MEMORY_FRACTION * memory_bytes:
+        return "resident", f"{size} kept in {memory}."
+    limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"
+    return "stream", f"{size} exceed {limit}; streaming them from disk."
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
-    def read(self, indices: Indices) -> ImagePixels:
-        """See Images."""
-        return self.store.read(indices)
+def view_rows(batch: BatchIndices, num_views: int) -> Indices:
+    """Return the row of each example's view, as `DeviceLoader` describes, int32 [batch]."""
+    return batch.indices * num_views + batch.epochs % num_views
 
-    def feed(self, mesh: Mesh) -> Loader:
-        """A stream."""
-        return HostLoader(self.store, self.labels, mesh)
+
+def _read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job]) -> Generator[Result, None, None]:
+    """Yield `read(job)` of each job in order, computed by a thread that is READ_AHEAD jobs ahead."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            for job in jobs:
+                pending.append(thread.submit(read, job))
+                if len(pending) > READ_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

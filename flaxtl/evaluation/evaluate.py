@@ -5,6 +5,7 @@ A temperature is fitted on the answers on validation images: on test images noth
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.datasets import decode_examples, tidy
+from flaxtl.train.datasets import decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.feature_cache import SplitData
 from flaxtl.train.phases import Phase
@@ -55,7 +56,7 @@ def evaluate_run(outcome: TrainResult, console: Console) -> FlatParams:
         run_dir.update_summary(
             setup.workdir, calibration=_calibration(predictions.of_split("validation"), console), complete=True
         )
-        tidy(setup)
+        remove_intermediate_files(setup)
     return parameters
 
 
@@ -79,7 +80,7 @@ def _measure(outcome: TrainResult, console: Console) -> tuple[dict[str, Evaluati
             parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
             splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
             for split in (split for split in splits if split in inputs):
-                final[split] = _evaluate_split(setup, phase, parameters, inputs[split], split, console)
+                final[split] = _evaluate_split(setup, phase, parameters, inputs[split], console)
             if "test" in final:
                 measures = final["test"].measures
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=measures._asdict())
@@ -90,20 +91,18 @@ def _measure(outcome: TrainResult, console: Console) -> tuple[dict[str, Evaluati
 
 
 def _evaluate_split(
-    setup: RunSetup, phase: Phase, parameters: FlatParams, inputs: SplitData, split: str, console: Console
+    setup: RunSetup, phase: Phase, parameters: FlatParams, inputs: SplitData, console: Console
 ) -> Evaluation:
     """The phase's parameters on one split, from the frozen prefix where there is one."""
-    data = _feed(phase, parameters, inputs, split, console)
+    data = _feed(phase, parameters, inputs, console)
     step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, data.sharding(setup.mesh))
     return evaluate(step, parameters, data, setup.config.batch_size)
 
 
-def _feed(phase: Phase, parameters: FlatParams, inputs: SplitData, split: str, console: Console) -> Loader:
+def _feed(phase: Phase, parameters: FlatParams, inputs: SplitData, console: Console) -> Loader:
     if phase.cut is None:
-        return inputs.images()
-    return inputs.features(
-        phase.cut, parameters, lambda title, total: progress_bar(console, f"{split} images {title}", total)
-    )
+        return inputs.image_loader()
+    return inputs.feature_loader(phase.cut, parameters, partial(progress_bar, console))
 
 
 def evaluate_workdir(
@@ -160,14 +159,14 @@ def _predictions(
 ) -> tuple[Evaluation, dict[str, Any]]:
     """The answers on all images, averaged over `views`, and what that gains, as JSON values and on the console."""
     setup = run.setup
-    data = decode_examples(setup, examples, console).feed(setup.mesh)
+    data = decode_examples(setup, examples, console).loader(setup.mesh)
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
     plain = evaluate(step, run.params, data, setup.config.batch_size)
     if views is None:
         return plain, {}
     if views.resize != setup.resize:
         del data  # first: there need not be room for both
-        data = decode_examples(replace(setup, resize=views.resize), examples, console).feed(setup.mesh)
+        data = decode_examples(replace(setup, resize=views.resize), examples, console).loader(setup.mesh)
     labels = setup.manifest.labels(examples)
     averaged = tta.average_views(run, views, plain, labels, data, console)
     gain = tta.TtaGain.of(labels, plain, averaged)

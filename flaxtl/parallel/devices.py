@@ -42,8 +42,8 @@ def device_memory(mesh: Mesh) -> tuple[int, str]:
     """How many bytes arrays on every device may take at most, and a name for where they lie."""
     statistics = mesh.local_devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"], "each device's memory"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
+        return statistics["bytes_limit"], "device memory"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "memory"
 
 
 def make_deterministic() -> None:

@@ -25,7 +25,7 @@ from jax.sharding import Sharding
 
 from flaxtl.errors import UserError
 
-LOST = 69
+EXIT_PEER_LOST = 69
 """Exit code when another process is gone: EX_UNAVAILABLE of sysexits.h."""
 
 JOIN_SECONDS = 300
@@ -188,19 +188,19 @@ def end(code: int) -> NoReturn:
 
 
 @contextmanager
-def noticing_loss() -> Iterator[None]:
-    """Turn an error that comes of a lost connection to another process into one sentence and exit code LOST."""
+def exit_on_peer_loss() -> Iterator[None]:
+    """On an error that comes from a lost connection to another process, exit with a message and EXIT_PEER_LOST."""
     try:
         yield
     except Exception as error:
-        if not lost(error):
+        if not is_connection_error(error):
             raise
         with suppress(Exception):
             sys.stdout.flush()
-        _say_and_exit(_gone(), LOST)
+        _say_and_exit(_gone(), EXIT_PEER_LOST)
 
 
-def lost(error: BaseException | None) -> bool:
+def is_connection_error(error: BaseException | None) -> bool:
     """Whether the error, or one that it came of, is a lost connection to another process."""
     while jax.distributed.is_initialized() and error is not None:
         if any(word in str(error) for word in CONNECTION_WORDS):
@@ -271,7 +271,7 @@ def _take_over_sigterm() -> None:
     _notice = _Handler(handler) if handler else None
 
 
-def _on_abort(sentence: str, code: int = LOST) -> None:
+def _on_abort(sentence: str, code: int = EXIT_PEER_LOST) -> None:
     """What to say and to return when jax' C++ ends the process, as it does in a thread of its own if a peer is gone.
 
     A handler of Python's signal module would not run: abort() kills the process as soon as a C handler returns.

@@ -47,7 +47,7 @@ class PhaseProgress(NamedTuple):
 
     state: TrainState
     best: FlatParams
-    memory: EarlyStopping
+    early_stopping: EarlyStopping
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
@@ -81,7 +81,7 @@ class Checkpoints:
             manager = _Manager(self._root / name, options=options)
             manager.latest_step()  # reads what others left there
         except Exception as error:  # orbax raises many kinds for damaged files
-            if processes.lost(error):
+            if processes.is_connection_error(error):
                 raise
             raise UserError(
                 f"the checkpoints in {self._root / name} are damaged ({_reason(error)}); move away the newest of them, "
@@ -153,7 +153,7 @@ class Checkpoints:
         items = {
             "state": ocp.args.StandardSave(progress.state),
             "best": ocp.args.StandardSave(progress.best),
-            "facts": ocp.args.JsonSave(facts | progress.memory._asdict()),
+            "facts": ocp.args.JsonSave(facts | progress.early_stopping._asdict()),
         }
         self._find_room((progress.state, progress.best))
         with self._writing():
@@ -247,7 +247,7 @@ def _read(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
     try:
         found = manager.restore(number, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and TensorStore raise many kinds for a damaged file
-        if processes.lost(error):
+        if processes.is_connection_error(error):
             raise
         problem = error
     if processes.any_process(problem is not None):

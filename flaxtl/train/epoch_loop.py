@@ -50,7 +50,7 @@ class Way(NamedTuple):
         if isinstance(self.data, DeviceLoader) and self._loops():
             compiled = train_step.make_scanned_steps(self.task, sharding)
             return nullcontext(ScannedStepper(compiled, self.frozen, self.data, order, phase.steps_per_epoch))
-        examples = self.data.training(order, first, phase.last_step, self.task.augmentation)
+        examples = self.data.train_batches(order, first, phase.last_step, self.task.augmentation)
         return _per_step(train_step.make_train_step(self.task, sharding), self.frozen, examples)
 
     def _loops(self) -> bool:
@@ -75,7 +75,7 @@ class ScannedStepper:
     def __call__(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
         """See Advance."""
         started, steps = time.monotonic(), last - first
-        epoch = self._data.epoch(self._order, first, last, self._length)
+        epoch = self._data.stacked_batches(self._order, first, last, self._length)
         for begin in range(0, steps, self._stride):
             end = min(begin + self._stride, steps)
             state = self._compiled(state, self._frozen, epoch, np.int32(begin), np.int32(end))
@@ -126,28 +126,28 @@ class EpochLoop:
         """All epochs that are left. When a checkpoint is written does not change the result."""
         phase, leg = self._phase, self._leg
         step = int(progress.state.step)
-        self._log.continue_after(self._first_step(progress))
+        self._log.truncate_after(self._first_step(progress))
         with (
             self._interruption.patient(),
-            self._log.phase(phase.name, phase.epochs, progress.memory.epoch) as report,
+            self._log.phase(phase.name, phase.epochs, progress.early_stopping.epoch) as report,
             leg.way.advancing(phase, self._setup.order(), step) as advance,
         ):
-            while progress.memory.epoch < phase.epochs and not self._exhausted(progress.memory):
+            while progress.early_stopping.epoch < phase.epochs and not self._exhausted(progress.early_stopping):
                 started = time.monotonic()
                 progress = self._steps(progress, step, advance)
                 progress, row = self._judge(progress)
                 report(row | {"seconds": time.monotonic() - started})
                 step = self._first_step(progress)
                 self._after_epoch(progress)
-        ended, _, best = progress.memory
+        ended, _, best = progress.early_stopping
         if phase.patience and best < ended:
             stopped = f"stopped after epoch {ended}; " if ended < phase.epochs else ""
-            self._log.say(f"{phase.name}: {stopped}epoch {best} was best and is kept")
+            self._log.info(f"{phase.name}: {stopped}epoch {best} was best and is kept")
         return progress
 
     def _first_step(self, progress: PhaseProgress) -> int:
         """Of the epoch at hand."""
-        return self._phase.first_step + progress.memory.epoch * self._phase.steps_per_epoch
+        return self._phase.first_step + progress.early_stopping.epoch * self._phase.steps_per_epoch
 
     def _exhausted(self, memory: EarlyStopping) -> bool:
         return bool(self._phase.patience) and memory.epoch - memory.best_epoch >= self._phase.patience
@@ -172,7 +172,7 @@ class EpochLoop:
             state.step.block_until_ready()
             seconds, self._begun = time.monotonic() - self._begun, None
             run_dir.update_summary(self._setup.workdir, timings={"start to first step": seconds})
-            self._log.say(f"{self._phase.name}: the first step was done {seconds:,.1f} s after the start")
+            self._log.info(f"{self._phase.name}: the first step was done {seconds:,.1f} s after the start")
 
     def _between_steps(self, progress: PhaseProgress, step: int) -> None:
         """Before global step `step`: keep the progress if it is time to, or if the run was asked to end."""
@@ -203,7 +203,7 @@ class EpochLoop:
         self._check_finite(progress)
         trained = compute_metrics(state.totals)
         validated = self._validated(progress)
-        epoch = progress.memory.epoch + 1
+        epoch = progress.early_stopping.epoch + 1
         row: dict[str, Any] = {
             "phase": phase.name,
             "epoch": epoch,
@@ -216,10 +216,10 @@ class EpochLoop:
             "rates": phase.rates(epoch * phase.steps_per_epoch, float(state.scale)),
         }
         value = float(row[phase.monitor])
-        if phase.better(value, progress.memory.best_value):
+        if phase.better(value, progress.early_stopping.best_value):
             # A copy: the next step is given the state's own buffers and overwrites them.
             return PhaseProgress(state, jax.tree.map(jnp.copy, state.kept), EarlyStopping(epoch, value, epoch)), row
-        memory = progress.memory._replace(epoch=epoch)
+        memory = progress.early_stopping._replace(epoch=epoch)
         return PhaseProgress(self._lowered(state, memory), progress.best, memory), row
 
     def _lowered(self, state: TrainState, memory: EarlyStopping) -> TrainState:
@@ -228,7 +228,7 @@ class EpochLoop:
         if not phase.lowers(memory.epoch - memory.best_epoch):
             return state
         scale = float(state.scale) * phase.plateau_factor
-        self._log.say(
+        self._log.info(
             f"{phase.name}: {phase.monitor} has not got better since epoch {memory.best_epoch}; "
             f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
         )
@@ -248,7 +248,7 @@ class EpochLoop:
         if not math.isfinite(found.loss):
             raise UserError(
                 f"the validation loss became {found.loss} in phase {self._phase.name}, epoch "
-                f"{progress.memory.epoch + 1} (step {int(state.step) - 1}); {self._cure()}"
+                f"{progress.early_stopping.epoch + 1} (step {int(state.step) - 1}); {self._cure()}"
             )
         return found
 
@@ -260,7 +260,7 @@ class EpochLoop:
         self._save(progress)
         train = self._setup.manifest.of_split("train")
         paths = [train[index].path for index in self._setup.order().batch(failed).indices]
-        where = {"phase": self._phase.name, "epoch": progress.memory.epoch + 1, "step": failed}
+        where = {"phase": self._phase.name, "epoch": progress.early_stopping.epoch + 1, "step": failed}
         run_dir.update_summary(self._setup.workdir, not_finite={**where, "images": paths})
         raise UserError(
             f"the loss or a gradient is no finite number in phase {where['phase']}, epoch {where['epoch']}, step "

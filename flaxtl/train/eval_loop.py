@@ -42,7 +42,7 @@ def evaluate(step: EvalStep, parameters: FlatParams, data: Loader, batch: int) -
     """Probabilities of every example, with what they come to."""
     counted: list[MetricSums] = []
     parts = []
-    for examples, real in data.evaluation(batch):
+    for examples, real in data.eval_batches(batch):
         probabilities, totals = step(parameters, examples, real)
         parts.append(np.asarray(probabilities)[real])
         counted.append(totals)
@@ -58,7 +58,7 @@ def evaluate_metrics(
     """
     counted: list[MetricSums] = []
     pace = DispatchThrottle()
-    for examples, real in data.evaluation(batch):
+    for examples, real in data.eval_batches(batch):
         counted.append(step(parameters, examples, real)[1])
         pace.wait(counted[-1].loss)
         pause()

@@ -1,4 +1,8 @@
-"""The frozen prefix of a network, run over images or augmented views of them into files."""
+"""Feature cache: outputs of frozen layers, computed once per image and kept in files.
+
+A frozen backbone gives the same output for the same image, so phases that train only the layers above a *cut layer*
+read its outputs from here.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,266 +14,182 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl import __version__
-from flaxtl.data.array_store import ArrayStoreWriter, FeatureFile, check_feature_space
+from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.loaders import (
     MAX_MEMORY_FRACTION,
     DeviceDataset,
     DeviceLoader,
+    HostLoader,
     ImageSet,
     Loader,
-    MappedLoader,
-    ViewsLoader,
+    Mask,
     bits,
 )
 from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, forward
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
 
 Item = TypeVar("Item")
 
+ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""(title, total) -> context manager of a progress bar, which yields the function that advances it."""
+
 VIEWS_DTYPE = np.dtype(jnp.bfloat16)
-"""Of stored views: half the memory of float32, for its range. VGG16, which is fed with grey levels, has outputs of up
-to 19,900 on 40 images of flowers (block3_pool); float16 ends at 65,504. What is rounded off is at most 1/256."""
+"""Dtype of augmented views: half the memory of float32, with its range. VGG16's preprocessing keeps gray levels, so its
+outputs reach 19,900 (block3_pool, 40 flower images); float16 ends at 65,504. The rounding error is at most 1/256."""
 
 
 class AugmentedViews(NamedTuple):
-    """In how many ways each image is looked at, and how what comes of it is stored.
+    """How many augmented views of each image are cached, and how.
 
-    View v of image i is what the step itself would make of it in pass v, with the same seed. Without augmentation
-    there is one view, the image as it is.
+    View v of image i is what the train step itself would compute in epoch v with the same seed. Without `augmentation`
+    there is one view, the image itself.
     """
 
     dtype: np.dtype[Any]
-    n: int = 1
+    num_views: int = 1
     seed: int = 0
     augmentation: AugmentConfig | None = None
 
 
-class FeatureExtractor(NamedTuple):
-    """The layers of `model` below and at its cuts."""
-
-    model: Classifier
-    mesh: Mesh
-    parameters: FlatParams
-
-    def fill(
-        self,
-        files: Mapping[str, FeatureFile],
-        images: ImageSet,
-        views: AugmentedViews,
-        batch: int,
-        advance: Callable[[int], None],
-    ) -> None:
-        """Write the outputs of layers, given from low to high, to their files, row i * views.n + v of each.
-
-        One pass serves them all; it goes on where an earlier one was ended. All processes compute, the first writes.
-        `advance` is called with numbers of rows done.
-        """
-        n, folder = len(images) * views.n, next(iter(files.values())).path.parent
-        with ExitStack() as stack:
-            drafts = (
-                {cut: stack.enter_context(ArrayStoreWriter(file)) for cut, file in files.items()}
-                if processes.is_main_process()
-                else {}
-            )
-            processes.barrier("the files of features are begun")
-            done = {cut: file.rows_done() for cut, file in files.items()}
-            processes.assert_equal(
-                f"what lies in {folder}", repr([(done[cut], file.scratch.exists()) for cut, file in files.items()])
-            )
-            check_feature_space(folder, sum((n - done[cut]) * file.row_bytes for cut, file in files.items()))
-            first = min(done.values())
-            advance(first)
-            for outputs, real in _one_behind(self._outputs(tuple(files), images, views, batch, first)):
-                for cut, draft in drafts.items():
-                    draft.put(first, np.asarray(outputs[cut])[real])
-                advance(int(real.sum()))
-                first += int(real.sum())
-        processes.barrier("the files of features are complete")
-
-    def _outputs(
-        self, cuts: tuple[str, ...], images: ImageSet, views: AugmentedViews, batch: int, first: int
-    ) -> Iterator[tuple[dict[str, jax.Array], npt.NDArray[np.bool_]]]:
-        """Of each batch of rows from `first` on, by layer, with the mask of those that do not pad it."""
-
-        split = devices.batch_sharding(self.mesh)
-        compiled = _program(self.model, self.mesh, cuts, views)
-        for places, real in padded_batches(len(images) * views.n - first, batch):
-            indices, passes = np.divmod(first + places, np.int32(views.n))
-            given = (processes.put_global(part, split) for part in (images.read(indices), passes, indices))
-            yield compiled(self.parameters, *given), real
-
-
-@cache
-def _program(
-    model: Classifier, mesh: Mesh, cuts: tuple[str, ...], views: AugmentedViews
-) -> Callable[..., dict[str, jax.Array]]:
-    """(parameters, images [batch, ...], passes [batch], indices [batch]) -> outputs by layer, for any split."""
-
-    def run(parameters: FlatParams, seen: jax.Array, passes: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
-        if views.augmentation is not None:
-            seen = augment(example_keys(views.seed, passes, indices), seen, views.augmentation)
-        taps = forward(model, unflatten_params(parameters), seen, stop=cuts[-1], taps=cuts).taps
-        return {cut: output.astype(views.dtype) for cut, output in taps.items()}
-
-    whole, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
-    return jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=whole)
-
-
-def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Each item when the next is on its way, so that the device works while the host writes."""
-    before: list[Item] = []
-    for item in items:
-        yield from before
-        before = [item]
-    yield from before
-
-
-ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Title and total -> a progress bar; entering it gives the function that advances it."""
-
-
 class CutLayers(NamedTuple):
-    """Layers that phases start from, and in which views the images come there."""
+    """The cut layers of a run's phases, and the views that are cached of them."""
 
     layers: Sequence[str]
     views: AugmentedViews
 
 
-def param_digests(parameters: Mapping[str, jax.Array]) -> dict[str, str]:
-    """path -> SHA-256 of a parameter's bytes, as they are on the device now.
-
-    Of a copy, because an array remembers what was once fetched of it from an accelerator.
-    """
-    copies = ((path, np.asarray(jnp.copy(value))) for path, value in parameters.items())
-    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in copies}
-
-
 class SplitData:
-    """The decoded images of one split, and what the frozen prefix makes of them.
+    """The images of one split and the cached features of them; gives the loaders of both.
 
-    `cuts` are the layers that the run's phases start from: one pass over the images serves them all. `augmented` are
-    those of phases that learn from a few augmented views of each image.
+    Args:
+      split: name of the split, for progress bars.
+      model: the classifier.
+      layers: its layers, in order.
+      mesh: devices to compute on.
+      images: the decoded images.
+      cut_layers: cut layers of the phases without augmentation; one run over the images computes all of them.
+      cache_dir: folder of the feature files.
+      batch_size: images per step when features are computed.
+      augmented: cut layers and views of the phases with augmentation, if their features are cached.
     """
 
     def __init__(
         self,
+        split: str,
         model: Classifier,
         layers: Sequence[Layer],
         mesh: Mesh,
         images: ImageSet,
-        cuts: Sequence[str],
-        directory: Path,
-        batch: int,
+        cut_layers: Sequence[str],
+        cache_dir: Path,
+        batch_size: int,
         augmented: CutLayers | None = None,
     ) -> None:
-        """Files go to `directory`."""
-        self._model, self._mesh, self._batch, self._directory = model, mesh, batch, directory
+        self._split, self._model, self._mesh, self._images = split, model, mesh, images
+        self._cache_dir, self._batch_size = cache_dir, batch_size
         self._shapes = {layer.name: layer.shape for layer in layers if layer.section == "backbone"}
         self._order = list(self._shapes)
-        self._clean = CutLayers(cuts, AugmentedViews(np.dtype(model.dtype)))
+        self._plain = CutLayers(cut_layers, AugmentedViews(np.dtype(model.dtype)))
         self._augmented = augmented
-        self._images = images
-        self._held: dict[Path, jax.Array] = {}
-        self._pixels = 0
+        self._image_bytes = 0
+        self._features: tuple[Path, jax.Array] | None = None  # in device memory
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._images)
 
     @property
     def digest(self) -> str:
-        """Tells the images from all others."""
+        """A text that identifies the images."""
         return self._images.digest
 
     @property
-    def held_bytes(self) -> int:
-        """How much of each device's memory is taken."""
-        return self._pixels + sum(array.nbytes for array in self._held.values())
+    def device_bytes(self) -> int:
+        """Memory that the split takes on each device."""
+        return self._image_bytes + (self._features[1].nbytes if self._features else 0)
 
-    def images(self) -> Loader:
-        """The images themselves."""
-        feed = self._images.feed(self._mesh)
-        if isinstance(feed, DeviceLoader):
-            self._pixels = feed.data.inputs.nbytes  # they stay
-        self._held = {}
-        return feed
+    def image_loader(self) -> Loader:
+        """Return the loader of the images."""
+        self._features = None
+        loader = self._images.loader(self._mesh)
+        if isinstance(loader, DeviceLoader):
+            self._image_bytes = loader.data.inputs.nbytes
+        return loader
 
-    def features(self, cut: str, parameters: FlatParams, progress: ProgressFn, beside: int = 0) -> Loader:
-        """The outputs of layer `cut`, computed, with a progress bar, if they are not at hand.
+    def feature_loader(
+        self, cut_layer: str, params: FlatParams, progress: ProgressFn, num_views: int = 0, reserved_bytes: int = 0
+    ) -> Loader:
+        """Return the loader of a layer's outputs; compute them if they are not cached.
 
-        They lie on the device, if there is room `beside` so many bytes.
+        Args:
+          cut_layer: the layer.
+          params: all parameters.
+          progress: makes the progress bar.
+          num_views: augmented views of each image, 0: the image itself. Epoch e sees view `e % num_views`.
+          reserved_bytes: device memory that is needed for other data. Features that do not fit are read from the file.
         """
-        return self._feed(self._clean, cut, parameters, progress, beside)
+        cuts = self._augmented if num_views else self._plain
+        assert cuts is not None, "views are announced at construction"
+        assert cuts.views.num_views == max(num_views, 1), "so is their number"
+        digests = param_digests({path: value for path, value in params.items() if path.startswith("backbone/")})
+        layers = sorted(set(cuts.layers), key=self._order.index)
+        stores = {layer: self._store(layer, cuts.views, digests) for layer in layers}
+        store, labels = stores[cut_layer], self._images.labels
+        if self._features is None or self._features[0] != store.path:
+            self._features = None
+            self._extract_missing(stores, cut_layer, cuts.views, params, progress)
+            if not self._fits_on_device(store, reserved_bytes):
+                return HostLoader(store, labels, self._mesh, cuts.views.num_views)
+            self._features = store.path, self._replicate(bits(store.read()))
+        data = DeviceDataset(self._features[1], self._replicate(np.repeat(labels, cuts.views.num_views)))
+        return DeviceLoader(data, cuts.views.num_views)
 
-    def views(self, cut: str, parameters: FlatParams, progress: ProgressFn, beside: int = 0) -> Loader:
-        """The outputs of layer `cut` for augmented views of each image, a pass over the images a view.
-
-        After as many passes the views come again. They are computed and kept as `features` are.
-        """
-        assert self._augmented is not None, "asked for only where it was announced"
-        return self._feed(self._augmented, cut, parameters, progress, beside)
-
-    def _feed(self, cuts: CutLayers, cut: str, parameters: FlatParams, progress: ProgressFn, beside: int) -> Loader:
-        digests = param_digests({path: value for path, value in parameters.items() if path.startswith("backbone/")})
-        files = {name: self._file(cuts, name, digests) for name in self._sorted(cuts.layers)}
-        file, labels, count = files[cut], self._images.labels, cuts.views.n
-        self._held = {path: array for path, array in self._held.items() if path == file.path}
-        if not self._held:
-            self._fill(files, cut, cuts.views, parameters, progress)
-            if not self._fits(file, beside):
-                return MappedLoader(file, labels, self._mesh, count)
-            self._held[file.path] = processes.put_global(
-                bits(file.read(slice(None))), devices.replicated_sharding(self._mesh)
-            )
-        rows = processes.put_global(np.repeat(labels, count), devices.replicated_sharding(self._mesh))
-        data = DeviceDataset(self._held[file.path], rows)
-        return DeviceLoader(data) if cuts.views.augmentation is None else ViewsLoader(data, count)
-
-    def _fill(
+    def _extract_missing(
         self,
-        files: Mapping[str, FeatureFile],
-        cut: str,
+        stores: Mapping[str, ArrayStore],
+        cut_layer: str,
         views: AugmentedViews,
-        parameters: FlatParams,
+        params: FlatParams,
         progress: ProgressFn,
     ) -> None:
-        """Compute what is missing, unless `cut` is there."""
-        missing = {name: file for name, file in files.items() if processes.any_process(file.mapped() is None)}
-        if cut not in missing:
+        """Compute all stores that are missing, unless that of `cut_layer` is there."""
+        missing = {layer: store for layer, store in stores.items() if processes.any_process(not store.exists())}
+        if cut_layer not in missing:
             return
-        title = f"up to {cut}" if views.augmentation is None else f"in {views.n} views up to {cut}"
-        with progress(title, len(self) * views.n) as advance:
-            FeatureExtractor(self._model, self._mesh, parameters).fill(
-                missing, self._images, views, self._batch, advance
-            )
-        if processes.any_process(files[cut].mapped() is None):
+        suffix = "" if views.augmentation is None else f", {views.num_views} views"
+        title = f"Computing features: {self._split}{suffix} ({cut_layer})"
+        with progress(title, len(self) * views.num_views) as advance:
+            extractor = FeatureExtractor(self._model, self._mesh, params)
+            extractor.extract(missing, self._images, views, self._batch_size, advance)
+        if processes.any_process(not stores[cut_layer].exists()):
             raise UserError(
-                f"not every process finds the features that the first wrote to {self._directory}; "
-                "let feature_cache.dir be a folder that all of them share"
+                f"Process 0 wrote features to {self._cache_dir}, but not every process can read them there. "
+                "Set feature_cache.dir to a folder that all processes share."
             )
 
-    def _fits(self, file: FeatureFile, beside: int) -> bool:
-        """Whether every process has room for it on its devices."""
+    def _fits_on_device(self, store: ArrayStore, reserved_bytes: int) -> bool:
+        """Return whether the features fit into the device memory of every process."""
         memory, _ = devices.device_memory(self._mesh)
-        return not processes.any_process(file.nbytes + self._pixels + beside > MAX_MEMORY_FRACTION * memory)
+        needed = store.nbytes + self._image_bytes + reserved_bytes
+        return not processes.any_process(needed > MAX_MEMORY_FRACTION * memory)
 
-    def _file(self, cuts: CutLayers, cut: str, digests: Mapping[str, str]) -> FeatureFile:
-        shape = (len(self) * cuts.views.n, *self._shapes[cut])
-        path = self._directory / f"{self._key(cut, digests, cuts.views)}.npy"
-        return FeatureFile(path, shape, cuts.views.dtype)
+    def _replicate(self, array: Any) -> jax.Array:
+        return processes.put_global(array, devices.replicated_sharding(self._mesh))
 
-    def _key(self, cut: str, digests: Mapping[str, str], views: AugmentedViews | None = None) -> str:
-        """Names everything that the outputs of `cut` depend on."""
-        below = set(self._order[: self._order.index(cut) + 1])
+    def _store(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> ArrayStore:
+        shape = (len(self) * views.num_views, *self._shapes[layer])
+        return ArrayStore(self._cache_dir / f"{self._key(layer, views, digests)}.npy", shape, views.dtype)
+
+    def _key(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> str:
+        """Return a name that identifies everything that the outputs of `layer` depend on."""
+        needed_layers = set(self._order[: self._order.index(layer) + 1])
         model = self._model
         parts = [
             __version__,
@@ -277,12 +197,102 @@ class SplitData:
             self._images.digest,
             model.architecture.name,
             str(model.dtype),
-            cut,
-            repr(views or self._clean.views),
+            layer,
+            repr(views),
+            *sorted(f"{path}={digest}" for path, digest in digests.items() if path.split("/")[1] in needed_layers),
         ]
-        parts += sorted(f"{path}={value}" for path, value in digests.items() if path.split("/")[1] in below)
-        return f"{cut}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
+        return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
-    def _sorted(self, layers: Sequence[str]) -> list[str]:
-        """From low to high, each once."""
-        return sorted(set(layers), key=self._order.index)
+
+class FeatureExtractor(NamedTuple):
+    """Computes the outputs of a model's layers for all images of a split."""
+
+    model: Classifier
+    mesh: Mesh
+    params: FlatParams
+
+    def extract(
+        self,
+        stores: Mapping[str, ArrayStore],
+        images: ImageSet,
+        views: AugmentedViews,
+        batch_size: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Write the outputs of layers to their stores; continues where an earlier call was interrupted.
+
+        All processes compute, process 0 writes.
+
+        Args:
+          stores: layer -> store, from the first layer to the last. Row `i * num_views + v` is view v of image i.
+          images: the images.
+          views: what is computed of each image.
+          batch_size: rows per step.
+          advance: called with the number of rows that were done.
+        """
+        num_rows, folder = len(images) * views.num_views, next(iter(stores.values())).path.parent
+        advice = "Free some space, set feature_cache.dir to another disk, or reduce feature_cache.views."
+        check_space(stores.values(), "Features need", advice)
+        with ExitStack() as stack:
+            writers = {
+                layer: stack.enter_context(ArrayStoreWriter(store))
+                for layer, store in stores.items()
+                if processes.is_main_process()
+            }
+            processes.barrier("the feature files are open")
+            found = [(store.rows_done(), store.partial_path.exists()) for store in stores.values()]
+            processes.assert_equal(f"The content of {folder}", repr(found))
+            first = min(rows for rows, _ in found)
+            advance(first)
+            for outputs, mask in _dispatch_ahead(self._outputs(tuple(stores), images, views, batch_size, first)):
+                for layer, writer in writers.items():
+                    writer.write(first, np.asarray(outputs[layer])[mask])
+                first += int(mask.sum())
+                advance(int(mask.sum()))
+            assert first == num_rows
+        processes.barrier("the feature files are complete")
+
+    def _outputs(
+        self, layers: tuple[str, ...], images: ImageSet, views: AugmentedViews, batch_size: int, first: int
+    ) -> Iterator[tuple[dict[str, jax.Array], Mask]]:
+        """Yield the layers' outputs of each batch of rows from `first` on, with the mask of its rows."""
+        sharding = devices.batch_sharding(self.mesh)
+        compiled = _forward_fn(self.model, self.mesh, layers, views)
+        for rows, mask in padded_batches(len(images) * views.num_views - first, batch_size):
+            indices, epochs = np.divmod(first + rows, np.int32(views.num_views))
+            batch = (processes.put_global(array, sharding) for array in (images.read(indices), epochs, indices))
+            yield compiled(self.params, *batch), mask
+
+
+@cache
+def _forward_fn(
+    model: Classifier, mesh: Mesh, layers: tuple[str, ...], views: AugmentedViews
+) -> Callable[..., dict[str, jax.Array]]:
+    """Return the jitted (params, images [batch, ...], epochs [batch], indices [batch]) -> outputs by layer."""
+
+    def run(params: FlatParams, images: jax.Array, epochs: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
+        if views.augmentation is not None:
+            images = augment(example_keys(views.seed, epochs, indices), images, views.augmentation)
+        taps = forward(model, unflatten_params(params), images, stop=layers[-1], taps=layers).taps
+        return {layer: output.astype(views.dtype) for layer, output in taps.items()}
+
+    replicated, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
+    return jax.jit(run, in_shardings=(replicated, split, split, split), out_shardings=replicated)
+
+
+def _dispatch_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item once the next one was dispatched, so that the device computes while the host writes."""
+    previous: list[Item] = []
+    for item in items:
+        yield from previous
+        previous = [item]
+    yield from previous
+
+
+def param_digests(params: Mapping[str, jax.Array]) -> dict[str, str]:
+    """Return the SHA-256 of each parameter's bytes, as they are on the device now.
+
+    Arrays are copied first, because a jax.Array keeps what was once fetched of it.
+    """
+    copies = ((path, np.asarray(jnp.copy(value))) for path, value in params.items())
+    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in copies}

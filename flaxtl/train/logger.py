@@ -14,7 +14,8 @@ from rich.progress import TaskID
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from flaxtl.console import make_progress, make_table, progress_bar
+from flaxtl import console as console_module
+from flaxtl.console import make_progress, make_table
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
 from flaxtl.train.phases import Phase
@@ -96,11 +97,11 @@ class MetricLogger:
         if self._board is not None:
             self._board.close()
 
-    def say(self, sentence: str) -> None:
+    def info(self, sentence: str) -> None:
         """A line on the console."""
         self._console.print(sentence, highlight=False, markup=False)
 
-    def continue_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop the rows of metrics.jsonl, and the events, after global step `step`: they will be written again."""
         self._rows = [row for row in self._rows if row["step"] <= step]
         if not processes.is_main_process():
@@ -109,11 +110,11 @@ class MetricLogger:
         if self._board is None:
             self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
-    def advancing(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A progress bar; see `advancing`."""
-        return progress_bar(self._console, title, total)
+    def progress_bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar; see console.progress_bar."""
+        return console_module.progress_bar(self._console, title, total)
 
-    def rows_of(self, phase: str) -> list[dict[str, Any]]:
+    def phase_rows(self, phase: str) -> list[dict[str, Any]]:
         """The rows of one phase, an epoch each."""
         return [row for row in self._rows if row["phase"] == phase]
 
@@ -126,7 +127,7 @@ class MetricLogger:
             self._record(row)
             progress.update(task, advance=1, description=f"{name}: {_metric_columns(row)}")
             if not self._console.is_terminal and (row["epoch"] % every == 0 or row["epoch"] == 1):
-                self.say(f"{name} {row['epoch']}/{epochs}: {_metric_columns(row)}")
+                self.info(f"{name} {row['epoch']}/{epochs}: {_metric_columns(row)}")
 
         with make_progress(self._console) as progress:
             task: TaskID = progress.add_task(name, total=epochs, completed=done)
@@ -141,7 +142,7 @@ class MetricLogger:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        assert self._board is not None, "continue_after comes first"
+        assert self._board is not None, "truncate_after comes first"
         for key, value in row.items():
             if isinstance(value, float):
                 self._board.add_scalar(key, value, row["step"])

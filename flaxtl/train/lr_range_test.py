@@ -191,7 +191,7 @@ def _losses(
     step = train_step.make_train_step(way.task, way.data.sharding(setup.mesh))
     first, zero = int(state.step), MetricSums.zero(len(setup.manifest.classes))
     waiting: list[MetricSums] = []
-    with closing(way.data.training(setup.order(), first, first + n, way.task.augmentation)) as examples:
+    with closing(way.data.train_batches(setup.order(), first, first + n, way.task.augmentation)) as examples:
         for made, given in enumerate(examples, 1):
             # Each step begins with totals of its own: those before are not given away with the state.
             state = step(state._replace(totals=devices.replicate(zero, setup.mesh)), way.frozen, given)

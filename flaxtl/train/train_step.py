@@ -156,7 +156,7 @@ def make_scanned_steps(task: StepConfig, sharding: Batch) -> ScannedSteps:
 
     def steps(state: TrainState, frozen: FlatParams, epoch: Batch, first: jax.Array, last: jax.Array) -> TrainState:
         def step(row: jax.Array, state: TrainState) -> TrainState:
-            return _step(task, state, frozen, epoch.of(tuple(rows[row] for rows in epoch.rows)))
+            return _step(task, state, frozen, epoch.with_arrays(tuple(rows[row] for rows in epoch.arrays)))
 
         done: TrainState = jax.lax.fori_loop(first, last, step, state)
         return done
@@ -167,13 +167,15 @@ def make_scanned_steps(task: StepConfig, sharding: Batch) -> ScannedSteps:
 
 def _step(task: StepConfig, state: TrainState, frozen: FlatParams, examples: Batch) -> TrainState:
     examples = _split(examples, task.mesh)
-    keys = _dropout_keys(task.seed, state.step, examples.rows[0].shape[0])
+    keys = _dropout_keys(task.seed, state.step, examples.arrays[0].shape[0])
     if task.accumulate == 1:
         found = compute_grads(task, state, frozen, examples, keys)
     else:
-        dealt = jax.tree.map(lambda rows: _microbatches(rows, task.accumulate, task.mesh), (examples.rows, keys))
+        dealt = jax.tree.map(lambda rows: _microbatches(rows, task.accumulate, task.mesh), (examples.arrays, keys))
         found = _accumulate_grads(
-            lambda state, row: compute_grads(task, state, frozen, examples.of(row[0]), row[1]), state, dealt
+            lambda state, row: compute_grads(task, state, frozen, examples.with_arrays(row[0]), row[1]),
+            state,
+            dealt,
         )
     updates, optimizer_state = task.optimizer.update(found.gradients, state.optimizer, state.learning)
     learning = optax.apply_updates(state.learning, jax.tree.map(lambda update: state.scale * update, updates))
@@ -207,14 +209,14 @@ def compute_grads(
 
     (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
     statistics = {path: moved[path] for path in state.statistics}
-    labels = examples.answers()
+    labels = examples.labels
     counted = batch_metrics(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals))
     return StepGrads(value, gradients, statistics, counted)
 
 
 def _split(examples: Batch, mesh: Mesh) -> Batch:
     """Each device has its share of them, however they came."""
-    return examples.of(jax.lax.with_sharding_constraint(examples.rows, devices.batch_sharding(mesh)))
+    return examples.with_arrays(jax.lax.with_sharding_constraint(examples.arrays, devices.batch_sharding(mesh)))
 
 
 def _dropout_keys(seed: int, step: jax.Array, batch: int) -> jax.Array:
@@ -259,10 +261,10 @@ def _skip_if_nonfinite(state: TrainState, moved: TrainState, found: StepGrads) -
 
 def _targets(examples: Batch, seed: int, augmentation: AugmentConfig | None) -> tuple[jax.Array, tuple[Target, ...]]:
     """A step's inputs and what they shall be taken for."""
-    inputs, labels = examples.inputs(seed, augmentation), examples.answers()
+    inputs, labels = examples.inputs(seed, augmentation), examples.labels
     if augmentation is None or not augmentation.uses_mixing:
         return inputs, (Target(labels, 1.0),)
-    mixed = mix(example_keys(seed, examples.passes, examples.indices), inputs, labels, augmentation)
+    mixed = mix(example_keys(seed, examples.epochs, examples.indices), inputs, labels, augmentation)
     return mixed.images, (Target(mixed.labels, mixed.lam), Target(mixed.labels_b, 1 - mixed.lam))
 
 
@@ -316,4 +318,4 @@ def _predict(
     start: str | None = None,
 ) -> tuple[jax.Array, MetricSums]:
     logits = logits_of(model, unflatten_params(parameters), inputs, start=start)
-    return jax.nn.softmax(logits), batch_metrics(logits, examples.answers(), real)
+    return jax.nn.softmax(logits), batch_metrics(logits, examples.labels, real)

@@ -11,7 +11,7 @@ import optax
 from rich.console import Console
 
 from flaxtl.config import config_to_json
-from flaxtl.data.loaders import Loader, MappedLoader
+from flaxtl.data.loaders import HostLoader, Loader
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.pretrained import backbone
@@ -73,24 +73,23 @@ class Material(NamedTuple):
         """The split's images, or with a cut what the frozen prefix makes of them."""
         inputs = self.inputs[split]
         if cut is None:
-            return inputs.images()
-        return inputs.features(cut, parameters, self._bar(split), self._beside(split))
+            return inputs.image_loader()
+        return inputs.feature_loader(cut, parameters, self.bar, reserved_bytes=self._beside(split))
 
     def _views(self, phase: Phase, parameters: FlatParams) -> Loader:
         """What the frozen prefix makes of a few augmented views of the training images."""
         assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
-        data = self.inputs["train"].views(phase.cut, parameters, self._bar("train"), self._beside("train"))
-        place = ", read from a file batch by batch" if isinstance(data, MappedLoader) else ""
-        views = self.setup.config.feature_cache.views
+        views, splits = self.setup.config.feature_cache.views, self.inputs
+        data = splits["train"].feature_loader(
+            phase.cut, parameters, self.bar, num_views=views, reserved_bytes=self._beside("train")
+        )
+        place = ", read from a file batch by batch" if isinstance(data, HostLoader) else ""
         self.say(f"{phase.name}: {views} views of each image stand for fresh augmentation{place}")
         return data
 
-    def _bar(self, split: str) -> ProgressFn:
-        return lambda title, n: self.bar(f"{split} images {title}", n)
-
     def _beside(self, split: str) -> int:
         """Bytes that the other splits hold on each device."""
-        return sum(inputs.held_bytes for name, inputs in self.inputs.items() if name != split)
+        return sum(inputs.device_bytes for name, inputs in self.inputs.items() if name != split)
 
 
 class Run(NamedTuple):
@@ -117,15 +116,15 @@ def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
 
     state = initial_state(run.setup, phase, parameters, transformation)
     fresh = PhaseProgress(state, devices.replicate(state.moved, run.setup.mesh), EarlyStopping(0, None, 0))
-    told = len(run.log.rows_of(phase.name))
+    told = len(run.log.phase_rows(phase.name))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
-    earlier = sum(row["seconds"] for row in run.log.rows_of(phase.name)[: progress.memory.epoch])
+    earlier = sum(row["seconds"] for row in run.log.phase_rows(phase.name)[: progress.early_stopping.epoch])
     progress = EpochLoop(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
 
     ended = frozen | (progress.best if phase.patience else progress.state.kept)
     unchanged = _prove_freeze(phase, before, frozen, ended)
     wall = earlier + time.monotonic() - started
-    _note(run, leg, ended, progress.memory, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
+    _note(run, leg, ended, progress.early_stopping, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
     run_dir.update_summary(run.setup.workdir, timings={f"{phase.name}: features": featured - started})
     run.checkpoints.save_phase(run.setup.phases.index(phase) + 1, ended)
     return ended
@@ -133,7 +132,7 @@ def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
 
 def _leg(run: Run, phase: Phase, parameters: FlatParams, transformation: Any) -> Leg:
     setup = run.setup
-    material = Material(setup, run.inputs, run.log.advancing, run.log.say)
+    material = Material(setup, run.inputs, run.log.progress_bar, run.log.info)
     validation = material.clean("validation", phase.cut, parameters)
     way = material.way(phase, parameters, transformation)
     eval_step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
@@ -152,7 +151,7 @@ def _prove_freeze(phase: Phase, before: Mapping[str, str], frozen: FlatParams, e
 def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **facts: Any) -> None:
     """The phase's entry in summary.json, with the measures of the epoch whose parameters the phase hands on."""
     phase = leg.phase
-    kept = run.log.rows_of(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
+    kept = run.log.phase_rows(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
     seen, n = phase.steps_per_epoch * run.setup.config.batch_size, len(leg.validation)
     run_dir.update_phase_summary(
         run.setup.workdir,
@@ -167,7 +166,7 @@ def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **f
         validation={name: kept[f"validation_{name}"] for name in ("loss", "accuracy", "balanced_accuracy")} | {"n": n},
         **facts,
     )
-    run.log.say(
+    run.log.info(
         f"{phase.name}: validation accuracy {kept['validation_accuracy']:.2%} on {n} images; "
         f"{facts['frozen_leaves_unchanged']} frozen arrays are bit for bit what they were"
     )

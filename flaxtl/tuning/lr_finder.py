@@ -21,7 +21,7 @@ from flaxtl.report import plots
 from flaxtl.report.templating import format_lr, load_template, round_lr
 from flaxtl.report.templating import format_lr as written
 from flaxtl.train import run_dir
-from flaxtl.train.datasets import tidy
+from flaxtl.train.datasets import remove_intermediate_files
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange, PhaseStart, load_phase_start, range_test
 from flaxtl.train.signals import StopSignal
 
@@ -149,7 +149,7 @@ def find_learning_rate(
         found = _run_range_test(start, rates, console)
         page = _write_results(found, workdir / FOLDER_NAME, start)
         if run_dir.read_summary(workdir).get("complete"):  # no flaxtl train will want them
-            tidy(start.material.setup)
+            remove_intermediate_files(start.material.setup)
     return found, page
 
 

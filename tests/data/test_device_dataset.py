@@ -17,7 +17,7 @@ def resident(dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float16, np.uint8])
 def test_rows_are_picked_bit_for_bit(dtype):
     rows = np.array([3, 0, 3, 23])
-    picked = resident(dtype).picked(jnp.asarray(rows))
+    picked = resident(dtype).gather(jnp.asarray(rows))
     assert picked.dtype == dtype
     assert np.asarray(picked).tobytes() == ROWS.astype(dtype)[rows].tobytes()
 
@@ -27,7 +27,7 @@ def test_a_loop_of_steps_does_not_convert_the_whole_of_them():
 
     def looped(data, n):
         def step(i, total):
-            return total + data.picked(jnp.arange(2) + i).astype(jnp.float32).sum(0)
+            return total + data.gather(jnp.arange(2) + i).astype(jnp.float32).sum(0)
 
         return jax.lax.fori_loop(0, n, step, jnp.zeros(5))
 

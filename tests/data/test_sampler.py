@@ -8,15 +8,15 @@ UNEVEN = np.repeat(np.array([4, 0, 9], np.int32), [3, 17, 10])  # 30 examples; c
 
 def stream(order: EpochSampler, steps: int) -> tuple[np.ndarray, np.ndarray]:
     batches = [order.batch(step) for step in range(steps)]
-    return np.concatenate([batch.indices for batch in batches]), np.concatenate([batch.passes for batch in batches])
+    return np.concatenate([batch.indices for batch in batches]), np.concatenate([batch.epochs for batch in batches])
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (10, 25), (7, 1), (1, 3)])
 def test_every_pass_is_a_permutation_and_batches_run_across_passes(n, batch):
     order = EpochSampler(5, batch, n)
     first = order.batch(0)
-    assert first.indices.shape == first.passes.shape == (batch,)
-    assert first.indices.dtype == first.passes.dtype == np.int32
+    assert first.indices.shape == first.epochs.shape == (batch,)
+    assert first.indices.dtype == first.epochs.dtype == np.int32
     seen, passes = stream(order, 3 * n)
     assert np.array_equal(passes, np.arange(len(seen)) // n)
     for each in seen.reshape(-1, n):

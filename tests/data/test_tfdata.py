@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxtl.data import array_store, tfdata
+from flaxtl.data import tfdata
+from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.sampler import EpochSampler, padded_batches
@@ -27,10 +28,11 @@ ORDER = 0.03
 
 @pytest.fixture
 def images(tmp_path):
-    with array_store.create_store(tmp_path / "images.u8", *IMAGES.shape[:3]) as fresh:
+    store = ArrayStore(tmp_path / "images.npy", IMAGES.shape, IMAGES.dtype)
+    with ArrayStoreWriter(store) as fresh:
         for index, image in enumerate(IMAGES):
             fresh[index] = image
-    return array_store.open_store(tmp_path / "images.u8", *IMAGES.shape[:3])
+    return store
 
 
 def stream(images, order, first=0, last=STEPS, augmentation=None, shard=(0, 1)):

@@ -17,7 +17,7 @@ from flaxtl.cli.main import main
 from flaxtl.data.augment import tta
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import CROP_PCT, Resize, decode
-from flaxtl.data.loaders import MemoryImages
+from flaxtl.data.loaders import ImageSet
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation import tta as evaluation_tta
@@ -49,18 +49,18 @@ def held(run):
 def decoded(run, resize):
     examples = run.setup.manifest.of_split("validation")
     pixels = np.stack([decode(Path(example.path), resize) for example in examples])
-    return MemoryImages(pixels, run.setup.manifest.labels(examples))
+    return ImageSet(pixels, run.setup.manifest.labels(examples))
 
 
 def answers(run, images):
     """What `flaxtl evaluate` finds without test-time augmentation."""
-    data, setup = images.feed(run.setup.mesh), run.setup
+    data, setup = images.loader(run.setup.mesh), run.setup
     step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
     return evaluate(step, run.params, data, setup.config.batch_size)
 
 
 def averaged(run, views, own, given=None):
-    data = (given or own).feed(run.setup.mesh)
+    data = (given or own).loader(run.setup.mesh)
     return tta.average(run, views, answers(run, own), own.labels, data, tiny_run.quiet())
 
 
@@ -75,7 +75,7 @@ def looked(views, images, view, indices=None):
 
 
 def test_flip_is_the_mean_of_two_evaluations(run, held):
-    mirrored = MemoryImages(np.ascontiguousarray(held.pixels[:, :, ::-1]), held.labels)
+    mirrored = ImageSet(np.ascontiguousarray(held.images[:, :, ::-1]), held.labels)
     found = averaged(run, tta.flip_views(OWN), held)
     expected = by_hand(answers(run, held), answers(run, mirrored))
     np.testing.assert_array_equal(found.probabilities, expected)
@@ -88,8 +88,8 @@ def test_flip_is_the_mean_of_two_evaluations(run, held):
 
 
 def test_images_that_are_their_mirror_images_gain_nothing(run, held):
-    half = held.pixels[:, :, :16]
-    own = MemoryImages(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
+    half = held.images[:, :, :16]
+    own = ImageSet(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
     plain, found = answers(run, own), averaged(run, tta.flip_views(OWN), own)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
     gain = evaluation_tta.TtaGain.of(own.labels, plain, found)
@@ -136,7 +136,7 @@ def test_crops_are_the_mean_of_ten_evaluations(run, held):
     views = tta.crop_views(OWN)
     larger = decoded(run, views.resize)
     found = averaged(run, views, held, larger)
-    each = [MemoryImages(looked(views, larger.pixels, view), held.labels) for view in range(10)]
+    each = [ImageSet(looked(views, larger.images, view), held.labels) for view in range(10)]
     np.testing.assert_array_equal(found.probabilities, by_hand(*(answers(run, view) for view in each)))
 
 
@@ -144,35 +144,35 @@ def test_a_view_is_what_training_makes_of_the_image_in_that_pass(run, held):
     setup = run.setup
     views = evaluation_tta.make_tta("3")(setup)
     assert (views.name, views.num_generated, views.include_original, views.num_views) == ("3", 2, True, 3)
-    data = held.feed(setup.mesh)
-    (_, _), (examples, real) = data.evaluation(4)
+    data = held.loader(setup.mesh)
+    (_, _), (examples, real) = data.eval_batches(4)
     assert real.tolist() == [True, True, False, False]
     for view in range(2):
-        passed = examples._replace(passes=np.full(4, view, np.int32))
+        passed = examples._replace(epochs=np.full(4, view, np.int32))
         trained_on = jax.jit(partial(type(passed).inputs, seed=3, augmentation=setup.augmentation))(passed)
-        seen = looked(views, held.pixels[examples.indices], view, examples.indices)
+        seen = looked(views, held.images[examples.indices], view, examples.indices)
         np.testing.assert_array_equal(seen, trained_on)
 
 
 def test_views_by_the_config_are_pure_functions_of_seed_image_and_view(held):
     augmentation = AugmentConfig(brightness=0.2)
     views = tta.random_views(OWN, 4, 7, augmentation)
-    whole = [looked(views, held.pixels, view) for view in range(3)]
+    whole = [looked(views, held.images, view) for view in range(3)]
     assert not any((whole[0] == other).all() for other in whole[1:])
-    alone = looked(views, held.pixels[4:5], 2, np.array([4], np.int32))
+    alone = looked(views, held.images[4:5], 2, np.array([4], np.int32))
     np.testing.assert_array_equal(alone[0], whole[2][4])
     more = tta.random_views(OWN, 9, 7, augmentation)
-    np.testing.assert_array_equal(looked(more, held.pixels, 1), whole[1])
+    np.testing.assert_array_equal(looked(more, held.images, 1), whole[1])
     other = tta.random_views(OWN, 4, 8, augmentation)
-    assert (looked(other, held.pixels, 1) != whole[1]).any()
+    assert (looked(other, held.images, 1) != whole[1]).any()
 
 
 def test_n_views_are_the_image_and_n_less_one(run, held):
     views = evaluation_tta.make_tta("3")(run.setup)
-    each = [looked(views, held.pixels, view) for view in range(2)]
+    each = [looked(views, held.images, view) for view in range(2)]
     found = averaged(run, views, held)
     # float32 images here, as in training: the network's own program is given them as they are
-    expected = by_hand(answers(run, held), *(answers(run, MemoryImages(view, held.labels)) for view in each))
+    expected = by_hand(answers(run, held), *(answers(run, ImageSet(view, held.labels)) for view in each))
     np.testing.assert_array_equal(found.probabilities, expected)
 
 

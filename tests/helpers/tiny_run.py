@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from flaxtl.config import complete_config
-from flaxtl.data.loaders import MemoryImages
+from flaxtl.data.loaders import ImageSet
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import scan_folder
 from flaxtl.pretrained import backbone
@@ -96,13 +96,14 @@ def inputs(prepared, split, directory, cuts):
     examples = prepared.manifest.of_split(split)
     decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
     return SplitData(
+        split=split,
         model=prepared.network.model,
         layers=prepared.network.layers,
         mesh=prepared.mesh,
-        images=MemoryImages(decoded, prepared.manifest.labels(examples)),
-        cuts=cuts,
-        directory=directory,
-        batch=prepared.config.batch_size,
+        images=ImageSet(decoded, prepared.manifest.labels(examples)),
+        cut_layers=cuts,
+        cache_dir=directory,
+        batch_size=prepared.config.batch_size,
     )
 
 

@@ -152,7 +152,7 @@ def test_a_single_process_needs_nobody():
     hosts.shutdown()
     with pytest.raises(SystemExit, match="2"):
         hosts.end(2)
-    with pytest.raises(ValueError, match="Gloo"), hosts.noticing_loss():
+    with pytest.raises(ValueError, match="Gloo"), hosts.exit_on_peer_loss():
         raise ValueError("Gloo failed")
 
 
@@ -210,12 +210,12 @@ def test_two_processes_of_slurm_agree():
 )
 def test_a_killed_process_ends_the_others(processes, victim):
     """Within a collective; process 0 has the coordination service besides."""
-    program = f"meet()\nwith hosts.noticing_loss():\n    mean_over_all(1000, kill({victim}, 5))"
+    program = f"meet()\nwith hosts.exit_on_peer_loss():\n    mean_over_all(1000, kill({victim}, 5))"
     ended = run(program, processes)
     assert ended[victim].code == -signal.SIGKILL
     for number, other in enumerate(ended):
         if number != victim:
-            assert other.code == hosts.LOST, other.output
+            assert other.code == hosts.EXIT_PEER_LOST, other.output
             assert re.match(lost(number, processes), other.output.splitlines()[-1])
             assert other.output.count("flaxtl: ") == 1
             assert other.seconds < 40
@@ -239,7 +239,7 @@ time.sleep(60)
         began = time.monotonic()
         rest = first.communicate(timeout=60)[0]
         assert time.monotonic() - began < 3 * HEARTBEAT
-        assert first.returncode == hosts.LOST
+        assert first.returncode == hosts.EXIT_PEER_LOST
         assert re.search(lost(0, 2), rest.splitlines()[-1])
         second.kill()
 
@@ -252,14 +252,14 @@ def fail(step):
         raise UserError("mine")
 meet()
 try:
-    with hosts.noticing_loss():
+    with hosts.exit_on_peer_loss():
         mean_over_all(1000, fail)
 except UserError as error:
     print(error)
     hosts.end(2)
 """
     first, second = run(program)
-    assert (first.code, second.code) == (hosts.LOST, 2)
+    assert (first.code, second.code) == (hosts.EXIT_PEER_LOST, 2)
     assert re.search(lost(0, 2), first.output)
     assert second.output.endswith("mine\n")
 
@@ -277,7 +277,7 @@ def test_an_error_of_all_processes_is_told_by_each():
 @pytest.mark.slow
 def test_processes_that_do_not_come_are_not_waited_for():
     (ended,) = run("hosts.join(f'127.0.0.1:{port}', 2, 0, from_cluster=False, seconds=3)", processes=1)
-    assert ended.code == hosts.LOST
+    assert ended.code == hosts.EXIT_PEER_LOST
     assert re.match(r"flaxtl: .*\b3 s", ended.output.splitlines()[-1])
 
 
@@ -304,7 +304,7 @@ def test_the_launcher_gives_flags_and_relays(tmp_path):
 
 
 def test_the_launcher_ends_with_the_code_of_the_cause(tmp_path):
-    stand_in = f"time.sleep(0.2)\nsys.exit({hosts.LOST} if sys.argv[-1] == '--process=0' else 3)"
+    stand_in = f"time.sleep(0.2)\nsys.exit({hosts.EXIT_PEER_LOST} if sys.argv[-1] == '--process=0' else 3)"
     process = launch(tmp_path, stand_in, "--processes=3", "--", "train")
     process.communicate(timeout=30)
     assert process.returncode == 3

@@ -1,9 +1,7 @@
 import re
 import shutil
-import threading
-import time
 from collections import namedtuple
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +9,10 @@ import numpy as np
 import pytest
 from helpers import tiny_run
 
-from flaxtl.data import array_store
+from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
-from flaxtl.data.loaders import MappedLoader, ViewsLoader
+from flaxtl.data.loaders import DeviceLoader, HostLoader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward, unflatten_params
@@ -42,6 +40,7 @@ def looking(prepared, directory, cuts=CUTS, **changes):
     clean = tiny_run.inputs(prepared, "train", directory, CUTS)
     net = prepared.network
     return SplitData(
+        "train",
         net.model,
         net.layers,
         prepared.mesh,
@@ -60,9 +59,9 @@ def no_bar(title, total):
 def given(feed, first=0, last=15):
     """What the training steps get, as arrays: inputs and labels, [batch, ...] each."""
     found = []
-    for examples in feed.training(EpochSampler(SEED, 4, 12), first, last, None):
+    for examples in feed.train_batches(EpochSampler(SEED, 4, 12), first, last, None):
         examples = jax.tree.map(jnp.asarray, examples)
-        found.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.answers())))
+        found.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.labels)))
     return found
 
 
@@ -91,10 +90,10 @@ def directly(prepared, parameters, images):
 )
 def test_a_step_is_given_what_the_prefix_makes_of_fresh_augmentation(prepared, parameters, tmp_path, dtype, rounded):
     data = looking(prepared, tmp_path, dtype=np.dtype(dtype))
-    direct = directly(prepared, parameters, data.images().data.inputs)
+    direct = directly(prepared, parameters, data.image_loader().data.inputs)
     labels = prepared.manifest.labels(prepared.manifest.of_split("train"))
-    feed = data.views(CUTS[1], parameters, tiny_run.bar)
-    assert isinstance(feed, ViewsLoader)
+    feed = data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
+    assert isinstance(feed, DeviceLoader)
     assert len(feed) == 12
     for step, (features, answers) in enumerate(given(feed)):  # five passes: the views come again after three
         indices, passes = EpochSampler(SEED, 4, 12).batch(step)
@@ -112,38 +111,45 @@ def test_one_pass_serves_all_cuts_and_later_runs(prepared, parameters, tmp_path)
         return tiny_run.bar(title, total)
 
     data = looking(prepared, tmp_path)
-    first = [given(data.views(cut, parameters, bar)) for cut in CUTS]
+    first = [given(data.feature_loader(cut, parameters, bar, num_views=K)) for cut in CUTS]
     ((title, total),) = told
     assert total == 36
-    assert re.search(r"\b3\b.*\bblock1_pool$", title)
+    assert re.search(r"\b3\b.*\bblock1_pool\b", title)
     assert [batches[0][0].shape for batches in first] == [(4, 16, 16, 64), (4, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
     again = looking(prepared, tmp_path)
-    assert all(same(given(again.views(cut, parameters, no_bar)), found) for cut, found in zip(CUTS, first, strict=True))
+    assert all(
+        same(given(again.feature_loader(cut, parameters, no_bar, num_views=K)), found)
+        for cut, found in zip(CUTS, first, strict=True)
+    )
 
 
 def test_other_views_have_a_file_of_their_own(prepared, parameters, tmp_path):
-    looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, tiny_run.bar)
-    looking(prepared, tmp_path, CUTS[:1]).views(CUTS[0], parameters, no_bar)
+    looking(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar, num_views=K)
+    looking(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, no_bar, num_views=K)
     for changes in (
-        {"n": 2},
+        {"num_views": 2},
         {"seed": 6},
         {"augmentation": AugmentConfig(rotation=21.0)},
         {"dtype": feature_cache.VIEWS_DTYPE},
     ):
-        with pytest.raises(AssertionError, match=rf"computed: .*\b{changes.get('n', K)}\b.*\bblock1_pool"):
-            looking(prepared, tmp_path, CUTS[:1], **changes).views(CUTS[0], parameters, no_bar)
+        with pytest.raises(AssertionError, match=rf"computed: .*\b{changes.get('num_views', K)}\b.*\bblock1_pool"):
+            looking(prepared, tmp_path, CUTS[:1], **changes).feature_loader(
+                CUTS[0], parameters, no_bar, num_views=changes.get("num_views", K)
+            )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, feature_cache.VIEWS_DTYPE], ids=["float32", "bfloat16"])
 def test_a_file_is_read_as_the_device_holds_it(monkeypatch, prepared, parameters, tmp_path, dtype):
-    held = looking(prepared, tmp_path, dtype=np.dtype(dtype)).views(CUTS[0], parameters, tiny_run.bar)
+    held = looking(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(
+        CUTS[0], parameters, tiny_run.bar, num_views=K
+    )
     monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
-    mapped = looking(prepared, tmp_path, dtype=np.dtype(dtype)).views(CUTS[0], parameters, no_bar)
-    assert (type(held), type(mapped), len(mapped)) == (ViewsLoader, MappedLoader, 12)
+    mapped = looking(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(CUTS[0], parameters, no_bar, num_views=K)
+    assert (type(held), type(mapped), len(mapped)) == (DeviceLoader, HostLoader, 12)
     assert same(given(mapped), given(held))
     assert same(given(mapped, 7), given(held)[7:])
-    for (ours, real), (theirs, also_real) in zip(mapped.evaluation(5), held.evaluation(5), strict=True):
+    for (ours, real), (theirs, also_real) in zip(mapped.eval_batches(5), held.eval_batches(5), strict=True):
         assert np.array_equal(real, also_real)
         assert np.array_equal(*(jax.tree.map(jnp.asarray, examples).inputs(0, None) for examples in (ours, theirs)))
 
@@ -154,26 +160,28 @@ def test_what_lies_beside_them_is_counted(monkeypatch, prepared, parameters, tmp
         devices, "device_memory", lambda mesh: (2 * (n_bytes + 100), "memory")
     )  # half of it may be taken
     data = looking(prepared, tmp_path)
-    assert isinstance(data.views(CUTS[1], parameters, tiny_run.bar, beside=100), ViewsLoader)
-    assert data.held_bytes == n_bytes
+    assert isinstance(
+        data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K, reserved_bytes=100), DeviceLoader
+    )
+    assert data.device_bytes == n_bytes
     again = looking(prepared, tmp_path)
-    assert isinstance(again.views(CUTS[1], parameters, no_bar, beside=101), MappedLoader)
-    assert again.held_bytes == 0
+    assert isinstance(again.feature_loader(CUTS[1], parameters, no_bar, num_views=K, reserved_bytes=101), HostLoader)
+    assert again.device_bytes == 0
 
 
 def test_a_feed_that_is_closed_early_reads_no_further(monkeypatch, prepared, parameters, tmp_path, little_memory):
-    feed = looking(prepared, tmp_path).views(CUTS[1], parameters, tiny_run.bar)
+    feed = looking(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
     calls = []
-    read = array_store.FeatureFile.read
-    monkeypatch.setattr(array_store.FeatureFile, "read", lambda file, rows: calls.append(rows) or read(file, rows))
-    batches = feed.training(EpochSampler(SEED, 4, 12), 0, 1000, None)
+    read = ArrayStore.read
+    monkeypatch.setattr(ArrayStore, "read", lambda store, rows: calls.append(rows) or read(store, rows))
+    batches = feed.train_batches(EpochSampler(SEED, 4, 12), 0, 1000, None)
     next(batches)
     batches.close()
     assert len(calls) <= 3
 
 
 def test_a_file_that_is_lost_meanwhile_is_told(prepared, parameters, tmp_path, little_memory):
-    feed = looking(prepared, tmp_path).views(CUTS[1], parameters, tiny_run.bar)
+    feed = looking(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
     for file in tmp_path.iterdir():
         file.unlink()
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/block2_pool-.*\.npy\b"):
@@ -198,75 +206,17 @@ def stopping_bar(at):
 
 def test_a_computation_that_was_ended_goes_on_where_it_was(prepared, parameters, tmp_path):
     whole = looking(prepared, tmp_path / "whole")
-    whole.views(CUTS[0], parameters, tiny_run.bar)
+    whole.feature_loader(CUTS[0], parameters, tiny_run.bar, num_views=K)
     bar, _ = stopping_bar(16)
     with pytest.raises(Stop):
-        looking(prepared, tmp_path / "parts").views(CUTS[0], parameters, bar)
+        looking(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
     assert not list((tmp_path / "parts").glob("[!.]*.npy"))
     bar, told = stopping_bar(99)
-    looking(prepared, tmp_path / "parts").views(CUTS[0], parameters, bar)
+    looking(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
     assert told == [16, 4, 4, 4, 4, 4]
     files = [sorted((tmp_path / name).iterdir()) for name in ("whole", "parts")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-
-
-@pytest.mark.parametrize("harm", ["no note", "half a note", "cut off"])
-def test_what_is_not_certain_is_computed_again(tmp_path, harm):
-    file = array_store.FeatureFile(tmp_path / "features.npy", (4, 2), np.dtype(np.float32))
-    with suppress(Stop), array_store.ArrayStoreWriter(file) as draft:
-        draft.put(0, np.ones((3, 2), np.float32))
-        raise Stop
-    assert file.rows_done() == 3
-    if harm == "no note":
-        file.note.unlink()
-    elif harm == "half a note":
-        file.note.write_text(file.note.read_text()[:5])
-    else:
-        file.scratch.write_bytes(file.scratch.read_bytes()[:-1])
-    assert file.rows_done() == 0
-    with array_store.ArrayStoreWriter(file) as draft:
-        draft.put(0, np.zeros((4, 2), np.float32))
-    assert not file.mapped().any()
-    assert list(tmp_path.iterdir()) == [file.path]
-
-
-def test_a_killed_process_loses_what_came_after_the_note(monkeypatch, tmp_path):
-    file = array_store.FeatureFile(tmp_path / "features.npy", (4, 2), feature_cache.VIEWS_DTYPE)
-    whole = np.arange(8, dtype=feature_cache.VIEWS_DTYPE).reshape(4, 2)
-    killed = array_store.ArrayStoreWriter(file).__enter__()
-    monkeypatch.setattr(array_store, "KEEP_SECONDS", 0.0)
-    killed.put(0, whole[:2])
-    monkeypatch.setattr(array_store, "KEEP_SECONDS", 1e9)
-    killed.put(2, whole[2:3])
-    killed._open.close()  # all that the system does
-    assert file.mapped() is None
-    assert file.rows_done() == 2
-    with array_store.ArrayStoreWriter(file) as draft:
-        draft.put(2, whole[2:])
-    assert np.array_equal(file.read(slice(None)), whole)
-    assert file.read(np.array([3, 0, 3])).tolist() == [[6, 7], [0, 1], [6, 7]]
-
-
-def test_a_second_run_waits_for_the_first_and_computes_nothing(tmp_path):
-    file = array_store.FeatureFile(tmp_path / "features.npy", (3, 2), np.dtype(np.float32))
-    order = []
-
-    def second():
-        with array_store.ArrayStoreWriter(file) as draft:
-            order.append(f"second, {file.rows_done()} rows done")
-            draft.put(0, np.zeros((3, 2), np.float32))
-
-    with array_store.ArrayStoreWriter(file) as draft:
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.2)
-        draft.put(0, np.arange(6, dtype=np.float32).reshape(3, 2))
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second, 3 rows done"]
-    assert file.mapped().tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert list(tmp_path.iterdir()) == [file.path]
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatch, prepared, parameters, tmp_path):
@@ -275,7 +225,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatc
     bar, told = stopping_bar(99)
     facts = rf"(?=.*\b[1-9]\.\d MB)(?=.*{re.escape(str(tmp_path))})(?=.*\b0\.1 MB)"
     with pytest.raises(UserError, match=facts):
-        looking(prepared, tmp_path).views(CUTS[0], parameters, bar)
+        looking(prepared, tmp_path).feature_loader(CUTS[0], parameters, bar, num_views=K)
     assert told == []
 
 

@@ -32,7 +32,7 @@ def progress(mesh, fill, memory):
     state = jax.tree.map(lambda leaf: leaf + jnp.asarray(fill, leaf.dtype), state)
     totals = MetricSums(jnp.float32(fill), jnp.int32(3), jnp.int32(4))
     made = TrainState.first(fill, learning, {}, state, classes=3)._replace(totals=totals)
-    return devices.replicate(PhaseProgress(made, learning, None), mesh)._replace(memory=memory)
+    return devices.replicate(PhaseProgress(made, learning, None), mesh)._replace(early_stopping=memory)
 
 
 def same(first, second):
@@ -72,7 +72,7 @@ def test_progress_is_read_back_bit_for_bit_though_its_buffers_went_on(tmp_path, 
     with Checkpoints(tmp_path) as checkpoints:
         found = checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, EarlyStopping(0, None, 0)))
     assert same(found, expected)
-    assert found.memory == EarlyStopping(2, 0.1, 1)
+    assert found.early_stopping == EarlyStopping(2, 0.1, 1)
 
 
 @pytest.mark.parametrize(("first", "last", "there"), [(0, 5, True), (4, 10, True), (5, 10, False), (0, 4, False)])
@@ -130,7 +130,7 @@ def harms(data):
 
 
 def test_whatever_file_is_harmed_the_arrays_are_right_or_those_before_are_taken(tmp_path, mesh, monkeypatch):
-    monkeypatch.setattr("test_checkpoint.LARGE", (3, 5))
+    monkeypatch.setitem(globals(), "LARGE", (3, 5))
     place = saved(tmp_path / "whole", mesh, 4, 5)
     right = {fill: progress(mesh, fill, EarlyStopping(fill, None, 0)) for fill in (4, 5)}
     names = sorted(file.relative_to(place) for file in (place / "2").rglob("*") if file.is_file())
@@ -143,7 +143,7 @@ def test_whatever_file_is_harmed_the_arrays_are_right_or_those_before_are_taken(
             (workdir / "checkpoints" / "latest" / name).write_bytes(data)
             with Checkpoints(workdir, told.append) as checkpoints:
                 found = checkpoints.restore_latest(0, 10, 9, right[5])
-            fill = found.memory.epoch
+            fill = found.early_stopping.epoch
             assert same(found, right[fill]), (name, harm)
             assert (fill == 4) == bool(told), (name, harm)
             fell_back += fill == 4
@@ -154,7 +154,7 @@ def test_what_comes_after_lost_epochs_is_put_aside(tmp_path, mesh):
     place, told = saved(tmp_path, mesh, 4, 5), []
     with Checkpoints(tmp_path, told.append) as checkpoints:
         found = checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, EarlyStopping(0, None, 0)))
-    assert found.memory.epoch == 4
+    assert found.early_stopping.epoch == 4
     (said,) = told
     assert re.search(r"\bmetrics\.jsonl\b.*\bcheckpoint 2\b", said)
     assert str(tmp_path / "checkpoints/damaged/latest-2") in said
@@ -164,11 +164,17 @@ def test_what_comes_after_lost_epochs_is_put_aside(tmp_path, mesh):
 def test_numbers_go_on_after_one_was_put_aside(tmp_path, mesh):
     saved(tmp_path, mesh, 4, 5)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, EarlyStopping(0, None, 0))).memory.epoch == 4
+        assert (
+            checkpoints.restore_latest(0, 10, 4, progress(mesh, 0, EarlyStopping(0, None, 0))).early_stopping.epoch == 4
+        )
     saved(tmp_path, mesh, 6)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, EarlyStopping(0, None, 0))).memory.epoch == 6
-        assert checkpoints.restore_latest(0, 10, 5, progress(mesh, 0, EarlyStopping(0, None, 0))).memory.epoch == 4
+        assert (
+            checkpoints.restore_latest(0, 10, 9, progress(mesh, 0, EarlyStopping(0, None, 0))).early_stopping.epoch == 6
+        )
+        assert (
+            checkpoints.restore_latest(0, 10, 5, progress(mesh, 0, EarlyStopping(0, None, 0))).early_stopping.epoch == 4
+        )
     assert sorted(place.name for place in (tmp_path / "checkpoints" / "damaged").iterdir()) == [
         "latest-2",
         "latest-2-again",

@@ -105,7 +105,7 @@ def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp
     plain, averaged = rows_of
     assert averaged["train_loss"] == plain["train_loss"]
     assert averaged["validation_loss"] != plain["validation_loss"]
-    data = tiny_run.inputs(run.setup, "validation", tmp_path, []).images()
+    data = tiny_run.inputs(run.setup, "validation", tmp_path, []).image_loader()
     step = train_step.make_eval_step(run.setup.network.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
     for row, parameters in zip(rows_of, kept, strict=True):
         # Of images here, of features there: float32 sums in another order.

@@ -19,10 +19,10 @@ def no_bar(title, total):
 
 def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
-    images = inputs.images().data.inputs
+    images = inputs.image_loader().data.inputs
     for cut in CUTS:
         direct = forward(prepared.network.model, unflatten_params(parameters), images, stop=cut).output
-        found = inputs.features(cut, parameters, tiny_run.bar)
+        found = inputs.feature_loader(cut, parameters, tiny_run.bar)
         # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
         np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
         assert np.array_equal(found.data.labels, prepared.manifest.labels(prepared.manifest.of_split("train")))
@@ -37,7 +37,7 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
         told.append((title, total))
         return tiny_run.bar(title, total)
 
-    shapes = [inputs.features(cut, parameters, bar).data.inputs.shape for cut in CUTS]
+    shapes = [inputs.feature_loader(cut, parameters, bar).data.inputs.shape for cut in CUTS]
     ((title, total),) = told
     assert "block1_pool" in title
     assert total == 6
@@ -46,25 +46,25 @@ def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, pa
 
 
 def test_splits_share_one_program(prepared, parameters, tmp_path):
-    feature_cache._program.cache_clear()
+    feature_cache._forward_fn.cache_clear()
     for split in ("train", "validation"):
-        tiny_run.inputs(prepared, split, tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
-    assert feature_cache._program.cache_info().misses == 1
+        tiny_run.inputs(prepared, split, tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
+    assert feature_cache._forward_fn.cache_info().misses == 1
 
 
 def test_features_are_read_back_and_not_computed(prepared, parameters, tmp_path):
-    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
-    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, no_bar)
     assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
 @pytest.mark.parametrize("keep", [0, 64, 5000])
 def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
-    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).features(CUTS[0], parameters, tiny_run.bar)
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:keep])
-    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).features(CUTS[0], parameters, tiny_run.bar)
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar)
     assert np.array_equal(first.data.inputs, again.data.inputs)
     assert file.read_bytes() == whole
 
@@ -72,16 +72,16 @@ def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
 def test_bfloat16_features_are_read_back(folder, tmp_path):
     prepared = tiny_run.setup(folder, tmp_path, dtype="bfloat16")
     parameters = tiny_run.parameters(prepared.network, prepared.config)
-    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, tiny_run.bar)
-    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).features(CUTS[1], parameters, no_bar)
-    assert again.data.picked(jnp.arange(2)).dtype == jnp.bfloat16
+    first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
+    again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, no_bar)
+    assert again.data.gather(jnp.arange(2)).dtype == jnp.bfloat16
     assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
 def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, parameters, folder, tmp_path):
     def files(of=prepared, split="train", weights=parameters):
         before = set(tmp_path.iterdir())
-        tiny_run.inputs(of, split, tmp_path, CUTS[:1]).features(CUTS[0], weights, tiny_run.bar)
+        tiny_run.inputs(of, split, tmp_path, CUTS[:1]).feature_loader(CUTS[0], weights, tiny_run.bar)
         return len(set(tmp_path.iterdir()) - before)
 
     def moved(path):
@@ -98,9 +98,9 @@ def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, pa
 
 def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1])
-    first = inputs.features(CUTS[0], parameters, tiny_run.bar)
+    first = inputs.feature_loader(CUTS[0], parameters, tiny_run.bar)
     path = "backbone/block1_conv2/bias"
-    other = inputs.features(CUTS[0], {**parameters, path: parameters[path] + 1}, tiny_run.bar)
+    other = inputs.feature_loader(CUTS[0], {**parameters, path: parameters[path] + 1}, tiny_run.bar)
     assert not np.array_equal(first.data.inputs, other.data.inputs)
 
 
@@ -108,7 +108,7 @@ def test_a_directory_that_cannot_be_written_to(prepared, parameters, tmp_path):
     (tmp_path / "file").touch()
     inputs = tiny_run.inputs(prepared, "train", tmp_path / "file", CUTS[:1])
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))):
-        inputs.features(CUTS[0], parameters, tiny_run.bar)
+        inputs.feature_loader(CUTS[0], parameters, tiny_run.bar)
 
 
 def test_digest_tells_one_changed_bit():

@@ -12,7 +12,7 @@ import optax
 import pytest
 from helpers import tiny_run
 
-from flaxtl.data.loaders import DeviceDataset, DeviceLoader, MemoryImages
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader, ImageSet
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions
@@ -99,7 +99,7 @@ class World:
         task = train_step.StepConfig(self.network.model, self.optimizer, self.mesh, seed)
         step = train_step.make_train_step(task, self.feed.sharding(self.mesh))
         state = devices.replicate(state, self.mesh)
-        for examples in self.feed.training(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
+        for examples in self.feed.train_batches(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
             state = step(state, frozen, examples)
             state = state._replace(totals=devices.replicate(MetricSums.zero(3), self.mesh))
         return step, state, frozen
@@ -205,8 +205,8 @@ def test_a_step_is_that_of_keras(monkeypatch):
     }
     for layer, order in paths.items():
         reference.get_layer(layer).set_weights([np.asarray(made.parameters[path]) for path in order])
-    for examples in made.feed.training(EpochSampler(3, BATCH, 2 * BATCH), 0, 2, None):
-        reference.train_on_batch(examples.inputs(0, None) / 127.5 - 1, np.asarray(examples.answers()))
+    for examples in made.feed.train_batches(EpochSampler(3, BATCH, 2 * BATCH), 0, 2, None):
+        reference.train_on_batch(examples.inputs(0, None) / 127.5 - 1, np.asarray(examples.labels))
     _, state, frozen = made.run()
     assert not frozen
     for layer, order in paths.items():
@@ -287,7 +287,7 @@ def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
 
 def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
     made = World(make_config("mobilenet_0.25"))
-    held = MemoryImages(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
+    held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
     cut, net = made.phase.cut, made.network
     inputs = SplitData(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
 
@@ -342,7 +342,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     evaluate_run(whole, tiny_run.quiet())
     opened = load_run(tmp_path / "whole")
     assert param_digests(opened.params) == finetuned
-    images = np.concatenate([whole.inputs[split].images().data.inputs for split in ("validation", "test")])
+    images = np.concatenate([whole.inputs[split].image_loader().data.inputs for split in ("validation", "test")])
     direct = jax.nn.softmax(logits_of(opened.setup.network.model, unflatten_params(opened.params), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders

@@ -44,7 +44,7 @@ def test_a_half_written_last_line_is_dropped(workdir, rest):
         file.write(rest)
     assert read_metrics(workdir) == ROWS
     with MetricLogger(workdir, tiny_run.quiet()) as log:
-        log.continue_after(9)
+        log.truncate_after(9)
         with log.phase("finetune", epochs=2, done=1) as report:
             report(row("finetune", 2, 12))
     assert read_metrics(workdir) == [*ROWS, row("finetune", 2, 12)]
@@ -52,16 +52,16 @@ def test_a_half_written_last_line_is_dropped(workdir, rest):
 
 def test_rows_after_the_checkpoint_are_dropped(workdir):
     with MetricLogger(workdir, tiny_run.quiet()) as log:
-        log.continue_after(6)
-        assert log.rows_of("frozen") == ROWS[:2]
-        assert log.rows_of("finetune") == []
+        log.truncate_after(6)
+        assert log.phase_rows("frozen") == ROWS[:2]
+        assert log.phase_rows("finetune") == []
     assert (workdir / "metrics.jsonl").read_text().count("\n") == 2
 
 
 def test_an_epoch_is_told_and_written(tmp_path):
     console = tiny_run.quiet()
     with MetricLogger(tmp_path, console) as log:
-        log.continue_after(0)
+        log.truncate_after(0)
         with log.phase("frozen", epochs=2, done=0) as report:
             report(ROWS[0])
     assert read_metrics(tmp_path) == ROWS[:1]

@@ -154,7 +154,7 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     step = make_train_step(way.task, way.data.sharding(setup.mesh))
     state = initial_state(setup, phase, parameters, transformation)
     sums = [0.0]
-    examples = way.data.training(setup.order(), first, first + 14, way.task.augmentation)
+    examples = way.data.train_batches(setup.order(), first, first + 14, way.task.augmentation)
     for given, after in zip(examples, states, strict=True):
         state = step(state, way.frozen, given)
         assert all(np.array_equal(after[path], value) for path, value in state.moved.items())

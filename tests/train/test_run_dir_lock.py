@@ -11,8 +11,8 @@ from flaxtl.train import run_dir
 HOLD = """
 import sys, time
 from pathlib import Path
-from flaxtl.train import lock
-with lock.held(Path(sys.argv[1])):
+from flaxtl.train.run_dir import run_dir_lock
+with run_dir_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -30,7 +30,7 @@ class World:
         self.setup = tiny_run.setup(folder, workdir)
         self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
-        self.images, self.features = data.images(), data.features(CUT, self.parameters, tiny_run.bar)
+        self.images, self.features = data.image_loader(), data.feature_loader(CUT, self.parameters, tiny_run.bar)
         self.order = EpochSampler(3, 4, len(self.images))
 
     def begin(self, phase, **options):
@@ -87,7 +87,7 @@ def test_a_call_makes_the_steps_of_the_step_by_step_program(world):
         train_step.make_train_step(way.task, way.data.sharding(world.setup.mesh)),
         world.begin(phase, start=CUT),
     )
-    for examples in way.data.training(world.order, 0, 4, None):
+    for examples in way.data.train_batches(world.order, 0, 4, None):
         state = step(state, way.frozen, examples)
     assert int(state.step) == int(looped.step) == 4
     # Measured 0. XLA may fuse the two programs otherwise, and a loss is a sum of 16 terms.
@@ -120,9 +120,9 @@ def test_many_processes_go_step_by_step(world, monkeypatch):
 
 
 def test_the_rows_of_an_epoch_are_the_batches_of_its_steps(world):
-    epoch = world.images.epoch(world.order, 5, 8, 4)
-    batches = list(world.images.training(world.order, 5, 8, None))
-    assert epoch.indices.shape == epoch.passes.shape == (4, 4)
+    epoch = world.images.stacked_batches(world.order, 5, 8, 4)
+    batches = list(world.images.train_batches(world.order, 5, 8, None))
+    assert epoch.indices.shape == epoch.epochs.shape == (4, 4)
     for row, batch in enumerate([*batches, batches[-1]]):
         assert epoch.indices[row].tolist() == batch.indices.tolist()
-        assert epoch.passes[row].tolist() == batch.passes.tolist()
+        assert epoch.epochs[row].tolist() == batch.epochs.tolist()

@@ -29,8 +29,8 @@ class World:
         self.setup = tiny_run.setup(folder, workdir)
         self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
-        self.images = data.images()
-        self.features = data.features(CUT, self.parameters, tiny_run.bar)
+        self.images = data.image_loader()
+        self.features = data.feature_loader(CUT, self.parameters, tiny_run.bar)
         self.frozen, self.finetune = self.setup.phases
 
     def start(self, phase, step=0):
@@ -53,7 +53,7 @@ class World:
         step = self.step(phase, **settings)
         state, frozen = self.start(phase, first)
         found = []
-        for examples in data.training(EpochSampler(3, 4, len(data)), 0, 3, None):
+        for examples in data.train_batches(EpochSampler(3, 4, len(data)), 0, 3, None):
             state = step(state, frozen, examples)
             found.append(float(state.totals.loss))
         return found, state
@@ -68,7 +68,7 @@ def test_what_learns_changes_and_nothing_else(world):
     step = world.step(world.finetune, augmentation=world.setup.augmentation)
     state, frozen = world.start(world.finetune)
     before, old = param_digests(frozen), {path: np.array(value) for path, value in state.learning.items()}
-    for examples in world.images.training(EpochSampler(3, 4, len(world.images)), 0, 4, world.setup.augmentation):
+    for examples in world.images.train_batches(EpochSampler(3, 4, len(world.images)), 0, 4, world.setup.augmentation):
         state = step(state, frozen, examples)
         # as at the start of an epoch
         state = state._replace(totals=devices.replicate(MetricSums.zero(3), world.setup.mesh))
@@ -124,7 +124,7 @@ def test_augmentation_is_a_function_of_seed_pass_and_image(world):
 def test_donation_harms_nobody(world):
     state, frozen = world.start(world.frozen)
     before = param_digests(world.parameters)
-    (examples,) = world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)
+    (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
     after = world.step(world.frozen, start=CUT)(state, frozen, examples)
     assert all(leaf.is_deleted() for leaf in state.learning.values())  # so it was donated
     assert not any(leaf.is_deleted() for leaf in (*world.parameters.values(), *after.learning.values()))
@@ -154,7 +154,7 @@ def test_images_that_were_sent_make_the_step_of_those_that_were_picked(world):
     for number in range(3):
         batch = order.batch(number)
         inputs, labels = (np.asarray(part)[batch.indices] for part in world.images.data)
-        state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.passes))
+        state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.epochs))
     _, picked = world.losses(world.finetune, world.images)
     assert param_digests(state.learning) == param_digests(picked.learning)
     assert float(state.totals.loss) == float(picked.totals.loss)
@@ -207,7 +207,7 @@ def test_an_average_is_kept_beside_what_learns(world):
     state = state._replace(average=devices.replicate(state.learning, world.setup.mesh))
     step, plain = world.step(world.finetune, average=average), world.step(world.finetune)
     other, expected = world.start(world.finetune, 7)[0], None
-    for examples in world.images.training(EpochSampler(3, 4, len(world.images)), 0, 3, None):
+    for examples in world.images.train_batches(EpochSampler(3, 4, len(world.images)), 0, 3, None):
         state, other = step(state, frozen, examples), plain(other, frozen, examples)
         now = {path: np.array(value) for path, value in other.learning.items()}
         expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}
@@ -227,7 +227,7 @@ def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
     task = train_step.StepConfig(world.setup.network.model, transformation, world.setup.mesh, 3, start=CUT)
     step = train_step.make_train_step(task, world.features.sharding(world.setup.mesh))
     learning, statistics, frozen = phase.split.part(world.parameters)
-    (examples,) = world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)
+    (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
     moved = {}
     for scale in (1.0, 0.5, 0.0):
         state = TrainState.first(0, learning, statistics, transformation.init(learning), 3)._replace(
@@ -264,7 +264,7 @@ def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
     step = world.step(world.frozen, feed=world.features, start=CUT)
     state, frozen = world.start(world.frozen)
     order = EpochSampler(3, 4, len(world.features))
-    good, bad, after = (examples for examples in world.features.training(order, 0, 3, None))
+    good, bad, after = (examples for examples in world.features.train_batches(order, 0, 3, None))
     state = step(state, frozen, good)
     before = {path: np.array(value) for path, value in state.learning.items()}
     broken = bad._replace(data=DeviceDataset(bad.data.inputs.at[bad.indices[1]].set(jnp.nan), bad.data.labels))
@@ -283,5 +283,5 @@ def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
     monkeypatch.setattr(train_step, "cross_entropy", steep)
     step = world.step(world.frozen, feed=world.features, start=CUT)
     state, frozen = world.start(world.frozen)
-    state = step(state, frozen, next(world.features.training(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
+    state = step(state, frozen, next(world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
     assert int(state.failed) == 0

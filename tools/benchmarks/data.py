@@ -15,8 +15,7 @@ from benchmarks import peers
 from benchmarks.measure import Work, median, rates
 from flaxtl import fileio
 from flaxtl.console import make_console, make_table
-from flaxtl.data import array_store
-from flaxtl.data.array_store import ArrayStore
+from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize, decode_all, decode_into
 from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostLoader, Loader
@@ -78,23 +77,18 @@ def _ways(files: list[Path], options: argparse.Namespace, stack: ExitStack) -> I
 
 
 def _decode_to_file(files: list[Path], resize: Resize) -> int:
-    with (
-        TemporaryDirectory() as place,
-        array_store.create_store(Path(place) / "s", len(files), resize.height, resize.width) as rows,
-    ):
-        decode_into(rows, files, resize)
-    return len(files)
+    with _stored(files, resize):
+        return len(files)
 
 
 @contextmanager
 def _stored(files: list[Path], resize: Resize) -> Iterator[ArrayStore]:
-    with TemporaryDirectory() as place:
-        file = Path(place) / "images"
-        with array_store.create_store(file, len(files), resize.height, resize.width) as rows:
-            decode_into(rows, files, resize)
-        kept = array_store.open_store(file, len(files), resize.height, resize.width)
-        assert kept is not None, "it was just written"
-        yield kept
+    shape = (len(files), resize.height, resize.width, 3)
+    with TemporaryDirectory() as folder:
+        store = ArrayStore(Path(folder) / "images.npy", shape, np.dtype(np.uint8))
+        with ArrayStoreWriter(store) as writer:
+            decode_into(writer, files, resize)
+        yield store
 
 
 def _resident(pixels: np.ndarray, labels: np.ndarray, order: EpochSampler, batch: int) -> Work:
@@ -113,7 +107,7 @@ def _stream(feed: Loader, order: EpochSampler, batch: int) -> Work:
 def _passes(feed: Loader, order: EpochSampler, batch: int, use: Any) -> Work:
     """Some passes at each call, each going on where the last one ended: many batches, of which few were made ahead."""
     steps = max(64, len(feed) // batch)
-    stream = feed.training(order, 0, 2**31, LECTURE)
+    stream = feed.train_batches(order, 0, 2**31, LECTURE)
 
     def work() -> int:
         for examples in islice(stream, steps):

@@ -64,7 +64,7 @@ def train(settings: dict[str, Any]) -> Trial:
     labels = np.arange(len(leg.data), dtype=np.int32) % settings["classes"]
     state, frozen = _begin(leg, _parameters(leg.network.shapes))
     state, frozen, data = devices.replicate((state, frozen, DeviceDataset(drawn, labels)), leg.mesh)
-    examples = DeviceLoader(data).training(leg.order, 0, 2**31, leg.augmentation)
+    examples = DeviceLoader(data).train_batches(leg.order, 0, 2**31, leg.augmentation)
 
     def step() -> jax.Array:
         nonlocal state
@@ -79,7 +79,7 @@ def train_flops(settings: dict[str, Any]) -> float:
     leg = _leg(settings, jax.devices("cpu")[0])
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leg.network.shapes.items()}
     state, frozen = jax.eval_shape(partial(_begin, leg), shapes)
-    examples = next(DeviceLoader(leg.data).training(leg.order, 0, 1, leg.augmentation))
+    examples = next(DeviceLoader(leg.data).train_batches(leg.order, 0, 1, leg.augmentation))
     return _flops(leg.step.lower(state, frozen, examples)) / settings["batch"]
 
 
