@@ -32,7 +32,7 @@ from flaxtl.data.loaders import (
 )
 from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError
-from flaxtl.models.classifier import Classifier, FlatParams, forward
+from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
 
