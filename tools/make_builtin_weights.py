@@ -44,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     vgg16 = registry.get_spec("vgg16")
-    base = Classifier(vgg16, Head(classes=1, pooling="global_average", units=()))
+    base = Classifier(vgg16, Head(num_classes=1, pooling="global_average", units=()))
     loaded = load_weights(arguments.weights, expected_shapes(base), optional_layers(vgg16))
     source_md5 = hashlib.md5(arguments.weights.read_bytes(), usedforsecurity=False).hexdigest()
     metadata = METADATA | {"source_file": arguments.weights.name, "source_md5": source_md5}

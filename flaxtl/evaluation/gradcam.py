@@ -20,7 +20,7 @@ from flaxtl.evaluation import classification, heatmaps, run_files
 from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.evaluation.run_files import RunRecord
-from flaxtl.models.classifier import Classifier, Parameters, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, Params, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
 
 FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
@@ -28,7 +28,7 @@ FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
 
 
 def gradcam_maps(
-    model: Classifier, parameters: Parameters, images: jax.Array, classes: jax.Array, layer: Layer
+    model: Classifier, parameters: Params, images: jax.Array, classes: jax.Array, layer: Layer
 ) -> jax.Array:
     """The heat maps of some classes over every image, at the places of a layer.
 
@@ -198,7 +198,7 @@ def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDA
     parameters = jax.device_put(jax.device_get(unflatten_params(run.params)))
 
     @jax.jit
-    def maps(parameters: Parameters, images: jax.Array, classes: jax.Array) -> jax.Array:
+    def maps(parameters: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
         return gradcam_maps(run.setup.network.model, parameters, images, classes, at)
 
     parts = [

@@ -17,7 +17,7 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
 from flaxtl.models import classifier, imagenet, registry
-from flaxtl.models.classifier import Classifier, FlatParams, Parameters, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, Params, forward, unflatten_params
 from flaxtl.models.spec import ModelSpec
 from flaxtl.parallel import devices
 from flaxtl.pretrained.backbone import headless_model, load_backbone
@@ -42,7 +42,7 @@ class Predictor(NamedTuple):
     """
 
     model: Classifier
-    params: Parameters
+    params: Params
     resize: Resize
     classes: tuple[str, ...]
     wordnet_ids: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Predictor(NamedTuple):
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
 
         @jax.jit
-        def run_model(params: Parameters, images: jax.Array) -> dict[str, jax.Array]:
+        def run_model(params: Params, images: jax.Array) -> dict[str, jax.Array]:
             return forward(self.model, params, images, taps=layers, stop=self.output_layer).taps
 
         unreadable: list[str] = []
@@ -182,7 +182,7 @@ def load_pretrained(
 
 def _backbone_layers(model: Classifier) -> list[str]:
     """Return the names of the backbone's layers in order; the last one is its output."""
-    size = model.architecture.size
+    size = model.spec.input_size
     return [layer.name for layer in classifier.list_layers(model, size, size) if layer.section == "backbone"]
 
 
@@ -192,7 +192,7 @@ def eval_resize(spec: ModelSpec) -> Resize:
     Shorter side to 8/7 of the input size (256 for 224), bicubic, then a center crop: taehoonlee in
     github.com/keras-team/keras-applications/issues/99. Squashing with Keras' default, nearest, costs VGG16 accuracy.
     """
-    return Resize(spec.size, spec.size, policy="crop", interpolation="bicubic")
+    return Resize(spec.input_size, spec.input_size, policy="crop", interpolation="bicubic")
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:

@@ -23,7 +23,7 @@ from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictor import Predictor, TrainedRun
 from flaxtl.export import formats, predict_script
 from flaxtl.models.classifier import Classifier
-from flaxtl.models.imagenet import STEPS
+from flaxtl.models.imagenet import PREPROCESSING
 
 VERSIONED_PACKAGES = ("flaxtl", "jax", "pillow")
 """Whose versions matter later: jax reads programs that are not too old, and Pillow resizes."""
@@ -54,27 +54,31 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> dict[str, Any]:
         "preprocessing": _preprocessing(model),
         "resize": _resize(resize),
         "temperature": run_files.read_summary(run.setup.workdir).get("calibration", {}).get("temperature"),
-        "licence": model.architecture.licence,
+        "licence": model.spec.license,
     }
 
 
 def _network(model: Classifier) -> dict[str, Any]:
     assert model.head is not None, "a run has its own classes"
     return {
-        "architecture": model.architecture.name,
-        "stop": model.last,
+        "architecture": model.spec.name,
+        "stop": model.output_layer,
         "head": asdict(model.head),
         "dtype": np.dtype(model.dtype).name,
     }
 
 
 def _preprocessing(model: Classifier) -> dict[str, Any]:
-    name = model.architecture.preprocessing
+    name = model.spec.preprocessing
+    preprocessing = PREPROCESSING[name]
     return {
         "name": name,
         "formula": "(pixel / scale - subtract) / divide, channels in this order; part of the network in model.stablehlo"
         " and model.onnx, to be done before the first layer of model.safetensors",
-        **STEPS[name]._asdict(),
+        "channels": preprocessing.channels,
+        "scale": preprocessing.scale,
+        "subtract": preprocessing.mean,
+        "divide": preprocessing.std,
     }
 
 

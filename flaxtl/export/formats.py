@@ -16,12 +16,12 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation.run_files import Record, is_count, is_text, shape_fault
 from flaxtl.fileio import atomic_write
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, Parameters, forward
+from flaxtl.models.classifier import Classifier, Params, forward
 from flaxtl.models.head import Head
 from flaxtl.pretrained import loader, safetensors_io
 from flaxtl.train.setup import DTYPES
 
-Writer = Callable[[Path, Classifier, Parameters, Resize, str], None]
+Writer = Callable[[Path, Classifier, Params, Resize, str], None]
 """Writes a network with its parameters and the size of its images to a file, with model.json where there is room."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -30,7 +30,7 @@ BATCH = "batch"
 """Name of the size of the batch, which whoever runs the program chooses."""
 
 
-def probability_fn(model: Classifier, parameters: Parameters, images: jax.Array) -> jax.Array:
+def probability_fn(model: Classifier, parameters: Params, images: jax.Array) -> jax.Array:
     """uint8 [batch, height, width, 3], RGB -> float32 probabilities [batch, classes]; preprocessing is inside."""
     return forward(model, parameters, images).output
 
@@ -41,7 +41,7 @@ def image_spec(resize: Resize) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, resize.height, resize.width, 3), jnp.uint8)
 
 
-def write_stablehlo(file: Path, model: Classifier, parameters: Parameters, resize: Resize, card: str) -> None:
+def write_stablehlo(file: Path, model: Classifier, parameters: Params, resize: Resize, card: str) -> None:
     """Write the network with its parameters to `file`, for `jax.export.deserialize`.
 
     `card` has no place in it. What deserialize returns also hands out the StableHLO itself (`mlir_module()`).
@@ -58,20 +58,20 @@ _NETWORK = Record(
     {
         "architecture": is_text,
         "dtype": is_text,
-        "head": Record({"classes": is_count, "pooling": is_text, "units": [is_count]}),
+        "head": Record({"num_classes": is_count, "pooling": is_text, "units": [is_count]}),
         "resize": Record({"height": is_count, "width": is_count}),
     }
 )
 """Of model.json what the network is built from; stop, which may be null, beside it."""
 
 
-def write_safetensors_export(file: Path, model: Classifier, parameters: Parameters, resize: Resize, card: str) -> None:
+def write_safetensors_export(file: Path, model: Classifier, parameters: Params, resize: Resize, card: str) -> None:
     """Write every parameter in float32 under '<layer>/<leaf>', with `card` as the metadata 'flaxtl'."""
     layers = {name: leaves for section in parameters.values() for name, leaves in section.items()}
     safetensors_io.write_safetensors(file, jax.tree.map(np.asarray, layers), {"flaxtl": card})
 
 
-def read_safetensors_export(folder: Path) -> tuple[Classifier, Parameters]:
+def read_safetensors_export(folder: Path) -> tuple[Classifier, Params]:
     """The network of an exported folder, and its parameters.
 
     Raises UserError where model.json is not one that an export wrote, or the weights do not fit the network it tells.
@@ -82,7 +82,7 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Parameters]:
         raise UserError(f"{folder / 'model.json'} tells of a dtype {card['dtype']!r}; export the run again")
     model = Classifier(
         registry.get_spec(card["architecture"]),
-        Head(head["classes"], head["pooling"], tuple(head["units"])),
+        Head(head["num_classes"], head["pooling"], tuple(head["units"])),
         card.get("stop"),
         DTYPES[card["dtype"]],
     )

@@ -20,7 +20,7 @@ from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
 from flaxtl.export.formats import BATCH, image_spec, probability_fn
 from flaxtl.fileio import atomic_write
-from flaxtl.models.classifier import Classifier, Parameters
+from flaxtl.models.classifier import Classifier, Params
 
 try:
     import onnx
@@ -38,7 +38,7 @@ Value = Constant | str
 """Of a jaxpr's variable: known now, or the name of a node's output."""
 
 
-def write_onnx(file: Path, model: Classifier, parameters: Parameters, resize: Resize, card: str) -> None:
+def write_onnx(file: Path, model: Classifier, parameters: Params, resize: Resize, card: str) -> None:
     """Write the network with its parameters to `file`, with `card` as the metadata 'flaxtl'.
 
     Input 'images', uint8 [batch, height, width, 3]; output 'probabilities', float32 [batch, classes]. The model must
@@ -55,7 +55,7 @@ def write_onnx(file: Path, model: Classifier, parameters: Parameters, resize: Re
         for name, aval in (("images", closed.in_avals[0]), ("probabilities", closed.out_avals[0]))
     ]
     made = helper.make_model(
-        helper.make_graph(graph.nodes, model.architecture.name, ends[:1], ends[1:], graph.initializers),
+        helper.make_graph(graph.nodes, model.spec.name, ends[:1], ends[1:], graph.initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="flaxtl",

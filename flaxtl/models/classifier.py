@@ -1,4 +1,4 @@
-"""A network as one function of images: preprocessing, backbone, head."""
+"""A model as one function of images: preprocessing, backbone and head."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,20 +16,233 @@ from flaxtl.models.net import Net
 from flaxtl.models.spec import ModelSpec
 from flaxtl.models.tracer import SKIPPED, Layer, Skipped, Value, cut_points, keras_order
 
-Parameters = dict[str, dict[str, dict[str, jax.Array]]]
-"""section ('backbone', 'head') -> layer name -> leaf name -> array, the statistics of batch norms among them."""
+Leaf = TypeVar("Leaf")
+NestedParams = dict[str, dict[str, dict[str, Leaf]]]
+"""section ('backbone' or 'head') -> layer name -> leaf name -> value."""
+
+Params = NestedParams[jax.Array]
+"""All variables of a model: parameters and, beside them, the batch statistics of its batch norms. Float32."""
 
 FlatParams = dict[str, jax.Array]
 """'section/layer/leaf' -> array, such as 'backbone/block5_conv3/kernel'."""
 
-Leaf = TypeVar("Leaf")
-NestedParams = dict[str, dict[str, dict[str, Leaf]]]
-
 BATCH_STATS = frozenset({"mean", "var"})
-"""Names of the leaves that no gradient moves: what a batch norm remembers of the batches it saw."""
+"""Names of the leaves that are batch statistics, updated by batch norms and not by gradients."""
 
-NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
-"""Added to no layer."""
+LEAF_ORDER = ("depthwise_kernel", "pointwise_kernel", "kernel", "scale", "bias", "mean", "var")
+"""Order of a layer's leaves in Keras' weight files."""
+
+NO_PERTURBATIONS: Mapping[str, jax.Array] = MappingProxyType({})
+
+
+class ModelOutput(NamedTuple):
+    """Result of a forward pass.
+
+    Attributes:
+      output: output of the last layer that ran.
+      logits: float32 [batch, classes]; None if the softmax was not reached.
+      taps: layer name -> output.
+      batch_stats: updated batch statistics of all batch norms; empty in inference.
+    """
+
+    output: jax.Array
+    logits: jax.Array | None
+    taps: dict[str, jax.Array]
+    batch_stats: Params = {}  # noqa: RUF012 - never written to
+
+
+class Backbone(nn.Module):
+    """The pretrained network without its top, or with `include_top` the whole published network.
+
+    Layers after `output_layer` do not exist.
+    """
+
+    spec: ModelSpec
+    include_top: bool
+    output_layer: str | None
+
+    @nn.compact
+    def __call__(self, net: Net, x: Value) -> Value:
+        """Run the layers; returns the output of the last one that ran, the input of a head."""
+        net.begin_section("backbone", self.output_layer)
+        self.spec.build(net, x, self.include_top)
+        return SKIPPED if net.stopped else net.output
+
+
+class HeadModule(nn.Module):
+    """Module that owns the parameters of a head."""
+
+    head: Head
+
+    @nn.compact
+    def __call__(self, net: Net, x: Value) -> None:
+        """Run the layers of the head on features [batch, height, width, channels]."""
+        net.begin_section("head")
+        self.head.build(net, x)
+
+
+class Classifier(nn.Module):
+    """An image classifier: a backbone, cut after `output_layer` (None: not cut), and a new `head`.
+
+    Without a head it is the published network with its 1,000 ImageNet classes.
+    """
+
+    spec: ModelSpec
+    head: Head | None = None
+    output_layer: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train_layers: frozenset[str] = frozenset(),
+        dropout_keys: jax.Array | None = None,
+        start: str | None = None,
+        stop: str | None = None,
+        taps: tuple[str, ...] = (),
+        perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
+        trace: list[Layer] | None = None,
+    ) -> ModelOutput:
+        """Run the model, or a part of it.
+
+        Args:
+          x: RGB images [batch, height, width, 3] with values 0..255 (uint8 or float), or the output of layer `start`.
+          train_layers: names of the layers in train mode. Their batch norms normalize by the batch, and dropout is
+            active after them.
+          dropout_keys: random keys [batch], one per example; None: dropout is inactive.
+          start: backbone layer whose output is `x`; it and the layers below it are skipped.
+          stop: last layer to run.
+          taps: names of the layers whose outputs are returned.
+          perturbations: layer name -> array that is added to the output of the layer.
+          trace: list that every layer that runs is appended to, in Keras' order.
+
+        Raises:
+          UserError: a layer does not exist, or is not part of what runs.
+        """
+        net = Net(
+            dtype=self.dtype,
+            train_layers=train_layers,
+            dropout_keys=dropout_keys,
+            start=start,
+            start_value=None if start is None else x.astype(self.dtype),
+            stop=stop,
+            taps=taps,
+            perturbations=perturbations,
+        )
+        pixels = PREPROCESSING[self.spec.preprocessing](x) if start is None else SKIPPED
+        features = Backbone(self.spec, self.head is None, self.output_layer, name="backbone")(net, pixels)
+        if self.head is not None:
+            HeadModule(self.head, name="head")(net, features)
+        self._check_layers(net)
+        if trace is not None:
+            trace.extend(keras_order(net.layers))
+        assert not isinstance(net.output, Skipped)
+        return ModelOutput(net.output, net.logits, net.tapped)
+
+    def _check_layers(self, net: Net) -> None:
+        """Raise UserError if a layer that the caller named does not exist or did not run."""
+        named = [name for name in (net.start, net.stop, *net.taps, *net.perturbations) if name]
+        net.check_names(named)
+        if self.output_layer:
+            net.check_names([self.output_layer])
+        executed = {layer.name for layer in net.layers}
+        if missing := [name for name in named if name not in executed]:
+            raise UserError(
+                f"Layer {missing[0]!r} is not part of the network that runs "
+                f"(start={net.start}, stop={net.stop}, backbone up to {self.output_layer or 'its last layer'})."
+            )
+
+
+def forward(
+    model: Classifier,
+    params: Params,
+    x: jax.Array,
+    *,
+    start: str | None = None,
+    stop: str | None = None,
+    taps: tuple[str, ...] = (),
+    perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
+    train_layers: frozenset[str] = frozenset(),
+    dropout_keys: jax.Array | None = None,
+) -> ModelOutput:
+    """Run `model` (see `Classifier.__call__`); with `dropout_keys` as in training, with updated batch statistics."""
+    apply = partial(
+        model.apply,
+        _to_variables(params),
+        x,
+        train_layers=train_layers,
+        dropout_keys=dropout_keys,
+        start=start,
+        stop=stop,
+        taps=taps,
+        perturbations=perturbations,
+    )
+    if dropout_keys is None:
+        return cast(ModelOutput, apply())
+    result, updates = apply(mutable=["batch_stats"])
+    return cast(ModelOutput, result)._replace(batch_stats=updates.get("batch_stats", {}))
+
+
+def forward_logits(model: Classifier, params: Params, x: jax.Array, *, start: str | None = None) -> jax.Array:
+    """Return the float32 logits [batch, classes] in inference mode."""
+    logits = forward(model, params, x, start=start).logits
+    assert logits is not None, "without `stop` the softmax is reached"
+    return logits
+
+
+def list_layers(model: Classifier, height: int, width: int) -> list[Layer]:
+    """Return the layers of `model` for images of that size, in Keras' order. Nothing is computed."""
+    check_input_size(model.spec, height, width)
+    layers: list[Layer] = []
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    jax.eval_shape(lambda key, x: model.init(key, x, trace=layers), jax.random.key(0), images)
+    return layers
+
+
+def param_shapes(model: Classifier, height: int, width: int) -> NestedParams[tuple[int, ...]]:
+    """Return the shape of every parameter, in the order of Keras' weight files. Nothing is computed.
+
+    Raises:
+      UserError: the backbone ends inside a branch, so that the output of another branch would be unused.
+    """
+    layers = list_layers(model, height, width)
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = _from_variables(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
+    ordered: NestedParams[tuple[int, ...]] = {section: {} for section in shapes}
+    for layer in layers:
+        if layer.name in shapes[layer.section]:
+            ordered[layer.section][layer.name] = shapes[layer.section][layer.name]
+    if unused := [name for name in shapes["backbone"] if name not in ordered["backbone"]]:
+        below = {layer.name for layer in layers if layer.section == "backbone"}
+        whole = list_layers(model.clone(output_layer=None), height, width)
+        suggestion = [name for name in cut_points(whole) if name in below][-1]
+        raise UserError(
+            f"The backbone cannot end at layer {model.output_layer!r}: layer {unused[0]!r}, in another branch, would "
+            f"be unused. Set model.output_layer to a layer that all paths pass through, such as {suggestion!r}."
+        )
+    return ordered
+
+
+def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Params:
+    """Return new float32 parameters, of the head only or of the whole model."""
+    if not head_only:
+        images = jnp.zeros((1, height, width, 3), jnp.uint8)
+        return _from_variables(jax.jit(model.init)(key, images))  # compiled, the unused forward pass is dropped
+    last = [layer for layer in list_layers(model, height, width) if layer.section == "backbone"][-1]
+    features = jnp.zeros((1, *last.shape), jnp.float32)
+    return _from_variables(jax.jit(partial(model.init, start=last.name))(key, features))
+
+
+def check_input_size(spec: ModelSpec, height: int, width: int) -> None:
+    """Raise UserError if images of that size are too small for the model."""
+    if min(height, width) < spec.min_input_size:
+        raise UserError(
+            f"Images of {height}x{width} are too small for {spec.name}. "
+            f"Set data.height and data.width to at least {spec.min_input_size}."
+        )
 
 
 def flatten_params(tree: NestedParams[Leaf]) -> dict[str, Leaf]:
@@ -51,229 +264,25 @@ def unflatten_params(flat: Mapping[str, Leaf]) -> NestedParams[Leaf]:
     return tree
 
 
-class ModelOutput(NamedTuple):
-    """Of one pass: the last output that was asked for, the logits if they were reached, and the taps.
-
-    `statistics`: of all batch norms, as a pass with a key for dropout left them; section -> layer -> leaf -> array.
-    """
-
-    output: jax.Array
-    logits: jax.Array | None
-    taps: dict[str, jax.Array]
-    statistics: Parameters = {}  # noqa: RUF012 - nobody writes to it
+def _to_variables(params: Params) -> dict[str, Params]:
+    """Split the leaves into Flax's collections `params` and `batch_stats`."""
+    flat = flatten_params(params)
+    batch_stats = {path: value for path, value in flat.items() if path.rsplit("/", 1)[1] in BATCH_STATS}
+    trainable = {path: value for path, value in flat.items() if path not in batch_stats}
+    return {"params": unflatten_params(trainable), "batch_stats": unflatten_params(batch_stats)}
 
 
-class Backbone(nn.Module):
-    """The pretrained base, or with `top` the whole published network; layers after `last` do not exist."""
-
-    architecture: ModelSpec
-    top: bool
-    last: str | None
-
-    @nn.compact
-    def __call__(self, net: Net, x: Value) -> Value:
-        """Run the architecture's layers; returns the output of the last one that ran, for a head to go on with."""
-        net.section("backbone", self.last)
-        self.architecture.build(net, x, self.top)
-        return SKIPPED if net.stopped else net.output
-
-
-class NewHead(nn.Module):
-    """Holds the head's parameters under one name."""
-
-    head: Head
-
-    @nn.compact
-    def __call__(self, net: Net, x: Value) -> None:
-        """Run the head's layers."""
-        net.section("head")
-        self.head.build(net, x)
-
-
-class Classifier(nn.Module):
-    """Images to classes: `architecture` cut after layer `last` (None: whole base) under a new `head`.
-
-    Without a head it is the published network with its own 1,000 ImageNet classes.
-    """
-
-    architecture: ModelSpec
-    head: Head | None = None
-    last: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        learning: frozenset[str] = frozenset(),
-        dropout: jax.Array | None = None,
-        start: str | None = None,
-        stop: str | None = None,
-        taps: tuple[str, ...] = (),
-        perturbations: Mapping[str, jax.Array] = NOTHING,
-        trace: list[Layer] | None = None,
-    ) -> ModelOutput:
-        """Run the network, or a part of it.
-
-        `x` is RGB [batch, height, width, 3] with values 0..255 (uint8 or float), or with `start` the output of that
-        backbone layer. `stop` ends after a layer, `taps` hands out the outputs of named layers, `perturbations` are
-        added to them; `trace` collects every layer that ran, in Keras' order. `learning` names the layers that learn:
-        batch norms among them go by the batch, and dropout acts behind them by `dropout`, a random key an example
-        [batch]. Unknown layer names raise UserError.
-        """
-        given = None if start is None else x.astype(self.dtype)
-        net = Net(
-            dtype=self.dtype,
-            learning=learning,
-            keys=dropout,
-            start=start,
-            given=given,
-            stop=stop,
-            taps=taps,
-            perturbations=perturbations,
-        )
-        pixels = PREPROCESSING[self.architecture.preprocessing](x) if start is None else SKIPPED
-        features = Backbone(self.architecture, self.head is None, self.last, name="backbone")(net, pixels)
-        if self.head is not None:
-            NewHead(self.head, name="head")(net, features)
-        asked = [name for name in (start, stop, *taps, *perturbations) if name]
-        net.require([*asked, *([self.last] if self.last else [])])
-        if trace is not None:
-            trace.extend(keras_order(net.layers))
-        ran = {layer.name for layer in net.layers}
-        lost = [name for name in asked if name not in ran]
-        if lost or isinstance(net.output, Skipped):
-            raise UserError(
-                f"layer {lost[0]!r} is not part of the network that runs "
-                f"(start={start}, stop={stop}, the base up to {self.last or 'its end'})"
-            )
-        return ModelOutput(net.output, net.logits, net.tapped)
-
-
-def forward(
-    model: Classifier,
-    parameters: Parameters,
-    x: jax.Array,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-    taps: tuple[str, ...] = (),
-    perturbations: Mapping[str, jax.Array] = NOTHING,
-    learning: frozenset[str] = frozenset(),
-    dropout: jax.Array | None = None,
-) -> ModelOutput:
-    """Run `model` (see Classifier.__call__); with `dropout`, a random key an example, it runs as in training."""
-    run = partial(
-        model.apply,
-        _collections(parameters),
-        x,
-        learning=learning,
-        dropout=dropout,
-        start=start,
-        stop=stop,
-        taps=taps,
-        perturbations=perturbations,
-    )
-    if dropout is None:
-        return cast(ModelOutput, run())
-    result, changed = run(mutable=["batch_stats"])
-    return cast(ModelOutput, result)._replace(statistics=changed.get("batch_stats", {}))
-
-
-def _collections(parameters: Parameters) -> dict[str, Parameters]:
-    """The leaves as Flax keeps them, in collections: params, and batch_stats."""
-
-    def having(wanted: bool) -> Parameters:
-        return {
-            section: {
-                layer: {leaf: value for leaf, value in leaves.items() if (leaf in BATCH_STATS) is wanted}
-                for layer, leaves in layers.items()
-                if any((leaf in BATCH_STATS) is wanted for leaf in leaves)
-            }
-            for section, layers in parameters.items()
-        }
-
-    return {"params": having(False), "batch_stats": having(True)}
-
-
-def _merged(variables: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """The inverse of `_collections`; leaves in their order in Keras' files."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+def _from_variables(variables: Any) -> NestedParams[Any]:
+    """Merge Flax's collections `params` and `batch_stats`; the leaves of a layer are in LEAF_ORDER."""
+    merged: NestedParams[Any] = {}
     for collection in ("params", "batch_stats"):
         for section, layers in variables.get(collection, {}).items():
             for layer, leaves in layers.items():
-                found.setdefault(section, {}).setdefault(layer, {}).update(leaves)
+                merged.setdefault(section, {}).setdefault(layer, {}).update(leaves)
     return {
-        section: {layer: dict(sorted(leaves.items(), key=_file_order)) for layer, leaves in layers.items()}
-        for section, layers in found.items()
+        section: {
+            layer: dict(sorted(leaves.items(), key=lambda leaf: LEAF_ORDER.index(leaf[0])))
+            for layer, leaves in layers.items()
+        }
+        for section, layers in merged.items()
     }
-
-
-_LEAVES = ("depthwise_kernel", "pointwise_kernel", "kernel", "scale", "bias", "mean", "var")
-
-
-def _file_order(item: tuple[str, Any]) -> int:
-    return _LEAVES.index(item[0])
-
-
-def logits_of(model: Classifier, parameters: Parameters, x: jax.Array, *, start: str | None = None) -> jax.Array:
-    """Float32 logits [batch, classes]."""
-    logits = forward(model, parameters, x, start=start).logits
-    assert logits is not None, "a pass without `stop` reaches the softmax"
-    return logits
-
-
-def list_layers(model: Classifier, height: int, width: int) -> list[Layer]:
-    """Every layer of `model` for images of that size, in order; nothing is computed."""
-    check_input_size(model.architecture, height, width)
-    found: list[Layer] = []
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    jax.eval_shape(lambda key, x: model.init(key, x, trace=found), jax.random.key(0), images)
-    return found
-
-
-def param_shapes(model: Classifier, height: int, width: int) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
-    """section -> layer -> leaf -> shape of every parameter, in the order of Keras' files; nothing is computed.
-
-    Raises UserError if the base ends within a branch, so that another one would lead nowhere.
-    """
-    check_input_size(model.architecture, height, width)
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    found = _merged(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
-    ordered: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {section: {} for section in found}
-    for layer in list_layers(model, height, width):
-        if layer.name in found[layer.section]:
-            ordered[layer.section][layer.name] = found[layer.section][layer.name]
-    if idle := [layer for layer in found["backbone"] if layer not in ordered["backbone"]]:
-        raise _within_a_branch(model, idle[0], height, width)
-    return ordered
-
-
-def _within_a_branch(model: Classifier, idle: str, height: int, width: int) -> UserError:
-    kept = {layer.name for layer in list_layers(model, height, width) if layer.section == "backbone"}
-    clean = [name for name in cut_points(list_layers(model.clone(last=None), height, width)) if name in kept]
-    return UserError(
-        f"the base cannot end at {model.last!r}, beside which {idle!r} would lead nowhere; set model.output_layer to "
-        f"a layer that everything passes through, such as {clean[-1]!r}"
-    )
-
-
-def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Parameters:
-    """Fresh parameters, float32. With `head_only` the base has no part in it: its layers are never created."""
-    if not head_only:
-        images = jnp.zeros((1, height, width, 3), jnp.uint8)
-        return _merged(jax.jit(model.init)(key, images))  # compiled, the forward pass falls away
-    base = [layer for layer in list_layers(model, height, width) if layer.section == "backbone"][-1]
-    features = jnp.zeros((1, *base.shape), jnp.float32)
-    return _merged(jax.jit(partial(model.init, start=base.name))(key, features))
-
-
-def check_input_size(architecture: ModelSpec, height: int, width: int) -> None:
-    """Raise if images of that size are too small for the architecture."""
-    if min(height, width) < architecture.minimum_size:
-        raise UserError(
-            f"images of {height}x{width} are too small for {architecture.name}: "
-            f"set data.height and data.width to at least {architecture.minimum_size}"
-        )

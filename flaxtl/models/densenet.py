@@ -18,7 +18,7 @@ def densenet(net: Net, x: Value, top: bool, *, depths: tuple[int, ...]) -> Value
     """ResNet's stem, then four stages of blocks; a transition between two halves the channels and the size."""
     channels = 64
     x = net.pad(x, BORDER_3)
-    x = net.conv(x, channels, 7, strides=2, padding="valid", bias=False, name="conv1_conv")
+    x = net.conv(x, channels, 7, strides=2, padding="valid", use_bias=False, name="conv1_conv")
     x = activated(net, x, "conv1_bn", "conv1_relu")
     x = net.pad(x, BORDER_1)
     x = net.max_pool(x, 3, strides=2, name="pool1")
@@ -39,16 +39,16 @@ def densenet(net: Net, x: Value, top: bool, *, depths: tuple[int, ...]) -> Value
 def block(net: Net, x: Value, *, name: str) -> Value:
     """1x1 to four times the growth, 3x3 to the growth, each behind batch norm and relu; appended to the input."""
     new = activated(net, x, f"{name}_0_bn", f"{name}_0_relu")
-    new = net.conv(new, 4 * GROWTH, 1, bias=False, name=f"{name}_1_conv")
+    new = net.conv(new, 4 * GROWTH, 1, use_bias=False, name=f"{name}_1_conv")
     new = activated(net, new, f"{name}_1_bn", f"{name}_1_relu")
-    new = net.conv(new, GROWTH, 3, bias=False, name=f"{name}_2_conv")
+    new = net.conv(new, GROWTH, 3, use_bias=False, name=f"{name}_2_conv")
     return net.concat([x, new], name=f"{name}_concat")
 
 
 def transition(net: Net, x: Value, channels: int, *, name: str) -> Value:
     """1x1 convolution to `channels`, then 2x2 average; an odd last row or column is left out."""
     x = activated(net, x, f"{name}_bn", f"{name}_relu")
-    x = net.conv(x, channels, 1, bias=False, name=f"{name}_conv")
+    x = net.conv(x, channels, 1, use_bias=False, name=f"{name}_conv")
     return net.average_pool(x, 2, name=f"{name}_pool")
 
 
@@ -74,7 +74,7 @@ def _row(
         parameters,
         accuracy,
         preprocessing="torch",
-        licence="BSD-3-Clause (Z. Liu)",
+        license="BSD-3-Clause (Z. Liu)",
         paper="arXiv:1608.06993",
         groups=default_groups("conv5", "conv5_.*|bn"),
     )

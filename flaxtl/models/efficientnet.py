@@ -22,7 +22,7 @@ DROP_CONNECT = 0.2
 class Stage(NamedTuple):
     """Equal blocks in a row: window of their convolution, how many, channels, expansion, stride of the first."""
 
-    size: int
+    kernel_size: int
     repeats: int
     features: int
     expansion: int
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
     stage: int
     name: str
-    size: int
+    kernel_size: int
     inputs: int
     features: int
     expansion: int
@@ -92,9 +92,9 @@ def mbconv(net: Net, x: Value, block: Block) -> Value:
     if block.expansion > 1:
         x = convolve(net, x, block.inputs * block.expansion, 1, name=f"{name}_expand")
     if halved:
-        x = net.correct_pad(x, block.size, name=f"{name}_dwconv_pad")
+        x = net.correct_pad(x, block.kernel_size, name=f"{name}_dwconv_pad")
     padding = "valid" if halved else "same"
-    x = net.depthwise_conv(x, block.size, strides=block.strides, padding=padding, name=f"{name}_dwconv")
+    x = net.depthwise_conv(x, block.kernel_size, strides=block.strides, padding=padding, name=f"{name}_dwconv")
     x = net.batch_norm(x, name=f"{name}_bn")
     x = net.activation(x, "swish", name=f"{name}_activation")
     x = squeeze_excite(net, x, block)
@@ -115,7 +115,7 @@ def convolve(
     act: bool = True,
 ) -> Value:
     """Convolution without bias, batch norm, and unless told otherwise swish."""
-    x = net.conv(x, features, size, strides=strides, padding=padding, bias=False, name=f"{name}_conv")
+    x = net.conv(x, features, size, strides=strides, padding=padding, use_bias=False, name=f"{name}_conv")
     x = net.batch_norm(x, momentum=momentum, name=f"{name}_bn")
     return net.activation(x, "swish", name=f"{name}_activation") if act else x
 
@@ -138,7 +138,7 @@ def residual(net: Net, x: Value, shortcut: Value, block: Block) -> Value:
     if block.strides > 1 or block.inputs != block.features:
         return x
     if block.drop:
-        x = net.dropout(x, block.drop, whole=True, name=f"{block.name}_drop")
+        x = net.dropout(x, block.drop, per_example=True, name=f"{block.name}_drop")
     return net.add([x, shortcut], name=f"{block.name}_add")
 
 
@@ -166,7 +166,7 @@ def _row(
         parameters,
         accuracy,
         preprocessing="torch",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1905.11946",
         groups=default_groups("block7", "block7.*|top_.*"),
         size=size,

@@ -87,7 +87,7 @@ def mbconv(net: Net, x: Value, block: Block) -> Value:
     """Inverted residual: more channels, a depthwise convolution, squeeze and excitation, fewer channels."""
     name, shortcut = block.name, x
     x = convolve(net, x, block.inputs * block.expansion, 1, name=f"{name}_expand")
-    x = net.depthwise_conv(x, block.size, strides=block.strides, name=f"{name}_dwconv2")
+    x = net.depthwise_conv(x, block.kernel_size, strides=block.strides, name=f"{name}_dwconv2")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_bn")
     x = net.activation(x, "swish", name=f"{name}_activation")
     x = squeeze_excite(net, x, block)
@@ -99,10 +99,10 @@ def fused(net: Net, x: Value, block: Block) -> Value:
     """Inverted residual whose convolution takes in all channels, and is the only one where it expands nothing."""
     name, shortcut, strides = block.name, x, block.strides
     if block.expansion > 1:
-        x = convolve(net, x, block.inputs * block.expansion, block.size, strides=strides, name=f"{name}_expand")
+        x = convolve(net, x, block.inputs * block.expansion, block.kernel_size, strides=strides, name=f"{name}_expand")
         x = convolve(net, x, block.features, 1, act=False, name=f"{name}_project")
     else:
-        x = convolve(net, x, block.features, block.size, strides=strides, name=f"{name}_project")
+        x = convolve(net, x, block.features, block.kernel_size, strides=strides, name=f"{name}_project")
     return residual(net, x, shortcut, block)
 
 
@@ -124,7 +124,7 @@ def _row(
         parameters,
         accuracy,
         preprocessing="torch" if variant.startswith("b") else "tf_128",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:2104.00298",
         groups=default_groups(f"block{last}", f"block{last}.*|top_.*"),
         size=size,

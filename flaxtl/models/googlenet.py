@@ -68,22 +68,22 @@ _FILE = WeightsFile(
 )
 
 # Accuracies: models/bvlc_googlenet/readme.md in github.com/BVLC/caffe, for its own file in Caffe; of the zoo's file
-# only top-1 is published, 67.23. Preprocessing: the zoo's README of googlenet; licence: that of inception_v1.
+# only top-1 is published, 67.23. Preprocessing: the zoo's README of googlenet; license: that of inception_v1.
 NETWORKS = (
     ModelSpec(
         name="googlenet",
         build=googlenet,
-        size=224,
-        minimum_size=61,
+        input_size=224,
+        min_input_size=61,
         preprocessing="caffe",
-        parameters_with_top=6_998_552,
-        parameters_base=5_973_552,
+        num_params=6_998_552,
+        num_params_no_top=5_973_552,
         top1=68.7,
         top5=88.9,
-        licence="MIT (ONNX model zoo)",
+        license="MIT (ONNX model zoo)",
         paper="arXiv:1409.4842",
-        file_with_top=_FILE,
-        file_base=_FILE,
+        weights=_FILE,
+        weights_no_top=_FILE,
         groups=default_groups("inception_5", "inception_5.*"),
     ),
 )

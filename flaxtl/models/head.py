@@ -11,12 +11,12 @@ POOLINGS = ("none", "average_2x2", "global_average", "global_max")
 
 @dataclass(frozen=True)
 class Head:
-    """Pooling, hidden layers with relu and dropout, and a softmax over `classes`.
+    """Pooling, hidden layers with relu and dropout, and a softmax over `num_classes` classes.
 
     Layers are named `pool`, `flatten`, `dense_1`, `dropout_1`, ... and `predictions`.
     """
 
-    classes: int
+    num_classes: int
     pooling: str = "average_2x2"
     units: tuple[int, ...] = (128,)
     dropout: float = 0.4
@@ -47,4 +47,4 @@ class Head:
         for number, units in enumerate(self.units, start=1):
             x = net.dense(x, units, act="relu", name=f"dense_{number}")
             x = net.dropout(x, self.dropout, name=f"dropout_{number}")
-        return net.dense(x, self.classes, act="softmax", name="predictions")
+        return net.dense(x, self.num_classes, act="softmax", name="predictions")

@@ -1,6 +1,6 @@
-"""The 1,000 classes of ImageNet (ILSVRC 2012) in the order in which every network of the catalog tells them."""
+"""ImageNet (ILSVRC 2012): the 1,000 classes and the preprocessing that published weights were trained with."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +8,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-INDEX = Path(__file__).with_name("imagenet_classes.txt")
-"""A line a class: what Keras downloads as imagenet_class_index.json, and decode_predictions reads, without the JSON."""
+CLASSES_FILE = Path(__file__).with_name("imagenet_classes.txt")
+"""One class per line: the content of Keras' imagenet_class_index.json (used by `decode_predictions`)."""
+
+ColorValues = tuple[float, float, float]
+"""One number per channel."""
+
+MEAN_BGR = (103.939, 116.779, 123.68)
+"""Mean color of the ImageNet training images, 0..255, in Caffe's channel order (blue, green, red)."""
+
+MEAN_RGB: ColorValues = (0.485, 0.456, 0.406)
+STD_RGB: ColorValues = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the colors of the ImageNet training images, 0..1, as published by torchvision."""
 
 
 class ImageNetClass(NamedTuple):
-    """A class by its WordNet id, which is unique, and its name, which is not: there are two cranes, two maillots."""
+    """A class: its WordNet id, which is unique, and its name, which is not ("crane" and "maillot" occur twice)."""
 
     wordnet_id: str
     name: str
@@ -21,59 +31,40 @@ class ImageNetClass(NamedTuple):
 
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
-    """All of them, in order."""
-    lines = INDEX.read_text(encoding="ascii").splitlines()
+    """Return the 1,000 classes in the output order of every model in the registry."""
+    lines = CLASSES_FILE.read_text(encoding="ascii").splitlines()
     return tuple(ImageNetClass(*line.split(" ")) for line in lines)
 
 
-MEAN_BGR = (103.939, 116.779, 123.68)
-"""Mean colour of ImageNet's training images in Caffe's channel order (blue, green, red)."""
+@dataclass(frozen=True)
+class Preprocessing:
+    """A function of RGB images: `(pixel / scale - mean) / std` per channel, with the channels in the order `channels`.
 
-MEAN_RGB, DEVIATION_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of their colours, 0..1, as Torch has them."""
-
-
-def caffe(images: jax.Array) -> jax.Array:
-    """RGB -> BGR, ImageNet's mean subtracted, not scaled: AlexNet, GoogLeNet, VGG and ResNet."""
-    return jnp.flip(images.astype(jnp.float32), -1) - jnp.array(MEAN_BGR, jnp.float32)
-
-
-def tf(images: jax.Array) -> jax.Array:
-    """-1..1: all networks trained in TensorFlow that do not preprocess themselves, ResNetV2 the first of them."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
-def tf_128(images: jax.Array) -> jax.Array:
-    """-1 to a little below 1: EfficientNetV2 S, M and L."""
-    return images.astype(jnp.float32) / 128 - 1
-
-
-def torch(images: jax.Array) -> jax.Array:
-    """0..1, ImageNet's mean subtracted, divided by its deviation, channel by channel: DenseNet, EfficientNet."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN_RGB)) / jnp.array(DEVIATION_RGB)
-
-
-PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "caffe": caffe,
-    "tf": tf,
-    "tf_128": tf_128,
-    "torch": torch,
-}
-
-
-class Steps(NamedTuple):
-    """A preprocessing in numbers: (pixel / scale - subtract) / divide, its channels in the order `channels`."""
+    The numbers are exported with a model, so that other programs can preprocess images in the same way.
+    """
 
     channels: str
     scale: float
-    subtract: tuple[float, float, float]
-    divide: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: ColorValues
+    std: ColorValues = (1.0, 1.0, 1.0)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Preprocess RGB images [..., 3] with values 0..255 (uint8 or float); returns float32 [..., 3]."""
+        pixels = images.astype(jnp.float32)
+        if self.channels == "BGR":
+            pixels = jnp.flip(pixels, -1)
+        if self.scale != 1:
+            pixels = pixels / self.scale
+        pixels = pixels - jnp.array(self.mean, jnp.float32)
+        return pixels if self.std == (1, 1, 1) else pixels / jnp.array(self.std, jnp.float32)
 
 
-STEPS = {
-    "caffe": Steps("BGR", 1.0, MEAN_BGR),
-    "tf": Steps("RGB", 127.5, (1.0, 1.0, 1.0)),
-    "tf_128": Steps("RGB", 128.0, (1.0, 1.0, 1.0)),
-    "torch": Steps("RGB", 255.0, MEAN_RGB, DEVIATION_RGB),
-}
-"""What the functions of PREPROCESSING compute, for who uses a network elsewhere."""
+# The modes "caffe", "tf" and "torch" of keras/src/applications/imagenet_utils.py; "tf_128" is the first layer of
+# EfficientNetV2 S, M and L in keras/src/applications/efficientnet_v2.py.
+CAFFE = Preprocessing("BGR", 1.0, MEAN_BGR)
+TF = Preprocessing("RGB", 127.5, (1.0, 1.0, 1.0))
+TF_128 = Preprocessing("RGB", 128.0, (1.0, 1.0, 1.0))
+TORCH = Preprocessing("RGB", 255.0, MEAN_RGB, STD_RGB)
+
+PREPROCESSING = {"caffe": CAFFE, "tf": TF, "tf_128": TF_128, "torch": TORCH}
+"""All preprocessing functions, by the name that `ModelSpec.preprocessing` refers to."""

@@ -52,16 +52,16 @@ def inception_resnet_v2(net: Net, x: Value, top: bool) -> Value:
     for number in range(1, 10):
         x = residual(net, x, "block8", number, scale=0.2)
     x = residual(net, x, "block8", 10, scale=1.0, act=False)
-    x = net.conv(x, 1536, 1, bias=False, name="conv_7b")
-    x = net.batch_norm(x, scale=False, name="conv_7b_bn")
+    x = net.conv(x, 1536, 1, use_bias=False, name="conv_7b")
+    x = net.batch_norm(x, use_scale=False, name="conv_7b_bn")
     x = net.activation(x, "relu", name="conv_7b_ac")
     return classify(net, x) if top else x
 
 
 def conv(net: Net, x: Value, features: int, size: Size, *, strides: int = 1, padding: str = "same") -> Value:
     """Convolution, batch norm without gain, relu; none has a name."""
-    x = net.conv(x, features, size, strides=strides, padding=padding, bias=False)
-    x = net.batch_norm(x, scale=False)
+    x = net.conv(x, features, size, strides=strides, padding=padding, use_bias=False)
+    x = net.batch_norm(x, use_scale=False)
     return net.activation(x, "relu")
 
 
@@ -153,33 +153,33 @@ NETWORKS = (
     ModelSpec(
         name="inception_v3",
         build=inception_v3,
-        size=299,
-        minimum_size=75,
+        input_size=299,
+        min_input_size=75,
         preprocessing="tf",
-        parameters_with_top=23_851_784,
-        parameters_base=21_802_784,
+        num_params=23_851_784,
+        num_params_no_top=21_802_784,
         top1=77.898,
         top5=93.720,
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1512.00567",
-        file_with_top=V3_FILES[0],
-        file_base=V3_FILES[1],
+        weights=V3_FILES[0],
+        weights_no_top=V3_FILES[1],
         groups=default_groups("mixed9_10", r"\w+_(7[6-9]|[89]\d)"),
     ),
     ModelSpec(
         name="inception_resnet_v2",
         build=inception_resnet_v2,
-        size=299,
-        minimum_size=75,
+        input_size=299,
+        min_input_size=75,
         preprocessing="tf",
-        parameters_with_top=55_873_736,
-        parameters_base=54_336_736,
+        num_params=55_873_736,
+        num_params_no_top=54_336_736,
         top1=80.256,
         top5=95.252,
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1602.07261",
-        file_with_top=RESNET_FILES[0],
-        file_base=RESNET_FILES[1],
+        weights=RESNET_FILES[0],
+        weights_no_top=RESNET_FILES[1],
         groups=default_groups("block8", r"block8_.*|conv_7b.*|\w+_(16[3-9]|1[7-9]\d|20\d)"),
     ),
 )

@@ -19,13 +19,13 @@ HALVING = (2, 4, 6, 12)
 
 def mobilenet(net: Net, x: Value, top: bool, *, alpha: float) -> Value:
     """A convolution that halves the size, then thirteen blocks; with `top` the classifier, itself a convolution."""
-    x = net.conv(x, int(32 * alpha), 3, strides=2, bias=False, name="conv1")
+    x = net.conv(x, int(32 * alpha), 3, strides=2, use_bias=False, name="conv1")
     x = net.batch_norm(x, name="conv1_bn")
-    x = net.relu(x, most=6, name="conv1_relu")
+    x = net.relu(x, max_value=6, name="conv1_relu")
     for number, channels in enumerate(CHANNELS, start=1):
         x = block(net, x, int(channels * alpha), number)
     if top:
-        x = net.global_average_pool(x, keep=True)
+        x = net.global_average_pool(x, keepdims=True)
         x = net.dropout(x, 0.001, name="dropout")
         x = net.conv(x, 1000, 1, name="conv_preds")
         x = net.reshape(x, (1000,), name="reshape_2")
@@ -41,10 +41,10 @@ def block(net: Net, x: Value, channels: int, number: int) -> Value:
     else:
         x = net.depthwise_conv(x, 3, name=f"conv_dw_{number}")
     x = net.batch_norm(x, name=f"conv_dw_{number}_bn")
-    x = net.relu(x, most=6, name=f"conv_dw_{number}_relu")
-    x = net.conv(x, channels, 1, bias=False, name=f"conv_pw_{number}")
+    x = net.relu(x, max_value=6, name=f"conv_dw_{number}_relu")
+    x = net.conv(x, channels, 1, use_bias=False, name=f"conv_pw_{number}")
     x = net.batch_norm(x, name=f"conv_pw_{number}_bn")
-    return net.relu(x, most=6, name=f"conv_pw_{number}_relu")
+    return net.relu(x, max_value=6, name=f"conv_pw_{number}_relu")
 
 
 def _row(name: str, alpha: float, stem: str, parameters: tuple[int, int], accuracy: tuple[float, float]) -> ModelSpec:
@@ -56,7 +56,7 @@ def _row(name: str, alpha: float, stem: str, parameters: tuple[int, int], accura
         parameters,
         accuracy,
         preprocessing="tf",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1704.04861",
         groups=default_groups("last_stage", r"conv_[dp]w_1[23](?:_bn)?"),
     )

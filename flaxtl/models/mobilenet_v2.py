@@ -22,18 +22,18 @@ MOMENTUM = 0.999
 def mobilenet_v2(net: Net, x: Value, top: bool, *, alpha: float) -> Value:
     """A convolution that halves the size, seventeen blocks, and a 1x1 convolution that a small `alpha` leaves wide."""
     inputs = whole_eights(32 * alpha)
-    x = net.conv(x, inputs, 3, strides=2, bias=False, name="Conv1")
+    x = net.conv(x, inputs, 3, strides=2, use_bias=False, name="Conv1")
     x = net.batch_norm(x, momentum=MOMENTUM, name="bn_Conv1")
-    x = net.relu(x, most=6, name="Conv1_relu")
+    x = net.relu(x, max_value=6, name="Conv1_relu")
     number = 0
     for channels, depth, stride in STAGES:
         outputs = whole_eights(int(channels * alpha))
         for strides in (stride, *[1] * (depth - 1)):
             x = block(net, x, inputs, outputs, strides, number)
             inputs, number = outputs, number + 1
-    x = net.conv(x, whole_eights(1280 * max(alpha, 1)), 1, bias=False, name="Conv_1")
+    x = net.conv(x, whole_eights(1280 * max(alpha, 1)), 1, use_bias=False, name="Conv_1")
     x = net.batch_norm(x, momentum=MOMENTUM, name="Conv_1_bn")
-    x = net.relu(x, most=6, name="out_relu")
+    x = net.relu(x, max_value=6, name="out_relu")
     if top:
         x = net.global_average_pool(x)
         x = net.dense(x, 1000, act="softmax", name="predictions")
@@ -45,15 +45,15 @@ def block(net: Net, x: Value, inputs: int, outputs: int, strides: int, number: i
     shortcut = x
     name = f"block_{number}" if number else "expanded_conv"
     if number:
-        x = net.conv(x, EXPANSION * inputs, 1, bias=False, name=f"{name}_expand")
+        x = net.conv(x, EXPANSION * inputs, 1, use_bias=False, name=f"{name}_expand")
         x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_expand_BN")
-        x = net.relu(x, most=6, name=f"{name}_expand_relu")
+        x = net.relu(x, max_value=6, name=f"{name}_expand_relu")
     if strides == 2:
         x = net.correct_pad(x, 3, name=f"{name}_pad")
     x = net.depthwise_conv(x, 3, strides=strides, padding="same" if strides == 1 else "valid", name=f"{name}_depthwise")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_depthwise_BN")
-    x = net.relu(x, most=6, name=f"{name}_depthwise_relu")
-    x = net.conv(x, outputs, 1, bias=False, name=f"{name}_project")
+    x = net.relu(x, max_value=6, name=f"{name}_depthwise_relu")
+    x = net.conv(x, outputs, 1, use_bias=False, name=f"{name}_project")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_project_BN")
     return net.add([shortcut, x], name=f"{name}_add") if (inputs, strides) == (outputs, 1) else x
 
@@ -74,7 +74,7 @@ def _row(name: str, alpha: float, parameters: tuple[int, int], accuracy: tuple[f
         parameters,
         accuracy,
         preprocessing="tf",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1801.04381",
         groups=default_groups("last_stage", "block_1[3-6]_.*|Conv_1.*"),
     )

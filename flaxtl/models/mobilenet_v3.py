@@ -15,7 +15,7 @@ from flaxtl.models.tracer import Value
 class Block(NamedTuple):
     """A row of the paper's tables: the depthwise kernel's size, channels inside and out, and so on."""
 
-    size: int
+    kernel_size: int
     expanded: int
     outputs: int
     squeeze: bool
@@ -59,18 +59,18 @@ STEM = 16
 
 def mobilenet_v3(net: Net, x: Value, top: bool, *, blocks: tuple[Block, ...], hidden: int) -> Value:
     """A convolution that halves the size, inverted residual blocks, a 1x1 convolution; `hidden` channels in the top."""
-    x = net.conv(x, STEM, 3, strides=2, bias=False, name="conv")
+    x = net.conv(x, STEM, 3, strides=2, use_bias=False, name="conv")
     x = net.batch_norm(x, momentum=MOMENTUM, name="conv_bn")
     x = net.activation(x, "hard_swish")
     inputs = STEM
     for number, block in enumerate(blocks):
         x = inverted_residual(net, x, block, inputs, number)
         inputs = block.outputs
-    x = net.conv(x, 6 * inputs, 1, bias=False, name="conv_1")
+    x = net.conv(x, 6 * inputs, 1, use_bias=False, name="conv_1")
     x = net.batch_norm(x, momentum=MOMENTUM, name="conv_1_bn")
     x = net.activation(x, "hard_swish")
     if top:
-        x = net.global_average_pool(x, keep=True)
+        x = net.global_average_pool(x, keepdims=True)
         x = net.conv(x, hidden, 1, name="conv_2")
         x = net.activation(x, "hard_swish")
         x = net.dropout(x, 0.2)
@@ -85,30 +85,30 @@ def inverted_residual(net: Net, x: Value, block: Block, inputs: int, number: int
     shortcut = x
     name = f"expanded_conv_{number}" if number else "expanded_conv"
     if number:
-        x = net.conv(x, block.expanded, 1, bias=False, name=f"{name}_expand")
+        x = net.conv(x, block.expanded, 1, use_bias=False, name=f"{name}_expand")
         x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_expand_bn")
         x = unnamed_activation(net, x, block.act)
     if block.strides == 2:
-        x = net.correct_pad(x, block.size, name=f"{name}_depthwise_pad")
+        x = net.correct_pad(x, block.kernel_size, name=f"{name}_depthwise_pad")
     padding = "same" if block.strides == 1 else "valid"
-    x = net.depthwise_conv(x, block.size, strides=block.strides, padding=padding, name=f"{name}_depthwise")
+    x = net.depthwise_conv(x, block.kernel_size, strides=block.strides, padding=padding, name=f"{name}_depthwise")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_depthwise_bn")
     x = unnamed_activation(net, x, block.act)
     if block.squeeze:
         x = squeeze_excite(net, x, block.expanded, f"{name}_squeeze_excite")
-    x = net.conv(x, block.outputs, 1, bias=False, name=f"{name}_project")
+    x = net.conv(x, block.outputs, 1, use_bias=False, name=f"{name}_project")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_project_bn")
     return net.add([shortcut, x], name=f"{name}_add") if (inputs, block.strides) == (block.outputs, 1) else x
 
 
 def squeeze_excite(net: Net, x: Value, channels: int, name: str) -> Value:
     """Every channel times a gate between 0 and 1, which follows from the means of all channels."""
-    gate = net.global_average_pool(x, keep=True, name=f"{name}_avg_pool")
+    gate = net.global_average_pool(x, keepdims=True, name=f"{name}_avg_pool")
     gate = net.conv(gate, whole_eights(channels / 4), 1, name=f"{name}_conv")
     gate = net.relu(gate, name=f"{name}_relu")
     gate = net.conv(gate, channels, 1, name=f"{name}_conv_1")
     gate = net.operation(lambda gate: gate + 3, gate)  # the hard sigmoid, in Keras partly without a layer
-    gate = net.relu(gate, most=6)
+    gate = net.relu(gate, max_value=6)
     gate = net.operation(lambda gate: gate * (1 / 6), gate)
     return net.multiply([x, gate], name=f"{name}_mul")
 
@@ -136,7 +136,7 @@ def _row(
         parameters,
         accuracy,
         preprocessing="tf",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1905.02244",
         groups=default_groups("last_stage", f"expanded_conv_(?:{last_stage})_.*|conv_1.*"),
     )

@@ -17,7 +17,7 @@ def nasnet(net: Net, x: Value, top: bool, *, stem: int, channels: int, cells: in
     A stage has `cells` cells of `channels` channels, twice as many in each later stage. With `skip` the first cell of
     a stage looks past the reduction: its `previous` input is the one that the reduction had.
     """
-    x = net.conv(x, stem, 3, strides=2, padding="valid", bias=False, name="stem_conv1")
+    x = net.conv(x, stem, 3, strides=2, padding="valid", use_bias=False, name="stem_conv1")
     x = batch_norm(net, x, "stem_bn1")
     previous, x = x, reduction_cell(net, x, x, channels // 4, "stem_1")
     previous, x = x, reduction_cell(net, x, halved(net, previous, channels // 2, "stem_2"), channels // 2, "stem_2")
@@ -81,18 +81,18 @@ def halved(net: Net, x: Value, channels: int, cell: str) -> Value:
     """Every second pixel, and beside it its neighbour below and right: a `previous` input of twice the cell's size."""
     x = net.activation(x, "relu", name=f"adjust_relu_1_{cell}")
     here = net.average_pool(x, 1, strides=2, name=f"adjust_avg_pool_1_{cell}")
-    here = net.conv(here, channels // 2, 1, bias=False, name=f"adjust_conv_1_{cell}")
+    here = net.conv(here, channels // 2, 1, use_bias=False, name=f"adjust_conv_1_{cell}")
     beside = net.pad(x, ((0, 1), (0, 1)))
     beside = net.crop(beside, ((1, 0), (1, 0)))
     beside = net.average_pool(beside, 1, strides=2, name=f"adjust_avg_pool_2_{cell}")
-    beside = net.conv(beside, channels // 2, 1, bias=False, name=f"adjust_conv_2_{cell}")
+    beside = net.conv(beside, channels // 2, 1, use_bias=False, name=f"adjust_conv_2_{cell}")
     return batch_norm(net, net.concat([here, beside]), f"adjust_bn_{cell}")
 
 
 def projected(net: Net, x: Value, channels: int, cell: str) -> Value:
     """A `previous` input of the cell's size, brought to its channels."""
     x = net.activation(x, "relu")
-    x = net.conv(x, channels, 1, bias=False, name=f"adjust_conv_projection_{cell}")
+    x = net.conv(x, channels, 1, use_bias=False, name=f"adjust_conv_projection_{cell}")
     return batch_norm(net, x, f"adjust_bn_{cell}")
 
 
@@ -112,7 +112,7 @@ def separable(net: Net, x: Value, channels: int, size: int, name: str, *, stride
 def squeezed(net: Net, x: Value, channels: int, kind: str, cell: str) -> Value:
     """The first input of a cell, brought to its channels."""
     x = net.activation(x, "relu")
-    x = net.conv(x, channels, 1, bias=False, name=f"{kind}_conv_1_{cell}")
+    x = net.conv(x, channels, 1, use_bias=False, name=f"{kind}_conv_1_{cell}")
     return batch_norm(net, x, f"{kind}_bn_1_{cell}")
 
 
@@ -143,7 +143,7 @@ def _row(
         parameters,
         accuracy,
         preprocessing="tf",
-        licence="Apache 2.0 (Google)",
+        license="Apache 2.0 (Google)",
         paper="arXiv:1707.07012",
         groups=default_groups("last_stage", f".*_(?:{last_stage})"),
         size=size,

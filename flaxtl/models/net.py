@@ -1,9 +1,12 @@
-"""The vocabulary in which every architecture is written.
+"""The layer vocabulary in which every architecture is written.
 
-An architecture is a function that calls a `Net`: `x = net.conv(x, 64, 3, act='relu', name='block1_conv1')`.
-Each call is one layer under Keras' name for it, so that a network reads like Keras' own source and its parameters
-lie flat, by layer name. A call without a name gets the one that Keras would have made up: `conv2d`, `conv2d_1`, ...
-What runs and what is skipped is the business of trace.py.
+An architecture is a function that calls the methods of a `Net`:
+
+    x = net.conv(x, 64, 3, act="relu", name="block1_conv1")
+
+Each call is one layer, under the name that Keras gives it, so an architecture reads like Keras' own source, and its
+parameters are held flat, by layer name. A call without a name gets Keras' automatic name: `conv2d`, `conv2d_1`, ...
+`Tracer`, the base class, decides which layers run and which are skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,21 +30,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 Size = int | tuple[int, int]
-"""Of a window: one number for both sides, or (height, width)."""
+"""Size of a window: one number for both sides, or (height, width)."""
 
 Border = tuple[tuple[int, int], tuple[int, int]]
-"""((top, bottom), (left, right)) pixels."""
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+"""((top, bottom), (left, right)) in pixels."""
 
 
 class Net(Tracer):
-    """One pass through a network, layer by layer.
+    """A network that is run layer by layer.
 
-    Images and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid', or 'same', which
-    adds zeros so that the output is the input's size divided by the stride, the odd one at the bottom and right.
+    Images and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid' adds no zeros, 'same'
+    adds zeros so that the output size is the input size divided by the stride, rounded up; an odd row or column of
+    zeros is added at the bottom or right.
     """
 
     # ------------------------------------------------------------------ layers with parameters
@@ -50,78 +50,74 @@ class Net(Tracer):
         self,
         x: Value,
         features: int,
-        size: Size,
+        kernel_size: Size,
         *,
         name: str = "",
         strides: int = 1,
         padding: str = "same",
-        bias: bool = True,
+        use_bias: bool = True,
         groups: int = 1,
         act: str = "linear",
     ) -> Value:
         """Convolution (Keras' Conv2D). Kernel [height, width, inputs / groups, features]."""
-        name = name or self._auto("conv2d")
+        name = name or self._auto_name("conv2d")
 
         def run(x: jax.Array) -> jax.Array:
-            return ACTIVATIONS[act](self._convolution(features, _pair(size), strides, padding, bias, groups, name)(x))
+            conv = nn.Conv(
+                features,
+                _pair(kernel_size),
+                strides,
+                padding.upper(),
+                feature_group_count=groups,
+                use_bias=use_bias,
+                kernel_init=GLOROT,
+                dtype=self.dtype,
+                name=name,
+            )
+            return ACTIVATIONS[act](conv(x))
 
-        return self._with_parameters("conv", name, run, x)
+        return self._layer_with_params("conv", name, run, x)
 
     def depthwise_conv(
         self,
         x: Value,
-        size: Size,
+        kernel_size: Size,
         *,
         name: str = "",
         strides: int = 1,
         padding: str = "same",
-        bias: bool = False,
+        use_bias: bool = False,
     ) -> Value:
-        """Every channel convolved on its own (Keras' DepthwiseConv2D). Kernel [height, width, 1, channels]."""
-        name = name or self._auto("depthwise_conv2d")
+        """Convolution of each channel separately (Keras' DepthwiseConv2D). Kernel [height, width, 1, channels]."""
+        name = name or self._auto_name("depthwise_conv2d")
 
         def run(x: jax.Array) -> jax.Array:
-            return DepthwiseConv(_pair(size), strides, padding.upper(), bias, self.dtype, name=name)(x)
+            return DepthwiseConv(_pair(kernel_size), strides, padding.upper(), use_bias, self.dtype, name=name)(x)
 
-        return self._with_parameters("depthwise conv", name, run, x)
-
-    def _convolution(
-        self, features: int, size: tuple[int, int], strides: int, padding: str, bias: bool, groups: int, name: str
-    ) -> nn.Conv:
-        return nn.Conv(
-            features,
-            size,
-            strides,
-            padding.upper(),
-            feature_group_count=groups,
-            use_bias=bias,
-            kernel_init=GLOROT,
-            dtype=self.dtype,
-            name=name,
-        )
+        return self._layer_with_params("depthwise conv", name, run, x)
 
     def separable_conv(
         self,
         x: Value,
         features: int,
-        size: Size,
+        kernel_size: Size,
         *,
         name: str = "",
         strides: int = 1,
         padding: str = "same",
     ) -> Value:
-        """A depthwise convolution, then one of 1x1, without bias (Keras' SeparableConv2D with use_bias=False)."""
-        name = name or self._auto("separable_conv2d")
+        """Depthwise convolution, then a 1x1 convolution, without bias (Keras' SeparableConv2D, use_bias=False)."""
+        name = name or self._auto_name("separable_conv2d")
 
         def run(x: jax.Array) -> jax.Array:
-            return SeparableConv(features, _pair(size), strides, padding.upper(), self.dtype, name=name)(x)
+            return SeparableConv(features, _pair(kernel_size), strides, padding.upper(), self.dtype, name=name)(x)
 
-        return self._with_parameters("separable conv", name, run, x)
+        return self._layer_with_params("separable conv", name, run, x)
 
     def dense(self, x: Value, features: int, *, name: str, act: str = "linear") -> Value:
-        """Fully connected layer over [batch, inputs] (Keras' Dense).
+        """Fully connected layer (Keras' Dense): [batch, inputs] -> [batch, features].
 
-        With `act='softmax'` it computes in float32 whatever the dtype, and the logits are kept for the loss.
+        With `act="softmax"` it computes in float32 whatever the dtype, and keeps the logits.
         """
 
         def run(x: jax.Array) -> jax.Array:
@@ -131,43 +127,40 @@ class Net(Tracer):
                 self.logits = y
             return ACTIVATIONS[act](y)
 
-        return self._with_parameters("dense", name, run, x)
+        return self._layer_with_params("dense", name, run, x)
 
     def batch_norm(
-        self, x: Value, *, name: str = "", epsilon: float = 1e-3, momentum: float = 0.99, scale: bool = True
+        self, x: Value, *, name: str = "", epsilon: float = 1e-3, momentum: float = 0.99, use_scale: bool = True
     ) -> Value:
-        """Batch normalisation, in float32 whatever the dtype (Keras' BatchNormalization; its defaults).
+        """Batch normalization, in float32 whatever the dtype (Keras' BatchNormalization, with its defaults).
 
-        In a layer that learns, by the mean and the biased variance of the whole batch, which move the statistics:
-        momentum * old + (1 - momentum) * new. In all others by the statistics as they are.
+        In train mode it normalizes by the mean and the biased variance of the whole batch, and updates the statistics:
+        momentum * old + (1 - momentum) * new. Otherwise it normalizes by the statistics.
         """
-        name = name or self._auto("batch_normalization")
+        name = name or self._auto_name("batch_normalization")
 
         def run(x: jax.Array) -> jax.Array:
             norm = nn.BatchNorm(
-                use_running_average=name not in self.learning,
+                use_running_average=name not in self.train_layers,
                 momentum=momentum,
                 epsilon=epsilon,
                 dtype=jnp.float32,
-                use_scale=scale,
-                use_fast_variance=False,  # the mean of squares less the square of the mean loses digits
+                use_scale=use_scale,
+                use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits
                 name=name,
             )
             y: jax.Array = norm(x.astype(jnp.float32))
             return y.astype(self.dtype)
 
-        return self._with_parameters("batch norm", name, run, x)
-
-    def _with_parameters(self, kind: str, name: str, run: Callable[[jax.Array], jax.Array], x: Value) -> Value:
-        self._owner = name
-        return self._layer(kind, name, run, x)
+        return self._layer_with_params("batch norm", name, run, x)
 
     # ------------------------------------------------------------------ activations
 
-    def activation(self, x: Value, act: str, *, name: str = "", keras: str = "activation") -> Value:
-        """An activation as a layer of its own; `keras` is the class, in snake case, that an unnamed one is called by.
+    def activation(self, x: Value, act: str, *, name: str = "", class_name: str = "activation") -> Value:
+        """Activation as a separate layer (Keras' Activation).
 
-        With 'softmax' its input is kept as the logits, in float32.
+        With 'softmax' its input is kept as the logits, in float32. `class_name` is the Keras class, in snake case, that
+        an unnamed layer is named after.
         """
 
         def run(x: jax.Array) -> jax.Array:
@@ -175,68 +168,136 @@ class Net(Tracer):
                 x = self.logits = x.astype(jnp.float32)
             return ACTIVATIONS[act](x)
 
-        return self._layer(act, name or self._auto(keras), run, x)
+        return self._layer(act, name or self._auto_name(class_name), run, x)
 
-    def relu(self, x: Value, *, name: str = "", most: float = 0) -> Value:
-        """max(x, 0), and with `most` = 6 no more than 6 (Keras' ReLU layer, unnamed `re_lu`)."""
-        return self.activation(x, f"relu{most:g}" if most else "relu", name=name, keras="re_lu")
+    def relu(self, x: Value, *, name: str = "", max_value: float = 0) -> Value:
+        """max(x, 0), limited to `max_value` if that is 6 (Keras' ReLU layer)."""
+        return self.activation(x, f"relu{max_value:g}" if max_value else "relu", name=name, class_name="re_lu")
 
     def operation(self, function: Callable[..., jax.Array], *inputs: Value) -> Value:
-        """What Keras computes without a layer, such as x + 3: not listed, but part of the graph."""
-        return self._layer(OPERATION, self._auto("(operation)"), function, *inputs)
+        """Compute something that is not a layer in Keras, such as x + 3: part of the graph, but not listed."""
+        return self._layer(OPERATION, self._auto_name("(operation)"), function, *inputs)
 
     # ------------------------------------------------------------------ several inputs
 
     def add(self, values: Sequence[Value], *, name: str = "") -> Value:
-        """The sum (Keras' Add)."""
-        return self._layer("add", name or self._auto("add"), lambda first, *rest: sum(rest, start=first), *values)
+        """Sum (Keras' Add)."""
+        name = name or self._auto_name("add")
+        return self._layer("add", name, lambda first, *rest: sum(rest, start=first), *values)
 
     def scaled_add(self, x: Value, residual: Value, scale: float, *, name: str = "") -> Value:
-        """x + scale * residual (InceptionResNetV2's CustomScaleLayer)."""
-        name = name or self._auto("custom_scale_layer")
+        """x + scale * residual (CustomScaleLayer of Keras' inception_resnet_v2.py)."""
+        name = name or self._auto_name("custom_scale_layer")
         return self._layer("scaled add", name, lambda x, residual: x + scale * residual, x, residual)
 
     def multiply(self, values: Sequence[Value], *, name: str = "") -> Value:
-        """The product of two, one of which may be [batch, 1, 1, channels] (Keras' Multiply)."""
-        return self._layer("multiply", name or self._auto("multiply"), lambda a, b: a * b, *values)
+        """Product of two values, one of which may be [batch, 1, 1, channels] (Keras' Multiply)."""
+        return self._layer("multiply", name or self._auto_name("multiply"), lambda a, b: a * b, *values)
 
     def concat(self, values: Sequence[Value], *, name: str = "") -> Value:
-        """All channels, in order (Keras' Concatenate)."""
-        name = name or self._auto("concatenate")
+        """Concatenation of the channels, in order (Keras' Concatenate)."""
+        name = name or self._auto_name("concatenate")
         return self._layer("concat", name, lambda *arrays: jnp.concatenate(arrays, axis=-1), *values)
 
-    # ------------------------------------------------------------------ layers without parameters
+    # ------------------------------------------------------------------ borders and pools
 
     def pad(self, x: Value, border: Border, *, name: str = "") -> Value:
-        """Zeros around the image (Keras' ZeroPadding2D)."""
-        name = name or self._auto("zero_padding2d")
+        """Add zeros around the image (Keras' ZeroPadding2D)."""
+        name = name or self._auto_name("zero_padding2d")
         return self._layer("pad", name, lambda x: jnp.pad(x, ((0, 0), *border, (0, 0))), x)
 
-    def correct_pad(self, x: Value, size: int, *, name: str = "") -> Value:
-        """The zeros that a 'same' convolution of stride 2 with a window of `size`, an odd number, would add."""
+    def correct_pad(self, x: Value, kernel_size: int, *, name: str = "") -> Value:
+        """Add the zeros that a 'same' convolution of stride 2 with an odd kernel size adds (Keras' `correct_pad`)."""
 
         def run(x: jax.Array) -> jax.Array:
-            border = [(size // 2 - 1 + side % 2, size // 2) for side in x.shape[1:3]]
+            border = [(kernel_size // 2 - 1 + side % 2, kernel_size // 2) for side in x.shape[1:3]]
             return jnp.pad(x, ((0, 0), *border, (0, 0)))
 
-        return self._layer("pad", name or self._auto("zero_padding2d"), run, x)
+        return self._layer("pad", name or self._auto_name("zero_padding2d"), run, x)
 
     def crop(self, x: Value, border: Border, *, name: str = "") -> Value:
-        """The image without its border (Keras' Cropping2D)."""
+        """Remove a border of the image (Keras' Cropping2D)."""
         (top, bottom), (left, right) = border
 
         def run(x: jax.Array) -> jax.Array:
             return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
-        return self._layer("crop", name or self._auto("cropping2d"), run, x)
+        return self._layer("crop", name or self._auto_name("cropping2d"), run, x)
+
+    def max_pool(
+        self, x: Value, pool_size: int, *, name: str = "", strides: int | None = None, padding: str = "valid"
+    ) -> Value:
+        """Maximum over square windows; the stride defaults to their size. Padding never is the maximum."""
+        strides = strides or pool_size
+
+        def run(x: jax.Array) -> jax.Array:
+            pooled: jax.Array = nn.max_pool(x, (pool_size, pool_size), (strides, strides), padding.upper())
+            return pooled
+
+        return self._layer("max pool", name or self._auto_name("max_pooling2d"), run, x)
+
+    def average_pool(
+        self, x: Value, pool_size: int, *, name: str = "", strides: int | None = None, padding: str = "valid"
+    ) -> Value:
+        """Mean over square windows; the stride defaults to their size. Padding is not counted."""
+        strides = strides or pool_size
+
+        def run(x: jax.Array) -> jax.Array:
+            window = (pool_size, pool_size)
+            pooled: jax.Array = nn.avg_pool(x, window, (strides, strides), padding.upper(), count_include_pad=False)
+            return pooled.astype(x.dtype)  # Flax divides by float32 counts
+
+        return self._layer("average pool", name or self._auto_name("average_pooling2d"), run, x)
+
+    def global_average_pool(self, x: Value, *, name: str = "", keepdims: bool = False) -> Value:
+        """Mean over the image: [batch, height, width, channels] -> [batch, channels], or [batch, 1, 1, channels]."""
+        name = name or self._auto_name("global_average_pooling2d")
+        return self._layer("global average pool", name, lambda x: x.mean((1, 2), keepdims=keepdims), x)
+
+    def global_max_pool(self, x: Value, *, name: str = "") -> Value:
+        """Maximum over the image: [batch, height, width, channels] -> [batch, channels]."""
+        name = name or self._auto_name("global_max_pooling2d")
+        return self._layer("global max pool", name, lambda x: x.max((1, 2)), x)
+
+    # ------------------------------------------------------------------ other layers without parameters
+
+    def flatten(self, x: Value, *, name: str = "") -> Value:
+        """[batch, height, width, channels] -> [batch, height * width * channels], in that order (Keras' Flatten)."""
+        return self._layer("flatten", name or self._auto_name("flatten"), lambda x: x.reshape(x.shape[0], -1), x)
+
+    def reshape(self, x: Value, shape: tuple[int, ...], *, name: str = "") -> Value:
+        """[batch, ...] -> [batch, *shape], in that order (Keras' Reshape)."""
+        return self._layer("reshape", name or self._auto_name("reshape"), lambda x: x.reshape(x.shape[0], *shape), x)
+
+    def dropout(self, x: Value, rate: float, *, name: str = "", per_example: bool = False) -> Value:
+        """Zero a fraction `rate` of the values and scale the others up, in train mode (Keras' Dropout).
+
+        It is in train mode if the last layer with parameters before it is. In a frozen base it is therefore inactive,
+        as in Keras when the base is called with training=False. With `per_example` all values of an example are
+        dropped together (DropConnect, also called stochastic depth; Keras: noise_shape=(None, 1, 1, 1)).
+        """
+        name = name or self._auto_name("dropout")
+
+        def run(x: jax.Array) -> jax.Array:
+            if not rate or not self._in_train_mode or self.dropout_keys is None:
+                return x
+            layer_id = crc32(name.encode())  # depends on the name only, not on which layers were skipped
+            shape = (1,) * (x.ndim - 1) if per_example else x.shape[1:]
+
+            def keep(key: jax.Array) -> jax.Array:
+                return jax.random.bernoulli(jax.random.fold_in(key, layer_id), 1 - rate, shape)
+
+            return jnp.where(jax.vmap(keep)(self.dropout_keys), x / (1 - rate), 0)
+
+        return self._layer("dropout", name, run, x)
 
     def local_response_norm(
         self, x: Value, *, name: str, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
     ) -> Value:
-        """Every value over (1 + alpha * m) ** beta, m the mean square of `size` channels around it.
+        """x / (1 + alpha * m) ** beta, where m is the mean square over `size` neighboring channels.
 
-        Krizhevsky et al. 2012, section 3.3, with the constants that Caffe's networks were trained with: the mean in
-        place of the sum, 1 in place of 2; zeros stand beside the first and the last channel. In float32 always.
+        Krizhevsky et al. 2012, section 3.3, as Caffe trained its networks: the mean instead of the sum, and 1 instead
+        of 2. Channels beyond the first and the last count as zero. In float32 whatever the dtype.
         """
 
         def run(x: jax.Array) -> jax.Array:
@@ -247,67 +308,6 @@ class Net(Tracer):
 
         return self._layer("local response norm", name, run, x)
 
-    def max_pool(
-        self, x: Value, size: int, *, name: str = "", strides: int | None = None, padding: str = "valid"
-    ) -> Value:
-        """Maximum over size x size windows, the stride as large unless given; padding never wins."""
-        step = strides or size
 
-        def run(x: jax.Array) -> jax.Array:
-            pooled: jax.Array = nn.max_pool(x, (size, size), (step, step), padding.upper())
-            return pooled
-
-        return self._layer("max pool", name or self._auto("max_pooling2d"), run, x)
-
-    def average_pool(
-        self, x: Value, size: int, *, name: str = "", strides: int | None = None, padding: str = "valid"
-    ) -> Value:
-        """Mean over size x size windows, the stride as large unless given; padding does not count."""
-        step = strides or size
-
-        def run(x: jax.Array) -> jax.Array:
-            window = (size, size)
-            pooled: jax.Array = nn.avg_pool(x, window, (step, step), padding.upper(), count_include_pad=False)
-            return pooled.astype(x.dtype)  # the counts of pixels are float32
-
-        return self._layer("average pool", name or self._auto("average_pooling2d"), run, x)
-
-    def global_average_pool(self, x: Value, *, name: str = "", keep: bool = False) -> Value:
-        """[batch, height, width, channels] -> [batch, channels], the mean; with `keep` [batch, 1, 1, channels]."""
-        name = name or self._auto("global_average_pooling2d")
-        return self._layer("global average pool", name, lambda x: x.mean((1, 2), keepdims=keep), x)
-
-    def global_max_pool(self, x: Value, *, name: str = "") -> Value:
-        """[batch, height, width, channels] -> [batch, channels], the maximum over the image."""
-        name = name or self._auto("global_max_pooling2d")
-        return self._layer("global max pool", name, lambda x: x.max((1, 2)), x)
-
-    def flatten(self, x: Value, *, name: str = "") -> Value:
-        """[batch, height, width, channels] -> [batch, height * width * channels], in that order."""
-        return self._layer("flatten", name or self._auto("flatten"), lambda x: x.reshape(x.shape[0], -1), x)
-
-    def reshape(self, x: Value, shape: tuple[int, ...], *, name: str = "") -> Value:
-        """[batch, ...] -> [batch, *shape], in that order (Keras' Reshape)."""
-        return self._layer("reshape", name or self._auto("reshape"), lambda x: x.reshape(x.shape[0], *shape), x)
-
-    def dropout(self, x: Value, rate: float, *, name: str = "", whole: bool = False) -> Value:
-        """Zero a share `rate` of the values and scale up the rest (Keras' Dropout), where the network learns.
-
-        It acts if the last layer with parameters before it learns: in a frozen base it is inactive, which Keras has
-        only when the base is called with training=False. With `whole` all values of an example are dropped together
-        (DropConnect, as Keras calls stochastic depth: noise_shape=(None, 1, 1, 1)).
-        """
-        name = name or self._auto("dropout")
-
-        def run(x: jax.Array) -> jax.Array:
-            if not rate or not self._active or self.keys is None:
-                return x
-            number = crc32(name.encode())  # by its name, whatever layers were skipped
-
-            def keep(key: jax.Array) -> jax.Array:
-                shape = (1,) * (x.ndim - 1) if whole else x.shape[1:]
-                return jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, shape)
-
-            return jnp.where(jax.vmap(keep)(self.keys), x / (1 - rate), 0)
-
-        return self._layer("dropout", name, run, x)
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

@@ -25,7 +25,6 @@ FAMILIES = (
     vgg,
     googlenet,
     resnet,
-    resnet,
     densenet,
     inception,
     xception,
@@ -48,7 +47,7 @@ def get_spec(name: str) -> ModelSpec:
     for row in MODELS.values():
         if _bare(row.name) == _bare(name):
             return row
-    raise unknown("network", name, MODELS)
+    raise unknown("model", name, MODELS)
 
 
 def _bare(name: str) -> str:

@@ -70,14 +70,14 @@ def _row(
         parameters,
         accuracy,
         preprocessing="caffe",
-        licence="MIT (K. He)",
+        license="MIT (K. He)",
         paper="arXiv:1512.03385",
         groups=default_groups("conv5", "conv5_.*"),
     )
 
 
 # Sizes, counts, files and hashes: Keras' resnet.py. Accuracies: keras-applications' README.
-NETWORKS = (
+NETWORKS_V1 = (
     _row(
         50,
         (3, 4, 6, 3),
@@ -129,11 +129,11 @@ def block_v2(net: Net, x: Value, width: int, *, strides: int, project: bool, nam
         shortcut = net.conv(active, 4 * width, 1, name=f"{name}_0_conv")
     else:
         shortcut = x if strides == 1 else net.max_pool(x, 1, strides=strides)
-    x = net.conv(active, width, 1, bias=False, name=f"{name}_1_conv")
+    x = net.conv(active, width, 1, use_bias=False, name=f"{name}_1_conv")
     x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_1_bn")
     x = net.activation(x, "relu", name=f"{name}_1_relu")
     x = net.pad(x, BORDER_1, name=f"{name}_2_pad")
-    x = net.conv(x, width, 3, strides=strides, padding="valid", bias=False, name=f"{name}_2_conv")
+    x = net.conv(x, width, 3, strides=strides, padding="valid", use_bias=False, name=f"{name}_2_conv")
     x = net.batch_norm(x, epsilon=EPSILON, name=f"{name}_2_bn")
     x = net.activation(x, "relu", name=f"{name}_2_relu")
     x = net.conv(x, 4 * width, 1, name=f"{name}_3_conv")
@@ -156,7 +156,7 @@ def _row_v2(
         parameters,
         accuracy,
         preprocessing="tf",
-        licence="BSD-3-Clause (Facebook)",
+        license="BSD-3-Clause (Facebook)",
         paper="arXiv:1603.05027",
         groups=default_groups("conv5", "conv5_.*|post_bn"),
     )
@@ -186,3 +186,4 @@ NETWORKS_V2 = (
         ("a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
     ),
 )
+NETWORKS = (*NETWORKS_V1, *NETWORKS_V2)

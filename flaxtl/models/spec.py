@@ -26,26 +26,26 @@ class ModelSpec:
     """One row of the catalog.
 
     `build` runs the layers on a Net; its third argument asks for the network's own top of 1,000 ImageNet classes.
-    `size` is the side of the square image that the weights go with, `minimum_size` the smallest side it accepts;
+    `input_size` is the side of the square images of the weights, `min_input_size` the smallest side that it accepts;
     parameter counts are those that Keras' `count_params` gives, the statistics of batch norms included; accuracies are
     ImageNet validation, one centre crop, in percent, as published. `groups` is the default rule list for freezing.
     """
 
     name: str
     build: Callable[[Net, Value, bool], Value]
-    size: int
-    minimum_size: int
+    input_size: int
+    min_input_size: int
     preprocessing: str
-    parameters_with_top: int
-    parameters_base: int
+    num_params: int
+    num_params_no_top: int
     top1: float
     top5: float
-    licence: str
+    license: str
     paper: str
-    file_with_top: WeightsFile
-    file_base: WeightsFile
+    weights: WeightsFile
+    weights_no_top: WeightsFile
     groups: Groups
-    builtin_base: str = ""
+    builtin: str = ""
 
     @property
     def top_group(self) -> str:
@@ -75,11 +75,11 @@ def row(
     accuracy: tuple[float, float],
     *,
     preprocessing: str,
-    licence: str,
+    license: str,
     paper: str,
     groups: Groups,
     size: int = 224,
-    builtin_base: str = "",
+    builtin: str = "",
 ) -> ModelSpec:
     """The row of a network for images of 32 pixels and more.
 
@@ -88,17 +88,17 @@ def row(
     return ModelSpec(
         name=name,
         build=build,
-        size=size,
-        minimum_size=32,
+        input_size=size,
+        min_input_size=32,
         preprocessing=preprocessing,
-        parameters_with_top=parameters[0],
-        parameters_base=parameters[1],
+        num_params=parameters[0],
+        num_params_no_top=parameters[1],
         top1=accuracy[0],
         top5=accuracy[1],
-        licence=licence,
+        license=license,
         paper=paper,
-        file_with_top=files[0],
-        file_base=files[1],
+        weights=files[0],
+        weights_no_top=files[1],
         groups=groups,
-        builtin_base=builtin_base,
+        builtin=builtin,
     )

@@ -1,16 +1,16 @@
-"""One pass through a network: which layers run, under which names, from what, and what came of them.
+"""Partial execution of a network: which layers run, on which values, and what each of them returned.
 
-Four uses of one function, because a layer that is not wanted is skipped and creates nothing:
+One function covers four uses, because a layer that is not needed is skipped and creates no parameters:
 
-* whole;
-* up to a layer (`stop`): its output is the result, layers above never exist;
-* from a layer (`start`): the output of that layer is given, it and everything below are skipped;
-* with taps: the outputs of named layers are handed out beside the result.
+* whole network;
+* up to a layer (`stop`): the output of that layer is the result;
+* on from a layer (`start`): the output of that layer is given, it and everything below it are skipped;
+* with taps: the outputs of named layers are returned beside the result.
 
-Arrays may be added to the outputs of named layers. A gradient with respect to zeros so added is the gradient with
-respect to that layer's output, wherever it lies: within a branch, too, where the network cannot be cut.
+Running up to a layer and on from it gives the same result as running the whole network.
 
-`start=NAME` continues exactly where `stop=NAME` ended: running to a cut and on from it equals running through.
+Arrays may be added to the outputs of named layers (`perturbations`). The gradient with respect to zeros that are added
+to a layer is the gradient with respect to its output. This also works inside a branch, where a network cannot be cut.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ from flaxtl.errors import UserError, unknown
 
 
 class Skipped:
-    """Stands for the output of a layer that did not run."""
+    """Placeholder for the output of a layer that did not run."""
 
 
 SKIPPED = Skipped()
 Value = jax.Array | Skipped
 
 OPERATION = "operation"
-"""Kind of what Keras computes without a layer: it counts in the order of layers and is not listed."""
+"""Kind of a computation that Keras does without a layer: part of the graph, but not listed as a layer."""
 
 
 class Layer(NamedTuple):
-    """One layer as it was traced: its section, name, kind and output's shape, and the layers that it reads from."""
+    """A layer: its section ('backbone' or 'head'), name, kind, output shape without batch, and input layers."""
 
     section: str
     name: str
@@ -46,154 +46,176 @@ class Layer(NamedTuple):
 
 @dataclass
 class Tracer:
-    """What to run, and what came of it.
+    """Run a network, or a part of it, layer by layer, and record its layers and outputs.
 
-    Set before the pass: `dtype` of the computation, `learning` (names of the layers that learn in this pass; empty
-    for inference), `keys` (random, one an example, [batch]; None: nothing is dropped), the cut names, the taps and the
-    `perturbations` (layer name -> what is added to its output).
-    Read after it: `output` (of the last layer that ran), `logits` (float32, before the softmax, if it was reached),
-    `tapped` (layer name -> output) and `layers` (every layer that ran, in order).
+    Settings:
+      dtype: of the computation; parameters stay float32.
+      train_layers: names of the layers in train mode; empty for inference.
+      dropout_keys: random keys [batch], one per example. None: dropout is inactive.
+      start: name of the layer to start from; its output is `start_value`.
+      stop: name of the last layer to run.
+      taps: names of the layers whose outputs are kept in `tapped`.
+      perturbations: layer name -> array that is added to the output of the layer.
+
+    Results:
+      output: of the last layer that ran.
+      logits: float32 [batch, classes], the input of the softmax; None if it was not reached.
+      tapped: layer name -> output.
+      layers: every layer that ran, in the order of the calls.
     """
 
     dtype: Any = jnp.float32
-    learning: frozenset[str] = frozenset()
-    keys: jax.Array | None = None
+    train_layers: frozenset[str] = frozenset()
+    dropout_keys: jax.Array | None = None
     start: str | None = None
-    given: jax.Array | None = None
+    start_value: jax.Array | None = None
     stop: str | None = None
     taps: tuple[str, ...] = ()
     perturbations: Mapping[str, jax.Array] = field(default_factory=dict)
+
     output: Value = SKIPPED
     logits: jax.Array | None = None
     tapped: dict[str, jax.Array] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
-    _names: dict[str, None] = field(default_factory=dict)
-    _unnamed: dict[str, int] = field(default_factory=dict)
-    _sources: dict[int, tuple[str, jax.Array]] = field(default_factory=dict)
-    _section: str = ""
-    _last: str | None = None
-    _closed: bool = False
-    _owner: str = ""
 
-    def section(self, name: str, last: str | None = None) -> None:
-        """Begin the part of the network called `name`; layers after its layer `last` do not exist."""
-        self._section, self._last = name, last
+    _names: dict[str, None] = field(default_factory=dict)  # of all layers, including skipped ones, in order
+    _auto_names: dict[str, int] = field(default_factory=dict)  # class name -> number of unnamed layers
+    _producers: dict[int, tuple[str, jax.Array]] = field(default_factory=dict)  # id of an array -> layer, array
+    _section: str = ""
+    _last_layer: str | None = None  # of the section
+    _closed: bool = False  # no further layer of the section runs
+    _last_with_params: str = ""
+
+    def begin_section(self, name: str, last_layer: str | None = None) -> None:
+        """Begin the section `name` of the network. Layers after `last_layer` do not exist."""
+        self._section, self._last_layer = name, last_layer
         self._closed = self.stopped
 
     @property
     def stopped(self) -> bool:
-        """Whether the pass has come to `stop`: no later section runs."""
+        """Whether `stop` has been reached, so that no later section runs."""
         return self.stop is not None and self.stop in self._names
 
-    def require(self, names: Iterable[str]) -> None:
-        """Raise if one of `names` is no layer of the network that was passed through."""
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise UserError if one of `names` is not a layer of the network; call it after the network has run."""
         for name in names:
             if name not in self._names:
                 raise unknown("layer", name, self._names)
 
-    def _auto(self, keras: str) -> str:
-        """The name that Keras gives the next layer of class `keras` (in snake case) that was given none."""
-        count = self._unnamed.get(keras, 0)
-        self._unnamed[keras] = count + 1
-        return f"{keras}_{count}" if count else keras
+    def _auto_name(self, class_name: str) -> str:
+        """Return the name that Keras gives the next unnamed layer of a class (in snake case): `add`, `add_1`, ..."""
+        count = self._auto_names.get(class_name, 0)
+        self._auto_names[class_name] = count + 1
+        return f"{class_name}_{count}" if count else class_name
 
     @property
-    def _active(self) -> bool:
-        """Whether dropout acts here: the last layer with parameters before it learns."""
-        return self._owner in self.learning
+    def _in_train_mode(self) -> bool:
+        """Whether a layer without parameters is in train mode here: that of the last layer with parameters."""
+        return self._last_with_params in self.train_layers
+
+    def _layer_with_params(self, kind: str, name: str, function: Callable[[jax.Array], jax.Array], x: Value) -> Value:
+        self._last_with_params = name
+        return self._layer(kind, name, function, x)
 
     def _layer(self, kind: str, name: str, function: Callable[..., jax.Array], *inputs: Value) -> Value:
-        """Run one layer, or skip it, and note what was asked of it."""
+        """Run one layer, or skip it; returns its output."""
         if name in self._names:
             raise ValueError(f"two layers are named {name!r}")
         self._names[name] = None
-        output = SKIPPED if self._closed else self._run(name, function, inputs)
+        output = SKIPPED if self._closed else self._compute(name, function, inputs)
         if not isinstance(output, Skipped):
             if name in self.perturbations:
                 output = output + self.perturbations[name].astype(output.dtype)
-            self._note(kind, name, output, inputs)
-        if name in (self.stop, self._last):
+            self._record(kind, name, output, inputs)
+        if name in (self.stop, self._last_layer):
             self._closed = True
         return output
 
-    def _run(self, name: str, function: Callable[..., jax.Array], inputs: tuple[Value, ...]) -> Value:
-        if name == self.start and self.given is not None:
-            return self.given
+    def _compute(self, name: str, function: Callable[..., jax.Array], inputs: tuple[Value, ...]) -> Value:
+        if name == self.start and self.start_value is not None:
+            return self.start_value
         arrays = [value for value in inputs if not isinstance(value, Skipped)]
-        if 0 < len(arrays) < len(inputs):
-            raise UserError(
-                f"the network cannot start at {self.start!r}: {name!r} also needs a layer that does not come "
-                "after it; choose a layer through which everything passes"
-            )
         if not arrays:
             return SKIPPED
+        if len(arrays) < len(inputs):
+            raise UserError(
+                f"Cannot start at layer {self.start!r}: layer {name!r} also reads a layer that does not come after it. "
+                "Choose a layer that all paths pass through."
+            )
         output = function(*arrays)
-        # A layer that changes nothing still has an output of its own, by which the graph is known.
+        # An identity returns its input; a copy has its own id, by which `_record` knows the layer that produced it.
         return jnp.copy(output) if any(output is array for array in arrays) else output
 
-    def _note(self, kind: str, name: str, output: jax.Array, inputs: tuple[Value, ...]) -> None:
+    def _record(self, kind: str, name: str, output: jax.Array, inputs: tuple[Value, ...]) -> None:
         self.output = output
-        read = tuple(self._sources[id(value)][0] for value in inputs if id(value) in self._sources)
-        # The array is kept beside its name: else another one might be given its id.
-        self._sources[id(output)] = (name, output)
-        self.layers.append(Layer(self._section, name, kind, output.shape[1:], read))
+        input_names = tuple(self._producers[id(value)][0] for value in inputs if id(value) in self._producers)
+        # Keeping the array alive keeps its id from being reused.
+        self._producers[id(output)] = (name, output)
+        self.layers.append(Layer(self._section, name, kind, output.shape[1:], input_names))
         if name in self.taps:
             self.tapped[name] = output
 
 
 def keras_order(layers: Sequence[Layer]) -> list[Layer]:
-    """`layers`, given in an order in which every layer comes after those it reads, as Keras sorts them.
+    """Sort layers as Keras does, by their depth in the graph.
 
-    Operations that are no layers take part and are left out of the result, where a layer reads what they read.
+    Operations that are not layers take part in the sorting and are left out of the result: a layer that reads one is
+    listed as reading what the operation reads.
+
+    Args:
+      layers: in an order in which every layer comes after its inputs.
     """
-    known = {layer.name: layer for layer in layers}
-    depth = _depths(layers, known)
-    met = _met(layers[-1], known) if layers else {}
-    connected = [layer for layer in layers if layer.name in met]
-    connected.sort(key=lambda layer: (-depth[layer.name], met[layer.name]))
-    return [layer._replace(inputs=tuple(_sources(layer, known))) for layer in connected if layer.kind != OPERATION]
+    by_name = {layer.name: layer for layer in layers}
+    depths = _depths(layers)
+    visits = _depth_first_visits(layers[-1], by_name) if layers else {}
+    connected = [layer for layer in layers if layer.name in visits]
+    connected.sort(key=lambda layer: (-depths[layer.name], visits[layer.name]))
+    return [
+        layer._replace(inputs=tuple(_input_layers(layer, by_name))) for layer in connected if layer.kind != OPERATION
+    ]
 
 
 def cut_points(layers: Sequence[Layer]) -> list[str]:
-    """Names of the layers that everything passes through, in order: nothing behind one reads what lies before it.
+    """Return the names of the layers that all paths pass through: no layer above one reads a layer below it.
 
-    `layers` as `keras_order` gives them.
+    Args:
+      layers: as returned by `keras_order`.
     """
-    place = {layer.name: number for number, layer in enumerate(layers)}
-    found: list[str] = []
-    lowest = len(layers)  # of all that the layers above read
-    for number, layer in reversed(list(enumerate(layers))):
-        if number <= lowest:
-            found.append(layer.name)
-        lowest = min(lowest, min((place[name] for name in layer.inputs), default=-1))
-    return found[::-1]
+    index = {layer.name: i for i, layer in enumerate(layers)}
+    names: list[str] = []
+    lowest_input = len(layers)  # of all layers above
+    for i, layer in reversed(list(enumerate(layers))):
+        if i <= lowest_input:
+            names.append(layer.name)
+        lowest_input = min(lowest_input, min((index[name] for name in layer.inputs), default=-1))
+    return names[::-1]
 
 
-def _sources(layer: Layer, known: dict[str, Layer]) -> Iterator[str]:
-    """The layers that `layer` reads, itself or through operations."""
+def _input_layers(layer: Layer, by_name: Mapping[str, Layer]) -> Iterator[str]:
+    """Yield the layers that `layer` reads, directly or through operations."""
     for name in layer.inputs:
-        if known[name].kind == OPERATION:
-            yield from _sources(known[name], known)
+        if by_name[name].kind == OPERATION:
+            yield from _input_layers(by_name[name], by_name)
         else:
             yield name
 
 
-def _depths(layers: Sequence[Layer], known: dict[str, Layer]) -> dict[str, int]:
-    """Of every layer the longest way to the last one."""
-    depth = dict.fromkeys(known, 0)
+def _depths(layers: Sequence[Layer]) -> dict[str, int]:
+    """Return the length of the longest path from each layer to the last one."""
+    depths = dict.fromkeys((layer.name for layer in layers), 0)
     for layer in reversed(layers):
         for name in layer.inputs:
-            depth[name] = max(depth[name], depth[layer.name] + 1)
-    return depth
+            depths[name] = max(depths[name], depths[layer.name] + 1)
+    return depths
 
 
-def _met(last: Layer, known: dict[str, Layer]) -> dict[str, int]:
-    """When a depth-first search from `last`, inputs in their order, first meets each layer."""
-    met: dict[str, int] = {}
-    ahead = [last.name]
-    while ahead:
-        name = ahead.pop()
-        if name not in met:
-            met[name] = len(met)
-            ahead.extend(reversed(known[name].inputs))
-    return met
+def _depth_first_visits(last: Layer, by_name: Mapping[str, Layer]) -> dict[str, int]:
+    """Return when a depth-first search from the last layer, with inputs in order, first visits each layer."""
+    visits: dict[str, int] = {}
+    stack = [last.name]
+    while stack:
+        name = stack.pop()
+        if name not in visits:
+            visits[name] = len(visits)
+            stack.extend(reversed(by_name[name].inputs))
+    return visits

@@ -42,10 +42,10 @@ def _row(
         parameters,
         accuracy,
         preprocessing="caffe",
-        licence="CC BY 4.0 (K. Simonyan, A. Zisserman)",
+        license="CC BY 4.0 (K. Simonyan, A. Zisserman)",
         paper="arXiv:1409.1556",
         groups=default_groups("block5", "block5_.*"),
-        builtin_base=builtin,
+        builtin=builtin,
     )
 
 

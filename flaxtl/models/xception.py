@@ -10,9 +10,9 @@ from flaxtl.models.tracer import Value
 
 def xception(net: Net, x: Value, top: bool) -> Value:
     """Two convolutions, three strided blocks, eight residual blocks, one more strided block, two convolutions."""
-    x = net.conv(x, 32, 3, strides=2, padding="valid", bias=False, name="block1_conv1")
+    x = net.conv(x, 32, 3, strides=2, padding="valid", use_bias=False, name="block1_conv1")
     x = norm(net, x, "block1_conv1")
-    x = net.conv(x, 64, 3, padding="valid", bias=False, name="block1_conv2")
+    x = net.conv(x, 64, 3, padding="valid", use_bias=False, name="block1_conv2")
     x = norm(net, x, "block1_conv2")
     for block, width in ((2, 128), (3, 256), (4, 728)):
         x = strided(net, x, block, (width, width))
@@ -43,7 +43,7 @@ def separable(net: Net, x: Value, width: int, name: str) -> Value:
 
 def strided(net: Net, x: Value, block: int, widths: tuple[int, int]) -> Value:
     """Two separable convolutions and a pool that halves the size, beside a 1x1 convolution that does."""
-    shortcut = net.conv(x, widths[1], 1, strides=2, bias=False)
+    shortcut = net.conv(x, widths[1], 1, strides=2, use_bias=False)
     shortcut = net.batch_norm(shortcut)
     first = f"block{block}_sepconv1"
     if block == 2:  # its input has been through a relu already
@@ -75,17 +75,17 @@ NETWORKS = (
     ModelSpec(
         name="xception",
         build=xception,
-        size=299,
-        minimum_size=71,
+        input_size=299,
+        min_input_size=71,
         preprocessing="tf",
-        parameters_with_top=22_910_480,
-        parameters_base=20_861_480,
+        num_params=22_910_480,
+        num_params_no_top=20_861_480,
         top1=79.006,
         top5=94.452,
-        licence="MIT (F. Chollet)",
+        license="MIT (F. Chollet)",
         paper="arXiv:1610.02357",
-        file_with_top=FILES[0],
-        file_base=FILES[1],
+        weights=FILES[0],
+        weights_no_top=FILES[1],
         groups=default_groups("exit", r"block1[34]_.*|(conv2d|batch_normalization)_3"),
     ),
 )

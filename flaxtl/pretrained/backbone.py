@@ -52,11 +52,11 @@ def load_backbone(
 
     A base is in the published file with the top too: that one is taken where a cache has it and not the smaller one.
     """
-    architecture = model.architecture
-    base, top = architecture.file_base, architecture.file_with_top
+    architecture = model.spec
+    base, top = architecture.weights_no_top, architecture.weights
     if model.head is None or (download.is_cached(top.name) and not download.is_cached(base.name)):
         base = top
-    builtin = BUILTIN / architecture.builtin_base if model.head is not None and architecture.builtin_base else None
+    builtin = BUILTIN / architecture.builtin if model.head is not None and architecture.builtin else None
     located = download.resolve_weights(
         request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say, option=option
     )
@@ -66,12 +66,12 @@ def load_backbone(
 
 def headless_model(architecture: ModelSpec) -> Classifier:
     """The published network without its own top, under a head that only pools."""
-    return Classifier(architecture, Head(classes=1, pooling="global_average", units=()))
+    return Classifier(architecture, Head(num_classes=1, pooling="global_average", units=()))
 
 
 def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:
     """layer -> leaf -> shape of the backbone; a classifier's own top has the shape for the published image size."""
-    size = model.architecture.size
+    size = model.spec.input_size
     return classifier.param_shapes(model, size, size)["backbone"]
 
 
@@ -97,7 +97,7 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
     loaded = read(expected_shapes(headless_model(architecture)), optional_layers(architecture))
     if any(row.fate == "skipped" for row in loaded.rows):
         loaded = read(expected_shapes(whole))
-    _write_converted(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.licence})
+    _write_converted(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.license})
     columns = ("layer", "weight", "shape", "in the file as", "type")
     cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]
     count = sum(array.size for leaves in loaded.tree.values() for array in leaves.values())

@@ -97,7 +97,7 @@ def licence_of_weights(run: RunRecord) -> str:
     if request not in ("imagenet", "builtin"):
         return NOT_KNOWN
     try:
-        return registry.get_spec(run.config.get("model", {}).get("name", "")).licence
+        return registry.get_spec(run.config.get("model", {}).get("name", "")).license
     except UserError:  # an older run, or a newer one
         return NOT_KNOWN
 

@@ -28,7 +28,7 @@ from flaxtl.train.setup import ModelInfo, build_model
 def pretrained_summary(name: str) -> tuple[Table, str]:
     """The layers of a published network with its ImageNet top, at its own image size, and its totals."""
     architecture = registry.get_spec(name)
-    model, size = Classifier(architecture), architecture.size
+    model, size = Classifier(architecture), architecture.input_size
     shapes = classifier.param_shapes(model, size, size)["backbone"]
     cells = []
     for layer in classifier.list_layers(model, size, size):
@@ -42,11 +42,11 @@ def _published_totals(architecture: ModelSpec, shapes: Mapping[str, Mapping[str,
     """All numbers that Keras counts as parameters, and which of them no gradient moves."""
     counts = [(leaf, math.prod(shape)) for leaves in shapes.values() for leaf, shape in leaves.items()]
     statistics = sum(count for leaf, count in counts if leaf in BATCH_STATS)
-    elsewhere = architecture.parameters_with_top - sum(count for _, count in counts)
+    elsewhere = architecture.num_params - sum(count for _, count in counts)
     told = [f"{statistics:,} of them statistics of batch norms"] if statistics else []
     told += [f"{elsewhere} of a layer that is preprocessing here"] if elsewhere else []
     remark = f" ({', '.join(told)})" if told else ""
-    total, base = architecture.parameters_with_top, architecture.parameters_base
+    total, base = architecture.num_params, architecture.num_params_no_top
     return f"Total: {total:,} parameters{remark}; {base:,} without the top"
 
 
@@ -103,16 +103,16 @@ def model_records() -> list[dict[str, Any]]:
 def _row(row: ModelSpec) -> dict[str, Any]:
     return {
         "name": row.name,
-        "parameters_with_top": row.parameters_with_top,
-        "parameters_base": row.parameters_base,
-        "size": row.size,
-        "minimum_size": row.minimum_size,
+        "parameters_with_top": row.num_params,
+        "parameters_base": row.num_params_no_top,
+        "size": row.input_size,
+        "minimum_size": row.min_input_size,
         "preprocessing": row.preprocessing,
         "top1": row.top1,
         "top5": row.top5,
-        "licence": row.licence,
+        "licence": row.license,
         "paper": row.paper,
-        "weights": {"top": vars(row.file_with_top), "base": vars(row.file_base)},
+        "weights": {"top": vars(row.weights), "base": vars(row.weights_no_top)},
         "at_hand": weights_status(row),
     }
 
@@ -124,9 +124,9 @@ def weights_status(row: ModelSpec) -> dict[str, str | None]:
     """
     top, base = (
         next((found.origin for found in download.is_cached(file.name)), None)
-        for file in (row.file_with_top, row.file_base)
+        for file in (row.weights, row.weights_no_top)
     )
-    return {"top": top, "base": base or top or ("built in" if row.builtin_base else None)}
+    return {"top": top, "base": base or top or ("built in" if row.builtin else None)}
 
 
 def models_table() -> Table:
@@ -135,9 +135,9 @@ def models_table() -> Table:
     cells = [
         (
             row.name,
-            f"{row.parameters_with_top:,}",
-            f"{row.parameters_base:,}",
-            f"{row.size} (min {row.minimum_size})",
+            f"{row.num_params:,}",
+            f"{row.num_params_no_top:,}",
+            f"{row.input_size} (min {row.min_input_size})",
             f"{row.top1:.1f}",
             f"{row.top5:.1f}",
             row.preprocessing,

@@ -195,7 +195,7 @@ class SplitData:
             __version__,
             jax.default_backend(),
             self._images.digest,
-            model.architecture.name,
+            model.spec.name,
             str(model.dtype),
             layer,
             repr(views),

@@ -178,7 +178,7 @@ def _check_views(config: Any, phases: Sequence[Phase]) -> None:
 
 def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:
     """group -> learning rate; `top` under its own name, unless the config has groups of its own."""
-    top = TOP if config.param_groups else model.architecture.top_group
+    top = TOP if config.param_groups else model.spec.top_group
     return {top if group == TOP else group: float(rate) for group, rate in lr.items()}
 
 

@@ -91,7 +91,11 @@ def build_model(config: Any, classes: int) -> ModelInfo:
     size = (config.data.height, config.data.width)
     shapes = classifier.flatten_params(classifier.param_shapes(model, *size))
     # Rules are for the whole network, so that cutting its base asks for no others.
-    whole = classifier.flatten_params(classifier.param_shapes(model.clone(last=None), *size)) if model.last else shapes
+    whole = (
+        classifier.flatten_params(classifier.param_shapes(model.clone(output_layer=None), *size))
+        if model.output_layer
+        else shapes
+    )
     assigned = param_groups.assign_groups(list(whole), config.param_groups or architecture.groups)
     kept = {path: assigned[path] for path in shapes}
     cut = frozenset(assigned.values()) - frozenset(kept.values())

@@ -15,7 +15,7 @@ from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.mixup import mix
 from flaxtl.data.augment.tta import ViewFn
 from flaxtl.data.loaders import Batch
-from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, logits_of, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, forward_logits, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
@@ -200,11 +200,11 @@ def compute_grads(
 
     def loss(learning: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
         parameters = unflatten_params(frozen | state.statistics | learning)
-        result = forward(task.model, parameters, inputs, start=task.start, learning=layers, dropout=dropout)
+        result = forward(task.model, parameters, inputs, start=task.start, train_layers=layers, dropout_keys=dropout)
         assert result.logits is not None, "a pass without `stop` reaches the softmax"
         return _losses(result.logits, goals, task.class_weights, task.smoothing).mean(), (
             result.logits,
-            flatten_params(result.statistics),
+            flatten_params(result.batch_stats),
         )
 
     (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
@@ -317,5 +317,5 @@ def _predict(
     real: jax.Array,
     start: str | None = None,
 ) -> tuple[jax.Array, MetricSums]:
-    logits = logits_of(model, unflatten_params(parameters), inputs, start=start)
+    logits = forward_logits(model, unflatten_params(parameters), inputs, start=start)
     return jax.nn.softmax(logits), batch_metrics(logits, examples.labels, real)

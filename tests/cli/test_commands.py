@@ -87,7 +87,7 @@ def test_models_tells_what_is_at_hand(flaxtl):
     """A file of that name is enough: nothing is read."""
     keras, own = Path(os.environ["KERAS_HOME"]) / "models", fileio.cache_dir("weights")
     vgg16, vgg19, resnet50 = map(registry.get_spec, ("vgg16", "vgg19", "resnet50"))
-    for file in (keras / vgg16.file_with_top.name, own / vgg19.file_base.name):
+    for file in (keras / vgg16.weights.name, own / vgg19.weights_no_top.name):
         file.parent.mkdir(parents=True)
         file.touch()
     told = {row[0]: row[-1] for row in cells(flaxtl("models"))}

@@ -126,8 +126,8 @@ QUICK = ("resnet50", "efficientnetb0")
 )
 def test_your_own_images_can_be_given_to_every_network(name):
     net, phases = planned(load("folder.py", f"--config.model.name={name}"))
-    assert net.model.architecture.name == name
-    top = net.model.architecture.top_group
+    assert net.model.spec.name == name
+    top = net.model.spec.top_group
     assert [group for group, rate in phases[-1].split.rates.items() if rate] == ["head", top]
     assert {group: rate for group, rate in phases[0].split.rates.items() if rate} == {"head": 1e-3}
     assert any(net.groups[path] == top and phases[-1].split.learns(path) for path in net.groups)

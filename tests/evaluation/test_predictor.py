@@ -174,7 +174,7 @@ def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
     """The file with the top has the base in it: it serves for either."""
     models = Path(os.environ["KERAS_HOME"]) / "models"
     models.mkdir(parents=True)
-    cached = models / registry.get_spec(NAME).file_with_top.name
+    cached = models / registry.get_spec(NAME).weights.name
     cached.symlink_to(place.whole)
     first = readable(place.images)[0]
     for more in ((), (f"--tap={TAP}", f"--npz={tmp_path / 'out.npz'}")):
@@ -189,7 +189,7 @@ def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, 
 
     monkeypatch.setattr(download, "_download", offline)
     code, out, err = told("--input", place.images)
-    url = registry.get_spec(NAME).file_with_top.url
+    url = registry.get_spec(NAME).weights.url
     assert (code, out) == (2, "")
     assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
 

@@ -9,7 +9,7 @@ from flaxtl.data.decode import Resize
 from flaxtl.export import onnx
 from flaxtl.export.formats import probability_fn
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, logits_of
+from flaxtl.models.classifier import Classifier, forward_logits
 from flaxtl.models.head import Head
 
 ROUNDING = 8
@@ -53,12 +53,12 @@ def moved(parameters, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_are_ours(name, tmp_path):
     architecture = registry.get_spec(name)
-    side = max(architecture.minimum_size, 64)
-    model = Classifier(architecture, Head(classes=5, pooling="global_average", units=(8,)))
+    side = max(architecture.min_input_size, 64)
+    model = Classifier(architecture, Head(num_classes=5, pooling="global_average", units=(8,)))
     parameters = drawn(model, side)
     images = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     last = parameters["head"]["predictions"]
-    last["kernel"] *= 4 / np.abs(jax.jit(logits_of, static_argnums=0)(model, parameters, images)).max()
+    last["kernel"] *= 4 / np.abs(jax.jit(forward_logits, static_argnums=0)(model, parameters, images)).max()
     onnx.write_onnx(tmp_path / "model.onnx", model, parameters, Resize(side, side), "")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images})

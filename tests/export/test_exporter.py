@@ -80,7 +80,7 @@ def test_model_json_tells_everything(exported):
         "phase": "finetune",
         "architecture": "vgg16",
         "stop": "block2_pool",
-        "head": {"classes": 3, "pooling": "global_average", "units": [8], "dropout": 0.4},
+        "head": {"num_classes": 3, "pooling": "global_average", "units": [8], "dropout": 0.4},
         "dtype": "float32",
         "classes": ["blue", "green", "red"],
         "input": {"name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "channels": "RGB"},
@@ -128,7 +128,7 @@ def test_weights_put_back_answer_bit_for_bit(exported, expected):
     ("change", "facts"),
     [
         ({"dtype": "float61"}, "float61"),
-        ({"head": {}}, r"\bhead\b.*'classes'"),
+        ({"head": {}}, r"\bhead\b.*'num_classes'"),
         ({"stop": "block1_pool"}, r"\+ block2_conv1/kernel"),
     ],
 )

@@ -148,7 +148,7 @@ def save_keras3(network, file):
 def pair(name, network, file, *, top):
     """Our network, its weights read from `file`, beside Keras'."""
     architecture = registry.get_spec(name)
-    model = Classifier(architecture, None if top else Head(classes=2, pooling="global_average"))
+    model = Classifier(architecture, None if top else Head(num_classes=2, pooling="global_average"))
     side = network.input_shape[1]
     expected = classifier.param_shapes(model, side, side)["backbone"] if top else expected_shapes(model)
     tree = load_weights(file, expected, optional_layers(architecture)).tree
@@ -190,21 +190,21 @@ def names(network):
 
 def our_names(name, side, *, top):
     """The names of our layers."""
-    model = Classifier(registry.get_spec(name), None if top else Head(classes=2, pooling="global_average"))
+    model = Classifier(registry.get_spec(name), None if top else Head(num_classes=2, pooling="global_average"))
     return [layer.name for layer in classifier.list_layers(model, side, side) if layer.section == "backbone"]
 
 
 def count(name, *, top):
     """Numbers in all our parameters, at the published size."""
     architecture = registry.get_spec(name)
-    model = Classifier(architecture, None if top else Head(classes=2, pooling="global_average"))
+    model = Classifier(architecture, None if top else Head(num_classes=2, pooling="global_average"))
     shapes = expected_shapes(model)
     return sum(int(np.prod(shape)) for leaves in shapes.values() for shape in leaves.values())
 
 
 def dtypes(name, side, dtype):
     """layer -> the kind of numbers that it gives out when our base computes in `dtype`; nothing is computed."""
-    model = Classifier(registry.get_spec(name), Head(classes=2, pooling="global_average"), dtype=dtype)
+    model = Classifier(registry.get_spec(name), Head(num_classes=2, pooling="global_average"), dtype=dtype)
     run = partial(model.init_with_output, taps=tuple(our_names(name, side, top=False)))
     result, _ = jax.eval_shape(run, jax.random.key(0), np.zeros((1, side, side, 3), np.uint8))
     return {layer: str(tap.dtype) for layer, tap in result.taps.items()}
@@ -240,8 +240,8 @@ def our_dropouts(name, side):
     """The same of ours."""
     found = {}
 
-    def note(net, x, rate, *, name="", whole=False):
-        found[name or net._auto("dropout")] = (rate, whole)
+    def note(net, x, rate, *, name="", per_example=False):
+        found[name or net._auto_name("dropout")] = (rate, per_example)
         return x
 
     with pytest.MonkeyPatch.context() as patch:

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.head import Head
-from flaxtl.models.imagenet import caffe
+from flaxtl.models.imagenet import CAFFE
 from flaxtl.pretrained.backbone import expected_shapes, optional_layers
 from flaxtl.pretrained.loader import load_weights
 
@@ -39,7 +39,7 @@ def pair(name, light, file, height, width, *, top):
     reference = filled(light, height, width)
     onnx.save(reference, file)
     row = registry.get_spec(name)
-    model = Classifier(row, None if top else Head(classes=2, pooling="global_average"))
+    model = Classifier(row, None if top else Head(num_classes=2, pooling="global_average"))
     parameters = {"backbone": load_weights(file, expected_shapes(model), optional_layers(row)).tree}
     images = np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
     return Pair(reference, model, parameters, images)
@@ -88,7 +88,7 @@ def theirs(both, outputs):
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3  # no word on initialisers that nothing reads
     session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
-    arrays = session.run(list(outputs.values()), {"data_0": np.asarray(caffe(both.images)).transpose(0, 3, 1, 2)})
+    arrays = session.run(list(outputs.values()), {"data_0": np.asarray(CAFFE(both.images)).transpose(0, 3, 1, 2)})
     return {layer: np.moveaxis(array, 1, -1) for layer, array in zip(outputs, arrays, strict=True)}
 
 

@@ -56,8 +56,8 @@ def test_layers_and_counts():
     top = ["flatten", "fc6", "drop6", "fc7", "drop7", "fc8", "predictions"]
     assert keras_zoo.our_names("alexnet", 227, top=False) == names
     assert keras_zoo.our_names("alexnet", 227, top=True) == names + top
-    assert keras_zoo.count("alexnet", top=True) == registry.get_spec("alexnet").parameters_with_top == 60_965_224
-    assert keras_zoo.count("alexnet", top=False) == registry.get_spec("alexnet").parameters_base
+    assert keras_zoo.count("alexnet", top=True) == registry.get_spec("alexnet").num_params == 60_965_224
+    assert keras_zoo.count("alexnet", top=False) == registry.get_spec("alexnet").num_params_no_top
 
 
 def test_grouped_kernels_see_half_of_the_channels():

@@ -7,13 +7,13 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, forward, logits_of
+from flaxtl.models.classifier import Classifier, forward, forward_logits
 from flaxtl.models.head import Head
-from flaxtl.models.imagenet import caffe
+from flaxtl.models.imagenet import CAFFE
 
 VGG16 = registry.get_spec("vgg16")
-HEAD = Head(classes=5, pooling="global_average", units=(8,))
-SMALL = Classifier(VGG16, HEAD, last="block1_pool")
+HEAD = Head(num_classes=5, pooling="global_average", units=(8,))
+SMALL = Classifier(VGG16, HEAD, output_layer="block1_pool")
 """Two convolutions and a pool under a head."""
 
 
@@ -46,7 +46,7 @@ def test_the_cut_base_gives_the_head_what_the_whole_base_has_there(parameters, i
     features = forward(SMALL, parameters, images, stop="block1_pool").output
     result = forward(SMALL, parameters, images, taps=("pool",))
     np.testing.assert_array_equal(result.taps["pool"], features.mean((1, 2)))
-    np.testing.assert_array_equal(result.logits, logits_of(SMALL, parameters, features, start="block1_pool"))
+    np.testing.assert_array_equal(result.logits, forward_logits(SMALL, parameters, features, start="block1_pool"))
 
 
 @pytest.mark.parametrize("cut", ["start", "stop", "taps"])
@@ -58,7 +58,7 @@ def test_layers_above_the_cut_base_are_not_part_of_the_network(parameters, image
 
 def test_a_misspelt_last_layer_is_suggested():
     with pytest.raises(UserError, match=r"'block3_pol'.*'block3_pool'"):
-        classifier.param_shapes(Classifier(VGG16, HEAD, last="block3_pol"), 32, 32)
+        classifier.param_shapes(Classifier(VGG16, HEAD, output_layer="block3_pol"), 32, 32)
 
 
 def test_a_stop_in_the_head_and_in_the_base(parameters, images):
@@ -70,7 +70,7 @@ def test_a_stop_in_the_head_and_in_the_base(parameters, images):
 
 def test_a_stop_in_the_base_asks_nothing_of_the_head():
     """32x32 images end in 1x1 features, too few for this head; but it does not run."""
-    model = Classifier(VGG16, Head(classes=5, pooling="average_2x2"))
+    model = Classifier(VGG16, Head(num_classes=5, pooling="average_2x2"))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     tree = jax.eval_shape(lambda key, x: model.init(key, x, stop="block5_pool"), jax.random.key(0), images)
     assert "head" not in tree["params"]
@@ -79,7 +79,7 @@ def test_a_stop_in_the_base_asks_nothing_of_the_head():
 def test_preprocessing_is_part_of_the_network(parameters, images):
     first = parameters["backbone"]["block1_conv1"]
     result = forward(SMALL, parameters, images, stop="block1_conv1").output
-    corner = np.einsum("byxc,yxcf->bf", caffe(images)[:, :2, :2], first["kernel"][1:, 1:]) + first["bias"]
+    corner = np.einsum("byxc,yxcf->bf", CAFFE(images)[:, :2, :2], first["kernel"][1:, 1:]) + first["bias"]
     np.testing.assert_allclose(result[:, 0, 0], np.maximum(corner, 0), rtol=1e-5, atol=1e-4)  # sums of 12, up to 600
 
 
@@ -108,7 +108,7 @@ def test_shapes_are_those_of_the_parameters(parameters):
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(parameters, images):
     """Eight bits of mantissa: pixels, weights and outputs are each rounded by up to 2**-9 of their size, 0.2 %."""
-    model = Classifier(VGG16, HEAD, last="block1_pool", dtype=jnp.bfloat16)
+    model = Classifier(VGG16, HEAD, output_layer="block1_pool", dtype=jnp.bfloat16)
     made = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=True)
     assert made["head"]["dense_1"]["kernel"].dtype == jnp.float32
     result = forward(model, parameters, images, taps=("block1_pool",))

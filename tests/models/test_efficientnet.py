@@ -59,7 +59,7 @@ def test_base_equals_keras(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_top_equals_keras(name, tmp_path, monkeypatch):
     file = tmp_path / "weights.h5"
-    network = published(name, registry.get_spec(name).size, file, monkeypatch, top=True)
+    network = published(name, registry.get_spec(name).input_size, file, monkeypatch, top=True)
     both = keras_zoo.pair(name, network, file, top=True)
     theirs, ours = keras_zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
     keras_zoo.assert_equal(theirs, ours, BOUND)
@@ -68,13 +68,13 @@ def test_top_equals_keras(name, tmp_path, monkeypatch):
 @first_is_fast
 def test_layers_and_counts_are_those_of_keras(name):
     row = registry.get_spec(name)
-    network = keras_zoo.keras_network(name, row.size, top=True)
-    assert keras_zoo.our_names(name, row.size, top=True) == keras_zoo.names(network)
-    assert keras_zoo.batch_norms(network) == keras_zoo.our_batch_norms(name, row.size)
-    assert keras_zoo.dropouts(network) == keras_zoo.our_dropouts(name, row.size)
+    network = keras_zoo.keras_network(name, row.input_size, top=True)
+    assert keras_zoo.our_names(name, row.input_size, top=True) == keras_zoo.names(network)
+    assert keras_zoo.batch_norms(network) == keras_zoo.our_batch_norms(name, row.input_size)
+    assert keras_zoo.dropouts(network) == keras_zoo.our_dropouts(name, row.input_size)
     normalization = 7  # of Keras' numbers: mean, variance and count of a layer that is preprocessing here
-    assert keras_zoo.count(name, top=True) + normalization == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) + normalization == row.parameters_base
+    assert keras_zoo.count(name, top=True) + normalization == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) + normalization == row.num_params_no_top
 
 
 class OneBlock(nn.Module):
@@ -82,7 +82,7 @@ class OneBlock(nn.Module):
 
     @nn.compact
     def __call__(self, net, x):
-        net.section("backbone")
+        net.begin_section("backbone")
         return efficientnet.mbconv(net, x, Block(1, "block", 3, 4, 4, 6, 1, drop=0.5))
 
 
@@ -92,7 +92,7 @@ def test_drop_connect_acts_on_whole_examples_and_only_where_the_block_learns():
 
     def run(*learning):
         keys = jax.random.split(jax.random.key(1), len(x))
-        net = Net(learning=frozenset(learning), keys=keys, taps=("block_project_bn",))
+        net = Net(train_layers=frozenset(learning), dropout_keys=keys, taps=("block_project_bn",))
         y, _ = OneBlock().apply(variables, net, x, mutable=["batch_stats"])
         return np.asarray(y), np.asarray(net.tapped["block_project_bn"])
 

@@ -42,7 +42,7 @@ def test_base_equals_keras(name, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_top_equals_keras(name, tmp_path):
     network = drawn(
-        name, registry.get_spec(name).size if name == NETWORKS[0] else SIDE, top=True
+        name, registry.get_spec(name).input_size if name == NETWORKS[0] else SIDE, top=True
     )  # the top fits every size
     both = keras_zoo.pair(name, network, keras_zoo.save_legacy(network, tmp_path / "weights.h5"), top=True)
     theirs, ours = keras_zoo.outputs(both, lambda x: x, ("top_activation", "predictions"))
@@ -52,12 +52,12 @@ def test_top_equals_keras(name, tmp_path):
 @first_is_fast
 def test_layers_and_counts_are_those_of_keras(name):
     row = registry.get_spec(name)
-    network = keras_zoo.keras_network(name, row.size, top=True)
-    assert keras_zoo.our_names(name, row.size, top=True) == keras_zoo.names(network)
-    assert keras_zoo.batch_norms(network) == keras_zoo.our_batch_norms(name, row.size)
-    assert keras_zoo.dropouts(network) == keras_zoo.our_dropouts(name, row.size)
-    assert keras_zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) == row.parameters_base
+    network = keras_zoo.keras_network(name, row.input_size, top=True)
+    assert keras_zoo.our_names(name, row.input_size, top=True) == keras_zoo.names(network)
+    assert keras_zoo.batch_norms(network) == keras_zoo.our_batch_norms(name, row.input_size)
+    assert keras_zoo.dropouts(network) == keras_zoo.our_dropouts(name, row.input_size)
+    assert keras_zoo.count(name, top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) == row.num_params_no_top
 
 
 def test_a_deeper_network_goes_beyond_the_full_rate_of_drop_connect():

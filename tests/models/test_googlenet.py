@@ -64,8 +64,8 @@ def test_layers_and_counts():
     parts = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool", "pool_proj", "output")
     assert {name for name in names if name.startswith("inception_4e")} == {f"inception_4e_{part}" for part in parts}
     assert names[-4:] == ["pool5_7x7_s1", "pool5_drop_7x7_s1", "loss3_classifier", "predictions"]
-    assert keras_zoo.count("googlenet", top=True) == registry.get_spec("googlenet").parameters_with_top == 6_998_552
-    assert keras_zoo.count("googlenet", top=False) == registry.get_spec("googlenet").parameters_base
+    assert keras_zoo.count("googlenet", top=True) == registry.get_spec("googlenet").num_params == 6_998_552
+    assert keras_zoo.count("googlenet", top=False) == registry.get_spec("googlenet").num_params_no_top
 
 
 def test_bfloat16(tmp_path):

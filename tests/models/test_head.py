@@ -14,7 +14,7 @@ VGG16 = registry.get_spec("vgg16")
 
 
 def model_with(**settings):
-    return Classifier(VGG16, Head(classes=5, **settings))
+    return Classifier(VGG16, Head(num_classes=5, **settings))
 
 
 def layers(height=224, width=224, **settings):
@@ -105,7 +105,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
 
     def dropped(key, learning=frozenset({"dense_1", "predictions"})):
         keys = None if key is None else jax.random.split(key, len(features))
-        options = {"start": "block5_pool", "taps": ("dropout_1",), "learning": learning, "dropout": keys}
+        options = {"start": "block5_pool", "taps": ("dropout_1",), "train_layers": learning, "dropout_keys": keys}
         return forward(model, tree, features, **options).taps["dropout_1"]
 
     np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
@@ -134,4 +134,4 @@ def test_too_few_features_to_pool_is_an_error_that_tells_how_to_mend_it():
 )
 def test_what_cannot_be_built_is_refused(settings, facts):
     with pytest.raises(UserError, match=facts):
-        Head(classes=5, **settings)
+        Head(num_classes=5, **settings)

@@ -88,8 +88,8 @@ def test_layers_and_counts_are_those_of_keras(name):
     network = keras_zoo.keras_network(name, 299, top=True)
     assert keras_zoo.our_names(name, 299, top=True) == keras_zoo.names(network)
     row = registry.get_spec(name)
-    assert keras_zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) == row.parameters_base
+    assert keras_zoo.count(name, top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) == row.num_params_no_top
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_layers_and_counts_are_those_of_keras(name):
 )
 def test_the_top_group_is_all_above_a_layer(name, below):
     row = registry.get_spec(name)
-    head = Head(classes=2, pooling="global_average")
+    head = Head(num_classes=2, pooling="global_average")
     whole = expected_shapes(Classifier(row, head))
-    above = whole.keys() - expected_shapes(Classifier(row, head, last=below)).keys()
+    above = whole.keys() - expected_shapes(Classifier(row, head, output_layer=below)).keys()
     rule = row.groups[1][1]
     assert {layer for layer in whole if re.fullmatch(rule, f"backbone/{layer}/kernel")} == above

@@ -82,8 +82,8 @@ def test_layers_and_counts_are_those_of_keras(name):
     assert keras_zoo.our_batch_norms(name, 224) == keras_zoo.batch_norms(network)
     assert keras_zoo.our_dropouts(name, 224) == keras_zoo.dropouts(network)
     row = registry.get_spec(name)
-    assert keras_zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) == row.parameters_base
+    assert keras_zoo.count(name, top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) == row.num_params_no_top
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,6 @@ def test_widths_are_known_where_the_layers_below_are_skipped(name, cut):
 )
 def test_the_last_stage_is_what_halves_the_size_for_the_last_time_and_what_follows(name, first):
     row = registry.get_spec(name)
-    layers = list(classifier.param_shapes(Classifier(row, Head(classes=2)), 64, 64)["backbone"])
+    layers = list(classifier.param_shapes(Classifier(row, Head(num_classes=2)), 64, 64)["backbone"])
     chosen = [layer for layer in layers if re.fullmatch(dict(row.groups)["last_stage"], f"backbone/{layer}/kernel")]
     assert chosen == layers[layers.index(first) :]

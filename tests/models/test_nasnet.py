@@ -67,11 +67,11 @@ def test_top_equals_keras(name, tmp_path):
 @each
 def test_layers_and_counts_are_those_of_keras(name):
     row = registry.get_spec(name)
-    network = keras_zoo.keras_network(name, row.size, top=True)
-    assert keras_zoo.our_names(name, row.size, top=True) == keras_zoo.names(network)
-    assert keras_zoo.our_batch_norms(name, row.size) == keras_zoo.batch_norms(network)
-    assert keras_zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) == row.parameters_base
+    network = keras_zoo.keras_network(name, row.input_size, top=True)
+    assert keras_zoo.our_names(name, row.input_size, top=True) == keras_zoo.names(network)
+    assert keras_zoo.our_batch_norms(name, row.input_size) == keras_zoo.batch_norms(network)
+    assert keras_zoo.count(name, top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) == row.num_params_no_top
 
 
 @pytest.mark.parametrize(("name", "read"), [("nasnet_mobile", "normal_concat_3"), ("nasnet_large", "normal_concat_4")])
@@ -99,7 +99,7 @@ def test_the_network_can_start_behind_its_stem():
 def test_the_last_stage_is_the_last_reduction_and_what_follows(name):
     row = registry.get_spec(name)
     layers = list(
-        classifier.param_shapes(Classifier(row, Head(classes=2, pooling="global_average")), 32, 32)["backbone"]
+        classifier.param_shapes(Classifier(row, Head(num_classes=2, pooling="global_average")), 32, 32)["backbone"]
     )
     chosen = [layer for layer in layers if re.fullmatch(dict(row.groups)["last_stage"], f"backbone/{layer}/kernel")]
     stages = 2 * CELLS[name], 3 * CELLS[name]

@@ -25,14 +25,14 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, net, x):
-        net.section("backbone")
+        net.begin_section("backbone")
         self.architecture(net, x)
         return net
 
 
 def run(architecture, x, **settings):
     """A net after its pass, and the parameters that the pass created."""
-    net = Net(given=x if "start" in settings else None, **settings)
+    net = Net(start_value=x if "start" in settings else None, **settings)
     return Network(architecture).init_with_output(jax.random.key(0), net, SKIPPED if "start" in settings else x)
 
 
@@ -206,7 +206,7 @@ def test_a_clean_cut_of_a_branching_network(start):
     whole, variables = run(residual, X)
     assert [layer.name for layer in whole.layers] == ["stem", "left", "right", "add", "after"]
     given = Network(residual).apply(variables, Net(stop=start), X).output
-    rest = Network(residual).apply(variables, Net(start=start, given=given), SKIPPED)
+    rest = Network(residual).apply(variables, Net(start=start, start_value=given), SKIPPED)
     np.testing.assert_array_equal(rest.output, whole.output)
 
 

@@ -38,25 +38,27 @@ def _asked_of(name, monkeypatch, **settings):
 )
 def test_weight_files_are_those_that_keras_asks_for(name, monkeypatch):
     row = registry.get_spec(name)
-    assert _asked_of(name, monkeypatch) == tuple(vars(row.file_with_top).values())
-    shape = (row.size, row.size, 3)
-    assert _asked_of(name, monkeypatch, include_top=False, input_shape=shape) == tuple(vars(row.file_base).values())
+    assert _asked_of(name, monkeypatch) == tuple(vars(row.weights).values())
+    shape = (row.input_size, row.input_size, 3)
+    assert _asked_of(name, monkeypatch, include_top=False, input_shape=shape) == tuple(
+        vars(row.weights_no_top).values()
+    )
 
 
 @pytest.mark.parametrize("name", keras_zoo.KERAS)
 def test_minimum_size_is_that_of_keras(name):
     row = registry.get_spec(name)
-    side = row.minimum_size - 1
-    with pytest.raises(ValueError, match=f"at least {row.minimum_size}x{row.minimum_size}"):
+    side = row.min_input_size - 1
+    with pytest.raises(ValueError, match=f"at least {row.min_input_size}x{row.min_input_size}"):
         keras_zoo.KERAS[name](weights=None, include_top=False, input_shape=(side, side, 3))
 
 
 @every_architecture
 def test_a_row_is_complete(row):
     assert row.preprocessing in PREPROCESSING
-    assert 0 < row.parameters_base < row.parameters_with_top
+    assert 0 < row.num_params_no_top < row.num_params
     assert 50 < row.top1 < row.top5 < 100
-    assert row.licence
+    assert row.license
     assert row.paper.startswith(("arXiv:", "doi:"))
     assert row.groups[0][0] == "head"
 

@@ -62,8 +62,8 @@ def test_layers_and_counts_are_those_of_keras(name):
     assert keras_zoo.our_names(name, 224, top=True) == keras_zoo.names(network)
     assert keras_zoo.our_batch_norms(name, 224) == keras_zoo.batch_norms(network)
     row = registry.get_spec(name)
-    assert keras_zoo.count(name, top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count(name, top=False) == row.parameters_base
+    assert keras_zoo.count(name, top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count(name, top=False) == row.num_params_no_top
 
 
 def test_every_layer_computes_in_bfloat16_when_asked():

@@ -54,7 +54,7 @@ def test_a_second_layer_that_reads_the_images_goes_around_the_first():
 def test_the_network_goes_on_from_its_passages_and_from_nowhere_else(name):
     architecture = registry.get_spec(name)
     model = Classifier(architecture, Head(3, "global_average"))
-    layers = classifier.list_layers(model, *2 * [architecture.minimum_size])
+    layers = classifier.list_layers(model, *2 * [architecture.min_input_size])
     base = [layer for layer in layers if layer.section == "backbone"]
     assert [name for name in cut_points(layers) if name in {layer.name for layer in base}] == [
         layer.name for layer in base if can_start(model, layer)

@@ -48,7 +48,7 @@ def _quick_random_weights():
 
 def pair(name, height, width, *, top=False, **settings):
     theirs = NETWORKS[name](weights=None, include_top=top, input_shape=(height, width, 3), **settings)
-    ours = Classifier(registry.get_spec(name), None if top else Head(classes=2, pooling="global_average"))
+    ours = Classifier(registry.get_spec(name), None if top else Head(num_classes=2, pooling="global_average"))
     return Pair(theirs, ours, {"backbone": weights_of(theirs)})
 
 
@@ -127,9 +127,9 @@ def test_layers_are_those_of_keras(name):
 )
 def test_parameter_counts_are_those_that_keras_prints(name, base, with_top):
     row = registry.get_spec(name)
-    assert (row.parameters_base, row.parameters_with_top) == (base, with_top)
+    assert (row.num_params_no_top, row.num_params) == (base, with_top)
     assert count(Classifier(row)) == with_top
-    assert count(Classifier(row, Head(classes=5))) == base
+    assert count(Classifier(row, Head(num_classes=5))) == base
 
 
 def count(model):

@@ -53,5 +53,5 @@ def test_layers_and_counts_are_those_of_keras():
     network = keras_zoo.keras_network("xception", 299, top=True)
     assert keras_zoo.our_names("xception", 299, top=True) == keras_zoo.names(network)
     row = registry.get_spec("xception")
-    assert keras_zoo.count("xception", top=True) == row.parameters_with_top == network.count_params()
-    assert keras_zoo.count("xception", top=False) == row.parameters_base
+    assert keras_zoo.count("xception", top=True) == row.num_params == network.count_params()
+    assert keras_zoo.count("xception", top=False) == row.num_params_no_top

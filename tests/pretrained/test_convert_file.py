@@ -22,11 +22,11 @@ each = pytest.mark.parametrize(
 def test_statistics_come_along(name, save, tmp_path):
     """Every array of a batch norm is in the new file, and the network's own top exactly where it was in the old one."""
     architecture = registry.get_spec(name)
-    whole = keras_zoo.keras_network(name, architecture.size, top=True)
+    whole = keras_zoo.keras_network(name, architecture.input_size, top=True)
     for layer in whole.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights([*map(np.float32, KNOWN_NORMALIZATIONS), np.int32(0)])  # as in the published files
-    last = keras_zoo.our_names(name, architecture.size, top=False)[-1]
+    last = keras_zoo.our_names(name, architecture.input_size, top=False)[-1]
     for kind, network, model in (
         ("whole", whole, Classifier(architecture)),
         ("base", keras.Model(whole.input, whole.get_layer(last).output), headless_model(architecture)),

@@ -8,12 +8,12 @@ import pytest
 from helpers import keras_zoo
 
 from flaxtl.errors import UserError
-from flaxtl.models.imagenet import DEVIATION_RGB, MEAN_RGB, torch
+from flaxtl.models.imagenet import MEAN_RGB, STD_RGB, TORCH
 from flaxtl.pretrained.keras_legacy import KNOWN_NORMALIZATIONS
 from flaxtl.pretrained.loader import load_weights
 
 EXPECTED = {"stem_conv": {"kernel": (3, 3, 3, 4), "bias": (4,)}}
-SQUARES = tuple(deviation**2 for deviation in DEVIATION_RGB)
+SQUARES = tuple(deviation**2 for deviation in STD_RGB)
 
 
 def network(mean, variance, name=None):
@@ -55,9 +55,9 @@ def test_other_numbers_are_an_error(save, numbers, tmp_path):
 def test_preprocessing_is_what_keras_computes_with_them():
     """Of three layers: the last mends that the second divides by the root of a deviation."""
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
-    mend = keras.layers.Rescaling([1 / deviation**0.5 for deviation in DEVIATION_RGB])
+    mend = keras.layers.Rescaling([1 / deviation**0.5 for deviation in STD_RGB])
     normalization = keras.layers.Normalization(mean=KNOWN_NORMALIZATIONS[0], variance=KNOWN_NORMALIZATIONS[1])
     expected = mend(normalization(keras.layers.Rescaling(1 / 255)(images.astype(np.float32))))
     # Five roundings there, three here, of numbers up to 1, divided by 0.22.
-    np.testing.assert_allclose(torch(images), expected, rtol=0, atol=8 * 2**-24 / 0.22)
-    assert KNOWN_NORMALIZATIONS == (MEAN_RGB, DEVIATION_RGB)
+    np.testing.assert_allclose(TORCH(images), expected, rtol=0, atol=8 * 2**-24 / 0.22)
+    assert KNOWN_NORMALIZATIONS == (MEAN_RGB, STD_RGB)

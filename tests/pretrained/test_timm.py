@@ -17,7 +17,7 @@ from flaxtl.errors import UserError
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.head import Head
-from flaxtl.models.imagenet import torch as preprocess
+from flaxtl.models.imagenet import TORCH as preprocess
 from flaxtl.pretrained import timm
 from flaxtl.pretrained.backbone import convert_weights_file, expected_shapes
 from flaxtl.pretrained.loader import load_weights

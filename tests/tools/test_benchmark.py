@@ -272,4 +272,4 @@ def test_torch_networks_have_the_parameters_of_keras():
         made = networks[name]()
         learned = sum(parameter.numel() for parameter in made.parameters())
         statistics = sum(value.numel() for key, value in made.named_buffers() if "running" in key)
-        assert learned + statistics == registry.get_spec(name).parameters_base
+        assert learned + statistics == registry.get_spec(name).num_params_no_top

@@ -19,7 +19,7 @@ from flaxtl.evaluation import predictions
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.models import registry
-from flaxtl.models.classifier import BATCH_STATS, flatten_params, forward, logits_of, unflatten_params
+from flaxtl.models.classifier import BATCH_STATS, flatten_params, forward, forward_logits, unflatten_params
 from flaxtl.models.efficientnet import STAGES, blocks
 from flaxtl.parallel import devices
 from flaxtl.train import param_groups, train_step, trainer
@@ -51,7 +51,7 @@ def compile_quickly(tmp_path_factory):
 
 def make_config(name, folder="unused", **changes):
     """Two phases of the network's own groups at the smallest size: the head learns, then the top block with it."""
-    side = registry.get_spec(name).minimum_size
+    side = registry.get_spec(name).min_input_size
     settings = {
         "data": {"source": f"folder:{folder}", "height": side, "width": side},
         "model": {"name": name, "output_layer": ""},
@@ -169,7 +169,7 @@ TOY = replace(
     registry.get_spec("mobilenet"),
     name="toy",
     build=toy,
-    minimum_size=8,
+    min_input_size=8,
     groups=(("head", "head/.*"), ("all", "backbone/.*")),
 )
 
@@ -237,7 +237,7 @@ class Dropping:
             self.learning if training else frozenset(),
         )
         keys = jax.random.split(key, len(given))
-        return forward(self.made.network.model, parameters, given, learning=learning, dropout=keys, **cuts)
+        return forward(self.made.network.model, parameters, given, train_layers=learning, dropout_keys=keys, **cuts)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dr
         np.testing.assert_allclose(trained.taps[name], inferred.taps[name], rtol=0, atol=1e-6 * scale, err_msg=name)
     assert not np.allclose(trained.taps[layers[2]], inferred.taps[layers[2]], rtol=0.1)
     before = param_digests(dropping.made.parameters)
-    after = param_digests(flatten_params(trained.statistics))
+    after = param_digests(flatten_params(trained.batch_stats))
     moved = {path for path in after if after[path] != before[path]}
     assert moved == {"backbone/block6a_expand_bn/mean", "backbone/block6a_expand_bn/var"}
 
@@ -343,7 +343,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     opened = load_run(tmp_path / "whole")
     assert param_digests(opened.params) == finetuned
     images = np.concatenate([whole.inputs[split].image_loader().data.inputs for split in ("validation", "test")])
-    direct = jax.nn.softmax(logits_of(opened.setup.network.model, unflatten_params(opened.params), images))
+    direct = jax.nn.softmax(forward_logits(opened.setup.network.model, unflatten_params(opened.params), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 

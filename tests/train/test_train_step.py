@@ -8,7 +8,7 @@ from helpers import tiny_run
 
 from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostBatch, HostLoader, IndexBatch
 from flaxtl.data.sampler import EpochSampler
-from flaxtl.models.classifier import logits_of, unflatten_params
+from flaxtl.models.classifier import forward_logits, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train import train_step
 from flaxtl.train.eval_loop import evaluate, evaluate_metrics
@@ -137,7 +137,7 @@ def test_every_example_is_evaluated_once(world, n):
     step = train_step.make_eval_step(world.setup.network.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh))
     probabilities, measures = evaluate(step, world.parameters, data, batch=4)
     images = world.images.data.inputs[:n]
-    direct = jax.nn.softmax(logits_of(world.setup.network.model, unflatten_params(world.parameters), images))
+    direct = jax.nn.softmax(forward_logits(world.setup.network.model, unflatten_params(world.parameters), images))
     labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)

@@ -41,7 +41,7 @@ def forward(settings: dict[str, Any]) -> Trial:
         _parameters(classifier.flatten_params(classifier.param_shapes(model, size, size)))
     )
     images = jnp.asarray(_images(settings["batch"], size))
-    run = jax.jit(lambda parameters, images: classifier.logits_of(model, parameters, images))
+    run = jax.jit(lambda parameters, images: classifier.forward_logits(model, parameters, images))
     return _trial(lambda: run(parameters, images), settings)
 
 
@@ -54,7 +54,7 @@ def forward_flops(settings: dict[str, Any]) -> float:
     )
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     with jax.default_device(jax.devices("cpu")[0]):
-        return _flops(jax.jit(lambda p, x: classifier.logits_of(model, p, x)).lower(parameters, images))
+        return _flops(jax.jit(lambda p, x: classifier.forward_logits(model, p, x)).lower(parameters, images))
 
 
 def train(settings: dict[str, Any]) -> Trial:
@@ -127,7 +127,7 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
 def _begin(leg: _Leg, parameters: param_groups.FlatParams) -> tuple[train_step.TrainState, param_groups.FlatParams]:
     """The state before the first step, and the frozen parameters."""
     learning, statistics, frozen = leg.phase.split.part(parameters)
-    classes = leg.network.model.head.classes
+    classes = leg.network.model.head.num_classes
     return train_step.TrainState.first(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
 
 
