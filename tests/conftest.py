@@ -63,4 +63,4 @@ def parameters(prepared):
     """The fresh parameters of a small run."""
     from helpers import tiny_run
 
-    return tiny_run.parameters(prepared.network, prepared.config)
+    return tiny_run.parameters(prepared.model_info, prepared.config)

@@ -77,12 +77,12 @@ def _measure(outcome: TrainResult, console: Console) -> tuple[dict[str, Evaluati
     final: dict[str, Evaluation] = {}
     with Checkpoints(setup.workdir) as checkpoints:
         for done, phase in enumerate(setup.phases, start=1):
-            parameters = checkpoints.restore_phase(done, setup.abstract_parameters())
+            parameters = checkpoints.restore_phase(done, setup.abstract_params())
             splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
             for split in (split for split in splits if split in inputs):
                 final[split] = _evaluate_split(setup, phase, parameters, inputs[split], console)
             if "test" in final:
-                measures = final["test"].measures
+                measures = final["test"].metrics
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=measures._asdict())
                 console.print(
                     f"{phase.name}: test accuracy {measures.accuracy:.2%} on {measures.n} images", markup=False
@@ -95,14 +95,14 @@ def _evaluate_split(
 ) -> Evaluation:
     """The phase's parameters on one split, from the frozen prefix where there is one."""
     data = _feed(phase, parameters, inputs, console)
-    step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, data.sharding(setup.mesh))
+    step = train_step.make_eval_step(setup.model_info.model, setup.mesh, phase.cut_layer, data.sharding(setup.mesh))
     return evaluate(step, parameters, data, setup.config.batch_size)
 
 
 def _feed(phase: Phase, parameters: FlatParams, inputs: SplitData, console: Console) -> Loader:
-    if phase.cut is None:
+    if phase.cut_layer is None:
         return inputs.image_loader()
-    return inputs.feature_loader(phase.cut, parameters, partial(progress_bar, console))
+    return inputs.feature_loader(phase.cut_layer, parameters, partial(progress_bar, console))
 
 
 def evaluate_workdir(
@@ -139,7 +139,7 @@ def evaluate_workdir(
         "split": split,
         "phase": run.phase,
         "seen_in_training": seen,
-        **found.measures._asdict(),
+        **found.metrics._asdict(),
         **gained,
         "errors": classification.num_errors(matrix),
         "classes": list(classes),
@@ -160,7 +160,7 @@ def _predictions(
     """The answers on all images, averaged over `views`, and what that gains, as JSON values and on the console."""
     setup = run.setup
     data = decode_examples(setup, examples, console).loader(setup.mesh)
-    step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
+    step = train_step.make_eval_step(setup.model_info.model, setup.mesh, None, data.sharding(setup.mesh))
     plain = evaluate(step, run.params, data, setup.config.batch_size)
     if views is None:
         return plain, {}

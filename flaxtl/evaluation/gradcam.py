@@ -163,7 +163,7 @@ def compute_heatmaps(run: TrainedRun, wanted: Mapping[str, ClassPair], layer: st
     UserError for another name, and where no image can be read.
     """
     setup = run.setup
-    layers = setup.network.layers
+    layers = setup.model_info.layers
     at = check_layer(layers, layer or default_layer(layers))
     images = _readable(run, list(wanted))
     if not images:
@@ -199,7 +199,7 @@ def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDA
 
     @jax.jit
     def maps(parameters: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-        return gradcam_maps(run.setup.network.model, parameters, images, classes, at)
+        return gradcam_maps(run.setup.model_info.model, parameters, images, classes, at)
 
     parts = [
         np.asarray(maps(parameters, *(array[first : first + size] for array in filled)))

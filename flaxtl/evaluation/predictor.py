@@ -97,7 +97,7 @@ class TrainedRun(NamedTuple):
     def predictor(self) -> Predictor:
         """Return a predictor with the run's model."""
         setup = self.setup
-        return Predictor(setup.network.model, unflatten_params(self.params), setup.resize, setup.manifest.classes)
+        return Predictor(setup.model_info.model, unflatten_params(self.params), setup.resize, setup.manifest.classes)
 
 
 def load_run(workdir: Path) -> TrainedRun:
@@ -112,7 +112,7 @@ def load_run(workdir: Path) -> TrainedRun:
         num_phases = checkpoints.phases_done()
         if not num_phases:
             raise UserError(f"No phase of the run in {workdir} has finished yet. Run flaxtl train again to resume it.")
-        params = checkpoints.restore_phase(num_phases, setup.abstract_parameters())
+        params = checkpoints.restore_phase(num_phases, setup.abstract_params())
         return TrainedRun(setup, params, setup.phases[num_phases - 1].name)
 
 

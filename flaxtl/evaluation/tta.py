@@ -60,7 +60,7 @@ def average_views(
     Krizhevsky et al. 2012 average the softmax too.
     """
     setup = run.setup
-    step = train_step.make_tta_step(setup.network.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
+    step = train_step.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
     with progress_bar(console, "views", views.num_generated) as advance:
         for view in range(views.num_generated):
@@ -95,7 +95,7 @@ class TtaGain(NamedTuple):
         """Count; `labels` are int32 [n]."""
         before, after = (found.probabilities.argmax(1) == labels for found in (without, averaged))
         right, wrong = int((after & ~before).sum()), int((before & ~after).sum())
-        return cls(without.measures, averaged.measures, right, wrong)
+        return cls(without.metrics, averaged.metrics, right, wrong)
 
     @property
     def p(self) -> float:

@@ -84,7 +84,7 @@ def _totals(net: ModelInfo, phases: Sequence[Phase]) -> str:
     for group in dict.fromkeys(net.groups.values()):
         lines.append(f"Group {group}: {sum(size[path] for path, name in net.groups.items() if name == group):,}")
     for phase in phases:
-        learning = sum(count for path, count in size.items() if phase.split.learns(path))
+        learning = sum(count for path, count in size.items() if phase.param_groups.is_trainable(path))
         lines.append(f"Learning in phase {phase.name}: {learning:,} of {sum(size.values()):,}")
     return "\n".join(lines)
 

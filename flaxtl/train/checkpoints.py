@@ -46,7 +46,7 @@ class PhaseProgress(NamedTuple):
     """Everything that a phase changes."""
 
     state: TrainState
-    best: FlatParams
+    best_params: FlatParams
     early_stopping: EarlyStopping
 
 
@@ -149,13 +149,13 @@ class Checkpoints:
     def save_latest(self, progress: PhaseProgress) -> None:
         """Keep the progress of a phase; returns when it is on disk."""
         number = (self._latest.latest_step() or 0) + 1
-        facts = {"sha256": _hash((progress.state, progress.best)), "step": int(progress.state.step)}
+        facts = {"sha256": _hash((progress.state, progress.best_params)), "step": int(progress.state.step)}
         items = {
             "state": ocp.args.StandardSave(progress.state),
-            "best": ocp.args.StandardSave(progress.best),
+            "best": ocp.args.StandardSave(progress.best_params),
             "facts": ocp.args.JsonSave(facts | progress.early_stopping._asdict()),
         }
-        self._find_room((progress.state, progress.best))
+        self._find_room((progress.state, progress.best_params))
         with self._writing():
             self._latest.save(number, args=ocp.args.Composite(**items), force=True)
 
@@ -166,7 +166,7 @@ class Checkpoints:
         """
         items = {
             "state": ocp.args.StandardRestore(_abstract(like.state)),
-            "best": ocp.args.StandardRestore(_abstract(like.best)),
+            "best": ocp.args.StandardRestore(_abstract(like.best_params)),
         }
         while (number := self._latest.latest_step()) is not None:
             try:

@@ -179,12 +179,14 @@ def _split_data(setup: RunSetup, split: str, images: ImageSet) -> SplitData:
     plain = [phase for phase in setup.phases if phase not in augmented]
     return SplitData(
         split=split,
-        model=setup.network.model,
-        layers=setup.network.layers,
+        model=setup.model_info.model,
+        layers=setup.model_info.layers,
         mesh=setup.mesh,
         images=images,
-        cut_layers=[phase.cut for phase in plain if phase.cut],
+        cut_layers=[phase.cut_layer for phase in plain if phase.cut_layer],
         cache_dir=feature_cache_dir(setup),
         batch_size=config.batch_size,
-        augmented=CutLayers([phase.cut for phase in augmented if phase.cut], views) if views.num_views else None,
+        augmented=CutLayers([phase.cut_layer for phase in augmented if phase.cut_layer], views)
+        if views.num_views
+        else None,
     )

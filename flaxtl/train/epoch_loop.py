@@ -59,7 +59,9 @@ class Way(NamedTuple):
         XLA's convolutions on CPU are tens of times slower within a loop, so there only what learns on the outputs of
         the whole backbone loops. Several processes agree after each step on whether to end.
         """
-        return processes.process_count() == 1 and (jax.default_backend() != "cpu" or self.task.start == self.layers[-1])
+        return processes.process_count() == 1 and (
+            jax.default_backend() != "cpu" or self.task.start_layer == self.layers[-1]
+        )
 
 
 class ScannedStepper:
@@ -128,9 +130,9 @@ class EpochLoop:
         step = int(progress.state.step)
         self._log.truncate_after(self._first_step(progress))
         with (
-            self._interruption.patient(),
+            self._interruption.deferred(),
             self._log.phase(phase.name, phase.epochs, progress.early_stopping.epoch) as report,
-            leg.way.advancing(phase, self._setup.order(), step) as advance,
+            leg.way.advancing(phase, self._setup.sampler(), step) as advance,
         ):
             while progress.early_stopping.epoch < phase.epochs and not self._exhausted(progress.early_stopping):
                 started = time.monotonic()
@@ -157,12 +159,12 @@ class EpochLoop:
         first = self._first_step(progress)
         if step == first:
             zero = devices.replicate(MetricSums.zero(len(self._setup.manifest.classes)), self._setup.mesh)
-            progress = progress._replace(state=progress.state._replace(totals=zero))
+            progress = progress._replace(state=progress.state._replace(metrics=zero))
         pace = DispatchThrottle()
         for done, state in advance(progress.state, step, first + self._phase.steps_per_epoch):
             progress = progress._replace(state=state)
             self._note_start(state)
-            pace.wait(jnp.copy(state.step))  # the next call overwrites the state's own
+            pace.push(jnp.copy(state.step))  # the next call overwrites the state's own
             self._between_steps(progress, done)
         return progress
 
@@ -176,7 +178,7 @@ class EpochLoop:
 
     def _between_steps(self, progress: PhaseProgress, step: int) -> None:
         """Before global step `step`: keep the progress if it is time to, or if the run was asked to end."""
-        asked = self._interruption.asked if processes.process_count() == 1 else processes.should_stop(step)
+        asked = self._interruption.requested if processes.process_count() == 1 else processes.should_stop(step)
         if asked or (processes.process_count() == 1 and self._due()):
             self._check_finite(progress)
             self._save(progress)
@@ -185,9 +187,9 @@ class EpochLoop:
 
     def _after_epoch(self, progress: PhaseProgress) -> None:
         """As between steps; of many processes, whose clocks differ, this is where they agree on what is due."""
-        if processes.any_process(self._due() or (processes.process_count() == 1 and self._interruption.asked)):
+        if processes.any_process(self._due() or (processes.process_count() == 1 and self._interruption.requested)):
             self._save(progress)
-        if processes.process_count() == 1 and self._interruption.asked:
+        if processes.process_count() == 1 and self._interruption.requested:
             self._interruption.stop()
 
     def _due(self) -> bool:
@@ -201,7 +203,7 @@ class EpochLoop:
         """One fetch of an epoch's totals, then validation. Returns the row for metrics.jsonl."""
         phase, state = self._phase, progress.state
         self._check_finite(progress)
-        trained = compute_metrics(state.totals)
+        trained = compute_metrics(state.metrics)
         validated = self._validated(progress)
         epoch = progress.early_stopping.epoch + 1
         row: dict[str, Any] = {
@@ -213,37 +215,39 @@ class EpochLoop:
             "validation_loss": validated.loss,
             "validation_accuracy": validated.accuracy,
             "validation_balanced_accuracy": validated.balanced_accuracy,
-            "rates": phase.rates(epoch * phase.steps_per_epoch, float(state.scale)),
+            "rates": phase.lrs(epoch * phase.steps_per_epoch, float(state.lr_scale)),
         }
         value = float(row[phase.monitor])
-        if phase.better(value, progress.early_stopping.best_value):
+        if phase.is_improvement(value, progress.early_stopping.best_value):
             # A copy: the next step is given the state's own buffers and overwrites them.
-            return PhaseProgress(state, jax.tree.map(jnp.copy, state.kept), EarlyStopping(epoch, value, epoch)), row
+            return PhaseProgress(
+                state, jax.tree.map(jnp.copy, state.eval_params), EarlyStopping(epoch, value, epoch)
+            ), row
         memory = progress.early_stopping._replace(epoch=epoch)
-        return PhaseProgress(self._lowered(state, memory), progress.best, memory), row
+        return PhaseProgress(self._lowered(state, memory), progress.best_params, memory), row
 
     def _lowered(self, state: TrainState, memory: EarlyStopping) -> TrainState:
         """With lower rates, if the schedule is `plateau` and the metric has been there for long enough."""
         phase = self._phase
-        if not phase.lowers(memory.epoch - memory.best_epoch):
+        if not phase.plateau_reached(memory.epoch - memory.best_epoch):
             return state
-        scale = float(state.scale) * phase.plateau_factor
+        scale = float(state.lr_scale) * phase.plateau_factor
         self._log.info(
             f"{phase.name}: {phase.monitor} has not got better since epoch {memory.best_epoch}; "
             f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
         )
-        return state._replace(scale=devices.replicate(jnp.float32(scale), self._setup.mesh))
+        return state._replace(lr_scale=devices.replicate(jnp.float32(scale), self._setup.mesh))
 
     def _validated(self, progress: PhaseProgress) -> Metrics:
         leg, state = self._leg, progress.state
 
         def pause() -> None:
-            if processes.process_count() == 1 and self._interruption.asked:  # many processes end between steps
+            if processes.process_count() == 1 and self._interruption.requested:  # many processes end between steps
                 self._save(progress)
                 self._interruption.stop()
 
         found = evaluate_metrics(
-            leg.eval_step, leg.way.frozen | state.kept, leg.validation, self._setup.config.batch_size, pause
+            leg.eval_step, leg.way.frozen | state.eval_params, leg.validation, self._setup.config.batch_size, pause
         )
         if not math.isfinite(found.loss):
             raise UserError(
@@ -254,12 +258,12 @@ class EpochLoop:
 
     def _check_finite(self, progress: PhaseProgress) -> None:
         """Raise UserError, keeping the last good state, if a step's loss or gradient was not finite."""
-        failed = int(progress.state.failed)
+        failed = int(progress.state.nonfinite_step)
         if failed == NO_STEP:
             return
         self._save(progress)
         train = self._setup.manifest.of_split("train")
-        paths = [train[index].path for index in self._setup.order().batch(failed).indices]
+        paths = [train[index].path for index in self._setup.sampler().batch(failed).indices]
         where = {"phase": self._phase.name, "epoch": progress.early_stopping.epoch + 1, "step": failed}
         run_dir.update_summary(self._setup.workdir, not_finite={**where, "images": paths})
         raise UserError(
@@ -269,6 +273,6 @@ class EpochLoop:
         )
 
     def _cure(self) -> str:
-        rates = self._phase.split.rates.items()
+        rates = self._phase.param_groups.lrs.items()
         given = ", ".join(f"{self._phase.name}.lr.{group}={rate:g}" for group, rate in rates if rate)
         return f"start again in another --workdir with a lower learning rate ({given})"

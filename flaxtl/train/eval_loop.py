@@ -24,7 +24,7 @@ class DispatchThrottle:
         """Nothing is on the way."""
         self._on_the_way: deque[jax.Array] = deque()
 
-    def wait(self, newest: jax.Array) -> None:
+    def push(self, newest: jax.Array) -> None:
         """Note a result, which nobody may overwrite, and wait for the one AHEAD before it."""
         self._on_the_way.append(newest)
         if len(self._on_the_way) > MAX_PENDING_RESULTS:
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
     """Float32 probabilities [n, classes] in the order of the data, and what they come to."""
 
     probabilities: npt.NDArray[np.float32]
-    measures: Metrics
+    metrics: Metrics
 
 
 def evaluate(step: EvalStep, parameters: FlatParams, data: Loader, batch: int) -> Evaluation:
@@ -60,7 +60,7 @@ def evaluate_metrics(
     pace = DispatchThrottle()
     for examples, real in data.eval_batches(batch):
         counted.append(step(parameters, examples, real)[1])
-        pace.wait(counted[-1].loss)
+        pace.push(counted[-1].loss)
         pause()
     return compute_metrics(_sum(counted))
 

@@ -41,7 +41,7 @@ def group_table(network: ModelInfo, phases: Sequence[Phase], origin: str) -> Tab
 
 
 def _lrs_text(phase: Phase, group: str) -> str:
-    highest, lowest = phase.split.span(group)
+    highest, lowest = phase.param_groups.lr_range(group)
     return "frozen" if not highest else f"{highest:.3g}" if highest == lowest else f"{highest:.3g} - {lowest:.3g}"
 
 
@@ -66,7 +66,9 @@ def layer_rows(network: ModelInfo, phases: Sequence[Phase], origin: str) -> list
                 "shape": list(layer.shape),
                 "parameters": network.count(prefix),
                 "group": network.groups[paths[0]] if paths else "",
-                "learns": [phase.name for phase in phases if any(phase.split.learns(path) for path in paths)],
+                "learns": [
+                    phase.name for phase in phases if any(phase.param_groups.is_trainable(path) for path in paths)
+                ],
                 "origin": source,
             }
         )

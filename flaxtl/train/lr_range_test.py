@@ -64,7 +64,9 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
             "none; let flaxtl train come so far there, or give the --workdir of a run that did"
         )
     if parameters is None:
-        parameters = devices.replicate(backbone.initial_params(config, setup.network.model, say).parameters, setup.mesh)
+        parameters = devices.replicate(
+            backbone.initial_params(config, setup.model_info.model, say).parameters, setup.mesh
+        )
     setup, inputs, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
     material = Material(setup, inputs, lambda title, n: progress_bar(console, title, n), say)
     return PhaseStart(material, setup.phases[number], parameters)
@@ -83,7 +85,7 @@ def _left_by(setup: RunSetup, phases: int) -> FlatParams | None:
         done = checkpoints.phases_done()
         if done is None or done < phases:
             return None
-        return checkpoints.restore_phase(phases, setup.abstract_parameters())
+        return checkpoints.restore_phase(phases, setup.abstract_params())
 
 
 SMOOTHING = 0.98
@@ -163,7 +165,7 @@ def rising(
     settings: Mapping[str, Any], split: ParamGroups, rates: npt.NDArray[np.float64]
 ) -> optax.GradientTransformation:
     """The config's optimizer, step k at rates[k] for the fastest group; the others keep their ratios to it."""
-    fastest = max(split.rates.values())
+    fastest = max(split.lrs.values())
 
     def scheduled(rate: float) -> Rate:
         table = jnp.asarray(rates * (rate / fastest), jnp.float32)
@@ -177,7 +179,7 @@ def range_test(
 ) -> LrCurve:
     """The curve of `phase`, begun with `parameters`, which stay what they are; `advance` is told of steps made."""
     setup, grown = material.setup, rates.all()
-    transformation = rising(setup.config.optimizer, phase.split, grown)
+    transformation = rising(setup.config.optimizer, phase.param_groups, grown)
     way = material.way(phase, parameters, transformation)
     state = initial_state(setup, phase, parameters, transformation)
     with closing(_losses(setup, way, state, rates.steps, advance)) as losses:
@@ -191,11 +193,11 @@ def _losses(
     step = train_step.make_train_step(way.task, way.data.sharding(setup.mesh))
     first, zero = int(state.step), MetricSums.zero(len(setup.manifest.classes))
     waiting: list[MetricSums] = []
-    with closing(way.data.train_batches(setup.order(), first, first + n, way.task.augmentation)) as examples:
+    with closing(way.data.train_batches(setup.sampler(), first, first + n, way.task.augmentation)) as examples:
         for made, given in enumerate(examples, 1):
             # Each step begins with totals of its own: those before are not given away with the state.
-            state = step(state._replace(totals=devices.replicate(zero, setup.mesh)), way.frozen, given)
-            waiting.append(state.totals)
+            state = step(state._replace(metrics=devices.replicate(zero, setup.mesh)), way.frozen, given)
+            waiting.append(state.metrics)
             if len(waiting) == BLOCK or made == n:
                 done, waiting = jax.device_get(waiting), []
                 advance(len(done))
@@ -204,7 +206,7 @@ def _losses(
 
 def _mean(totals: MetricSums) -> float:
     """A step that was not finite has counted nothing."""
-    seen = int(totals.seen.sum())
+    seen = int(totals.count.sum())
     return float(totals.loss) / seen if seen else math.nan
 
 

@@ -3,6 +3,7 @@
 import ast
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -54,21 +55,23 @@ def _factors(setting: str) -> dict[Any, Any]:
     return factors
 
 
-class MetricSums(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MetricSums:
     """Sums over examples: cross-entropy (nats, float32 []), right answers and examples by class (int32 [classes])."""
 
     loss: jax.Array
-    right: jax.Array
-    seen: jax.Array
+    correct: jax.Array
+    count: jax.Array
 
     @staticmethod
     def zero(classes: int) -> "MetricSums":
         """Nothing counted yet."""
         return MetricSums(jnp.zeros(()), jnp.zeros(classes, jnp.int32), jnp.zeros(classes, jnp.int32))
 
-    def __add__(self, other: "MetricSums") -> "MetricSums":  # type: ignore[override]
+    def __add__(self, other: "MetricSums") -> "MetricSums":
         """Sums of both."""
-        return MetricSums(self.loss + other.loss, self.right + other.right, self.seen + other.seen)
+        return MetricSums(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
 
 
 class Metrics(NamedTuple):
@@ -110,7 +113,8 @@ def batch_metrics(logits: jax.Array, labels: jax.Array, real: jax.Array, losses:
 
 def compute_metrics(totals: MetricSums) -> Metrics:
     """The totals, fetched from the device and divided."""
-    loss, right, seen = jax.device_get(totals)
+    sums: MetricSums = jax.device_get(totals)
+    loss, right, seen = sums.loss, sums.correct, sums.count
     n = int(seen.sum())
     occurs = seen > 0
     balanced = np.mean(right[occurs] / seen[occurs])

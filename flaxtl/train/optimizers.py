@@ -125,9 +125,9 @@ def make_optimizer(
     by them, and the state knows nothing of it.
     """
     make = optimizer_factory(settings)
-    transforms = {group: make(scheduled(rate)) if rate else optax.set_to_zero() for group, rate in split.rates.items()}
+    transforms = {group: make(scheduled(rate)) if rate else optax.set_to_zero() for group, rate in split.lrs.items()}
     by_group = optax.multi_transform(transforms, split.labels)
-    return _scaled(by_group, split.factors) if split.factors else by_group
+    return _scaled(by_group, split.lr_scales) if split.lr_scales else by_group
 
 
 def _scaled(transformation: optax.GradientTransformation, factors: Mapping[str, float]) -> optax.GradientTransformation:

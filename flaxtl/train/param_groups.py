@@ -62,8 +62,8 @@ def _layer(path: str) -> str:
 class ParamPartition(NamedTuple, Generic[Leaf]):
     """The parameters of one phase, by path, in three."""
 
-    learning: dict[str, Leaf]
-    statistics: dict[str, Leaf]
+    params: dict[str, Leaf]
+    batch_stats: dict[str, Leaf]
     frozen: dict[str, Leaf]
 
 
@@ -75,29 +75,29 @@ class ParamGroups:
     """
 
     groups: Mapping[str, str]
-    rates: Mapping[str, float]
-    factors: Mapping[str, float] = field(default_factory=dict)
+    lrs: Mapping[str, float]
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
 
-    def moves(self, path: str) -> bool:
+    def is_active(self, path: str) -> bool:
         """Whether the phase changes what is at `path`: its group learns."""
-        return self.rates[self.groups[path]] > 0
+        return self.lrs[self.groups[path]] > 0
 
-    def learns(self, path: str) -> bool:
+    def is_trainable(self, path: str) -> bool:
         """Whether gradients change what is at `path`."""
-        return self.moves(path) and not is_batch_stat(path)
+        return self.is_active(path) and not is_batch_stat(path)
 
-    def part(self, parameters: Mapping[str, Leaf]) -> ParamPartition[Leaf]:
+    def partition(self, parameters: Mapping[str, Leaf]) -> ParamPartition[Leaf]:
         """What learns, the statistics that move with it, and what is frozen."""
         return ParamPartition(
-            {path: value for path, value in parameters.items() if self.learns(path)},
-            {path: value for path, value in parameters.items() if self.moves(path) and is_batch_stat(path)},
-            {path: value for path, value in parameters.items() if not self.moves(path)},
+            {path: value for path, value in parameters.items() if self.is_trainable(path)},
+            {path: value for path, value in parameters.items() if self.is_active(path) and is_batch_stat(path)},
+            {path: value for path, value in parameters.items() if not self.is_active(path)},
         )
 
-    def span(self, group: str) -> tuple[float, float]:
+    def lr_range(self, group: str) -> tuple[float, float]:
         """The highest and the lowest rate at which layers of `group` learn."""
-        factors = [self.factors.get(path, 1.0) for path, name in self.groups.items() if name == group]
-        return self.rates[group] * max(factors), self.rates[group] * min(factors)
+        factors = [self.lr_scales.get(path, 1.0) for path, name in self.groups.items() if name == group]
+        return self.lrs[group] * max(factors), self.lrs[group] * min(factors)
 
     def labels(self, parameters: Mapping[str, Leaf]) -> dict[str, str]:
         """path -> group, for the tree that optax.multi_transform is given."""

@@ -12,9 +12,8 @@ from flaxtl.config import TOP
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
-from flaxtl.train import param_groups
 from flaxtl.train.optimizers import SCHEDULES, optimizer_factory, schedule
-from flaxtl.train.param_groups import ParamGroups
+from flaxtl.train.param_groups import ParamGroups, layer_decay_scales, make_param_groups
 
 HIGHER_IS_BETTER = {
     "validation_loss": False,
@@ -46,7 +45,7 @@ class Phase:
     epochs: int
     steps_per_epoch: int
     augment: bool
-    split: ParamGroups
+    param_groups: ParamGroups
     schedule: str
     plateau_factor: float
     plateau_patience: int
@@ -55,7 +54,7 @@ class Phase:
     monitor: str
     patience: int
     first_step: int
-    cut: str | None
+    cut_layer: str | None
 
     def __post_init__(self) -> None:
         """Refuse a warm-up that never ends, and a plateau that early stopping never waits for."""
@@ -79,13 +78,13 @@ class Phase:
         """The first step of the next phase."""
         return self.first_step + self.steps
 
-    def better(self, value: float, best: float | None) -> bool:
+    def is_improvement(self, value: float, best: float | None) -> bool:
         """Whether `value` of the phase's metric beats the best so far."""
         if best is None:
             return True
         return value > best if HIGHER_IS_BETTER[self.monitor] else value < best
 
-    def lowers(self, waited: int) -> bool:
+    def plateau_reached(self, waited: int) -> bool:
         """Whether the rates fall after the `waited`-th epoch since the best one.
 
         As Keras' ReduceLROnPlateau does it with a min_delta of 0: after plateau_patience epochs, and again after each
@@ -93,13 +92,13 @@ class Phase:
         """
         return self.schedule == "plateau" and waited > 0 and waited % self.plateau_patience == 0
 
-    def rates(self, steps: int, scale: float) -> dict[str, float]:
+    def lrs(self, steps: int, scale: float) -> dict[str, float]:
         """group -> rate of the last of the phase's first `steps` steps, of each group that learns, to 6 digits.
 
         `scale` is what plateaus have left of the rates.
         """
         found = {}
-        for group, rate in self.split.rates.items():
+        for group, rate in self.param_groups.lrs.items():
             if rate:
                 at_last = schedule(self.schedule, rate, self.steps, self.warmup_steps)(jnp.int32(steps - 1))
                 found[group] = float(f"{scale * float(at_last):.6g}")
@@ -132,11 +131,9 @@ def build_phases(
             raise UserError(f"phases names {name!r}, but the config has no settings c.{name}")
         settings = config[name]
         rates = _rates(config, model, settings.lr)
-        split = param_groups.make_param_groups(
-            name, assigned, {group: rates[group] for group in rates if group not in cut_groups}
-        )
+        split = make_param_groups(name, assigned, {group: rates[group] for group in rates if group not in cut_groups})
         decay = _share(name, "layer_decay", settings)
-        split = replace(split, factors=param_groups.layer_decay_scales(assigned, backbone, decay))
+        split = replace(split, lr_scales=layer_decay_scales(assigned, backbone, decay))
         phases.append(
             Phase(
                 name=name,
@@ -144,7 +141,7 @@ def build_phases(
                 steps_per_epoch=_at_least(0, name, "steps_per_epoch", settings.steps_per_epoch)
                 or -(-n_train // config.batch_size),
                 augment=bool(settings.augment),
-                split=split,
+                param_groups=split,
                 schedule=_known(name, "schedule", settings.schedule, SCHEDULES),
                 plateau_factor=_share(name, "plateau_factor", settings),
                 plateau_patience=_at_least(1, name, "plateau_patience", settings.plateau_patience),
@@ -153,7 +150,7 @@ def build_phases(
                 monitor=_known(name, "monitor", settings.monitor, tuple(HIGHER_IS_BETTER)),
                 patience=_at_least(0, name, "patience", settings.patience),
                 first_step=phases[-1].last_step if phases else 0,
-                cut=frozen_prefix(model, layers, split, n_train),
+                cut_layer=frozen_prefix(model, layers, split, n_train),
             )
         )
     if len({phase.name for phase in phases}) < len(phases):
@@ -169,7 +166,7 @@ def _check_views(config: Any, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"feature_cache.views is {views}; give 0 for fresh augmentation, or the number of views to keep"
         )
-    if views and mixing and any(phase.augment and phase.cut for phase in phases):
+    if views and mixing and any(phase.augment and phase.cut_layer for phase in phases):
         raise UserError(
             f"feature_cache.views={views} keeps views of single images, but augmentation.{mixing[0]} mixes two anew in "
             f"every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
@@ -206,7 +203,7 @@ def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: ParamGroups
 
     None if there is no such layer, or if its outputs for `n` images would be larger than CACHE_BYTES.
     """
-    moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.moves(path)}
+    moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.is_active(path)}
     below = takewhile(lambda layer: layer.section == "backbone" and layer.name not in moving, layers)
     clean = set(cut_points(layers))
     *_, cut = None, *(layer for layer in below if layer.name in clean)

@@ -61,23 +61,23 @@ class RunSetup:
     config: Any
     workdir: Path
     manifest: Manifest
-    network: ModelInfo
+    model_info: ModelInfo
     phases: tuple[Phase, ...]
     resize: Resize
     augmentation: AugmentConfig
     class_weights: tuple[float, ...] | None
     mesh: Mesh
 
-    def order(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler:
         """In which order the training images are seen."""
         labels = self.manifest.labels(self.manifest.of_split("train"))
         balanced = labels if self.config.data.sampling == "balanced" else None
         return EpochSampler(self.config.seed, self.config.batch_size, len(labels), balanced)
 
-    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and sharding of every parameter by path: what a checkpoint is restored by."""
         sharding = devices.replicated_sharding(self.mesh)
-        shapes = self.network.shapes.items()
+        shapes = self.model_info.shapes.items()
         return {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for path, shape in shapes}
 
 
@@ -120,7 +120,7 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
         config=config,
         workdir=workdir,
         manifest=manifest,
-        network=net,
+        model_info=net,
         phases=build_phases(config, net.model, net.layers, net.groups, len(train), net.cut_groups),
         resize=Resize(data.height, data.width, data.resize, data.interpolation),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),

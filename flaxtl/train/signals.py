@@ -31,7 +31,7 @@ class StopRequested(BaseException):
 class StopSignal:
     """Whether somebody asked the run to end.
 
-    Where nothing would be lost a signal ends the run at once; within `patient` it is only noted, for the loop to
+    Where nothing would be lost a signal ends the run at once; within `deferred` it is only noted, for the loop to
     finish its step, save and `stop`. A second signal does not wait, and GRACE_SECONDS after the first the process ends
     in any case, even from within a compilation: every checkpoint is whole, so a run then loses no more than what came
     after the last one.
@@ -41,10 +41,10 @@ class StopSignal:
         """Nobody has asked yet; signals are heard within `listening`. `tell` is called when one is noted."""
         self._tell, self._grace = tell, grace
         self._number: int | None = None
-        self._patient = False
+        self._deferred = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the loop should save and `stop`."""
         return self._number is not None
 
@@ -74,16 +74,16 @@ class StopSignal:
             os.close(told)  # both end the thread
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Where a signal is noted and the loop ends itself."""
-        self._patient = True
+        self._deferred = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferred = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None or not self._patient:
+        if self._number is not None or not self._deferred:
             raise StopRequested(number)
         self._number = number
         self._tell()

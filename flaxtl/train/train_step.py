@@ -32,7 +32,7 @@ class Ema(NamedTuple):
     decay: float
     first_step: int
 
-    def after(self, step: jax.Array, average: FlatParams, learning: FlatParams) -> FlatParams:
+    def update(self, step: jax.Array, average: FlatParams, learning: FlatParams) -> FlatParams:
         """The average after global step `step`, which has made `learning` of what learns."""
         kept = jnp.where(step == self.first_step, 0.0, self.decay)
         return {path: kept * average[path] + (1 - kept) * value for path, value in learning.items()}
@@ -58,16 +58,16 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    learning: FlatParams
-    statistics: FlatParams
-    optimizer: optax.OptState
-    totals: MetricSums
-    failed: jax.Array
-    scale: jax.Array
-    average: FlatParams
+    params: FlatParams
+    batch_stats: FlatParams
+    opt_state: optax.OptState
+    metrics: MetricSums
+    nonfinite_step: jax.Array
+    lr_scale: jax.Array
+    ema_params: FlatParams
 
     @classmethod
-    def first(
+    def create(
         cls,
         step: int,
         learning: FlatParams,
@@ -82,14 +82,14 @@ class TrainState(NamedTuple):
         return cls(jnp.int32(step), learning, statistics, optimizer, totals, failed, jnp.ones(()), average)
 
     @property
-    def moved(self) -> FlatParams:
+    def updated_params(self) -> FlatParams:
         """All parameters that the phase changes."""
-        return self.learning | self.statistics
+        return self.params | self.batch_stats
 
     @property
-    def kept(self) -> FlatParams:
+    def eval_params(self) -> FlatParams:
         """Those as validation measures them and the phase hands them on: averaged, if it averages what learns."""
-        return self.moved | self.average
+        return self.updated_params | self.ema_params
 
 
 class Target(NamedTuple):
@@ -110,8 +110,8 @@ class StepGrads(NamedTuple):
 
     loss: jax.Array
     gradients: FlatParams
-    statistics: FlatParams
-    totals: MetricSums
+    batch_stats: FlatParams
+    metrics: MetricSums
 
 
 class StepConfig(NamedTuple):
@@ -129,12 +129,12 @@ class StepConfig(NamedTuple):
     optimizer: optax.GradientTransformation
     mesh: Mesh
     seed: int
-    start: str | None = None
+    start_layer: str | None = None
     augmentation: AugmentConfig | None = None
     class_weights: tuple[float, ...] | None = None
-    smoothing: float = 0.0
-    accumulate: int = 1
-    average: Ema | None = None
+    label_smoothing: float = 0.0
+    accum_steps: int = 1
+    ema: Ema | None = None
 
 
 def make_train_step(task: StepConfig, sharding: Batch) -> TrainStep:
@@ -168,26 +168,26 @@ def make_scanned_steps(task: StepConfig, sharding: Batch) -> ScannedSteps:
 def _step(task: StepConfig, state: TrainState, frozen: FlatParams, examples: Batch) -> TrainState:
     examples = _split(examples, task.mesh)
     keys = _dropout_keys(task.seed, state.step, examples.arrays[0].shape[0])
-    if task.accumulate == 1:
+    if task.accum_steps == 1:
         found = compute_grads(task, state, frozen, examples, keys)
     else:
-        dealt = jax.tree.map(lambda rows: _microbatches(rows, task.accumulate, task.mesh), (examples.arrays, keys))
+        dealt = jax.tree.map(lambda rows: _microbatches(rows, task.accum_steps, task.mesh), (examples.arrays, keys))
         found = _accumulate_grads(
             lambda state, row: compute_grads(task, state, frozen, examples.with_arrays(row[0]), row[1]),
             state,
             dealt,
         )
-    updates, optimizer_state = task.optimizer.update(found.gradients, state.optimizer, state.learning)
-    learning = optax.apply_updates(state.learning, jax.tree.map(lambda update: state.scale * update, updates))
+    updates, optimizer_state = task.optimizer.update(found.gradients, state.opt_state, state.params)
+    learning = optax.apply_updates(state.params, jax.tree.map(lambda update: state.lr_scale * update, updates))
     moved = state._replace(
         step=state.step + 1,
-        learning=learning,
-        statistics=found.statistics,
-        optimizer=optimizer_state,
-        totals=state.totals + found.totals,
+        params=learning,
+        batch_stats=found.batch_stats,
+        opt_state=optimizer_state,
+        metrics=state.metrics + found.metrics,
     )
-    if task.average:
-        moved = moved._replace(average=task.average.after(state.step, state.average, learning))
+    if task.ema:
+        moved = moved._replace(ema_params=task.ema.update(state.step, state.ema_params, learning))
     return _skip_if_nonfinite(state, moved, found)
 
 
@@ -196,19 +196,21 @@ def compute_grads(
 ) -> StepGrads:
     """A pass of examples, each with its own key for dropout."""
     inputs, goals = _targets(examples, task.seed, task.augmentation)
-    layers = layers_in_train_mode(state.moved, frozen)
+    layers = layers_in_train_mode(state.updated_params, frozen)
 
     def loss(learning: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
-        parameters = unflatten_params(frozen | state.statistics | learning)
-        result = forward(task.model, parameters, inputs, start=task.start, train_layers=layers, dropout_keys=dropout)
+        parameters = unflatten_params(frozen | state.batch_stats | learning)
+        result = forward(
+            task.model, parameters, inputs, start=task.start_layer, train_layers=layers, dropout_keys=dropout
+        )
         assert result.logits is not None, "a pass without `stop` reaches the softmax"
-        return _losses(result.logits, goals, task.class_weights, task.smoothing).mean(), (
+        return _losses(result.logits, goals, task.class_weights, task.label_smoothing).mean(), (
             result.logits,
             flatten_params(result.batch_stats),
         )
 
-    (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.learning)
-    statistics = {path: moved[path] for path in state.statistics}
+    (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    statistics = {path: moved[path] for path in state.batch_stats}
     labels = examples.labels
     counted = batch_metrics(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals))
     return StepGrads(value, gradients, statistics, counted)
@@ -236,12 +238,14 @@ def _microbatches(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
 def _accumulate_grads(part: Callable[[TrainState, Any], StepGrads], state: TrainState, rows: Any) -> StepGrads:
     """The parts of a batch one after the other: means of losses and gradients, sums of totals, the last statistics."""
     shapes = jax.eval_shape(part, state, jax.tree.map(lambda row: row[0], rows))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)._replace(statistics=state.statistics)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)._replace(
+        batch_stats=state.batch_stats
+    )
 
     def add(before: StepGrads, row: Any) -> tuple[StepGrads, None]:
-        found = part(state._replace(statistics=before.statistics), row)
+        found = part(state._replace(batch_stats=before.batch_stats), row)
         loss, gradients = jax.tree.map(jnp.add, before[:2], found[:2])
-        return StepGrads(loss, gradients, found.statistics, before.totals + found.totals), None
+        return StepGrads(loss, gradients, found.batch_stats, before.metrics + found.metrics), None
 
     n = len(jax.tree.leaves(rows)[0])
     # XLA's convolutions on CPU are tens of times slower within a loop; there the parts are written out.
@@ -253,10 +257,10 @@ def _accumulate_grads(part: Callable[[TrainState, Any], StepGrads], state: Train
 def _skip_if_nonfinite(state: TrainState, moved: TrainState, found: StepGrads) -> TrainState:
     """`moved`, or where loss or gradients are not finite, or were not before, the state as it was."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((found.loss, found.gradients))]
-    well = jnp.stack(finite).all() & (state.failed == NO_STEP)
+    well = jnp.stack(finite).all() & (state.nonfinite_step == NO_STEP)
     kept: TrainState = jax.tree.map(partial(jnp.where, well), moved, state)
-    failed = jnp.where(well | (state.failed != NO_STEP), state.failed, state.step)
-    return kept._replace(failed=failed)
+    failed = jnp.where(well | (state.nonfinite_step != NO_STEP), state.nonfinite_step, state.step)
+    return kept._replace(nonfinite_step=failed)
 
 
 def _targets(examples: Batch, seed: int, augmentation: AugmentConfig | None) -> tuple[jax.Array, tuple[Target, ...]]:

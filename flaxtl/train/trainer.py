@@ -33,9 +33,9 @@ def initial_state(
     setup: RunSetup, phase: Phase, parameters: FlatParams, transformation: optax.GradientTransformation
 ) -> TrainState:
     """The state before the phase's first step; copies, which the steps may overwrite."""
-    learning, statistics, _ = phase.split.part(parameters)
+    learning, statistics, _ = phase.param_groups.partition(parameters)
     first, classes = transformation.init(learning), len(setup.manifest.classes)
-    state = TrainState.first(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
+    state = TrainState.create(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
     return devices.replicate(state, setup.mesh)
 
 
@@ -50,24 +50,24 @@ class Material(NamedTuple):
     def way(self, phase: Phase, parameters: FlatParams, transformation: optax.GradientTransformation) -> Way:
         """The steps of a phase that begins with `parameters`; what is frozen in it is passed once, here."""
         setup = self.setup
-        fresh = phase.augment and not (phase.cut and setup.config.feature_cache.views)
-        start = None if fresh else phase.cut
+        fresh = phase.augment and not (phase.cut_layer and setup.config.feature_cache.views)
+        start = None if fresh else phase.cut_layer
         views = phase.augment and start
         task = StepConfig(
-            setup.network.model,
+            setup.model_info.model,
             transformation,
             setup.mesh,
             setup.config.seed,
-            start=start,
+            start_layer=start,
             augmentation=setup.augmentation if fresh else None,
             class_weights=setup.class_weights,
-            smoothing=float(setup.config.label_smoothing),
-            accumulate=setup.config.accum_steps,
-            average=Ema(phase.ema, phase.first_step) if phase.ema else None,
+            label_smoothing=float(setup.config.label_smoothing),
+            accum_steps=setup.config.accum_steps,
+            ema=Ema(phase.ema, phase.first_step) if phase.ema else None,
         )
         data = self._views(phase, parameters) if views else self.clean("train", start, parameters)
-        backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
-        return Way(task, data, phase.split.part(parameters).frozen, backbone)
+        backbone = tuple(layer.name for layer in setup.model_info.layers if layer.section == "backbone")
+        return Way(task, data, phase.param_groups.partition(parameters).frozen, backbone)
 
     def clean(self, split: str, cut: str | None, parameters: FlatParams) -> Loader:
         """The split's images, or with a cut what the frozen prefix makes of them."""
@@ -78,10 +78,10 @@ class Material(NamedTuple):
 
     def _views(self, phase: Phase, parameters: FlatParams) -> Loader:
         """What the frozen prefix makes of a few augmented views of the training images."""
-        assert phase.cut is not None, "without a frozen prefix augmentation is fresh"
+        assert phase.cut_layer is not None, "without a frozen prefix augmentation is fresh"
         views, splits = self.setup.config.feature_cache.views, self.inputs
         data = splits["train"].feature_loader(
-            phase.cut, parameters, self.bar, num_views=views, reserved_bytes=self._beside("train")
+            phase.cut_layer, parameters, self.bar, num_views=views, reserved_bytes=self._beside("train")
         )
         place = ", read from a file batch by batch" if isinstance(data, HostLoader) else ""
         self.say(f"{phase.name}: {views} views of each image stand for fresh augmentation{place}")
@@ -106,22 +106,22 @@ class Run(NamedTuple):
 def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
     """Train one phase, prove its freeze, keep the result. Returns the parameters after it."""
     started = time.monotonic()
-    frozen = phase.split.part(parameters).frozen
+    frozen = phase.param_groups.partition(parameters).frozen
     before = param_digests(frozen)
     transformation = phase_optimizer(
-        run.setup.config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps
+        run.setup.config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
     )
     leg = _leg(run, phase, parameters, transformation)
     featured = time.monotonic()
 
     state = initial_state(run.setup, phase, parameters, transformation)
-    fresh = PhaseProgress(state, devices.replicate(state.moved, run.setup.mesh), EarlyStopping(0, None, 0))
+    fresh = PhaseProgress(state, devices.replicate(state.updated_params, run.setup.mesh), EarlyStopping(0, None, 0))
     told = len(run.log.phase_rows(phase.name))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
     earlier = sum(row["seconds"] for row in run.log.phase_rows(phase.name)[: progress.early_stopping.epoch])
     progress = EpochLoop(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
 
-    ended = frozen | (progress.best if phase.patience else progress.state.kept)
+    ended = frozen | (progress.best_params if phase.patience else progress.state.eval_params)
     unchanged = _prove_freeze(phase, before, frozen, ended)
     wall = earlier + time.monotonic() - started
     _note(run, leg, ended, progress.early_stopping, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
@@ -133,9 +133,11 @@ def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
 def _leg(run: Run, phase: Phase, parameters: FlatParams, transformation: Any) -> Leg:
     setup = run.setup
     material = Material(setup, run.inputs, run.log.progress_bar, run.log.info)
-    validation = material.clean("validation", phase.cut, parameters)
+    validation = material.clean("validation", phase.cut_layer, parameters)
     way = material.way(phase, parameters, transformation)
-    eval_step = train_step.make_eval_step(setup.network.model, setup.mesh, phase.cut, validation.sharding(setup.mesh))
+    eval_step = train_step.make_eval_step(
+        setup.model_info.model, setup.mesh, phase.cut_layer, validation.sharding(setup.mesh)
+    )
     return Leg(phase, way, validation, eval_step)
 
 
@@ -159,8 +161,10 @@ def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **f
         epochs=memory.epoch,
         steps=memory.epoch * phase.steps_per_epoch,
         best_epoch=memory.best_epoch,
-        learning_parameters=sum(value.size for path, value in parameters.items() if phase.split.learns(path)),
-        rates=dict(phase.split.rates),
+        learning_parameters=sum(
+            value.size for path, value in parameters.items() if phase.param_groups.is_trainable(path)
+        ),
+        rates=dict(phase.param_groups.lrs),
         augment=phase.augment,
         train={"accuracy": kept["train_accuracy"], "loss": kept["train_loss"], "n": seen},
         validation={name: kept[f"validation_{name}"] for name in ("loss", "accuracy", "balanced_accuracy")} | {"n": n},
@@ -206,8 +210,8 @@ def train(
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     with Checkpoints(workdir, say) as checkpoints:
         # 4. Pretrained weights, unless there is a checkpoint.
-        last = checkpoints.restore_last_phase(setup.abstract_parameters()) if resumes else None
-        start = None if last else backbone.initial_params(config, setup.network.model, say)
+        last = checkpoints.restore_last_phase(setup.abstract_params()) if resumes else None
+        start = None if last else backbone.initial_params(config, setup.model_info.model, say)
         # 5. Every image of every split.
         setup, inputs, skipped = load_splits(setup, manifest.splits, console, may_skip=not resumes)
         _agree(setup, inputs, start)
@@ -217,7 +221,7 @@ def train(
         assert last is not None, "either there was a checkpoint or there is one now"
         done, parameters = last
         # 7. What learns, said before it does.
-        console.print(group_table(setup.network, setup.phases, run_dir.read_summary(workdir)["weights"]["origin"]))
+        console.print(group_table(setup.model_info, setup.phases, run_dir.read_summary(workdir)["weights"]["origin"]))
         # 8. The phases, each from the one before.
         try:
             with MetricLogger(workdir, console) as log:
@@ -250,7 +254,7 @@ def _begin(
 ) -> FlatParams:
     """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
     config, workdir = setup.config, setup.workdir
-    rows = layer_rows(setup.network, setup.phases, start.origin)
+    rows = layer_rows(setup.model_info, setup.phases, start.origin)
     run_dir.create_run_dir(workdir, config_to_json(config), setup.manifest, rows)
     run_dir.update_summary(
         workdir, command=command, weights={"path": config.weights.path, "origin": start.origin}, skipped=dict(skipped)

@@ -157,7 +157,7 @@ def _run_range_test(start: PhaseStart, rates: LrRange, console: Console) -> LrSu
     config, phase = start.material.setup.config, start.phase
     with progress_bar(console, f"{phase.name}: steps", rates.steps) as advance:
         curve = range_test(start.material, phase, start.parameters, rates, advance)
-    own = phase.split.rates
+    own = phase.param_groups.lrs
     fastest = max(own.values())
     shares = {group if group in config[phase.name].lr else TOP: own[group] / fastest for group in own if own[group]}
     return LrSuggestions(phase.name, rates, curve, shares, suggestions(curve))

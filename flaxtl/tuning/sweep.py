@@ -59,12 +59,12 @@ class SweepProcesses:
 
     def _code(self, command: Sequence[str], output: int) -> int:
         """In a session of its own, so that Ctrl-C reaches it once, through this process."""
-        with self.interruption.patient():
+        with self.interruption.deferred():
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                if self.interruption.asked:  # before there was a process to tell
+                if self.interruption.requested:  # before there was a process to tell
                     self._tell()
                 code = self._process.wait()
             except StopRequested:  # asked a second time: it shall not finish its step either
@@ -73,7 +73,7 @@ class SweepProcesses:
                 raise
             finally:
                 self._process = None
-        if self.interruption.asked:
+        if self.interruption.requested:
             self.interruption.stop()
         return code
 
@@ -236,7 +236,7 @@ class Sweep:
             config = load_config(self._base.spec, [*self._base.overrides, *run.settings])
             try:
                 setup = build_setup(config, self._workdir, manifest)
-                self._check_weights(config, setup.network, looked_at)
+                self._check_weights(config, setup.model_info, looked_at)
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from error
 

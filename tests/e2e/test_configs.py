@@ -51,10 +51,10 @@ def test_a_config_becomes_a_network_with_phases(spec):
     AugmentConfig(**config.augmentation.to_dict())
     tree = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.shapes.items()}
     for phase in phases:
-        learning, _, frozen = phase.split.part(tree)
+        learning, _, frozen = phase.param_groups.partition(tree)
         assert learning
         assert frozen
-        made = phase_optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
+        made = phase_optimizer(config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps)
         jax.eval_shape(made.init, learning)
 
 
@@ -82,14 +82,16 @@ def test_the_lectures_network():
 def test_the_lectures_schedule():
     config = load("flowers_vgg16.py")
     _, phases = planned(config)
-    rows = [(phase.name, phase.epochs, phase.steps_per_epoch, phase.augment, phase.split.rates) for phase in phases]
+    rows = [
+        (phase.name, phase.epochs, phase.steps_per_epoch, phase.augment, phase.param_groups.lrs) for phase in phases
+    ]
     assert rows == [
         ("frozen", 100, 20, False, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
         ("augmented", 100, 20, True, {"head": 1e-3, "block5": 0.0, "base": 0.0}),
         ("finetune", 250, 20, True, {"head": 1e-6, "block5": 1e-6, "base": 0.0}),
     ]
     assert [(phase.first_step, phase.last_step) for phase in phases] == [(0, 2000), (2000, 4000), (4000, 9000)]
-    assert [phase.cut for phase in phases] == ["block5_pool", "block5_pool", "block4_pool"]
+    assert [phase.cut_layer for phase in phases] == ["block5_pool", "block5_pool", "block4_pool"]
     assert {phase.schedule for phase in phases} == {"constant"}
     assert {phase.patience for phase in phases} == {0}
     assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99}
@@ -128,21 +130,21 @@ def test_your_own_images_can_be_given_to_every_network(name):
     net, phases = planned(load("folder.py", f"--config.model.name={name}"))
     assert net.model.spec.name == name
     top = net.model.spec.top_group
-    assert [group for group, rate in phases[-1].split.rates.items() if rate] == ["head", top]
-    assert {group: rate for group, rate in phases[0].split.rates.items() if rate} == {"head": 1e-3}
-    assert any(net.groups[path] == top and phases[-1].split.learns(path) for path in net.groups)
+    assert [group for group, rate in phases[-1].param_groups.lrs.items() if rate] == ["head", top]
+    assert {group: rate for group, rate in phases[0].param_groups.lrs.items() if rate} == {"head": 1e-3}
+    assert any(net.groups[path] == top and phases[-1].param_groups.is_trainable(path) for path in net.groups)
 
 
 def test_the_base_is_thawed_block_by_block():
     net, phases = planned(load("gradual.py"))
-    learning = [{group for group, rate in phase.split.rates.items() if rate} for phase in phases]
+    learning = [{group for group, rate in phase.param_groups.lrs.items() if rate} for phase in phases]
     assert learning == [{"head"}, {"head", "block5"}, {"head", "block5", "block4"}]
-    assert [phase.cut for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
-    last = phases[-1].split
-    assert last.span("head") == (2e-5, 2e-5)
-    assert last.span("block5") == pytest.approx((2e-5 * 0.8, 2e-5 * 0.8**3))
-    assert last.span("block4") == pytest.approx((2e-5 * 0.8**4, 2e-5 * 0.8**6))
-    assert all(last.rates[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
+    assert [phase.cut_layer for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
+    last = phases[-1].param_groups
+    assert last.lr_range("head") == (2e-5, 2e-5)
+    assert last.lr_range("block5") == pytest.approx((2e-5 * 0.8, 2e-5 * 0.8**3))
+    assert last.lr_range("block4") == pytest.approx((2e-5 * 0.8**4, 2e-5 * 0.8**6))
+    assert all(last.lrs[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def decoded(run, resize):
 def answers(run, images):
     """What `flaxtl evaluate` finds without test-time augmentation."""
     data, setup = images.loader(run.setup.mesh), run.setup
-    step = train_step.make_eval_step(setup.network.model, setup.mesh, None, data.sharding(setup.mesh))
+    step = train_step.make_eval_step(setup.model_info.model, setup.mesh, None, data.sharding(setup.mesh))
     return evaluate(step, run.params, data, setup.config.batch_size)
 
 
@@ -80,11 +80,11 @@ def test_flip_is_the_mean_of_two_evaluations(run, held):
     expected = by_hand(answers(run, held), answers(run, mirrored))
     np.testing.assert_array_equal(found.probabilities, expected)
     assert np.abs(found.probabilities - answers(run, held).probabilities).max() > 1e-4
-    assert found.measures.n == 6
-    assert found.measures.accuracy == (expected.argmax(1) == held.labels).mean()
-    assert found.measures.balanced_accuracy == found.measures.accuracy  # two images of each class
+    assert found.metrics.n == 6
+    assert found.metrics.accuracy == (expected.argmax(1) == held.labels).mean()
+    assert found.metrics.balanced_accuracy == found.metrics.accuracy  # two images of each class
     # float32 probabilities, a float64 logarithm
-    assert found.measures.loss == pytest.approx(-np.log(expected[np.arange(6), held.labels]).mean(), rel=1e-6)
+    assert found.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), held.labels]).mean(), rel=1e-6)
 
 
 def test_images_that_are_their_mirror_images_gain_nothing(run, held):
@@ -208,7 +208,7 @@ def test_gain_counts_images():
     without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
     gain = evaluation_tta.TtaGain.of(labels, without, with_it)
     assert gain.to_json() == {
-        "without": {"accuracy": 0.4, "loss": without.measures.loss},
+        "without": {"accuracy": 0.4, "loss": without.metrics.loss},
         "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
     }
     assert re.findall(r"\d+(?:\.\d+)?", str(gain)) == ["40.00", "80.00", "3", "5", "1", "0.62"]

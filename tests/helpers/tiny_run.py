@@ -97,8 +97,8 @@ def inputs(prepared, split, directory, cuts):
     decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
     return SplitData(
         split=split,
-        model=prepared.network.model,
-        layers=prepared.network.layers,
+        model=prepared.model_info.model,
+        layers=prepared.model_info.layers,
         mesh=prepared.mesh,
         images=ImageSet(decoded, prepared.manifest.labels(examples)),
         cut_layers=cuts,
@@ -123,7 +123,7 @@ def digests(outcome):
     with Checkpoints(prepared.workdir) as checkpoints:
         assert checkpoints.phases_done() == len(prepared.phases)
         done = range(len(prepared.phases) + 1)
-        return [param_digests(checkpoints.restore_phase(number, prepared.abstract_parameters())) for number in done]
+        return [param_digests(checkpoints.restore_phase(number, prepared.abstract_params())) for number in done]
 
 
 def told(workdir):

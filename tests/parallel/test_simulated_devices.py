@@ -21,7 +21,7 @@ config = small.config(folder, **settings)
 outcome = loop.train(config, workdir, small.quiet(), "flaxtl train")
 judge(outcome, small.quiet())
 with Checkpoints(workdir) as checkpoints:
-    last = checkpoints.restore_phase(len(outcome.setup.phases), outcome.setup.abstract_parameters())
+    last = checkpoints.restore_phase(len(outcome.setup.phases), outcome.setup.abstract_params())
 np.savez(workdir / "last.npz", **{path.replace("/", "."): np.asarray(value) for path, value in last.items()})
 print(jax.device_count())
 """

@@ -38,7 +38,7 @@ def looking(prepared, directory, cuts=CUTS, **changes):
     """The training images in float32 views."""
     views = AugmentedViews(np.dtype(np.float32), K, SEED, FLIPS)._replace(**changes)
     clean = tiny_run.inputs(prepared, "train", directory, CUTS)
-    net = prepared.network
+    net = prepared.model_info
     return SplitData(
         "train",
         net.model,
@@ -77,7 +77,7 @@ def directly(prepared, parameters, images):
     @jax.jit
     def run(indices, passes):
         seen = augment(example_keys(SEED, passes, indices), images[indices], FLIPS)
-        return forward(prepared.network.model, unflatten_params(parameters), seen, stop=CUTS[1]).output
+        return forward(prepared.model_info.model, unflatten_params(parameters), seen, stop=CUTS[1]).output
 
     return np.asarray(run(*(part.astype(np.int32) for part in np.divmod(np.arange(12 * K), K))))
 
@@ -249,7 +249,7 @@ def test_mixing_of_whole_networks_asks_for_no_views(folder, tmp_path):
     groups = (("head", "head/.*"), ("base", "backbone/.*"))
     settings = {"feature_cache": {"views": 4}, "augmentation": {"mixup": 1.0}, "param_groups": groups}
     (phase,) = tiny_run.setup(folder, tmp_path, **whole, **settings).phases
-    assert phase.cut is None
+    assert phase.cut_layer is None
 
 
 # ---------------------------------------------------------------------- whole runs

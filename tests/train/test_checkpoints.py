@@ -27,11 +27,11 @@ def mesh():
 
 def progress(mesh, fill, memory):
     """Of a phase in which two groups of three learn."""
-    learning = {path: jnp.full(LARGE, fill) for path in GROUPS if SPLIT.learns(path)}
+    learning = {path: jnp.full(LARGE, fill) for path in GROUPS if SPLIT.is_trainable(path)}
     state = phase_optimizer({"name": "nadam"}, SPLIT, "constant", 10, 0).init(learning)
     state = jax.tree.map(lambda leaf: leaf + jnp.asarray(fill, leaf.dtype), state)
     totals = MetricSums(jnp.float32(fill), jnp.int32(3), jnp.int32(4))
-    made = TrainState.first(fill, learning, {}, state, classes=3)._replace(totals=totals)
+    made = TrainState.create(fill, learning, {}, state, classes=3)._replace(metrics=totals)
     return devices.replicate(PhaseProgress(made, learning, None), mesh)._replace(early_stopping=memory)
 
 

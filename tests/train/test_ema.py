@@ -16,7 +16,7 @@ def test_the_average_is_that_of_keras():
     rate = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=DECAY)
     model.compile(rate, loss="sparse_categorical_crossentropy", jit_compile=False)
     random, paths = np.random.default_rng(0), list(SHAPES)
-    average, after = dict.fromkeys(paths, jnp.zeros(())), jax.jit(Ema(DECAY, first_step=20).after)
+    average, after = dict.fromkeys(paths, jnp.zeros(())), jax.jit(Ema(DECAY, first_step=20).update)
     for step in range(20, 30):
         model.train_on_batch(random.normal(size=(4, 5)), random.integers(0, 3, 4))
         weights = dict(zip(paths, map(jnp.asarray, model.get_weights()), strict=True))
@@ -33,5 +33,5 @@ def test_the_average_is_that_of_keras():
 def test_how_much_of_the_average_is_its_beginning():
     average = {"w": jnp.zeros(())}
     for step in range(5):
-        average = Ema(0.5, 0).after(jnp.int32(step), average, {"w": jnp.float32(step == 0)})
+        average = Ema(0.5, 0).update(jnp.int32(step), average, {"w": jnp.float32(step == 0)})
     assert float(average["w"]) == 0.5**4

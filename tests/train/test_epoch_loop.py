@@ -58,7 +58,7 @@ def test_rates_fall_where_keras_lets_them_fall(whole, told, name):
     (phase,) = (phase for phase in whole.setup.phases if phase.name == name)
     found = [row for row in read_metrics(whole.setup.workdir) if row["phase"] == name]
     values = [row["validation_accuracy"] for row in found]
-    for group, rate in phase.split.rates.items():
+    for group, rate in phase.param_groups.lrs.items():
         if rate:
             expected = keras_rates(values, rate, phase.plateau_patience)
             assert [row["rates"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
@@ -85,7 +85,7 @@ def test_a_broken_run_goes_on_bit_for_bit_and_compiles_nothing_twice(
         with pytest.raises(KeyboardInterrupt):
             train(folder, tmp_path / "run")
     made = []
-    for maker in ("train_step", "train_steps"):
+    for maker in ("make_train_step", "make_scanned_steps"):
         make = getattr(train_step, maker)
         monkeypatch.setattr(train_step, maker, lambda *given, make=make: made.append(make(*given)) or made[-1])
     resumed = train(folder, tmp_path / "run")
@@ -101,12 +101,12 @@ def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp
         run = train(folder, workdir, phases=("frozen",), frozen={"epochs": 1, "ema": decay})
         rows_of += read_metrics(workdir)
         with Checkpoints(workdir) as checkpoints:
-            kept.append(checkpoints.restore_phase(1, run.setup.abstract_parameters()))
+            kept.append(checkpoints.restore_phase(1, run.setup.abstract_params()))
     plain, averaged = rows_of
     assert averaged["train_loss"] == plain["train_loss"]
     assert averaged["validation_loss"] != plain["validation_loss"]
     data = tiny_run.inputs(run.setup, "validation", tmp_path, []).image_loader()
-    step = train_step.make_eval_step(run.setup.network.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
+    step = train_step.make_eval_step(run.setup.model_info.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
     for row, parameters in zip(rows_of, kept, strict=True):
         # Of images here, of features there: float32 sums in another order.
         assert evaluate_metrics(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)

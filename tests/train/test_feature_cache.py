@@ -21,7 +21,7 @@ def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
     images = inputs.image_loader().data.inputs
     for cut in CUTS:
-        direct = forward(prepared.network.model, unflatten_params(parameters), images, stop=cut).output
+        direct = forward(prepared.model_info.model, unflatten_params(parameters), images, stop=cut).output
         found = inputs.feature_loader(cut, parameters, tiny_run.bar)
         # batches of 4 against one of 12: the same float32 sums of at most 1,152 products, split in another way
         np.testing.assert_allclose(found.data.inputs, direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
 
 def test_bfloat16_features_are_read_back(folder, tmp_path):
     prepared = tiny_run.setup(folder, tmp_path, dtype="bfloat16")
-    parameters = tiny_run.parameters(prepared.network, prepared.config)
+    parameters = tiny_run.parameters(prepared.model_info, prepared.config)
     first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
     again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, no_bar)
     assert again.data.gather(jnp.arange(2)).dtype == jnp.bfloat16

@@ -82,32 +82,34 @@ class World:
     """One phase of a config, its drawn parameters, and noise for images."""
 
     def __init__(self, config, name="finetune"):
-        self.network = build_model(config, classes=3)
-        phases = build_phases(config, self.network.model, self.network.layers, self.network.groups, n_train=2 * BATCH)
+        self.model_info = build_model(config, classes=3)
+        phases = build_phases(
+            config, self.model_info.model, self.model_info.layers, self.model_info.groups, n_train=2 * BATCH
+        )
         self.phase = next(phase for phase in phases if phase.name == name)
-        self.parameters = drawn(self.network.shapes)
+        self.parameters = drawn(self.model_info.shapes)
         shape = (2 * BATCH, config.data.height, config.data.width, 3)
         images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
         self.feed = DeviceLoader(DeviceDataset(jnp.asarray(images), jnp.arange(2 * BATCH, dtype=jnp.int32) % 3))
-        self.optimizer = phase_optimizer(config.optimizer, self.phase.split, "constant", 2, 0)
+        self.optimizer = phase_optimizer(config.optimizer, self.phase.param_groups, "constant", 2, 0)
         self.mesh = devices.make_mesh(BATCH)
 
     def run(self, seed=3):
         """Two steps: the step, the state after it and the frozen parameters."""
-        learning, statistics, frozen = self.phase.split.part(self.parameters)
-        state = TrainState.first(0, learning, statistics, self.optimizer.init(learning), 3)
-        task = train_step.StepConfig(self.network.model, self.optimizer, self.mesh, seed)
+        learning, statistics, frozen = self.phase.param_groups.partition(self.parameters)
+        state = TrainState.create(0, learning, statistics, self.optimizer.init(learning), 3)
+        task = train_step.StepConfig(self.model_info.model, self.optimizer, self.mesh, seed)
         step = train_step.make_train_step(task, self.feed.sharding(self.mesh))
         state = devices.replicate(state, self.mesh)
         for examples in self.feed.train_batches(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
             state = step(state, frozen, examples)
-            state = state._replace(totals=devices.replicate(MetricSums.zero(3), self.mesh))
+            state = state._replace(metrics=devices.replicate(MetricSums.zero(3), self.mesh))
         return step, state, frozen
 
 
 def gradients(state):
     """path -> Nadam's mean of the gradients, of everything that it keeps one of."""
-    nadams = jax.tree.leaves(state.optimizer, is_leaf=lambda node: isinstance(node, NadamState))
+    nadams = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, NadamState))
     means = [item for node in nadams if isinstance(node, NadamState) for item in node.first.items()]
     return {path: mean for path, mean in means if not isinstance(mean, optax.MaskedNode)}
 
@@ -138,20 +140,20 @@ def test_what_learns_moves_and_nothing_else(name):
     before = param_digests(made.parameters)
     step, state, frozen = made.run()
     assert step._cache_size() == 1
-    split, own = made.phase.split, registry.get_spec(name).top_group
-    assert {group for group, rate in split.rates.items() if rate} == {"head", own}
+    split, own = made.phase.param_groups, registry.get_spec(name).top_group
+    assert {group for group, rate in split.lrs.items() if rate} == {"head", own}
     assert {split.groups[path] for path in frozen} == {"base"}
-    assert state.moved.keys() | frozen.keys() == made.parameters.keys()
-    assert state.moved.keys().isdisjoint(frozen)
-    assert {path.rsplit("/")[-1] in BATCH_STATS for path in state.learning} == {False}
+    assert state.updated_params.keys() | frozen.keys() == made.parameters.keys()
+    assert state.updated_params.keys().isdisjoint(frozen)
+    assert {path.rsplit("/")[-1] in BATCH_STATS for path in state.params} == {False}
 
-    found, none = gradients(state), taken_out(made.network)
-    assert found.keys() == state.learning.keys()
+    found, none = gradients(state), taken_out(made.model_info)
+    assert found.keys() == state.params.keys()
     assert [path for path in found if path not in none and not np.any(found[path])] == []
-    after = param_digests(state.moved)
+    after = param_digests(state.updated_params)
     assert [path for path in after if path not in none and after[path] == before[path]] == []
     assert param_digests(frozen) == {path: before[path] for path in frozen}
-    assert all(np.isfinite(value).all() for value in state.moved.values())
+    assert all(np.isfinite(value).all() for value in state.updated_params.values())
 
 
 # ---------------------------------------------------------------------- batch norm and dropout
@@ -211,7 +213,7 @@ def test_a_step_is_that_of_keras(monkeypatch):
     assert not frozen
     for layer, order in paths.items():
         for path, expected in zip(order, reference.get_layer(layer).get_weights(), strict=True):
-            np.testing.assert_allclose(state.moved[path], expected, rtol=0, atol=5e-7, err_msg=path)
+            np.testing.assert_allclose(state.updated_params[path], expected, rtol=0, atol=5e-7, err_msg=path)
 
 
 # ---------------------------------------------------------------------- a frozen base is as in inference
@@ -224,9 +226,9 @@ class Dropping:
 
     def __init__(self):
         self.made = World(make_config("efficientnetb0", param_groups=BLOCKS_6_AND_7))
-        self.parts = self.made.phase.split.part(self.made.parameters)
-        self.learning = param_groups.layers_in_train_mode(
-            [*self.parts.learning, *self.parts.statistics], self.parts.frozen
+        self.parts = self.made.phase.param_groups.partition(self.made.parameters)
+        self.params = param_groups.layers_in_train_mode(
+            [*self.parts.params, *self.parts.batch_stats], self.parts.frozen
         )
         self.images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
 
@@ -237,7 +239,7 @@ class Dropping:
             self.learning if training else frozenset(),
         )
         keys = jax.random.split(key, len(given))
-        return forward(self.made.network.model, parameters, given, train_layers=learning, dropout_keys=keys, **cuts)
+        return forward(self.made.model_info.model, parameters, given, train_layers=learning, dropout_keys=keys, **cuts)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +290,7 @@ def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
 def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
     made = World(make_config("mobilenet_0.25"))
     held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
-    cut, net = made.phase.cut, made.network
+    cut, net = made.phase.cut_layer, made.model_info
     inputs = SplitData(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
 
     def key(path=None):
@@ -313,21 +315,21 @@ def train(folder, name, workdir):
 @pytest.mark.parametrize("name", ["mobilenet_0.25", "resnet50", "efficientnetb0"])
 def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monkeypatch, folder, tmp_path, name):
     # The first epoch of a phase stays the best: what is handed on differs from what was trained last.
-    monkeypatch.setattr(Phase, "better", lambda phase, value, best: best is None)
+    monkeypatch.setattr(Phase, "is_improvement", lambda phase, value, best: best is None)
     whole = train(folder, name, tmp_path / "whole")
-    split = whole.setup.phases[1].split
+    split = whole.setup.phases[1].param_groups
     start, frozen, finetuned = tiny_run.digests(whole)
     assert {path.split("/")[0] for path in start if start[path] != frozen[path]} == {"head"}
     changed = {path for path in start if frozen[path] != finetuned[path]}
-    assert changed <= {path for path in start if split.moves(path)}
+    assert changed <= {path for path in start if split.is_active(path)}
     assert {path for path in changed if param_groups.is_batch_stat(path)} == {
-        path for path in start if split.moves(path) and param_groups.is_batch_stat(path)
+        path for path in start if split.is_active(path) and param_groups.is_batch_stat(path)
     }
     facts = tiny_run.told(tmp_path / "whole")[1]["finetune"]
     assert facts["best_epoch"] == 1
-    assert facts["frozen_leaves_unchanged"] == sum(not split.moves(path) for path in start)
-    shapes = whole.setup.network.shapes
-    assert facts["learning_parameters"] == sum(math.prod(shapes[path]) for path in shapes if split.learns(path))
+    assert facts["frozen_leaves_unchanged"] == sum(not split.is_active(path) for path in start)
+    shapes = whole.setup.model_info.shapes
+    assert facts["learning_parameters"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
 
     for number, (owner, call) in enumerate([(EpochLoop, ("_steps", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"
@@ -343,7 +345,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     opened = load_run(tmp_path / "whole")
     assert param_digests(opened.params) == finetuned
     images = np.concatenate([whole.inputs[split].image_loader().data.inputs for split in ("validation", "test")])
-    direct = jax.nn.softmax(forward_logits(opened.setup.network.model, unflatten_params(opened.params), images))
+    direct = jax.nn.softmax(forward_logits(opened.setup.model_info.model, unflatten_params(opened.params), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 
@@ -357,9 +359,9 @@ def test_a_base_that_ends_below_its_last_layer(last):
     assert names[-1] == last
     assert {path.split("/")[1] for path in net.shapes if path.startswith("backbone/")} <= set(names)
     frozen, finetune = build_phases(made, net.model, net.layers, net.groups, 8, net.cut_groups)
-    assert frozen.cut == last
-    assert finetune.cut == "conv4_block6_out"
-    learning = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.split.learns(path)}
+    assert frozen.cut_layer == last
+    assert finetune.cut_layer == "conv4_block6_out"
+    learning = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.param_groups.is_trainable(path)}
     assert learning - {"dense", "predictions"} == ({"conv5"} if last.startswith("conv5") else set())
 
 

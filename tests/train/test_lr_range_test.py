@@ -10,8 +10,7 @@ import pytest
 from helpers import tiny_run
 
 from flaxtl.errors import UserError
-from flaxtl.train import lr_range_test
-from flaxtl.train import train_step as steps
+from flaxtl.train import lr_range_test, train_step
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.lr_range_test import SMOOTHING, LrCurve, LrPoint, LrRange, followed, rising
 from flaxtl.train.optimizers import make_optimizer
@@ -30,7 +29,7 @@ SPLIT = ParamGroups(
 @pytest.fixture(scope="module")
 def material(folder, tmp_path_factory):
     prepared = tiny_run.setup(folder, tmp_path_factory.mktemp("run"))
-    cuts = [phase.cut for phase in prepared.phases if phase.cut and not phase.augment]
+    cuts = [phase.cut_layer for phase in prepared.phases if phase.cut_layer and not phase.augment]
     inputs = {"train": tiny_run.inputs(prepared, "train", prepared.workdir / "features", cuts)}
     return Material(prepared, inputs, tiny_run.bar, say=lambda sentence: None)
 
@@ -116,7 +115,7 @@ def test_a_loss_that_stays_is_followed_to_the_end():
 @pytest.fixture
 def seen(monkeypatch):
     """The states that the steps of a range test are given, and the compiled step."""
-    states, made, original = [], [], steps.make_train_step
+    states, made, original = [], [], train_step.make_train_step
 
     def recording(task, sharding):
         compiled = original(task, sharding)
@@ -124,12 +123,12 @@ def seen(monkeypatch):
 
         def step(state, frozen, examples):
             moved = compiled(state, frozen, examples)
-            states.append({path: np.array(value) for path, value in moved.moved.items()})
+            states.append({path: np.array(value) for path, value in moved.updated_params.items()})
             return moved
 
         return step
 
-    monkeypatch.setattr(steps, "make_train_step", recording)
+    monkeypatch.setattr(train_step, "make_train_step", recording)
     return states, made
 
 
@@ -144,22 +143,22 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     assert (len(curve.points), len(states), told, compiled._cache_size()) == (14, 14, [10, 4], 1)
     assert param_digests(parameters) == before
 
-    fastest, first = max(phase.split.rates.values()), phase.first_step
+    fastest, first = max(phase.param_groups.lrs.values()), phase.first_step
 
     def scheduled(rate):
         return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.all()])[taken]
 
-    transformation = make_optimizer(setup.config.optimizer, phase.split, scheduled)
+    transformation = make_optimizer(setup.config.optimizer, phase.param_groups, scheduled)
     way = material.way(phase, parameters, transformation)
     step = make_train_step(way.task, way.data.sharding(setup.mesh))
     state = initial_state(setup, phase, parameters, transformation)
     sums = [0.0]
-    examples = way.data.train_batches(setup.order(), first, first + 14, way.task.augmentation)
+    examples = way.data.train_batches(setup.sampler(), first, first + 14, way.task.augmentation)
     for given, after in zip(examples, states, strict=True):
         state = step(state, way.frozen, given)
-        assert all(np.array_equal(after[path], value) for path, value in state.moved.items())
-        sums.append(float(state.totals.loss))
-    assert after.keys() == state.moved.keys()
+        assert all(np.array_equal(after[path], value) for path, value in state.updated_params.items())
+        sums.append(float(state.metrics.loss))
+    assert after.keys() == state.updated_params.keys()
     # A running float32 sum of up to 56 losses below 4: its last bit is 2**-16, a mean of four loses two
     losses = [(after - before) / 4 for before, after in pairwise(sums)]
     np.testing.assert_allclose([point.loss for point in curve.points], losses, atol=2.0**-16)

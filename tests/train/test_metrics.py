@@ -40,7 +40,7 @@ def test_totals_and_their_quotients():
 def test_padding_counts_for_nothing_even_if_it_is_not_a_number():
     logits = LOGITS.at[2:].set(jnp.nan)
     found = metrics.batch_metrics(logits, LABELS, jnp.array([True, True, False, False]))
-    assert (found.right.tolist(), found.seen.tolist()) == ([1, 1, 0], [1, 1, 0])
+    assert (found.correct.tolist(), found.count.tolist()) == ([1, 1, 0], [1, 1, 0])
     assert float(found.loss) == pytest.approx(LOSSES[:2].sum(), abs=3e-7)
 
 
@@ -49,11 +49,11 @@ def test_totals_add_up():
         metrics.batch_metrics(LOGITS[part], LABELS[part], jnp.ones(2, bool)) for part in (slice(0, 2), slice(2, 4))
     ]
     found = MetricSums.zero(3) + halves[0] + halves[1]
-    assert (found.right.tolist(), found.seen.tolist()) == ([1, 2, 0], [2, 2, 0])
+    assert (found.correct.tolist(), found.count.tolist()) == ([1, 2, 0], [2, 2, 0])
     assert metrics.compute_metrics(found) == Metrics(pytest.approx(LOSSES.mean(), abs=3e-7), 0.75, 0.75, 4)
 
 
 def test_losses_can_be_given():
     found = metrics.batch_metrics(LOGITS, LABELS, jnp.array([True, True, True, False]), jnp.array([1.0, 2.0, 4.0, 8.0]))
     assert float(found.loss) == 7.0
-    assert found.right.tolist() == [1, 1, 0]
+    assert found.correct.tolist() == [1, 1, 0]

@@ -68,7 +68,7 @@ def test_rules_that_are_no_rules(rules):
 
 def test_part_and_labels():
     split = param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), RATES | {"block5": 1e-6})
-    learning, _, frozen = split.part(dict.fromkeys(PATHS, 7))
+    learning, _, frozen = split.partition(dict.fromkeys(PATHS, 7))
     assert sorted(learning) == sorted(PATHS[1:])
     assert list(frozen) == PATHS[:1]
     assert split.labels(learning) == dict(zip(PATHS[1:], ["block5", "block5", "head"], strict=True))
@@ -82,20 +82,22 @@ def norm_split(rules, **rates):
 
 
 def test_statistics_move_with_their_layer_and_do_not_learn():
-    parts = norm_split((("all", ".*"),), all=1e-3).part(dict.fromkeys(NORM, 7))
+    parts = norm_split((("all", ".*"),), all=1e-3).partition(dict.fromkeys(NORM, 7))
     assert [list(part) for part in parts] == [NORM[:2], NORM[2:], []]
-    assert param_groups.layers_in_train_mode([*parts.learning, *parts.statistics], parts.frozen) == {"norm"}
-    parts = norm_split((("all", ".*/(scale|bias|mean)"), ("rest", ".*")), all=1e-3, rest=0.0).part(dict.fromkeys(NORM))
+    assert param_groups.layers_in_train_mode([*parts.params, *parts.batch_stats], parts.frozen) == {"norm"}
+    parts = norm_split((("all", ".*/(scale|bias|mean)"), ("rest", ".*")), all=1e-3, rest=0.0).partition(
+        dict.fromkeys(NORM)
+    )
     assert [list(part) for part in parts] == [NORM[:2], NORM[2:3], NORM[3:]]
 
 
 def test_a_norm_whose_statistics_stay_is_not_in_training_though_its_bias_learns():
-    parts = norm_split((("biases", ".*/bias"), ("rest", ".*")), biases=1e-3, rest=0.0).part(dict.fromkeys(NORM))
+    parts = norm_split((("biases", ".*/bias"), ("rest", ".*")), biases=1e-3, rest=0.0).partition(dict.fromkeys(NORM))
     assert [list(part) for part in parts] == [NORM[1:2], [], [NORM[0], *NORM[2:]]]
-    assert param_groups.layers_in_train_mode(parts.learning, parts.frozen) == frozenset()
-    assert param_groups.layers_in_train_mode(
-        [*parts.learning, "head/out/bias"], [*parts.frozen, "head/out/kernel"]
-    ) == {"out"}
+    assert param_groups.layers_in_train_mode(parts.params, parts.frozen) == frozenset()
+    assert param_groups.layers_in_train_mode([*parts.params, "head/out/bias"], [*parts.frozen, "head/out/kernel"]) == {
+        "out"
+    }
 
 
 def test_statistics_alone_are_nothing_that_learns():
@@ -116,9 +118,9 @@ def test_the_rates_of_a_group_whose_layers_decay():
     split = param_groups.ParamGroups(
         assigned, {"head": 0.5, "base": 0.25}, param_groups.layer_decay_scales(PATHS, LAYERS, 0.5)
     )
-    assert split.span("head") == (0.5, 0.5)
-    assert split.span("base") == (0.125, 0.0625)
-    assert param_groups.ParamGroups(assigned, {"head": 0.5, "base": 0.0}).span("base") == (0.0, 0.0)
+    assert split.lr_range("head") == (0.5, 0.5)
+    assert split.lr_range("base") == (0.125, 0.0625)
+    assert param_groups.ParamGroups(assigned, {"head": 0.5, "base": 0.0}).lr_range("base") == (0.0, 0.0)
 
 
 def test_an_unknown_group_is_named_with_a_suggestion():

@@ -9,7 +9,7 @@ from flaxtl.train import logger
 def shown(prepared):
     console = Console(width=200, force_terminal=False)
     with console.capture() as capture:
-        console.print(logger.group_table(prepared.network, prepared.phases, "a file"))
+        console.print(logger.group_table(prepared.model_info, prepared.phases, "a file"))
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in capture.get().splitlines()]
 
 

@@ -25,7 +25,7 @@ def run(folder, tmp_path_factory):
 def test_the_first_phase_begins_with_the_pretrained_network(folder, tmp_path):
     config = tiny_run.config(folder)
     start = load_phase_start(config, tmp_path / "new", None, tiny_run.quiet())
-    expected = backbone.initial_params(config, start.material.setup.network.model, say=print).parameters
+    expected = backbone.initial_params(config, start.material.setup.model_info.model, say=print).parameters
     assert start.phase.name == "frozen"
     assert param_digests(start.parameters) == param_digests(expected)
     assert not (tmp_path / "new").exists()
@@ -81,4 +81,4 @@ def test_a_run_that_began_and_came_to_nothing(folder, tmp_path, prepared):
     config = tiny_run.config(folder)
     run_dir.create_run_dir(tmp_path / "run", config_to_json(config), prepared.manifest, [])
     start = load_phase_start(config, tmp_path / "run", "frozen", tiny_run.quiet())
-    assert param_digests(start.parameters) == param_digests(tiny_run.parameters(prepared.network, config))
+    assert param_digests(start.parameters) == param_digests(tiny_run.parameters(prepared.model_info, config))

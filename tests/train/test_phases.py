@@ -78,7 +78,7 @@ def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
     net = build_model(config, classes=3)
     if facts is None:
         (frozen,) = phases.build_phases(config, net.model, net.layers, net.groups, 12)
-        assert frozen.split.rates == {"head": 0.1, "block5": 0.2, "base": 0.0}
+        assert frozen.param_groups.lrs == {"head": 0.1, "block5": 0.2, "base": 0.0}
     else:
         with pytest.raises(UserError, match=facts):
             phases.build_phases(config, net.model, net.layers, net.groups, 12)
@@ -90,7 +90,7 @@ def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
     assert (frozen.steps_per_epoch, finetune.steps_per_epoch) == (steps, 20)
     assert (frozen.first_step, frozen.steps, frozen.last_step) == (0, 2 * steps, 2 * steps)
     assert (finetune.first_step, finetune.steps, finetune.last_step) == (2 * steps, 40, 2 * steps + 40)
-    assert (frozen.cut, finetune.cut) == ("block2_pool", "block1_pool")
+    assert (frozen.cut_layer, finetune.cut_layer) == ("block2_pool", "block1_pool")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
 )
 def test_what_is_better(net, metric, value, best, better):
     frozen, _ = plan(net, frozen={"monitor": metric})
-    assert frozen.better(value, best) == better
+    assert frozen.is_improvement(value, best) == better
 
 
 @pytest.mark.parametrize(("mode", "metric"), [("min", "validation_loss"), ("max", "validation_accuracy")])
@@ -124,29 +124,29 @@ def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
     values = (np.random.default_rng(0).integers(0, 6, 60) - np.arange(60) // 15) / 8 * (1 if mode == "min" else -1)
     for epoch, value in enumerate(values.tolist(), start=1):
         watch.on_epoch_end(epoch - 1, {metric: value})
-        if frozen.better(value, best):
+        if frozen.is_improvement(value, best):
             best, best_epoch = value, epoch
-        rate *= 0.5 if frozen.lowers(epoch - best_epoch) else 1.0
+        rate *= 0.5 if frozen.plateau_reached(epoch - best_epoch) else 1.0
         assert rate == float(model.optimizer.learning_rate)  # a power of 2 in both
     assert 2**-60 < rate < 2**-8
 
 
 def test_other_schedules_know_no_plateau(net):
     frozen, _ = plan(net, frozen={"plateau_patience": 1})
-    assert not any(frozen.lowers(waited) for waited in range(20))
+    assert not any(frozen.plateau_reached(waited) for waited in range(20))
 
 
 def test_the_rates_in_force(net):
     frozen, finetune = plan(net, frozen={"schedule": "linear", "warmup_steps": 2}, finetune={"schedule": "plateau"})
-    assert frozen.rates(1, 1.0) == {"head": 0.0}
-    assert frozen.rates(3, 1.0) == {"head": 0.01}
-    assert frozen.rates(6, 1.0) == {"head": 0.0025}  # the 4th of 4 steps down to 0
-    assert finetune.rates(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
+    assert frozen.lrs(1, 1.0) == {"head": 0.0}
+    assert frozen.lrs(3, 1.0) == {"head": 0.01}
+    assert frozen.lrs(6, 1.0) == {"head": 0.0025}  # the 4th of 4 steps down to 0
+    assert finetune.lrs(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
 
 
 def test_layer_decay_counts_the_layers_that_the_base_has(net):
     _, finetune = plan(net, finetune={"layer_decay": 0.5})
-    factors = {path.split("/")[1]: factor for path, factor in finetune.split.factors.items()}
+    factors = {path.split("/")[1]: factor for path, factor in finetune.param_groups.lr_scales.items()}
     assert factors == {
         "predictions": 1.0,
         "dense_1": 1.0,
@@ -155,7 +155,7 @@ def test_layer_decay_counts_the_layers_that_the_base_has(net):
         "block1_conv2": 0.125,
         "block1_conv1": 0.0625,
     }
-    assert plan(net)[1].split.factors == {}
+    assert plan(net)[1].param_groups.lr_scales == {}
 
 
 @pytest.mark.parametrize(

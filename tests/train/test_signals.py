@@ -24,14 +24,14 @@ def test_where_nothing_would_be_lost_a_signal_ends_at_once(number):
     with StopSignal().listening() as interruption, pytest.raises(StopRequested) as stopped:
         send(number)
     assert stopped.value.number == number
-    assert not interruption.asked
+    assert not interruption.requested
 
 
 def test_where_a_step_would_be_lost_the_first_signal_is_noted_and_the_second_does_not_wait():
     told = []
-    with StopSignal(lambda: told.append(True)).listening() as interruption, interruption.patient():
+    with StopSignal(lambda: told.append(True)).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
-        assert interruption.asked
+        assert interruption.requested
         assert told == [True]
         with pytest.raises(StopRequested) as stopped:
             interruption.stop()
@@ -50,7 +50,7 @@ def test_handlers_that_were_there_come_back():
 
 
 def test_who_goes_on_after_a_signal_is_not_ended_later():
-    with StopSignal(grace=0.2).listening() as interruption, interruption.patient():
+    with StopSignal(grace=0.2).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
     time.sleep(0.5)  # without the end of the grace, the process of this test would be gone
 
@@ -60,7 +60,7 @@ def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
 
     def run():
         with StopSignal().listening() as interruption:
-            heard.append(interruption.asked)
+            heard.append(interruption.requested)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -70,8 +70,8 @@ def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
 
 STUCK = """
 import ctypes, sys
-from flaxtl.train.interruption import Interruption
-with Interruption(grace=0.5).listening() as interruption, interruption.patient():
+from flaxtl.train.signals import StopSignal
+with StopSignal(grace=0.5).listening() as interruption, interruption.deferred():
     print("ready", flush=True)
     ctypes.CDLL(None).pause()  # in C, where handlers of Python do not run: as a compilation
     while True:

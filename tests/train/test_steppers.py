@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, folder, workdir):
         self.setup = tiny_run.setup(folder, workdir)
-        self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
+        self.parameters = tiny_run.parameters(self.setup.model_info, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
         self.images, self.features = data.image_loader(), data.feature_loader(CUT, self.parameters, tiny_run.bar)
         self.order = EpochSampler(3, 4, len(self.images))
@@ -36,12 +36,12 @@ class World:
     def begin(self, phase, **options):
         """(way, first state)."""
         setup = self.setup
-        learning, statistics, frozen = phase.split.part(self.parameters)
-        transformation = phase_optimizer(setup.config.optimizer, phase.split, "cosine", phase.steps, 0)
-        task = StepConfig(setup.network.model, transformation, setup.mesh, 3, **options)
+        learning, statistics, frozen = phase.param_groups.partition(self.parameters)
+        transformation = phase_optimizer(setup.config.optimizer, phase.param_groups, "cosine", phase.steps, 0)
+        task = StepConfig(setup.model_info.model, transformation, setup.mesh, 3, **options)
         data = self.features if "start" in options else self.images
-        backbone = tuple(layer.name for layer in setup.network.layers if layer.section == "backbone")
-        state = TrainState.first(phase.first_step, learning, statistics, transformation.init(learning), 3)
+        backbone = tuple(layer.name for layer in setup.model_info.layers if layer.section == "backbone")
+        state = TrainState.create(phase.first_step, learning, statistics, transformation.init(learning), 3)
         return Way(task, data, frozen, backbone), devices.replicate(state, setup.mesh)
 
     def end(self, way, state, spans, phase):
@@ -61,7 +61,7 @@ def equal(ours, theirs):
 
 def test_calls_of_any_length_make_the_same_steps_bit_for_bit(world, monkeypatch):
     phase = world.setup.phases[0]
-    way, state = world.begin(phase, start=CUT)
+    way, state = world.begin(phase, start_layer=CUT)
     made = []
     maker = train_step.make_scanned_steps
     monkeypatch.setattr(train_step, "make_scanned_steps", lambda *given: made.append(maker(*given)) or made[-1])
@@ -70,10 +70,10 @@ def test_calls_of_any_length_make_the_same_steps_bit_for_bit(world, monkeypatch)
     reached, one_by_one = world.end(way, state, spans, phase)
     assert reached == [1, 2, 3, 4, 5, 6]
     monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e9)  # from the second epoch on, an epoch a call
-    reached, at_once = world.end(way, world.begin(phase, start=CUT)[1], spans, phase)
+    reached, at_once = world.end(way, world.begin(phase, start_layer=CUT)[1], spans, phase)
     assert reached == [1, 2, 4, 6]
     assert equal(one_by_one, at_once)
-    reached, resumed = world.end(way, world.begin(phase, start=CUT)[1], [(0, 1), (1, 2), *spans[1:]], phase)
+    reached, resumed = world.end(way, world.begin(phase, start_layer=CUT)[1], [(0, 1), (1, 2), *spans[1:]], phase)
     assert reached == [1, 2, 4, 6]  # an epoch that was broken off within
     assert equal(one_by_one, resumed)
     assert [compiled._cache_size() for compiled in made] == [1, 1, 1]
@@ -81,17 +81,17 @@ def test_calls_of_any_length_make_the_same_steps_bit_for_bit(world, monkeypatch)
 
 def test_a_call_makes_the_steps_of_the_step_by_step_program(world):
     phase = world.setup.phases[0]
-    way, state = world.begin(phase, start=CUT)
+    way, state = world.begin(phase, start_layer=CUT)
     _, looped = world.end(way, state, [(0, 2), (2, 4)], phase)
     step, (_, state) = (
         train_step.make_train_step(way.task, way.data.sharding(world.setup.mesh)),
-        world.begin(phase, start=CUT),
+        world.begin(phase, start_layer=CUT),
     )
     for examples in way.data.train_batches(world.order, 0, 4, None):
         state = step(state, way.frozen, examples)
     assert int(state.step) == int(looped.step) == 4
     # Measured 0. XLA may fuse the two programs otherwise, and a loss is a sum of 16 terms.
-    np.testing.assert_allclose(looped.totals.loss, state.totals.loss, rtol=16 * 2.0**-24)
+    np.testing.assert_allclose(looped.metrics.loss, state.metrics.loss, rtol=16 * 2.0**-24)
 
 
 def test_convolutions_that_learn_do_not_loop_on_a_cpu_but_could(world, monkeypatch):
@@ -108,14 +108,14 @@ def test_convolutions_that_learn_do_not_loop_on_a_cpu_but_could(world, monkeypat
         assert isinstance(going, ScannedStepper)
         *_, (_, looped) = going(world.begin(phase, **options)[1], first, first + 2)
     # Losses of 8 images, summed: convolutions within a loop add up in another order.
-    np.testing.assert_allclose(looped.totals.loss, stepped.totals.loss, rtol=1e-5)
-    assert looped.totals.seen.sum() == 8
+    np.testing.assert_allclose(looped.metrics.loss, stepped.metrics.loss, rtol=1e-5)
+    assert looped.metrics.count.sum() == 8
 
 
 def test_many_processes_go_step_by_step(world, monkeypatch):
-    way, _ = world.begin(world.setup.phases[0], start=CUT)
+    way, _ = world.begin(world.setup.phases[0], start_layer=CUT)
     assert way._loops()
-    monkeypatch.setattr(epoch_loop.hosts, "count", lambda: 2)
+    monkeypatch.setattr(epoch_loop.processes, "process_count", lambda: 2)
     assert not way._loops()
 
 

@@ -27,7 +27,7 @@ class World:
 
     def __init__(self, folder, workdir):
         self.setup = tiny_run.setup(folder, workdir)
-        self.parameters = tiny_run.parameters(self.setup.network, self.setup.config)
+        self.parameters = tiny_run.parameters(self.setup.model_info, self.setup.config)
         data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
         self.images = data.image_loader()
         self.features = data.feature_loader(CUT, self.parameters, tiny_run.bar)
@@ -35,17 +35,17 @@ class World:
 
     def start(self, phase, step=0):
         """(first state, frozen parameters)."""
-        learning, statistics, frozen = phase.split.part(self.parameters)
-        state = TrainState.first(step, learning, statistics, self.optimizer(phase).init(learning), 3)
+        learning, statistics, frozen = phase.param_groups.partition(self.parameters)
+        state = TrainState.create(step, learning, statistics, self.optimizer(phase).init(learning), 3)
         return devices.replicate(state, self.setup.mesh), frozen
 
     def optimizer(self, phase):
-        return phase_optimizer(self.setup.config.optimizer, phase.split, "constant", phase.steps, 0)
+        return phase_optimizer(self.setup.config.optimizer, phase.param_groups, "constant", phase.steps, 0)
 
     def step(self, phase, *, seed=3, feed=None, **options):
         setup = self.setup
         sharding = (self.images if feed is None else feed).sharding(setup.mesh)
-        task = train_step.StepConfig(setup.network.model, self.optimizer(phase), setup.mesh, seed, **options)
+        task = train_step.StepConfig(setup.model_info.model, self.optimizer(phase), setup.mesh, seed, **options)
         return train_step.make_train_step(task, sharding)
 
     def losses(self, phase, data, first=0, **settings):
@@ -55,7 +55,7 @@ class World:
         found = []
         for examples in data.train_batches(EpochSampler(3, 4, len(data)), 0, 3, None):
             state = step(state, frozen, examples)
-            found.append(float(state.totals.loss))
+            found.append(float(state.metrics.loss))
         return found, state
 
 
@@ -67,21 +67,21 @@ def world(tmp_path_factory):
 def test_what_learns_changes_and_nothing_else(world):
     step = world.step(world.finetune, augmentation=world.setup.augmentation)
     state, frozen = world.start(world.finetune)
-    before, old = param_digests(frozen), {path: np.array(value) for path, value in state.learning.items()}
+    before, old = param_digests(frozen), {path: np.array(value) for path, value in state.params.items()}
     for examples in world.images.train_batches(EpochSampler(3, 4, len(world.images)), 0, 4, world.setup.augmentation):
         state = step(state, frozen, examples)
         # as at the start of an epoch
-        state = state._replace(totals=devices.replicate(MetricSums.zero(3), world.setup.mesh))
+        state = state._replace(metrics=devices.replicate(MetricSums.zero(3), world.setup.mesh))
     assert param_digests(frozen) == before
     assert {path.split("/")[1] for path in frozen} == {"block1_conv1", "block1_conv2"}
     assert len(old) == 8
-    assert [path for path, value in state.learning.items() if np.array_equal(value, old[path])] == []
+    assert [path for path, value in state.params.items() if np.array_equal(value, old[path])] == []
     assert int(state.step) == 4
     assert step._cache_size() == 1
 
 
 def test_only_what_learns_has_optimizer_state(world):
-    learning, *_ = world.frozen.split.part(world.parameters)
+    learning, *_ = world.frozen.param_groups.partition(world.parameters)
     state = world.optimizer(world.frozen).init(learning)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
     # nadam: the count, the momentum product and two means of each leaf
@@ -91,18 +91,18 @@ def test_only_what_learns_has_optimizer_state(world):
 
 def test_a_step_from_features_is_a_step_from_images(world):
     from_images, state = world.losses(world.frozen, world.images)
-    from_features, other = world.losses(world.frozen, world.features, start=CUT)
+    from_features, other = world.losses(world.frozen, world.features, start_layer=CUT)
     # The same float32 sums in another order: measured 0; the 12 terms of a loss explain 12 x 2**-24.
     np.testing.assert_allclose(from_features, from_images, rtol=12 * 2.0**-24)
-    assert state.totals.seen.sum() == other.totals.seen.sum() == 12
-    assert state.totals.right.tolist() == other.totals.right.tolist()
+    assert state.metrics.count.sum() == other.metrics.count.sum() == 12
+    assert state.metrics.correct.tolist() == other.metrics.correct.tolist()
 
 
 def test_dropout_is_a_function_of_seed_and_step(world):
-    losses, _ = world.losses(world.frozen, world.features, start=CUT)
-    assert world.losses(world.frozen, world.features, start=CUT)[0] == losses
-    assert world.losses(world.frozen, world.features, start=CUT, seed=4)[0][0] != losses[0]
-    assert world.losses(world.frozen, world.features, start=CUT, first=1)[0][0] != losses[0]
+    losses, _ = world.losses(world.frozen, world.features, start_layer=CUT)
+    assert world.losses(world.frozen, world.features, start_layer=CUT)[0] == losses
+    assert world.losses(world.frozen, world.features, start_layer=CUT, seed=4)[0][0] != losses[0]
+    assert world.losses(world.frozen, world.features, start_layer=CUT, first=1)[0][0] != losses[0]
 
 
 def test_augmentation_is_a_function_of_seed_pass_and_image(world):
@@ -113,7 +113,7 @@ def test_augmentation_is_a_function_of_seed_pass_and_image(world):
     def loss(passes, step=step):
         fresh = jax.tree.map(jnp.copy, state)
         given = IndexBatch(world.images.data, indices, np.array(passes, np.int32))
-        return float(step(fresh, frozen, given).totals.loss)
+        return float(step(fresh, frozen, given).metrics.loss)
 
     first = loss([0, 0, 0, 0])
     assert loss([0, 0, 0, 0]) == first
@@ -125,19 +125,21 @@ def test_donation_harms_nobody(world):
     state, frozen = world.start(world.frozen)
     before = param_digests(world.parameters)
     (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
-    after = world.step(world.frozen, start=CUT)(state, frozen, examples)
-    assert all(leaf.is_deleted() for leaf in state.learning.values())  # so it was donated
-    assert not any(leaf.is_deleted() for leaf in (*world.parameters.values(), *after.learning.values()))
+    after = world.step(world.frozen, start_layer=CUT)(state, frozen, examples)
+    assert all(leaf.is_deleted() for leaf in state.params.values())  # so it was donated
+    assert not any(leaf.is_deleted() for leaf in (*world.parameters.values(), *after.params.values()))
     assert param_digests(world.parameters) == before
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5])
 def test_every_example_is_evaluated_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
-    step = train_step.make_eval_step(world.setup.network.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh))
+    step = train_step.make_eval_step(
+        world.setup.model_info.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh)
+    )
     probabilities, measures = evaluate(step, world.parameters, data, batch=4)
     images = world.images.data.inputs[:n]
-    direct = jax.nn.softmax(forward_logits(world.setup.network.model, unflatten_params(world.parameters), images))
+    direct = jax.nn.softmax(forward_logits(world.setup.model_info.model, unflatten_params(world.parameters), images))
     labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
@@ -156,29 +158,29 @@ def test_images_that_were_sent_make_the_step_of_those_that_were_picked(world):
         inputs, labels = (np.asarray(part)[batch.indices] for part in world.images.data)
         state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.epochs))
     _, picked = world.losses(world.finetune, world.images)
-    assert param_digests(state.learning) == param_digests(picked.learning)
-    assert float(state.totals.loss) == float(picked.totals.loss)
+    assert param_digests(state.params) == param_digests(picked.params)
+    assert float(state.metrics.loss) == float(picked.metrics.loss)
 
 
 def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
-    plain, even = world.losses(world.frozen, world.features, start=CUT)
-    ones, same = world.losses(world.frozen, world.features, start=CUT, class_weights=(1.0, 1.0, 1.0))
-    assert param_digests(even.learning) == param_digests(same.learning)
+    plain, even = world.losses(world.frozen, world.features, start_layer=CUT)
+    ones, same = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(1.0, 1.0, 1.0))
+    assert param_digests(even.params) == param_digests(same.params)
     assert plain == ones
-    weighed, other = world.losses(world.frozen, world.features, start=CUT, class_weights=(0.0, 0.0, 5.0))
+    weighed, other = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(0.0, 0.0, 5.0))
     assert weighed[0] == plain[0]  # before the first update the totals are of the same network
     assert weighed[1] != plain[1]
     bias = "head/predictions/bias"
     # Only class 2 is learned: its output rises, the others fall.
-    assert np.sign(np.asarray(other.learning[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
+    assert np.sign(np.asarray(other.params[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
 
 
 def test_smoothed_labels_are_learned_and_not_counted(world):
-    plain, _ = world.losses(world.frozen, world.features, start=CUT)
-    smoothed, _ = world.losses(world.frozen, world.features, start=CUT, smoothing=0.5)
+    plain, _ = world.losses(world.frozen, world.features, start_layer=CUT)
+    smoothed, _ = world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.5)
     assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
     assert smoothed[1] != plain[1]
-    assert world.losses(world.frozen, world.features, start=CUT, smoothing=0.0)[0] == plain
+    assert world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.0)[0] == plain
 
 
 def test_mixed_images_are_learned_as_both_of_their_classes(world):
@@ -204,38 +206,38 @@ def test_mixing_is_part_of_the_step(world):
 def test_an_average_is_kept_beside_what_learns(world):
     average = Ema(0.5, first_step=7)
     state, frozen = world.start(world.finetune, 7)
-    state = state._replace(average=devices.replicate(state.learning, world.setup.mesh))
-    step, plain = world.step(world.finetune, average=average), world.step(world.finetune)
+    state = state._replace(ema_params=devices.replicate(state.params, world.setup.mesh))
+    step, plain = world.step(world.finetune, ema=average), world.step(world.finetune)
     other, expected = world.start(world.finetune, 7)[0], None
     for examples in world.images.train_batches(EpochSampler(3, 4, len(world.images)), 0, 3, None):
         state, other = step(state, frozen, examples), plain(other, frozen, examples)
-        now = {path: np.array(value) for path, value in other.learning.items()}
+        now = {path: np.array(value) for path, value in other.params.items()}
         expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}
-        assert param_digests(state.learning) == param_digests(other.learning)
-        assert state.kept.keys() == state.moved.keys()
+        assert param_digests(state.params) == param_digests(other.params)
+        assert state.eval_params.keys() == state.updated_params.keys()
         # Halves are exact: one rounding, of the sum.
-        assert all(np.array_equal(state.kept[path], value) for path, value in expected.items())
-    assert other.average == {}
-    assert param_digests(other.kept) == param_digests(other.moved)
+        assert all(np.array_equal(state.eval_params[path], value) for path, value in expected.items())
+    assert other.ema_params == {}
+    assert param_digests(other.eval_params) == param_digests(other.updated_params)
     assert step._cache_size() == 1
 
 
 def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
     """Plain gradient descent from equal weights: half the rate, half the way."""
     phase, settings = world.frozen, {"name": "sgd"}
-    transformation = phase_optimizer(settings, phase.split, "constant", phase.steps, 0)
-    task = train_step.StepConfig(world.setup.network.model, transformation, world.setup.mesh, 3, start=CUT)
+    transformation = phase_optimizer(settings, phase.param_groups, "constant", phase.steps, 0)
+    task = train_step.StepConfig(world.setup.model_info.model, transformation, world.setup.mesh, 3, start_layer=CUT)
     step = train_step.make_train_step(task, world.features.sharding(world.setup.mesh))
-    learning, statistics, frozen = phase.split.part(world.parameters)
+    learning, statistics, frozen = phase.param_groups.partition(world.parameters)
     (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
     moved = {}
     for scale in (1.0, 0.5, 0.0):
-        state = TrainState.first(0, learning, statistics, transformation.init(learning), 3)._replace(
-            scale=jnp.float32(scale)
+        state = TrainState.create(0, learning, statistics, transformation.init(learning), 3)._replace(
+            lr_scale=jnp.float32(scale)
         )
         state = step(devices.replicate(state, world.setup.mesh), frozen, examples)
-        moved[scale] = {path: np.asarray(state.learning[path]) - learning[path] for path in learning}
-        assert float(state.scale) == scale
+        moved[scale] = {path: np.asarray(state.params[path]) - learning[path] for path in learning}
+        assert float(state.lr_scale) == scale
     for path, whole in moved[1.0].items():
         assert np.any(whole)
         # Two sums near values below 2, each rounded to 2**-24 of it.
@@ -251,28 +253,28 @@ def test_a_batch_in_parts_is_the_batch(world, phase, parts):
     which = getattr(world, phase)
     options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
     whole, expected = world.losses(which, world.images, **options)
-    found, state = world.losses(which, world.images, accumulate=parts, **options)
+    found, state = world.losses(which, world.images, accum_steps=parts, **options)
     # Sums of four examples in another order, for three steps; Nadam divides by roots of small numbers: measured 2e-7.
     np.testing.assert_allclose(found, whole, rtol=2e-6)
-    for path, value in expected.learning.items():
-        np.testing.assert_allclose(state.learning[path], value, rtol=0, atol=5e-6, err_msg=path)
-    assert state.totals.seen.tolist() == expected.totals.seen.tolist()
-    assert state.totals.right.tolist() == expected.totals.right.tolist()
+    for path, value in expected.params.items():
+        np.testing.assert_allclose(state.params[path], value, rtol=0, atol=5e-6, err_msg=path)
+    assert state.metrics.count.tolist() == expected.metrics.count.tolist()
+    assert state.metrics.correct.tolist() == expected.metrics.correct.tolist()
 
 
 def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
-    step = world.step(world.frozen, feed=world.features, start=CUT)
+    step = world.step(world.frozen, feed=world.features, start_layer=CUT)
     state, frozen = world.start(world.frozen)
     order = EpochSampler(3, 4, len(world.features))
     good, bad, after = (examples for examples in world.features.train_batches(order, 0, 3, None))
     state = step(state, frozen, good)
-    before = {path: np.array(value) for path, value in state.learning.items()}
+    before = {path: np.array(value) for path, value in state.params.items()}
     broken = bad._replace(data=DeviceDataset(bad.data.inputs.at[bad.indices[1]].set(jnp.nan), bad.data.labels))
     for examples in (broken, after):
         state = step(state, frozen, examples)
-        assert (int(state.failed), int(state.step)) == (1, 1)
-        assert all(np.array_equal(state.learning[path], value) for path, value in before.items())
-    assert state.totals.seen.sum() == 4
+        assert (int(state.nonfinite_step), int(state.step)) == (1, 1)
+        assert all(np.array_equal(state.params[path], value) for path, value in before.items())
+    assert state.metrics.count.sum() == 4
     assert step._cache_size() == 1
 
 
@@ -281,7 +283,7 @@ def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
         return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
 
     monkeypatch.setattr(train_step, "cross_entropy", steep)
-    step = world.step(world.frozen, feed=world.features, start=CUT)
+    step = world.step(world.frozen, feed=world.features, start_layer=CUT)
     state, frozen = world.start(world.frozen)
     state = step(state, frozen, next(world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
-    assert int(state.failed) == 0
+    assert int(state.nonfinite_step) == 0

@@ -215,7 +215,7 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
 
 
 def test_a_misspelt_network_is_told_before_any_image_is_looked_at(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "manifest_of", None)
+    monkeypatch.setattr(trainer, "build_manifest", None)
     with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
         train(tiny_run.config(folder, model={"name": "vgg161", "output_layer": ""}), tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.csv").exists()
@@ -231,7 +231,7 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
     facts = run_dir.read_summary(workdir)["not_finite"]
     setup = build_setup(settings, workdir, Manifest.read(workdir / "manifest.csv"))
     train_images = setup.manifest.of_split("train")
-    expected = [train_images[index].path for index in setup.order().batch(1).indices]
+    expected = [train_images[index].path for index in setup.sampler().batch(1).indices]
     assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}
     assert ", ".join(expected) in str(told.value)
     # The state before the step that failed: one step was made. The same command fails again at the same step.
@@ -254,8 +254,8 @@ def test_a_misspelt_optimizer_begins_no_run(folder, tmp_path):
 
 def test_a_frozen_parameter_that_moved_is_found(whole):
     phase = whole.setup.phases[0]
-    parameters = tiny_run.parameters(whole.setup.network, whole.setup.config)
-    *_, frozen = phase.split.part(parameters)
+    parameters = tiny_run.parameters(whole.setup.model_info, whole.setup.config)
+    *_, frozen = phase.param_groups.partition(parameters)
     path = "backbone/block1_conv1/bias"
     assert trainer._prove_freeze(phase, param_digests(frozen), frozen, parameters) == 8
     with pytest.raises(RuntimeError, match=rf"\bfrozen\b.*{path}"):
@@ -265,4 +265,4 @@ def test_a_frozen_parameter_that_moved_is_found(whole):
 def test_a_run_is_opened_as_it_ended(whole):
     again = build_setup(run_dir.load_config(whole.setup.workdir), whole.setup.workdir, whole.setup.manifest)
     assert again.phases == whole.setup.phases
-    assert again.network.shapes == whole.setup.network.shapes
+    assert again.model_info.shapes == whole.setup.model_info.shapes

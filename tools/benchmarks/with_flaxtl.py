@@ -111,13 +111,17 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
     network = setup.build_model(config, settings["classes"])
     n = BATCHES * settings["batch"]
     (phase,) = build_phases(config, network.model, network.layers, network.groups, n)
-    transformation = phase_optimizer(config.optimizer, phase.split, phase.schedule, phase.steps, phase.warmup_steps)
+    transformation = phase_optimizer(
+        config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
+    )
     mesh = Mesh(np.array([device]), ("data",))
-    cut = phase.cut if settings["cached"] else None
+    cut = phase.cut_layer if settings["cached"] else None
     augmentation = AugmentConfig(**peers.LECTURE) if settings["augment"] and cut is None else None
     data = _data(network, cut, n, settings["size"])
     sharding = DeviceLoader(data).sharding(mesh)
-    task = train_step.StepConfig(network.model, transformation, mesh, config.seed, start=cut, augmentation=augmentation)
+    task = train_step.StepConfig(
+        network.model, transformation, mesh, config.seed, start_layer=cut, augmentation=augmentation
+    )
     step = train_step.make_train_step(task, sharding)
     return _Leg(
         network, phase, transformation, mesh, EpochSampler(config.seed, config.batch_size, n), data, augmentation, step
@@ -126,9 +130,9 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
 
 def _begin(leg: _Leg, parameters: param_groups.FlatParams) -> tuple[train_step.TrainState, param_groups.FlatParams]:
     """The state before the first step, and the frozen parameters."""
-    learning, statistics, frozen = leg.phase.split.part(parameters)
+    learning, statistics, frozen = leg.phase.param_groups.partition(parameters)
     classes = leg.network.model.head.num_classes
-    return train_step.TrainState.first(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
+    return train_step.TrainState.create(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
 
 
 def _data(network: setup.ModelInfo, cut: str | None, n: int, size: int) -> DeviceDataset:

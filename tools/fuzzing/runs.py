@@ -81,7 +81,7 @@ def checkpoint(folder: Path) -> list[Subject]:
     """Every file of a checkpoint."""
     _run(folder / "run", _paint(folder / "images"))
     setup = load_setup(folder / "run")
-    like = setup.abstract_parameters()
+    like = setup.abstract_params()
     with Checkpoints(folder / "run") as checkpoints:
         checkpoints.save_phase(1, {path: jnp.ones(leaf.shape, leaf.dtype) for path, leaf in like.items()})
     found = (file for file in (folder / "run/checkpoints").rglob("*") if file.is_file() and file.stat().st_size)
@@ -118,7 +118,7 @@ def _run(workdir: Path, images: Path) -> None:
     made = load_config(str(workdir / "config.py"))
     listed = make_manifest(scan_folder(images), made.data.fractions.to_dict(), made.seed)
     setup = build_setup(made, workdir, listed)
-    run_dir.create_run_dir(workdir, config_to_json(made), listed, layer_rows(setup.network, setup.phases, "random"))
+    run_dir.create_run_dir(workdir, config_to_json(made), listed, layer_rows(setup.model_info, setup.phases, "random"))
     run_dir.update_summary(
         workdir, command="flaxtl train", weights={"path": "random", "origin": "random"}, wall_seconds=3.0,
         complete=True, skipped={"x.png": "empty"}, timings={"frozen: features": 0.5},
@@ -158,7 +158,7 @@ def _predict(workdir: Path, setup: RunSetup) -> None:
 def _report(case: Path, file: str) -> None:
     """As `report` reads a run directory, and before it `evaluate` and `predict`."""
     setup = load_setup(case)
-    setup.abstract_parameters()
+    setup.abstract_params()
     report.write_report(case, augmented=augmented_samples(setup))
 
 
