@@ -21,13 +21,13 @@ from flaxtl.pretrained.merge import ParamTree
 METADATA = {
     "architecture": "vgg16",
     "source": "https://www.robots.ox.ac.uk/~vgg/research/very_deep/ as converted by Keras",
-    "licence": "CC BY 4.0, Karen Simonyan and Andrew Zisserman",
+    "license": "CC BY 4.0, Karen Simonyan and Andrew Zisserman",
 }
 
 
 def print_rounding(exact: ParamTree, path: Path) -> None:
     """Print, for each kernel, the rounding error relative to the largest and to the mean absolute weight."""
-    rounded = safetensors_io.read_safetensors(path).leaves
+    rounded = safetensors_io.read_safetensors(path).layers
     print(f"{'layer':14} {'max error / max':>16} {'mean error / mean':>18}")
     for layer, leaves in exact.items():
         kernel = leaves["kernel"]
@@ -48,9 +48,9 @@ def main() -> None:
     loaded = load_weights(arguments.weights, expected_shapes(base), optional_layers(vgg16))
     source_md5 = hashlib.md5(arguments.weights.read_bytes(), usedforsecurity=False).hexdigest()
     metadata = METADATA | {"source_file": arguments.weights.name, "source_md5": source_md5}
-    safetensors_io.write_safetensors(arguments.output, loaded.tree, metadata, arguments.precision)
-    print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes, from {loaded.origin}")
-    print_rounding(loaded.tree, arguments.output)
+    safetensors_io.write_safetensors(arguments.output, loaded.params, metadata, arguments.precision)
+    print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes, from {loaded.format}")
+    print_rounding(loaded.params, arguments.output)
 
 
 if __name__ == "__main__":

@@ -167,17 +167,17 @@ def load_pretrained(
     use_headless = not classify and set(taps) <= set(headless_layers)
     model = headless if use_headless else full
     devices.enable_compilation_cache()
-    loaded = load_backbone(model, weights, notify, option="--weights")
+    params, source = load_backbone(model, weights, notify, option="--weights")
     classes = () if use_headless else imagenet.imagenet_classes()
     predictor = Predictor(
         model,
-        {"backbone": jax.tree.map(jnp.asarray, loaded.tree)},
+        {"backbone": jax.tree.map(jnp.asarray, params)},
         eval_resize(spec),
         classes=tuple(entry.name for entry in classes),
         wordnet_ids=tuple(entry.wordnet_id for entry in classes),
         output_layer=headless_layers[-1] if use_headless else None,
     )
-    return PretrainedModel(predictor, loaded.origin)
+    return PretrainedModel(predictor, source)
 
 
 def _backbone_layers(model: Classifier) -> list[str]:

@@ -88,7 +88,7 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Params]:
     )
     shapes = classifier.param_shapes(model, card["resize"]["height"], card["resize"]["width"])
     expected = {name: leaves for section in shapes.values() for name, leaves in section.items()}
-    tree = loader.load_weights(folder / WEIGHTS_NAME, expected).tree
+    tree = loader.load_weights(folder / WEIGHTS_NAME, expected).params
     return model, {
         section: {name: jax.tree.map(jnp.asarray, tree[name]) for name in layers} for section, layers in shapes.items()
     }

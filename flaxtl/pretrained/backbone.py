@@ -1,7 +1,6 @@
-"""The first parameters of a run: a pretrained base, checked leaf by leaf, under a fresh head."""
+"""Pretrained weights of a backbone: find and load them, and convert a weight file."""
 
 from collections.abc import Callable, Collection, KeysView
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from flaxtl import pretrained
 from flaxtl.console import make_table
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
@@ -19,94 +17,114 @@ from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download, safetensors_io
 from flaxtl.pretrained.convert import adapt_preprocessing
 from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights
-from flaxtl.pretrained.merge import ExpectedShapes
+from flaxtl.pretrained.merge import ExpectedShapes, ParamTree
 
-BUILTIN = Path(pretrained.__file__).parent / "builtin"
+BUILTIN_DIR = Path(__file__).parent / "builtin"
 
 
 class InitialParams(NamedTuple):
-    """Parameters by path, and where the base's values came from."""
+    """The parameters that a run starts from, and where those of the backbone came from."""
 
-    parameters: FlatParams
-    origin: str
+    params: FlatParams
+    source: str
 
 
-def initial_params(config: Any, model: Classifier, say: Callable[[str], None]) -> InitialParams:
-    """The parameters a run starts from: float32, on the default device."""
-    data = config.data
+def initial_params(config: Any, model: Classifier, notify: Callable[[str], None]) -> InitialParams:
+    """Return a pretrained (or, with weights.path=random, random) backbone under a new head.
+
+    All parameters are float32, on the default device, and a function of the config alone. `notify` receives messages
+    about downloads.
+    """
+    height, width = config.data.height, config.data.width
     key = jax.random.key(config.seed)
-    request = str(config.weights.path)
-    if request == "random":
-        fresh = classifier.init_params(model, data.height, data.width, key, head_only=False)
-        return InitialParams(classifier.flatten_params(fresh), "random")
-    found = load_backbone(model, request, say)
-    head = classifier.init_params(model, data.height, data.width, key, head_only=True)
-    base = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in found.tree.items()}
-    return InitialParams(classifier.flatten_params({"backbone": base, **head}), found.origin)
+    weights = str(config.weights.path)
+    if weights == "random":
+        params = classifier.init_params(model, height, width, key, head_only=False)
+        return InitialParams(classifier.flatten_params(params), "random")
+    loaded, source = load_backbone(model, weights, notify)
+    backbone = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in loaded.items()}
+    head = classifier.init_params(model, height, width, key, head_only=True)
+    return InitialParams(classifier.flatten_params({"backbone": backbone, **head}), source)
 
 
 def load_backbone(
-    model: Classifier, request: str, say: Callable[[str], None], option: str = "--config.weights.path"
-) -> LoadedWeights:
-    """Weights for the model's backbone from `request`, which was given by `option`: imagenet, builtin or a file.
+    model: Classifier, weights: str, notify: Callable[[str], None], option: str = "--config.weights.path"
+) -> tuple[ParamTree, str]:
+    """Load the weights of the model's backbone.
 
-    A base is in the published file with the top too: that one is taken where a cache has it and not the smaller one.
+    The published file with the top contains the base as well. It is used if only that one is in a cache.
+
+    Args:
+      model: the model. Without a head, it is loaded with its own ImageNet top.
+      weights: 'imagenet', 'builtin' or the path of a file.
+      notify: receives messages about downloads.
+      option: the command-line option that `weights` comes from, for error messages.
+
+    Returns:
+      The parameters, and where they came from.
     """
-    architecture = model.spec
-    base, top = architecture.weights_no_top, architecture.weights
-    if model.head is None or (download.is_cached(top.name) and not download.is_cached(base.name)):
-        base = top
-    builtin = BUILTIN / architecture.builtin if model.head is not None and architecture.builtin else None
-    located = download.resolve_weights(
-        request, filename=base.name, url=base.url, hash=base.hash, builtin=builtin, say=say, option=option
+    spec = model.spec
+    file, builtin = spec.weights_no_top, BUILTIN_DIR / spec.builtin if spec.builtin else None
+    if model.head is None:
+        file, builtin = spec.weights, None
+    elif download.cached_files(spec.weights.name) and not download.cached_files(file.name):
+        file = spec.weights
+    resolved = download.resolve_weights(
+        weights, filename=file.name, url=file.url, hash=file.hash, builtin=builtin, notify=notify, option=option
     )
-    loaded = load_weights(located.path, expected_shapes(model), optional_layers(architecture), trusted=located.trusted)
-    return replace(loaded, origin=f"{located.path.name} ({located.origin})")
-
-
-def headless_model(architecture: ModelSpec) -> Classifier:
-    """The published network without its own top, under a head that only pools."""
-    return Classifier(architecture, Head(num_classes=1, pooling="global_average", units=()))
+    loaded = load_weights(resolved.path, expected_shapes(model), optional_layers(spec), trusted=resolved.trusted)
+    return loaded.params, f"{resolved.path.name} ({resolved.source})"
 
 
 def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:
-    """layer -> leaf -> shape of the backbone; a classifier's own top has the shape for the published image size."""
+    """Return layer -> leaf -> shape of the backbone at the published image size, which decides the shape of a top."""
     size = model.spec.input_size
     return classifier.param_shapes(model, size, size)["backbone"]
 
 
-def optional_layers(architecture: ModelSpec) -> KeysView[str]:
-    """Every layer of the whole published network, in Keras' order: a file may hold more of them than a base needs."""
-    return expected_shapes(Classifier(architecture)).keys()
+def optional_layers(spec: ModelSpec) -> KeysView[str]:
+    """Return all layers of the published model, in Keras' order: a file may hold more of them than a base needs."""
+    return expected_shapes(Classifier(spec)).keys()
+
+
+def headless_model(spec: ModelSpec) -> Classifier:
+    """Return the published model without its top; its head is a placeholder."""
+    return Classifier(spec, Head(num_classes=1, pooling="global_average", units=()))
 
 
 def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = False) -> Table:
-    """Write `source` to `output`, with the network's own top if the file holds it; returns what went where.
+    """Convert a weight file to flaxtl's safetensors format. The ImageNet top is kept if the file has it.
 
-    With `timm` it is a file of PyTorch's, made for its preprocessing: the first layer takes on the difference.
+    Args:
+      name: the model that the weights belong to.
+      source: a file in any format that `load_weights` reads.
+      output: the safetensors file to write.
+      timm: whether `source` has the layer names of timm or torchvision. Then its first layer is adapted from PyTorch's
+        preprocessing to the model's.
+
+    Returns:
+      A table with one row per array of the file.
     """
-    architecture = registry.get_spec(name)
+    spec = registry.get_spec(name)
 
-    def read(expected: ExpectedShapes, optional: Collection[str] = frozenset()) -> LoadedWeights:
-        if not timm:
-            return load_weights(source, expected, optional)
-        loaded = load_timm_weights(source, architecture.name, expected, optional)
-        return replace(loaded, tree=adapt_preprocessing(loaded.tree, "torch", architecture.preprocessing))
+    def load(expected: ExpectedShapes, optional: Collection[str] = frozenset()) -> LoadedWeights:
+        if timm:
+            return load_timm_weights(source, spec.name, expected, optional)
+        return load_weights(source, expected, optional)
 
-    whole = Classifier(architecture)
-    loaded = read(expected_shapes(headless_model(architecture)), optional_layers(architecture))
-    if any(row.fate == "skipped" for row in loaded.rows):
-        loaded = read(expected_shapes(whole))
-    _write_converted(output, loaded, {"architecture": name, "source": source.name, "licence": architecture.license})
-    columns = ("layer", "weight", "shape", "in the file as", "type")
+    loaded = load(expected_shapes(headless_model(spec)), optional_layers(spec))
+    if any(row.status == "skipped" for row in loaded.rows):
+        loaded = load(expected_shapes(Classifier(spec)))
+    params = adapt_preprocessing(loaded.params, "torch", spec.preprocessing) if timm else loaded.params
+    _write_converted(output, params, {"architecture": name, "source": source.name, "license": spec.license})
+    columns = ("layer", "parameter", "shape", "stored as", "dtype")
     cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]
-    count = sum(array.size for leaves in loaded.tree.values() for array in leaves.values())
-    return make_table(f"{source} ({loaded.origin}) -> {output}: {count:,} parameters", columns, cells)
+    count = sum(array.size for leaves in params.values() for array in leaves.values())
+    return make_table(f"{source} ({loaded.format}) -> {output}: {count:,} parameters", columns, cells)
 
 
-def _write_converted(output: Path, loaded: LoadedWeights, metadata: dict[str, str]) -> None:
+def _write_converted(output: Path, params: ParamTree, metadata: dict[str, str]) -> None:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        safetensors_io.write_safetensors(output, loaded.tree, metadata)
+        safetensors_io.write_safetensors(output, params, metadata)
     except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}); choose another --output") from error
+        raise UserError(f"Cannot write {output} ({error.strerror}). Choose another --output.") from error

@@ -1,7 +1,11 @@
-"""The words of this room: what a reader returns, and what a caller asks for and receives."""
+"""Fit the arrays of a weight file to the parameters of a model: strictly, and with one complete error.
+
+The types and limits that all readers of weight files share are defined here, too.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -9,32 +13,155 @@ from numpy.typing import NDArray
 
 from flaxtl.errors import UserError
 
-# {layer name: {leaf name: array}} with Flax' leaf names; kernels are HWIO or (in, out), as in Keras.
-ParamTree = dict[str, dict[str, NDArray[np.float32]]]
+MAX_BYTES = 768 * 2**20
+"""Upper limit for all arrays of a weight file together, in any format.
 
-# {layer name: {leaf name: shape}}: what the network needs. The order of the layers is the order of the network.
+They are held in memory up to twice at a time, which stays below 2 GiB. The largest published file, VGG19 with its top,
+has 575 MB.
+"""
+
+ParamTree = dict[str, dict[str, NDArray[np.float32]]]
+"""layer -> leaf -> array, with Flax's leaf names. Kernels are HWIO or (in, out), as in Keras."""
+
 ExpectedShapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""layer -> leaf -> shape of the parameters of a model, in the order of its layers."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One array as a file holds it: its name there, the dtype it is kept in, and its values."""
+    """One array of a weight file: its name and dtype in the file, and its values."""
 
     name: str
     dtype: str
     values: NDArray[Any]
 
 
-# {layer name: its arrays in the order of the file}: what the Keras readers return.
 StoredLayers = dict[str, list[StoredTensor]]
+"""layer -> its arrays in the order of the file: what the Keras readers return."""
 
-# {layer name: {leaf name: array}}: what merge takes.
 LoadedLayers = Mapping[str, Mapping[str, StoredTensor]]
+"""layer -> leaf -> array: the content of a weight file under Flax's leaf names."""
 
 
-# (telltale layer, network), the more telling first: VGG19 holds every layer of VGG16, ResNetV2 most names of ResNet.
-# Layer names as in keras/src/applications.
-_TELLTALES = (
+def damaged_file(path: Path, reason: object) -> UserError:
+    """Return the error for a file that does not hold what its format promises."""
+    return UserError(f"{path} is truncated or damaged ({reason}). Copy or download it again.")
+
+
+class WeightRow(NamedTuple):
+    """What happened to one array of a weight file."""
+
+    layer: str
+    leaf: str
+    shape: tuple[int, ...]
+    dtype: str  # in the file
+    stored_as: str  # name in the file
+    status: Literal["loaded", "skipped"]
+
+
+def merge_params(
+    expected: ExpectedShapes,
+    layers: LoadedLayers,
+    *,
+    optional: Collection[str] = frozenset(),
+    source: str = "the weights",
+) -> tuple[ParamTree, list[WeightRow]]:
+    """Take the expected parameters from the layers of a weight file.
+
+    Args:
+      expected: the parameters that the model needs.
+      layers: the content of the file.
+      optional: layers that the file may hold although they are not expected, such as the ImageNet top when only the
+        base is wanted. They are skipped.
+      source: the file's name for error messages.
+
+    Returns:
+      The parameters (exactly the expected leaves, float32, C-contiguous), and one row per array of the file.
+
+    Raises:
+      UserError: lists everything that is missing (-), extra (+), or of the wrong shape or type (!).
+    """
+    if _OLD_RESNET50_LAYER in layers:
+        raise UserError(
+            f"{source} holds Keras' old ResNet50 (layer {_OLD_RESNET50_LAYER}, batch norms with epsilon 0.001), which "
+            "is not the model that has this file name today. Use the current file: weights.path=imagenet downloads it."
+        )
+    problems = [
+        *_missing(expected, layers),
+        *_extra(expected, layers, optional),
+        *_wrong_shapes(expected, layers),
+        *_wrong_values(expected, layers),
+    ]
+    if problems:
+        hint = identify_model(layers, expected) or "-: missing, +: not in the model, !: wrong shape or type"
+        listing = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"{source} does not fit the model ({hint}). "
+            f"Choose the model that the file was made for, or a file made for this model.{listing}"
+        )
+    params = {
+        layer: {leaf: np.ascontiguousarray(layers[layer][leaf].values, dtype=np.float32) for leaf in leaves}
+        for layer, leaves in expected.items()
+    }
+    rows = [
+        WeightRow(
+            layer, leaf, tensor.values.shape, tensor.dtype, tensor.name, "loaded" if layer in expected else "skipped"
+        )
+        for layer, leaves in layers.items()
+        for leaf, tensor in leaves.items()
+    ]
+    return params, rows
+
+
+def _missing(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[str]:
+    for layer, leaves in expected.items():
+        for leaf, shape in leaves.items():
+            if leaf not in layers.get(layer, {}):
+                yield f"- {layer}/{leaf} {shape}"
+
+
+def _extra(expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[str]) -> Iterator[str]:
+    for layer, leaves in layers.items():
+        if layer not in expected and layer in optional:
+            continue
+        for leaf, tensor in leaves.items():
+            if leaf not in expected.get(layer, {}):
+                yield f"+ {layer}/{leaf} {tensor.values.shape}, stored as {tensor.name}"
+
+
+def _wrong_shapes(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[str]:
+    for name, tensor, shape in _common(expected, layers):
+        if tensor.values.shape != shape:
+            yield f"! {name} is {tensor.values.shape}, expected {shape}{_channels_first_remark(tensor, shape)}"
+
+
+def _wrong_values(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[str]:
+    for name, tensor, _ in _common(expected, layers):
+        if tensor.values.dtype.kind in "iub":
+            yield f"! {name} holds integers ({tensor.dtype}), stored as {tensor.name}"
+        elif not np.isfinite(np.asarray(tensor.values, np.float32)).all():
+            yield f"! {name} holds NaN or infinite values, stored as {tensor.name}"
+
+
+def _common(
+    expected: ExpectedShapes, layers: LoadedLayers
+) -> Iterator[tuple[str, StoredTensor, tuple[int, ...]]]:  # fmt: skip
+    """Yield ('layer/leaf', stored tensor, expected shape) of every expected parameter that the file holds."""
+    for layer, leaves in expected.items():
+        for leaf, shape in leaves.items():
+            if leaf in layers.get(layer, {}):
+                yield f"{layer}/{leaf}", layers[layer][leaf], tuple(shape)
+
+
+def _channels_first_remark(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
+    oihw_to_hwio = (2, 3, 1, 0)
+    stored = tensor.values.shape
+    if len(stored) == 4 and tuple(stored[axis] for axis in oihw_to_hwio) == shape:
+        return " (channels first: a Theano or PyTorch kernel)"
+    return ""
+
+
+_SIGNATURE_LAYERS = (
     ("block3_conv4", "VGG19"),
     ("block5_conv3", "VGG16"),
     ("conv2_block1_preact_bn", "a ResNetV2"),
@@ -47,139 +174,27 @@ _TELLTALES = (
     ("inception_3a_1x1", "GoogLeNet"),
     ("fc6", "AlexNet"),
 )
+"""(layer, the model that it identifies), in order: VGG19 has every layer of VGG16, ResNetV2 most names of ResNet.
 
-_OLD_RESNET50 = "res2a_branch2a"
+Layer names are those of keras/src/applications.
+"""
 
+_OLD_RESNET50_LAYER = "res2a_branch2a"
+"""A layer of Keras' first ResNet50 (keras_applications/resnet50.py).
 
-def outdated_file(layers: Collection[str]) -> str | None:
-    """What is wrong with a file of the ResNet50 that Keras had first (keras_applications/resnet50.py); else None.
-
-    Its file has the name of today's and arrays of the same shapes, but its batch norms another epsilon: put in today's
-    network, it would give numbers that look right.
-    """
-    if _OLD_RESNET50 not in layers:
-        return None
-    return (
-        f"holds Keras' old ResNet50 (layer {_OLD_RESNET50}, batch norms with epsilon 0.001), which is another network "
-        "than today's of the same file name; take today's file, as weights.path=imagenet does"
-    )
+Its file has today's name and arrays of today's shapes, but its batch norms have another epsilon: loaded into today's
+model it would give plausible, wrong outputs.
+"""
 
 
 def identify_model(layers: Collection[str], expected: Collection[str]) -> str | None:
-    """'this looks like VGG19: it holds block3_conv4', or that only the last layers, the top, are missing; else None."""
-    for layer, network in _TELLTALES:
+    """Guess why the layers of a file do not fit: it belongs to another model, or it is the file without the top."""
+    for layer, model in _SIGNATURE_LAYERS:
         if layer in layers and layer not in expected:
-            return f"this looks like {network}: it holds {layer}"
+            return f"it looks like {model}: it has a layer {layer}"
         if layer in layers:
             break
     first, rest = list(expected)[: len(layers)], list(expected)[len(layers) :]
     if rest and layers and set(first) == set(layers):
-        return f"nothing from layer {rest[0]} on is in it: this looks like the file without the top"
+        return f"it has no layer {rest[0]} or later: it looks like the file without the top"
     return None
-
-
-class WeightRow(NamedTuple):
-    """What became of one array of the file."""
-
-    layer: str
-    leaf: str
-    shape: tuple[int, ...]
-    dtype: str  # in the file
-    stored_as: str  # the array's name in the file
-    fate: Literal["loaded", "skipped"]
-
-
-@dataclass(frozen=True)
-class MergedParams:
-    """`tree`: exactly the expected leaves, float32, C-contiguous; `rows`: one an array of the file, in its order."""
-
-    tree: ParamTree
-    rows: list[WeightRow]
-
-
-def merge_params(
-    expected: ExpectedShapes,
-    found: LoadedLayers,
-    *,
-    optional: Collection[str] = frozenset(),
-    source: str = "the weights",
-) -> MergedParams:
-    """Take the expected leaves from `found`.
-
-    Layers named in `optional` may be there without being expected (the network's own top, when only its base is
-    wanted): they are skipped, and their rows say so. `source` is the name that an error tells.
-    Raises one UserError that lists everything missing (-), extra (+) and of another shape or kind (!), or that says
-    that the file is the old ResNet50's.
-    """
-    if fault := outdated_file(found.keys()):
-        raise UserError(f"{source} {fault}")
-    problems = [
-        *_missing(expected, found),
-        *_extra(expected, found, optional),
-        *_misshaped(expected, found),
-        *_not_real(expected, found),
-    ]
-    if problems:
-        hint = identify_model(found.keys(), expected.keys()) or "lines with - are missing, + extra, ! of another shape"
-        listing = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"{source} does not fit the network ({hint}); choose the model that the file was made for, "
-            f"or the file made for this model:{listing}"
-        )
-    tree = {
-        layer: {leaf: np.ascontiguousarray(found[layer][leaf].values, dtype=np.float32) for leaf in leaves}
-        for layer, leaves in expected.items()
-    }
-    rows = [
-        _row(layer, leaf, stored, "loaded" if layer in expected else "skipped")
-        for layer, leaves in found.items()
-        for leaf, stored in leaves.items()
-    ]
-    return MergedParams(tree, rows)
-
-
-def _missing(expected: ExpectedShapes, found: LoadedLayers) -> Iterator[str]:
-    for layer, leaves in expected.items():
-        for leaf, shape in leaves.items():
-            if leaf not in found.get(layer, {}):
-                yield f"- {layer}/{leaf} {shape}"
-
-
-def _extra(expected: ExpectedShapes, found: LoadedLayers, optional: Collection[str]) -> Iterator[str]:
-    for layer, leaves in found.items():
-        if layer not in expected and layer in optional:
-            continue
-        for leaf, stored in leaves.items():
-            if leaf not in expected.get(layer, {}):
-                yield f"+ {layer}/{leaf} {stored.values.shape}, in the file {stored.name}"
-
-
-def _misshaped(expected: ExpectedShapes, found: LoadedLayers) -> Iterator[str]:
-    for layer, leaves in expected.items():
-        for leaf, shape in leaves.items():
-            stored = found.get(layer, {}).get(leaf)
-            if stored is not None and stored.values.shape != tuple(shape):
-                remark = _channels_first(stored, shape)
-                yield f"! {layer}/{leaf} is {stored.values.shape}, expected {tuple(shape)}{remark}"
-
-
-def _not_real(expected: ExpectedShapes, found: LoadedLayers) -> Iterator[str]:
-    for layer, leaves in expected.items():
-        for leaf in leaves:
-            stored = found.get(layer, {}).get(leaf)
-            if stored is not None and stored.values.dtype.kind in "iub":
-                yield f"! {layer}/{leaf} holds whole numbers ({stored.dtype}), in the file {stored.name}"
-            elif stored is not None and not np.isfinite(np.asarray(stored.values, np.float32)).all():
-                yield f"! {layer}/{leaf} holds values that are infinite or no numbers, in the file {stored.name}"
-
-
-def _channels_first(stored: StoredTensor, shape: tuple[int, ...]) -> str:
-    height_width_in_out = (2, 3, 1, 0)
-    kernel = stored.values.shape
-    if len(kernel) == 4 and tuple(kernel[axis] for axis in height_width_in_out) == tuple(shape):
-        return " (channels first: a Theano or PyTorch kernel)"
-    return ""
-
-
-def _row(layer: str, leaf: str, stored: StoredTensor, fate: Literal["loaded", "skipped"]) -> WeightRow:
-    return WeightRow(layer, leaf, stored.values.shape, stored.dtype, stored.name, fate)

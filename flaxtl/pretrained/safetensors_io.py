@@ -1,7 +1,7 @@
-"""flaxtl's own weight file: safetensors, one tensor a leaf under the key '<layer>/<leaf>'.
+"""Read and write flaxtl's own weight file: safetensors, one tensor per parameter, with the key '<layer>/<leaf>'.
 
-Kernels are kept in the precision asked for, every other leaf in float32: biases are small, and add up.
-int8 is symmetric with one float32 scale per output channel (the last axis) beside it, under '<layer>/<leaf>.scale'.
+Kernels are stored in the chosen precision, all other leaves in float32: biases are small, and their errors add up.
+int8 is symmetric, with one float32 scale per output channel (the last axis) stored as '<layer>/<leaf>.scale'.
 """
 
 import json
@@ -17,37 +17,36 @@ from safetensors.numpy import save
 
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write
-from flaxtl.pretrained.hdf5 import MAX_BYTES
-from flaxtl.pretrained.merge import ParamTree, StoredTensor
+from flaxtl.pretrained.merge import MAX_BYTES, LoadedLayers, ParamTree, StoredTensor, damaged_file
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
-_SCALE = ".scale"
+_SCALE_SUFFIX = ".scale"
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
     "I8": np.int8,
-    "I64": np.int64,  # PyTorch's counters of batches
+    "I64": np.int64,  # PyTorch's batch counters
 }
 
-_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize  # itself without types
+_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize  # untyped in the library
 
 
-class Contents(NamedTuple):
-    """What `read` returns: the leaves with their values in float32, and the file's metadata."""
+class SafetensorsFile(NamedTuple):
+    """The parameters of a file by layer and leaf, decoded to float32, and the file's metadata."""
 
-    leaves: dict[str, dict[str, StoredTensor]]
+    layers: LoadedLayers
     metadata: dict[str, str]
 
 
 def write_safetensors(
-    path: Path, tree: ParamTree, metadata: Mapping[str, str], precision: Precision = "float32"
+    path: Path, params: ParamTree, metadata: Mapping[str, str], precision: Precision = "float32"
 ) -> None:
-    """Write `tree` to `path`, which appears whole or not at all; the metadata gain the key 'precision'."""
+    """Write `params` atomically to `path`. The key 'precision' is added to the metadata."""
     tensors: dict[str, NDArray[Any]] = {}
-    for layer, leaves in tree.items():
+    for layer, leaves in params.items():
         for leaf, values in leaves.items():
             tensors |= _encode(f"{layer}/{leaf}", values, precision if leaf == "kernel" else "float32")
     payload = save(tensors, {**metadata, "precision": precision})
@@ -56,40 +55,49 @@ def write_safetensors(
         file.write(payload)
 
 
-def read_safetensors(path: Path) -> Contents:
-    """Read a file that `write` made, or any safetensors file with keys '<layer>/<leaf>'.
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """Read a file written by `write_safetensors`, or any safetensors file with keys '<layer>/<leaf>'.
 
-    Raises UserError for a damaged file and for tensors that are not numbers of a known kind.
+    Raises:
+      UserError: the file is damaged, or a tensor has an unsupported dtype or lacks its scale.
     """
-    tensors, metadata = tensors_of(path)
-    leaves: dict[str, dict[str, StoredTensor]] = {}
-    for name, stored in sorted(tensors.items()):
-        if name.endswith(_SCALE):
+    tensors, metadata = read_tensors(path)
+    layers: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in sorted(tensors.items()):
+        if name.endswith(_SCALE_SUFFIX):
             continue
         layer, _, leaf = name.rpartition("/")
-        leaves.setdefault(layer, {})[leaf] = _decode(stored, tensors.get(name + _SCALE), path)
-    return Contents(leaves, metadata)
+        layers.setdefault(layer, {})[leaf] = _decode(tensor, tensors.get(name + _SCALE_SUFFIX), path)
+    return SafetensorsFile(layers, metadata)
 
 
-def tensors_of(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Every tensor of any safetensors file under its own name and in its own dtype, and the file's metadata.
+def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Read all tensors of any safetensors file, with their own names and dtypes, and the file's metadata.
 
-    Raises UserError for a damaged file and for tensors that are not numbers of a known kind.
+    Raises:
+      UserError: the file is damaged, or a tensor has an unsupported dtype.
     """
     payload = path.read_bytes()
     try:
-        tensors = {name: _view(name, tensor) for name, tensor in _deserialize(payload)}
-        metadata = _metadata(payload)
+        tensors = {name: _to_stored_tensor(name, tensor) for name, tensor in _deserialize(payload)}
+        metadata = _read_metadata(payload)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}); copy or make it again") from error
-    size = sum(np.dtype(np.float32).itemsize * stored.values.size for stored in tensors.values())
+        raise damaged_file(path, error) from error
+    size = sum(np.dtype(np.float32).itemsize * tensor.values.size for tensor in tensors.values())
     if size > MAX_BYTES:
-        raise UserError(f"{path} comes to {size:,} bytes in float32, more than any network needs; it is another file")
+        raise UserError(
+            f"{path} has {size:,} bytes in float32, more than any supported model needs. "
+            "Give a file that holds only the weights."
+        )
     return tensors, metadata
 
 
 def quantize(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of a kernel and its float32 scale per output channel, shape (out,): kernel ~ int8 * scale."""
+    """Quantize a kernel to symmetric int8 per output channel.
+
+    Returns:
+      The int8 kernel, and the float32 scales, shape (out,), with kernel ~ int8 * scale.
+    """
     largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
     scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     return np.rint(kernel / scale).astype(np.int8), scale
@@ -97,32 +105,32 @@ def quantize(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
 
 def _encode(key: str, values: NDArray[np.float32], precision: Precision) -> dict[str, NDArray[Any]]:
     if precision == "int8":
-        rounded, scale = quantize(values)
-        return {key: np.ascontiguousarray(rounded), key + _SCALE: scale}
+        quantized, scale = quantize(values)
+        return {key: np.ascontiguousarray(quantized), key + _SCALE_SUFFIX: scale}
     dtype = ml_dtypes.bfloat16 if precision == "bfloat16" else np.float32
     return {key: np.ascontiguousarray(values, dtype=dtype)}
 
 
-def _decode(stored: StoredTensor, scale: StoredTensor | None, path: Path) -> StoredTensor:
-    if stored.values.dtype == np.int64:
-        return stored  # whole numbers, which are no weights
-    values = stored.values.astype(np.float32, copy=False)
-    if stored.values.dtype == np.int8:
+def _decode(tensor: StoredTensor, scale: StoredTensor | None, path: Path) -> StoredTensor:
+    if tensor.values.dtype == np.int64:
+        return tensor  # a counter, not a weight
+    values = tensor.values.astype(np.float32, copy=False)
+    if tensor.values.dtype == np.int8:
         if scale is None or scale.values.shape != values.shape[-1:]:
-            raise UserError(f"{path} holds {stored.name!r} in int8 without its scale per channel; make the file again")
+            raise UserError(f"{path} stores {tensor.name!r} as int8 without a scale per channel. Create it again.")
         values = values * scale.values
-    return StoredTensor(stored.name, stored.dtype, values)
+    return StoredTensor(tensor.name, tensor.dtype, values)
 
 
-def _view(name: str, tensor: Mapping[str, Any]) -> StoredTensor:
+def _to_stored_tensor(name: str, tensor: Mapping[str, Any]) -> StoredTensor:
     if tensor["dtype"] not in _DTYPES:
-        raise ValueError(f"{name!r} has the dtype {tensor['dtype']}")
+        raise ValueError(f"{name!r} has the unsupported dtype {tensor['dtype']}")
     values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     return StoredTensor(name, values.dtype.name, values)
 
 
-def _metadata(payload: bytes) -> dict[str, str]:
-    """The header's metadata: eight bytes of length, then that much JSON (safetensors format)."""
+def _read_metadata(payload: bytes) -> dict[str, str]:
+    """Return the metadata of the header: eight bytes of length, then that many bytes of JSON."""
     length = int.from_bytes(payload[:8], "little")
     metadata: dict[str, str] = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
     return metadata

@@ -1,7 +1,8 @@
-"""PyTorch's networks in safetensors, under the names of timm and torchvision, where they are ours layer by layer.
+"""Read PyTorch weights in safetensors, with the layer names of timm or torchvision.
 
-These are VGG16 and VGG19, DenseNet, and timm's tf_efficientnet_b0 to b7. PyTorch's ResNet is another network: it has
-the stride of a stage on the 3x3 convolution (v1.5), Keras' on the first 1x1.
+Supported are the models that are the same here, layer by layer: VGG16 and VGG19, DenseNet, and timm's
+tf_efficientnet_b0 to b7. PyTorch's ResNet is not: it has the stride of a stage on the 3x3 convolution (v1.5), Keras'
+on the first 1x1.
 """
 
 import re
@@ -10,61 +11,72 @@ from dataclasses import replace
 from pathlib import Path
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import convert, safetensors_io
-from flaxtl.pretrained.merge import ExpectedShapes, StoredTensor
+from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained.convert import channels_last_kernel
+from flaxtl.pretrained.merge import ExpectedShapes, LoadedLayers, StoredTensor
 
-Pairs = Iterator[tuple[str, str]]
-"""(PyTorch's module, our layer)."""
+ModuleNames = Iterator[tuple[str, str]]
+"""(PyTorch's module name, our layer name)."""
 
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_OTHER = {"weight": "kernel", "bias": "bias"}
+_NORM_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_OTHER_LEAVES = {"weight": "kernel", "bias": "bias"}
 
 
-def read_timm(
-    path: Path, network: str, known: Collection[str], expected: ExpectedShapes
-) -> dict[str, dict[str, StoredTensor]]:
-    """layer -> leaf -> array, as Flax has it; what has no counterpart keeps PyTorch's name.
+def read_timm(path: Path, model_name: str, known: Collection[str], expected: ExpectedShapes) -> LoadedLayers:
+    """Read all arrays by layer and leaf, in Flax's layout. Modules without a counterpart keep PyTorch's name.
 
-    `network` is the catalog's name, `known` are all its layers with parameters.
-    Raises UserError for a network that PyTorch's libraries have otherwise or not at all, and for a damaged file.
+    Args:
+      path: the safetensors file.
+      model_name: the model's name in the registry.
+      known: all layers of the model that have parameters.
+      expected: shapes of the parameters that the caller needs.
+
+    Raises:
+      UserError: PyTorch's libraries do not have the same model, or the file is damaged.
     """
-    layers = dict(_family(network)(known))
-    tensors, _ = safetensors_io.tensors_of(path)
-    found: dict[str, dict[str, StoredTensor]] = {}
-    for name, stored in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part == "num_batches_tracked":
+    layer_names = dict(module_names(model_name, known))
+    tensors, _ = safetensors_io.read_tensors(path)
+    layers: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in tensors.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix == "num_batches_tracked":
             continue
-        layer = layers.get(module, module)
-        leaf = (_NORM if f"{module}.running_mean" in tensors else _OTHER).get(part, part)
-        found.setdefault(layer, {})[leaf] = _fitted(stored, layer, expected.get(layer, {}).get(leaf, ()))
-    return found
+        layer = layer_names.get(module, module)
+        leaf_names = _NORM_LEAVES if f"{module}.running_mean" in tensors else _OTHER_LEAVES
+        leaf = leaf_names.get(suffix, suffix)
+        layers.setdefault(layer, {})[leaf] = _to_flax(tensor, layer, expected.get(layer, {}).get(leaf, ()))
+    return layers
 
 
-def _fitted(stored: StoredTensor, layer: str, shape: tuple[int, ...]) -> StoredTensor:
-    """The array with its channels last; a convolution over the whole map, as timm has VGG's fc1, is a dense layer."""
-    values = convert.channels_last_kernel(layer, stored.values)
+def _to_flax(tensor: StoredTensor, layer: str, shape: tuple[int, ...]) -> StoredTensor:
+    """Convert to channels last. timm's fc1 of VGG, a convolution over the whole map, becomes a dense kernel."""
+    values = channels_last_kernel(layer, tensor.values)
     if values.ndim == 4 and len(shape) == 2:
         values = values.reshape(-1, values.shape[-1])
-    return replace(stored, values=values)
+    return replace(tensor, values=values)
 
 
-def _family(network: str) -> Callable[[Collection[str]], Pairs]:
-    for start, family in _FAMILIES.items():
-        if re.match(start, network):
-            return family
+def module_names(model_name: str, known: Collection[str]) -> ModuleNames:
+    """Yield PyTorch's module name(s) of every layer in `known`.
+
+    Raises:
+      UserError: PyTorch's libraries do not have the same model.
+    """
+    for prefix, names in _FAMILIES.items():
+        if model_name.startswith(prefix):
+            return names(known)
     raise UserError(
-        f"--layout=timm does not fit {network}: PyTorch's libraries have another network under that name, or none; "
-        "it is for VGG, DenseNet and EfficientNetB0 to B7"
+        f"--layout=timm does not support {model_name}: PyTorch's libraries have no model of that name, or a different "
+        "one. Supported: vgg16, vgg19, densenet121 to densenet201, efficientnetb0 to efficientnetb7."
     )
 
 
-def _vgg(known: Collection[str]) -> Pairs:
+def _vgg_names(known: Collection[str]) -> ModuleNames:
     """Modules are numbered: every convolution is followed by a relu, every block by a pool."""
     convolutions = sorted(layer for layer in known if layer.startswith("block"))
     for number, layer in enumerate(convolutions):
-        pools = int(layer[len("block")]) - 1
-        yield f"features.{2 * number + pools}", layer
+        num_pools = int(layer[len("block")]) - 1
+        yield f"features.{2 * number + num_pools}", layer
     for layer, timm, torchvision in (("fc1", "pre_logits.fc1", 0), ("fc2", "pre_logits.fc2", 3)):
         yield timm, layer
         yield f"classifier.{torchvision}", layer
@@ -72,7 +84,7 @@ def _vgg(known: Collection[str]) -> Pairs:
     yield "classifier.6", "predictions"
 
 
-def _densenet(known: Collection[str]) -> Pairs:
+def _densenet_names(known: Collection[str]) -> ModuleNames:
     yield from (("features.conv0", "conv1_conv"), ("features.norm0", "conv1_bn"), ("features.norm5", "bn"))
     yield "classifier", "predictions"
     for layer in known:
@@ -95,17 +107,21 @@ _MBCONV = {
     "project_conv": "conv_pwl",
     "project_bn": "bn3",
 }
-_FIRST_MBCONV = {**_MBCONV, "bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}  # it does not expand
+_MBCONV_STAGE_1 = {**_MBCONV, "bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}  # without expansion
 
 
-def _efficientnet(known: Collection[str]) -> Pairs:
+def _efficientnet_names(known: Collection[str]) -> ModuleNames:
     yield from (("conv_stem", "stem_conv"), ("bn1", "stem_bn"), ("conv_head", "top_conv"), ("bn2", "top_bn"))
     yield "classifier", "predictions"
     for layer in known:
         if match := re.fullmatch(r"block(\d)([a-z])_(.+)", layer):
             stage, letter, part = match.groups()
-            parts = _FIRST_MBCONV if stage == "1" else _MBCONV
+            parts = _MBCONV_STAGE_1 if stage == "1" else _MBCONV
             yield f"blocks.{int(stage) - 1}.{ord(letter) - ord('a')}.{parts[part]}", layer
 
 
-_FAMILIES = {"vgg": _vgg, "densenet": _densenet, "efficientnetb": _efficientnet}
+_FAMILIES: dict[str, Callable[[Collection[str]], ModuleNames]] = {
+    "vgg": _vgg_names,
+    "densenet": _densenet_names,
+    "efficientnetb": _efficientnet_names,
+}

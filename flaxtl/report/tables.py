@@ -123,7 +123,7 @@ def weights_status(row: ModelSpec) -> dict[str, str | None]:
     No file is opened for it: a hash of 500 MB takes longer than a table may.
     """
     top, base = (
-        next((found.origin for found in download.is_cached(file.name)), None)
+        next((cached.source for cached in download.cached_files(file.name)), None)
         for file in (row.weights, row.weights_no_top)
     )
     return {"top": top, "base": base or top or ("built in" if row.builtin else None)}

@@ -64,9 +64,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
             "none; let flaxtl train come so far there, or give the --workdir of a run that did"
         )
     if parameters is None:
-        parameters = devices.replicate(
-            backbone.initial_params(config, setup.model_info.model, say).parameters, setup.mesh
-        )
+        parameters = devices.replicate(backbone.initial_params(config, setup.model_info.model, say).params, setup.mesh)
     setup, inputs, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
     material = Material(setup, inputs, lambda title, n: progress_bar(console, title, n), say)
     return PhaseStart(material, setup.phases[number], parameters)

@@ -242,7 +242,7 @@ def _agree(setup: RunSetup, inputs: Mapping[str, SplitData], start: InitialParam
     processes.assert_equal("the config", json.dumps(config_to_json(setup.config)))
     processes.assert_equal("the list of images", repr(setup.manifest.examples))
     processes.assert_equal("what images look like", repr([inputs[split].digest for split in inputs]))
-    processes.assert_equal("the pretrained weights", repr(start and param_digests(start.parameters)))
+    processes.assert_equal("the pretrained weights", repr(start and param_digests(start.params)))
 
 
 def _sayer(console: Console) -> Callable[[str], None]:
@@ -254,11 +254,11 @@ def _begin(
 ) -> FlatParams:
     """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
     config, workdir = setup.config, setup.workdir
-    rows = layer_rows(setup.model_info, setup.phases, start.origin)
+    rows = layer_rows(setup.model_info, setup.phases, start.source)
     run_dir.create_run_dir(workdir, config_to_json(config), setup.manifest, rows)
     run_dir.update_summary(
-        workdir, command=command, weights={"path": config.weights.path, "origin": start.origin}, skipped=dict(skipped)
+        workdir, command=command, weights={"path": config.weights.path, "origin": start.source}, skipped=dict(skipped)
     )
-    parameters = devices.replicate(start.parameters, setup.mesh)
+    parameters = devices.replicate(start.params, setup.mesh)
     checkpoints.save_phase(0, parameters)
     return parameters

@@ -151,7 +151,7 @@ def pair(name, network, file, *, top):
     model = Classifier(architecture, None if top else Head(num_classes=2, pooling="global_average"))
     side = network.input_shape[1]
     expected = classifier.param_shapes(model, side, side)["backbone"] if top else expected_shapes(model)
-    tree = load_weights(file, expected, optional_layers(architecture)).tree
+    tree = load_weights(file, expected, optional_layers(architecture)).params
     images = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     return Pair(network, model, {"backbone": tree}, images)
 

@@ -40,7 +40,7 @@ def pair(name, light, file, height, width, *, top):
     onnx.save(reference, file)
     row = registry.get_spec(name)
     model = Classifier(row, None if top else Head(num_classes=2, pooling="global_average"))
-    parameters = {"backbone": load_weights(file, expected_shapes(model), optional_layers(row)).tree}
+    parameters = {"backbone": load_weights(file, expected_shapes(model), optional_layers(row)).params}
     images = np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
     return Pair(reference, model, parameters, images)
 

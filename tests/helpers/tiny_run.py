@@ -88,7 +88,7 @@ def setup(folder, workdir, **changes):
 
 def parameters(network, settings):
     """Fresh parameters, all of them."""
-    return backbone.initial_params(settings, network.model, say=lambda text: None).parameters
+    return backbone.initial_params(settings, network.model, notify=lambda text: None).params
 
 
 def inputs(prepared, split, directory, cuts):

@@ -75,9 +75,9 @@ def test_a_file_with_former_names(tmp_path):
     network = keras_zoo.keras_network("densenet121", EVEN, top=True)
     file = keras_zoo.save_legacy(network, tmp_path / "weights.h5")
     expected = expected_shapes(Classifier(registry.get_spec("densenet121")))
-    tree = load_weights(file, expected).tree
+    tree = load_weights(file, expected).params
     give_former_names(file)
-    np.testing.assert_equal(load_weights(file, expected).tree, tree)
+    np.testing.assert_equal(load_weights(file, expected).params, tree)
 
 
 @first_is_fast

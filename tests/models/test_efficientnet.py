@@ -18,7 +18,7 @@ from flaxtl.models import efficientnet, registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.efficientnet import Block
 from flaxtl.models.net import Net
-from flaxtl.pretrained.keras_legacy import KNOWN_NORMALIZATIONS
+from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
 
 NETWORKS = [f"efficientnetb{number}" for number in range(8)]
 SIDE = 91  # in both sizes of windows the layers of stride 2 see odd and even sizes: 91, 46, 23, 12, 6
@@ -38,7 +38,7 @@ squeeze and excitation either 0 or 1."""
 def published(name, side, file, monkeypatch, *, top):
     """Keras' network as weights='imagenet' builds it, with what it does to pixels; `file` is what it downloads."""
     network = keras_zoo.quietened(keras_zoo.keras_network(name, side, top=top), RESIDUAL)
-    network.get_layer("normalization").set_weights([*map(np.float32, KNOWN_NORMALIZATIONS), np.int32(0)])
+    network.get_layer("normalization").set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
     keras_zoo.save_legacy(network, file)
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *_, **__: str(file))
     return keras_zoo.quietened(keras_zoo.keras_network(name, side, top=top, weights="imagenet"), RESIDUAL)

@@ -14,7 +14,7 @@ from helpers import keras_zoo
 from keras import layers
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import keras_legacy
+from flaxtl.pretrained import keras_layers
 from flaxtl.pretrained.loader import load_weights
 
 # Keras' order of the twin below; numbers are the order of the calls.
@@ -68,7 +68,7 @@ def values(network):
 
 
 def assert_loaded(path, network, expected, optional=()):
-    tree, wanted = load_weights(path, expected, optional).tree, values(network)
+    tree, wanted = load_weights(path, expected, optional).params, values(network)
     assert tree.keys() == expected.keys()
     for layer, leaves in tree.items():
         for leaf, array in leaves.items():
@@ -170,7 +170,7 @@ ORDER = ("conv2d", "conv2d_2", "block_conv", "batch_normalization", "conv2d_1")
     ],
 )
 def test_names_of_every_vintage(stored):
-    found = keras_legacy.rename_automatic_layers(
+    found = keras_layers.rename_automatic_layers(
         {name: [number] for number, name in enumerate(stored)}, [ORDER], "w.h5"
     )
     assert found == {name: [number] for number, name in enumerate(ORDER)}
@@ -179,15 +179,15 @@ def test_names_of_every_vintage(stored):
 def test_rank_and_place_must_agree():
     stored = {"conv2d_5": [], "conv2d_6": [], "conv2d_7": []}
     with pytest.raises(UserError, match=r"\bw\.h5\b.*'conv2d_6'.*'conv2d_1'.*'conv2d_2'"):
-        keras_legacy.rename_automatic_layers(stored, [ORDER], "w.h5")
+        keras_layers.rename_automatic_layers(stored, [ORDER], "w.h5")
 
 
 def test_a_class_with_another_number_of_layers_keeps_its_names():
     """So that the error of merge tells what the file really holds."""
     stored = {"conv2d_5": [], "batch_normalization_4": []}
-    assert list(keras_legacy.rename_automatic_layers(stored, [ORDER], "w.h5")) == ["conv2d_5", "batch_normalization"]
+    assert list(keras_layers.rename_automatic_layers(stored, [ORDER], "w.h5")) == ["conv2d_5", "batch_normalization"]
 
 
 @pytest.mark.parametrize("name", ["conv2d_transpose", "conv2d_", "xconv2d", "dense_block", "normalization", "conv_1"])
 def test_other_names_are_not_automatic(name):
-    assert not keras_legacy.is_automatic_name(name)
+    assert not keras_layers.is_automatic_name(name)

@@ -25,8 +25,8 @@ EXPECTED = {
 
 def test_shapes_and_size():
     loaded = load_weights(BUILTIN, EXPECTED)
-    assert loaded.origin == "safetensors (int8)"
-    assert sum(leaf.size for leaves in loaded.tree.values() for leaf in leaves.values()) == 14_714_688
+    assert loaded.format == "safetensors (int8)"
+    assert sum(leaf.size for leaves in loaded.params.values() for leaf in leaves.values()) == 14_714_688
     assert BUILTIN.stat().st_size < 15_000_000
 
 
@@ -34,15 +34,15 @@ def test_metadata():
     metadata = safetensors_io.read_safetensors(BUILTIN).metadata
     assert metadata["architecture"] == "vgg16"
     assert metadata["precision"] == "int8"
-    assert "CC BY 4.0" in metadata["licence"]
-    assert "Simonyan" in metadata["licence"]
-    assert "Zisserman" in metadata["licence"]
+    assert "CC BY 4.0" in metadata["license"]
+    assert "Simonyan" in metadata["license"]
+    assert "Zisserman" in metadata["license"]
 
 
 @pytest.mark.skipif(not VGG16.exists(), reason="needs the real VGG16 file")
 def test_against_the_file_it_was_made_from():
-    exact = load_weights(VGG16, EXPECTED).tree
-    builtin = load_weights(BUILTIN, EXPECTED).tree
+    exact = load_weights(VGG16, EXPECTED).params
+    builtin = load_weights(BUILTIN, EXPECTED).params
     for layer, leaves in exact.items():
         np.testing.assert_array_equal(builtin[layer]["bias"], leaves["bias"])
         # symmetric int8: at most half a step of largest / 127 in each channel; 1e-5 of a step is float32's rounding
@@ -59,6 +59,6 @@ def test_the_tool_makes_the_same_weights(tmp_path):
     assert made.metadata == kept.metadata  # whose order in the file is left to chance by safetensors
     for layer, leaves in EXPECTED.items():
         for leaf in leaves:
-            np.testing.assert_array_equal(made.leaves[layer][leaf].values, kept.leaves[layer][leaf].values)
+            np.testing.assert_array_equal(made.layers[layer][leaf].values, kept.layers[layer][leaf].values)
     assert f"{BUILTIN.stat().st_size:,} bytes" in printed
     assert all(layer in printed for layer in LAYERS)

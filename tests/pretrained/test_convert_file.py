@@ -8,7 +8,7 @@ from helpers import keras_zoo
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained.backbone import convert_weights_file, expected_shapes, headless_model, optional_layers
-from flaxtl.pretrained.keras_legacy import KNOWN_NORMALIZATIONS
+from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
 from flaxtl.pretrained.loader import load_weights
 
 SLOW = ("inception_v3", "nasnet_mobile", "efficientnetb0", "mobilenet_v3_small", "resnet50v2", "xception")
@@ -25,7 +25,7 @@ def test_statistics_come_along(name, save, tmp_path):
     whole = keras_zoo.keras_network(name, architecture.input_size, top=True)
     for layer in whole.layers:
         if isinstance(layer, keras.layers.Normalization):
-            layer.set_weights([*map(np.float32, KNOWN_NORMALIZATIONS), np.int32(0)])  # as in the published files
+            layer.set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])  # as in the published files
     last = keras_zoo.our_names(name, architecture.input_size, top=False)[-1]
     for kind, network, model in (
         ("whole", whole, Classifier(architecture)),
@@ -35,5 +35,5 @@ def test_statistics_come_along(name, save, tmp_path):
         convert_weights_file(name, source, output)
         expected = expected_shapes(model)
         told = load_weights(output, expected)  # nothing is optional: one layer more or less would be an error
-        np.testing.assert_equal(told.tree, load_weights(source, expected, optional_layers(architecture)).tree)
-        assert {leaf for leaves in told.tree.values() for leaf in leaves} >= {"mean", "var"}
+        np.testing.assert_equal(told.params, load_weights(source, expected, optional_layers(architecture)).params)
+        assert {leaf for leaves in told.params.values() for leaf in leaves} >= {"mean", "var"}

@@ -48,7 +48,7 @@ def ask(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def ask(request="imagenet", *, url="http://127.0.0.1:9/never.h5", hash=MD5, builtin=None):
-        return resolve_weights(request, filename=NAME, url=url, hash=hash, builtin=builtin, say=ask.said.append)
+        return resolve_weights(request, filename=NAME, url=url, hash=hash, builtin=builtin, notify=ask.said.append)
 
     ask.said = []
     return ask
@@ -56,7 +56,7 @@ def ask(tmp_path, monkeypatch):
 
 def is_at(found, path, origin, trusted=False):
     """Whether it is there and known to be the published one; `origin` is a pattern of where it came from."""
-    return (found.path, found.trusted) == (path, trusted) and bool(re.search(f"(?i){origin}", found.origin))
+    return (found.path, found.trusted) == (path, trusted) and bool(re.search(f"(?i){origin}", found.source))
 
 
 def put(directory, content=CONTENT):

@@ -85,24 +85,31 @@ def archive(path, member, content, compression=zipfile.ZIP_STORED):
 def test_archive_without_weights(tmp_path):
     path = archive(tmp_path / "x.keras", "model.weights.npz", b"")
     with pytest.raises(UserError, match=r"x\.keras\b.*\bzip\b.*'model\.weights\.h5'"):
-        keras_v3.weights_of_archive(path)
+        keras_v3.open_archive(path)
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path):
-    path = archive(tmp_path / "bomb.keras", keras_v3.MEMBER, bytes(2**20), zipfile.ZIP_DEFLATED)
+    path = archive(tmp_path / "bomb.keras", keras_v3.ARCHIVE_MEMBER, bytes(2**20), zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"bomb\.keras\b.*'model\.weights\.h5'.*\b1,048,576\b"):
-        keras_v3.weights_of_archive(path)
+        keras_v3.open_archive(path)
+
+
+def test_archive_larger_than_any_model_is_refused(tmp_path, monkeypatch):
+    path = archive(tmp_path / "a.keras", keras_v3.ARCHIVE_MEMBER, bytes(1000))
+    monkeypatch.setattr(keras_v3, "MAX_BYTES", 999)
+    with pytest.raises(UserError, match=r"a\.keras\b.*\b1,000 bytes\b"):
+        keras_v3.open_archive(path)
 
 
 def test_archive_with_a_wrong_checksum(tmp_path):
-    path = archive(tmp_path / "x.keras", keras_v3.MEMBER, b"0123456789")
+    path = archive(tmp_path / "x.keras", keras_v3.ARCHIVE_MEMBER, b"0123456789")
     path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456780"))
     with pytest.raises(UserError, match=r"x\.keras\b.*CRC-32"):
-        keras_v3.weights_of_archive(path)
+        keras_v3.open_archive(path)
 
 
 def test_archive_may_be_compressed(tmp_path):
     content = np.random.default_rng(0).bytes(1000) * 5
-    path = archive(tmp_path / "x.keras", keras_v3.MEMBER, content, zipfile.ZIP_DEFLATED)
-    assert isinstance(keras_v3.weights_of_archive(path), io.BytesIO)
-    assert keras_v3.weights_of_archive(path).read() == content
+    path = archive(tmp_path / "x.keras", keras_v3.ARCHIVE_MEMBER, content, zipfile.ZIP_DEFLATED)
+    assert isinstance(keras_v3.open_archive(path), io.BytesIO)
+    assert keras_v3.open_archive(path).read() == content

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained import loader, safetensors_io
 from flaxtl.pretrained.loader import load_weights
 
 EXPECTED = {
@@ -86,9 +86,9 @@ def test_flat_model(keras, tmp_path, write, filename, origin):
     base = make_base(keras)
     write(base, tmp_path / filename)
     loaded = load_weights(tmp_path / filename, EXPECTED)
-    assert_holds(loaded.tree, *(base.get_layer(name) for name in EXPECTED))
-    assert loaded.origin.startswith(origin)
-    assert [row.fate for row in loaded.rows] == ["loaded"] * 4
+    assert_holds(loaded.params, *(base.get_layer(name) for name in EXPECTED))
+    assert loaded.format.startswith(origin)
+    assert [row.status for row in loaded.rows] == ["loaded"] * 4
 
 
 @pytest.mark.parametrize("trainable", [(True, True), (False, True), (False, False)], ids=["open", "partly", "frozen"])
@@ -98,10 +98,10 @@ def test_nested_model(keras, tmp_path, write, filename, origin, trainable):
     write(model, tmp_path / filename)
     head = model.get_layer("predictions")
     convolutions = [model.get_layer("vgg").get_layer(name) for name in EXPECTED]
-    assert_holds(load_weights(tmp_path / filename, EXPECTED | HEAD).tree, *convolutions, head)
+    assert_holds(load_weights(tmp_path / filename, EXPECTED | HEAD).params, *convolutions, head)
     base_only = load_weights(tmp_path / filename, EXPECTED, optional={"predictions"})
-    assert_holds(base_only.tree, *convolutions)
-    assert {(row.layer, row.leaf) for row in base_only.rows if row.fate == "skipped"} == {
+    assert_holds(base_only.params, *convolutions)
+    assert {(row.layer, row.leaf) for row in base_only.rows if row.status == "skipped"} == {
         ("predictions", "kernel"),
         ("predictions", "bias"),
     }
@@ -116,7 +116,7 @@ def test_bfloat16(keras, tmp_path, write, filename, origin):
     loaded = load_weights(tmp_path / filename, EXPECTED)
     for name in EXPECTED:
         kernel, _ = base.get_layer(name).get_weights()
-        np.testing.assert_array_equal(loaded.tree[name]["kernel"], kernel.astype(np.float32))
+        np.testing.assert_array_equal(loaded.params[name]["kernel"], kernel.astype(np.float32))
     assert {row.dtype for row in loaded.rows} == {"bfloat16"}
 
 
@@ -127,11 +127,11 @@ def test_kind_is_told_by_content(keras, tmp_path):
     shutil.move(tmp_path / "new.weights.h5", tmp_path / "new.bin")
     first = load_weights(tmp_path / "legacy.weights.h5", EXPECTED)
     second = load_weights(tmp_path / "new.bin", EXPECTED)
-    assert first.origin.startswith("legacy")
-    assert second.origin == "Keras 3 .weights.h5"
+    assert first.format.startswith("legacy")
+    assert second.format == "Keras 3 .weights.h5"
     for layer, leaves in EXPECTED.items():
         for leaf in leaves:
-            np.testing.assert_array_equal(first.tree[layer][leaf], second.tree[layer][leaf])
+            np.testing.assert_array_equal(first.params[layer][leaf], second.params[layer][leaf])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -139,9 +139,9 @@ def test_safetensors(tmp_path, precision):
     tree = {"fc": {"kernel": np.array([[1.0, -127.0]], np.float32), "bias": np.array([0.1, 0.2], np.float32)}}
     safetensors_io.write_safetensors(tmp_path / "x", tree, {}, precision)
     loaded = load_weights(tmp_path / "x", {"fc": {"kernel": (1, 2), "bias": (2,)}})
-    np.testing.assert_array_equal(loaded.tree["fc"]["kernel"], tree["fc"]["kernel"])  # exact in all three
-    np.testing.assert_array_equal(loaded.tree["fc"]["bias"], tree["fc"]["bias"])
-    assert loaded.origin == f"safetensors ({precision})"
+    np.testing.assert_array_equal(loaded.params["fc"]["kernel"], tree["fc"]["kernel"])  # exact in all three
+    np.testing.assert_array_equal(loaded.params["fc"]["bias"], tree["fc"]["bias"])
+    assert loaded.format == f"safetensors ({precision})"
     assert {row.leaf: row.dtype for row in loaded.rows} == {"kernel": precision, "bias": "float32"}
 
 
@@ -187,6 +187,13 @@ def test_not_a_weight_file(tmp_path, content, fact):
         load_weights(path, EXPECTED)
 
 
+def test_file_larger_than_any_model_is_refused(tmp_path, monkeypatch):
+    safetensors_io.write_safetensors(tmp_path / "x", {"a": {"kernel": np.zeros(64, np.float32)}}, {})
+    monkeypatch.setattr(loader, "MAX_BYTES", 10)
+    with pytest.raises(UserError, match=r"/x has \d+ bytes\b"):
+        load_weights(tmp_path / "x", EXPECTED)
+
+
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match=r"x\.h5\b") as caught:
         load_weights(tmp_path / "x.h5", EXPECTED)
@@ -210,7 +217,7 @@ def test_the_real_vgg16():
             for layer, group in file.items()
             if "conv" in layer
         }
-    tree = load_weights(VGG16, expected).tree
+    tree = load_weights(VGG16, expected).params
     assert len(tree) == 13
     assert sum(leaf.size for leaves in tree.values() for leaf in leaves.values()) == 14_714_688
     assert tree["block1_conv1"]["kernel"][0, 0, 0, 0] == np.float32(0.42947057)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained.convert import to_params
+from flaxtl.pretrained.convert import name_leaves
 from flaxtl.pretrained.merge import StoredTensor, merge_params
 
 EXPECTED = {"block1_conv1": {"kernel": (3, 3, 3, 4), "bias": (4,)}, "block1_conv2": {"kernel": (3, 3, 4, 5)}}
@@ -25,12 +25,12 @@ def fitting():
 
 def test_everything_fits():
     found = fitting()
-    merged = merge_params(EXPECTED, found)
-    assert {layer: {leaf: array.shape for leaf, array in leaves.items()} for layer, leaves in merged.tree.items()} == (
+    params, rows = merge_params(EXPECTED, found)
+    assert {layer: {leaf: array.shape for leaf, array in leaves.items()} for layer, leaves in params.items()} == (
         EXPECTED
     )
-    np.testing.assert_array_equal(merged.tree["block1_conv2"]["kernel"], found["block1_conv2"]["kernel"].values)
-    assert merged.rows == [
+    np.testing.assert_array_equal(params["block1_conv2"]["kernel"], found["block1_conv2"]["kernel"].values)
+    assert rows == [
         ("block1_conv1", "kernel", (3, 3, 3, 4), "float32", "k1", "loaded"),
         ("block1_conv1", "bias", (4,), "float32", "b1", "loaded"),
         ("block1_conv2", "kernel", (3, 3, 4, 5), "float32", "k2", "loaded"),
@@ -60,7 +60,7 @@ def test_leaves_are_float32_and_contiguous(dtype):
     found = fitting()
     kernel = stored("k2", 5, 4, 3, 3, dtype=dtype)
     found["block1_conv2"]["kernel"] = StoredTensor("k2", kernel.dtype, kernel.values.T)
-    leaf = merge_params(EXPECTED, found).tree["block1_conv2"]["kernel"]
+    leaf = merge_params(EXPECTED, found)[0]["block1_conv2"]["kernel"]
     assert leaf.dtype == np.float32
     assert leaf.dtype.isnative
     assert leaf.flags.c_contiguous
@@ -69,9 +69,9 @@ def test_leaves_are_float32_and_contiguous(dtype):
 
 def test_optional_layers_are_skipped_and_told():
     found = fitting() | {"predictions": {"kernel": stored("k3", 80, 3), "bias": stored("b3", 3)}}
-    merged = merge_params(EXPECTED, found, optional={"predictions", "fc1"})
-    assert merged.tree.keys() == EXPECTED.keys()
-    assert [row for row in merged.rows if row.fate == "skipped"] == [
+    params, rows = merge_params(EXPECTED, found, optional={"predictions", "fc1"})
+    assert params.keys() == EXPECTED.keys()
+    assert [row for row in rows if row.status == "skipped"] == [
         ("predictions", "kernel", (80, 3), "float32", "k3", "skipped"),
         ("predictions", "bias", (3,), "float32", "b3", "skipped"),
     ]
@@ -137,6 +137,6 @@ def test_channels_first_kernels_are_named():
 def test_arrays_become_leaves_by_position():
     layers = {"conv": [stored("x_W", 1), stored("x_b", 1), stored("x_c", 1)], "dense": [stored("0", 1)], "flatten": []}
     leaves = {
-        layer: {leaf: array.name for leaf, array in found.items()} for layer, found in to_params(layers, {}).items()
+        layer: {leaf: array.name for leaf, array in found.items()} for layer, found in name_leaves(layers, {}).items()
     }
     assert leaves == {"conv": {"kernel": "x_W", "bias": "x_b", "2": "x_c"}, "dense": {"kernel": "0"}}

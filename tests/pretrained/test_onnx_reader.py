@@ -41,11 +41,11 @@ def file(tmp_path):
 
 def test_arrays_become_leaves(file):
     loaded = load_weights(file, EXPECTED)
-    assert loaded.origin == "ONNX"
-    np.testing.assert_array_equal(loaded.tree["conv1"]["kernel"], KERNEL.transpose(2, 3, 1, 0))
-    np.testing.assert_array_equal(loaded.tree["conv1"]["bias"], BIAS)
-    np.testing.assert_array_equal(loaded.tree["mixed_1x1"]["kernel"], MATRIX.T)
-    np.testing.assert_array_equal(loaded.tree["mixed_1x1"]["bias"], SHIFT)
+    assert loaded.format == "ONNX"
+    np.testing.assert_array_equal(loaded.params["conv1"]["kernel"], KERNEL.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(loaded.params["conv1"]["bias"], BIAS)
+    np.testing.assert_array_equal(loaded.params["mixed_1x1"]["kernel"], MATRIX.T)
+    np.testing.assert_array_equal(loaded.params["mixed_1x1"]["bias"], SHIFT)
     assert [row.stored_as for row in loaded.rows] == ["conv1_w_0", "conv1_b_0", "mixed/1x1_w_0", "mixed/1x1_b_0"]
 
 
@@ -101,12 +101,19 @@ def test_a_shape_that_its_numbers_do_not_fill_is_refused(tmp_path, dims):
         read_onnx(save(tmp_path / "x.onnx", [tensor]))
 
 
+def test_a_shape_of_any_number_of_axes_is_refused(tmp_path):
+    tensor = numpy_helper.from_array(BIAS, "conv1_b_0")
+    tensor.dims[:] = [*[1] * 70, 5]
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
+        read_onnx(save(tmp_path / "x.onnx", [tensor]))
+
+
 FIELDS = {
     "a length beyond the end": b"\x3a\xff\xff\xff\xff\x0f",
     "a number without end": b"\x38" + b"\x80" * 20,
     "a number cut short": b"\x38\x80",
     "a wire type that does not exist": b"\x3f",
-    "a group, which ONNX has not": b"\x3b\x3c",
+    "a group without end": b"\x3b",
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from flaxtl.errors import UserError
+from flaxtl.pretrained import safetensors_io
 from flaxtl.pretrained.safetensors_io import quantize, read_safetensors, write_safetensors
 
 RNG = np.random.default_rng(0)
@@ -20,7 +21,7 @@ TREE = {
 
 def values_of(path):
     return {
-        layer: {leaf: s.values for leaf, s in leaves.items()} for layer, leaves in read_safetensors(path).leaves.items()
+        layer: {leaf: s.values for leaf, s in leaves.items()} for layer, leaves in read_safetensors(path).layers.items()
     }
 
 
@@ -55,7 +56,7 @@ def test_bfloat16_rounds_kernels_only(tmp_path):
     values = values_of(path)["block1_conv1"]
     np.testing.assert_array_equal(values["kernel"], kernel.astype(ml_dtypes.bfloat16).astype(np.float32))
     np.testing.assert_array_equal(values["bias"], TREE["block1_conv1"]["bias"])
-    assert read_safetensors(path).leaves["block1_conv1"]["kernel"].dtype == "bfloat16"
+    assert read_safetensors(path).layers["block1_conv1"]["kernel"].dtype == "bfloat16"
 
 
 def test_int8_keeps_a_scale_per_output_channel(tmp_path):
@@ -75,7 +76,7 @@ def test_int8_keeps_a_scale_per_output_channel(tmp_path):
     assert (error <= step / 2 + 127 * step * 2**-23).all()
     assert error.max() > step.max() / 4
     np.testing.assert_array_equal(values_of(path)["block1_conv1"]["bias"], TREE["block1_conv1"]["bias"])
-    assert read_safetensors(path).leaves["block1_conv1"]["kernel"].dtype == "int8"
+    assert read_safetensors(path).layers["block1_conv1"]["kernel"].dtype == "int8"
 
 
 def test_quantise_exact_values():
@@ -126,6 +127,13 @@ def test_int8_without_scale(tmp_path):
         read_safetensors(tmp_path / "x")
 
 
+def test_read_refuses_more_float32_bytes_than_any_model(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "a.safetensors", {"a": {"kernel": np.zeros(64, np.float32)}}, {}, "int8")
+    monkeypatch.setattr(safetensors_io, "MAX_BYTES", 255)
+    with pytest.raises(UserError, match=r"a\.safetensors\b.*\b512 bytes\b"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
 def test_unknown_dtype(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int32)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"'fc/kernel'.*\bI32\b"):
@@ -134,6 +142,6 @@ def test_unknown_dtype(tmp_path):
 
 def test_a_file_of_someone_else(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.float16)}, tmp_path / "x")
-    leaves, metadata = read_safetensors(tmp_path / "x")
+    layers, metadata = read_safetensors(tmp_path / "x")
     assert metadata == {}
-    assert (leaves["fc"]["kernel"].dtype, leaves["fc"]["kernel"].name) == ("float16", "fc/kernel")
+    assert (layers["fc"]["kernel"].dtype, layers["fc"]["kernel"].name) == ("float16", "fc/kernel")

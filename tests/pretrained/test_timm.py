@@ -137,7 +137,7 @@ def pair(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
     save_file(drawn.weights, tmp_path / "torch.safetensors")
     convert_weights_file(name, tmp_path / "torch.safetensors", tmp_path / "ours.safetensors", timm=True)
     model = Classifier(registry.get_spec(name), None if top else Head(2, "global_average"))
-    parameters = {"backbone": load_weights(tmp_path / "ours.safetensors", expected_shapes(model)).tree}
+    parameters = {"backbone": load_weights(tmp_path / "ours.safetensors", expected_shapes(model)).params}
     last = None if top else "block5_pool"
     result = jax.jit(lambda parameters, x: forward(model, parameters, x, stop=last))(parameters, images)
     return Pair(theirs, np.asarray(result.logits if top else result.output))
@@ -184,7 +184,7 @@ def test_first_dense_layer_of_vgg_reads_pixel_by_pixel(module, tmp_path):
 def test_every_layer_has_a_module(network):
     """And VGG's dense layers two: timm's and torchvision's."""
     known = set(expected_shapes(Classifier(registry.get_spec(network))))
-    pairs = list(timm._family(network)(known))
+    pairs = list(timm.module_names(network, known))
     assert {layer for _, layer in pairs} == known
     assert len({module for module, _ in pairs}) == len(pairs) == len(known) + 3 * network.startswith("vgg")
 

@@ -5,10 +5,8 @@ import importlib
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -17,8 +15,6 @@ from flaxtl.data.decode import Resize, decode
 from flaxtl.data.sources import csv_file
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions as predictions_file
-from flaxtl.pretrained import hdf5, keras_v3, loader, onnx_reader, safetensors_io
-from flaxtl.pretrained.loader import load_weights
 from flaxtl.report import galleries, report
 
 ROOT = Path(__file__).parents[2]
@@ -88,93 +84,6 @@ def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
         seen = {kind: one.ask(kind, 0, 0).outcome for kind in ("fault", "write", "unpickle", "memory", "hang", "crash")}
     assert seen == {kind: {"write": "forbidden", "unpickle": "forbidden"}.get(kind, kind) for kind in seen}
     assert {file.name for file in keep.iterdir()} == {f"{kind}-0-0{end}" for kind in seen for end in ("-a", ".txt")}
-
-
-def one_file(path):
-    """A Keras file with one layer that has one array of two numbers."""
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [b"a"]
-        group = file.create_group("a")
-        group.attrs["weight_names"] = [b"k"]
-        group["k"] = np.zeros(2, np.float32)
-    return path
-
-
-EXPECTED = {"a": {"kernel": (2,)}}
-
-
-def in_archive(path, content):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(keras_v3.MEMBER, content)
-    return path
-
-
-def test_a_file_in_which_hdf5_goes_round_in_circles(tmp_path):
-    """The second text of the global heap claims 127 bytes in place of 1."""
-    path = one_file(tmp_path / "a.h5")
-    content = bytearray(path.read_bytes())
-    length = content.index(b"GCOL") + 48
-    assert content[length] == 1
-    content[length] = 127
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.h5 is .*damaged"):
-        load_weights(path, EXPECTED)
-
-
-@pytest.mark.parametrize("end", ["os.abort()", "import time; time.sleep(60)", "x = bytearray(2**40)"])
-def test_what_ends_the_other_process_does_not_end_this_one(tmp_path, monkeypatch, end):
-    path = one_file(tmp_path / "a.h5")
-    code = "import os, sys; sys.path[:] = sys.argv[2:]; from flaxtl.pretrained import h5_layers, h5_trial"
-    monkeypatch.setattr(hdf5, "_CODE", f"{code}\ndef end(*_, **__): {end}\nh5_layers.read = end\nh5_trial.main()")
-    monkeypatch.setattr(hdf5, "_SECONDS", 1)
-    monkeypatch.setattr(hdf5, "_PATIENCE", 3)
-    with pytest.raises(UserError, match=r"a\.h5 is damaged .*copy or download it again"):
-        load_weights(path, EXPECTED)
-
-
-def test_a_trial_that_does_not_start_is_no_fault_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "_CODE", "import nothing_of_that_name")
-    with pytest.raises(RuntimeError, match="nothing_of_that_name"):
-        load_weights(one_file(tmp_path / "a.h5"), EXPECTED)
-
-
-def test_a_published_file_is_not_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5, "trial_read", None)
-    assert load_weights(one_file(tmp_path / "a.h5"), EXPECTED, trusted=True).tree["a"]["kernel"].shape == (2,)
-
-
-def test_the_trial_tells_the_reason_of_a_refusal(tmp_path):
-    path = tmp_path / "\udcff é.h5"  # a Linux file name need not be Unicode
-    with h5py.File(os.fsencode(path), "w") as file:
-        file["x"] = 1
-    with pytest.raises(UserError, match="not one of Keras' weight files") as caught:
-        hdf5.trial_read(path)
-    assert str(path) in str(caught.value)
-
-
-def test_more_bytes_than_any_network_needs(tmp_path, monkeypatch):
-    path = in_archive(tmp_path / "a.keras", bytes(1000))
-    monkeypatch.setattr(keras_v3, "MAX_BYTES", 999)
-    with pytest.raises(UserError, match="holds 1,000 bytes, more than any network needs"):
-        keras_v3.weights_of_archive(path)
-    path = tmp_path / "a.safetensors"
-    safetensors_io.write_safetensors(path, {"a": {"kernel": np.zeros(64, np.float32)}}, {}, "int8")
-    monkeypatch.setattr(safetensors_io, "MAX_BYTES", 255)
-    with pytest.raises(UserError, match="comes to 512 bytes in float32"):
-        safetensors_io.read_safetensors(path)
-    monkeypatch.setattr(loader, "MAX_BYTES", 10)
-    with pytest.raises(UserError, match="more than any network needs"):
-        load_weights(path, EXPECTED)
-
-
-def test_an_onnx_array_of_any_number_of_axes(tmp_path):
-    """dims (field 1, packed): 70 times 1; float_data (field 4): one number."""
-    tensor = b"\x0a\x46" + b"\x01" * 70 + b"\x10\x01" + b"\x42\x01a" + b"\x22\x04" + bytes(4)
-    graph = b"\x2a" + bytes([len(tensor)]) + tensor
-    path = tmp_path / "a.onnx"
-    path.write_bytes(b"\x08\x03\x3a" + bytes([len(graph)]) + graph)
-    with pytest.raises(UserError, match="damaged"):
-        onnx_reader.read_onnx(path)
 
 
 @pytest.mark.parametrize(

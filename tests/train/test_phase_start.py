@@ -25,7 +25,7 @@ def run(folder, tmp_path_factory):
 def test_the_first_phase_begins_with_the_pretrained_network(folder, tmp_path):
     config = tiny_run.config(folder)
     start = load_phase_start(config, tmp_path / "new", None, tiny_run.quiet())
-    expected = backbone.initial_params(config, start.material.setup.model_info.model, say=print).parameters
+    expected = backbone.initial_params(config, start.material.setup.model_info.model, notify=print).params
     assert start.phase.name == "frozen"
     assert param_digests(start.parameters) == param_digests(expected)
     assert not (tmp_path / "new").exists()
