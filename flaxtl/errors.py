@@ -34,7 +34,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     if similar:
         return UserError(f"Unknown {kind} {name!r}. Did you mean {similar[0]!r}?")
     more = ", ..." if len(known) > MAX_SUGGESTIONS else ""
-    return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS])}{more}")
+    return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS]) or 'none'}{more}")
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -1,5 +1,3 @@
-"""Configs: defaults, overrides, refusals, and the way to JSON and back."""
-
 import json
 import re
 import sys
@@ -23,10 +21,10 @@ SMALLEST = "c.frozen = dict(lr=dict(head=1e-3, base=0))"
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a config of these lines and returns its path."""
+    """Return a function that writes a config file of the given lines and returns its path."""
 
     def writer(*lines, signature="", name="mine"):
-        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where config_flags keeps the last config
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # config_flags keeps the last config there
         file = tmp_path / f"{name}.py"
         body = "\n".join(f"    {line}" for line in ("c = ConfigDict()", *lines, "return c"))
         file.write_text(f"from ml_collections import ConfigDict\ndef get_config({signature}):\n{body}\n")
@@ -36,32 +34,32 @@ def write(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refuses(write):
-    """The sentence with which a config of these lines is refused."""
+def error_of(write):
+    """Return a function that gives the error message, one line, for a config file of the given lines."""
 
-    def refusal(*lines, overrides=()):
+    def load(*lines, overrides=()):
         with pytest.raises(UserError) as error:
             load_config(write(*lines), overrides)
-        sentence = str(error.value)
-        assert len(sentence.splitlines()) == 1
-        return sentence
+        text = str(error.value)
+        assert len(text.splitlines()) == 1
+        return text
 
-    return refusal
-
-
-def missing(facts, sentence):
-    """Those of the regular expressions that the sentence does not match."""
-    return [fact for fact in facts if not re.search(fact, sentence)]
+    return load
 
 
-def test_the_smallest_config_is_filled_with_the_defaults(write):
+def missing(facts, text):
+    """Return those of the regular expressions that do not match the text."""
+    return [fact for fact in facts if not re.search(fact, text)]
+
+
+def test_load_config_fills_in_defaults(write):
     config = load_config(write(SMALLEST)).to_dict()
     frozen = config.pop("frozen")
     assert config == DEFAULTS.to_dict()
     assert frozen == {**PHASE_DEFAULTS.to_dict(), "lr": {"head": 1e-3, "base": 0.0}}
 
 
-def test_what_a_config_says_stands(write):
+def test_load_config_keeps_values_of_the_file(write):
     config = load_config(
         write(
             "c.seed = 7",
@@ -81,14 +79,14 @@ def test_what_a_config_says_stands(write):
     assert (config.second.epochs, config.second.augment) == (10, True)
 
 
-def test_defaults_are_not_shared_between_configs(write):
+def test_load_config_does_not_share_defaults(write):
     first = load_config(write(SMALLEST, "c.data = dict(fractions=dict(train=0.8, validation=0.2))"))
     assert first.data.fractions.to_dict() == {"train": 0.8, "validation": 0.2}
     second = load_config(write(SMALLEST))
     assert second.data.fractions.to_dict() == {"train": 0.5, "validation": 0.2, "test": 0.3}
 
 
-def test_an_optimizer_is_replaced_as_a_whole(write):
+def test_load_config_replaces_the_optimizer_as_a_whole(write):
     config = load_config(write(SMALLEST, "c.optimizer = dict(name='sgd', momentum=0.9)"))
     assert config.optimizer.to_dict() == {"name": "sgd", "momentum": 0.9}
 
@@ -109,10 +107,10 @@ def test_an_optimizer_is_replaced_as_a_whole(write):
         ("data.classes=('rose', 'tulip')", ("rose", "tulip")),
         ("data.fractions.train=0.6", 0.6),
         ("model.output_layer=block3_pool", "block3_pool"),
-        ("groups=(('head', 'head/.*'), ('base', '.*'))", (("head", "head/.*"), ("base", ".*"))),
+        ("param_groups=(('head', 'head/.*'), ('base', '.*'))", (("head", "head/.*"), ("base", ".*"))),
     ],
 )
-def test_overrides_have_the_type_of_the_setting(write, override, expected):
+def test_override_has_the_type_of_the_setting(write, override, expected):
     value = load_config(write(SMALLEST), [f"--config.{override}"])
     for key in override.split("=")[0].split("."):
         value = value[key]
@@ -120,7 +118,7 @@ def test_overrides_have_the_type_of_the_setting(write, override, expected):
     assert type(value) is type(expected)
 
 
-def test_another_optimizer_does_not_inherit_arguments(write):
+def test_override_of_the_optimizer_drops_other_arguments(write):
     file = write(SMALLEST)
     assert load_config(file, ["--config.optimizer.name=sgd"]).optimizer.to_dict() == {"name": "sgd"}
     assert load_config(file, ["--config.optimizer.b1=0.5"]).optimizer.to_dict() == {
@@ -130,14 +128,14 @@ def test_another_optimizer_does_not_inherit_arguments(write):
     }
 
 
-def test_the_last_of_two_overrides_counts(write):
+def test_override_given_twice_uses_the_last(write):
     assert load_config(write(SMALLEST), ["--config.seed=1", "--config.batch_size=8", "--config.seed=2"]).seed == 2
 
 
 TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
 
 
-def test_a_rate_by_the_own_name_of_the_top_block_takes_the_place_of_top(write):
+def test_override_of_the_top_groups_own_name_replaces_top(write):
     file = write(TOP)
     assert load_config(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
     named = load_config(file, ["--config.frozen.lr.block5=3e-6"])
@@ -146,7 +144,7 @@ def test_a_rate_by_the_own_name_of_the_top_block_takes_the_place_of_top(write):
 
 
 @pytest.mark.parametrize("key", ["frozen.lr", "frzen.lr.block5", "frozen.lr.", "frozen.block5"])
-def test_only_a_rate_takes_the_place_of_top(write, key):
+def test_override_that_is_no_rate_of_the_top_group_is_refused(write, key):
     with pytest.raises(UserError):
         load_config(write(TOP), [f"--config.{key}=3e-6"])
 
@@ -161,13 +159,30 @@ def test_only_a_rate_takes_the_place_of_top(write, key):
         ("phases=()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
     ],
 )
-def test_overrides_that_mean_nothing_are_refused(refuses, override, facts):
-    assert missing(facts, refuses(SMALLEST, overrides=[f"--config.{override}"])) == []
+def test_override_of_unknown_setting_is_refused(error_of, override, facts):
+    assert missing(facts, error_of(SMALLEST, overrides=[f"--config.{override}"])) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("batch", "batch_size"),
+        ("accumulate", "accum_steps"),
+        ("groups", "param_groups"),
+        ("data.filter", "data.interpolation"),
+        ("model.stop", "model.output_layer"),
+        ("features.views", "feature_cache.views"),
+        ("features.directory", "feature_cache.dir"),
+        ("frozen.metric", "frozen.monitor"),
+    ],
+)
+def test_override_of_a_renamed_setting_names_the_new_one(error_of, old, new):
+    assert f"'{old}'. Did you mean '{new}'?" in error_of(SMALLEST, overrides=[f"--config.{old}=1"])
 
 
 @pytest.mark.parametrize("override", ["seed=many", "seed=1.5", "frozen.augment=perhaps", "head.dropout=x"])
-def test_overrides_of_another_type_are_refused(refuses, override):
-    assert f"--config.{override}" in refuses(SMALLEST, overrides=[f"--config.{override}"])
+def test_override_of_wrong_type_is_refused(error_of, override):
+    assert f"--config.{override}" in error_of(SMALLEST, overrides=[f"--config.{override}"])
 
 
 @pytest.mark.parametrize(
@@ -176,8 +191,8 @@ def test_overrides_of_another_type_are_refused(refuses, override):
         ("c.sed = 3", [r"\bsed\b.*\bseed\b"]),
         ("c.head = dict(unit=(3,))", [r"\bhead\.unit\b.*\bhead\.units\b"]),
         ("c.frozen.epoch = 3", [r"\bfrozen\.epoch\b.*\bfrozen\.epochs\b"]),
-        ("c.batch_size = '32'", [r"\bbatch\b", r"'32'", r"(?<!')\b32\b"]),
-        ("c.batch_size = 3.5", [r"\bbatch\b", r"\b3\.5\b", r"\b32\b"]),
+        ("c.batch_size = '32'", [r"\bbatch_size\b", r"'32'", r"(?<!')\b32\b"]),
+        ("c.batch_size = 3.5", [r"\bbatch_size\b", r"\b3\.5\b", r"\b32\b"]),
         ("c.seed = True", [r"\bseed\b", r"\bTrue\b", r"\b0\b"]),
         ("c.head = dict(units=3)", [r"\bhead\.units\b", r"\b3\b", r"\(128,\)"]),
         ("c.dtype = 16", [r"\bdtype\b", r"\b16\b", r"'float32'"]),
@@ -185,13 +200,14 @@ def test_overrides_of_another_type_are_refused(refuses, override):
         ("c.frozen.lr = ConfigDict({'head': 'fast'})", [r"\bfrozen\.lr\b", r"\bdict\(head=1e-3\)"]),
         ("c.phases = 'frozen'", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
         ("c.phases = ()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
-        ("c.phases = ('frozn',)", [r"'frozn'", r"\bphases\b", r"\.frozn\b"]),
+        ("c.phases = ('frozn',)", [r"\bphase 'frozn'.*'frozen'"]),
+        ("c.phases = ('late',)", [r"\bphase 'late'.*\bfrozen\b"]),
         ("c.phases = ('data',)", [r"\bphase\b", r"'data'", r"\bsetting\b"]),
         ("c.late = dict(lr=dict(head=1.0))", [r"\.late\b", r"\bphases\b"]),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(refuses, line, facts):
-    assert missing(facts, refuses(SMALLEST, line)) == []
+def test_invalid_setting_is_refused(error_of, line, facts):
+    assert missing(facts, error_of(SMALLEST, line)) == []
 
 
 @pytest.mark.parametrize(
@@ -203,11 +219,11 @@ def test_settings_that_do_not_fit_are_refused(refuses, line, facts):
         ("1 +", "invalid syntax (mine.py, line 4)"),
     ],
 )
-def test_a_broken_config_tells_its_last_line(refuses, line, reason):
-    assert re.search(rf"/mine\.py\b.*{re.escape(reason)}", refuses(line))
+def test_broken_config_file_reports_its_last_line(error_of, line, reason):
+    assert re.search(rf"/mine\.py\b.*{re.escape(reason)}", error_of(line))
 
 
-def test_a_config_without_get_config(write, tmp_path):
+def test_config_file_without_get_config_is_refused(write, tmp_path):
     write()
     file = tmp_path / "empty.py"
     file.write_text("x = 1\n")
@@ -216,18 +232,24 @@ def test_a_config_without_get_config(write, tmp_path):
 
 
 @pytest.mark.parametrize("result", ["None", "dict(seed=1)"])
-def test_a_config_must_return_a_config(refuses, result):
+def test_config_file_must_return_a_configdict(error_of, result):
     facts = [r"/mine\.py\b", r"\bConfigDict\b", r"\bget_config\b"]
-    assert missing(facts, refuses(f"return {result}")) == []
+    assert missing(facts, error_of(f"return {result}")) == []
 
 
 @pytest.mark.parametrize("spec", ["nowhere/mine.py", "nowhere/mine.py:variant", ""])
-def test_a_missing_config_is_named(spec):
-    with pytest.raises(UserError, match=re.escape(f"'{spec.split(':')[0] or '.'}'") + ".*--config="):
+def test_missing_config_file_is_named(spec):
+    with pytest.raises(UserError, match=re.escape(f"'{spec.split(':')[0]}'") + r".*--config=demo\|"):
         load_config(spec)
 
 
-def test_variants(write):
+@pytest.mark.parametrize("name", ["demo", "folder", "flowers_vgg16", "flowers_vgg16:scratch", "gradual"])
+def test_config_name_finds_a_config_of_flaxtl(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "finetune" in load_config(name).phases or name == "gradual"
+
+
+def test_variant_is_passed_to_get_config(write):
     file = write(SMALLEST, "c.seed = {'': 1, 'two': 2}[variant]", signature="variant=''")
     assert load_config(file).seed == 1
     assert load_config(f"{file}:two").seed == 2
@@ -235,32 +257,32 @@ def test_variants(write):
         load_config(f"{file}:three")
 
 
-def test_a_variant_of_a_config_that_has_none(write):
+def test_variant_of_a_config_without_variants_is_refused(write):
     with pytest.raises(UserError, match="takes 0 positional arguments"):
         load_config(write(SMALLEST) + ":two")
 
 
-def test_a_loaded_config_is_locked(write):
+def test_loaded_config_is_locked(write):
     with pytest.raises(AttributeError, match="Did you mean"):
         load_config(write(SMALLEST)).sed = 1
 
 
-def test_json_round_trip(write):
+def test_config_from_json_reverses_config_to_json(write):
     config = load_config(write(SMALLEST, "c.param_groups = (('head', 'head/.*'), ('base', '.*'))"))
     text = json.dumps(config_to_json(config))
     again = config_from_json(json.loads(text))
     assert config_to_json(again) == config_to_json(config)
     assert config_differences(json.loads(text), config_to_json(config)) == []
-    assert [tuple(rule) for rule in again.groups] == [("head", "head/.*"), ("base", ".*")]
+    assert [tuple(rule) for rule in again.param_groups] == [("head", "head/.*"), ("base", ".*")]
     assert again.frozen.lr.head == 1e-3
 
 
-def test_differences_name_every_setting_in_order():
+def test_config_differences_lists_settings_in_order():
     old = {"seed": 0, "data": {"source": "synthetic", "height": 200}, "frozen": {"epochs": 3, "lr": {}}}
     new = {"seed": 0, "data": {"source": "folder:x", "height": 96}, "frozen": {"lr": {"head": 0.1}, "augment": True}}
-    found = [re.fullmatch(r"(\S+): (.+) -> (.+)", line).groups() for line in config_differences(old, new)]
-    absent = found[2][2]
-    assert found == [
+    differences = [re.fullmatch(r"(\S+): (.+) -> (.+)", line).groups() for line in config_differences(old, new)]
+    absent = differences[2][2]
+    assert differences == [
         ("data.source", "synthetic", "folder:x"),
         ("data.height", "200", "96"),
         ("frozen.epochs", "3", absent),
@@ -270,19 +292,19 @@ def test_differences_name_every_setting_in_order():
     ]
 
 
-def test_a_phase_that_one_config_lacks_is_one_difference():
+def test_config_differences_counts_an_absent_phase_once():
     old = {"phases": ["frozen"], "frozen": {"epochs": 3}}
     new = {"phases": ["frozen", "finetune"], "frozen": {"epochs": 3}, "finetune": {"epochs": 2, "patience": 4}}
     assert config_differences(old, new) == ["phases: ['frozen'] -> ['frozen', 'finetune']"]
 
 
-def test_flatten_keeps_the_order_and_empty_groups():
+def test_flatten_config_keeps_order_and_empty_sections():
     nested = ConfigDict({"b": {"y": 1, "x": {}}, "a": (2,)})
     assert sorted(flatten_config(nested)) == [("a", (2,)), ("b.x", ConfigDict()), ("b.y", 1)]
     assert list(flatten_config({"b": {"y": 1}, "a": 2})) == [("b.y", 1), ("a", 2)]
 
 
-def test_phases_that_the_command_line_leaves_out_are_gone_for_good(write):
+def test_override_of_phases_drops_settings_of_other_phases(write):
     phases = "c.first = dict(lr=dict(head=1e-3))", "c.second = dict(lr=dict(head=1e-4))"
     file = write("c.phases = ('first', 'second')", *phases)
     config = load_config(file, ["--config.phases=('second',)", "--config.second.epochs=3"])
@@ -292,16 +314,15 @@ def test_phases_that_the_command_line_leaves_out_are_gone_for_good(write):
     assert again.second.epochs == 3
 
 
-def test_an_argument_of_the_optimizer_may_be_new(write):
-    """Whether the optimizer has it is the optimizer's to say."""
+def test_override_adds_an_optimizer_argument(write):
     file = write(SMALLEST)
-    given = [
+    overrides = [
         "--config.optimizer.name=adamw",
         "--config.optimizer.weight_decay=0.01",
         "--config.optimizer.nesterov=True",
     ]
     expected = {"name": "adamw", "weight_decay": 0.01, "nesterov": True}
-    assert load_config(file, given).optimizer.to_dict() == expected
+    assert load_config(file, overrides).optimizer.to_dict() == expected
     for override in ("optimizer.weight_decay=abc", "optimizer.=3", "optimizer=3", "head.optimizer.x=1"):
         with pytest.raises(UserError):
             load_config(file, [f"--config.{override}"])

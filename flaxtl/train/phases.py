@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxtl.config import TOP
+from flaxtl.config import TOP_GROUP
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
@@ -175,8 +175,8 @@ def _check_views(config: Any, phases: Sequence[Phase]) -> None:
 
 def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:
     """group -> learning rate; `top` under its own name, unless the config has groups of its own."""
-    top = TOP if config.param_groups else model.spec.top_group
-    return {top if group == TOP else group: float(rate) for group, rate in lr.items()}
+    top = TOP_GROUP if config.param_groups else model.spec.top_group
+    return {top if group == TOP_GROUP else group: float(rate) for group, rate in lr.items()}
 
 
 def _at_least(least: int, phase: str, key: str, value: int) -> int:

@@ -12,7 +12,7 @@ from rich import table as rich_table
 from rich.console import Console
 
 from flaxtl import fileio
-from flaxtl.config import TOP
+from flaxtl.config import TOP_GROUP
 from flaxtl.console import make_table, progress_bar
 from flaxtl.errors import join_names
 from flaxtl.fileio import atomic_write
@@ -159,7 +159,9 @@ def _run_range_test(start: PhaseStart, rates: LrRange, console: Console) -> LrSu
         curve = range_test(start.material, phase, start.parameters, rates, advance)
     own = phase.param_groups.lrs
     fastest = max(own.values())
-    shares = {group if group in config[phase.name].lr else TOP: own[group] / fastest for group in own if own[group]}
+    shares = {
+        group if group in config[phase.name].lr else TOP_GROUP: own[group] / fastest for group in own if own[group]
+    }
     return LrSuggestions(phase.name, rates, curve, shares, suggestions(curve))
 
 

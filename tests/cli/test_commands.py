@@ -237,7 +237,7 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
         (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
         (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "'--config'"]),
-        (["summary", "--config=no.py"], ["'no.py'", "--config=configs/"]),
+        (["summary", "--config=no.py"], ["'no.py'", "--config=demo|"]),
         (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
         (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
         (["summary", f"--config={DEMO}", "--config.model.output_layer=block5"], ["'block5'", "'block5_pool'"]),
@@ -248,7 +248,7 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["predict", "--workdir=x", "--input=y", "--weights=z"], ["--weights=FILE", "--model=NAME"]),
         (["predict", "--model=vgg16", "--input=y", "--calibrated"], ["--calibrated", "--workdir=DIR"]),
         (["predict", "--model=vgg61", f"--input={DEMO}"], ["'vgg61'", "'vgg19'"]),
-        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], ["random", "--weights"]),
+        (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], ["Random", "--weights"]),
         (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=x.h5"], ["'x.h5'", "'imagenet'", "'builtin'"]),
         (
             ["predict", "--model=vgg16", f"--input={DEMO}", "--weights=builtin"],

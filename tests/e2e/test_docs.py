@@ -15,7 +15,7 @@ import pytest
 from helpers import doc_pages
 from reference import commands, lecture
 
-from flaxtl.config import DEFAULTS, OPEN, PHASE_DEFAULTS, flatten_config
+from flaxtl.config import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS, flatten_config
 from flaxtl.data.sources import synthetic
 
 LANGUAGES = {"bash", "python", "text", "console", "json", ""}
@@ -69,7 +69,7 @@ SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 def is_setting(key):
     """Whether a config may have it: one of the defaults, one of a phase, or an argument of an optimizer."""
     first, _, rest = key.partition(".")
-    if key in SETTINGS or key in OPEN or key in PLACEHOLDERS or first == "optimizer":
+    if key in SETTINGS or key in ATOMIC_SETTINGS or key in PLACEHOLDERS or first == "optimizer":
         return True
     return first not in SETTINGS | dict.fromkeys(SECTIONS) and rest.split(".")[0] in PHASE_DEFAULTS
 

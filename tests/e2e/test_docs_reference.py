@@ -40,12 +40,12 @@ def test_every_setting_has_a_comment_on_a_line_of_its_own():
 
 
 def test_the_comment_beside_a_setting_is_its_meaning():
-    batch = told("DEFAULTS")["batch"]
+    batch = told("DEFAULTS")["batch_size"]
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[batch.line - 1]
     assert batch.meaning
     assert line.endswith(f"  # {batch.meaning}")
     page = configs.page()
-    assert f"| `batch`{{ #batch }} | integer | `32` | {markdown.text(batch.meaning)} |" in page
+    assert f"| `batch_size`{{ #batch_size }} | integer | `32` | {markdown.text(batch.meaning)} |" in page
     assert "`data.fractions`{ #data.fractions } | numbers by name |" in page
     assert "`warmup_steps`{ #phase.warmup_steps }" in page
     assert all(f"`{key}`{{ #" in page for key in (*told("DEFAULTS"), *told("PHASE_DEFAULTS")))

@@ -10,7 +10,7 @@ import pytest
 from helpers.train_process import Place
 
 from flaxtl.cli.main import main
-from flaxtl.config import TOP, load_config
+from flaxtl.config import TOP_GROUP, load_config
 from flaxtl.train.feature_cache import FeatureExtractor
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange
 from flaxtl.tuning import lr_finder
@@ -133,7 +133,7 @@ def found(smoothed, shares=None):
     rates = LrRange(1e-6, 1.0, len(smoothed))
     points = (LrPoint(*each) for each in zip(rates.all().tolist(), smoothed, smoothed, strict=True))
     curve = LrCurve(tuple(points), rates.unsettled)
-    return LrSuggestions("finetune", rates, curve, shares or {"head": 1.0, TOP: 0.1}, suggestions(curve))
+    return LrSuggestions("finetune", rates, curve, shares or {"head": 1.0, TOP_GROUP: 0.1}, suggestions(curve))
 
 
 FALLING = [*np.linspace(2, 1, 20), *np.linspace(1.1, 3, 10)]
