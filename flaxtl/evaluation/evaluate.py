@@ -169,7 +169,7 @@ def _predictions(
         data = decode_examples(replace(setup, resize=views.resize), examples, console).loader(setup.mesh)
     labels = setup.manifest.labels(examples)
     averaged = tta.average_views(run, views, plain, labels, data, console)
-    gain = tta.TtaGain.of(labels, plain, averaged)
+    gain = tta.TtaGain.create(labels, plain, averaged)
     console.print(str(gain), highlight=False, markup=False, soft_wrap=True)
     return averaged, {"tta": {"name": views.name, "views": views.num_views}, **gain.to_json()}
 

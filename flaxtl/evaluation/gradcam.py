@@ -1,12 +1,17 @@
-"""Grad-CAM: which places of an image speak for a class (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
+"""Grad-CAM heatmaps: which image regions support a class (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
 
-The score of a class is its logit. The probability would not do: its gradient is the logits' times p * (1 - p), which
-vanishes where the network is sure, and it falls where another class gains, so that a place which speaks for that one
-would count as speaking against this one.
+The score of a class is its logit, not its probability: the gradient of the probability is that of the logits times
+p * (1 - p), which vanishes for confident predictions, and a region that supports another class would count as evidence
+against this one.
+
+The heatmaps of a run are stored in DIR/report/gradcam.json, so that the report can be written without the model.
 """
 
+import base64
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -14,195 +19,293 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.decode import decode
+from flaxtl.data.decode import Resize, decode
 from flaxtl.errors import UserError, unknown
-from flaxtl.evaluation import classification, heatmaps, run_files
-from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
+from flaxtl.evaluation import classification, run_files
 from flaxtl.evaluation.predictor import TrainedRun
-from flaxtl.evaluation.run_files import RunRecord
+from flaxtl.evaluation.run_files import Record, RunRecord, Shape, is_count, is_text, shape_fault
+from flaxtl.fileio import atomic_write_text
 from flaxtl.models.classifier import Classifier, Params, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
 
-FEATURELESS = frozenset({"max pool", "average pool", "pad", "crop"})
-"""Kinds of layers that make no features: they have those of the layer before them, at fewer or other places."""
-
-
-def gradcam_maps(
-    model: Classifier, parameters: Params, images: jax.Array, classes: jax.Array, layer: Layer
-) -> jax.Array:
-    """The heat maps of some classes over every image, at the places of a layer.
-
-    The weight of a channel is the mean over all places of the gradient of the class's logit with respect to it; the
-    map is the weighted sum of the channels where it is positive. All is computed in float32, also of a network that
-    runs in bfloat16; batch norms go by their statistics and nothing is dropped, as in prediction.
-
-    Args:
-        model: any network, with its classes on top.
-        parameters: its parameters.
-        images: RGB, values 0..255 [batch, height, width, 3].
-        classes: indices, int32 [batch, n].
-        layer: as `checked` gives it for images of that size; within a branch, too.
-
-    Returns:
-        float32 [batch, n, rows, columns], each map divided by its largest value, so that it lies in 0..1; where no
-        place speaks for the class, it is 0 everywhere.
-    """
-    model = model.clone(dtype=jnp.float32)
-
-    def scores(added: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The logits, and the layer's output; for zeros these are as they are."""
-        result = forward(model, parameters, images, taps=(layer.name,), perturbations={layer.name: added})
-        assert result.logits is not None, "a pass without `stop` reaches the softmax"
-        return result.logits, result.taps[layer.name]
-
-    logits, gradient, output = jax.vjp(scores, jnp.zeros((len(images), *layer.shape)), has_aux=True)
-
-    def of_one(indices: jax.Array) -> jax.Array:
-        """[batch] class indices -> [batch, rows, columns]. Images do not mix, so that one pass serves them all."""
-        (slope,) = gradient(jax.nn.one_hot(indices, logits.shape[1]))
-        return jax.nn.relu((slope.mean((1, 2), keepdims=True) * output).sum(-1))
-
-    maps = jax.vmap(of_one, in_axes=1, out_axes=1)(classes)
-    largest = maps.max((2, 3), keepdims=True)
-    return maps / jnp.where(largest > 0, largest, 1)
-
-
-def default_layer(layers: Sequence[Layer]) -> str:
-    """The last layer of the base that everything passes through, that has places and makes features.
-
-    That is the last convolution of VGG16, block5_conv3, the end of the last residual block of ResNet50,
-    conv5_block3_out, and of a base that ends at block3_pool the layer block3_conv3: the deepest features, at the most
-    places that they are known at. `layers` as `classifier.layers` gives them.
-
-    Raises UserError if there is none.
-    """
-    base = [layer for layer in layers if layer.section == "backbone"]
-    through = set(cut_points(base))
-    fit = [
-        layer.name for layer in base if layer.name in through and layer.kind not in FEATURELESS and _has_places(layer)
-    ]
-    if not fit:
-        raise UserError("no layer of the base has a height and a width left; choose larger images")
-    return fit[-1]
-
-
-def check_layer(layers: Sequence[Layer], name: str) -> Layer:
-    """The layer called `name`; raises UserError if there is none, or it has no places that a map could show."""
-    known = {layer.name: layer for layer in layers}
-    if name not in known:
-        raise unknown("layer", name, known)
-    if not _has_places(known[name]):
-        shape = "x".join(str(size) for size in known[name].shape)
-        raise UserError(
-            f"the output of layer {name!r} is {shape}, without the height and width that a heat map needs; "
-            f"choose a layer before the pooling, such as {default_layer(layers)!r}"
-        )
-    return known[name]
-
-
-def _has_places(layer: Layer) -> bool:
-    """Whether its output is [rows, columns, channels] of more than one place."""
-    return len(layer.shape) == 3 and layer.shape[0] * layer.shape[1] > 1
-
-
-ERRORS, RIGHT_ANSWERS = 12, 6
-"""Images that are shown with heat maps, at most."""
+MAX_ERRORS, MAX_CORRECT = 12, 6
+"""Maximum number of misclassified and of correctly classified images with heatmaps."""
 
 MAX_BATCH_PIXELS = 8 * 224 * 224
-"""Of the images that pass the network together, at most: fewer than in training, which needs more memory too."""
+"""Maximum number of pixels in a batch; smaller than in training, as the backward pass starts at a single layer."""
+
+KINDS_WITHOUT_FEATURES = frozenset({"max pool", "average pool", "pad", "crop"})
+"""Layer kinds that only resample the features of the layer before them."""
+
+Heatmap = npt.NDArray[np.uint8]
+"""uint8 [rows, columns]: 255 where the evidence for the class is strongest, 0 where there is none."""
 
 ClassPair = tuple[str, str]
-"""The class that was answered, and that of the label; the same where the answer is right."""
+"""The predicted class and the true class of an image."""
+
+
+@dataclass(frozen=True)
+class HeatmapSet:
+    """The heatmaps of a run.
+
+    Attributes:
+        layer: name of the layer that they were computed at.
+        rows: height of the layer's output, and so of each heatmap.
+        columns: width of the layer's output.
+        resize: how images were resized; a heatmap covers the part of the image that this leaves.
+        maps: image path -> class name -> heatmap.
+    """
+
+    layer: str
+    rows: int
+    columns: int
+    resize: Resize
+    maps: Mapping[str, Mapping[str, Heatmap]]
 
 
 def update_heatmaps(
-    workdir: Path, opened: Callable[[], TrainedRun], say: Callable[[str], None], layer: str | None = None
+    workdir: Path, load_run: Callable[[], TrainedRun], notify: Callable[[str], None], layer: str | None = None
 ) -> None:
-    """Have the heat maps of the run in `workdir` kept there: at `layer`, or unless told at any.
+    """Compute and store the heatmaps of the run in `workdir`, unless they are there already.
 
-    Where they are, and before there are predictions, nothing is done; else the network that is `opened` makes them.
-    Where that cannot be, because checkpoints or images are gone, a sentence is said, for a report does without;
-    if `layer` is given, it is a UserError, and so is a layer that the network does not have.
+    Without predictions nothing is done. If heatmaps cannot be computed because checkpoints or images are missing, the
+    reason is reported, as a report can do without them; with `layer` it is an error.
+
+    Args:
+        workdir: run directory.
+        load_run: called only if the model is needed.
+        notify: called with a message if there are no heatmaps.
+        layer: layer name; None keeps the layer of the stored heatmaps, or else takes `default_layer`.
+
+    Raises:
+        UserError: `layer` is unknown, or the heatmaps at `layer` cannot be computed.
     """
-    wanted, kept = heatmap_pairs(run_files.read_run(workdir)), heatmaps.read_heatmaps(workdir)
-    if (
-        kept
-        and layer in (None, kept.layer)
-        and all(set(pair) <= kept.maps.get(path, {}).keys() for path, pair in wanted.items())
-    ):
+    targets, stored = heatmap_targets(run_files.read_run(workdir)), read_heatmaps(workdir)
+    if stored and layer in (None, stored.layer) and _has_targets(stored, targets):
         return
     try:
-        if wanted:
-            heatmaps.write_heatmaps(
-                workdir, compute_heatmaps(opened(), wanted, layer or (kept.layer if kept else None))
-            )
+        if targets:
+            heatmaps = compute_heatmaps(load_run(), targets, layer or (stored.layer if stored else None))
+            write_heatmaps(workdir, heatmaps)
         elif layer:
-            raise UserError(f"the run in {workdir} has no predictions to explain yet; leave --gradcam out until it has")
+            raise UserError(
+                f"The run in {workdir} has no predictions to explain yet. Leave out --gradcam until it has."
+            )
     except UserError as error:
         if layer:
             raise
-        say(f"the report has no heat maps: {error}")
+        notify(f"The report has no heatmaps: {error}")
 
 
-def heatmap_pairs(run: RunRecord) -> dict[str, ClassPair]:
-    """The images that are shown with heat maps, errors first, and the classes that are asked about; by path."""
-    if not run.predictions or run.eval_split not in run.predictions.splits:
+def _has_targets(stored: HeatmapSet, targets: Mapping[str, ClassPair]) -> bool:
+    return all(set(classes) <= stored.maps.get(path, {}).keys() for path, classes in targets.items())
+
+
+def heatmap_targets(run: RunRecord) -> dict[str, ClassPair]:
+    """Return the images that the report shows with heatmaps, errors first: path -> classes to explain."""
+    predictions = run.eval_predictions
+    if predictions is None:
         return {}
-    judged = run.predictions.of_split(run.eval_split)
-    errors = classification.largest_loss_errors(judged.probabilities, judged.labels, ERRORS)
-    rows = [*errors, *classification.typical_correct(judged.probabilities, judged.labels, RIGHT_ANSWERS)]
-    return {
-        judged.paths[row]: (judged.classes[judged.predicted[row]], judged.classes[judged.labels[row]]) for row in rows
-    }
+    probabilities, labels, classes = predictions.probabilities, predictions.labels, predictions.classes
+    rows = [
+        *classification.largest_loss_errors(probabilities, labels, MAX_ERRORS),
+        *classification.typical_correct(probabilities, labels, MAX_CORRECT),
+    ]
+    return {predictions.paths[row]: (classes[predictions.predicted[row]], classes[labels[row]]) for row in rows}
 
 
-def compute_heatmaps(run: TrainedRun, wanted: Mapping[str, ClassPair], layer: str | None) -> HeatmapSet:
-    """The heat maps of the classes in `wanted` over its images, those that cannot be read left out.
+def compute_heatmaps(run: TrainedRun, targets: Mapping[str, ClassPair], layer: str | None) -> HeatmapSet:
+    """Compute heatmaps of images for their classes; unreadable images are left out.
 
-    `layer` is the name of any layer that has places; None takes the network's default (models/gradcam.py). Raises
-    UserError for another name, and where no image can be read.
+    Args:
+        run: the model, and how it decodes images.
+        targets: image path -> classes.
+        layer: name of a layer with spatial output; None takes `default_layer`.
+
+    Raises:
+        UserError: `layer` is unknown or has no spatial output, or none of the images can be read.
     """
     setup = run.setup
     layers = setup.model_info.layers
-    at = check_layer(layers, layer or default_layer(layers))
-    images = _readable(run, list(wanted))
+    target_layer = check_layer(layers, layer or default_layer(layers))
+    images = _readable_images(list(targets), setup.resize)
     if not images:
-        raise UserError(f"none of its {len(wanted)} images can be read; bring them back to where manifest.csv has them")
-    paths = list(images)
-    indices = {name: index for index, name in enumerate(setup.manifest.classes)}
-    classes = np.array([[indices[name] for name in wanted[path]] for path in paths], np.int32)
-    found = _in_batches(run, np.stack(list(images.values())), classes, at)
-    maps = {path: dict(zip(wanted[path], heats, strict=True)) for path, heats in zip(paths, found, strict=True)}
-    rows, columns, _ = at.shape
-    return HeatmapSet(at.name, rows, columns, setup.resize, maps)
+        raise UserError(
+            f"None of the {len(targets)} images can be read. Restore them to the paths listed in manifest.csv."
+        )
+    class_index = {name: index for index, name in enumerate(setup.manifest.classes)}
+    classes = np.array([[class_index[name] for name in targets[path]] for path in images], np.int32)
+    heatmaps = _compute_in_batches(run, np.stack(list(images.values())), classes, target_layer)
+    maps = {path: dict(zip(targets[path], pair, strict=True)) for path, pair in zip(images, heatmaps, strict=True)}
+    rows, columns, _ = target_layer.shape
+    return HeatmapSet(target_layer.name, rows, columns, setup.resize, maps)
 
 
-def _readable(run: TrainedRun, paths: Sequence[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Path -> uint8 [height, width, 3] as the network saw it, of the images that can be read."""
-    found = {}
+def _readable_images(paths: Sequence[str], resize: Resize) -> dict[str, npt.NDArray[np.uint8]]:
+    """Decode images as for prediction: path -> uint8 [height, width, 3]; unreadable ones are left out."""
+    images = {}
     for path in paths:
         try:
-            found[path] = decode(Path(path), run.setup.resize)
+            images[path] = decode(Path(path), resize)
         except UserError:
             continue
-    return found
+    return images
 
 
-def _in_batches(run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], at: Layer) -> Heatmap:
-    """uint8 [n, 2, rows, columns]; batches are of one size, the last one filled up, so that one program serves all."""
+def _compute_in_batches(
+    run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], layer: Layer
+) -> Heatmap:
+    """Return uint8 [n, 2, rows, columns]. The last batch is padded to the size of the others: one compilation."""
     n, height, width, _ = images.shape
-    batches = math.ceil(n / max(1, MAX_BATCH_PIXELS // (height * width)))
-    size = math.ceil(n / batches)
-    filled = [np.resize(array, (batches * size, *array.shape[1:])) for array in (images, classes)]
-    # Of a run of many processes only this one is left: parameters go to its own device.
-    parameters = jax.device_put(jax.device_get(unflatten_params(run.params)))
+    num_batches = math.ceil(n / max(1, MAX_BATCH_PIXELS // (height * width)))
+    batch_size = math.ceil(n / num_batches)
+    padded = [np.resize(array, (num_batches * batch_size, *array.shape[1:])) for array in (images, classes)]
+    # After a distributed run only this process is left: move the params from the mesh to its default device.
+    params = jax.device_put(jax.device_get(unflatten_params(run.params)))
 
     @jax.jit
-    def maps(parameters: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-        return gradcam_maps(run.setup.model_info.model, parameters, images, classes, at)
+    def step(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
+        return gradcam_maps(run.setup.model_info.model, params, images, classes, layer)
 
-    parts = [
-        np.asarray(maps(parameters, *(array[first : first + size] for array in filled)))
-        for first in range(0, batches * size, size)
+    batches = [
+        np.asarray(step(params, *(array[first : first + batch_size] for array in padded)))
+        for first in range(0, num_batches * batch_size, batch_size)
     ]
-    return (255 * np.concatenate(parts)[:n]).round().astype(np.uint8)
+    return (255 * np.concatenate(batches)[:n]).round().astype(np.uint8)
+
+
+def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: jax.Array, layer: Layer) -> jax.Array:
+    """Compute Grad-CAM heatmaps of several classes for each image.
+
+    The weight of a channel is the spatial mean of the gradient of the class's logit; the heatmap is the ReLU of the
+    weighted sum of channels. Everything is computed in float32, also for a model that runs in bfloat16; batch norm and
+    dropout run in inference mode.
+
+    Args:
+        model: a classifier with logits.
+        params: its parameters.
+        images: RGB, values 0..255, [batch, height, width, 3].
+        classes: class indices, int32 [batch, n].
+        layer: as `check_layer` returns it for images of this size; it may be inside a branch.
+
+    Returns:
+        float32 [batch, n, rows, columns] in 0..1: each heatmap is divided by its maximum; 0 without positive evidence.
+    """
+    model = model.clone(dtype=jnp.float32)
+
+    def logits_and_features(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
+        output = forward(model, params, images, taps=(layer.name,), perturbations={layer.name: perturbation})
+        assert output.logits is not None, "the whole model was run"
+        return output.logits, output.taps[layer.name]
+
+    zeros = jnp.zeros((len(images), *layer.shape))  # adding zeros gives the gradient at the layer's output
+    logits, gradient, features = jax.vjp(logits_and_features, zeros, has_aux=True)
+
+    def heatmap(class_index: jax.Array) -> jax.Array:
+        """[batch] -> [batch, rows, columns]; images are independent, so one backward pass serves the batch."""
+        (feature_gradient,) = gradient(jax.nn.one_hot(class_index, logits.shape[1]))
+        channel_weights = feature_gradient.mean((1, 2), keepdims=True)
+        return jax.nn.relu((channel_weights * features).sum(-1))
+
+    heatmaps = jax.vmap(heatmap, in_axes=1, out_axes=1)(classes)
+    maximum = heatmaps.max((2, 3), keepdims=True)
+    return heatmaps / jnp.where(maximum > 0, maximum, 1)
+
+
+def default_layer(layers: Sequence[Layer]) -> str:
+    """Return the last layer of the backbone with features and a spatial output that is not inside a branch.
+
+    For VGG16 this is block5_conv3, for ResNet50 conv5_block3_out, for a backbone cut at block3_pool block3_conv3: the
+    deepest features at the highest resolution they exist in.
+
+    Args:
+        layers: as `classifier.list_layers` returns them.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    backbone = [layer for layer in layers if layer.section == "backbone"]
+    unbranched = set(cut_points(backbone))
+    candidates = [
+        layer.name
+        for layer in backbone
+        if layer.name in unbranched and layer.kind not in KINDS_WITHOUT_FEATURES and _is_spatial(layer)
+    ]
+    if not candidates:
+        raise UserError("No layer of the backbone has a spatial output. Use larger images.")
+    return candidates[-1]
+
+
+def check_layer(layers: Sequence[Layer], name: str) -> Layer:
+    """Return the layer called `name`.
+
+    Raises:
+        UserError: there is none, or its output is not spatial.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    if name not in by_name:
+        raise unknown("layer", name, by_name)
+    if not _is_spatial(by_name[name]):
+        shape = "x".join(str(size) for size in by_name[name].shape)
+        raise UserError(
+            f"Layer {name!r} has output shape {shape}; a heatmap needs height and width. "
+            f"Choose a layer before the pooling, such as {default_layer(layers)!r}."
+        )
+    return by_name[name]
+
+
+def _is_spatial(layer: Layer) -> bool:
+    """Whether the output is [rows, columns, channels] with more than one position."""
+    return len(layer.shape) == 3 and layer.shape[0] * layer.shape[1] > 1
+
+
+RESIZE_SHAPE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "interpolation": is_text}
+
+FILE_SHAPE: Shape = Record(
+    {
+        "layer": is_text,
+        "rows": is_count,
+        "columns": is_count,
+        "resize": Record(RESIZE_SHAPE),
+        "maps": {...: {...: is_text}},
+    }
+)
+
+
+def write_heatmaps(workdir: Path, heatmaps: HeatmapSet) -> None:
+    """Store heatmaps in the run directory, replacing any others."""
+    file = _heatmap_file(workdir)
+    file.parent.mkdir(exist_ok=True)
+    maps = {
+        path: {name: base64.b64encode(heatmap.tobytes()).decode("ascii") for name, heatmap in by_class.items()}
+        for path, by_class in heatmaps.maps.items()
+    }
+    resize = {name: getattr(heatmaps.resize, name) for name in RESIZE_SHAPE}
+    value = {"layer": heatmaps.layer, "rows": heatmaps.rows, "columns": heatmaps.columns, "resize": resize}
+    atomic_write_text(file, json.dumps(value | {"maps": maps}, indent=1) + "\n")
+
+
+def read_heatmaps(workdir: Path) -> HeatmapSet | None:
+    """Read the stored heatmaps; None if there are none or the file is damaged, as they can be computed again."""
+    try:
+        value = json.loads(_heatmap_file(workdir).read_text(encoding="utf-8"))
+        if shape_fault(value, FILE_SHAPE):
+            return None
+        size = value["rows"], value["columns"]
+        maps = {
+            path: {name: _decode_heatmap(text, *size) for name, text in by_class.items()}
+            for path, by_class in value["maps"].items()
+        }
+        resize = Resize(**{name: value["resize"][name] for name in RESIZE_SHAPE})
+        return HeatmapSet(value["layer"], *size, resize, maps)
+    except (OSError, ValueError, RecursionError, UserError):
+        return None
+
+
+def _decode_heatmap(text: str, rows: int, columns: int) -> Heatmap:
+    """Decode base64; raises ValueError unless it holds rows x columns bytes."""
+    return np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(rows, columns)
+
+
+def _heatmap_file(workdir: Path) -> Path:
+    return workdir / "report" / "gradcam.json"

@@ -1,7 +1,7 @@
-"""Images whose label looks wrong, by the confident learning of Northcutt, Jiang and Chuang (2021), "Confident
-Learning: Estimating Uncertainty in Dataset Labels".
+"""Label issues: images with a likely wrong label, found by confident learning.
 
-The answers must be about images that were not learned from: a network that learned a wrong label repeats it.
+Northcutt, Jiang and Chuang (2021), "Confident Learning: Estimating Uncertainty in Dataset Labels". The predictions must
+be on images that the model was not trained on: a model that has memorized a wrong label confirms it.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ COLUMNS = ("path", "label", "suggested_label", "probability")
 
 @dataclass(frozen=True, eq=False)
 class LabelIssues:
-    """m images, the most suspicious first.
+    """m images with a likely wrong label, the most suspicious first.
 
     Attributes:
-        rows: which ones of the predictions, int [m].
-        suggested: the class that each seems to be of, int [m].
-        probability: of that class, float32 [m].
+        rows: their rows in the predictions, int [m].
+        suggested: the suggested class of each, int [m].
+        probability: the probability of that class, float32 [m].
     """
 
     rows: npt.NDArray[np.intp]
@@ -34,41 +34,41 @@ class LabelIssues:
 
 
 def class_thresholds(predictions: Predictions) -> FloatArray:
-    """The mean probability of each class over the images that are labelled so, float64 [classes]; nan without any."""
-    own = _own(predictions).astype(np.float64)
+    """Return the mean probability of each class on the images labeled so, float64 [classes]; NaN without images."""
+    own = _label_probabilities(predictions).astype(np.float64)
     sums, counts = (np.bincount(predictions.labels, weights, len(predictions.classes)) for weights in (own, None))
     with np.errstate(invalid="ignore"):
         return np.asarray(sums / counts, np.float64)
 
 
 def find_label_issues(predictions: Predictions) -> LabelIssues:
-    """The images that are more probably of another class than of their own, and that class is sure of them.
+    """Find images for which another class is more probable than the label and reaches its `class_thresholds` value.
 
-    A class is sure of an image if its probability is at least the class's `self_confidence`, the paper's threshold;
-    of several the most probable one is suggested. The most suspicious image is the one whose label is least probable:
-    unlike the gap between the two probabilities, which ends at 1, its loss still tells the worst from the bad.
+    If several classes do, the most probable one is suggested. Issues are sorted by the probability of the label, lowest
+    first: unlike the margin between the two probabilities, it does not saturate.
     """
-    probabilities, own = predictions.probabilities, _own(predictions)[:, None]
-    sure = (probabilities > own) & (probabilities >= class_thresholds(predictions))
-    rows = np.flatnonzero(sure.any(axis=1))
-    suggested = np.where(sure[rows], probabilities[rows], -1).argmax(axis=1)
+    probabilities, own = predictions.probabilities, _label_probabilities(predictions)[:, None]
+    candidates = (probabilities > own) & (probabilities >= class_thresholds(predictions))
+    rows = np.flatnonzero(candidates.any(axis=1))
+    suggested = np.where(candidates[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]
-    worst = np.argsort(own[rows, 0], kind="stable")
-    return LabelIssues(rows[worst], suggested[worst], probability[worst])
+    order = np.argsort(own[rows, 0], kind="stable")
+    return LabelIssues(rows[order], suggested[order], probability[order])
 
 
 def write_label_issues(path: Path, predictions: Predictions, issues: LabelIssues) -> None:
-    """Write the images as CSV, one a row, under COLUMNS; a file without rows says that none was found."""
+    """Write label_issues.csv: one issue per row under COLUMNS, only the header without issues."""
     classes, labels = predictions.classes, predictions.labels
-    found = zip(issues.rows, issues.suggested, issues.probability, strict=True)
+    columns = zip(issues.rows, issues.suggested, issues.probability, strict=True)
+    rows = (
+        (predictions.paths[row], classes[labels[row]], classes[suggested], str(probability))
+        for row, suggested, probability in columns
+    )
     with atomic_write(path, errors="surrogateescape", newline="") as file:  # surrogateescape: as in predictions.csv
         fileio.write_csv(file, [COLUMNS])
-        fileio.write_csv(
-            file,
-            ((predictions.paths[row], classes[labels[row]], classes[other], str(p)) for row, other, p in found),
-        )
+        fileio.write_csv(file, rows)
 
 
-def _own(predictions: Predictions) -> npt.NDArray[np.float32]:
-    """The probability of each image's own label, float32 [n]."""
+def _label_probabilities(predictions: Predictions) -> npt.NDArray[np.float32]:
+    """Return the probability of each image's label, float32 [n]."""
     return np.asarray(predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels], np.float32)

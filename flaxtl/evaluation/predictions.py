@@ -157,11 +157,11 @@ def _parse(file: TextIO, path: Path) -> Predictions:
         if len(row) != len(header):
             raise _not_predictions(path, f"line {rows.line_num} has {len(row)} columns, the header has {len(header)}")
         if row[2] not in class_index:
-            raise _not_predictions(path, f"the label {row[2]!r} in line {rows.line_num} is not a class of the header")
+            raise _not_predictions(path, f"line {rows.line_num} has label {row[2]!r}, not a class of the header")
         try:
             probabilities.append(np.array(row[num_fixed:], np.float32))
         except ValueError:
-            raise _not_predictions(path, f"a probability in line {rows.line_num} is not a number") from None
+            raise _not_predictions(path, f"line {rows.line_num} has a probability that is not a number") from None
         paths.append(row[0])
         splits.append(row[1])
         labels.append(class_index[row[2]])
@@ -175,7 +175,7 @@ def _parse(file: TextIO, path: Path) -> Predictions:
 
 
 def _not_predictions(path: Path, reason: str) -> UserError:
-    return UserError(f"Cannot read predictions from {path}: {reason}. Delete the file and run flaxtl train again.")
+    return UserError(f"{path} is not a valid predictions file: {reason}. Delete it and run flaxtl train again.")
 
 
 def predictions_table(predictions: Predictions, k: int) -> Table:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the answer on an image is the mean of the answers on several views of it."""
+"""Test-time augmentation (TTA): average the predictions on several views of each image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,53 +26,64 @@ TTA_METHODS: dict[str, Callable[[RunSetup], TtaTransform]] = {
     "flip": lambda setup: tta.flip_views(setup.resize),
     "crops": lambda setup: tta.crop_views(setup.resize),
 }
-"""What --tta knows by name; a number stands for so many views by the config's own augmentation."""
+"""Values of --tta besides a number of augmented views."""
 
 
-def make_tta(asked: str) -> Callable[[RunSetup], TtaTransform]:
-    """What makes the views that --tta=`asked` is for; raises UserError, saying what there is, for anything else."""
-    if asked in TTA_METHODS:
-        return TTA_METHODS[asked]
-    if asked.isascii() and asked.isdigit() and int(asked) > 1:
-        return partial(_augmented, int(asked))
+def make_tta(method: str) -> Callable[[RunSetup], TtaTransform]:
+    """Return the function that makes the views of --tta=`method` for a run.
+
+    Raises:
+        UserError: `method` is neither in TTA_METHODS nor a number of views from 2 up.
+    """
+    if method in TTA_METHODS:
+        return TTA_METHODS[method]
+    if method.isascii() and method.isdigit() and int(method) > 1:
+        return partial(_augmented_views, int(method))
     raise UserError(
-        f"--tta={asked} is no way to augment; give flip (the image and its mirror image), crops (ten of them) or "
-        "a number of views from 2 up, such as 8 (by the config's own augmentation)"
+        f"Unknown TTA method --tta={method}. Use flip (the image and its mirror image), crops (ten crops), or a "
+        "number of views from 2 up, such as 8 (augmented as in the config)."
     )
 
 
-def _augmented(n: int, setup: RunSetup) -> TtaTransform:
+def _augmented_views(num_views: int, setup: RunSetup) -> TtaTransform:
     if not setup.augmentation.is_active:
         raise UserError(
-            f"--tta={n} takes views by the config's own augmentation, but the config of {setup.workdir} has none that "
-            "changes single images; give --tta=flip or --tta=crops"
+            f"--tta={num_views} needs augmentation, but the config of {setup.workdir} has none that changes single "
+            "images. Use --tta=flip or --tta=crops."
         )
-    return tta.random_views(setup.resize, n, setup.config.seed, setup.augmentation)
+    return tta.random_views(setup.resize, num_views, setup.config.seed, setup.augmentation)
 
 
 def average_views(
     run: TrainedRun, views: TtaTransform, plain: Evaluation, labels: Labels, data: Loader, console: Console
 ) -> Evaluation:
-    """The mean of the probabilities over all views, and what it comes to; `plain` is that of images as they are.
+    """Average the class probabilities over all views and evaluate the result.
 
-    `data` are the images as `views` wants them decoded. The mean is of probabilities, not of logits: it is a
-    distribution over the classes again, and no view has more than its share of the say, however far its logits go.
-    Krizhevsky et al. 2012 average the softmax too.
+    Probabilities are averaged, not logits, as in Krizhevsky et al. 2012: the mean is a distribution, and each view has
+    the same weight however large its logits are.
+
+    Args:
+        run: the model.
+        views: the views of each image.
+        plain: the evaluation of the original images.
+        labels: true classes, int32 [n].
+        data: the images, decoded with `views.resize`.
+        console: shows a progress bar.
     """
     setup = run.setup
     step = train_step.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
     with progress_bar(console, "views", views.num_generated) as advance:
         for view in range(views.num_generated):
-            seen = partial(step, np.int32(view))
-            total += evaluate(seen, run.params, data, setup.config.batch_size).probabilities
+            view_step = partial(step, np.int32(view))
+            total += evaluate(view_step, run.params, data, setup.config.batch_size).probabilities
             advance(1)
     probabilities = (total / views.num_views).astype(np.float32)
-    return Evaluation(probabilities, _measured(probabilities, labels))
+    return Evaluation(probabilities, _metrics(probabilities, labels))
 
 
-def _measured(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics:
-    """What the evaluation step measures on the device, where the average never was."""
+def _metrics(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics:
+    """Compute on the host what an evaluation step computes on the device: the average exists only here."""
     n, matrix = len(labels), classification.confusion_matrix(labels, probabilities.argmax(1), probabilities.shape[1])
     return Metrics(
         loss=float(classification.cross_entropy(probabilities, labels).mean()),
@@ -83,36 +94,36 @@ def _measured(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics
 
 
 class TtaGain(NamedTuple):
-    """What test-time augmentation changed: `right` images are right that were wrong, `wrong` the other way round."""
+    """The effect of TTA: metrics without and with it, and how many predictions it corrected or made wrong."""
 
     without: Metrics
     averaged: Metrics
-    right: int
-    wrong: int
+    num_corrected: int
+    num_broken: int
 
     @classmethod
-    def of(cls, labels: Labels, without: Evaluation, averaged: Evaluation) -> "TtaGain":
-        """Count; `labels` are int32 [n]."""
-        before, after = (found.probabilities.argmax(1) == labels for found in (without, averaged))
-        right, wrong = int((after & ~before).sum()), int((before & ~after).sum())
-        return cls(without.metrics, averaged.metrics, right, wrong)
+    def create(cls, labels: Labels, without: Evaluation, averaged: Evaluation) -> "TtaGain":
+        """Compare two evaluations on the same images; `labels` are int32 [n]."""
+        before, after = (evaluation.probabilities.argmax(1) == labels for evaluation in (without, averaged))
+        num_corrected, num_broken = int((after & ~before).sum()), int((before & ~after).sum())
+        return cls(without.metrics, averaged.metrics, num_corrected, num_broken)
 
     @property
     def p(self) -> float:
-        """How often chance alone would come out at least as unevenly: see measures.mcnemar."""
-        return classification.mcnemar(self.wrong, self.right)
+        """p-value of McNemar's exact test."""
+        return classification.mcnemar(self.num_broken, self.num_corrected)
 
     def to_json(self) -> dict[str, Any]:
-        """`points` are percentage points of accuracy."""
-        points = 100 * (self.right - self.wrong) / self.averaged.n
+        """Return the JSON keys of `flaxtl evaluate --tta`; `points` are percentage points of accuracy."""
+        points = 100 * (self.num_corrected - self.num_broken) / self.averaged.n
         without = {"accuracy": self.without.accuracy, "loss": self.without.loss}
-        gain = {"points": points, "became_right": self.right, "became_wrong": self.wrong, "p": self.p}
-        return {"without": without, "gain": gain}
+        counts = {"became_right": self.num_corrected, "became_wrong": self.num_broken}
+        return {"without": without, "gain": {"points": points, **counts, "p": self.p}}
 
     def __str__(self) -> str:
-        """One line for the console."""
+        """Return one line for the console."""
         return (
-            f"test-time augmentation: {100 * self.without.accuracy:.2f} % -> {100 * self.averaged.accuracy:.2f} %, "
-            f"{self.right} of {self.averaged.n} images right that were wrong, "
-            f"{self.wrong} wrong that were right, p = {self.p:.2g}"
+            f"Test-time augmentation: accuracy {100 * self.without.accuracy:.2f} % -> "
+            f"{100 * self.averaged.accuracy:.2f} %; {self.num_corrected} of {self.averaged.n} predictions corrected, "
+            f"{self.num_broken} made wrong (McNemar p = {self.p:.2g})"
         )

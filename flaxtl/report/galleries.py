@@ -13,7 +13,7 @@ from PIL import Image
 from flaxtl.data.decode import visible_region
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.evaluation import classification, gradcam
-from flaxtl.evaluation.heatmaps import Heatmap, HeatmapSet
+from flaxtl.evaluation.gradcam import Heatmap, HeatmapSet
 from flaxtl.evaluation.label_issues import LabelIssues
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.run_files import RunRecord
@@ -193,7 +193,7 @@ class HeatmapSection:
 
 def heatmap_section(run: RunRecord, kept: HeatmapSet | None) -> HeatmapSection | None:
     """The heat maps that are kept, over their images of the judged split; None if there are none."""
-    wanted = [(path, pair) for path, pair in gradcam.heatmap_pairs(run).items() if kept and path in kept.maps]
+    wanted = [(path, pair) for path, pair in gradcam.heatmap_targets(run).items() if kept and path in kept.maps]
     if not kept or not wanted or not run.predictions:
         return None
     judged = run.predictions.of_split(run.eval_split)

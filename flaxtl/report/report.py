@@ -20,7 +20,7 @@ from flaxtl.data.augment.config import example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
-from flaxtl.evaluation import classification, heatmaps, label_issues
+from flaxtl.evaluation import classification, gradcam, label_issues
 from flaxtl.evaluation.run_files import CalibrationReport, RunRecord, calibration_report, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import galleries, model_card, plots, run_summary
@@ -156,7 +156,7 @@ def render_report(run: RunRecord, augmented: Sequence[tuple[PIL.Image.Image, Seq
         trust=calibration_section(run),
         labels=label_section(run),
         labels_file=LABELS,
-        looks=galleries.heatmap_section(run, heatmaps.read_heatmaps(run.workdir)),
+        looks=galleries.heatmap_section(run, gradcam.read_heatmaps(run.workdir)),
         augmented=[
             (galleries.data_uri(one), [galleries.data_uri(sample) for sample in many]) for one, many in augmented
         ],

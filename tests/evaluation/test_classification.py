@@ -17,46 +17,46 @@ def test_confusion_matrix_has_true_rows_and_predicted_columns():
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_errors():
+def test_num_errors_counts_off_diagonal():
     assert classification.num_errors(MATRIX) == 4
 
 
-def test_row_shares():
+def test_normalize_rows_empty_class_is_nan():
     np.testing.assert_array_equal(
         classification.normalize_rows(MATRIX), [[0.75, 0.25, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]]
     )
     assert np.isnan(classification.normalize_rows(EMPTY)[1]).all()
 
 
-def test_per_class():
-    each = classification.class_metrics(MATRIX)
-    assert each.precision.tolist() == [3 / 4, 2 / 3, 1 / 3]
-    assert each.recall.tolist() == [3 / 4, 2 / 4, 1 / 2]
-    assert each.f1.tolist() == [6 / 8, 4 / 7, 2 / 5]
-    assert each.support.tolist() == [4, 4, 2]
+def test_class_metrics_known_matrix():
+    metrics = classification.class_metrics(MATRIX)
+    assert metrics.precision.tolist() == [3 / 4, 2 / 3, 1 / 3]
+    assert metrics.recall.tolist() == [3 / 4, 2 / 4, 1 / 2]
+    assert metrics.f1.tolist() == [6 / 8, 4 / 7, 2 / 5]
+    assert metrics.support.tolist() == [4, 4, 2]
 
 
-def test_per_class_is_nan_where_nothing_was_to_be_divided():
-    each = classification.class_metrics(EMPTY)
-    np.testing.assert_array_equal(each.precision, [1, 0, np.nan])
-    np.testing.assert_array_equal(each.recall, [2 / 3, np.nan, np.nan])
-    np.testing.assert_array_equal(each.f1, [4 / 5, 0, np.nan])
+def test_class_metrics_zero_denominator_is_nan():
+    metrics = classification.class_metrics(EMPTY)
+    np.testing.assert_array_equal(metrics.precision, [1, 0, np.nan])
+    np.testing.assert_array_equal(metrics.recall, [2 / 3, np.nan, np.nan])
+    np.testing.assert_array_equal(metrics.f1, [4 / 5, 0, np.nan])
 
 
-def test_balanced_accuracy_is_the_mean_recall_of_the_classes_present():
+def test_balanced_accuracy_is_mean_recall_of_present_classes():
     assert classification.balanced_accuracy(MATRIX) == (3 / 4 + 2 / 4 + 1 / 2) / 3
     assert classification.balanced_accuracy(EMPTY) == 2 / 3
     assert np.isnan(classification.balanced_accuracy(np.zeros((2, 2), np.int64)))
 
 
-def test_most_confused_is_sorted_by_count_then_by_class():
+def test_most_confused_pairs_sorted_by_count_then_class():
     pairs = [(pair.true, pair.predicted, pair.count) for pair in classification.most_confused_pairs(MATRIX, limit=10)]
     assert pairs == [(1, 2, 2), (0, 1, 1), (2, 0, 1)]
     assert len(classification.most_confused_pairs(MATRIX, limit=2)) == 2
     assert classification.most_confused_pairs(np.diag([4, 5]), limit=2) == []
 
 
-def test_top_losses():
+def test_top_losses_largest_first():
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]], np.float32)
     rows, losses = classification.top_losses(probabilities, np.array([0, 0, 0, 0]), limit=3)
     assert rows.tolist() == [2, 1, 0]
@@ -64,20 +64,20 @@ def test_top_losses():
     assert losses.tolist() == [-np.log(2.0**-126), -np.log(0.25), -np.log(0.5)]
 
 
-def test_top_losses_of_fewer_images_than_asked():
+def test_top_losses_without_images_is_empty():
     rows, losses = classification.top_losses(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), limit=3)
     assert (len(rows), len(losses)) == (0, 0)
 
 
-@pytest.mark.parametrize(("right", "n"), [(1019, 1100), (9, 10), (1, 2), (0, 5)])
-def test_wilson_interval_is_where_the_normal_test_rejects(right, n):
-    # its ends are the p with (right / n - p)^2 = z^2 p (1 - p) / n
+@pytest.mark.parametrize(("correct", "n"), [(1019, 1100), (9, 10), (1, 2), (0, 5)])
+def test_wilson_interval_solves_score_equation(correct, n):
+    # the bounds are the p with (correct / n - p)^2 = z^2 p (1 - p) / n
     z2 = NormalDist().inv_cdf(0.975) ** 2
-    roots = np.sort(np.roots([1 + z2 / n, -2 * right / n - z2 / n, (right / n) ** 2]))
-    assert classification.wilson_interval(right, n) == pytest.approx(roots, abs=1e-12)  # two ways through float64
+    roots = np.sort(np.roots([1 + z2 / n, -2 * correct / n - z2 / n, (correct / n) ** 2]))
+    assert classification.wilson_interval(correct, n) == pytest.approx(roots, abs=1e-12)  # two ways through float64
 
 
-def test_wilson_interval_stays_within_bounds():
+def test_wilson_interval_extreme_counts_stay_in_bounds():
     assert classification.wilson_interval(0, 0) == (0.0, 1.0)
     assert classification.wilson_interval(7, 7)[1] == 1.0
     assert 0.0 <= classification.wilson_interval(0, 7)[0] < 1e-15  # a difference of equals, rounded
@@ -94,5 +94,5 @@ def test_wilson_interval_stays_within_bounds():
         (10, 25, 2 * sum(math.comb(35, k) for k in range(11)) / 2**35),
     ],
 )
-def test_mcnemar_is_a_toss_of_coins(first, second, expected):
+def test_mcnemar_is_exact_binomial_test(first, second, expected):
     assert classification.mcnemar(first, second) == pytest.approx(expected, rel=1e-14)  # the last bit of a float64

@@ -1,6 +1,6 @@
 """Grad-CAM against Keras' own networks on JAX, and against what is known on paper.
 
-The references differ from ours by the order of float32 sums, one after another through the layers below the map: up to
+The references differ by the order of float32 sums, one after another through the layers below the map: up to
 1e-6 of the largest value of a map was measured on CPU. The bound is four times that.
 """
 
@@ -21,7 +21,7 @@ BOUND = 4e-6
 CLASSES = 3
 UNITS = 8
 SIDE = 64
-ASKED = np.array([[0, 1], [2, 2]], np.int32)  # the classes asked about, of two images
+CLASS_PAIRS = np.array([[0, 1], [2, 2]], np.int32)  # classes to explain in each of two images
 
 
 @pytest.fixture(scope="module")
@@ -29,43 +29,43 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
 
 
-def ours(model, parameters, images, layer, asked=ASKED):
-    at = check_layer(classifier.list_layers(model, *images.shape[1:3]), layer)
-    run = jax.jit(lambda parameters, x, asked: gradcam_maps(model, parameters, x, asked, at))
-    return np.asarray(run(parameters, images, asked))
+def flaxtl_maps(model, params, images, layer, class_indices=CLASS_PAIRS):
+    target = check_layer(classifier.list_layers(model, *images.shape[1:3]), layer)
+    run = jax.jit(lambda params, x, class_indices: gradcam_maps(model, params, x, class_indices, target))
+    return np.asarray(run(params, images, class_indices))
 
 
-def with_head(base, last, parameters):
-    """Keras' base up to a layer under the head that `parameters` are of; without the softmax."""
+def with_head(base, last, params):
+    """Keras' base up to a layer under the head that `params` are of; without the softmax."""
     x = keras.layers.GlobalAveragePooling2D()(base.get_layer(last).output)
     hidden, logits = keras.layers.Dense(UNITS, activation="relu"), keras.layers.Dense(CLASSES)
     network = keras.Model(base.input, logits(hidden(x)))
     for layer, name in ((hidden, "dense_1"), (logits, "predictions")):
-        layer.set_weights([parameters["head"][name]["kernel"], parameters["head"][name]["bias"]])
+        layer.set_weights([params["head"][name]["kernel"], params["head"][name]["bias"]])
     return network
 
 
-def theirs(network, inputs, given, asked=ASKED):
+def keras_maps(network, inputs, preprocessed, class_indices=CLASS_PAIRS):
     """As in the paper: with respect to the first of `inputs`, layers behind which Keras' network is cut off.
 
-    `given` are preprocessed images.
+    `preprocessed` are preprocessed images.
     """
     below = keras.Model(network.input, [network.get_layer(name).output for name in inputs])
     above = keras.Model([network.get_layer(name).output for name in inputs], network.output)
-    first, *others = (jnp.asarray(array) for array in _listed(below.predict(given, verbose=0)))
+    first, *others = (jnp.asarray(array) for array in _listed(below.predict(preprocessed, verbose=0)))
     variables = [
         [variable.value for variable in part] for part in (above.trainable_variables, above.non_trainable_variables)
     ]
 
-    def score(tapped, rest, place, index):
+    def score(tapped, rest, row, class_index):
         logits, _ = above.stateless_call(*variables, [tapped, *rest], training=False)
-        return logits[place, index]
+        return logits[row, class_index]
 
-    slope = jax.jit(jax.grad(score))
-    maps = np.zeros((*asked.shape, *first.shape[1:3]), np.float32)
-    for place, index in np.ndindex(asked.shape):
-        weights = np.asarray(slope(first, others, place, asked[place, index]))[place].mean((0, 1))
-        maps[place, index] = np.maximum(np.asarray(first)[place] @ weights, 0)
+    gradient = jax.jit(jax.grad(score))
+    maps = np.zeros((*class_indices.shape, *first.shape[1:3]), np.float32)
+    for row, column in np.ndindex(class_indices.shape):
+        weights = np.asarray(gradient(first, others, row, class_indices[row, column]))[row].mean((0, 1))
+        maps[row, column] = np.maximum(np.asarray(first)[row] @ weights, 0)
     return maps / maps.max((2, 3), keepdims=True)
 
 
@@ -73,8 +73,8 @@ def _listed(found):
     return found if isinstance(found, list) else [found]
 
 
-def parameters_of(base, model):
-    """Keras' base and a drawn head, as our parameters."""
+def params_of(base, model):
+    """Keras' base and a drawn head, as our params."""
     random = np.random.default_rng(2)
     made = classifier.init_params(model, SIDE, SIDE, jax.random.key(0), head_only=True)
     head = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), made["head"])
@@ -89,66 +89,66 @@ def parameters_of(base, model):
 def vgg16():
     base = keras_zoo.keras_network("vgg16", SIDE, top=False)
     model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", (UNITS,)))
-    parameters = parameters_of(base, model)
-    return model, parameters, with_head(base, "block5_pool", parameters)
+    params = params_of(base, model)
+    return model, params, with_head(base, "block5_pool", params)
 
 
 @pytest.mark.parametrize("layer", ["block5_conv3", "block4_conv1"])
-def test_vgg16_equals_keras(vgg16, images, layer):
-    model, parameters, network = vgg16
-    given = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    expected = theirs(network, [layer], given)
-    found = ours(model, parameters, images, layer)
+def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
+    model, params, network = vgg16
+    preprocessed = keras.applications.vgg16.preprocess_input(images.astype("float32"))
+    expected = keras_maps(network, [layer], preprocessed)
+    found = flaxtl_maps(model, params, images, layer)
     assert found.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
     np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
     assert found[0, 0].max() == 1
-    np.testing.assert_array_equal(found[1, 0], found[1, 1])  # the same class, asked twice
+    np.testing.assert_array_equal(found[1, 0], found[1, 1])  # the same class twice
     assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1
 
 
-def test_a_layer_within_a_residual_block_equals_keras(images):
+def test_gradcam_maps_inside_residual_block_equal_keras(images):
     """The network cannot be cut there: its other branch is held fast in Keras' network, by a second input."""
     base = keras_zoo.keras_network("resnet50", SIDE, top=False)
     keras_zoo.shrink(base, "_3_bn")
     last = "conv2_block3_out"
     model = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average", (UNITS,)), last)
-    parameters = parameters_of(base, model)
+    params = params_of(base, model)
     layer, other = "conv2_block2_2_relu", "conv2_block1_out"
     with pytest.raises(UserError, match=f"'{layer}'.*'conv2_block2_add'"):
-        jax.eval_shape(lambda: forward(model, parameters, np.zeros((1, 16, 16, 64), np.float32), start=layer))
-    given = keras.applications.resnet.preprocess_input(images.astype("float32"))
-    expected = theirs(with_head(base, last, parameters), [layer, other], given)
-    np.testing.assert_allclose(ours(model, parameters, images, layer), expected, rtol=0, atol=BOUND)
+        jax.eval_shape(lambda: forward(model, params, np.zeros((1, 16, 16, 64), np.float32), start=layer))
+    preprocessed = keras.applications.resnet.preprocess_input(images.astype("float32"))
+    expected = keras_maps(with_head(base, last, params), [layer, other], preprocessed)
+    np.testing.assert_allclose(flaxtl_maps(model, params, images, layer), expected, rtol=0, atol=BOUND)
 
 
 @pytest.fixture(scope="module")
 def linear():
     """One convolution, the mean over the image, and a matrix: what is behind the convolution is linear."""
     model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", units=()), "block1_conv1")
-    parameters = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=False)
+    params = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=False)
     kernel = np.random.default_rng(3).normal(size=(64, CLASSES)).astype(np.float32)
-    kernel[:, 2] = -1  # nothing speaks for the last class
-    parameters["head"]["predictions"]["kernel"] = jnp.asarray(kernel)
-    return model, parameters, kernel
+    kernel[:, 2] = -1  # no evidence for the last class
+    params["head"]["predictions"]["kernel"] = jnp.asarray(kernel)
+    return model, params, kernel
 
 
-def test_a_linear_network_has_the_map_of_its_own_matrix(linear, images):
+def test_gradcam_maps_linear_model_match_closed_form(linear, images):
     """The gradient of every place is kernel / places, so the map is features @ kernel where that is positive."""
-    model, parameters, kernel = linear
+    model, params, kernel = linear
     images = images[:, :32, :32]
-    features = np.asarray(forward(model, parameters, images, stop="block1_conv1").output)
+    features = np.asarray(forward(model, params, images, stop="block1_conv1").output)
     evidence = np.maximum(features @ kernel, 0).transpose(0, 3, 1, 2)
-    asked = np.array([[0, 1, 2]] * 2, np.int32)
-    found = ours(model, parameters, images, "block1_conv1", asked)
+    class_indices = np.array([[0, 1, 2]] * 2, np.int32)
+    found = flaxtl_maps(model, params, images, "block1_conv1", class_indices)
     np.testing.assert_allclose(found[:, :2], evidence[:, :2] / evidence[:, :2].max((2, 3), keepdims=True), atol=BOUND)
     np.testing.assert_array_equal(found[:, 2], 0)
 
 
-def test_a_network_in_bfloat16_has_the_maps_of_one_in_float32(linear, images):
-    model, parameters, _ = linear
-    exact = ours(model, parameters, images, "block1_conv1")
+def test_gradcam_maps_bfloat16_model_equal_float32(linear, images):
+    model, params, _ = linear
+    exact = flaxtl_maps(model, params, images, "block1_conv1")
     assert exact.dtype == np.float32
-    np.testing.assert_array_equal(ours(model.clone(dtype=jnp.bfloat16), parameters, images, "block1_conv1"), exact)
+    np.testing.assert_array_equal(flaxtl_maps(model.clone(dtype=jnp.bfloat16), params, images, "block1_conv1"), exact)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_a_network_in_bfloat16_has_the_maps_of_one_in_float32(linear, images):
         ("mobilenet_v2", None, "out_relu"),
     ],
 )
-def test_default_layer(name, last, expected):
+def test_default_layer_is_last_spatial_feature_layer(name, last, expected):
     architecture = registry.get_spec(name)
     layers = classifier.list_layers(Classifier(architecture, Head(CLASSES, "global_average"), last), 224, 224)
     assert default_layer(layers) == check_layer(layers, expected).name == expected
 
 
-def test_small_images_leave_places_in_earlier_layers_only():
+def test_default_layer_small_images_chooses_earlier_layer():
     resnet50 = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average"))
     assert default_layer(classifier.list_layers(resnet50, 32, 32)) == "conv4_block6_out"
 
@@ -183,7 +183,7 @@ def test_small_images_leave_places_in_earlier_layers_only():
         ("efficientnetb0", "block1a_se_expand", r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'"),
     ],
 )
-def test_layers_that_have_no_heat_map(name, layer, facts):
+def test_check_layer_unsuitable_layer_names_alternative(name, layer, facts):
     layers = classifier.list_layers(Classifier(registry.get_spec(name), Head(CLASSES, "global_average")), 64, 64)
     with pytest.raises(UserError, match=facts):
         check_layer(layers, layer)

@@ -21,7 +21,7 @@ def predictions():
     )
 
 
-def test_what_was_written_is_read_bit_by_bit(tmp_path, predictions):
+def test_predictions_csv_round_trip_is_bit_exact(tmp_path, predictions):
     predictions_file.write_predictions(tmp_path / "predictions.csv", predictions)
     back = predictions_file.read_predictions(tmp_path / "predictions.csv")
     assert (back.paths, back.splits, back.classes) == (predictions.paths, predictions.splits, predictions.classes)
@@ -30,7 +30,7 @@ def test_what_was_written_is_read_bit_by_bit(tmp_path, predictions):
     assert back.probabilities.tobytes() == predictions.probabilities.tobytes()
 
 
-def test_the_file_is_the_contract(tmp_path):
+def test_write_predictions_file_format(tmp_path):
     path = tmp_path / "predictions.csv"
     probabilities = np.array([[0.25, 0.75]], np.float32)
     predictions_file.write_predictions(
@@ -39,13 +39,13 @@ def test_the_file_is_the_contract(tmp_path):
     assert path.read_text() == HEADER + "x.jpg,test,cat,dog,0.75,0.25,0.75\n"
 
 
-def test_predicted_and_confidence(predictions):
+def test_predictions_predicted_class_and_confidence(predictions):
     assert predictions.predicted.tolist() == [1, 0, 1]
     assert predictions.confidence.dtype == np.float32
     assert predictions.confidence.tolist() == [np.float32(2 / 3), 1.0, 0.375]
 
 
-def test_of_split_keeps_the_rows_of_one_split(predictions):
+def test_of_split_keeps_rows_of_one_split(predictions):
     test = predictions.of_split("test")
     assert test.paths == predictions.paths[1:]
     assert test.splits == ("test", "test")
@@ -54,12 +54,12 @@ def test_of_split_keeps_the_rows_of_one_split(predictions):
     assert predictions.of_split("train").probabilities.shape == (0, 3)
 
 
-def test_no_rows_survive_the_round_trip(tmp_path, predictions):
+def test_predictions_csv_without_rows_round_trip(tmp_path, predictions):
     predictions_file.write_predictions(tmp_path / "none.csv", predictions.of_split("train"))
     assert predictions_file.read_predictions(tmp_path / "none.csv").probabilities.shape == (0, 3)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, predictions):
+def test_write_predictions_failure_keeps_old_file(tmp_path, predictions):
     path = tmp_path / "predictions.csv"
     path.write_text("old")
     no_such_class = Predictions(("x",), ("test",), np.array([7]), np.ones((1, 1), np.float32), ("only",))
@@ -68,12 +68,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, predictions):
     assert path.read_text() == "old"
 
 
-def test_fields_that_do_not_go_together_are_refused():
+def test_predictions_inconsistent_shapes_raise():
     with pytest.raises(ValueError, match=r"\b2 paths\b"):
         Predictions(("a", "b"), ("test", "test"), np.array([0]), np.ones((2, 1), np.float32), ("c",))
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path):
+def test_read_predictions_missing_file_names_command(tmp_path):
     with pytest.raises(UserError, match=r"(?=.*/gone\.csv\b)(?=.*\bflaxtl train\b)"):
         predictions_file.read_predictions(tmp_path / "gone.csv")
 
@@ -90,7 +90,7 @@ def test_a_missing_file_says_how_to_make_it(tmp_path):
         (b"\x89PNG\r\n\x1a\n\0\0", COLUMNS),
     ],
 )
-def test_a_foreign_file_is_named_with_the_reason(tmp_path, content, reason):
+def test_read_predictions_invalid_file_names_file_and_reason(tmp_path, content, reason):
     path = tmp_path / "foreign.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:

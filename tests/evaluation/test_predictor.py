@@ -26,9 +26,9 @@ BOUND = 5e-6  # of the largest value: tests/test_mobilenet.py
 
 
 class Place(NamedTuple):
-    """Keras' weights in a file with the top and in one without, five files of which one is no image, Keras' outputs.
+    """Keras' weights with and without the top, five files of which one is not an image, and Keras' outputs.
 
-    `outputs`: of the images as ImageNet networks are evaluated, shorter side to 256, bicubic, centre crop.
+    `outputs`: of the images as ImageNet networks are evaluated, shorter side to 256, bicubic, center crop.
     """
 
     whole: Path
@@ -51,8 +51,8 @@ def place(tmp_path_factory):
     (images / "2b.png").write_text("no image")
     whole, alone = keras_zoo.save_legacy(network, root / "whole.h5"), keras_zoo.save_legacy(base, root / "base.h5")
     pixels = decode_all(readable(images), Resize(224, 224, "crop", "bicubic"))
-    asked = keras.Model(network.input, {layer: network.get_layer(layer).output for layer in (TAP, "predictions")})
-    outputs = asked.predict(keras_zoo.preprocessing(NAME)(pixels.astype("float32")), verbose=0)
+    model = keras.Model(network.input, {layer: network.get_layer(layer).output for layer in (TAP, "predictions")})
+    outputs = model.predict(keras_zoo.preprocessing(NAME)(pixels.astype("float32")), verbose=0)
     return Place(whole, alone, images, outputs)
 
 
@@ -61,8 +61,8 @@ def readable(folder):
 
 
 @pytest.fixture
-def told(capsys):
-    """Runs `flaxtl predict --model`; gives its exit code, and what it printed and complained."""
+def run_predict(capsys):
+    """A function that runs `flaxtl predict --model` and returns its exit code, stdout and stderr."""
 
     def run(*arguments):
         code = 0
@@ -85,8 +85,8 @@ def decoded(probabilities, top, tmp_path, monkeypatch):
     return imagenet_utils.decode_predictions(probabilities, top)
 
 
-def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatch):
-    code, out, err = told(
+def test_predict_classes_and_scores_equal_keras(place, run_predict, tmp_path, monkeypatch):
+    code, out, err = run_predict(
         f"--weights={place.whole}",
         *("--input", *readable(place.images), "--top=3"),
         *(f"--json={tmp_path / 'out.json'}", f"--csv={tmp_path / 'out.csv'}"),
@@ -95,12 +95,12 @@ def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatc
     assert "whole.h5" in out.splitlines()[0]
     probabilities = place.outputs["predictions"]
     expected = decoded(probabilities, 3, tmp_path, monkeypatch)
-    assert len({best[0] for best, *_ in expected}) > 1  # else one answer for all would do
+    assert len({best[0] for best, *_ in expected}) > 1  # else a constant prediction would pass
     rows = json.loads((tmp_path / "out.json").read_text())
     assert [row["path"] for row in rows] == list(map(str, readable(place.images)))
     for row, best in zip(rows, expected, strict=True):
-        assert [(one["wordnet_id"], one["label"]) for one in row["top"]] == [(id, name) for id, name, _ in best]
-        scores = [one["probability"] for one in row["top"]]
+        assert [(entry["wordnet_id"], entry["label"]) for entry in row["top"]] == [(id, name) for id, name, _ in best]
+        scores = [entry["probability"] for entry in row["top"]]
         np.testing.assert_allclose(scores, [score for *_, score in best], rtol=0, atol=BOUND * probabilities.max())
         assert f"{best[0][1]} {scores[0]:.1%}" in out
     with (tmp_path / "out.csv").open() as file:
@@ -113,10 +113,10 @@ def test_classes_and_scores_are_those_of_keras(place, told, tmp_path, monkeypatc
         assert len(line) == 1 + 3 * 3
 
 
-def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
+def test_predict_taps_equal_keras_layer_outputs(place, run_predict, tmp_path):
     file = tmp_path / "out.npz"
     glob = place.images / "[0-9].*"
-    code, out, err = told(
+    code, out, err = run_predict(
         f"--weights={place.whole}", f"--input={glob}", f"--tap={TAP}", "--tap=predictions", f"--npz={file}"
     )
     assert (code, err) == (0, "")
@@ -127,22 +127,22 @@ def test_taps_are_the_outputs_of_keras_layers(place, told, tmp_path):
     keras_zoo.assert_equal(place.outputs, {layer: arrays[layer] for layer in (TAP, "predictions")}, BOUND)
 
 
-def test_layers_of_the_base_need_no_top(place, told, tmp_path):
+def test_predict_backbone_taps_need_no_top_weights(place, run_predict, tmp_path):
     file = tmp_path / "out.npz"
-    asked = (f"--weights={place.base}", "--input", *readable(place.images), f"--tap={TAP}", f"--npz={file}")
-    code, out, err = told(*asked)
+    arguments = (f"--weights={place.base}", "--input", *readable(place.images), f"--tap={TAP}", f"--npz={file}")
+    code, out, err = run_predict(*arguments)
     assert (code, err) == (0, "")
     assert not re.search(r"\d\.\d%", out)
     assert "4x14x14x128" in out
     keras_zoo.assert_equal({TAP: place.outputs[TAP]}, {TAP: np.load(file)[TAP]}, BOUND)
     for more in ("--top=1", "--tap=predictions"):
-        code, out, err = told(*asked, more)
+        code, out, err = run_predict(*arguments, more)
         assert (code, out) == (2, "")
         assert re.search(r"\bconv_preds\b.*top", err)
 
 
-def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch):
-    """Five files in batches of two: the second one lacks the file that is no image, the third is half empty."""
+def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monkeypatch):
+    """Five files in batches of two: the second lacks the file that is not an image, the third is half empty."""
     compiled = []
 
     def counting(model, parameters, x, **options):
@@ -153,7 +153,9 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
     monkeypatch.setattr(predictor, "forward", counting)
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 2 * 224 * 224 + 1)
     file = tmp_path / "out.npz"
-    code, _, err = told(f"--weights={place.whole}", f"--input={place.images}", "--tap=predictions", f"--npz={file}")
+    code, _, err = run_predict(
+        f"--weights={place.whole}", f"--input={place.images}", "--tap=predictions", f"--npz={file}"
+    )
     assert code == 2
     assert err.startswith("flaxtl: ")
     assert [line.count(".png") for line in err.splitlines()] == [1]
@@ -164,13 +166,13 @@ def test_batches_are_padded_and_compiled_once(place, told, tmp_path, monkeypatch
     keras_zoo.assert_equal({"predictions": place.outputs["predictions"]}, {"predictions": arrays["predictions"]}, BOUND)
 
 
-def test_a_large_image_is_a_batch_of_its_own(place, monkeypatch):
+def test_batches_large_images_one_per_batch(place, monkeypatch):
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 100)
     batches = list(predictor._batches(readable(place.images), Resize(20, 20), []))
     assert [images.shape for _, images in batches] == [(1, 20, 20, 3)] * 4
 
 
-def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
+def test_predict_pretrained_weights_from_cache(place, run_predict, tmp_path):
     """The file with the top has the base in it: it serves for either."""
     models = Path(os.environ["KERAS_HOME"]) / "models"
     models.mkdir(parents=True)
@@ -178,24 +180,24 @@ def test_the_published_weights_come_from_a_cache(place, told, tmp_path):
     cached.symlink_to(place.whole)
     first = readable(place.images)[0]
     for more in ((), (f"--tap={TAP}", f"--npz={tmp_path / 'out.npz'}")):
-        code, out, err = told("--input", first, *more)
+        code, out, err = run_predict("--input", first, *more)
         assert (code, err) == (0, "")
         assert re.search(rf"\b{re.escape(cached.name)} .*\bKeras\b", out.splitlines()[0])
 
 
-def test_without_a_network_and_a_cache_it_says_how_to_get_the_file(place, told, monkeypatch):
+def test_predict_offline_without_cache_names_url_and_option(place, run_predict, monkeypatch):
     def offline(*arguments):
         raise OSError("no network")
 
     monkeypatch.setattr(download, "_download", offline)
-    code, out, err = told("--input", place.images)
+    code, out, err = run_predict("--input", place.images)
     url = registry.get_spec(NAME).weights.url
     assert (code, out) == (2, "")
     assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
 
 
-def test_an_unknown_layer_is_told_before_weights_are_looked_for(place, told):
-    code, _, err = told("--input", place.images, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
+def test_predict_unknown_layer_fails_before_loading_weights(place, run_predict):
+    code, _, err = run_predict("--input", place.images, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
     assert code == 2
     assert re.fullmatch(r"flaxtl: .*'conv_pw_6_rlu'.*'conv_pw_6_relu'.*\n", err)
     assert not Path("unwritten.npz").exists()

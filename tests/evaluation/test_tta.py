@@ -24,7 +24,7 @@ from flaxtl.evaluation import tta as evaluation_tta
 from flaxtl.evaluation.evaluate import evaluate_workdir
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.train import train_step, trainer
-from flaxtl.train.eval_loop import evaluate
+from flaxtl.train.eval_loop import Evaluation, evaluate
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -41,7 +41,7 @@ def run(folder, tmp_path_factory, compile_once):
 
 
 @pytest.fixture(scope="module")
-def held(run):
+def val_images(run):
     """The validation images of the run and their labels: 6, so that the second batch of 4 is padded."""
     return decoded(run, OWN)
 
@@ -52,51 +52,51 @@ def decoded(run, resize):
     return ImageSet(pixels, run.setup.manifest.labels(examples))
 
 
-def answers(run, images):
-    """What `flaxtl evaluate` finds without test-time augmentation."""
+def evaluate_images(run, images):
+    """Evaluate as `flaxtl evaluate` does without test-time augmentation."""
     data, setup = images.loader(run.setup.mesh), run.setup
     step = train_step.make_eval_step(setup.model_info.model, setup.mesh, None, data.sharding(setup.mesh))
     return evaluate(step, run.params, data, setup.config.batch_size)
 
 
-def averaged(run, views, own, given=None):
-    data = (given or own).loader(run.setup.mesh)
-    return tta.average(run, views, answers(run, own), own.labels, data, tiny_run.quiet())
+def evaluate_with_tta(run, views, own, decoded_for_views=None):
+    data = (decoded_for_views or own).loader(run.setup.mesh)
+    return evaluation_tta.average_views(run, views, evaluate_images(run, own), own.labels, data, tiny_run.quiet())
 
 
-def by_hand(*found):
-    """The mean of evaluations, rounded once as there."""
-    return np.mean([each.probabilities for each in found], axis=0, dtype=np.float64).astype(np.float32)
+def mean_probabilities(*evaluations):
+    """The mean of the evaluations' probabilities, rounded once."""
+    return np.mean([each.probabilities for each in evaluations], axis=0, dtype=np.float64).astype(np.float32)
 
 
-def looked(views, images, view, indices=None):
+def apply_view(views, images, view, indices=None):
     indices = np.arange(len(images), dtype=np.int32) if indices is None else indices
     return np.asarray(jax.jit(views.view_fn)(images, indices, np.int32(view)))
 
 
-def test_flip_is_the_mean_of_two_evaluations(run, held):
-    mirrored = ImageSet(np.ascontiguousarray(held.images[:, :, ::-1]), held.labels)
-    found = averaged(run, tta.flip_views(OWN), held)
-    expected = by_hand(answers(run, held), answers(run, mirrored))
+def test_flip_is_mean_of_two_evaluations(run, val_images):
+    mirrored = ImageSet(np.ascontiguousarray(val_images.images[:, :, ::-1]), val_images.labels)
+    found = evaluate_with_tta(run, tta.flip_views(OWN), val_images)
+    expected = mean_probabilities(evaluate_images(run, val_images), evaluate_images(run, mirrored))
     np.testing.assert_array_equal(found.probabilities, expected)
-    assert np.abs(found.probabilities - answers(run, held).probabilities).max() > 1e-4
+    assert np.abs(found.probabilities - evaluate_images(run, val_images).probabilities).max() > 1e-4
     assert found.metrics.n == 6
-    assert found.metrics.accuracy == (expected.argmax(1) == held.labels).mean()
+    assert found.metrics.accuracy == (expected.argmax(1) == val_images.labels).mean()
     assert found.metrics.balanced_accuracy == found.metrics.accuracy  # two images of each class
     # float32 probabilities, a float64 logarithm
-    assert found.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), held.labels]).mean(), rel=1e-6)
+    assert found.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), val_images.labels]).mean(), rel=1e-6)
 
 
-def test_images_that_are_their_mirror_images_gain_nothing(run, held):
-    half = held.images[:, :, :16]
-    own = ImageSet(np.concatenate([half, half[:, :, ::-1]], axis=2), held.labels)
-    plain, found = answers(run, own), averaged(run, tta.flip_views(OWN), own)
+def test_flip_symmetric_images_change_nothing(run, val_images):
+    half = val_images.images[:, :, :16]
+    own = ImageSet(np.concatenate([half, half[:, :, ::-1]], axis=2), val_images.labels)
+    plain, found = evaluate_images(run, own), evaluate_with_tta(run, tta.flip_views(OWN), own)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
-    gain = evaluation_tta.TtaGain.of(own.labels, plain, found)
+    gain = evaluation_tta.TtaGain.create(own.labels, plain, found)
     assert gain.to_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
 
 
-def test_crops_are_cut_where_they_should_be():
+def test_crops_positions_and_mirror_images():
     """Each pixel of the image says where it is: its row in red, its column in green."""
     views = tta.crop_views(OWN)
     assert (views.resize.height, views.resize.width, views.num_views) == (LARGER, LARGER, 10)
@@ -105,88 +105,90 @@ def test_crops_are_cut_where_they_should_be():
     drawn[1, ..., 2] = 9
     corners = [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]
     for view, (top, left) in enumerate(corners):
-        seen, mirrored = looked(views, drawn, view), looked(views, drawn, view + 5)
+        seen, mirrored = apply_view(views, drawn, view), apply_view(views, drawn, view + 5)
         assert seen.dtype == np.uint8
         np.testing.assert_array_equal(seen, drawn[:, top : top + 32, left : left + 32])
         np.testing.assert_array_equal(mirrored, seen[:, :, ::-1])
 
 
-def test_crops_of_images_that_are_not_square():
+def test_crops_non_square_images():
     views = tta.crop_views(Resize(14, 28, "crop", "bicubic"))
     assert views.resize == Resize(16, 32, "crop", "bicubic", crop_pct=1.0)
     assert tta.crop_views(Resize(200, 200)).resize.height == round(200 / CROP_PCT) == 229
     drawn = np.arange(16 * 32 * 3).reshape(1, 16, 32, 3).astype(np.uint16)
-    np.testing.assert_array_equal(looked(views, drawn, 3), drawn[:, 2:, 4:])
-    np.testing.assert_array_equal(looked(views, drawn, 4), drawn[:, 1:15, 2:30])
+    np.testing.assert_array_equal(apply_view(views, drawn, 3), drawn[:, 2:, 4:])
+    np.testing.assert_array_equal(apply_view(views, drawn, 4), drawn[:, 1:15, 2:30])
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (256, 256)])
-def test_the_centre_crop_is_the_image_that_the_policy_crop_makes(tmp_path, size):
+def test_center_crop_equals_resize_policy_crop(tmp_path, size):
     """To Pillow's rounding: both scale one box of the file, to another number of pixels."""
     path, own = tmp_path / "a.png", Resize(224, 224, "crop", "bilinear")
     shades = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(shades).resize(size, Image.Resampling.BICUBIC).save(path)
     views = tta.crop_views(own)
     assert views.resize.height == 256
-    centre = looked(views, decode(path, views.resize)[None], 4)[0]
-    assert np.abs(centre.astype(int) - decode(path, own)).max() <= 2
+    center = apply_view(views, decode(path, views.resize)[None], 4)[0]
+    assert np.abs(center.astype(int) - decode(path, own)).max() <= 2
 
 
-def test_crops_are_the_mean_of_ten_evaluations(run, held):
+def test_crops_are_mean_of_ten_evaluations(run, val_images):
     views = tta.crop_views(OWN)
     larger = decoded(run, views.resize)
-    found = averaged(run, views, held, larger)
-    each = [ImageSet(looked(views, larger.images, view), held.labels) for view in range(10)]
-    np.testing.assert_array_equal(found.probabilities, by_hand(*(answers(run, view) for view in each)))
+    found = evaluate_with_tta(run, views, val_images, larger)
+    crops = [ImageSet(apply_view(views, larger.images, view), val_images.labels) for view in range(10)]
+    np.testing.assert_array_equal(
+        found.probabilities, mean_probabilities(*(evaluate_images(run, images) for images in crops))
+    )
 
 
-def test_a_view_is_what_training_makes_of_the_image_in_that_pass(run, held):
+def test_augmented_view_equals_training_augmentation_of_epoch(run, val_images):
     setup = run.setup
     views = evaluation_tta.make_tta("3")(setup)
     assert (views.name, views.num_generated, views.include_original, views.num_views) == ("3", 2, True, 3)
-    data = held.loader(setup.mesh)
+    data = val_images.loader(setup.mesh)
     (_, _), (examples, real) = data.eval_batches(4)
     assert real.tolist() == [True, True, False, False]
     for view in range(2):
         passed = examples._replace(epochs=np.full(4, view, np.int32))
         trained_on = jax.jit(partial(type(passed).inputs, seed=3, augmentation=setup.augmentation))(passed)
-        seen = looked(views, held.images[examples.indices], view, examples.indices)
+        seen = apply_view(views, val_images.images[examples.indices], view, examples.indices)
         np.testing.assert_array_equal(seen, trained_on)
 
 
-def test_views_by_the_config_are_pure_functions_of_seed_image_and_view(held):
+def test_augmented_views_are_functions_of_seed_image_view(val_images):
     augmentation = AugmentConfig(brightness=0.2)
     views = tta.random_views(OWN, 4, 7, augmentation)
-    whole = [looked(views, held.images, view) for view in range(3)]
+    whole = [apply_view(views, val_images.images, view) for view in range(3)]
     assert not any((whole[0] == other).all() for other in whole[1:])
-    alone = looked(views, held.images[4:5], 2, np.array([4], np.int32))
+    alone = apply_view(views, val_images.images[4:5], 2, np.array([4], np.int32))
     np.testing.assert_array_equal(alone[0], whole[2][4])
     more = tta.random_views(OWN, 9, 7, augmentation)
-    np.testing.assert_array_equal(looked(more, held.images, 1), whole[1])
+    np.testing.assert_array_equal(apply_view(more, val_images.images, 1), whole[1])
     other = tta.random_views(OWN, 4, 8, augmentation)
-    assert (looked(other, held.images, 1) != whole[1]).any()
+    assert (apply_view(other, val_images.images, 1) != whole[1]).any()
 
 
-def test_n_views_are_the_image_and_n_less_one(run, held):
+def test_n_views_include_original_image(run, val_images):
     views = evaluation_tta.make_tta("3")(run.setup)
-    each = [looked(views, held.images, view) for view in range(2)]
-    found = averaged(run, views, held)
+    augmented = [ImageSet(apply_view(views, val_images.images, view), val_images.labels) for view in range(2)]
+    found = evaluate_with_tta(run, views, val_images)
     # float32 images here, as in training: the network's own program is given them as they are
-    expected = by_hand(answers(run, held), *(answers(run, ImageSet(view, held.labels)) for view in each))
+    expected = mean_probabilities(*(evaluate_images(run, images) for images in (val_images, *augmented)))
     np.testing.assert_array_equal(found.probabilities, expected)
 
 
-@pytest.mark.parametrize("asked", ["crops", "4"])
-def test_all_views_of_all_batches_are_one_program(run, held, monkeypatch, asked):
+@pytest.mark.parametrize("method", ["crops", "4"])
+def test_all_views_and_batches_compile_once(run, val_images, monkeypatch, method):
     made, original = [], train_step.make_tta_step
     monkeypatch.setattr(train_step, "make_tta_step", lambda *given: made.append(original(*given)) or made[-1])
-    views = evaluation_tta.make_tta(asked)(run.setup)
-    averaged(run, views, held, decoded(run, views.resize))
+    views = evaluation_tta.make_tta(method)(run.setup)
+    evaluate_with_tta(run, views, val_images, decoded(run, views.resize))
     assert [step._cache_size() for step in made] == [1]
 
 
 @pytest.mark.slow
-def test_streamed_images_are_seen_as_resident_ones(run, tmp_path):
+def test_tta_streamed_images_equal_resident_images(run, tmp_path):
     """Each has its own index: a view by the config is drawn by it."""
     workdir = shutil.copytree(run.setup.workdir, tmp_path / "run")
     settings = json.loads((workdir / "config.json").read_text())
@@ -198,15 +200,15 @@ def test_streamed_images_are_seen_as_resident_ones(run, tmp_path):
     assert found["stream"] == found["resident"]
 
 
-def test_gain_counts_images():
+def test_tta_gain_counts_corrected_and_broken_images():
     labels = np.zeros(5, np.int32)
 
     def evaluation(*right):
         probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in right], np.float32)
-        return tta.Evaluation(probabilities, evaluation_tta._measured(probabilities, labels))
+        return Evaluation(probabilities, evaluation_tta._metrics(probabilities, labels))
 
     without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
-    gain = evaluation_tta.TtaGain.of(labels, without, with_it)
+    gain = evaluation_tta.TtaGain.create(labels, without, with_it)
     assert gain.to_json() == {
         "without": {"accuracy": 0.4, "loss": without.metrics.loss},
         "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
@@ -214,17 +216,17 @@ def test_gain_counts_images():
     assert re.findall(r"\d+(?:\.\d+)?", str(gain)) == ["40.00", "80.00", "3", "5", "1", "0.62"]
 
 
-@pytest.mark.parametrize("asked", ["1", "0", "-2", "2.5", "flips", "", "Flip", "²"])
-def test_what_is_no_way_to_augment(asked, capsys):
+@pytest.mark.parametrize("method", ["1", "0", "-2", "2.5", "flips", "", "Flip", "²"])
+def test_tta_unknown_method_exits_with_choices(method, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--workdir=nowhere", f"--tta={asked}"])
+        main(["evaluate", "--workdir=nowhere", f"--tta={method}"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert f"--tta={asked} " in error
-    assert re.search(r"(?=.*\bflip\b)(?=.*\bcrops\b)(?=.*\b2\b)", error.replace(f"--tta={asked} ", ""))
+    assert f"--tta={method}." in error
+    assert re.search(r"(?=.*\bflip\b)(?=.*\bcrops\b)(?=.*\b2\b)", error.replace(f"--tta={method}.", ""))
 
 
-def test_a_config_without_augmentation_has_no_views(run):
+def test_make_tta_without_augmentation_raises(run):
     for none in (AugmentConfig(), AugmentConfig(mixup=0.4, fill="wrap")):
         with pytest.raises(UserError, match=r"(?=.*--tta=4\b)(?=.*--tta=flip\b)(?=.*--tta=crops\b)"):
             evaluation_tta.make_tta("4")(replace(run.setup, augmentation=none))
@@ -232,13 +234,13 @@ def test_a_config_without_augmentation_has_no_views(run):
         assert evaluation_tta.make_tta("4")(replace(run.setup, augmentation=some)).num_views == 4
 
 
-def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsys):
+def test_evaluate_tta_command_output_and_gain(run, tmp_path, capsys):
     workdir = run.setup.workdir
     plain = evaluate_workdir(workdir, None, "test", tiny_run.quiet())
     assert not plain.keys() & {"tta", "without", "gain"}
     main(["evaluate", f"--workdir={workdir}", "--tta=crops", f"--json={tmp_path / 'found.json'}"])
-    told = capsys.readouterr()
-    found = json.loads(told.out.splitlines()[-1])
+    output = capsys.readouterr()
+    found = json.loads(output.out.splitlines()[-1])
     assert found == json.loads((tmp_path / "found.json").read_text())
     assert found.keys() == plain.keys() | {"tta", "without", "gain"}
     assert found["tta"] == {"name": "crops", "views": 10}
@@ -249,11 +251,11 @@ def test_the_command_keeps_its_contract_and_states_the_gain(run, tmp_path, capsy
     gain = found["gain"]
     assert gain["points"] == pytest.approx(100 * (found["accuracy"] - plain["accuracy"]))
     assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - found["errors"]
-    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * found['accuracy']:.2f} ?%", told.err)
-    assert "--split=validation" in told.err
+    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * found['accuracy']:.2f} ?%", output.err)
+    assert "--split=validation" in output.err
 
 
-def test_validation_images_may_choose(run):
+def test_evaluate_tta_validation_split_does_not_warn(run):
     console = tiny_run.quiet()
     found = evaluate_workdir(run.setup.workdir, None, "validation", console, "2")
     assert found["tta"] == {"name": "2", "views": 2}

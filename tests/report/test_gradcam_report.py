@@ -15,8 +15,8 @@ from PIL import Image
 
 from flaxtl.cli.main import main
 from flaxtl.data.decode import Resize, decode, visible_region
-from flaxtl.evaluation import gradcam, heatmaps, run_files
-from flaxtl.evaluation.heatmaps import HeatmapSet
+from flaxtl.evaluation import gradcam, run_files
+from flaxtl.evaluation.gradcam import HeatmapSet
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.report import galleries, report
 from flaxtl.report.plots import heat_colors
@@ -84,12 +84,12 @@ def alts(page):
 
 
 def asked(workdir):
-    return gradcam.heatmap_pairs(run_files.read_run(workdir))
+    return gradcam.heatmap_targets(run_files.read_run(workdir))
 
 
 def test_the_end_of_a_run_has_them(finished):
     run = finished / "run"
-    wanted, kept = asked(run), heatmaps.read_heatmaps(run)
+    wanted, kept = asked(run), gradcam.read_heatmaps(run)
     errors = [pair for pair in wanted.values() if pair[0] != pair[1]]
     assert 0 < len(errors) < len(wanted)
     assert (kept.layer, kept.rows, kept.columns) == ("block2_conv2", 16, 16)
@@ -111,26 +111,26 @@ def test_the_page_is_written_again_without_the_network(workdir):
 
 
 def test_another_layer_is_kept_from_then_on(workdir, capsys):
-    before = heatmaps.read_heatmaps(workdir)
+    before = gradcam.read_heatmaps(workdir)
     main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
-    kept = heatmaps.read_heatmaps(workdir)
+    kept = gradcam.read_heatmaps(workdir)
     assert (kept.layer, kept.rows, kept.columns) == ("block1_conv2", 32, 32)
     assert kept.maps.keys() == before.maps.keys()
     main(["report", f"--workdir={workdir}"])
-    assert heatmaps.read_heatmaps(workdir).layer == "block1_conv2"
+    assert gradcam.read_heatmaps(workdir).layer == "block1_conv2"
     assert re.search(r"\bblock1_conv2\b[^.]*\b32 [×x] 32\b", Page(heat_section(workdir)).text)
     assert capsys.readouterr().err == ""
 
 
 def test_all_batches_are_one_program(workdir, monkeypatch):
     """Three batches, the last one filled up, give the maps that each image has on its own."""
-    traced = []
+    traced, gradcam_maps = [], gradcam.gradcam_maps
 
-    def heat_maps(model, parameters, images, classes, layer):
+    def counting(model, parameters, images, classes, layer):
         traced.append(images.shape)
-        return gradcam.gradcam_maps(model, parameters, images, classes, layer)
+        return gradcam_maps(model, parameters, images, classes, layer)
 
-    monkeypatch.setattr(gradcam, "heat_maps", heat_maps)
+    monkeypatch.setattr(gradcam, "gradcam_maps", counting)
     run, wanted = load_run(workdir), dict(list(asked(workdir).items())[:5])
     monkeypatch.setattr(gradcam, "MAX_BATCH_PIXELS", 2 * 32 * 32)
     found = gradcam.compute_heatmaps(run, wanted, None)
@@ -150,12 +150,12 @@ def test_all_batches_are_one_program(workdir, monkeypatch):
     ],
 )
 def test_what_cannot_be_shown_is_told_in_a_sentence(workdir, capsys, arguments, facts):
-    before = heatmaps.read_heatmaps(workdir)
+    before = gradcam.read_heatmaps(workdir)
     with pytest.raises(SystemExit) as stop:
         main(["report", f"--workdir={workdir}", *arguments])
     assert stop.value.code == 2
     assert re.search(facts, capsys.readouterr().err)
-    assert heatmaps.read_heatmaps(workdir).maps.keys() == before.maps.keys()
+    assert gradcam.read_heatmaps(workdir).maps.keys() == before.maps.keys()
 
 
 def test_what_a_stranger_adds_to_the_file_is_not_used(workdir):
@@ -164,7 +164,7 @@ def test_what_a_stranger_adds_to_the_file_is_not_used(workdir):
     assert told["resize"].keys() == {"height", "width", "policy", "interpolation"}
     told["resize"] |= {"policy": "crop", "cover": 0}
     file.write_text(json.dumps(told))
-    assert heatmaps.read_heatmaps(workdir).resize == Resize(32, 32, "crop")
+    assert gradcam.read_heatmaps(workdir).resize == Resize(32, 32, "crop")
     report.write_report(workdir)
     assert page(workdir).text.count("<figure") == before.count("<figure")
 
@@ -220,8 +220,8 @@ KEPT = HeatmapSet("conv", 2, 3, Resize(20, 30, "crop"), {"a\udcff/<b>.png": HEAT
 
 
 def test_what_is_kept_is_read_again(tmp_path):
-    heatmaps.write_heatmaps(tmp_path, KEPT)
-    found = heatmaps.read_heatmaps(tmp_path)
+    gradcam.write_heatmaps(tmp_path, KEPT)
+    found = gradcam.read_heatmaps(tmp_path)
     assert replace(found, maps={}) == replace(KEPT, maps={})
     np.testing.assert_equal(found.maps, KEPT.maps)
 
@@ -241,17 +241,17 @@ def test_what_is_kept_is_read_again(tmp_path):
     ],
 )
 def test_a_damaged_file_is_as_none(tmp_path, changed):
-    heatmaps.write_heatmaps(tmp_path, KEPT)
+    gradcam.write_heatmaps(tmp_path, KEPT)
     file = tmp_path / "report" / "gradcam.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    assert heatmaps.read_heatmaps(tmp_path) is None
+    assert gradcam.read_heatmaps(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"[" * (sys.getrecursionlimit() + 1)])
 def test_another_file_is_as_none(tmp_path, content):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "gradcam.json").write_bytes(content)
-    assert heatmaps.read_heatmaps(tmp_path) is None
+    assert gradcam.read_heatmaps(tmp_path) is None
 
 
 def test_the_map_lies_over_the_grey_image():
