@@ -6,6 +6,7 @@ step by step, and from then on a call is as long as CALL_SECONDS allows.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -21,13 +22,13 @@ from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
-from flaxtl.train.eval_loop import DispatchThrottle, evaluate_metrics
+from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, EvalStep, evaluate_metrics
 from flaxtl.train.logger import MetricLogger
-from flaxtl.train.metrics import Metrics, MetricSums, compute_metrics
+from flaxtl.train.metrics import Metrics, MetricSums
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.signals import StopSignal
-from flaxtl.train.train_step import NO_STEP, EvalStep, ScannedSteps, StepConfig, TrainState, TrainStep
+from flaxtl.train.train_step import NO_STEP, ScannedSteps, StepConfig, TrainState, TrainStep
 
 CALL_SECONDS = 0.5
 """How long a call may take: with those on the way before it, a signal is answered and a checkpoint made in 2 s."""
@@ -96,6 +97,20 @@ def _per_step(compiled: TrainStep, frozen: FlatParams, examples: Generator[Batch
 
     with closing(examples):
         yield advance
+
+
+class DispatchThrottle:
+    """Keeps the host at most MAX_PENDING_RESULTS results ahead of the device."""
+
+    def __init__(self) -> None:
+        """Nothing is pending."""
+        self._pending: deque[jax.Array] = deque()
+
+    def push(self, result: jax.Array) -> None:
+        """Add a dispatched result, which must not be donated; wait for an older one if too many are pending."""
+        self._pending.append(result)
+        if len(self._pending) > MAX_PENDING_RESULTS:
+            self._pending.popleft().block_until_ready()
 
 
 class Leg(NamedTuple):
@@ -203,7 +218,7 @@ class EpochLoop:
         """One fetch of an epoch's totals, then validation. Returns the row for metrics.jsonl."""
         phase, state = self._phase, progress.state
         self._check_finite(progress)
-        trained = compute_metrics(state.metrics)
+        trained = state.metrics.compute()
         validated = self._validated(progress)
         epoch = progress.early_stopping.epoch + 1
         row: dict[str, Any] = {

@@ -1,71 +1,100 @@
-"""How far the host may run ahead of the device."""
+"""The evaluation loop, shared by training, evaluation, prediction and Grad-CAM.
+
+`run_batches` calls a step function on batches and yields what it returns. The other functions reduce that: `collect`
+to host arrays of all examples, `evaluate_metrics` to metrics, `evaluate` to both.
+"""
 
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.loaders import Loader
+from flaxtl.data.loaders import Batch, Loader, Mask
 from flaxtl.models.classifier import FlatParams
-from flaxtl.train.metrics import Metrics, MetricSums, compute_metrics
-from flaxtl.train.train_step import EvalStep
+from flaxtl.train.metrics import Metrics, MetricSums
 
 MAX_PENDING_RESULTS = 2
-"""Results that may be on the way: enough that the device is never idle, few enough that it is done soon if asked to."""
+"""Results that may be in flight: the device is never idle, and a stop request waits for no more than these."""
 
+Params = TypeVar("Params")
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 
-class DispatchThrottle:
-    """Waits for old results while new ones are handed to the device."""
-
-    def __init__(self) -> None:
-        """Nothing is on the way."""
-        self._on_the_way: deque[jax.Array] = deque()
-
-    def push(self, newest: jax.Array) -> None:
-        """Note a result, which nobody may overwrite, and wait for the one AHEAD before it."""
-        self._on_the_way.append(newest)
-        if len(self._on_the_way) > MAX_PENDING_RESULTS:
-            self._on_the_way.popleft().block_until_ready()
+EvalStep = Callable[[FlatParams, Batch, Mask], tuple[jax.Array, MetricSums]]
+"""(params, batch, mask) -> float32 probabilities [batch, classes] and the sums over the examples of `mask`."""
 
 
 class Evaluation(NamedTuple):
-    """Float32 probabilities [n, classes] in the order of the data, and what they come to."""
+    """Float32 probabilities [n, classes] in the order of the data, and their metrics."""
 
     probabilities: npt.NDArray[np.float32]
     metrics: Metrics
 
 
-def evaluate(step: EvalStep, parameters: FlatParams, data: Loader, batch: int) -> Evaluation:
-    """Probabilities of every example, with what they come to."""
-    counted: list[MetricSums] = []
-    parts = []
-    for examples, real in data.eval_batches(batch):
-        probabilities, totals = step(parameters, examples, real)
-        parts.append(np.asarray(probabilities)[real])
-        counted.append(totals)
-    return Evaluation(np.concatenate(parts), compute_metrics(_sum(counted)))
+def run_batches(
+    step: Callable[[Params, Inputs, Mask], Outputs], params: Params, batches: Iterable[tuple[Inputs, Mask]]
+) -> Iterator[tuple[Outputs, Mask]]:
+    """Yield the outputs of `step(params, batch, mask)` for each batch, and its mask, in order.
+
+    The host dispatches up to MAX_PENDING_RESULTS batches ahead of the results it yields; those are ready.
+
+    Args:
+      step: returns a pytree of arrays.
+      params: passed on to `step`.
+      batches: batches of one size with a mask [batch], False for the padding of the last one: `loader.eval_batches`,
+        or any other source.
+    """
+    pending: deque[tuple[Outputs, Mask]] = deque()
+    for batch, mask in batches:
+        pending.append((step(params, batch, mask), mask))
+        if len(pending) > MAX_PENDING_RESULTS:
+            yield jax.block_until_ready(pending[0][0]), pending.popleft()[1]
+    yield from pending
+
+
+def collect(step: Callable[[Params, Inputs, Mask], Any], params: Params, batches: Iterable[tuple[Inputs, Mask]]) -> Any:
+    """Return the outputs of all examples as NumPy arrays [n, ...], in the structure that `step` returns."""
+    parts = [take_rows(outputs, mask) for outputs, mask in run_batches(step, params, batches)]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def evaluate(step: EvalStep, params: FlatParams, loader: Loader, batch_size: int) -> Evaluation:
+    """Return the probabilities of every example, and their metrics."""
+    probabilities, sums = [], []
+    for (batch_probabilities, batch_sums), mask in run_batches(step, params, loader.eval_batches(batch_size)):
+        probabilities.append(take_rows(batch_probabilities, mask))
+        sums.append(batch_sums)
+    return Evaluation(np.concatenate(probabilities), _total(sums).compute())
 
 
 def evaluate_metrics(
-    step: EvalStep, parameters: FlatParams, data: Loader, batch: int, pause: Callable[[], None] = lambda: None
+    step: EvalStep, params: FlatParams, loader: Loader, batch_size: int, on_batch: Callable[[], None] = lambda: None
 ) -> Metrics:
-    """Loss and accuracies alone: nothing but the sums leaves the device, and those once.
+    """Return loss and accuracies only; the host fetches one set of sums at the end.
 
-    `pause` is called between batches; it may raise.
+    Args:
+      step: the evaluation step.
+      params: all parameters.
+      loader: the data.
+      batch_size: images per step.
+      on_batch: called between batches; may raise to stop.
     """
-    counted: list[MetricSums] = []
-    pace = DispatchThrottle()
-    for examples, real in data.eval_batches(batch):
-        counted.append(step(parameters, examples, real)[1])
-        pace.push(counted[-1].loss)
-        pause()
-    return compute_metrics(_sum(counted))
+    sums = []
+    for (_, batch_sums), _ in run_batches(step, params, loader.eval_batches(batch_size)):
+        sums.append(batch_sums)
+        on_batch()
+    return _total(sums).compute()
 
 
-def _sum(counted: list[MetricSums]) -> MetricSums:
-    """In the order of the batches."""
-    first, *rest = counted
+def take_rows(outputs: Any, mask: Mask) -> Any:
+    """Fetch a pytree of arrays [batch, ...] without the padding."""
+    return jax.tree.map(lambda array: np.asarray(array)[mask], outputs)
+
+
+def _total(sums: list[MetricSums]) -> MetricSums:
+    """Add up, in the order of the batches."""
+    first, *rest = sums
     return sum(rest, start=first)

@@ -17,6 +17,7 @@ from flaxtl.data.augment.tta import ViewFn
 from flaxtl.data.loaders import Batch
 from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, forward_logits, unflatten_params
 from flaxtl.parallel import devices
+from flaxtl.train.eval_loop import EvalStep
 from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
 
@@ -101,7 +102,6 @@ class Target(NamedTuple):
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
 ScannedSteps = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
-EvalStep = Callable[[FlatParams, Batch, npt.NDArray[np.bool_]], tuple[jax.Array, MetricSums]]
 TtaStep = Callable[[np.int32, FlatParams, Batch, npt.NDArray[np.bool_]], tuple[jax.Array, MetricSums]]
 
 
