@@ -1,4 +1,4 @@
-"""Safe extraction of .tar, .tar.gz, .tgz and .zip files into folders that appear whole or not at all."""
+"""Safe extraction of .tar, .tar.gz, .tgz and .zip files into folders that appear complete or not at all."""
 
 import gzip
 import posixpath
@@ -7,9 +7,8 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
 from typing import IO, cast
@@ -18,98 +17,103 @@ from flaxtl.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
-# No common set of images holds more in one archive (ImageNet-1k: 1,431,167); archives made to do harm may.
 MAX_MEMBERS = 2_000_000
-# Images are compressed already and expand by a few percent, uncompressed BMP photographs about fivefold.
-MAX_EXPANSION = 20
-# Granted to every archive beside MAX_EXPANSION times its size, so that small archives of flat drawings pass.
-GRACE_BYTES = 2**30
+"""More than any common image archive holds (ImageNet-1k: 1,431,167)."""
 
-# Bytes of a tar header, which tarfile reads at once: names of files end at 4,096 bytes on Linux, but a header may claim
-# any number, and gzip packs a thousandfold.
+MAX_EXPANSION = 20
+"""Largest ratio of contents to archive. Compressed images expand by a few percent, BMP photographs about fivefold."""
+
+GRACE_BYTES = 2**30
+"""Contents that every archive may have in addition, so that small archives of flat drawings pass."""
+
 MAX_HEADER = 2**16
+"""Bytes of a tar header, which tarfile reads at once. A header may claim any size, and gzip compresses a thousandfold;
+file names on Linux have at most 4,096 bytes."""
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill, which takes the name `target` only when the block ends without an error.
+    """Yield an empty folder to fill; it is renamed to `target` only if the block ends without an error.
 
-    An interruption leaves no `target`, so a folder of that name is always whole. Where another process was faster,
-    its folder stays and ours is dropped.
+    An interrupted process leaves no `target`, so a folder of that name is always complete. If another process was
+    faster, its folder is kept and this one is removed.
 
     Raises:
-      UserError: the disk is full, `target` cannot be made there, or any other OSError of the block.
+      UserError: `target` cannot be created, or the block raised an OSError such as a full disk.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            filled = Path(scratch, target.name)
-            filled.mkdir()
-            yield filled
+            folder = Path(scratch, target.name)
+            folder.mkdir()
+            yield folder
             try:
-                filled.rename(target)
+                folder.rename(target)
             except OSError:
                 if not target.is_dir():
                     raise
     except OSError as error:
-        raise UserError(f"cannot make the folder {target} ({error}); check disk space and permissions") from error
+        raise UserError(f"Cannot create the folder {target} ({error}). Check disk space and permissions.") from error
 
 
-def extract_archive(archive: Path, into: Path) -> Path:
-    """Extracts `archive` into the new folder `into`, which must not exist, and returns `into`.
+def extract_archive(archive: Path, target: Path) -> Path:
+    """Extract `archive` into the new folder `target`, and return `target`.
 
-    Refused are members with absolute names or '..', links to anything but an earlier file of the archive, devices,
-    more than MAX_MEMBERS members, and more than GRACE_BYTES + MAX_EXPANSION times the archive's size of contents.
+    An archive is refused if it has a member with an absolute name or '..', a link to anything but an earlier file of
+    the archive, or a device; if it has more than MAX_MEMBERS members; or if its contents are larger than GRACE_BYTES +
+    MAX_EXPANSION times the archive.
 
     Raises:
-      UserError: the archive is missing, of an unknown kind, refused, damaged, or does not fit on the disk.
+      UserError: the archive is missing, of an unknown type, refused or damaged, or does not fit on the disk.
     """
-    unpack = _unpacker(archive)
-    with atomic_folder(into) as folder:
+    _check_type(archive)
+    extract = _extract_zip if archive.name.lower().endswith(".zip") else _extract_tar
+    with atomic_folder(target) as folder:
         try:
-            unpack(archive, folder)
+            extract(archive, folder)
         except _DAMAGE as error:
-            raise UserError(f"{archive} is damaged ({error}); download it again") from error
-        except NotImplementedError as error:  # a compression that zipfile does not know
-            raise UserError(f"cannot extract {archive} ({error}); extract it yourself and write folder:PATH") from error
-    return into
+            raise UserError(f"{archive} is damaged ({error}). Download it again.") from error
+        except NotImplementedError as error:  # a compression method that zipfile does not support
+            raise UserError(f"Cannot extract {archive} ({error}). Extract it yourself and use folder:PATH.") from error
+    return target
 
 
-def _unpacker(archive: Path) -> Callable[[Path, Path], None]:
+def _check_type(archive: Path) -> None:
     if not archive.exists():
-        raise UserError(f"there is no archive {archive}; check the path")
+        raise UserError(f"There is no archive {archive}. Check the path.")
     if not archive.is_file():
-        raise UserError(f"{archive} is no file; for a folder of images write folder:{archive}")
-    name = archive.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise UserError(f"{archive} is no archive by its name; expected one of {', '.join(SUFFIXES)}")
-    return _unpack_zip if name.endswith(".zip") else _unpack_tar
+        raise UserError(f"{archive} is not a file. For a folder of images use folder:{archive}")
+    if not archive.name.lower().endswith(SUFFIXES):
+        raise UserError(f"Unknown type of archive: {archive}. Supported: {', '.join(SUFFIXES)}")
 
 
-def _unpack_tar(archive: Path, folder: Path) -> None:
-    gauge = _Gauge(archive)
-    with _uncompressed(archive) as stream, tarfile.open(fileobj=cast(IO[bytes], _Sips(stream)), mode="r:") as tar:
-        files: set[str] = set()
-        for member in tar:
-            gauge.admit(member.name, member.size)
-            if member.issym() or member.islnk():
-                _check_link(archive, member, files)
-            elif member.isfile():
-                files.add(posixpath.normpath(member.name))
-            elif not member.isdir():
-                raise UserError(f"{archive} holds the device {member.name!r} and is refused; pack the images alone")
-            tar.extract(member, folder, filter="data")
+def _extract_tar(archive: Path, folder: Path) -> None:
+    limits, files = _Limits(archive), set[str]()
+
+    def check(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        limits.add(member.name, member.size)
+        if member.issym() or member.islnk():
+            _check_link(archive, member, files)
+        elif member.isfile():
+            files.add(posixpath.normpath(member.name))
+        elif not member.isdir():
+            raise UserError(f"{archive} contains the device {member.name!r} and is refused. Pack only the images.")
+        return tarfile.data_filter(member, path)
+
+    with _open_tar_stream(archive) as stream:
+        with tarfile.open(fileobj=cast(IO[bytes], _LimitedReads(stream)), mode="r:") as tar:
+            tar.extractall(folder, members=tar, filter=check)
         _check_end(stream, tar.offset)
 
 
-def _uncompressed(archive: Path) -> BufferedIOBase:
+def _open_tar_stream(archive: Path) -> BufferedIOBase:
     return archive.open("rb") if archive.name.lower().endswith(".tar") else gzip.open(archive, "rb")
 
 
-class _Sips:
-    """What tarfile needs of a stream: it reads contents in pieces of 16 KiB, headers as long as they claim to be."""
+class _LimitedReads:
+    """A stream for tarfile that refuses large reads: contents are read 16 KiB at a time, headers in one piece."""
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
@@ -122,67 +126,64 @@ class _Sips:
 
 
 def _check_link(archive: Path, link: tarfile.TarInfo, files: set[str]) -> None:
-    # A link to a folder could carry later members outside, however harmless each name looks; files alone are safe.
+    # A link to a folder could carry later members outside, however harmless each name looks. Files are safe.
     start = posixpath.dirname(link.name) if link.issym() else ""
     if posixpath.normpath(posixpath.join(start, link.linkname)) not in files:
         raise UserError(
-            f"{archive} is refused: its link {link.name!r} points to {link.linkname!r}, which is no earlier file of the"
-            " archive; pack the images themselves"
+            f"{archive} is refused: its link {link.name!r} points to {link.linkname!r}, which is not an earlier file "
+            "of the archive. Pack the images themselves."
         )
 
 
 def _check_end(stream: BufferedIOBase, end: int) -> None:
-    # tarfile takes a cut between two members for the end; a whole archive ends in zeros. Reading on checks gzip's CRC.
+    # tarfile takes a cut between two members for the end; a complete archive ends in zeros.
     stream.seek(end)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("its end is missing")
-    while stream.read(2**20):
+    while stream.read(2**20):  # reading to the end checks the CRC of gzip
         pass
 
 
-def _unpack_zip(archive: Path, folder: Path) -> None:
-    gauge = _Gauge(archive)
+def _extract_zip(archive: Path, folder: Path) -> None:
+    limits = _Limits(archive)
     with zipfile.ZipFile(archive) as bundle:
         members = bundle.infolist()
         for member in members:
-            gauge.admit(member.filename, member.file_size)
+            limits.add(member.filename, member.file_size)
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(
-                    f"{archive} holds the link or device {member.filename!r} and is refused; pack the files"
+                    f"{archive} contains the link or device {member.filename!r} and is refused. Pack only the images."
                 )
             if member.flag_bits & 1:
-                raise UserError(f"{archive} is encrypted; extract it yourself and write folder:PATH")
+                raise UserError(f"{archive} is encrypted. Extract it yourself and use folder:PATH.")
         for member in members:
             bundle.extract(member, folder)
 
 
-@dataclass
-class _Gauge:
-    """Counts what an archive would write, and refuses what goes too far."""
+class _Limits:
+    """The count and total size of an archive's members so far; refuses names and totals out of bounds."""
 
-    archive: Path
-    members: int = 0
-    bytes: int = 0
-    limit: int = field(init=False)
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._max_bytes = GRACE_BYTES + MAX_EXPANSION * archive.stat().st_size
+        self._members = self._bytes = 0
 
-    def __post_init__(self) -> None:
-        self.limit = GRACE_BYTES + MAX_EXPANSION * self.archive.stat().st_size
-
-    def admit(self, name: str, size: int) -> None:
-        path = PureWindowsPath(name)  # knows both kinds of slash, and drives
+    def add(self, name: str, size: int) -> None:
+        path = PureWindowsPath(name)  # parses both kinds of slash, and drives
         if path.anchor or ".." in path.parts:
             raise UserError(
-                f"{self.archive} is refused: its member {name!r} would be written outside the folder; pack it again"
-                " with relative names"
+                f"{self._archive} is refused: its member {name!r} would be written outside the folder. Pack it again "
+                "with relative names."
             )
-        self.members += 1
-        self.bytes += size
-        if self.members > MAX_MEMBERS:
+        self._members += 1
+        self._bytes += size
+        if self._members > MAX_MEMBERS:
             raise UserError(
-                f"{self.archive} is refused: it holds more than {MAX_MEMBERS:,} members; extract it yourself"
+                f"{self._archive} is refused: it has more than {MAX_MEMBERS:,} members. If you trust it, extract it "
+                "yourself."
             )
-        if self.bytes > self.limit:
+        if self._bytes > self._max_bytes:
             raise UserError(
-                f"{self.archive} is refused: it expands to more than {self.limit:,} bytes, which no images do;"
-                " extract it yourself if you trust it"
+                f"{self._archive} is refused: it expands to more than {self._max_bytes:,} bytes, far more than images "
+                "do. If you trust it, extract it yourself."
             )

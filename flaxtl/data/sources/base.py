@@ -1,4 +1,4 @@
-"""Where images come from: one string names a source, one function lists its images."""
+"""Data sources: one string names a source, one function lists its images."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,101 +10,104 @@ from flaxtl.errors import UserError, unknown
 
 
 def open_source(source: str, cache: Path) -> DatasetIndex:
-    """The images of `source`; what must be drawn, extracted or downloaded lands in `cache`, once.
+    """List the images of `source`; what has to be drawn, extracted or downloaded is written to `cache` once.
 
     Args:
       source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME', 'csv:FILE' or 'synthetic'.
-      cache: where made folders are kept: garden_EDITION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
+      cache: contains synthetic_VERSION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
 
     Raises:
-      UserError: the scheme is unknown, the source cannot be had, or `listing.of_folder` or `listing_csv.of_csv`
-        refuses it.
+      UserError: the scheme is unknown, the source is not available, or its layout is invalid.
     """
-    place = _place(source, cache)
-    return csv_file.scan_csv(place) if _is_csv(source) else image_folder.scan_folder(place)
+    path = _resolve(source, cache)
+    return csv_file.scan_csv(path) if _is_csv(source) else image_folder.scan_folder(path)
 
 
 def inspect_source(source: str, cache: Path) -> IndexReport:
-    """What `find` lists and all that is wrong about it, instead of an error for the first fault of its layout."""
-    place = _place(source, cache)
-    return csv_file.inspect_csv(place) if _is_csv(source) else image_folder.inspect_folder(place)
+    """List the images of `source` with all problems of its layout, where `open_source` raises the first one."""
+    path = _resolve(source, cache)
+    return csv_file.inspect_csv(path) if _is_csv(source) else image_folder.inspect_folder(path)
 
 
 def _is_csv(source: str) -> bool:
     return source.startswith("csv:")
 
 
-def _place(source: str, cache: Path) -> Path:
-    """The folder, or the CSV file, of a source."""
-    scheme, _, place = source.partition(":")
+def _resolve(source: str, cache: Path) -> Path:
+    """Return the folder, or the CSV file, of a source."""
+    scheme, _, location = source.partition(":")
     if scheme not in _SCHEMES:
-        raise _no_scheme(source, scheme)
-    if (scheme == "synthetic") == bool(place):
-        raise UserError(f"source {source!r} is incomplete or too long; write it as {_SCHEMES[scheme][0]}")
-    return _SCHEMES[scheme][1](place, cache)
+        raise _not_a_source(source, scheme)
+    form, resolve = _SCHEMES[scheme]
+    if (scheme == "synthetic") == bool(location):
+        raise UserError(f"Invalid data source {source!r}. Write it as {form}")
+    return resolve(location, cache)
 
 
-def _no_scheme(source: str, scheme: str) -> UserError:
+def _not_a_source(source: str, scheme: str) -> UserError:
+    """Return the error for a source without a known scheme; a path that exists gets its scheme suggested."""
     path = Path(source).expanduser()
     if source and path.is_dir():
-        return UserError(f"source {source!r} is a folder; write folder:{source}")
+        return UserError(f"The data source {source!r} is a folder. Write folder:{source}")
     if path.is_file():
         kind = "csv" if path.suffix.lower() == ".csv" else "archive"
-        return UserError(f"source {source!r} is a file; write {kind}:{source}")
+        return UserError(f"The data source {source!r} is a file. Write {kind}:{source}")
+    if len(scheme) == 1:  # a Windows drive
+        return UserError(f"Not a data source: {source!r}. For a folder write folder:{source}")
     if ":" in source:
         return unknown("source scheme", scheme, _SCHEMES)
     forms = ", ".join(form for form, _ in _SCHEMES.values())
-    return UserError(f"no source {source!r}; a source is one of {forms}")
+    return UserError(f"Not a data source: {source!r}. Available: {forms}")
 
 
-def _path(place: str, cache: Path) -> Path:
-    return Path(place).expanduser()
+def _existing_path(location: str, cache: Path) -> Path:
+    return Path(location).expanduser()
 
 
-def _garden(place: str, cache: Path) -> Path:
+def _synthetic(location: str, cache: Path) -> Path:
     from flaxtl.data.sources import synthetic
 
-    return synthetic.generate_dataset(cache / f"garden_{synthetic.DATASET_VERSION}")
+    return synthetic.generate_dataset(cache / f"synthetic_{synthetic.DATASET_VERSION}")
 
 
-def _archive(place: str, cache: Path) -> Path:
-    file = Path(place).expanduser()
-    target = cache / "archives" / (_key(file) if file.is_file() else file.name)
+def _archive(location: str, cache: Path) -> Path:
+    file = Path(location).expanduser()
+    target = cache / "archives" / (_archive_key(file) if file.is_file() else file.name)
     if not target.is_dir():
         archive.extract_archive(file, target)
-    return _descended(target)
+    return _dataset_root(target)
 
 
-def _key(file: Path) -> str:
-    # The content names the folder, so that a new archive under an old name is extracted anew.
+def _archive_key(file: Path) -> str:
+    # Named by content, so that a new archive with an old name is extracted again.
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return f"{file.name.split('.')[0][:40]}-{digest[:16]}"
 
 
-def _descended(folder: Path) -> Path:
-    """The innermost folder that is alone at its level and holds folders itself: flower_photos/ of flower_photos.tgz."""
+def _dataset_root(folder: Path) -> Path:
+    """Descend while a folder contains nothing but one folder of folders: flower_photos/ of flower_photos.tgz."""
     inside = image_folder.subfolders(folder)
     while (
         len(inside) == 1
         and image_folder.parse_split_name(inside[0].name) is None
-        and image_folder.subfolders(inside[0])
+        and (deeper := image_folder.subfolders(inside[0]))
     ):
-        folder = inside[0]
-        inside = image_folder.subfolders(folder)
+        folder, inside = inside[0], deeper
     return folder
 
 
-def _tfds(place: str, cache: Path) -> Path:
+def _tfds(location: str, cache: Path) -> Path:
     from flaxtl.data.sources import tfds
 
-    return tfds.export_tfds(place, cache / "tfds" / place.replace("/", "-").replace(":", "-"))
+    return tfds.export_tfds(location, cache / "tfds" / location.replace("/", "-").replace(":", "-"))
 
 
 _SCHEMES: dict[str, tuple[str, Callable[[str, Path], Path]]] = {
-    "folder": ("folder:PATH", _path),
-    "synthetic": ("synthetic", _garden),
+    "folder": ("folder:PATH", _existing_path),
+    "synthetic": ("synthetic", _synthetic),
     "archive": ("archive:FILE", _archive),
     "tfds": ("tfds:NAME", _tfds),
-    "csv": ("csv:FILE", _path),
+    "csv": ("csv:FILE", _existing_path),
 }
+"""Scheme -> how it is written, and the function that returns its folder or CSV file."""

@@ -1,9 +1,9 @@
-"""What a CSV file lists: the images of a source whose labels are in a table and not in the names of folders."""
+"""CSV files as sources: labels come from a table and not from the names of folders."""
 
 import csv
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flaxtl.data.sources.image_folder import (
@@ -17,108 +17,114 @@ from flaxtl.data.sources.image_folder import (
 from flaxtl.errors import UserError
 
 COLUMNS = ("path", "label", "split", "sha256")
-"""What a CSV file may tell of an image; the first two it must."""
+"""The columns that a CSV file may have; the first two are required."""
 
 
 def scan_csv(file: Path) -> DatasetIndex:
-    """The images that a CSV file lists, in the order of its rows.
+    """List the images of a CSV file in the order of its rows.
 
-    The first row names the columns, in any order: path and label, and if wanted split and sha256. A path that is not
-    absolute counts from the folder of the file. A split is train, validation ('val', 'valid') or test, for every
-    image or for none. The text is UTF-8, with or without a byte-order mark; empty rows are skipped.
+    The first row names the columns, in any order: path and label, and optionally split and sha256. Relative paths are
+    relative to the folder of the file. A split is train, validation ('val', 'valid') or test, for every image or for
+    none. The text is UTF-8, with or without a byte-order mark; empty rows are skipped.
 
     Raises:
-      UserError: the file cannot be read, is no such table, or its first faulty row, by its number (the first row is 1).
+      UserError: the file cannot be read or is not such a table, or a row is invalid (the header is row 1).
     """
-    listing, complaints = _read(file)
-    if complaints:
-        raise UserError(complaints[0])
-    return listing
+    index, problems = _read(file)
+    if problems:
+        raise UserError(problems[0])
+    return index
 
 
 def inspect_csv(file: Path) -> IndexReport:
-    """What `of_csv` lists and all that keeps it from being trained on; raises only where the file is no such table."""
-    listing, complaints = _read(file)
-    return IndexReport(listing, (*complaints, *find_problems(listing)), ())
+    """List the images of a CSV file with all problems. Raises UserError only if the file is not such a table."""
+    index, problems = _read(file)
+    return IndexReport(index, (*problems, *find_problems(index)), ())
 
 
 def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
     file = file.expanduser()
-    header, *rows = _rows(file)
-    columns = _columns(file, header)
-    nothing = dict.fromkeys(columns, "")
+    header, *rows = _read_rows(file)
+    columns = _parse_header(file, header)
     folder = file.resolve().parent
-    found: dict[Path, SourceImage] = {}
-    complaints: list[str] = []
+    images: dict[Path, SourceImage] = {}
+    problems: list[str] = []
     for number, row in enumerate(rows, start=2):
         if not row:
             continue
-        image, fault = _image(nothing | dict(zip(columns, row, strict=False)), folder)
+        cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
+        image = _parse_row(cells, folder)
+        problem = _row_problem(cells, image)
         if len(row) != len(columns):
-            fault = f"it has {len(row)} columns instead of {len(columns)}"
-        elif image.path in found:
-            fault = f"{image.path} was listed before"
-        if fault:
-            complaints.append(f"{file} has a fault in row {number}: {fault}; correct the row or remove it")
+            problem = f"it has {len(row)} columns instead of {len(columns)}"
+        elif image.path in images:
+            problem = f"{image.path} is listed twice"
+        if problem:
+            problems.append(f"{file}, row {number}: {problem}. Correct or remove the row.")
         else:
-            found[image.path] = image
-    if not found and not complaints:
-        complaints.append(f"{file} lists no images; give it one row per image")
-    return DatasetIndex(tuple(found.values()), str(file)), complaints
+            images[image.path] = image
+    if not images and not problems:
+        problems.append(f"{file} lists no images. Add one row per image.")
+    return DatasetIndex(tuple(images.values()), str(file)), problems
 
 
-def _rows(file: Path) -> list[list[str]]:
-    """The rows, the first of which is the header."""
+def _read_rows(file: Path) -> list[list[str]]:
+    """Return all rows; the first one is the header."""
     try:
-        # File names need not be Unicode: surrogateescape carries their bytes through.
+        # File names need not be Unicode: surrogateescape preserves their bytes.
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             rows = list(csv.reader(stream, strict=True))
     except OSError as error:
-        raise UserError(f"cannot read the CSV file {file}: {error.strerror}; check the path") from error
+        raise UserError(f"Cannot read the CSV file {file}: {error.strerror}. Check the path.") from error
     except csv.Error as error:
-        raise UserError(f"{file} is no table of comma-separated values ({error}); correct it") from error
+        raise UserError(f"{file} is not a table of comma-separated values ({error}). Correct it.") from error
     return rows or [[]]
 
 
-def _columns(file: Path, header: Sequence[str]) -> list[str]:
+def _parse_header(file: Path, header: Sequence[str]) -> list[str]:
     names = [name.strip().lower() for name in header]
-    strange = [name for name in names if name not in COLUMNS]
-    if strange or not {"path", "label"} <= set(names) or len(set(names)) < len(names):
+    unexpected = set(names) - set(COLUMNS)
+    if unexpected or not {"path", "label"} <= set(names) or len(set(names)) < len(names):
         raise UserError(
-            f"the first row of {file} is {','.join(header)!r}; it must name the columns path and label, may name split"
-            " and sha256, and nothing else, with commas between them"
+            f"The first row of {file} is {','.join(header)!r}. It must name the columns path and label, optionally "
+            "split and sha256, separated by commas."
         )
     return names
 
 
-def _image(row: dict[str, str], folder: Path) -> tuple[SourceImage, str | None]:
-    """The image of a row, and what is wrong with it."""
-    label, split, sha256 = row.get("label", ""), row.get("split"), row.get("sha256", "").lower() or None
-    found = SourceImage(folder / row["path"], label, parse_split_name(split) if split is not None else None, sha256)
-    fault = None
-    if not row["path"]:
-        fault = "it has no path"
-    elif not label:
-        fault = "it has no label"
-    elif label != label.strip():
-        fault = f"its label {label!r} begins or ends with a space"
-    elif split is not None and found.split is None:
-        fault = f"{split!r} is no split, which is one of {', '.join(SPLITS)}"
-    elif sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
-        fault = f"{sha256!r} is no SHA-256"
-    else:
-        fault = _unlike_a_file(found.path)
-    return found, fault
+def _parse_row(cells: Mapping[str, str], folder: Path) -> SourceImage:
+    return SourceImage(
+        path=folder / cells["path"],
+        label=cells["label"],
+        split=parse_split_name(cells.get("split", "")),
+        sha256=cells.get("sha256", "").lower() or None,
+    )
 
 
-def _unlike_a_file(path: Path) -> str | None:
+def _row_problem(cells: Mapping[str, str], image: SourceImage) -> str | None:
+    """Return what is wrong with a row, or None."""
+    if not cells["path"]:
+        return "it has no path"
+    if not image.label:
+        return "it has no label"
+    if image.label != image.label.strip():
+        return f"its label {image.label!r} begins or ends with a space"
+    if "split" in cells and image.split is None:
+        return f"unknown split {cells['split']!r}; available: {', '.join(SPLITS)}"
+    if image.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", image.sha256):
+        return f"{image.sha256!r} is not a SHA-256"
+    return _file_problem(image.path)
+
+
+def _file_problem(path: Path) -> str | None:
+    """Return why `path` cannot be read as a file, or None."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return f"there is no file {path}"
-    except (OSError, ValueError) as error:  # too long a name, a folder that may not be entered, a zero byte
-        return f"cannot reach {path} ({getattr(error, 'strerror', error)})"
+    except (OSError, ValueError) as error:  # name too long, folder without permission, null byte
+        return f"cannot access {path} ({getattr(error, 'strerror', error)})"
     if stat.S_ISDIR(mode):
         return f"{path} is a folder"
-    # Reading from a named pipe would wait for ever.
-    return None if stat.S_ISREG(mode) else f"{path} is no ordinary file"
+    # Reading from a named pipe would never return.
+    return None if stat.S_ISREG(mode) else f"{path} is not a regular file"

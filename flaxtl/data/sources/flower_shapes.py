@@ -1,8 +1,8 @@
-"""The five kinds of flower, as curved petals in space, projected and shaded on a Pillow canvas.
+"""The five flowers as curved petals in space, projected and shaded on a Pillow canvas.
 
 Lengths are fractions of the image's side on the canvas (x to the right, y downwards) and fractions of the flower's
-radius in the flower's own axes (z towards the tip of the flower). Angles are radians. Colours are RGB in 0..255.
-Proportions and colours are chosen by eye.
+radius in the flower's own axes (z towards the tip of the flower). Angles are radians. Colors are RGB in 0..255.
+Proportions and colors are chosen by eye.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 Array = npt.NDArray[np.float64]
 Color = tuple[float, float, float] | Array
 
-GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))  # 137.5 degrees: neighbouring florets never line up
+GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))  # 137.5 degrees: neighboring florets never line up
 
 WHITE, CREAM, PINK, CRIMSON = (246, 245, 240), (246, 232, 190), (236, 138, 170), (186, 16, 40)
 YELLOW, GOLD, ORANGE, PURPLE = (250, 210, 40), (240, 170, 20), (236, 120, 36), (120, 48, 138)
@@ -24,7 +24,7 @@ LEAF, BROWN = (78, 122, 50), (74, 46, 24)
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a flower stands and how it looks at us.
+    """Position, size and orientation of a flower.
 
     `tilt` 0 shows the face, pi/2 the profile with the tip up; `roll` turns the result clockwise in the image.
     """
@@ -36,7 +36,7 @@ class Pose:
     roll: float
 
     def turn(self, points: Array) -> Array:
-        """Flower axes [..., 3] to right, down and towards the viewer [..., 3], still in radii."""
+        """Rotate flower axes [..., 3] to right, down and towards the viewer [..., 3], in units of the radius."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         up, near = y * np.cos(self.tilt) + z * np.sin(self.tilt), z * np.cos(self.tilt) - y * np.sin(self.tilt)
         right = x * np.cos(self.roll) + up * np.sin(self.roll)
@@ -44,13 +44,13 @@ class Pose:
         return np.stack([right, down, near], axis=-1)
 
     def place(self, turned: Array) -> Array:
-        """The result of `turn` [..., 3] to canvas positions [..., 2]."""
+        """Project the result of `turn` [..., 3] to canvas positions [..., 2]."""
         placed: Array = turned[..., :2] * self.radius + (self.x, self.y)
         return placed
 
 
 class Canvas:
-    """Paints shapes in canvas fractions, lit from one direction."""
+    """Draws shapes in fractions of the canvas, lit from one direction."""
 
     def __init__(self, image: Image.Image, light: Array) -> None:
         """`image` is RGB and square; `light` is a unit vector [3]: right, down, towards the viewer."""
@@ -59,44 +59,44 @@ class Canvas:
         self.solid = ImageDraw.Draw(image)
         self.glaze = ImageDraw.Draw(image, "RGBA")
 
-    def polygon(self, points: Array, colour: Color) -> None:
+    def polygon(self, points: Array, color: Color) -> None:
         """Fill the polygon [n, 2]."""
-        self.solid.polygon((points * self.side).ravel().tolist(), fill=_rgb(colour))
+        self.solid.polygon((points * self.side).ravel().tolist(), fill=_rgb(color))
 
-    def line(self, points: Array, colour: Color, width: float, opacity: float = 1.0) -> None:
+    def line(self, points: Array, color: Color, width: float, opacity: float = 1.0) -> None:
         """Draw the open line [n, 2]."""
         pixels = (points * self.side).ravel().tolist()
-        self.glaze.line(pixels, fill=(*_rgb(colour), int(255 * opacity)), width=max(1, round(width * self.side)))
+        self.glaze.line(pixels, fill=(*_rgb(color), int(255 * opacity)), width=max(1, round(width * self.side)))
 
-    def dot(self, centre: Array, radius: float, colour: Color, opacity: float = 1.0) -> None:
-        """Fill a circle about `centre` [2]."""
-        box = np.concatenate([centre - radius, centre + radius]) * self.side
+    def dot(self, center: Array, radius: float, color: Color, opacity: float = 1.0) -> None:
+        """Fill a circle around `center` [2]."""
+        box = np.concatenate([center - radius, center + radius]) * self.side
         if opacity < 1:
-            self.glaze.ellipse(box.tolist(), fill=(*_rgb(colour), int(255 * opacity)))
+            self.glaze.ellipse(box.tolist(), fill=(*_rgb(color), int(255 * opacity)))
         else:
-            self.solid.ellipse(box.tolist(), fill=_rgb(colour))
+            self.solid.ellipse(box.tolist(), fill=_rgb(color))
 
-    def ribbon(self, path: Array, widths: Array, colour: Color) -> None:
-        """A stem or a leaf along `path` [n, 2] with half `widths` [n]; one side of the midrib lies in the light."""
+    def ribbon(self, path: Array, widths: Array, color: Color) -> None:
+        """Draw a stem or a leaf along `path` [n, 2] with half `widths` [n]; the side facing the light is brighter."""
         along = np.gradient(path, axis=0)
         across = np.stack([-along[:, 1], along[:, 0]], axis=-1)
         across /= np.linalg.norm(across, axis=-1, keepdims=True) + 1e-9
         facing = float(np.sign(np.mean(across @ self.light[:2])) or 1.0)
         for side, shade in ((facing, 1.12), (-facing, 0.8)):
             edge = path + side * across * widths[:, None]
-            self.polygon(np.concatenate([path, edge[::-1]]), np.multiply(colour, shade))
+            self.polygon(np.concatenate([path, edge[::-1]]), np.multiply(color, shade))
 
-    def surface(self, pose: Pose, points: Array, colours: Array) -> None:
-        """Petals [petals, along, across, 3] with colours [petals, along, 3], the farthest painted first."""
+    def surface(self, pose: Pose, points: Array, colors: Array) -> None:
+        """Draw petals [petals, along, across, 3] with colors [petals, along, 3], the farthest first."""
         turned = pose.turn(points)
         flat = pose.place(turned)
         quads = np.stack([flat[:, :-1, :-1], flat[:, 1:, :-1], flat[:, 1:, 1:], flat[:, :-1, 1:]], axis=3)
-        tints = colours[:, :-1, None] * self._shading(turned)[..., None]
+        tints = colors[:, :-1, None] * self._shading(turned)[..., None]
         depth = turned[..., 2].mean(axis=(1, 2))
         nearness = turned[:, :-1, :-1, 2] + turned[:, 1:, 1:, 2]
         for petal in np.argsort(depth):
             rim = np.concatenate([flat[petal, :, 0], flat[petal, ::-1, -1]])
-            self.line(rim, colours[petal].mean(axis=0) * 0.55, 0.025 * pose.radius, opacity=0.55)
+            self.line(rim, colors[petal].mean(axis=0) * 0.55, 0.025 * pose.radius, opacity=0.55)
             order = np.argsort(nearness[petal], axis=None)
             for quad, tint in zip(
                 quads[petal].reshape(-1, 4, 2)[order], tints[petal].reshape(-1, 3)[order], strict=True
@@ -104,15 +104,15 @@ class Canvas:
                 self.polygon(quad, tint)
 
     def _shading(self, turned: Array) -> Array:
-        """Brightness [petals, along - 1, across - 1] of each face; a petal lets light through, so both sides count."""
+        """Return the brightness [petals, along - 1, across - 1] of each face; both sides of a petal are lit."""
         normal = np.cross(turned[:, 1:, 1:] - turned[:, :-1, :-1], turned[:, 1:, :-1] - turned[:, :-1, 1:])
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
         shading: Array = 0.62 + 0.42 * np.abs(normal @ self.light)
         return shading
 
 
-def _rgb(colour: Color) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, int(channel))) for channel in colour)
+def _rgb(color: Color) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, int(channel))) for channel in color)
     return red, green, blue
 
 
@@ -129,7 +129,7 @@ def petals(
     shape: tuple[float, float] = (1.0, 0.6),
     grid: tuple[int, int] = (5, 3),
 ) -> Array:
-    """Petals at `angles` [petals] about the axis -> points [petals, along, across, 3], `grid` = (along - 1, across).
+    """Return points [petals, along, across, 3] of petals at `angles` [petals]; `grid` is (along - 1, across).
 
     A petal leaves the axis at radius `start` and height `base`, rises at `lift`, and has risen by `curl` more at its
     tip. Its half width is `width * sin(pi s^a)^b`, (a, b) = `shape`, s along the petal; `cup` bends its edges inwards.
@@ -155,12 +155,12 @@ def petals(
 
 
 def tint(rng: np.random.Generator, points: Array, inner: Color, outer: Color, jitter: float = 0.06) -> Array:
-    """Colours [petals, along, 3] from `inner` at the foot to `outer` at the tip, each petal a little different."""
+    """Return colors [petals, along, 3] from `inner` at the foot to `outer` at the tip, with jitter per petal."""
     count, along = points.shape[:2]
     s = np.linspace(0.0, 1.0, along)[:, None]
     blend = np.asarray(inner) * (1 - s) + np.asarray(outer) * s
-    colours: Array = blend * rng.normal(1.0, jitter, (count, 1, 1))
-    return colours
+    colors: Array = blend * rng.normal(1.0, jitter, (count, 1, 1))
+    return colors
 
 
 def _circle(rng: np.random.Generator, count: int, wobble: float = 0.25) -> Array:
@@ -175,7 +175,7 @@ def _pick(rng: np.random.Generator, palette: tuple[tuple[Color, Color], ...]) ->
 
 def _disc(
     rng: np.random.Generator,
-    brush: Canvas,
+    canvas: Canvas,
     pose: Pose,
     size: float,
     dome: float,
@@ -183,7 +183,7 @@ def _disc(
     inner: Color,
     outer: Color,
 ) -> None:
-    """Florets on a dome of radius `size` and height `dome`, in the golden spiral of a real flower."""
+    """Draw florets on a dome of radius `size` and height `dome`, in the golden spiral of a real flower."""
     index = np.arange(count)
     r, angle = np.sqrt((index + 0.5) / count), index * GOLDEN_ANGLE
     points = np.stack([size * r * np.cos(angle), size * r * np.sin(angle), dome * (1 - r**2)], axis=-1)
@@ -191,18 +191,18 @@ def _disc(
     flat = pose.place(turned)
     edge = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     rim = np.stack([size * np.cos(edge), size * np.sin(edge), 0 * edge], axis=-1) * 1.06
-    brush.polygon(pose.place(pose.turn(rim)), np.multiply(outer, 0.6))
+    canvas.polygon(pose.place(pose.turn(rim)), np.multiply(outer, 0.6))
     normal = points / size + (0, 0, 0.8)
-    glow = 0.55 + 0.5 * np.clip(pose.turn(normal) @ brush.light / np.linalg.norm(normal, axis=-1), 0, 1)
-    colours = np.asarray(inner) + (np.asarray(outer) - np.asarray(inner)) * r[:, None] ** 2
-    colours = colours * (glow * rng.normal(1.0, 0.1, count))[:, None]
+    glow = 0.55 + 0.5 * np.clip(pose.turn(normal) @ canvas.light / np.linalg.norm(normal, axis=-1), 0, 1)
+    colors = np.asarray(inner) + (np.asarray(outer) - np.asarray(inner)) * r[:, None] ** 2
+    colors = colors * (glow * rng.normal(1.0, 0.1, count))[:, None]
     grain = 1.1 * size * pose.radius / np.sqrt(count)
     for i in np.argsort(turned[:, 2]):
-        brush.dot(flat[i], grain, colours[i])
+        canvas.dot(flat[i], grain, colors[i])
 
 
-def daisy(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
-    """White, sometimes pinkish straps about a yellow dome."""
+def daisy(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
+    """Draw white, sometimes pinkish straps around a yellow dome."""
     inner, outer = _pick(rng, ((WHITE, WHITE), (WHITE, WHITE), (CREAM, WHITE), (WHITE, PINK), (PINK, (226, 110, 160))))
     count, open_ = int(rng.integers(18, 36)), rng.uniform(-0.25, 0.5)
     for layer in range(2):
@@ -212,14 +212,14 @@ def daisy(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
             lift=open_ + 0.12 * layer + rng.normal(0, 0.08, angles.size), curl=rng.uniform(-0.5, 0.2), cup=0.5,
             shape=(1.2, 0.45), grid=(4, 3),
         )  # fmt: skip
-        brush.surface(pose, points, tint(rng, points, inner, outer))
-    _disc(rng, brush, pose, rng.uniform(0.2, 0.29), 0.14, 70, (236, 176, 20), (250, 206, 40))
+        canvas.surface(pose, points, tint(rng, points, inner, outer))
+    _disc(rng, canvas, pose, rng.uniform(0.2, 0.29), 0.14, 70, (236, 176, 20), (250, 206, 40))
 
 
-def dandelion(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
-    """A dense yellow bloom or a white globe of seeds."""
+def dandelion(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
+    """Draw a dense yellow bloom or a white globe of seeds."""
     if rng.random() < 0.35:
-        _seed_head(rng, brush, pose)
+        _seed_head(rng, canvas, pose)
         return
     rings, open_ = 6, rng.uniform(0.0, 0.5)
     for ring in range(rings):
@@ -230,10 +230,10 @@ def dandelion(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
             lift=open_ + 1.2 * inward + rng.normal(0, 0.1, angles.size), curl=-0.3, base=0.06 * ring, start=0.02,
             shape=(1.6, 0.3), grid=(2, 2),
         )  # fmt: skip
-        brush.surface(pose, points, tint(rng, points, GOLD, YELLOW, jitter=0.1))
+        canvas.surface(pose, points, tint(rng, points, GOLD, YELLOW, jitter=0.1))
 
 
-def _seed_head(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
+def _seed_head(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
     count = int(rng.integers(70, 130))
     z = 1 - 2 * (np.arange(count) + 0.5) / count
     angle = np.arange(count) * GOLDEN_ANGLE + rng.normal(0, 0.1, count)
@@ -241,20 +241,20 @@ def _seed_head(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
     seeds = np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=-1) * rng.uniform(0.75, 0.85, (count, 1))
     turned = pose.turn(seeds)
     flat = pose.place(turned)
-    centre = np.array([pose.x, pose.y])
-    brush.dot(centre, 0.95 * pose.radius, (225, 228, 228), opacity=0.3)
+    center = np.array([pose.x, pose.y])
+    canvas.dot(center, 0.95 * pose.radius, (225, 228, 228), opacity=0.3)
     for i in np.argsort(turned[:, 2]):
         bright = 205 + 45 * turned[i, 2]
-        brush.line(np.stack([centre, flat[i]]), (bright, bright, bright - 12), 0.012 * pose.radius, opacity=0.35)
+        canvas.line(np.stack([center, flat[i]]), (bright, bright, bright - 12), 0.012 * pose.radius, opacity=0.35)
         spokes = np.linspace(0, 2 * np.pi, 7, endpoint=False) + rng.uniform(0, 1)
         rays = flat[i] + 0.2 * pose.radius * np.stack([np.cos(spokes), np.sin(spokes)], axis=-1)
         star = np.stack([np.broadcast_to(flat[i], rays.shape), rays], axis=1).reshape(-1, 2)
-        brush.line(star, (bright, bright, bright), 0.012 * pose.radius, opacity=0.5)
-    brush.dot(centre, 0.16 * pose.radius, (150, 132, 96))
+        canvas.line(star, (bright, bright, bright), 0.012 * pose.radius, opacity=0.5)
+    canvas.dot(center, 0.16 * pose.radius, (150, 132, 96))
 
 
-def rose(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
-    """Broad petals in a spiral: the heart upright and closed, the outside open and curled back."""
+def rose(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
+    """Draw broad petals in a spiral: the heart upright and closed, the outside open and curled back."""
     palette: tuple[tuple[Color, Color], ...] = (
         ((110, 4, 20), CRIMSON), ((150, 10, 30), (214, 30, 50)), ((206, 90, 130), PINK), (PINK, (248, 200, 210)),
         (CREAM, WHITE), ((226, 178, 60), (250, 226, 120)), ((220, 100, 60), (246, 160, 110)),
@@ -268,11 +268,11 @@ def rose(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
         curl=0.25 - 0.9 * open_ * out, cup=0.75 - 0.5 * out, base=-0.3 * out, shape=(1.5, 0.45), grid=(6, 5),
     )  # fmt: skip
     points += rng.normal(0, 0.015, points.shape)
-    brush.surface(pose, points, tint(rng, points, inner, outer))
+    canvas.surface(pose, points, tint(rng, points, inner, outer))
 
 
-def sunflower(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
-    """Pointed yellow rays about a big disc, mostly brown."""
+def sunflower(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
+    """Draw pointed yellow rays around a big disc, mostly brown."""
     inner, outer = _pick(rng, ((GOLD, YELLOW), (GOLD, (252, 224, 70)), (ORANGE, GOLD), ((160, 60, 20), GOLD)))
     disc, open_ = rng.uniform(0.38, 0.54), rng.uniform(-0.15, 0.4)
     for layer in range(2):
@@ -282,14 +282,14 @@ def sunflower(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
             lift=open_ + 0.2 * layer + rng.normal(0, 0.15, angles.size), curl=rng.uniform(-0.6, 0.3), cup=0.5,
             shape=(0.85, 0.9), grid=(4, 3),
         )  # fmt: skip
-        brush.surface(pose, points, tint(rng, points, inner, outer, jitter=0.08))
+        canvas.surface(pose, points, tint(rng, points, inner, outer, jitter=0.08))
     browns = ((BROWN, (104, 62, 24)), ((44, 28, 18), BROWN), ((30, 20, 14), BROWN), ((112, 112, 40), (120, 72, 24)))
     heart, rim = _pick(rng, browns)
-    _disc(rng, brush, pose, disc, 0.12, 190, heart, rim)
+    _disc(rng, canvas, pose, disc, 0.12, 190, heart, rim)
 
 
-def tulip(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
-    """Three petals within three, from a closed bud to an open bowl."""
+def tulip(rng: np.random.Generator, canvas: Canvas, pose: Pose) -> None:
+    """Draw three petals within three, from a closed bud to an open bowl."""
     palette: tuple[tuple[Color, Color], ...] = (
         (CRIMSON, (214, 30, 44)), (YELLOW, (206, 30, 30)), (GOLD, YELLOW), (PURPLE, (150, 80, 165)),
         (WHITE, PINK), ((206, 70, 120), (240, 150, 180)), (CREAM, WHITE), (GOLD, ORANGE),
@@ -303,7 +303,8 @@ def tulip(rng: np.random.Generator, brush: Canvas, pose: Pose) -> None:
         angles, length=1.45 + 0.05 * outside, width=width, lift=0.55 - 0.4 * open_,
         curl=1.25 - 0.6 * open_ + rng.normal(0, 0.07, 6), cup=0.7, base=-0.65, shape=(0.95, 0.6), grid=(10, 9),
     )  # fmt: skip
-    brush.surface(pose, points, tint(rng, points, inner, outer, jitter=0.04))
+    canvas.surface(pose, points, tint(rng, points, inner, outer, jitter=0.04))
 
 
-Head = Callable[[np.random.Generator, Canvas, Pose], None]
+DrawFn = Callable[[np.random.Generator, Canvas, Pose], None]
+"""Draws one flower head at a pose."""

@@ -1,4 +1,4 @@
-"""Sources: one string, one listing of images, whose folder is made once."""
+"""Sources: one string names one index of images; folders are created once."""
 
 import re
 import tarfile
@@ -36,7 +36,7 @@ def folder_of(source: str, cache: Path) -> Path:
     return Path(open_source(source, cache).origin)
 
 
-def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_folder_source_lists_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     root = images(tmp_path / "my: images", "cats", "dogs")
@@ -45,14 +45,14 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_csv(tmp_path: Path) -> None:
+def test_open_csv_source_lists_rows(tmp_path: Path) -> None:
     root = images(tmp_path / "in", "cats")
     (tmp_path / "list.csv").write_text("label,path\nold,in/cats/0.jpg\n")
     found = open_source(f"csv:{tmp_path}/list.csv", tmp_path / "cache")
     assert [(each.path, each.label) for each in found.images] == [(root.resolve() / "cats" / "0.jpg", "old")]
 
 
-def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
+def test_inspect_source_reports_where_open_source_raises(tmp_path: Path) -> None:
     root = images(tmp_path / "in", "cats", "dogs")
     (root / "loose.jpg").write_bytes(b"")
     (tmp_path / "list.csv").write_text("label,path\na,in/cats/0.jpg\nb,in/none.jpg\n")
@@ -63,9 +63,7 @@ def test_a_survey_tells_where_find_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["flowers.tgz", "flowers.zip"])
-def test_archive_is_extracted_once_and_descended_into(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_archive_extracts_once_and_finds_root(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = packed(tmp_path / name, images(tmp_path / "flower_photos", "daisy", "roses"))
     folder = folder_of(f"archive:{file}", tmp_path / "cache")
     assert folder.name == "flower_photos"
@@ -76,7 +74,7 @@ def test_archive_is_extracted_once_and_descended_into(
     assert folder_of(f"archive:{file}", tmp_path / "cache") == folder
 
 
-def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
+def test_open_archive_with_new_content_extracts_again(tmp_path: Path) -> None:
     first = packed(tmp_path / "f.zip", images(tmp_path / "one", "a", "b"))
     old = folder_of(f"archive:{first}", tmp_path / "cache")
     packed(tmp_path / "f.zip", images(tmp_path / "two", "c", "d"))
@@ -95,7 +93,7 @@ def test_a_new_archive_of_an_old_name_is_extracted_anew(tmp_path: Path) -> None:
         (("__MACOSX/a/cats", "a/cats", "a/dogs"), "a"),
     ],
 )
-def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: str) -> None:
+def test_open_archive_descends_to_dataset_root(tmp_path: Path, inside: tuple[str, ...], found: str) -> None:
     root = images(tmp_path / "f", *inside)
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
         for file in sorted(root.rglob("*.jpg")):
@@ -104,22 +102,22 @@ def test_how_far_one_descends(tmp_path: Path, inside: tuple[str, ...], found: st
     assert folder.name.split("-")[0] == found
 
 
-def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+def test_open_missing_archive_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.tgz"):
         folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
 
 
-def test_each_edition_of_the_garden_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planted: list[Path] = []
+def test_open_synthetic_has_a_folder_per_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[Path] = []
     monkeypatch.setattr(
-        synthetic, "generate_dataset", lambda directory: planted.append(directory) or images(directory, "a", "b")
+        synthetic, "generate_dataset", lambda directory: created.append(directory) or images(directory, "a", "b")
     )
-    place = tmp_path / f"garden_{synthetic.DATASET_VERSION}"
+    place = tmp_path / f"synthetic_{synthetic.DATASET_VERSION}"
     assert folder_of("synthetic", tmp_path) == place.resolve()
-    assert planted == [place]
+    assert created == [place]
 
 
-def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_tfds_exports_into_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flaxtl.data.sources import tfds
 
     monkeypatch.setattr(tfds, "export_tfds", lambda name, into: images(into / name.replace("/", "|"), "a", "b"))
@@ -132,21 +130,24 @@ def test_tfds_is_exported_into_a_folder_of_its_name(tmp_path: Path, monkeypatch:
     ("source", "facts"),
     [
         ("fodler:/x", "'fodler'.*'folder'"),
-        ("https://x.org/f.tgz", r"'https'.*\barchive, csv, folder, \w+, tfds\b"),
+        ("https://x.org/f.tgz", r"'https'.*\bfolder, \w+, archive, tfds, csv\b"),
         ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, tfds:NAME, csv:FILE\b"),
         ("", "''.*folder:PATH"),
         ("folder:", "'folder:'.*folder:PATH$"),
         ("tfds", "'tfds'.*tfds:NAME$"),
-        ("garden:/x", r"'garden:/x'.*\bgarden$"),
+        ("synthetic:/x", r"'synthetic:/x'.*\bsynthetic$"),
+        ("C:\\flowers", r"folder:C:\\flowers$"),
     ],
 )
-def test_sources_that_are_none(tmp_path: Path, source: str, facts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_source_unknown_scheme_raises(
+    tmp_path: Path, source: str, facts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=facts):
         folder_of(source, tmp_path / "cache")
 
 
-def test_a_bare_path_is_told_its_scheme(tmp_path: Path) -> None:
+def test_open_source_bare_path_suggests_scheme(tmp_path: Path) -> None:
     (tmp_path / "f.tgz").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(f"folder:{tmp_path}") + "$"):
         folder_of(str(tmp_path), tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What a folder holds: layouts, their faults, and all of the faults at once."""
+"""Image folders: layouts, their problems, and all problems at once."""
 
 import os
 import re
@@ -19,38 +19,38 @@ def two(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_a_folder_of_classes(two: Path) -> None:
-    listing = scan_folder(two)
-    assert listing.origin == str(two.resolve())
-    assert listing.classes == ("cats", "dogs")
-    assert not listing.has_splits
-    assert listing.images[0] == SourceImage(two.resolve() / "cats" / "0000.jpg", "cats")
-    assert [found.path for found in listing.images] == sorted(two.resolve().rglob("*.jpg"))
+def test_scan_folder_of_classes_lists_images(two: Path) -> None:
+    index = scan_folder(two)
+    assert index.origin == str(two.resolve())
+    assert index.classes == ("cats", "dogs")
+    assert not index.has_splits
+    assert index.images[0] == SourceImage(two.resolve() / "cats" / "0000.jpg", "cats")
+    assert [found.path for found in index.images] == sorted(two.resolve().rglob("*.jpg"))
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
 @pytest.mark.parametrize("test", [True, False])
-def test_given_splits_are_taken_as_they_are(tmp_path: Path, validation: str, test: bool) -> None:
+def test_scan_folder_with_splits_keeps_them(tmp_path: Path, validation: str, test: bool) -> None:
     expected = []
     for split, folder, n in (("train", "train", 3), ("validation", validation, 2), ("test", "test", 1))[: 2 + test]:
         for label in ("a", "b"):
             fill(tmp_path / folder / label, n)
             place = tmp_path.resolve() / folder / label
             expected += [SourceImage(place / f"{i:04d}.jpg", label, split) for i in range(n)]
-    listing = scan_folder(tmp_path)
-    assert list(listing.images) == expected
-    assert listing.has_splits
-    assert listing.splits == ("train", "validation", "test")[: 2 + test]
+    index = scan_folder(tmp_path)
+    assert list(index.images) == expected
+    assert index.has_splits
+    assert index.splits == ("train", "validation", "test")[: 2 + test]
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+def test_scan_folder_with_class_named_train_has_no_splits(tmp_path: Path) -> None:
     for label in ("bus", "plane", "train"):
         fill(tmp_path / label, 2)
-    listing = scan_folder(tmp_path)
-    assert (listing.classes, listing.has_splits) == (("bus", "plane", "train"), False)
+    index = scan_folder(tmp_path)
+    assert (index.classes, index.has_splits) == (("bus", "plane", "train"), False)
 
 
-def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
+def test_scan_folder_ignores_hidden_and_other_files(two: Path) -> None:
     plain = scan_folder(two)
     for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
         fill(two / junk, 3)
@@ -70,13 +70,13 @@ def test_hidden_junk_and_other_files_do_not_count(two: Path) -> None:
     assert inspect_folder(two).skipped_files == (root / "LICENSE.txt", root / "cats" / "notes.txt")
 
 
-def test_suffixes_count_in_any_case(two: Path) -> None:
+def test_scan_folder_accepts_suffixes_in_any_case(two: Path) -> None:
     fill(two / "cats", 2, prefix="more", suffix=".JPEG")
     fill(two / "cats", 3, prefix="more", suffix=".Png")
     assert sum(found.label == "cats" for found in scan_folder(two).images) == 25
 
 
-def test_paths_are_absolute_wherever_one_stands(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_folder_returns_absolute_paths(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = scan_folder(two)
     monkeypatch.chdir(two.parent)
     assert scan_folder(Path("set")) == expected
@@ -111,7 +111,7 @@ def faulty(root: Path) -> dict[str, str]:
     }
 
 
-def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
+def test_scan_folder_with_bad_layout_raises_first_problem(tmp_path: Path) -> None:
     for case, facts in faulty(tmp_path).items():
         with pytest.raises(UserError) as caught:
             scan_folder(tmp_path / case)
@@ -120,7 +120,7 @@ def test_every_faulty_folder_has_its_sentence(tmp_path: Path) -> None:
         assert inspect_folder(tmp_path / case).problems[0] == str(caught.value)
 
 
-def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None:
+def test_inspect_folder_lists_all_problems_and_good_images(tmp_path: Path) -> None:
     for label in "ab":
         fill(tmp_path / label, 3)
     fill(tmp_path / "a" / "inner", 3)
@@ -135,7 +135,7 @@ def test_a_survey_tells_all_faults_and_lists_what_it_can(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("look", [scan_folder, inspect_folder])
-def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
+def test_scan_and_inspect_of_no_folder_raise(tmp_path: Path, look) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "missing"))):
         look(tmp_path / "missing")
@@ -144,7 +144,7 @@ def test_what_is_no_folder_is_named(tmp_path: Path, look) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
+def test_unreadable_class_folder_is_a_problem(two: Path) -> None:
     (two / "dogs").chmod(0)
     try:
         with pytest.raises(UserError, match=r"(?=.*/dogs\b)(?=.*Permission denied)"):
@@ -155,7 +155,7 @@ def test_a_folder_that_may_not_be_read_is_named(two: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need permission there")
-def test_links_in_circles_end(two: Path) -> None:
+def test_inspect_folder_with_circular_links_ends(two: Path) -> None:
     (two / "cats" / "round").symlink_to(two)
     (two / "knot").symlink_to(two / "knot")
     (two / "cats" / "gone.jpg").symlink_to(two / "nowhere.jpg")
@@ -167,12 +167,12 @@ def test_links_in_circles_end(two: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
-def test_a_pipe_is_no_image(two: Path) -> None:
+def test_inspect_folder_skips_named_pipe(two: Path) -> None:
     os.mkfifo(two / "cats" / "pipe.jpg")
     assert inspect_folder(two).skipped_files == (two.resolve() / "cats" / "pipe.jpg",)
 
 
-def test_what_training_needs() -> None:
+def test_find_problems_names_what_training_lacks() -> None:
     def listed(*rows: tuple[str, str | None]) -> DatasetIndex:
         return DatasetIndex(tuple(SourceImage(Path(f"/{i}.jpg"), *row) for i, row in enumerate(rows)), "/x")
 
@@ -190,7 +190,7 @@ def test_what_training_needs() -> None:
     assert not re.search(r"\bvalidation\b|\b[ab]\b", missing)
 
 
-def test_a_survey_tells_what_training_needs_as_well(tmp_path: Path) -> None:
+def test_inspect_folder_includes_find_problems(tmp_path: Path) -> None:
     fill(tmp_path / "test" / "a", 3)
     fill(tmp_path / "test" / "b", 3)
     assert scan_folder(tmp_path).splits == ("test",)

@@ -1,4 +1,4 @@
-"""CSV files as sources: any order of columns, any place, and each fault by its row."""
+"""CSV files as sources: columns in any order, relative paths, and each problem with its row."""
 
 import os
 import re
@@ -25,33 +25,33 @@ def table(tmp_path: Path):
     return write
 
 
-def test_labels_alone(table, tmp_path: Path) -> None:
-    listing = scan_csv(table(f"path,label\nin/0001.jpg,b\n{tmp_path}/in/0000.jpg,a\n\n"))
-    assert listing.images == (
+def test_scan_csv_without_splits_lists_images(table, tmp_path: Path) -> None:
+    index = scan_csv(table(f"path,label\nin/0001.jpg,b\n{tmp_path}/in/0000.jpg,a\n\n"))
+    assert index.images == (
         SourceImage(tmp_path.resolve() / "in/0001.jpg", "b"),
         SourceImage(tmp_path / "in/0000.jpg", "a"),
     )
-    assert listing.origin == str(tmp_path / "list.csv")
-    assert not listing.has_splits
+    assert index.origin == str(tmp_path / "list.csv")
+    assert not index.has_splits
 
 
-def test_columns_in_any_order(table, tmp_path: Path) -> None:
+def test_scan_csv_accepts_columns_in_any_order(table, tmp_path: Path) -> None:
     sha = "0123456789ABCDEF" * 4
-    listing = scan_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
-    assert listing.images == (
+    index = scan_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
+    assert index.images == (
         SourceImage(tmp_path.resolve() / "in/0001.jpg", "é ö", "validation", sha.lower()),
         SourceImage(tmp_path.resolve() / "in/0002.jpg", "a", "train"),
     )
-    assert listing.splits == ("train", "validation")
+    assert index.splits == ("train", "validation")
 
 
 @pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
-def test_byte_order_marks_and_line_ends(table, encoding: str, end: str) -> None:
-    listing = scan_csv(table(end.join(("path,label", "in/0000.jpg,ä", "in/0001.jpg,b")), encoding))
-    assert listing.classes == ("b", "ä")
+def test_scan_csv_accepts_bom_and_crlf(table, encoding: str, end: str) -> None:
+    index = scan_csv(table(end.join(("path,label", "in/0000.jpg,ä", "in/0001.jpg,b")), encoding))
+    assert index.classes == ("b", "ä")
 
 
-def test_it_counts_from_its_own_folder(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_csv_paths_are_relative_to_its_folder(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = table("path,label\nin/0000.jpg,a\n")
     expected = scan_csv(file).images
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def test_it_counts_from_its_own_folder(table, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
-def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
+def test_scan_csv_keeps_non_unicode_names(table, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     (tmp_path / "in" / name).write_bytes(b"1")
     file = table("")
@@ -84,7 +84,7 @@ def test_names_that_are_no_unicode(table, tmp_path: Path) -> None:
         ("in/0000.jpg,b,test,", r"/in/0000\.jpg\b"),
     ],
 )
-def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
+def test_scan_csv_bad_row_is_named_by_number(table, row: str, fault: str) -> None:
     file = table(f"path,label,split,sha256\nin/0000.jpg,a,train,\n\n{row}\nin/0002.jpg,b,validation,\n")
     with pytest.raises(UserError) as caught:
         scan_csv(file)
@@ -93,9 +93,9 @@ def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
     assert row_told == "4"
     assert re.search(fault, told), told
     report = inspect_csv(file)
-    listing, complaints, passed_over = report.index, report.problems, report.skipped_files
-    assert complaints[0] == str(caught.value)
-    assert (len(listing.images), passed_over) == (2, ())
+    index, problems, skipped = report.index, report.problems, report.skipped_files
+    assert problems[0] == str(caught.value)
+    assert (len(index.images), skipped) == (2, ())
 
 
 @pytest.mark.parametrize(
@@ -109,29 +109,29 @@ def test_a_fault_is_told_with_its_row(table, row: str, fault: str) -> None:
         ('path,label\n"in/0000.jpg,a', r"list\.csv\b.*\bunexpected end of data\b"),
     ],
 )
-def test_files_that_are_no_such_table(table, text: str, fact: str) -> None:
+def test_scan_csv_of_other_table_raises(table, text: str, fact: str) -> None:
     with pytest.raises(UserError, match=fact):
         scan_csv(table(text))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_scan_csv_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.csv\b.*No such file"):
         scan_csv(tmp_path / "none.csv")
 
 
-def test_a_survey_tells_what_training_needs(table) -> None:
-    complaints = inspect_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).problems
-    assert len(complaints) == 1
-    assert re.search(r"\btest\b.*\btrain\b", complaints[0])
+def test_inspect_csv_includes_find_problems(table) -> None:
+    problems = inspect_csv(table("path,label,split\nin/0000.jpg,a,test\nin/0001.jpg,b,test\n")).problems
+    assert len(problems) == 1
+    assert re.search(r"\btest\b.*\btrain\b", problems[0])
 
 
-def test_what_is_no_ordinary_file_is_not_read(table, tmp_path: Path) -> None:
+def test_scan_csv_with_named_pipe_raises(table, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UserError, match=r"(?i)pipe\.jpg\b.*\b(ordinary|regular)\b"):
         scan_csv(table("path,label\nin/0000.jpg,a\npipe.jpg,b\n"))
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "in/0000.jpg/x.jpg"])
-def test_paths_that_no_file_can_have_are_faults(table, name: str) -> None:
+def test_scan_csv_impossible_path_is_a_row_problem(table, name: str) -> None:
     with pytest.raises(UserError, match=rf"\brow 2\b.*{re.escape(name)}"):
         scan_csv(table(f"path,label\n{name},a\n"))

@@ -1,4 +1,4 @@
-"""Archives: extracted whole, or refused with a sentence, never outside their folder."""
+"""Archives: extracted completely, or refused with one message; never outside their folder."""
 
 import gzip
 import io
@@ -69,14 +69,14 @@ def refused(path: Path, into: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["f.tar", "f.tar.gz", "f.tgz", "F.TGZ", "f.zip"])
-def test_every_kind_is_extracted_byte_for_byte(tmp_path: Path, name: str) -> None:
+def test_extract_every_type_keeps_bytes(tmp_path: Path, name: str) -> None:
     make: Callable[..., Path] = zip_of if name.endswith("zip") else tar_of
     path = make(tmp_path / name, *FILES.items())
     assert extract_archive(path, tmp_path / "out") == tmp_path / "out"
     assert contents(tmp_path / "out") == FILES
 
 
-def test_the_kind_follows_the_name_of_a_folder_in_between(tmp_path: Path) -> None:
+def test_extract_creates_parent_folders(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "f.tgz", *FILES.items())
     extract_archive(path, tmp_path / "not" / "yet" / "there")
     assert contents(tmp_path / "not" / "yet" / "there") == FILES
@@ -84,7 +84,7 @@ def test_the_kind_follows_the_name_of_a_folder_in_between(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "a/../../evil.jpg", "/tmp/evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"])
 @pytest.mark.parametrize("kind", ["f.tar", "f.zip"])
-def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+def test_extract_refuses_names_outside_folder(tmp_path: Path, name: str, kind: str) -> None:
     make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
     path = make(tmp_path / kind, ("fine.jpg", b"x"), (name, b"x"))
     assert repr(name) in refused(path, tmp_path / "out")
@@ -101,13 +101,13 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, kind: st
         (tarfile.LNKTYPE, "link", "../outside.jpg"),
     ],
 )
-def test_links_to_anything_but_an_earlier_file_are_refused(tmp_path: Path, kind: bytes, name: str, target: str) -> None:
+def test_extract_refuses_links_to_other_than_earlier_files(tmp_path: Path, kind: bytes, name: str, target: str) -> None:
     (tmp_path / "outside.jpg").write_bytes(b"mine")
     path = tar_of(tmp_path / "f.tar", ("fine.jpg", b"x"), special(name, kind, target), ("later.jpg", b"x"))
     assert re.search(re.escape(repr(name)) + ".*" + re.escape(repr(target)), refused(path, tmp_path / "out"))
 
 
-def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
+def test_extract_refuses_members_through_links(tmp_path: Path) -> None:
     """Neither below a link to a file, nor over one, into what lies outside or into another member."""
     link = special("link", tarfile.SYMTYPE, "a/1.jpg")
     path = tar_of(tmp_path / "f.tar", ("a/1.jpg", b"one"), link, ("link/evil.jpg", b"x"))
@@ -116,7 +116,7 @@ def test_nothing_passes_through_a_link(tmp_path: Path) -> None:
     assert "'../outside'" in refused(tar_of(tmp_path / "g.tar", ("a", b"x"), *chain), tmp_path / "out")
 
 
-def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None:
+def test_extract_ignores_modes_and_owners(tmp_path: Path) -> None:
     info = special("a/1.jpg", tarfile.REGTYPE)
     info.mode, info.uid = 0o6777, 12345
     folder = extract_archive(tar_of(tmp_path / "f.tar", info), tmp_path / "out")
@@ -126,7 +126,7 @@ def test_rights_and_owners_of_members_are_not_taken_over(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_extract_refuses_huge_headers_in_little_memory(tmp_path: Path, kind: bytes) -> None:
     header = special("././@LongLink", kind)
     header.size = 64 * 2**20
     with gzip.open(tmp_path / "f.tgz", "wb") as stream:
@@ -138,11 +138,11 @@ def test_headers_that_would_fill_memory_are_refused(tmp_path: Path, kind: bytes)
 
 
 @pytest.mark.parametrize("name", ["é" * 125 + ".jpg", "-rf.jpg", "<b>.jpg", "a\nb.jpg", "\udcff.jpg"])
-def test_strange_names_within_the_folder_are_kept(tmp_path: Path, name: str) -> None:
+def test_extract_keeps_unusual_names(tmp_path: Path, name: str) -> None:
     assert contents(extract_archive(tar_of(tmp_path / "f.tar", (name, b"x")), tmp_path / "out")) == {name: b"x"}
 
 
-def test_links_to_earlier_files_work(tmp_path: Path) -> None:
+def test_extract_keeps_links_to_earlier_files(tmp_path: Path) -> None:
     symbolic = special("b/symbolic.jpg", tarfile.SYMTYPE, "../a/1.jpg")
     hard = special("b/hard.jpg", tarfile.LNKTYPE, "a/1.jpg")
     extract_archive(tar_of(tmp_path / "f.tar", ("./a/1.jpg", b"one"), symbolic, hard), tmp_path / "out")
@@ -150,13 +150,13 @@ def test_links_to_earlier_files_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
-def test_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_extract_tar_refuses_devices(tmp_path: Path, kind: bytes) -> None:
     path = tar_of(tmp_path / "f.tgz", ("fine.jpg", b"x"), special("null", kind))
     assert re.search("(?i)device.*'null'", refused(path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
-def test_links_and_devices_in_zip_files_are_refused(tmp_path: Path, kind: int) -> None:
+def test_extract_zip_refuses_links_and_devices(tmp_path: Path, kind: int) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = (kind | 0o777) << 16
     path = zip_of(tmp_path / "f.zip", ("fine.jpg", b"x"), (link, b"/etc/passwd"))
@@ -164,7 +164,7 @@ def test_links_and_devices_in_zip_files_are_refused(tmp_path: Path, kind: int) -
 
 
 @pytest.mark.parametrize("kind", ["f.tgz", "f.zip"])
-def test_members_and_bytes_are_bounded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_limits_members_and_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make: Callable[..., Path] = zip_of if kind == "f.zip" else tar_of
     path = make(tmp_path / kind, ("a.jpg", bytes(2**20)), ("b.jpg", b"x"))
     monkeypatch.setattr(archive, "GRACE_BYTES", 2**20 - archive.MAX_EXPANSION * path.stat().st_size)
@@ -177,7 +177,7 @@ def test_members_and_bytes_are_bounded(tmp_path: Path, kind: str, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["f.tar", "f.tgz", "f.zip"])
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
-def test_a_download_cut_off_is_refused(tmp_path: Path, name: str, part: float) -> None:
+def test_extract_refuses_truncated_archive(tmp_path: Path, name: str, part: float) -> None:
     make: Callable[..., Path] = zip_of if name == "f.zip" else tar_of
     noise = np.random.default_rng(0).integers(0, 256, (9, 5000), dtype=np.uint8)
     path = make(tmp_path / name, *((f"a/{i}.jpg", row.tobytes()) for i, row in enumerate(noise)))
@@ -185,7 +185,7 @@ def test_a_download_cut_off_is_refused(tmp_path: Path, name: str, part: float) -
     assert DAMAGED.search(refused(path, tmp_path / "out"))
 
 
-def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
+def test_extract_refuses_tar_cut_between_members(tmp_path: Path) -> None:
     # Where tarfile on its own sees nothing wrong: after the header and the data (512 bytes each) of the first member.
     path = tar_of(tmp_path / "f.tar", ("1.jpg", b"one"), ("2.jpg", b"two"))
     path.write_bytes(path.read_bytes()[:1024])
@@ -195,7 +195,7 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["f.tgz", "f.zip"])
-def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
+def test_extract_refuses_flipped_bit(tmp_path: Path, name: str) -> None:
     make: Callable[..., Path] = zip_of if name == "f.zip" else tar_of
     noise = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes()
     path = make(tmp_path / name, ("a/1.jpg", noise), ("a/2.jpg", b"x"))
@@ -205,7 +205,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
     assert DAMAGED.search(refused(path, tmp_path / "out"))
 
 
-def test_a_web_page_saved_as_an_archive_is_refused(tmp_path: Path) -> None:
+def test_extract_refuses_web_page_as_archive(tmp_path: Path) -> None:
     for name in ("f.tar", "f.tgz", "f.zip"):
         (tmp_path / name).write_bytes(b"<html>404 not found</html>" * 99)
         assert DAMAGED.search(refused(tmp_path / name, tmp_path / "out"))
@@ -213,7 +213,7 @@ def test_a_web_page_saved_as_an_archive_is_refused(tmp_path: Path) -> None:
     assert DAMAGED.search(refused(tmp_path / "g.tgz", tmp_path / "out"))
 
 
-def test_missing_folder_and_unknown_kinds_have_their_sentences(tmp_path: Path) -> None:
+def test_extract_of_missing_folder_or_unknown_type_raises(tmp_path: Path) -> None:
     (tmp_path / "f.rar").write_bytes(b"Rar!")
     missing = refused(tmp_path / "none.zip", tmp_path / "out")
     assert str(tmp_path / "none.zip") in missing
@@ -222,7 +222,7 @@ def test_missing_folder_and_unknown_kinds_have_their_sentences(tmp_path: Path) -
     assert re.search(r"f\.rar\b.* \.tar, \.tar\.gz, \.tgz, \.zip", refused(tmp_path / "f.rar", tmp_path / "out"))
 
 
-def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+def test_extract_refuses_encrypted_zip(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "f.zip", ("1.jpg", b"x"))
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
@@ -230,7 +230,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     assert re.search("(?i)encrypted", refused(path, tmp_path / "out"))
 
 
-def test_a_zip_of_unknown_compression_is_told(tmp_path: Path) -> None:
+def test_extract_refuses_unknown_compression(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "f.zip", ("1.jpg", b"x"))
     data = bytearray(path.read_bytes())
     for method in (8, data.index(b"PK\x01\x02") + 10):
@@ -239,7 +239,7 @@ def test_a_zip_of_unknown_compression_is_told(tmp_path: Path) -> None:
     assert re.search(r"f\.zip\b.*compression.*folder:PATH", refused(path, tmp_path / "out"))
 
 
-def test_an_interrupted_extraction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zip_of(tmp_path / "f.zip", *FILES.items())
     written: list[str] = []
 
@@ -256,7 +256,7 @@ def test_an_interrupted_extraction_leaves_nothing(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_process_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
+def test_atomic_folder_appears_at_the_end_only(tmp_path: Path) -> None:
     filling = atomic_folder(tmp_path / "out")
     folder = filling.__enter__()
     (folder / "half").write_bytes(b"x")
@@ -265,7 +265,7 @@ def test_a_killed_process_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {"half": b"x"}
 
 
-def test_the_faster_of_two_processes_wins(tmp_path: Path) -> None:
+def test_atomic_folder_keeps_the_first_of_two(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as slow:
         (slow / "slow").write_bytes(b"")
         with atomic_folder(tmp_path / "out") as fast:
@@ -274,7 +274,7 @@ def test_the_faster_of_two_processes_wins(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_place_that_cannot_be_written_has_its_sentence(tmp_path: Path) -> None:
+def test_atomic_folder_not_writable_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),

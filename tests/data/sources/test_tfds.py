@@ -88,7 +88,7 @@ def _no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_one_split_becomes_class_folders_byte_for_byte(tmp_path: Path, file_format: str) -> None:
+def test_export_one_split_becomes_class_folders(tmp_path: Path, file_format: str) -> None:
     if file_format == "array_record":
         pytest.importorskip("array_record")
     name = made(tmp_path / "tfds", {"train": 30}, file_format)
@@ -100,7 +100,7 @@ def test_one_split_becomes_class_folders_byte_for_byte(tmp_path: Path, file_form
     assert labels == {"daisy-white": 10, "roses": 10, "tulips": 10}
 
 
-def test_own_splits_stay_as_published(tmp_path: Path) -> None:
+def test_export_keeps_published_splits(tmp_path: Path) -> None:
     splits = {"test": 6, "train": 9, "validation": 12, "unlabeled": 3}
     folder = export_tfds(made(tmp_path / "tfds", splits), tmp_path / "out", tmp_path / "tfds")
     del splits["unlabeled"]
@@ -108,18 +108,18 @@ def test_own_splits_stay_as_published(tmp_path: Path) -> None:
     assert scan_folder(folder).splits == ("train", "validation", "test")
 
 
-def test_one_known_split_beside_others_is_the_set(tmp_path: Path) -> None:
+def test_export_uses_the_one_known_split(tmp_path: Path) -> None:
     folder = export_tfds(made(tmp_path / "tfds", {"train": 6, "extra": 3}), tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=False)
 
 
-def test_unpublished_labels_are_left_out(tmp_path: Path) -> None:
+def test_export_drops_unlabeled_images(tmp_path: Path) -> None:
     name = made(tmp_path / "tfds", {"train": 6, "test": 6}, unlabelled="test")
     folder = export_tfds(name, tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=True)
 
 
-def test_the_same_set_gives_the_same_names(tmp_path: Path) -> None:
+def test_export_names_are_deterministic(tmp_path: Path) -> None:
     first = export_tfds(made(tmp_path / "a", {"train": 9}), tmp_path / "first", tmp_path / "a")
     second = export_tfds(made(tmp_path / "b", {"train": 9}), tmp_path / "second", tmp_path / "b")
     assert {p.relative_to(first): p.read_bytes() for p in first.rglob("*.*")} == {
@@ -127,7 +127,7 @@ def test_the_same_set_gives_the_same_names(tmp_path: Path) -> None:
     }
 
 
-def test_a_class_that_leads_outside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses_class_name_with_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "NAMES", ["tulips", "..", "roses"])
     name = made(tmp_path / "tfds", {"train": 3})
     with pytest.raises(UserError, match=r"'tiny_plants'.*(\bdot\b|'\.)"):
@@ -135,12 +135,12 @@ def test_a_class_that_leads_outside_is_refused(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_is_made_once(tmp_path: Path) -> None:
+def test_export_runs_once(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert export_tfds("no_such_set", tmp_path / "out") == tmp_path / "out"
 
 
-def test_the_environment_says_where_sets_lie_and_no_tensorflow_is_loaded(tmp_path: Path) -> None:
+def test_export_uses_tfds_data_dir_and_no_tensorflow(tmp_path: Path) -> None:
     made(tmp_path / "tfds", {"train": 6})
     code = (
         "import sys; from pathlib import Path; from flaxtl.data.sources.tfds import export_tfds;"
@@ -165,22 +165,22 @@ def fails(tmp_path: Path, name: str) -> str:
     return str(caught.value)
 
 
-def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
+def test_export_unknown_name_suggests_one(tmp_path: Path) -> None:
     assert re.search("'tf_flower'.*'tf_flowers'", fails(tmp_path, "tf_flower"))
     assert re.search("'tf_flower'.*'tf_flowers'", fails(tmp_path, "tf_flower:3.0.1"))
     assert "'tf_flowers/big'" in fails(tmp_path, "tf_flowers/big")
 
 
-def test_other_sets_are_no_image_classification(tmp_path: Path) -> None:
+def test_export_refuses_other_tasks(tmp_path: Path) -> None:
     error = fails(tmp_path, made(tmp_path / "tfds", {"train": 3}, keys=None))
     assert re.search("(?i)'tiny_plants'.*image classification", error)
 
 
-def test_text_is_no_image_classification_and_is_not_downloaded(tmp_path: Path) -> None:
+def test_export_refuses_text_before_download(tmp_path: Path) -> None:
     assert re.search("(?i)'imdb_reviews'.*image classification", fails(tmp_path, "imdb_reviews"))
 
 
-def test_splits_of_other_names_are_listed(tmp_path: Path) -> None:
+def test_export_unknown_splits_are_listed(tmp_path: Path) -> None:
     name = made(tmp_path / "tfds", {"fold1": 3, "fold2": 3})
     splits = ("fold1", "fold2", "train", "validation", "test")
     assert re.search("".join(rf"(?=.*\b{split}\b)" for split in splits), fails(tmp_path, name))
@@ -195,7 +195,7 @@ def test_splits_of_other_names_are_listed(tmp_path: Path) -> None:
         (ModuleNotFoundError("No module", name="scipy"), r"\bpip install scipy\b"),
     ],
 )
-def test_what_goes_wrong_on_the_way_is_one_sentence(
+def test_export_failure_is_one_user_error(
     tmp_path: Path, error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -207,13 +207,13 @@ def test_what_goes_wrong_on_the_way_is_one_sentence(
     assert re.search(reason, error_text)
 
 
-def test_without_tensorflow_datasets_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_without_tfds_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert "pip install 'flaxtl[tfds]'" in fails(tmp_path, "tf_flowers")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: data + b"123"])
-def test_records_cut_off_are_noticed(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_export_detects_truncated_records(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     name = made(tmp_path / "tfds", {"train": 3})
     (file,) = (tmp_path / "tfds").rglob("*.tfrecord*")
     file.write_bytes(damage(file.read_bytes()))
