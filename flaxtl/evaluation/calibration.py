@@ -107,6 +107,14 @@ def fit_temperature(probabilities: Probabilities, labels: IntArray) -> float | N
     return math.exp(brentq(slope, low, high, xtol=1e-12))
 
 
+def describe_temperature(temperature: float) -> str:
+    """Return what a fitted temperature means: 'very overconfident', ..., 'well calibrated', ... 'underconfident'."""
+    if 0.9 <= temperature <= 1.1:
+        return "well calibrated"
+    very = "" if 0.5 <= temperature <= 2 else "very "
+    return very + ("overconfident" if temperature > 1 else "underconfident")
+
+
 def _logits(probabilities: Probabilities) -> FloatArray:
     """Return log p minus its maximum, float64 [n, classes]; finite, as p is clipped at the smallest normal float32."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny)))

@@ -80,6 +80,20 @@ def test_temperature_underflowed_probabilities_stay_finite():
     assert np.isfinite(calibration.apply_temperature(probabilities, fitted)).all()
 
 
+@pytest.mark.parametrize(
+    ("temperature", "text"),
+    [
+        (11.0, "very overconfident"),
+        (1.5, "overconfident"),
+        (1.0, "well calibrated"),
+        (0.7, "underconfident"),
+        (0.2, "very underconfident"),
+    ],
+)
+def test_describe_temperature_names_direction_and_degree(temperature, text):
+    assert calibration.describe_temperature(temperature) == text
+
+
 def test_apply_temperature_scales_log_probabilities():
     p = np.array([[0.2, 0.8], [0.5, 0.5]])
     # 2 takes square roots: 1 : 2; 0.5 squares: 1 : 16
