@@ -1,4 +1,8 @@
-"""Small images that a page carries inside itself, as JPEG data URIs."""
+"""Image galleries of the report: errors, correct predictions, label issues and Grad-CAM heat maps.
+
+Images are embedded in the page as JPEG data URIs. A report may outlive its images: what can no longer be read is
+counted or replaced by a short explanation.
+"""
 
 import base64
 import io
@@ -19,23 +23,9 @@ from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.report import plots
 
-
-def thumbnail_uri(path: Path, side: int, quality: int) -> str:
-    """An image file as a run sees it, upright and over white, at most `side` pixels long; raises UnreadableError."""
-    with open_image(path, side) as image:
-        return jpeg_data_uri(to_rgb(apply_exif_orientation(image)), side, quality)
-
-
-def jpeg_data_uri(image: Image.Image, side: int, quality: int) -> str:
-    """An RGB image, which is shrunk in place to at most `side` pixels; `quality` is the JPEG's, up to 95."""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-SIDE = 240  # pixels of the longer side: shown about 160 wide, sharp on a dense screen
-QUALITY = 78  # of the JPEG: about 8 kB an image
+MAX_SIDE = 240  # pixels of the longer side; shown about 160 wide, sharp on a high-density screen
+JPEG_QUALITY = 78  # about 8 kB per image
+HEATMAP_OPACITY = 0.6  # of the colors over the image
 
 
 @dataclass(frozen=True)
@@ -43,20 +33,20 @@ class Thumbnail:
     """One image of a gallery.
 
     Attributes:
-        uri: the thumbnail as a data URI; "" where there is none.
-        trouble: why there is no thumbnail, in a few words; "" where there is one.
-        name: the file's own name.
-        place: the name with that of its folder.
+        uri: the image as a data URI; "" if it cannot be read.
+        problem: why it cannot be read, in a few words; else "".
+        name: file name.
+        short_path: folder and file name.
         true: name of the true class.
-        predicted: name of the predicted class, or of the one that is suggested.
-        confidence: its probability, in [0, 1].
+        predicted: name of the predicted (or suggested) class.
+        confidence: probability of `predicted`, in [0, 1].
         loss: -log of the probability of the true class.
     """
 
     uri: str
-    trouble: str
+    problem: str
     name: str
-    place: str
+    short_path: str
     true: str
     predicted: str
     confidence: float
@@ -65,193 +55,216 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """The images of class `true` that were taken for class `predicted`: how many, and the most confident of them."""
+    """`count` images of class `true` were predicted as `predicted`; thumbnails of the most confident errors."""
 
     true: str
     predicted: str
     count: int
-    tiles: tuple[Thumbnail, ...]
-
-
-def data_uri(image: Image.Image) -> str:
-    """An RGB image at most SIDE pixels long, as a JPEG data URI."""
-    return jpeg_data_uri(image, SIDE, QUALITY)
-
-
-def confused_pairs(predictions: Predictions, pairs: int, each: int) -> list[ConfusedPair]:
-    """The `pairs` most confused pairs of classes, each with its `each` most confident errors."""
-    labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
-    matrix = classification.confusion_matrix(labels, predicted, len(classes))
-    galleries = []
-    for pair in classification.most_confused_pairs(matrix, pairs):
-        rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
-        surest = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:each]
-        tiles = tuple(_tiles(predictions, surest.tolist()))
-        galleries.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, tiles))
-    return galleries
-
-
-def top_losses(predictions: Predictions, limit: int) -> list[Thumbnail]:
-    """The images with the largest loss, largest first; of those that gave their true class less than a half."""
-    worst, loss = classification.top_losses(predictions.probabilities, predictions.labels, limit)
-    return _tiles(predictions, worst[loss > math.log(2)].tolist())
-
-
-def correct_predictions(predictions: Predictions, limit: int) -> list[Thumbnail]:
-    """One right answer of each of the first `limit` classes that have one: the image of median confidence."""
-    return _tiles(predictions, classification.typical_correct(predictions.probabilities, predictions.labels, limit))
-
-
-def label_issue_tiles(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Thumbnail]:
-    """The `limit` most suspicious labels, each beside the class that is suggested in its place."""
-    return _tiles(predictions, issues.rows[:limit].tolist(), issues.suggested[:limit].tolist())
-
-
-def _tiles(predictions: Predictions, rows: Sequence[int], answers: Sequence[int] | None = None) -> list[Thumbnail]:
-    """The images in `rows`, each with its predicted class, or with that in `answers`."""
-    loss = classification.cross_entropy(predictions.probabilities, predictions.labels)
-    classes = predictions.classes
-    tiles = []
-    for row, answer in zip(rows, predictions.predicted[rows] if answers is None else answers, strict=True):
-        path = Path(predictions.paths[row])
-        uri, trouble = _thumbnail(path)
-        tiles.append(
-            Thumbnail(
-                uri=uri,
-                trouble=trouble,
-                name=path.name,
-                place="/".join(path.parts[-2:]),
-                true=classes[predictions.labels[row]],
-                predicted=classes[answer],
-                confidence=float(predictions.probabilities[row, answer]),
-                loss=float(loss[row]),
-            )
-        )
-    return tiles
-
-
-def _thumbnail(path: Path) -> tuple[str, str]:
-    """The data URI of an image file and "", or "" and the trouble: a report outlives its images."""
-    try:
-        return thumbnail_uri(path, SIDE, QUALITY), ""
-    except UnreadableError as error:
-        gone = isinstance(error.__cause__, FileNotFoundError)
-        return "", "image no longer there" if gone else "image cannot be read"
-
-
-OPACITY = 0.6  # of the colours over the image: both can be seen
+    thumbnails: tuple[Thumbnail, ...]
 
 
 @dataclass(frozen=True)
 class ClassHeatmap:
-    """The heat map of class `name`, which has `probability`, over an image.
+    """The heat map of one class over an image.
 
     Attributes:
-        name: the class.
+        class_name: of the class.
         probability: of the class, in [0, 1].
-        uri: a JPEG data URI.
-        strongest: where most speaks for the class, such as "the upper left"; "" where nothing does.
+        uri: the overlay as a data URI.
+        location: where the map is largest, such as "the upper left"; "" if it is 0 everywhere.
     """
 
-    name: str
+    class_name: str
     probability: float
     uri: str
-    strongest: str
+    location: str
 
 
 @dataclass(frozen=True)
 class HeatmapExample:
-    """An image as the network saw it, a JPEG data URI, and what in it speaks for the answer, and for the label.
+    """An image as the model sees it, with the heat maps of the predicted class and, for an error, the true class.
 
     Attributes:
-        uri: the image.
-        file: the file's own name.
-        place: the name with that of its folder.
+        uri: the image as a data URI.
+        name: file name.
+        short_path: folder and file name.
         true: name of the true class.
-        views: of the class that was answered, and if that is wrong, of the true class.
+        heatmaps: one for each class.
     """
 
     uri: str
-    file: str
-    place: str
+    name: str
+    short_path: str
     true: str
-    views: tuple[ClassHeatmap, ...]
+    heatmaps: tuple[ClassHeatmap, ...]
 
 
 @dataclass(frozen=True)
 class HeatmapSection:
-    """All that are shown; `lost` images can no longer be read. `scale` shows the colours, from nothing to most."""
+    """Grad-CAM examples at `layer`, whose maps have `rows` x `columns` values; `num_missing` images are unreadable."""
 
     layer: str
     rows: int
     columns: int
     errors: Sequence[HeatmapExample]
-    right_answers: Sequence[HeatmapExample]
-    lost: int
-    scale: str
+    correct: Sequence[HeatmapExample]
+    num_missing: int
+    colorbar: str
 
 
-def heatmap_section(run: RunRecord, kept: HeatmapSet | None) -> HeatmapSection | None:
-    """The heat maps that are kept, over their images of the judged split; None if there are none."""
-    wanted = [(path, pair) for path, pair in gradcam.heatmap_targets(run).items() if kept and path in kept.maps]
-    if not kept or not wanted or not run.predictions:
-        return None
-    judged = run.predictions.of_split(run.eval_split)
-    found = [
-        (_heatmap_example(judged, judged.paths.index(path), kept), answer == true) for path, (answer, true) in wanted
-    ]
-    return HeatmapSection(
-        layer=kept.layer,
-        rows=kept.rows,
-        columns=kept.columns,
-        errors=[look for look, right in found if look and not right],
-        right_answers=[look for look, right in found if look and right],
-        lost=sum(look is None for look, _ in found),
-        scale=_scale(),
+def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int) -> list[ConfusedPair]:
+    """Return the `num_pairs` most confused pairs of classes, each with its `num_images` most confident errors."""
+    labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
+    matrix = classification.confusion_matrix(labels, predicted, len(classes))
+    pairs = []
+    for pair in classification.most_confused(matrix, num_pairs):
+        rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
+        most_confident = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:num_images]
+        thumbnails = tuple(_thumbnails(predictions, most_confident.tolist()))
+        pairs.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, thumbnails))
+    return pairs
+
+
+def top_losses(predictions: Predictions, limit: int) -> list[Thumbnail]:
+    """Return the images with the largest loss, largest first, as far as the true class has less than 50 %."""
+    rows, loss = classification.top_losses(predictions.probabilities, predictions.labels, limit)
+    return _thumbnails(predictions, rows[loss > math.log(2)].tolist())
+
+
+def correct_predictions(predictions: Predictions, limit: int) -> list[Thumbnail]:
+    """Return a typical correct prediction of each of the first `limit` classes: the one of median confidence."""
+    return _thumbnails(
+        predictions, classification.typical_correct(predictions.probabilities, predictions.labels, limit)
     )
 
 
-def _heatmap_example(predictions: Predictions, row: int, kept: HeatmapSet) -> HeatmapExample | None:
-    """None if the image cannot be read: a report outlives its images."""
+def label_issue_thumbnails(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Thumbnail]:
+    """Return the `limit` most suspicious labels, each with the suggested class in place of the predicted one."""
+    return _thumbnails(predictions, issues.rows[:limit].tolist(), issues.suggested[:limit].tolist())
+
+
+def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
+    """Return the stored heat maps over their images of the evaluated split; None if there are none."""
+    pairs = {path: pair for path, pair in gradcam.heatmap_pairs(run).items() if heatmaps and path in heatmaps.maps}
+    if not heatmaps or not pairs or not run.predictions:
+        return None
+    predictions = run.predictions.of_split(run.judged)
+    examples = [
+        (_heatmap_example(predictions, predictions.paths.index(path), heatmaps), predicted == true)
+        for path, (predicted, true) in pairs.items()
+    ]
+    return HeatmapSection(
+        layer=heatmaps.layer,
+        rows=heatmaps.rows,
+        columns=heatmaps.columns,
+        errors=[example for example, is_correct in examples if example and not is_correct],
+        correct=[example for example, is_correct in examples if example and is_correct],
+        num_missing=sum(example is None for example, _ in examples),
+        colorbar=_colorbar(),
+    )
+
+
+def overlay_heatmap(image: Image.Image, heatmap: Heatmaps) -> Image.Image:
+    """Blend the heat map's colors over the image in grayscale, so that its own colors are not mistaken for heat.
+
+    The map is resized to the image by bicubic interpolation.
+    """
+    resized = Image.fromarray(heatmap).resize(image.size, Image.Resampling.BICUBIC)
+    colors = Image.fromarray(plots.heat_colors(np.asarray(resized)))
+    return Image.blend(image.convert("L").convert("RGB"), colors, HEATMAP_OPACITY)
+
+
+def thumbnail_uri(path: Path, max_side: int, quality: int) -> str:
+    """Return an image file, upright and on white, as a JPEG data URI of at most `max_side` pixels a side.
+
+    Raises UnreadableError.
+    """
+    with open_image(path, max_side) as image:
+        return jpeg_data_uri(to_rgb(apply_exif_orientation(image)), max_side, quality)
+
+
+def jpeg_data_uri(image: Image.Image, max_side: int = MAX_SIDE, quality: int = JPEG_QUALITY) -> str:
+    """Return an RGB image as a JPEG data URI; the image itself is shrunk to at most `max_side` pixels a side."""
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _thumbnails(
+    predictions: Predictions, rows: Sequence[int], predicted: Sequence[int] | None = None
+) -> list[Thumbnail]:
+    """Return the images in `rows`, each with its predicted class or with that in `predicted`."""
+    loss = classification.losses(predictions.probabilities, predictions.labels)
+    classes = predictions.classes
+    thumbnails = []
+    for row, index in zip(rows, predictions.predicted[rows] if predicted is None else predicted, strict=True):
+        path = Path(predictions.paths[row])
+        uri, problem = _read_thumbnail(path)
+        thumbnails.append(
+            Thumbnail(
+                uri=uri,
+                problem=problem,
+                name=path.name,
+                short_path=_short_path(path),
+                true=classes[predictions.labels[row]],
+                predicted=classes[index],
+                confidence=float(predictions.probabilities[row, index]),
+                loss=float(loss[row]),
+            )
+        )
+    return thumbnails
+
+
+def _read_thumbnail(path: Path) -> tuple[str, str]:
+    """Return (data URI, ""), or ("", problem)."""
+    try:
+        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY), ""
+    except UnreadableError as error:
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        return "", "image not found" if is_missing else "image cannot be read"
+
+
+def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet) -> HeatmapExample | None:
+    """Return the image in `row` with its heat maps; None if it cannot be read."""
     path = Path(predictions.paths[row])
     try:
-        with open_image(path, SIDE) as image:
-            seen = visible_region(to_rgb(apply_exif_orientation(image)), kept.resize)
-            seen.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        with open_image(path, MAX_SIDE) as file:
+            image = seen_part(to_rgb(apply_exif_orientation(file)), heatmaps.resize)
+            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     except UnreadableError:
         return None
-    probabilities, heats = predictions.probabilities[row], kept.maps[predictions.paths[row]]
+    probabilities, maps = predictions.probabilities[row], heatmaps.maps[predictions.paths[row]]
     indices = dict.fromkeys((int(predictions.predicted[row]), int(predictions.labels[row])))
-    views = [
-        ClassHeatmap(name, float(probabilities[index]), data_uri(overlay(seen, heats[name])), strongest(heats[name]))
+    class_heatmaps = [
+        ClassHeatmap(
+            class_name=name,
+            probability=float(probabilities[index]),
+            uri=jpeg_data_uri(overlay_heatmap(image, maps[name])),
+            location=_peak_location(maps[name]),
+        )
         for index, name in ((index, predictions.classes[index]) for index in indices)
-        if name in heats
+        if name in maps
     ]
     true = predictions.classes[predictions.labels[row]]
-    return HeatmapExample(data_uri(seen), path.name, "/".join(path.parts[-2:]), true, tuple(views))
+    return HeatmapExample(jpeg_data_uri(image), path.name, _short_path(path), true, tuple(class_heatmaps))
 
 
-def overlay(image: Image.Image, heat: Heatmap) -> Image.Image:
-    """The image in grey, so that its own colours are not taken for heat, under the colours of the heat map.
-
-    The map is stretched over the whole image by bicubic interpolation.
-    """
-    places = Image.fromarray(heat).resize(image.size, Image.Resampling.BICUBIC)
-    colours = Image.fromarray(plots.heat_colors(np.asarray(places)))
-    return Image.blend(image.convert("L").convert("RGB"), colours, OPACITY)
-
-
-def strongest(heat: Heatmap) -> str:
-    """Where in the image the map is largest, by thirds: "the upper left", "the centre"; "" if it is 0 everywhere."""
-    if not heat.any():
+def _peak_location(heatmap: Heatmaps) -> str:
+    """Return where the map is largest, by thirds: "the upper left", "the center"; "" if it is 0 everywhere."""
+    if not heatmap.any():
         return ""
-    place = np.unravel_index(heat.argmax(), heat.shape)
-    down, across = (int(3 * (at + 0.5) / size) for at, size in zip(place, heat.shape, strict=True))
-    words = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
-    return f"the {words[down][across]}"
+    peak = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    row, column = (int(3 * (index + 0.5) / size) for index, size in zip(peak, heatmap.shape, strict=True))
+    words = (("upper left", "top", "upper right"), ("left", "center", "right"), ("lower left", "bottom", "lower right"))
+    return f"the {words[row][column]}"
 
 
-def _scale() -> str:
-    """All colours from left to right, over a grey."""
-    ramp = np.linspace(0, 255, SIDE).round().astype(np.uint8)[None]
-    return data_uri(overlay(Image.new("RGB", (SIDE, 8), "grey"), ramp))
+def _colorbar() -> str:
+    """Return all heat map colors from left to right, over gray, as a data URI."""
+    ramp = np.linspace(0, 255, MAX_SIDE).round().astype(np.uint8)[None]
+    return jpeg_data_uri(overlay_heatmap(Image.new("RGB", (MAX_SIDE, 8), "grey"), ramp))
+
+
+def _short_path(path: Path) -> str:
+    return "/".join(path.parts[-2:])

@@ -1,4 +1,4 @@
-"""Originals beside their augmented samples, for the report."""
+"""The HTML report of a run: report/index.html, and beside it model_card.md and label_issues.csv."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from markupsafe import Markup
 from PIL import Image
 
@@ -28,47 +28,21 @@ from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train.setup import RunSetup
 
-AugmentedExample = tuple[Image.Image, list[Image.Image]]
+LABEL_ISSUES_FILE = "label_issues.csv"
+MAX_PAIRS, IMAGES_PER_PAIR, MAX_TOP_LOSSES, MAX_CORRECT, MAX_LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails
+MAX_TABLE_ROWS = 30  # longer tables are collapsed
 
 
-def augmented_samples(setup: RunSetup, images: int = 5, each: int = 5) -> list[AugmentedExample]:
-    """The first training image of up to `images` classes, each as the first `each` passes would augment it.
+class AugmentedExample(NamedTuple):
+    """A training image and random augmentations of it."""
 
-    Empty if no phase augments. What can no longer be read is left out: a report outlives its images.
-    """
-    if not any(phase.augment for phase in setup.phases):
-        return []
-    examples = setup.manifest.of_split("train")
-    firsts = {example.label: number for number, example in reversed(list(enumerate(examples)))}
-    samples = (
-        _sample(setup, Path(examples[firsts[label]].path), firsts[label], each) for label in sorted(firsts)[:images]
-    )
-    return [sample for sample in samples if sample]
-
-
-def _sample(setup: RunSetup, path: Path, index: int, each: int) -> AugmentedExample | None:
-    try:
-        original = decode(path, setup.resize)
-    except UserError:
-        return None
-    passes = jnp.arange(each, dtype=jnp.int32)
-    random = example_keys(setup.config.seed, passes, jnp.full(each, index, jnp.int32))
-    changed = jax.jit(augment, static_argnums=2)(
-        random, jnp.broadcast_to(original, (each, *original.shape)), setup.augmentation
-    )
-    pixels = np.asarray(changed.round().clip(0, 255), np.uint8)
-    return Image.fromarray(original), [Image.fromarray(image) for image in pixels]
-
-
-PAIRS, TILES_PER_PAIR, TOP_LOSSES, RIGHT_ANSWERS, LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails
-LABELS = "label_issues.csv"
-
-FOLDED = 30  # rows of a table beyond which the page shows it when asked
+    original: Image.Image
+    samples: Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One row of the per-class table; measures in [0, 1] or nan."""
+    """One row of the per-class table; metrics in [0, 1] or nan."""
 
     name: str
     precision: float
@@ -79,51 +53,58 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """What the predictions of the judged split show; `shown` is the number of classes in the image of the matrix."""
+    """Confusion matrix, per-class metrics and galleries of the evaluated split.
 
-    matrix: Markup
+    Attributes:
+        confusion: the confusion matrix as SVG.
+        num_shown: number of classes in it.
+        balanced_accuracy: mean recall of the classes.
+        class_rows: one for each class.
+        confused_pairs: the most confused pairs of classes.
+        top_losses: the images with the largest loss.
+        correct: a typical correct prediction of each class.
+    """
+
+    confusion: Markup
+    num_shown: int
     balanced_accuracy: float
-    errors: int
-    rows: Sequence[ClassRow]
-    shown: int
-    pairs: Sequence[galleries.ConfusedPair]
+    class_rows: Sequence[ClassRow]
+    confused_pairs: Sequence[galleries.ConfusedPair]
     top_losses: Sequence[galleries.Thumbnail]
-    right_answers: Sequence[galleries.Thumbnail]
+    correct: Sequence[galleries.Thumbnail]
 
 
 @dataclass(frozen=True)
 class CalibrationSection:
-    """How far the confidence of the answers on the judged split is to be believed; plots are SVG."""
+    """Calibration and selective prediction on the evaluated split; plots are SVG."""
 
-    figures: CalibrationReport
+    metrics: Confidence
     reliability: Markup
-    abstention: Markup
+    risk_coverage: Markup
 
 
 @dataclass(frozen=True)
-class LabelSection:
-    """The labels that look wrong: how many of n images' of which splits, and the most suspicious of them."""
+class LabelIssueSection:
+    """How many of the `num_images` labels of some splits look wrong, and the most suspicious of them."""
 
     count: int
-    n: int
+    num_images: int
     splits: Sequence[str]
-    tiles: Sequence[galleries.Thumbnail]
+    thumbnails: Sequence[galleries.Thumbnail]
 
 
-def write_report(
-    workdir: Path, *, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Image.Image]]] = ()
-) -> Path:  # fmt: skip
-    """Write the report of a run: the page, and beside it model_card.md and, once there are predictions, LABELS.
+def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -> Path:
+    """Write index.html, model_card.md and, if there are predictions, label_issues.csv to workdir/report.
 
     Args:
-        workdir: a run directory, of a finished run or of one under way.
-        augmented: pairs of an original image and samples of its augmentation, to be shown side by side.
+        workdir: run directory of a finished or unfinished run.
+        augmented: examples for the section on augmentation.
 
     Returns:
-        The page, workdir/report/index.html, one self-contained file.
+        The page, one self-contained file.
 
     Raises:
-        UserError: workdir is no run directory, or one of its files cannot be read.
+        UserError: workdir is not a run directory, or one of its files cannot be read.
     """
     run = read_run(workdir)
     page, card = render_report(run, augmented), model_card.render_model_card(run)
@@ -132,89 +113,124 @@ def write_report(
     atomic_write_text(folder / "index.html", page)
     atomic_write_text(folder / "model_card.md", card)
     if run.predictions:
-        label_issues.write_label_issues(
-            folder / LABELS, run.predictions, label_issues.find_label_issues(run.predictions)
-        )
+        issues = label_issues.find_label_issues(run.predictions)
+        label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, run.predictions, issues)
     else:
-        (folder / LABELS).unlink(missing_ok=True)
+        (folder / LABEL_ISSUES_FILE).unlink(missing_ok=True)
     return folder / "index.html"
 
 
-def render_report(run: RunRecord, augmented: Sequence[tuple[PIL.Image.Image, Sequence[PIL.Image.Image]]] = ()) -> str:
-    """The page as text; `augmented` as in `write`."""
+def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) -> str:
+    """Return the page as HTML."""
     return load_template("report.html.jinja", partial(printable, keep="\n")).render(
         run=run,
-        folded=FOLDED,
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
         facts=run_summary.facts(run),
         phases=run_summary.phase_rows(run),
-        curves=[Markup(plots.plot_curves(run.epochs, quantity)) for quantity in ("loss", "accuracy")]
-        if run.epochs
-        else [],
+        curves=run_summary.training_curves(run),
         evaluation=evaluation_section(run),
-        trust=calibration_section(run),
-        labels=label_section(run),
-        labels_file=LABELS,
-        looks=galleries.heatmap_section(run, gradcam.read_heatmaps(run.workdir)),
+        calibration=calibration_section(run),
+        label_issues=label_issue_section(run),
+        label_issues_file=LABEL_ISSUES_FILE,
+        heatmaps=galleries.heatmap_section(run, heatmaps.read_heatmaps(run.workdir)),
         augmented=[
-            (galleries.data_uri(one), [galleries.data_uri(sample) for sample in many]) for one, many in augmented
+            (galleries.jpeg_data_uri(original), [galleries.jpeg_data_uri(sample) for sample in samples])
+            for original, samples in augmented
         ],
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
-        images=Counter((row["label"], row["split"]) for row in run.manifest),
+        image_counts=Counter((row["label"], row["split"]) for row in run.manifest),
+        max_table_rows=MAX_TABLE_ROWS,
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )
 
 
+def render_notebook_summary(run: RunRecord, title: str) -> str:
+    """Return the phases, curves and confusion matrix of a run as an HTML fragment for a notebook."""
+    evaluation = evaluation_section(run)
+    return load_template("notebook.html.jinja").render(
+        title=title,
+        splits=SPLITS,
+        phases=run_summary.phase_rows(run),
+        curves=run_summary.training_curves(run),
+        confusion=evaluation.confusion if evaluation else None,
+    )
+
+
+def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5) -> list[AugmentedExample]:
+    """Return the first training image of up to `num_images` classes, augmented as in its first `num_samples` epochs.
+
+    Empty if no phase augments. Images that can no longer be read are left out.
+    """
+    if not any(phase.augment for phase in setup.phases):
+        return []
+    examples = setup.manifest.of_split("train")
+    first_indices = {example.label: index for index, example in reversed(list(enumerate(examples)))}
+    augmented = []
+    for label in sorted(first_indices)[:num_images]:
+        index = first_indices[label]
+        try:
+            image = decode(Path(examples[index].path), setup.resize)
+        except UserError:
+            continue
+        epochs = jnp.arange(num_samples, dtype=jnp.int32)
+        keys = example_keys(setup.config.seed, epochs, jnp.full(num_samples, index, jnp.int32))
+        copies = jnp.broadcast_to(image, (num_samples, *image.shape))
+        samples = jax.jit(augment, static_argnums=2)(keys, copies, setup.augmentation)
+        pixels = np.asarray(samples.round().clip(0, 255), np.uint8)
+        augmented.append(AugmentedExample(Image.fromarray(image), [Image.fromarray(sample) for sample in pixels]))
+    return augmented
+
+
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
-    """What the predictions of the judged split show; None when there are none."""
-    if not run.predictions or run.eval_split not in run.predictions.splits:
+    """Return the section on the predictions of the evaluated split; None if there are none."""
+    if not run.predictions or run.judged not in run.predictions.splits:
         return None
-    judged = run.predictions.of_split(run.eval_split)
-    matrix = classification.confusion_matrix(judged.labels, judged.predicted, len(judged.classes))
-    each = classification.class_metrics(matrix)
-    columns = (column.tolist() for column in (each.precision, each.recall, each.f1, each.support))
+    predictions = run.predictions.of_split(run.judged)
+    classes = predictions.classes
+    matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    metrics = classification.per_class(matrix)
+    columns = (column.tolist() for column in (metrics.precision, metrics.recall, metrics.f1, metrics.support))
     return EvaluationSection(
-        matrix=Markup(plots.plot_confusion(matrix, judged.classes)),
+        confusion=Markup(plots.plot_confusion(matrix, classes)),
+        num_shown=min(len(classes), plots.MAX_CONFUSION_CLASSES),
         balanced_accuracy=classification.balanced_accuracy(matrix),
-        errors=classification.num_errors(matrix),
-        rows=_worst_first([ClassRow(*row) for row in zip(judged.classes, *columns, strict=True)]),
-        shown=min(len(judged.classes), plots.MAX_CONFUSION_CLASSES),
-        pairs=galleries.confused_pairs(judged, PAIRS, TILES_PER_PAIR),
-        top_losses=galleries.top_losses(judged, TOP_LOSSES),
-        right_answers=galleries.correct_predictions(judged, RIGHT_ANSWERS),
-    )
-
-
-def calibration_section(run: RunRecord) -> CalibrationSection | None:
-    """How sure the answers on the judged split were; None when there are none."""
-    figures = calibration_report(run)
-    if not figures:
-        return None
-    after = figures.calibrated.reliability if figures.calibrated else None
-    return CalibrationSection(
-        figures=figures,
-        reliability=Markup(plots.plot_reliability(figures.uncalibrated.reliability, after)),
-        abstention=Markup(plots.plot_risk_coverage(figures.risk_coverage)),
-    )
-
-
-def label_section(run: RunRecord) -> LabelSection | None:
-    """The labels to be checked among the images that were predicted; None when there are none."""
-    predictions = run.predictions
-    if not predictions:
-        return None
-    issues = label_issues.find_label_issues(predictions)
-    return LabelSection(
-        count=len(issues.rows),
-        n=len(predictions.paths),
-        splits=[split for split in SPLITS if split in predictions.splits],
-        tiles=galleries.label_issue_tiles(predictions, issues, LABEL_ISSUES),
+        class_rows=_worst_first([ClassRow(*row) for row in zip(classes, *columns, strict=True)]),
+        confused_pairs=galleries.confused_pairs(predictions, MAX_PAIRS, IMAGES_PER_PAIR),
+        top_losses=galleries.top_losses(predictions, MAX_TOP_LOSSES),
+        correct=galleries.correct_predictions(predictions, MAX_CORRECT),
     )
 
 
 def _worst_first(rows: list[ClassRow]) -> list[ClassRow]:
-    """Of more than FOLDED classes those of the lowest recall first, and those without images last; else unchanged."""
-    if len(rows) <= FOLDED:
+    """Sort a table of more than MAX_TABLE_ROWS classes by recall; classes without images come last."""
+    if len(rows) <= MAX_TABLE_ROWS:
         return rows
     return sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))
+
+
+def calibration_section(run: RunRecord) -> CalibrationSection | None:
+    """Return the section on the confidence of the evaluated split; None if there are no predictions."""
+    metrics = read_confidence(run)
+    if not metrics:
+        return None
+    after = metrics.after.reliability if metrics.after else None
+    return CalibrationSection(
+        metrics=metrics,
+        reliability=Markup(plots.plot_reliability(metrics.before.reliability, after)),
+        risk_coverage=Markup(plots.plot_risk_coverage(metrics.curve)),
+    )
+
+
+def label_issue_section(run: RunRecord) -> LabelIssueSection | None:
+    """Return the section on labels that look wrong; None if there are no predictions."""
+    predictions = run.predictions
+    if not predictions:
+        return None
+    issues = label_issues.find_label_issues(predictions)
+    return LabelIssueSection(
+        count=len(issues.rows),
+        num_images=len(predictions.paths),
+        splits=[split for split in SPLITS if split in predictions.splits],
+        thumbnails=galleries.label_issue_thumbnails(predictions, issues, MAX_LABEL_ISSUES),
+    )

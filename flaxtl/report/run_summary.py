@@ -1,11 +1,17 @@
-"""A run in figures: its result in one line, its facts, its phases; as far as the files of the run directory tell."""
+"""Key figures of a run: the headline result, facts about the setup, the phase table and the training curves.
+
+Every function also works on an unfinished run and shows what its files contain so far.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.run_files import Json, RunRecord
+from flaxtl.report import plots
 from flaxtl.report.templating import format_count, format_duration
 
 SPLITS = ("train", "validation", "test")
@@ -13,36 +19,57 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Headline:
-    """The result in one line: `right` of `n` images of a split, an accuracy in [0, 1] and its 95 % interval."""
+    """The result of a run on one split, `num_images` > 0."""
 
     split: str
-    accuracy: float
-    right: int
-    n: int
-    interval: tuple[float, float]
+    num_correct: int
+    num_images: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions, in [0, 1]."""
+        return self.num_correct / self.num_images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return classification.wilson_interval(self.num_correct, self.num_images)
 
 
 @dataclass(frozen=True)
 class PhaseRow:
-    """One row of the phase table; accuracies by split, None where not measured; seconds of wall time."""
+    """One row of the phase table.
+
+    Attributes:
+        name: of the phase.
+        lrs: learning rate of each param group; 0 if it is frozen.
+        trainable_params: how many parameters train; None if unknown.
+        verified_arrays: how many frozen arrays were verified unchanged; None if the phase has not ended.
+        augment: whether training images were augmented.
+        epochs: epochs trained so far.
+        planned_epochs: epochs in the config.
+        seconds: wall time; None if unknown.
+        accuracy: split -> accuracy in [0, 1]; None if not measured.
+    """
 
     name: str
-    rates: Mapping[str, float]
-    parameters: int | None
-    verified: int | None
+    lrs: Mapping[str, float]
+    trainable_params: int | None
+    verified_arrays: int | None
     augment: bool
     epochs: int
-    planned: int
+    planned_epochs: int
     seconds: float | None
     accuracy: Mapping[str, float | None]
 
 
 def headline(run: RunRecord) -> Headline | None:
-    """The result that stands on top; from the predictions, else the summary, else the last epoch; None before that."""
-    split = run.eval_split
+    """Return the main result, from the predictions, the summary or the last epoch, whichever exists first."""
+    split = run.judged
     if run.predictions and split in run.predictions.splits:
-        judged = run.predictions.of_split(split)
-        return _headline(split, int((judged.predicted == judged.labels).sum()), len(judged.paths))
+        predictions = run.predictions.of_split(split)
+        num_correct = int((predictions.predicted == predictions.labels).sum())
+        return _headline(split, num_correct, len(predictions.paths))
     last: Json = next(reversed(run.summary.get("phases", {}).values()), {})
     for split in ("test", "validation"):
         if split in last:
@@ -54,17 +81,17 @@ def headline(run: RunRecord) -> Headline | None:
     return None
 
 
-def _headline(split: str, right: int, n: int) -> Headline | None:
-    return Headline(split, right / n, right, n, classification.wilson_interval(right, n)) if n else None
+def _headline(split: str, num_correct: int, num_images: int) -> Headline | None:
+    return Headline(split, num_correct, num_images) if num_images else None
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:
-    """Terms and values of the line of facts below the headline."""
+    """Return (term, value) pairs about the model, the data and the run."""
     data, model = run.config.get("data", {}), run.config.get("model", {})
-    network = str(model.get("name", "–")) + (f" up to {model['output_layer']}" if model.get("output_layer") else "")
+    output_layer = model.get("output_layer")
     devices: Counter[str] = Counter(run.summary.get("devices", []))
     return [
-        ("Network", network),
+        ("Model", str(model.get("name", "–")) + (f" up to {output_layer}" if output_layer else "")),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
         ("Weights", str(run.summary.get("weights", {}).get("origin", "–"))),
         ("Classes", format_count(len(run.classes))),
@@ -76,10 +103,10 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def phase_rows(run: RunRecord) -> list[PhaseRow]:
-    """The phases in the config's order: as summed up, else as far as the epochs tell, else as planned."""
+    """Return the phases in the order of the config, from the summary, else the epochs so far, else the config."""
     rows = []
     for name in run.config.get("phases", []):
-        plan, done = run.config.get(name, {}), run.summary.get("phases", {}).get(name, {})
+        planned, done = run.config.get(name, {}), run.summary.get("phases", {}).get(name, {})
         epochs = [epoch for epoch in run.epochs if epoch.get("phase") == name]
         accuracy = {split: done.get(split, {}).get("accuracy") for split in SPLITS}
         if not done and epochs:
@@ -88,14 +115,24 @@ def phase_rows(run: RunRecord) -> list[PhaseRow]:
         rows.append(
             PhaseRow(
                 name=name,
-                rates=done.get("rates") or plan.get("lr", {}),
-                parameters=done.get("learning_parameters"),
-                verified=done.get("frozen_leaves_unchanged"),
-                augment=bool(done.get("augment", plan.get("augment", False))),
+                lrs=done.get("rates") or planned.get("lr", {}),
+                trainable_params=done.get("learning_parameters"),
+                verified_arrays=done.get("frozen_leaves_unchanged"),
+                augment=bool(done.get("augment", planned.get("augment", False))),
                 epochs=int(done.get("epochs", len(epochs))),
-                planned=int(plan.get("epochs", 0)),
+                planned_epochs=int(planned.get("epochs", 0)),
                 seconds=done.get("wall_seconds", seconds),
                 accuracy=accuracy,
             )
         )
     return rows
+
+
+def training_curves(run: RunRecord) -> dict[str, Markup]:
+    """Return title -> SVG of loss and accuracy over all epochs; empty before the first epoch ends."""
+    if not run.epochs:
+        return {}
+    return {
+        "Loss": Markup(plots.plot_curves(run.epochs, "loss")),
+        "Accuracy": Markup(plots.plot_curves(run.epochs, "accuracy")),
+    }

@@ -1,4 +1,4 @@
-"""How numbers are written for people, in the report and in the model card."""
+"""Jinja templates, and how they write numbers and arbitrary text."""
 
 import math
 import re
@@ -11,28 +11,58 @@ from markupsafe import Markup
 from flaxtl.console import printable
 
 
+def load_template(
+    name: str,
+    clean: Callable[[str], str] = printable,
+    *,
+    keep_trailing_newline: bool = False,
+    **filters: Callable[..., str],
+) -> jinja2.Template:
+    """Load a template of templates/ with the number filters below.
+
+    Names of files, classes and settings may hold any text. Every string passes through `clean` and is then escaped,
+    unless `clean` returns Markup.
+
+    Args:
+        name: file name of the template.
+        clean: applied to every string that the template outputs.
+        keep_trailing_newline: keep the newline at the end of the template.
+        **filters: additional filters; they replace number filters of the same name.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flaxtl.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=keep_trailing_newline,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    environment.filters |= {**FILTERS, **filters}
+    return environment.get_template(name)
+
+
 def format_percent(share: float | None, digits: int = 2) -> str:
-    """0.9261 -> 92.61 %; a dash for what is unknown or undefined."""
+    """0.9261 -> 92.61 %; a dash for None and nan."""
     return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
-def format_threshold(share: float) -> str:
-    """A confidence that is asked for: 0.979999, as predict writes it, but rounded down, so that who has it passes."""
-    return f"{math.floor(1e6 * share) / 1e6:.6f}" if math.isfinite(share) else "–"
+def format_threshold(confidence: float) -> str:
+    """0.9799996 -> 0.979999: rounded down, so that the confidence that gave the threshold still reaches it."""
+    return f"{math.floor(1e6 * confidence) / 1e6:.6f}" if math.isfinite(confidence) else "–"
 
 
-def format_points(gain: float) -> str:
-    """A difference of two shares in percentage points: 0.0288 -> +2.88."""
-    return f"{100 * gain:+.2f}".replace("-", "\N{MINUS SIGN}")
+def format_points(difference: float) -> str:
+    """Difference of two shares in percentage points: 0.0288 -> +2.88."""
+    return f"{100 * difference:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_count(number: int | None) -> str:
-    """14714688 -> 14,714,688; a dash for what is unknown."""
+    """14714688 -> 14,714,688; a dash for None."""
     return "–" if number is None else f"{number:,}"
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds -> 850 ms, 12.3 s, 2 min 05 s or 1 h 02 min; a dash for what is unknown."""
+    """850 ms, 12.3 s, 2 min 05 s or 1 h 02 min; a dash for None."""
     if seconds is None:
         return "–"
     if seconds < 1:
@@ -43,15 +73,15 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def format_lr(value: float) -> str:
-    """A learning rate as people write it: 0.001, 1e-6."""
-    mantissa, exponent, power = f"{value:g}".partition("e")
+def format_lr(lr: float) -> str:
+    """Learning rate without a padded exponent: 0.001, 1e-6."""
+    mantissa, exponent, power = f"{lr:g}".partition("e")
     return mantissa + (f"e{int(power)}" if exponent else "")
 
 
-def round_lr(rate: float) -> float:
-    """As exactly as a curve tells a learning rate: 0.00077406 -> 0.00077."""
-    return float(f"{rate:.2g}")
+def round_lr(lr: float) -> float:
+    """Round to two significant digits, the precision of a range test: 0.00077406 -> 0.00077."""
+    return float(f"{lr:.2g}")
 
 
 FILTERS = {
@@ -60,51 +90,23 @@ FILTERS = {
     "points": format_points,
     "count": format_count,
     "duration": format_duration,
-    "rate": format_lr,
+    "lr": format_lr,
 }
-"""By the names that templates call them."""
+"""Filter name -> function, for every template."""
 
-
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}  # not escaped by a backslash: what knows no Markdown shows HTML
-_PUNCTUATION = re.compile(r"[\\`*_\[\]|~$#!]|:(?=//)|(?<=www)\.")
-"""What forms emphasis, code, links, images, cells, formulas and headings, and what makes a link of an address."""
+_HTML_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}  # entities, because Markdown passes HTML through
+_MARKDOWN_SYNTAX = re.compile(r"[\\`*_\[\]|~$#!]|:(?=//)|(?<=www)\.")
+"""Characters of emphasis, code, links, images, table cells, math and headings, and what turns a URL into a link."""
 
 
 def markdown_text(value: str) -> Markup:
-    """`value` as a run of plain text on one line, also within a table's cell.
-
-    Markup, here as in templates, is text that is not to be escaped (again).
-    """
-    plain = _PUNCTUATION.sub(lambda found: "\\" + found[0], printable(value))
-    return Markup(re.sub("[&<>]", lambda found: _ENTITIES[found[0]], plain))
+    """Return `value` as plain text on one line of Markdown, also valid inside a table cell."""
+    escaped = _MARKDOWN_SYNTAX.sub(lambda match: "\\" + match[0], printable(value))
+    return Markup(re.sub("[&<>]", lambda match: _HTML_ENTITIES[match[0]], escaped))
 
 
 def markdown_code(value: str) -> Markup:
-    """`value` as a block of code, between fences longer than any run of backticks in it."""
-    shown = printable(value, keep="\n")
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
-    return Markup(f"{fence}\n{shown}\n{fence}")
-
-
-def load_template(
-    name: str, text: Callable[[str], str] = printable, *, trailing_newline: bool = False, **filters: Callable[..., str]
-) -> jinja2.Template:
-    """One of templates/, with the number filters of formats.py, and `filters` before them.
-
-    Names of files, classes and settings may be anybody's text: each passes through `text`, and then is escaped unless
-    that returns Markup.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flaxtl.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=trailing_newline,
-        finalize=_only_of_texts(text),
-    )
-    environment.filters |= {**FILTERS, **filters}
-    return environment.get_template(name)
-
-
-def _only_of_texts(text: Callable[[str], str]) -> Callable[[Any], Any]:
-    return lambda value: text(value) if type(value) is str else value
+    """Return `value` as a fenced code block, with a fence longer than any run of backticks inside."""
+    code = printable(value, keep="\n")
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    return Markup(f"{fence}\n{code}\n{fence}")
