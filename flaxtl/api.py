@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from markupsafe import Markup
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -15,9 +14,8 @@ from flaxtl.evaluation import gradcam, run_files
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.parallel import devices, processes
-from flaxtl.report import plots, report, run_summary, templating
+from flaxtl.report import report, run_summary, templating
 from flaxtl.report.report import augmented_samples
-from flaxtl.report.templating import load_template
 from flaxtl.train import run_dir, trainer
 from flaxtl.train.signals import StopRequested, StopSignal
 
@@ -73,22 +71,12 @@ class RunResult:
         found = run_summary.headline(self.files)
         if found is None:
             return f"{self.workdir}: no phase has ended yet"
-        share = (
-            f"{templating.format_percent(found.accuracy)} of {templating.format_count(found.n)} {found.split} images"
-        )
+        n = templating.format_count(found.num_images)
+        share = f"{templating.format_percent(found.accuracy)} of {n} {found.split} images"
         return f"{self.workdir}: {share} correct; {self.page if self.page.is_file() else 'no report yet'}"
 
     def _repr_html_(self) -> str:
-        files, evaluation = self.files, report.evaluation_section(self.files)
-        return load_template("notebook.html.jinja").render(
-            sentence=repr(self),
-            splits=run_summary.SPLITS,
-            phases=run_summary.phase_rows(files),
-            curves=[Markup(plots.plot_curves(files.epochs, kind)) for kind in ("loss", "accuracy")]
-            if files.epochs
-            else [],
-            matrix=evaluation.matrix if evaluation else None,
-        )
+        return report.render_notebook_summary(self.files, title=repr(self))
 
 
 def load_run(spec: str, *overrides: str) -> ConfigDict:

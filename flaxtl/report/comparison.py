@@ -1,143 +1,161 @@
-"""Runs side by side: curves, phases, and whether the difference of two accuracies is more than chance."""
+"""Comparison of runs: accuracies on their common images, McNemar's test, phases and curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-from rich import table as rich_table
+from rich.table import Table
 
 from flaxtl.console import make_table
 from flaxtl.errors import UserError
-from flaxtl.evaluation import classification, run_files
-from flaxtl.evaluation.run_files import RunRecord
+from flaxtl.evaluation import classification
+from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.fileio import atomic_write_text
-from flaxtl.report import plots, run_summary, templating
-from flaxtl.report.templating import load_template
+from flaxtl.report import run_summary
+from flaxtl.report.templating import format_count, format_percent, load_template
 
 
 @dataclass(frozen=True)
-class RunComparison:
-    """One run on the images that all runs judged, beside the first run.
+class ComparedRun:
+    """One run on the images that all runs have in common, compared with the first run.
 
     Attributes:
-        name: the run's directory, as it was given.
-        right: images that it answered right.
-        n: images that were compared.
-        only_first: of them, those that the first run alone of the two answered right; 0 for the first run.
-        only_this: those that this run alone answered right.
+        name: run directory as given.
+        num_correct: correct predictions.
+        num_images: images compared.
+        only_first: images that only the first run predicts correctly; 0 for the first run itself.
+        only_this: images that only this run predicts correctly.
     """
 
     name: str
-    right: int
-    n: int
+    num_correct: int
+    num_images: int
     only_first: int
     only_this: int
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]."""
-        return self.right / self.n
+        """Share of correct predictions, in [0, 1]."""
+        return self.num_correct / self.num_images
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, Wilson's."""
-        return classification.wilson_interval(self.right, self.n)
+        """95 % Wilson interval of the accuracy."""
+        return classification.wilson_interval(self.num_correct, self.num_images)
 
     @property
-    def p(self) -> float:
-        """See measures.mcnemar."""
+    def p_value(self) -> float:
+        """Of McNemar's exact test against the first run."""
         return classification.mcnemar(self.only_first, self.only_this)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by the split that judges them all; `left_out` images are not in all runs, or not with the same label."""
+    """Runs on one split; `num_excluded` images are not in all runs or do not have the same label in all."""
 
     split: str
-    rows: Sequence[RunComparison]
-    left_out: int
+    runs: Sequence[ComparedRun]
+    num_excluded: int
 
-
-def compare(runs: Sequence[RunRecord]) -> Comparison:
-    """Judge all runs by the images that they have in common.
-
-    Raises UserError where a run has no predictions, or there are no such images.
-    """
-    split = "test" if all(run.eval_split == "test" for run in runs) else "validation"
-    answers = [_answers(run, split) for run in runs]
-    common = set(answers[0]).intersection(*answers[1:])
-    same = [path for path in answers[0] if path in common and len({answer[path][0] for answer in answers}) == 1]
-    if not same:
-        names = " and ".join(str(run.workdir) for run in runs)
-        raise UserError(f"{names} judged no image in common with one label; compare runs of the same images")
-    first = [answers[0][path][1] for path in same]
-    rows = []
-    for run, answer in zip(runs, answers, strict=True):
-        own = [answer[path][1] for path in same]
-        pairs = list(zip(first, own, strict=True))
-        rows.append(
-            RunComparison(str(run.workdir), sum(own), len(own), pairs.count((True, False)), pairs.count((False, True)))
-        )
-    return Comparison(split, rows, len(set().union(*answers)) - len(same))
-
-
-def _answers(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
-    """path -> (label, whether the answer was right) of a split's images."""
-    judged = run.predictions.of_split(split) if run.predictions else None
-    if judged is None or not judged.paths:
-        raise UserError(f"{run.workdir} has no predictions of {split} images; let flaxtl train end it")
-    right = judged.predicted == judged.labels
-    labels = (judged.classes[label] for label in judged.labels)
-    return {path: (label, bool(each)) for path, label, each in zip(judged.paths, labels, right, strict=True)}
-
-
-def comparison_table(found: Comparison) -> rich_table.Table:
-    """For the console."""
-    title = f"{templating.format_count(found.rows[0].n)} {found.split} images"
-    return make_table(title, ("run", *COLUMNS), [(row.name, *cells(row, found)) for row in found.rows])
-
-
-COLUMNS = ("accuracy", "95 % interval", "only the first right", "only this right", "p")
-
-
-def cells(row: RunComparison, found: Comparison) -> tuple[str, ...]:
-    """A row's figures as text, by COLUMNS."""
-    low, high = (templating.format_percent(bound, 1) for bound in row.interval)
-    own = templating.format_percent(row.accuracy), f"{low} – {high}"
-    if row is found.rows[0]:
-        return (*own, "", "", "")
-    return (*own, str(row.only_first), str(row.only_this), f"{row.p:.2g}")
+    @property
+    def num_images(self) -> int:
+        """Images compared."""
+        return self.runs[0].num_images
 
 
 def write_comparison(workdirs: Sequence[Path], output: Path | None) -> tuple[Path, Comparison]:
-    """Write the page, the first run's report/comparison.html unless told.
+    """Write the comparison page to `output` or else to report/comparison.html of the first run.
 
-    Raises UserError as `compare` does, and for a run that is given twice.
+    Raises UserError as `compare_runs` does, if a run is given twice, and if the file cannot be written.
     """
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
-        raise UserError(f"of {' and '.join(map(str, workdirs))} two are the same run; leave one out")
-    runs = [run_files.read_run(workdir) for workdir in workdirs]
-    found = compare(runs)
+        raise UserError(f"The same run is given twice: {' and '.join(map(str, workdirs))}. Remove one --workdir.")
+    runs = [read_run(workdir) for workdir in workdirs]
+    comparison = compare_runs(runs)
     file = output or workdirs[0] / "report" / "comparison.html"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(file, render_comparison(runs, found))
+        atomic_write_text(file, render_comparison(runs, comparison))
     except OSError as error:
-        raise UserError(f"cannot write {file} ({error.strerror}); choose another --output") from error
-    return file, found
+        raise UserError(f"Cannot write {file} ({error.strerror}). Choose another --output.") from error
+    return file, comparison
 
 
-def render_comparison(runs: Sequence[RunRecord], found: Comparison) -> str:
-    """The page as text."""
+def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
+    """Compare runs on the images that all of them predict.
+
+    Raises UserError if a run has no predictions, or if no image has the same label in all runs.
+    """
+    split = "test" if all(run.eval_split == "test" for run in runs) else "validation"
+    results = [_labels_and_correctness(run, split) for run in runs]
+    common = set(results[0]).intersection(*results[1:])
+    paths = [path for path in results[0] if path in common and len({result[path][0] for result in results}) == 1]
+    if not paths:
+        names = " and ".join(str(run.workdir) for run in runs)
+        raise UserError(
+            f"{names} have no {split} image with the same label in common. Compare runs on the same images."
+        )
+    first = [results[0][path][1] for path in paths]
+    compared = []
+    for run, result in zip(runs, results, strict=True):
+        correct = [result[path][1] for path in paths]
+        outcomes = list(zip(first, correct, strict=True))
+        compared.append(
+            ComparedRun(
+                name=str(run.workdir),
+                num_correct=sum(correct),
+                num_images=len(correct),
+                only_first=outcomes.count((True, False)),
+                only_this=outcomes.count((False, True)),
+            )
+        )
+    return Comparison(split, compared, num_excluded=len(set().union(*results)) - len(paths))
+
+
+def _labels_and_correctness(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
+    """Return path -> (label, whether the prediction is correct) of the images of a split."""
+    predictions = run.predictions.of_split(split) if run.predictions else None
+    if predictions is None or not predictions.paths:
+        raise UserError(f"{run.workdir} has no predictions of {split} images. Run flaxtl train until it is complete.")
+    labels = (predictions.classes[label] for label in predictions.labels)
+    return {
+        path: (label, bool(correct))
+        for path, label, correct in zip(predictions.paths, labels, predictions.correct, strict=True)
+    }
+
+
+COLUMNS = ("accuracy", "95 % interval", "only first correct", "only this correct", "p")
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the accuracies as a table for the console."""
+    title = f"{format_count(comparison.num_images)} {comparison.split} images"
+    return make_table(title, ("run", *COLUMNS), [(run.name, *_cells(run, comparison)) for run in comparison.runs])
+
+
+def render_comparison(runs: Sequence[RunRecord], comparison: Comparison) -> str:
+    """Return the page as HTML."""
     return load_template("comparison.html.jinja").render(
-        found=found,
+        comparison=comparison,
         columns=COLUMNS,
-        rows=[(row.name, cells(row, found)) for row in found.rows],
+        rows=[(run.name, _cells(run, comparison)) for run in comparison.runs],
         splits=run_summary.SPLITS,
-        runs=[(row.name, run_summary.phase_rows(run), _curves(run)) for row, run in zip(found.rows, runs, strict=True)],
+        phases=[
+            (compared.name, phase)
+            for compared, run in zip(comparison.runs, runs, strict=True)
+            for phase in run_summary.phase_rows(run)
+        ],
+        curves=[
+            (compared.name, run_summary.training_curves(run))
+            for compared, run in zip(comparison.runs, runs, strict=True)
+        ],
     )
 
 
-def _curves(run: RunRecord) -> list[Markup]:
-    return [Markup(plots.plot_curves(run.epochs, kind)) for kind in ("loss", "accuracy")] if run.epochs else []
+def _cells(run: ComparedRun, comparison: Comparison) -> tuple[str, ...]:
+    """Return the figures of a run as text, in the order of COLUMNS."""
+    low, high = (format_percent(bound, 1) for bound in run.interval)
+    accuracy = format_percent(run.accuracy), f"{low} – {high}"
+    if run is comparison.runs[0]:
+        return (*accuracy, "", "", "")
+    return (*accuracy, str(run.only_first), str(run.only_this), f"{run.p_value:.2g}")

@@ -117,7 +117,7 @@ def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int) ->
     labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
     matrix = classification.confusion_matrix(labels, predicted, len(classes))
     pairs = []
-    for pair in classification.most_confused(matrix, num_pairs):
+    for pair in classification.most_confused_pairs(matrix, num_pairs):
         rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
         most_confident = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:num_images]
         thumbnails = tuple(_thumbnails(predictions, most_confident.tolist()))
@@ -146,9 +146,9 @@ def label_issue_thumbnails(predictions: Predictions, issues: LabelIssues, limit:
 def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
     """Return the stored heat maps over their images of the evaluated split; None if there are none."""
     pairs = {path: pair for path, pair in gradcam.heatmap_pairs(run).items() if heatmaps and path in heatmaps.maps}
-    if not heatmaps or not pairs or not run.predictions:
+    predictions = run.eval_predictions
+    if not heatmaps or not pairs or predictions is None:
         return None
-    predictions = run.predictions.of_split(run.judged)
     examples = [
         (_heatmap_example(predictions, predictions.paths.index(path), heatmaps), predicted == true)
         for path, (predicted, true) in pairs.items()
@@ -164,7 +164,7 @@ def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSecti
     )
 
 
-def overlay_heatmap(image: Image.Image, heatmap: Heatmaps) -> Image.Image:
+def overlay_heatmap(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     """Blend the heat map's colors over the image in grayscale, so that its own colors are not mistaken for heat.
 
     The map is resized to the image by bicubic interpolation.
@@ -195,7 +195,7 @@ def _thumbnails(
     predictions: Predictions, rows: Sequence[int], predicted: Sequence[int] | None = None
 ) -> list[Thumbnail]:
     """Return the images in `rows`, each with its predicted class or with that in `predicted`."""
-    loss = classification.losses(predictions.probabilities, predictions.labels)
+    loss = classification.cross_entropy(predictions.probabilities, predictions.labels)
     classes = predictions.classes
     thumbnails = []
     for row, index in zip(rows, predictions.predicted[rows] if predicted is None else predicted, strict=True):
@@ -241,7 +241,7 @@ def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet) -
             class_name=name,
             probability=float(probabilities[index]),
             uri=jpeg_data_uri(overlay_heatmap(image, maps[name])),
-            location=_peak_location(maps[name]),
+            location=peak_location(maps[name]),
         )
         for index, name in ((index, predictions.classes[index]) for index in indices)
         if name in maps
@@ -250,7 +250,7 @@ def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet) -
     return HeatmapExample(jpeg_data_uri(image), path.name, _short_path(path), true, tuple(class_heatmaps))
 
 
-def _peak_location(heatmap: Heatmaps) -> str:
+def peak_location(heatmap: Heatmap) -> str:
     """Return where the map is largest, by thirds: "the upper left", "the center"; "" if it is 0 everywhere."""
     if not heatmap.any():
         return ""

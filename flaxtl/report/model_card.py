@@ -1,6 +1,6 @@
-"""The model card of a run: what a person who is handed the network should know of it, as Markdown.
+"""The model card of a run as Markdown, after Mitchell et al. (2019), "Model Cards for Model Reporting".
 
-Its parts are those of Mitchell et al. (2019), "Model Cards for Model Reporting", as far as the run directory tells.
+The sections are those of the paper, as far as the files of the run directory have the information.
 """
 
 from collections import Counter
@@ -11,99 +11,99 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, label_issues
 from flaxtl.evaluation.run_files import RunRecord, calibration_report
 from flaxtl.models import registry
-from flaxtl.report import run_summary, templating
+from flaxtl.report import run_summary
 from flaxtl.report.run_summary import SPLITS
-from flaxtl.report.templating import load_template
+from flaxtl.report.templating import load_template, markdown_code, markdown_text
 
-PAIRS = 10
-NOT_KNOWN = "not known: ask who gave them"
+MAX_CONFUSIONS = 10
+UNKNOWN_LICENSE = "unknown; ask the provider"
 
 
 @dataclass(frozen=True)
-class Recall:
-    """How many of the n images of a class were found, and the 95 % interval of their share."""
+class ClassRecall:
+    """How many of the `num_images` images of a class are predicted correctly; 95 % interval of the recall."""
 
     name: str
-    right: int
-    n: int
+    num_correct: int
+    num_images: int
     interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """`count` of the n images of class `true` were taken for class `predicted`."""
+class ConfusionRow:
+    """`count` of the `num_images` images of class `true` are predicted as `predicted`."""
 
     true: str
     predicted: str
     count: int
-    n: int
+    num_images: int
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the predictions of the judged split show, in the order of the classes; the most frequent mistakes first."""
+    """Results on the evaluated split: recalls in the order of the classes, the most frequent confusions first."""
 
     balanced_accuracy: float
-    recalls: Sequence[Recall]
-    mistakes: Sequence[Mistake]
+    recalls: Sequence[ClassRecall]
+    confusions: Sequence[ConfusionRow]
 
 
 def render_model_card(run: RunRecord) -> str:
-    """The card as text; what no file of the run tells yet is a sentence."""
-    return load_template(
-        "model_card.md.jinja", templating.markdown_text, trailing_newline=True, code=templating.markdown_code
-    ).render(
+    """Return the card as Markdown; missing information is stated as such."""
+    template = load_template("model_card.md.jinja", markdown_text, keep_trailing_newline=True, code=markdown_code)
+    return template.render(
         run=run,
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
         facts=run_summary.facts(run),
         phases=run_summary.phase_rows(run),
-        results=results(run),
-        confidence=calibration_report(run),
-        label_issues=len(label_issues.find_label_issues(run.predictions).rows) if run.predictions else None,
+        results=_results(run),
+        calibration=calibration_report(run),
+        num_label_issues=len(label_issues.find_label_issues(run.predictions).rows) if run.predictions else None,
         splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
-        images=Counter((row["label"], row["split"]) for row in run.manifest),
-        totals=Counter(row["split"] for row in run.manifest),
-        licence_of_weights=licence_of_weights(run),
-        licence_of_data=licence_of_data(run),
+        image_counts=Counter((row["label"], row["split"]) for row in run.manifest),
+        split_totals=Counter(row["split"] for row in run.manifest),
+        weights_license=_weights_license(run),
+        data_license=_data_license(run),
     )
 
 
-def results(run: RunRecord) -> Results | None:
-    """Recalls and mistakes on the judged split; None when there are no predictions of it."""
-    if not run.predictions or run.eval_split not in run.predictions.splits:
+def _results(run: RunRecord) -> Results | None:
+    """Return recalls and confusions on the evaluated split; None if there are no predictions of it."""
+    predictions = run.eval_predictions
+    if predictions is None:
         return None
-    judged = run.predictions.of_split(run.eval_split)
-    matrix = classification.confusion_matrix(judged.labels, judged.predicted, len(judged.classes))
-    right, n = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
+    classes = predictions.classes
+    matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    num_correct, num_images = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
     return Results(
         balanced_accuracy=classification.balanced_accuracy(matrix),
         recalls=[
-            Recall(name, right[row], n[row], classification.wilson_interval(right[row], n[row]))
-            for row, name in enumerate(judged.classes)
+            ClassRecall(name, correct, total, classification.wilson_interval(correct, total))
+            for name, correct, total in zip(classes, num_correct, num_images, strict=True)
         ],
-        mistakes=[
-            Mistake(judged.classes[pair.true], judged.classes[pair.predicted], pair.count, n[pair.true])
-            for pair in classification.most_confused_pairs(matrix, PAIRS)
+        confusions=[
+            ConfusionRow(classes[pair.true], classes[pair.predicted], pair.count, num_images[pair.true])
+            for pair in classification.most_confused_pairs(matrix, MAX_CONFUSIONS)
         ],
     )
 
 
-def licence_of_weights(run: RunRecord) -> str:
-    """Of the pretrained weights: the catalog's for published ones; of a file that was given nothing is known."""
-    request = run.config.get("weights", {}).get("path")
-    if request == "random":
-        return "none needed: training began with random weights"
-    if request not in ("imagenet", "builtin"):
-        return NOT_KNOWN
+def _weights_license(run: RunRecord) -> str:
+    """Return the license of the pretrained weights, known for published weights but not for other files."""
+    weights = run.config.get("weights", {}).get("path")
+    if weights == "random":
+        return "none needed; training started from random weights"
+    if weights not in ("imagenet", "builtin"):
+        return UNKNOWN_LICENSE
     try:
-        return registry.get_spec(run.config.get("model", {}).get("name", "")).license
-    except UserError:  # an older run, or a newer one
-        return NOT_KNOWN
+        return registry.get_spec(run.config.get("model", {}).get("name", "")).licence
+    except UserError:  # a model of another version
+        return UNKNOWN_LICENSE
 
 
-def licence_of_data(run: RunRecord) -> str:
-    """Of the images: no source tells whose they are, but for those that flaxtl draws."""
+def _data_license(run: RunRecord) -> str:
+    """Return the license of the images, known only for those that flaxtl generates."""
     if run.config.get("data", {}).get("source") == "synthetic":
-        return "none needed: the images were drawn by flaxtl"
-    return NOT_KNOWN
+        return "none needed; the images were generated by flaxtl"
+    return UNKNOWN_LICENSE

@@ -78,7 +78,7 @@ class EvaluationSection:
 class CalibrationSection:
     """Calibration and selective prediction on the evaluated split; plots are SVG."""
 
-    metrics: Confidence
+    metrics: CalibrationReport
     reliability: Markup
     risk_coverage: Markup
 
@@ -184,12 +184,12 @@ def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     """Return the section on the predictions of the evaluated split; None if there are none."""
-    if not run.predictions or run.judged not in run.predictions.splits:
+    predictions = run.eval_predictions
+    if predictions is None:
         return None
-    predictions = run.predictions.of_split(run.judged)
     classes = predictions.classes
     matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
-    metrics = classification.per_class(matrix)
+    metrics = classification.class_metrics(matrix)
     columns = (column.tolist() for column in (metrics.precision, metrics.recall, metrics.f1, metrics.support))
     return EvaluationSection(
         confusion=Markup(plots.plot_confusion(matrix, classes)),
@@ -211,14 +211,14 @@ def _worst_first(rows: list[ClassRow]) -> list[ClassRow]:
 
 def calibration_section(run: RunRecord) -> CalibrationSection | None:
     """Return the section on the confidence of the evaluated split; None if there are no predictions."""
-    metrics = read_confidence(run)
+    metrics = calibration_report(run)
     if not metrics:
         return None
-    after = metrics.after.reliability if metrics.after else None
+    after = metrics.calibrated.reliability if metrics.calibrated else None
     return CalibrationSection(
         metrics=metrics,
-        reliability=Markup(plots.plot_reliability(metrics.before.reliability, after)),
-        risk_coverage=Markup(plots.plot_risk_coverage(metrics.curve)),
+        reliability=Markup(plots.plot_reliability(metrics.uncalibrated.reliability, after)),
+        risk_coverage=Markup(plots.plot_risk_coverage(metrics.risk_coverage)),
     )
 
 

@@ -65,11 +65,9 @@ class PhaseRow:
 
 def headline(run: RunRecord) -> Headline | None:
     """Return the main result, from the predictions, the summary or the last epoch, whichever exists first."""
-    split = run.judged
-    if run.predictions and split in run.predictions.splits:
-        predictions = run.predictions.of_split(split)
-        num_correct = int((predictions.predicted == predictions.labels).sum())
-        return _headline(split, num_correct, len(predictions.paths))
+    predictions = run.eval_predictions
+    if predictions is not None:
+        return _headline(run.eval_split, int(predictions.correct.sum()), len(predictions.paths))
     last: Json = next(reversed(run.summary.get("phases", {}).values()), {})
     for split in ("test", "validation"):
         if split in last:

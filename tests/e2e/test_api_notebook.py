@@ -41,7 +41,7 @@ def test_a_signal_within_a_run_interrupts_the_cell(monkeypatch, tmp_path):
 
 
 def test_a_notebook_is_shown_phases_curves_and_matrix_of_any_names(tmp_path):
-    run = finished_run.write(tmp_path)
+    run = finished_run.write_run(tmp_path)
     shown = finished_run.Page(api.RunResult(run)._repr_html_())
     assert shown.tags.count("svg") == 3  # loss, accuracy, confusion matrix
     assert "script" not in shown.tags
@@ -50,7 +50,7 @@ def test_a_notebook_is_shown_phases_curves_and_matrix_of_any_names(tmp_path):
 
 
 def test_a_run_under_way_has_little_to_show(tmp_path):
-    run = finished_run.write(tmp_path)
+    run = finished_run.write_run(tmp_path)
     for name in ("predictions.csv", "metrics.jsonl", "summary.json"):
         (run / name).unlink()
     result = api.RunResult(run)

@@ -1,4 +1,4 @@
-"""A run directory as a finished run leaves it, without its checkpoints, and a reader of its page."""
+"""A run directory of a finished run without its checkpoints, and a parser for its report."""
 
 import csv
 import json
@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flaxtl.evaluation import predictions
-from flaxtl.evaluation.predictions import Predictions
+from flaxtl.evaluation.predictions import Predictions, write_predictions
 
-# the second name is an attack, the third would be a formula to matplotlib, the last has an image that is gone
+# the second name is an HTML injection, the third would be math to matplotlib
 CLASSES = ("daisy", "<script>alert(1)</script>", "$x_{", "tulips")
-VOID = {"meta", "link", "img", "br", "hr"}
+VOID_TAGS = {"meta", "link", "img", "br", "hr"}
 
 
 class Page(HTMLParser):
-    """Text, start tags and links of a page; fails on tags that do not nest."""
+    """Text, tags and attributes of an HTML page; fails if tags are not properly nested."""
 
     def __init__(self, html):
         super().__init__()
@@ -29,7 +28,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes.extend((tag, name, value or "") for name, value in attrs)
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -44,18 +43,18 @@ class Page(HTMLParser):
             self.pieces.append(data)
 
 
-def draw(path, index):
+def draw_image(path, index):
     image = Image.new("RGB", (60, 40), (40 * index, 120, 200 - 40 * index))
     ImageDraw.Draw(image).ellipse((20, 10, 40, 30), fill="white")
     image.save(path, "PNG")
 
 
-def rates(head, top):
+def lrs(head, top):
     return {"head": head, "top": top, "base": 0.0}
 
 
-def write(root):
-    """ROOT/RUN of 2 phases and 4 x (3 train, 2 validation, 4 test) images, 3 of the 16 test answers wrong."""
+def write_run(root):
+    """Write a run of 2 phases with 4 x (3 train, 2 validation, 4 test) images; 3 of 16 test predictions are wrong."""
     workdir, images = root / 'my "run" & <co>', root / "images"
     workdir.mkdir()
     images.mkdir()
@@ -63,25 +62,25 @@ def write(root):
     for index, name in enumerate(CLASSES):
         for i, split in enumerate(["train"] * 3 + ["validation"] * 2 + ["test"] * 4):
             path = images / f"{index}_{i}&<b>.png"
-            draw(path, index)
+            draw_image(path, index)
             rows.append((str(path), name, split))
     with (workdir / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
 
-    judged = [row for row in rows if row[2] != "train"]
-    labels = np.array([CLASSES.index(row[1]) for row in judged])
-    answers, sure = labels.copy(), np.full(len(labels), 0.94)
-    answers[2:5], sure[2:5] = (1, 1, 3), (0.64, 0.79, 0.55)  # three daisies of the test split
-    probabilities = np.tile(((1 - sure) / 3)[:, None], (1, 4))
-    probabilities[np.arange(len(labels)), answers] = sure
-    paths, splits = tuple(row[0] for row in judged), tuple(row[2] for row in judged)
-    predictions.write_predictions(
+    evaluated = [row for row in rows if row[2] != "train"]
+    labels = np.array([CLASSES.index(row[1]) for row in evaluated])
+    predicted, confidence = labels.copy(), np.full(len(labels), 0.94)
+    predicted[2:5], confidence[2:5] = (1, 1, 3), (0.64, 0.79, 0.55)  # three test images of class daisy
+    probabilities = np.tile(((1 - confidence) / 3)[:, None], (1, 4))
+    probabilities[np.arange(len(labels)), predicted] = confidence
+    paths, splits = tuple(row[0] for row in evaluated), tuple(row[2] for row in evaluated)
+    write_predictions(
         workdir / "predictions.csv", Predictions(paths, splits, labels, probabilities.astype(np.float32), CLASSES)
     )
     Path(paths[3]).unlink()  # the most confident error
-    Path(paths[4]).write_bytes(b"no image")
+    Path(paths[4]).write_bytes(b"not an image")
 
-    phases = {"frozen": (2, False, rates(1e-3, 0.0)), "finetune": (3, True, rates(1e-6, 1e-6))}
+    phases = {"frozen": (2, False, lrs(1e-3, 0.0)), "finetune": (3, True, lrs(1e-6, 1e-6))}
     config = {
         "seed": 7,
         "data": {"source": "folder:/p", "height": 200, "width": 180},

@@ -1,0 +1,107 @@
+"""Galleries: which images are shown, and how."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from helpers.finished_run import CLASSES
+from PIL import Image
+
+from flaxtl.data.decode import Resize, decode, seen_part
+from flaxtl.data.image_file import UnreadableError
+from flaxtl.evaluation.predictions import read_predictions
+from flaxtl.report import galleries
+from flaxtl.report.galleries import thumbnail_uri
+from flaxtl.report.plots import heat_colors
+
+
+def decoded(uri: str) -> Image.Image:
+    prefix = "data:image/jpeg;base64,"
+    assert uri.startswith(prefix)
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(prefix))))
+
+
+def test_thumbnail_is_upright_and_small(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF orientation: rotated by 90 degrees
+    Image.new("RGB", (800, 400)).save(tmp_path / "turned.jpg", exif=exif)
+    assert decoded(thumbnail_uri(tmp_path / "turned.jpg", 100, 75)).size == (50, 100)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_thumbnail_of_every_mode_is_rgb_jpeg(tmp_path, mode):
+    Image.new(mode, (30, 20)).save(tmp_path / "a.png")
+    thumbnail = decoded(thumbnail_uri(tmp_path / "a.png", 100, 75))
+    assert (thumbnail.size, thumbnail.mode) == ((30, 20), "RGB")
+
+
+def test_thumbnail_transparent_pixels_are_white(tmp_path):
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert decoded(thumbnail_uri(tmp_path / "a.png", 100, 75)).getextrema() == ((255, 255),) * 3
+
+
+def test_thumbnail_of_broken_file_is_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0\xff\xff")
+    with pytest.raises(UnreadableError):
+        thumbnail_uri(tmp_path / "a.tif", 100, 75)
+
+
+def test_galleries_select_most_informative_images(finished):
+    predictions = read_predictions(finished / "predictions.csv").of_split("test")
+    (first, second) = galleries.confused_pairs(predictions, num_pairs=5, num_images=1)
+    assert (first.true, first.predicted, first.count) == ("daisy", CLASSES[1], 2)
+    assert [image.name for image in first.thumbnails] == ["0_6&<b>.png"]  # the more confident of two
+    assert (second.predicted, second.count) == ("tulips", 1)
+    assert [image.name for image in galleries.top_losses(predictions, 2)] == ["0_6&<b>.png", "0_5&<b>.png"]
+    assert len(galleries.top_losses(predictions, 99)) == 3  # the others are correct and confident
+    assert [image.true for image in galleries.correct_predictions(predictions, 3)] == list(CLASSES[:3])
+
+
+def test_overlay_heatmap_blends_colors_over_gray():
+    image = Image.new("RGB", (40, 20), (250, 0, 0))
+    heat = np.array([[0, 0, 0, 255], [0, 0, 0, 255]], np.uint8)
+    blended = np.asarray(galleries.overlay_heatmap(image, heat), float)
+    gray = np.asarray(image.convert("L"), float)[0, 0]
+    for column, value in ((0, 0), (39, 255)):
+        expected = 0.4 * gray + 0.6 * heat_colors(np.array([value], np.uint8))[0]
+        np.testing.assert_allclose(blended[10, column], expected, atol=1)  # integer gray levels
+
+
+def test_heat_colors_brightness_rises():
+    colors = heat_colors(np.arange(256, dtype=np.uint8)).astype(float)
+    brightness = colors @ (0.2126, 0.7152, 0.0722)
+    assert np.diff(brightness).min() > -0.5  # rounded to integer levels
+    assert brightness[-1] - brightness[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("peak", "location"),
+    [
+        ((0, 0), "the upper left"),
+        ((0, 5), "the top"),
+        ((5, 5), "the center"),
+        ((6, 11), "the right"),
+        ((11, 11), "the lower right"),
+    ],
+)
+def test_peak_location_by_thirds(peak, location):
+    heatmap = np.zeros((12, 12), np.uint8)
+    assert galleries.peak_location(heatmap) == ""
+    heatmap[peak] = 255
+    assert galleries.peak_location(heatmap) == location
+
+
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(160, 60), (60, 161)])
+def test_seen_part_matches_decoded_image(tmp_path, policy, size):
+    """Red rises to the right, green to the bottom: the displayed part and the model's input agree everywhere."""
+    right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
+    ramps = Image.fromarray(np.dstack([right, down, 0 * right]).astype(np.uint8))
+    ramps.save(tmp_path / "ramps.png")
+    resize = Resize(48, 48, policy)
+    part = seen_part(ramps, resize)
+    assert (part.width == part.height) is (policy == "crop")
+    decoded = decode(tmp_path / "ramps.png", resize).astype(float)
+    # the crop is at integer pixels of the file, up to half a pixel off: 255 / 60 / 2 levels, plus one for rounding
+    np.testing.assert_allclose(np.asarray(part.resize((48, 48)), float), decoded, rtol=0, atol=3.2)
