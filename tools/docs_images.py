@@ -46,7 +46,7 @@ def drawn(run: run_files.RunRecord) -> dict[str, str]:
     if evaluation is None or trust is None:
         raise UserError(f"the run in {run.workdir} has not ended; its predictions are what is drawn here")
     curves = {quantity: plots.plot_curves(run.epochs, quantity) for quantity in ("loss", "accuracy")}
-    return {**curves, "confusion": str(evaluation.matrix), "reliability": str(trust.reliability)}
+    return {**curves, "confusion": str(evaluation.confusion), "reliability": str(trust.reliability)}
 
 
 def alone(svg: str) -> str:

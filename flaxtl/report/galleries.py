@@ -145,7 +145,7 @@ def label_issue_thumbnails(predictions: Predictions, issues: LabelIssues, limit:
 
 def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
     """Return the stored heat maps over their images of the evaluated split; None if there are none."""
-    pairs = {path: pair for path, pair in gradcam.heatmap_pairs(run).items() if heatmaps and path in heatmaps.maps}
+    pairs = {path: pair for path, pair in gradcam.heatmap_targets(run).items() if heatmaps and path in heatmaps.maps}
     predictions = run.eval_predictions
     if not heatmaps or not pairs or predictions is None:
         return None
@@ -230,7 +230,7 @@ def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet) -
     path = Path(predictions.paths[row])
     try:
         with open_image(path, MAX_SIDE) as file:
-            image = seen_part(to_rgb(apply_exif_orientation(file)), heatmaps.resize)
+            image = visible_region(to_rgb(apply_exif_orientation(file)), heatmaps.resize)
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     except UnreadableError:
         return None

@@ -97,7 +97,7 @@ def _weights_license(run: RunRecord) -> str:
     if weights not in ("imagenet", "builtin"):
         return UNKNOWN_LICENSE
     try:
-        return registry.get_spec(run.config.get("model", {}).get("name", "")).licence
+        return registry.get_spec(run.config.get("model", {}).get("name", "")).license
     except UserError:  # a model of another version
         return UNKNOWN_LICENSE
 

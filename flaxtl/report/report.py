@@ -133,7 +133,7 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
         calibration=calibration_section(run),
         label_issues=label_issue_section(run),
         label_issues_file=LABEL_ISSUES_FILE,
-        heatmaps=galleries.heatmap_section(run, heatmaps.read_heatmaps(run.workdir)),
+        heatmaps=galleries.heatmap_section(run, gradcam.read_heatmaps(run.workdir)),
         augmented=[
             (galleries.jpeg_data_uri(original), [galleries.jpeg_data_uri(sample) for sample in samples])
             for original, samples in augmented

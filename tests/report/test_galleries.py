@@ -8,7 +8,7 @@ import pytest
 from helpers.finished_run import CLASSES
 from PIL import Image
 
-from flaxtl.data.decode import Resize, decode, seen_part
+from flaxtl.data.decode import Resize, decode, visible_region
 from flaxtl.data.image_file import UnreadableError
 from flaxtl.evaluation.predictions import read_predictions
 from flaxtl.report import galleries
@@ -100,7 +100,7 @@ def test_seen_part_matches_decoded_image(tmp_path, policy, size):
     ramps = Image.fromarray(np.dstack([right, down, 0 * right]).astype(np.uint8))
     ramps.save(tmp_path / "ramps.png")
     resize = Resize(48, 48, policy)
-    part = seen_part(ramps, resize)
+    part = visible_region(ramps, resize)
     assert (part.width == part.height) is (policy == "crop")
     decoded = decode(tmp_path / "ramps.png", resize).astype(float)
     # the crop is at integer pixels of the file, up to half a pixel off: 255 / 60 / 2 levels, plus one for rounding

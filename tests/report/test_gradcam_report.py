@@ -14,8 +14,8 @@ from helpers.tiny_run import images
 
 from flaxtl.cli.main import main
 from flaxtl.data.decode import Resize
-from flaxtl.evaluation import gradcam, heatmaps, run_files
-from flaxtl.evaluation.heatmaps import HeatmapSet
+from flaxtl.evaluation import gradcam, run_files
+from flaxtl.evaluation.gradcam import HeatmapSet
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.report import report
 
@@ -82,22 +82,22 @@ def alts(page):
 
 
 def heatmap_pairs(workdir):
-    return gradcam.heatmap_pairs(run_files.read_run(workdir))
+    return gradcam.heatmap_targets(run_files.read_run(workdir))
 
 
 def test_train_stores_heatmaps(finished):
     run = finished / "run"
-    wanted, kept = heatmap_pairs(run), heatmaps.read_heatmaps(run)
-    errors = [pair for pair in wanted.values() if pair[0] != pair[1]]
-    assert 0 < len(errors) < len(wanted)
-    assert (kept.layer, kept.rows, kept.columns) == ("block2_conv2", 16, 16)
-    assert {path: set(heats) for path, heats in kept.maps.items()} == {path: set(pair) for path, pair in wanted.items()}
-    assert all(heat.max() in (0, 255) for heats in kept.maps.values() for heat in heats.values())
-    shown = Page(heatmap_section(run))
-    assert re.search(r"Grad-CAM\b[^.]*\bblock2_conv2\b[^.]*\b16 [×x] 16\b", shown.text)
-    spoken = [alt for alt in alts(shown) if re.search(r"\b(blue|green|red)\b", alt)]
-    maps = 2 * len(errors) + (len(wanted) - len(errors))  # of an error also the label's
-    assert len(spoken) == shown.tags.count("figure") == len(wanted) + maps
+    pairs, stored = heatmap_pairs(run), gradcam.read_heatmaps(run)
+    errors = [pair for pair in pairs.values() if pair[0] != pair[1]]
+    assert 0 < len(errors) < len(pairs)
+    assert (stored.layer, stored.rows, stored.columns) == ("block2_conv2", 16, 16)
+    assert {path: set(maps) for path, maps in stored.maps.items()} == {path: set(pair) for path, pair in pairs.items()}
+    assert all(heat.max() in (0, 255) for maps in stored.maps.values() for heat in maps.values())
+    section = Page(heatmap_section(run))
+    assert re.search(r"Grad-CAM\b[^.]*\bblock2_conv2\b[^.]*\b16 [×x] 16\b", section.text)
+    map_alts = [alt for alt in alts(section) if re.search(r"\b(blue|green|red)\b", alt)]
+    num_maps = 2 * len(errors) + (len(pairs) - len(errors))  # errors have a second map, for the true class
+    assert len(map_alts) == section.tags.count("figure") == len(pairs) + num_maps
 
 
 def test_report_again_needs_no_model(workdir):
@@ -109,34 +109,34 @@ def test_report_again_needs_no_model(workdir):
 
 
 def test_report_gradcam_layer_is_stored(workdir, capsys):
-    before = heatmaps.read_heatmaps(workdir)
+    before = gradcam.read_heatmaps(workdir)
     main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
-    kept = gradcam.read_heatmaps(workdir)
-    assert (kept.layer, kept.rows, kept.columns) == ("block1_conv2", 32, 32)
-    assert kept.maps.keys() == before.maps.keys()
+    stored = gradcam.read_heatmaps(workdir)
+    assert (stored.layer, stored.rows, stored.columns) == ("block1_conv2", 32, 32)
+    assert stored.maps.keys() == before.maps.keys()
     main(["report", f"--workdir={workdir}"])
-    assert heatmaps.read_heatmaps(workdir).layer == "block1_conv2"
+    assert gradcam.read_heatmaps(workdir).layer == "block1_conv2"
     assert re.search(r"\bblock1_conv2\b[^.]*\b32 [×x] 32\b", Page(heatmap_section(workdir)).text)
     assert capsys.readouterr().err == ""
 
 
 def test_compute_heatmaps_batches_share_one_program(workdir, monkeypatch):
-    """Three batches, the last one filled up, give the maps that each image has on its own."""
+    """Three batches, the last one padded, give the same maps as each image alone."""
     traced, gradcam_maps = [], gradcam.gradcam_maps
 
     def counting(model, parameters, images, classes, layer):
         traced.append(images.shape)
         return gradcam_maps(model, parameters, images, classes, layer)
 
-    monkeypatch.setattr(gradcam, "heat_maps", heat_maps)
-    run, wanted = load_run(workdir), dict(list(heatmap_pairs(workdir).items())[:5])
+    monkeypatch.setattr(gradcam, "gradcam_maps", counting)
+    run, pairs = load_run(workdir), dict(list(heatmap_pairs(workdir).items())[:5])
     monkeypatch.setattr(gradcam, "MAX_BATCH_PIXELS", 2 * 32 * 32)
-    found = gradcam.compute_heatmaps(run, wanted, None)
+    heatmaps = gradcam.compute_heatmaps(run, pairs, None)
     assert traced == [(2, 32, 32, 3)]
-    for path, pair in wanted.items():
+    for path, pair in pairs.items():
         alone = gradcam.compute_heatmaps(run, {path: pair}, None)
-        for name in pair:  # float32 sums in another order; a value may be rounded to the next of 256
-            np.testing.assert_allclose(found.maps[path][name].astype(int), alone.maps[path][name], rtol=0, atol=1)
+        for name in pair:  # float32 sums in another order: off by at most one level of 256
+            np.testing.assert_allclose(heatmaps.maps[path][name].astype(int), alone.maps[path][name], rtol=0, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_compute_heatmaps_batches_share_one_program(workdir, monkeypatch):
     ],
 )
 def test_report_gradcam_invalid_layer_exits_2(workdir, capsys, arguments, facts):
-    before = heatmaps.read_heatmaps(workdir)
+    before = gradcam.read_heatmaps(workdir)
     with pytest.raises(SystemExit) as stop:
         main(["report", f"--workdir={workdir}", *arguments])
     assert stop.value.code == 2
@@ -158,10 +158,10 @@ def test_report_gradcam_invalid_layer_exits_2(workdir, capsys, arguments, facts)
 
 def test_read_heatmaps_ignores_unknown_keys(workdir):
     file = workdir / "report" / "gradcam.json"
-    told, before = json.loads(file.read_text()), page(workdir).text
-    assert told["resize"].keys() == {"height", "width", "policy", "interpolation"}
-    told["resize"] |= {"policy": "crop", "cover": 0}
-    file.write_text(json.dumps(told))
+    stored, before = json.loads(file.read_text()), page(workdir).text
+    assert stored["resize"].keys() == {"height", "width", "policy", "interpolation"}
+    stored["resize"] |= {"policy": "crop", "cover": 0}
+    file.write_text(json.dumps(stored))
     assert gradcam.read_heatmaps(workdir).resize == Resize(32, 32, "crop")
     report.write_report(workdir)
     assert page(workdir).text.count("<figure") == before.count("<figure")
@@ -177,24 +177,24 @@ def test_report_missing_images_are_counted(workdir, moved, capsys):
     assert re.search(rf"(?i)heat.?map.*\b{n} .*manifest\.csv", capsys.readouterr().err)
     assert "flaxtl report" in Page(heatmap_section(workdir)).text
     assert "<figure" not in heatmap_section(workdir)
-    with pytest.raises(SystemExit):  # who asks for them is refused
+    with pytest.raises(SystemExit):  # an explicit request is an error
         main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
 
 
 def test_compute_heatmaps_missing_image_is_skipped(workdir, tmp_path):
-    run, wanted = load_run(workdir), heatmap_pairs(workdir)
-    gone = str(tmp_path / "gone.png")
-    found = gradcam.compute_heatmaps(run, {gone: next(iter(wanted.values())), **wanted}, None)
-    assert found.maps.keys() == wanted.keys()
+    run, pairs = load_run(workdir), heatmap_pairs(workdir)
+    missing = str(tmp_path / "gone.png")
+    heatmaps = gradcam.compute_heatmaps(run, {missing: next(iter(pairs.values())), **pairs}, None)
+    assert heatmaps.maps.keys() == pairs.keys()
 
 
 def test_report_without_checkpoints_has_no_heatmaps(workdir, capsys):
     shutil.rmtree(workdir / "checkpoints")
     (workdir / "report" / "gradcam.json").unlink()
     main(["report", f"--workdir={workdir}"])
-    said = capsys.readouterr().err
-    assert re.search(r"(?i)heat.?map.*\bphase\b", said)
-    assert str(workdir) in said
+    err = capsys.readouterr().err
+    assert re.search(r"(?i)heat.?map.*\bphase\b", err)
+    assert str(workdir) in err
     assert "flaxtl report" in Page(heatmap_section(workdir)).text
     assert "<figure" not in heatmap_section(workdir)
 
@@ -204,24 +204,24 @@ def test_report_without_predictions_has_no_heatmaps(workdir, capsys):
         (workdir / name).unlink()
     gradcam.update_heatmaps(workdir, not_called, not_called)
     report.write_report(workdir)
-    said = Page(heatmap_section(workdir)).text
-    assert "predictions" in said
-    assert "flaxtl report" not in said  # which cannot help yet
+    section = Page(heatmap_section(workdir)).text
+    assert "predictions" in section
+    assert "flaxtl report" not in section  # it cannot help yet
     with pytest.raises(SystemExit):
         main(["report", f"--workdir={workdir}", "--gradcam=block1_conv2"])
-    said = capsys.readouterr().err
-    assert all(fact in said for fact in (str(workdir), "predictions", "--gradcam"))
+    err = capsys.readouterr().err
+    assert all(fact in err for fact in (str(workdir), "predictions", "--gradcam"))
 
 
-HEATS = {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "": np.zeros((2, 3), np.uint8)}
-KEPT = HeatmapSet("conv", 2, 3, Resize(20, 30, "crop"), {"a\udcff/<b>.png": HEATS})
+MAPS = {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "": np.zeros((2, 3), np.uint8)}
+HEATMAPS = HeatmapSet("conv", 2, 3, Resize(20, 30, "crop"), {"a\udcff/<b>.png": MAPS})
 
 
 def test_heatmaps_round_trip(tmp_path):
-    heatmaps.write_heatmaps(tmp_path, KEPT)
-    found = heatmaps.read_heatmaps(tmp_path)
-    assert replace(found, maps={}) == replace(KEPT, maps={})
-    np.testing.assert_equal(found.maps, KEPT.maps)
+    gradcam.write_heatmaps(tmp_path, HEATMAPS)
+    heatmaps = gradcam.read_heatmaps(tmp_path)
+    assert replace(heatmaps, maps={}) == replace(HEATMAPS, maps={})
+    np.testing.assert_equal(heatmaps.maps, HEATMAPS.maps)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_heatmaps_round_trip(tmp_path):
     ],
 )
 def test_read_heatmaps_damaged_file_returns_none(tmp_path, changed):
-    heatmaps.write_heatmaps(tmp_path, KEPT)
+    gradcam.write_heatmaps(tmp_path, HEATMAPS)
     file = tmp_path / "report" / "gradcam.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     assert gradcam.read_heatmaps(tmp_path) is None
@@ -249,4 +249,4 @@ def test_read_heatmaps_damaged_file_returns_none(tmp_path, changed):
 def test_read_heatmaps_foreign_file_returns_none(tmp_path, content):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "gradcam.json").write_bytes(content)
-    assert heatmaps.read_heatmaps(tmp_path) is None
+    assert gradcam.read_heatmaps(tmp_path) is None

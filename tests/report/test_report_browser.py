@@ -1,4 +1,4 @@
-"""Pages of a run and of a data set whose names are attacks: opened by a browser, and read without one."""
+"""The doctor page and the report with injections as names, checked by a parser and in a real browser."""
 
 import csv
 import shutil
@@ -17,128 +17,130 @@ from flaxtl.evaluation import predictions
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.report import doctor_report, report
 
-ATTACK = "document.title=String.fromCharCode(112,119,110,101,100)"  # 'pwned', which no page says before it is run
+SCRIPT = "document.title=String.fromCharCode(112,119,110,101,100)"  # 'pwned', only if the code runs
 CLASSES = (
-    f"<script>{ATTACK}<",  # with the slash of a path and a file's name behind it: </script>
-    f'"><img src=x onerror={ATTACK}>',
-    f"' autofocus onfocus={ATTACK} x='",
-    f"--><svg onload={ATTACK}>",
-    f"]]><iframe srcdoc=a onload={ATTACK}>",
+    f"<script>{SCRIPT}<",  # together with the slash of a path and the file name below: </script>
+    f'"><img src=x onerror={SCRIPT}>',
+    f"' autofocus onfocus={SCRIPT} x='",
+    f"--><svg onload={SCRIPT}>",
+    f"]]><iframe srcdoc=a onload={SCRIPT}>",
     "&lt;b id=injected&gt;",
     "<b id=injected>",
     "javascript:{{ 7*7 }}",
     "\u202egpj.\x1b[2J\n<b id=injected>",
 )
-FILES = ("script><b id=injected>.png", "style><b id=injected>.png", f'" onmouseover={ATTACK} ".png')
+FILES = ("script><b id=injected>.png", "style><b id=injected>.png", f'" onmouseover={SCRIPT} ".png')
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Three images in each of the folders; of every second class one is broken, one a copy."""
+    """Three images per class; in every second class one is broken and one a copy."""
     folder = tmp_path_factory.mktemp("set") / "<b id=injected>"
-    for place, name in enumerate(CLASSES):
+    for index, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for number, file in enumerate(FILES):
-            image(2 * place + number // 2).save(folder / name / file)
-        if place % 2:
+            image(2 * index + number // 2).save(folder / name / file)
+        if index % 2:
             (folder / name / FILES[0]).write_bytes(b"<html>")
     return folder
 
 
 @pytest.fixture(scope="module")
 def pages(images, tmp_path_factory) -> dict[str, Path]:
-    """The doctor's page of them, and the report of a run on them."""
+    """The doctor page of these images, and the report of a run on them."""
     folder = tmp_path_factory.mktemp("pages")
-    survey = image_folder.inspect_folder(images)
+    index_report = image_folder.inspect_folder(images)
     doctor_report.write_doctor_report(
-        doctor.check_dataset(survey, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
+        doctor.check_dataset(index_report, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
     )
-    workdir = folder / f"<b id=injected>{ATTACK}"
+    workdir = folder / f"<b id=injected>{SCRIPT}"
     workdir.mkdir()
-    return {"doctor": folder / "doctor.html", "report": _report(workdir, survey.index.images)}
+    return {"doctor": folder / "doctor.html", "report": _report(workdir, index_report.index.images)}
 
 
-def _report(workdir: Path, found) -> Path:
+def _report(workdir: Path, images) -> Path:
     splits = ["train", "validation", "test"] * len(CLASSES)
-    rows = [(str(one.path), one.label, split) for one, split in zip(found, splits, strict=True)]
+    rows = [(str(image.path), image.label, split) for image, split in zip(images, splits, strict=True)]
     with (workdir / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
     tested = [row for row in rows if row[2] == "test"]
     classes = tuple(sorted(CLASSES))
     labels = np.array([classes.index(row[1]) for row in tested])
-    answers = np.eye(len(classes), dtype=np.float32)[np.roll(labels, 1)]  # every one wrong
+    probabilities = np.eye(len(classes), dtype=np.float32)[np.roll(labels, 1)]  # all wrong
     paths = tuple(row[0] for row in tested)
-    said = Predictions(paths, ("test",) * len(paths), labels, answers, classes)
-    predictions.write_predictions(workdir / "predictions.csv", said)
-    attack = '"</code><b id=injected>"'
-    (workdir / "config.json").write_text(f'{{"phases": [{attack}], "model": {{"name": {attack}}}, "seed": {attack}}}')
-    (workdir / "summary.json").write_text(f'{{"command": {attack}, "versions": {{{attack}: {attack}}}}}')
+    stored = Predictions(paths, ("test",) * len(paths), labels, probabilities, classes)
+    predictions.write_predictions(workdir / "predictions.csv", stored)
+    injection = '"</code><b id=injected>"'
+    (workdir / "config.json").write_text(
+        f'{{"phases": [{injection}], "model": {{"name": {injection}}}, "seed": {injection}}}'
+    )
+    (workdir / "summary.json").write_text(f'{{"command": {injection}, "versions": {{{injection}: {injection}}}}}')
     return report.write_report(workdir)
 
 
-class Danger(HTMLParser):
-    """What a page must not hold: elements that act or load, handlers, links to anywhere, elements of an attack."""
+class UnsafeContent(HTMLParser):
+    """Collects what a page must not contain: active elements, event handlers, external links, injected elements."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.images: list[tuple[str, str | None]] = []
+        self.unsafe: list[tuple[str, str | None]] = []
         self.texts: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         if tag in ("script", "iframe", "object", "embed", "base", "form", "input"):
-            self.images.append((tag, None))
+            self.unsafe.append((tag, None))
         for name, value in attrs:
-            outside = name in ("src", "href", "xlink:href") and not (value or "").startswith(("data:", "#"))
-            if name.startswith("on") or outside or value == "injected":
-                self.images.append((tag, f"{name}={value}"))
+            is_external = name in ("src", "href", "xlink:href") and not (value or "").startswith(("data:", "#"))
+            if name.startswith("on") or is_external or value == "injected":
+                self.unsafe.append((tag, f"{name}={value}"))
 
     def handle_data(self, data):
         self.texts.append(data)
 
 
 @pytest.mark.parametrize("name", ["doctor", "report"])
-def test_names_are_text_to_a_parser(pages, name):
-    page = Danger()
+def test_pages_hostile_names_are_text(pages, name):
+    page = UnsafeContent()
     page.feed(pages[name].read_text(encoding="utf-8"))
-    assert page.found == []
-    assert any("<b id=injected>" in text for text in page.texts)  # they are there, to be read
+    assert page.unsafe == []
+    assert any("<b id=injected>" in text for text in page.texts)  # they are on the page as text
     assert "\x1b" not in "".join(page.texts)
 
 
-def dom(page: Path, profile: Path) -> str:
-    """The page as it stands in a browser, three seconds after it was opened."""
+def load_dom(page: Path, profile: Path) -> str:
+    """Return the DOM of a page in the browser after three seconds."""
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-sync"
     quiet = "--disable-component-update --disable-quic --dump-dom --virtual-time-budget=3000"
     command = [CHROMIUM, *flags.split(), *quiet.split(), f"--user-data-dir={profile}", page.as_uri()]
     return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
 
 
-def lively(page: str) -> str:
-    """A page without its Content-Security-Policy, so that escaping has to hold alone."""
+def without_csp(page: str) -> str:
+    """Return a page without its Content-Security-Policy, so that only escaping protects it."""
     assert "Content-Security-Policy" in page
     return page.replace('http-equiv="Content-Security-Policy"', 'name="none"')
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("name", ["doctor", "report"])
-def test_nothing_comes_to_life_in_a_browser(pages, name, tmp_path):
-    bare = tmp_path / "page.html"
-    bare.write_text(lively(pages[name].read_text(encoding="utf-8")), encoding="utf-8")
-    seen = dom(bare, tmp_path / "profile")
-    assert "pwned" not in seen
-    page = Danger()
-    page.feed(seen)
-    assert page.found == []
+def test_pages_hostile_names_do_not_run_in_browser(pages, name, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(without_csp(pages[name].read_text(encoding="utf-8")), encoding="utf-8")
+    dom = load_dom(file, tmp_path / "profile")
+    assert "pwned" not in dom
+    page = UnsafeContent()
+    page.feed(dom)
+    assert page.unsafe == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_the_browser_would_tell(tmp_path):
-    """What escaping keeps out does come to life where it is missing."""
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_browser_runs_unescaped_names(tmp_path):
+    """Control: without escaping the same names do run."""
     page = tmp_path / "page.html"
     page.write_text(f"<!DOCTYPE html><title>x</title><p>{CLASSES[1]}<b id=injected></b>", encoding="utf-8")
-    seen = dom(page, tmp_path / "profile")
-    assert "pwned" in seen
-    danger = Danger()
-    danger.feed(seen)
-    assert ("b", "id=injected") in danger.found
+    dom = load_dom(page, tmp_path / "profile")
+    assert "pwned" in dom
+    content = UnsafeContent()
+    content.feed(dom)
+    assert ("b", "id=injected") in content.unsafe
