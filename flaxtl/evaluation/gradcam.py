@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.decode import Resize, decode
+from flaxtl.data.loaders import Mask
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, run_files
 from flaxtl.evaluation.predictor import TrainedRun
@@ -27,6 +28,7 @@ from flaxtl.evaluation.run_files import Record, RunRecord, Shape, is_count, is_t
 from flaxtl.fileio import atomic_write_text
 from flaxtl.models.classifier import Classifier, Params, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
+from flaxtl.train.eval_loop import collect
 
 MAX_ERRORS, MAX_CORRECT = 12, 6
 """Maximum number of misclassified and of correctly classified images with heatmaps."""
@@ -158,20 +160,17 @@ def _compute_in_batches(
     """Return uint8 [n, 2, rows, columns]. The last batch is padded to the size of the others: one compilation."""
     n, height, width, _ = images.shape
     num_batches = math.ceil(n / max(1, MAX_BATCH_PIXELS // (height * width)))
-    batch_size = math.ceil(n / num_batches)
-    padded = [np.resize(array, (num_batches * batch_size, *array.shape[1:])) for array in (images, classes)]
+    batch_rows = np.arange(num_batches * math.ceil(n / num_batches)).reshape(num_batches, -1)
     # After a distributed run only this process is left: move the params from the mesh to its default device.
     params = jax.device_put(jax.device_get(unflatten_params(run.params)))
 
     @jax.jit
-    def step(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-        return gradcam_maps(run.setup.model_info.model, params, images, classes, layer)
+    def step(params: Params, batch: tuple[jax.Array, jax.Array], mask: Mask) -> jax.Array:
+        return gradcam_maps(run.setup.model_info.model, params, *batch, layer)
 
-    batches = [
-        np.asarray(step(params, *(array[first : first + batch_size] for array in padded)))
-        for first in range(0, num_batches * batch_size, batch_size)
-    ]
-    return (255 * np.concatenate(batches)[:n]).round().astype(np.uint8)
+    batches = (((images[rows % n], classes[rows % n]), rows < n) for rows in batch_rows)
+    heatmaps: npt.NDArray[np.float32] = collect(step, params, batches)
+    return (255 * heatmaps).round().astype(np.uint8)
 
 
 def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: jax.Array, layer: Layer) -> jax.Array:

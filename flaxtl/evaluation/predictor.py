@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.decode import EXTENSIONS, Resize, decode
+from flaxtl.data.loaders import Mask
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import run_files
@@ -23,6 +24,7 @@ from flaxtl.parallel import devices
 from flaxtl.pretrained.backbone import headless_model, load_backbone
 from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.eval_loop import collect
 from flaxtl.train.setup import RunSetup, build_setup
 
 MAX_BATCH_PIXELS = 32 * 224 * 224
@@ -61,30 +63,69 @@ class Predictor(NamedTuple):
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
 
         @jax.jit
-        def run_model(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-            return forward(self.model, params, images, taps=layers, stop=self.output_layer).taps
+        def step(params: Params, images: jax.Array, mask: Mask) -> dict[str, jax.Array]:
+            outputs = forward(self.model, params, images, taps=layers, stop=self.output_layer).taps
+            return {layer: output.astype(jnp.float32) for layer, output in outputs.items()}
 
-        unreadable: list[str] = []
-        predicted_paths: list[str] = []
-        batches: dict[str, list[npt.NDArray[np.float32]]] = {layer: [] for layer in layers}
-        for batch_paths, images in _batches(paths, self.resize, unreadable):
-            for layer, output in run_model(self.params, images).items():
-                batches[layer].append(np.asarray(output, np.float32)[: len(batch_paths)])
-            predicted_paths += batch_paths
-        if not predicted_paths:
-            raise UserError("None of the images can be read: " + "; ".join(unreadable[:10]))
-        n = len(predicted_paths)
-        outputs = {layer: np.concatenate(arrays) for layer, arrays in batches.items()}
+        batches = ImageBatches(paths, self.resize)
+        outputs = collect(step, self.params, batches)
+        n = len(batches.decoded)
         return Predictions(
-            paths=tuple(predicted_paths),
+            paths=tuple(str(path) for path in batches.decoded),
             splits=("",) * n,
             labels=np.full(n, UNLABELED),
             probabilities=outputs["predictions"] if self.classes else np.zeros((n, 0), np.float32),
             classes=self.classes,
             wordnet_ids=self.wordnet_ids,
             taps={layer: outputs[layer] for layer in taps},
-            unreadable=tuple(unreadable),
+            unreadable=tuple(batches.unreadable),
         )
+
+
+class ImageBatches:
+    """Image files as batches for `run_batches`, decoded while they are consumed; unreadable files are left out.
+
+    Attributes:
+        decoded: files decoded so far, in the order of the batches.
+        unreadable: one message for each unreadable file so far.
+    """
+
+    def __init__(self, paths: Sequence[Path], resize: Resize) -> None:
+        self._paths, self._resize = paths, resize
+        self._batch_size = min(max(1, MAX_BATCH_PIXELS // (resize.height * resize.width)), len(paths))
+        self.decoded: list[Path] = []
+        self.unreadable: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.uint8], Mask]]:
+        """Yield uint8 images [batch, height, width, 3] and mask [batch]; all batches have one size: one compilation.
+
+        Raises:
+            UserError: none of the images can be read.
+        """
+        size = self._batch_size
+        with ThreadPoolExecutor() as pool:
+            for first in range(0, len(self._paths), size):
+                images = np.zeros((size, self._resize.height, self._resize.width, 3), np.uint8)
+                chunk = self._paths[first : first + size]
+                count = 0
+                for path, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
+                    if isinstance(image, str):
+                        self.unreadable.append(image)
+                    else:
+                        images[count] = image
+                        self.decoded.append(path)
+                        count += 1
+                if count:
+                    yield images, np.arange(size) < count
+        if not self.decoded:
+            raise UserError("None of the images can be read: " + "; ".join(self.unreadable[:10]))
+
+    def _decode(self, path: Path) -> npt.NDArray[np.uint8] | str:
+        """Return the image, or why it cannot be read."""
+        try:
+            return decode(path, self._resize)
+        except UserError as error:
+            return str(error)
 
 
 class TrainedRun(NamedTuple):
@@ -221,30 +262,3 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 def _is_image(relative_path: Path, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in relative_path.parts)
     return file.suffix.lower() in EXTENSIONS and not hidden and file.is_file()
-
-
-def _batches(
-    paths: Sequence[Path], resize: Resize, unreadable: list[str]
-) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-    """Yield (paths, uint8 [size, height, width, 3]), padded to one size so that the model is compiled once."""
-    size = min(max(1, MAX_BATCH_PIXELS // (resize.height * resize.width)), len(paths))
-
-    def read(path: Path) -> npt.NDArray[np.uint8] | str:
-        try:
-            return decode(path, resize)
-        except UserError as error:
-            return str(error)
-
-    with ThreadPoolExecutor() as pool:
-        for first in range(0, len(paths), size):
-            batch_paths: list[str] = []
-            images = np.zeros((size, resize.height, resize.width, 3), np.uint8)
-            chunk = paths[first : first + size]
-            for path, image in zip(chunk, pool.map(read, chunk), strict=True):
-                if isinstance(image, str):
-                    unreadable.append(image)
-                else:
-                    images[len(batch_paths)] = image
-                    batch_paths.append(str(path))
-            if batch_paths:
-                yield batch_paths, images

@@ -166,10 +166,10 @@ def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monke
     keras_zoo.assert_equal({"predictions": place.outputs["predictions"]}, {"predictions": arrays["predictions"]}, BOUND)
 
 
-def test_batches_large_images_one_per_batch(place, monkeypatch):
+def test_image_batches_large_images_one_per_batch(place, monkeypatch):
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 100)
-    batches = list(predictor._batches(readable(place.images), Resize(20, 20), []))
-    assert [images.shape for _, images in batches] == [(1, 20, 20, 3)] * 4
+    batches = predictor.ImageBatches(readable(place.images), Resize(20, 20))
+    assert [images.shape for images, _ in batches] == [(1, 20, 20, 3)] * 4
 
 
 def test_predict_pretrained_weights_from_cache(place, run_predict, tmp_path):
