@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from flaxtl.train import metrics
+
 IntArray = npt.NDArray[np.integer]
 CountArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -79,9 +81,7 @@ def class_metrics(matrix: CountArray) -> ClassMetrics:
 
 def balanced_accuracy(matrix: CountArray) -> float:
     """Return the mean recall of the classes that have images, in [0, 1]; NaN without images."""
-    support = matrix.sum(axis=1)
-    present = support > 0
-    return float(_ratio((np.diagonal(matrix)[present] / support[present]).sum(), present.sum()))
+    return metrics.balanced_accuracy(np.diagonal(matrix), matrix.sum(axis=1))
 
 
 def most_confused_pairs(matrix: CountArray, limit: int) -> list[Confusion]:
