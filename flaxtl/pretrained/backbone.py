@@ -112,9 +112,10 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
             return load_timm_weights(source, spec.name, expected, optional)
         return load_weights(source, expected, optional)
 
-    loaded = load(expected_shapes(headless_model(spec)), optional_layers(spec))
+    with_top = expected_shapes(Classifier(spec))
+    loaded = load(expected_shapes(headless_model(spec)), with_top.keys())
     if any(row.status == "skipped" for row in loaded.rows):
-        loaded = load(expected_shapes(Classifier(spec)))
+        loaded = load(with_top)
     params = adapt_preprocessing(loaded.params, "torch", spec.preprocessing) if timm else loaded.params
     _write_converted(output, params, {"architecture": name, "source": source.name, "license": spec.license})
     columns = ("layer", "parameter", "shape", "stored as", "dtype")

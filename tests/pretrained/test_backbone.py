@@ -116,7 +116,7 @@ def test_convert_keeps_every_array_with_and_without_top(name, tmp_path):
     for layer in whole.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
-    last = keras_zoo.our_names(name, spec.input_size, top=False)[-1]
+    last, optional = keras_zoo.our_names(name, spec.input_size, top=False)[-1], optional_layers(spec)
     base = keras.Model(whole.input, whole.get_layer(last).output)
     for network, model in ((whole, Classifier(spec)), (base, headless_model(spec))):
         expected = expected_shapes(model)
@@ -124,6 +124,6 @@ def test_convert_keeps_every_array_with_and_without_top(name, tmp_path):
             source, output = save(network, tmp_path / "source.h5"), tmp_path / "output.safetensors"
             convert_weights_file(name, source, output)
             converted = load_weights(output, expected).params  # nothing is optional: an extra layer would be an error
-            original = load_weights(source, expected, optional_layers(spec), trusted=True).params
+            original = load_weights(source, expected, optional, trusted=True).params
             np.testing.assert_equal(converted, original)
             assert {leaf for leaves in converted.values() for leaf in leaves} >= {"mean", "var"}

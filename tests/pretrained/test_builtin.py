@@ -23,14 +23,14 @@ EXPECTED = {
 }
 
 
-def test_shapes_and_size():
+def test_builtin_file_has_vgg16_shapes_and_is_small():
     loaded = load_weights(BUILTIN, EXPECTED)
     assert loaded.format == "safetensors (int8)"
     assert sum(leaf.size for leaves in loaded.params.values() for leaf in leaves.values()) == 14_714_688
     assert BUILTIN.stat().st_size < 15_000_000
 
 
-def test_metadata():
+def test_builtin_file_has_its_metadata():
     metadata = safetensors_io.read_safetensors(BUILTIN).metadata
     assert metadata["architecture"] == "vgg16"
     assert metadata["precision"] == "int8"
@@ -40,7 +40,7 @@ def test_metadata():
 
 
 @pytest.mark.skipif(not VGG16.exists(), reason="needs the real VGG16 file")
-def test_against_the_file_it_was_made_from():
+def test_builtin_file_rounds_the_published_weights():
     exact = load_weights(VGG16, EXPECTED).params
     builtin = load_weights(BUILTIN, EXPECTED).params
     for layer, leaves in exact.items():
@@ -51,7 +51,7 @@ def test_against_the_file_it_was_made_from():
 
 
 @pytest.mark.skipif(not VGG16.exists(), reason="needs the real VGG16 file")
-def test_the_tool_makes_the_same_weights(tmp_path):
+def test_tool_reproduces_the_builtin_file(tmp_path):
     output = tmp_path / "made.safetensors"
     command = [sys.executable, TOOL, f"--weights={VGG16}", f"--output={output}", "--precision=int8"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -17,7 +17,7 @@ NAME = "tiny_notop.h5"
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         if self.path == "/gone.h5":
             return self.send_error(404)
         self.send_response(200)
@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        httpd.asked = []
+        httpd.requests = []
         httpd.url = f"http://127.0.0.1:{httpd.server_port}"
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield httpd
@@ -41,22 +41,25 @@ def server():
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch):
-    """locate() with both caches in an empty folder; `ask.said` collects its sentences."""
+def resolve(tmp_path, monkeypatch):
+    """`resolve_weights` with both caches in an empty folder; `resolve.messages` collects its messages."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path / "flaxtl"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
-    def ask(request="imagenet", *, url="http://127.0.0.1:9/never.h5", hash=MD5, builtin=None):
-        return resolve_weights(request, filename=NAME, url=url, hash=hash, builtin=builtin, notify=ask.said.append)
+    def resolve(weights="imagenet", *, url="http://127.0.0.1:9/never.h5", hash=MD5, builtin=None):
+        return resolve_weights(
+            weights, filename=NAME, url=url, hash=hash, builtin=builtin, notify=resolve.messages.append
+        )
 
-    ask.said = []
-    return ask
+    resolve.messages = []
+    return resolve
 
 
-def is_at(found, path, origin, trusted=False):
-    """Whether it is there and known to be the published one; `origin` is a pattern of where it came from."""
-    return (found.path, found.trusted) == (path, trusted) and bool(re.search(f"(?i){origin}", found.source))
+def assert_resolved(resolved, path, source, trusted=False):
+    """Check the result of `resolve`; `source` is a regular expression."""
+    assert (resolved.path, resolved.trusted) == (path, trusted)
+    assert re.search(f"(?i){source}", resolved.source)
 
 
 def put(directory, content=CONTENT):
@@ -65,68 +68,68 @@ def put(directory, content=CONTENT):
     return directory / NAME
 
 
-def test_cache_directory(tmp_path, monkeypatch):
+def test_cache_dir_follows_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path))
     assert fileio.cache_dir("weights") == tmp_path / "weights"
     monkeypatch.delenv("FLAXTL_CACHE")
     assert fileio.cache_dir("weights").parts[-2:] == ("flaxtl", "weights")
 
 
-def test_keras_cache_comes_first(tmp_path, ask):
+def test_imagenet_prefers_keras_cache(tmp_path, resolve):
     path = put(tmp_path / "keras/models")
     put(fileio.cache_dir("weights"))
-    assert is_at(ask(), path, "keras", trusted=True)
-    assert ask.said == []
+    assert_resolved(resolve(), path, "keras", trusted=True)
+    assert resolve.messages == []
 
 
-def test_own_cache(ask):
+def test_imagenet_uses_own_cache(resolve):
     path = put(fileio.cache_dir("weights"))
-    assert is_at(ask(), path, "flaxtl.*cache", trusted=True)
-    assert ask.said == []
+    assert_resolved(resolve(), path, "flaxtl.*cache", trusted=True)
+    assert resolve.messages == []
 
 
-def test_another_file_of_that_name_is_passed_over(tmp_path, ask):
+def test_imagenet_skips_cached_file_with_other_hash(tmp_path, resolve):
     wrong = put(tmp_path / "keras/models", b"another")
     right = put(fileio.cache_dir("weights"))
-    assert is_at(ask(), right, "flaxtl.*cache", trusted=True)
-    (line,) = ask.said
+    assert_resolved(resolve(), right, "flaxtl.*cache", trusted=True)
+    (line,) = resolve.messages
     assert str(wrong) in line
     assert re.search(rf"(?i)\bmd5\b.*\b{MD5}\b", line)
 
 
 @pytest.mark.parametrize("hash", [MD5, SHA256])
-def test_download_once(ask, server, hash):
+def test_imagenet_downloads_once(resolve, server, hash):
     path = fileio.cache_dir("weights") / NAME
     address = f"{server.url}/x.h5"
-    assert is_at(ask(url=address, hash=hash), path, rf"\b127\.0\.0\.1:{server.server_port}\b", trusted=True)
+    assert_resolved(resolve(url=address, hash=hash), path, rf"\b127\.0\.0\.1:{server.server_port}\b", trusted=True)
     assert path.read_bytes() == CONTENT
-    assert is_at(ask(url=address, hash=hash), path, "flaxtl.*cache", trusted=True)
-    assert server.asked == ["/x.h5"]
+    assert_resolved(resolve(url=address, hash=hash), path, "flaxtl.*cache", trusted=True)
+    assert server.requests == ["/x.h5"]
     assert list(fileio.cache_dir("weights").iterdir()) == [path]
 
 
-def test_a_file_without_a_published_hash_is_not_checked(tmp_path, ask, server):
+def test_imagenet_without_published_hash_is_not_checked(tmp_path, resolve, server):
     address = f"{server.url}/x.h5"
-    downloaded = ask(url=address, hash="")
+    downloaded = resolve(url=address, hash="")
     assert downloaded.path.read_bytes() == CONTENT
-    assert address in ask.said[0]
-    assert re.search(r"(?i)\b(hash|checksum)", ask.said[0].replace(str(tmp_path), ""))
-    assert is_at(ask(url=address, hash=""), downloaded.path, "flaxtl.*cache")
+    assert address in resolve.messages[0]
+    assert re.search(r"(?i)\b(hash|checksum)", resolve.messages[0].replace(str(tmp_path), ""))
+    assert_resolved(resolve(url=address, hash=""), downloaded.path, "flaxtl.*cache")
     any_content = put(tmp_path / "keras/models", b"another")
-    assert is_at(ask(url=address, hash=""), any_content, "keras")
-    assert len(ask.said) == 1
+    assert_resolved(resolve(url=address, hash=""), any_content, "keras")
+    assert len(resolve.messages) == 1
 
 
 @pytest.mark.parametrize("page", ["gone.h5", "half.h5"])
-def test_a_failed_download_without_a_hash_leaves_nothing(ask, server, page):
+def test_failed_download_without_hash_leaves_nothing(resolve, server, page):
     with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*{re.escape(server.url)}/{page}\b)"):
-        ask(url=f"{server.url}/{page}", hash="")
+        resolve(url=f"{server.url}/{page}", hash="")
     assert list(fileio.cache_dir("weights").iterdir()) == []
 
 
-def test_a_damaged_cached_file_is_replaced(ask, server):
+def test_imagenet_replaces_damaged_cached_file(resolve, server):
     path = put(fileio.cache_dir("weights"), CONTENT[:100])
-    assert ask(url=f"{server.url}/x.h5").path == path
+    assert resolve(url=f"{server.url}/x.h5").path == path
     assert path.read_bytes() == CONTENT
 
 
@@ -140,45 +143,45 @@ def test_a_damaged_cached_file_is_replaced(ask, server):
         ("half.h5", MD5, r"(?i)\b(connection|hash|checksum)"),
     ],
 )
-def test_failed_download_leaves_nothing_and_falls_back(tmp_path, ask, server, page, hash, reason):
+def test_failed_download_leaves_nothing_and_falls_back(tmp_path, resolve, server, page, hash, reason):
     builtin = tmp_path / "builtin.safetensors"
-    assert is_at(ask(url=f"{server.url}/{page}", hash=hash, builtin=builtin), builtin, r"\bbuilt", trusted=True)
-    assert len(ask.said) == 2
-    assert "builtin.safetensors" in ask.said[1]
-    assert re.search(reason, ask.said[1])
+    assert_resolved(resolve(url=f"{server.url}/{page}", hash=hash, builtin=builtin), builtin, r"\bbuilt", trusted=True)
+    assert len(resolve.messages) == 2
+    assert "builtin.safetensors" in resolve.messages[1]
+    assert re.search(reason, resolve.messages[1])
     assert list(fileio.cache_dir("weights").iterdir()) == []
     with pytest.raises(UserError, match=r"--config\.weights\.path="):
-        ask(url=f"{server.url}/{page}", hash=hash)
+        resolve(url=f"{server.url}/{page}", hash=hash)
 
 
-def test_refused_connection(tmp_path, ask, server):
+def test_refused_connection_falls_back_to_builtin(tmp_path, resolve, server):
     closed = f"http://127.0.0.1:{server.server_port}/x.h5"
     server.shutdown()
     server.server_close()
-    ask(url=closed, builtin=tmp_path / "builtin.safetensors")
-    assert re.search(rf"(?i)(?=.*\bconnect)(?=.*\b127\.0\.0\.1:{server.server_port}\b)", ask.said[1])
+    resolve(url=closed, builtin=tmp_path / "builtin.safetensors")
+    assert re.search(rf"(?i)(?=.*\bconnect)(?=.*\b127\.0\.0\.1:{server.server_port}\b)", resolve.messages[1])
     with pytest.raises(UserError, match=rf"(?i)(?=.*\b{re.escape(NAME)})(?=.*\bconnect)"):
-        ask(url=closed)
+        resolve(url=closed)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, ask, server, monkeypatch):
+def test_cache_that_cannot_be_written_is_an_error(tmp_path, resolve, server, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*Not a directory)(?=.*{server.url}/x\.h5)"):
-        ask(url=f"{server.url}/x.h5")
+        resolve(url=f"{server.url}/x.h5")
 
 
-def test_builtin(tmp_path, ask):
-    assert is_at(ask("builtin", builtin=tmp_path / "b"), tmp_path / "b", r"\bbuilt", trusted=True)
+def test_builtin_returns_file_or_is_an_error(tmp_path, resolve):
+    assert_resolved(resolve("builtin", builtin=tmp_path / "b"), tmp_path / "b", r"\bbuilt", trusted=True)
     with pytest.raises(UserError, match=rf"(?=.*\b{re.escape(NAME)})(?=.*--config\.weights\.path=imagenet\b)"):
-        ask("builtin")
-    assert ask.said == []
+        resolve("builtin")
+    assert resolve.messages == []
 
 
-def test_path(tmp_path, ask, monkeypatch):
+def test_path_is_expanded_and_must_exist(tmp_path, resolve, monkeypatch):
     (tmp_path / "mine.h5").touch()
-    assert is_at(ask(str(tmp_path / "mine.h5")), tmp_path / "mine.h5", r"\bpath\b")
+    assert_resolved(resolve(str(tmp_path / "mine.h5")), tmp_path / "mine.h5", r"\bpath\b")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert ask("~/mine.h5").path == tmp_path / "mine.h5"
+    assert resolve("~/mine.h5").path == tmp_path / "mine.h5"
     with pytest.raises(UserError, match="'imagnet'"):
-        ask("imagnet")
+        resolve("imagnet")

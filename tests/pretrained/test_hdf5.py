@@ -1,4 +1,4 @@
-"""What an HDF5 file may not do."""
+"""SafeFile returns stored numeric arrays and refuses everything else."""
 
 import h5py
 import ml_dtypes
@@ -23,7 +23,7 @@ def refusal(path, name, match):
     assert str(path) in str(caught.value)
 
 
-def test_plain_array(path):
+def test_array_returns_name_dtype_and_values(path):
     with h5py.File(path, "w") as file:
         file["a/b"] = VALUES
     with open_h5(path, path) as file:
@@ -33,7 +33,7 @@ def test_plain_array(path):
 
 
 @pytest.mark.parametrize("shape", [(6,), ()])
-def test_bfloat16(path, shape):
+def test_array_reads_bfloat16(path, shape):
     values = np.full(shape, 1.5, ml_dtypes.bfloat16)
     with h5py.File(path, "w") as file:
         file["a"] = values
@@ -44,14 +44,14 @@ def test_bfloat16(path, shape):
 
 
 @pytest.mark.parametrize("where", ["a", "b/a"])
-def test_soft_link(path, where):
+def test_array_behind_soft_link_is_refused(path, where):
     with h5py.File(path, "w") as file:
         file["real"] = VALUES
         file[where] = h5py.SoftLink("/real")
     refusal(path, where, r"(?i)\blinks?\b")
 
 
-def test_link_to_another_file(path, tmp_path):
+def test_array_behind_external_link_is_refused(path, tmp_path):
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["group/real"] = VALUES
     with h5py.File(path, "w") as file:
@@ -59,14 +59,14 @@ def test_link_to_another_file(path, tmp_path):
     refusal(path, "a/real", r"(?i)\blinks?\b")
 
 
-def test_external_storage(path, tmp_path):
+def test_array_in_external_storage_is_refused(path, tmp_path):
     VALUES.tofile(tmp_path / "secret.bin")
     with h5py.File(path, "w") as file:
         file.create_dataset("a", (6,), "f4", external=[(tmp_path / "secret.bin", 0, 24)])
     refusal(path, "a", r"(?i)\b(another|other|different) file\b")
 
 
-def test_virtual_dataset(path, tmp_path):
+def test_virtual_dataset_is_refused(path, tmp_path):
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["real"] = VALUES
     layout = h5py.VirtualLayout((6,), "f4")
@@ -77,7 +77,7 @@ def test_virtual_dataset(path, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(2**20,), (2**40,)])
-def test_declared_but_not_stored(path, shape):
+def test_array_declared_far_larger_than_stored_is_refused(path, shape):
     with h5py.File(path, "w") as file:
         file.create_dataset("a", shape, "f4", chunks=(2**18,))
         file["a"][0] = 1.0
@@ -90,13 +90,13 @@ def test_declared_but_not_stored(path, shape):
             assert file.array(file.root, "a").values.shape == shape
 
 
-def test_compressed_zeros(path):
+def test_array_of_compressed_zeros_is_refused(path):
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=np.zeros(2**22, np.float32), compression="gzip", chunks=(2**22,))
     refusal(path, "a", r"\b16,777,216\b")
 
 
-def test_one_array_under_many_names(path, monkeypatch):
+def test_repeated_reads_of_one_array_count_towards_the_limit(path, monkeypatch):
     monkeypatch.setattr(hdf5, "MAX_BYTES", 3 * VALUES.nbytes)
     with h5py.File(path, "w") as file:
         file["a"] = VALUES
@@ -113,13 +113,13 @@ def test_one_array_under_many_names(path, monkeypatch):
     [["text"], h5py.Empty("f4"), np.zeros(2, [("x", "f4")]), np.zeros(3, "V2,V2"), np.array([1 + 2j])],
     ids=["text", "nothing", "compound", "two opaques", "complex"],
 )
-def test_what_is_not_numbers(path, content):
+def test_array_that_is_not_numeric_is_refused(path, content):
     with h5py.File(path, "w") as file:
         file["a"] = content
     refusal(path, "a", r"(?i)\b(numbers|numeric)\b")
 
 
-def test_kinds_are_not_mixed_up(path):
+def test_group_in_place_of_array_and_reverse_are_refused(path):
     with h5py.File(path, "w") as file:
         file["group/array"] = VALUES
     refusal(path, "group", r"(?i)'group'.*\barray\b")

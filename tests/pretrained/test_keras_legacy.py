@@ -1,4 +1,4 @@
-"""Legacy HDF5 dialects that today's Keras no longer writes; what it does write is tested in test_load.py."""
+"""Legacy HDF5 dialects that today's Keras no longer writes. What it still writes is tested in test_loader.py."""
 
 import h5py
 import numpy as np
@@ -30,7 +30,7 @@ def names(layers):
     return {layer: [array.name for array in arrays] for layer, arrays in layers.items()}
 
 
-def test_keras_1(tmp_path):
+def test_read_keras_1_file(tmp_path):
     path = tmp_path / "old.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"input_1", b"block1_conv1"]
@@ -44,7 +44,7 @@ def test_keras_1(tmp_path):
 
 
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_keras_2_whole_model(tmp_path, as_bytes):
+def test_read_keras_2_file_of_a_whole_model(tmp_path, as_bytes):
     path = tmp_path / "whole.h5"
     with h5py.File(path, "w") as file:
         group = file.create_group("model_weights")
@@ -58,7 +58,7 @@ def test_keras_2_whole_model(tmp_path, as_bytes):
     assert all(fact in described for fact in ("HDF5", "Keras 2.2.4", "tensorflow"))
 
 
-def test_order_is_that_of_the_lists_not_of_the_groups(tmp_path):
+def test_read_follows_the_order_of_the_lists(tmp_path):
     path = tmp_path / "order.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = ["z", "a"]
@@ -69,7 +69,7 @@ def test_order_is_that_of_the_lists_not_of_the_groups(tmp_path):
     assert [array.values.ndim for array in layers["a"]] == [4, 1]
 
 
-def test_lists_split_over_several_attributes(tmp_path):
+def test_read_joins_lists_split_over_attributes(tmp_path):
     path = tmp_path / "split.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names0"] = [b"first"]
@@ -96,19 +96,19 @@ NESTED = {
 
 @pytest.mark.parametrize("weights", NESTED.values(), ids=NESTED.keys())
 @pytest.mark.parametrize("known", [(), ("one", "two")], ids=["unknown", "known"])
-def test_nested_model(tmp_path, weights, known):
+def test_read_nested_model_assigns_arrays_by_their_names(tmp_path, weights, known):
     path = tmp_path / "nested.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"vgg", b"dropout"]
         add_layer(file, "vgg", {weight: np.full((1,), i, np.float32) for i, weight in enumerate(weights)})
         add_layer(file, "dropout", {})
     layers = read(path, known)
-    found = {layer: [array.values.item() for array in arrays] for layer, arrays in layers.items()}
+    values = {layer: [array.values.item() for array in arrays] for layer, arrays in layers.items()}
     first, second = ("two", "one") if weights[0].startswith("two") else ("one", "two")
-    assert found == {first: [0, 1], second: [2, 3]}
+    assert values == {first: [0, 1], second: [2, 3]}
 
 
-def test_nested_model_with_a_single_layer_is_found_when_it_is_looked_for(tmp_path):
+def test_read_nested_model_with_one_layer_needs_its_known_name(tmp_path):
     path = tmp_path / "single.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"head"]
@@ -117,7 +117,7 @@ def test_nested_model_with_a_single_layer_is_found_when_it_is_looked_for(tmp_pat
     assert list(read(path)) == ["head"]
 
 
-def test_scope_made_unique_by_tensorflow(tmp_path):
+def test_read_ignores_scope_that_tensorflow_made_unique(tmp_path):
     path = tmp_path / "scope.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv"]
@@ -126,8 +126,8 @@ def test_scope_made_unique_by_tensorflow(tmp_path):
 
 
 @pytest.mark.parametrize("scope", ["", "densenet121/"])
-def test_renamed_layers_have_their_names_of_today(tmp_path, scope):
-    """DenseNet's first batch norm was conv1/bn; its last one is bn."""
+def test_read_maps_former_names_of_densenet(tmp_path, scope):
+    """The first batch norm was conv1/bn; the last one is bn."""
     path = tmp_path / "densenet.h5"
     names_then = ["conv1/conv", "conv1/bn", "bn", "fc1000"]
     with h5py.File(path, "w") as file:
@@ -142,7 +142,7 @@ def test_renamed_layers_have_their_names_of_today(tmp_path, scope):
     assert list(read(path, today)) == list(read(path)) == today
 
 
-def test_mobilenets_names_of_keras_2(tmp_path):
+def test_read_maps_keras_2_names_of_mobilenet_v3(tmp_path):
     then = ["Conv", "Conv/BatchNorm", "expanded_conv/depthwise/BatchNorm", "expanded_conv_1/squeeze_excite/Conv_1"]
     today = ["conv", "conv_bn", "expanded_conv_depthwise_bn", "expanded_conv_1_squeeze_excite_conv_1"]
     path = tmp_path / "mobilenet_v3.h5"
@@ -153,7 +153,7 @@ def test_mobilenets_names_of_keras_2(tmp_path):
     assert list(read(path, today)) == today
 
 
-def test_arrays_of_the_model_itself(tmp_path):
+def test_read_includes_arrays_of_the_model_itself(tmp_path):
     path = tmp_path / "top.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv"]
@@ -166,7 +166,7 @@ def test_arrays_of_the_model_itself(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["theano", b"theano"])
-def test_theano_is_refused(tmp_path, backend):
+def test_read_theano_file_is_refused(tmp_path, backend):
     path = tmp_path / "theano.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv"]
@@ -176,7 +176,7 @@ def test_theano_is_refused(tmp_path, backend):
         read(path)
 
 
-def test_announced_array_that_is_absent(tmp_path):
+def test_read_listed_but_missing_array_is_refused(tmp_path):
     path = tmp_path / "gap.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv"]
@@ -185,7 +185,7 @@ def test_announced_array_that_is_absent(tmp_path):
         read(path)
 
 
-def test_layer_without_its_list(tmp_path):
+def test_read_layer_without_weight_names_is_refused(tmp_path):
     path = tmp_path / "list.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"conv"]

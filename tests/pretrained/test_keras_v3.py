@@ -1,4 +1,4 @@
-"""Keras 3 layouts that today's Keras no longer writes, and hostile archives; the rest is tested in test_load.py."""
+"""Keras 3 layouts that today's Keras no longer writes, and hostile archives. The rest is tested in test_loader.py."""
 
 import io
 import zipfile
@@ -36,7 +36,7 @@ DENSE = {"kernel": (1, 1), "bias": (1,)}
 
 
 @pytest.mark.parametrize("root", ["layers", "_layer_checkpoint_dependencies", "layers/functional/layers"])
-def test_nameless_layers_are_matched_by_rank_within_their_class(tmp_path, root):
+def test_read_matches_unnamed_layers_by_rank_within_class(tmp_path, root):
     path = tmp_path / "nameless.weights.h5"
     with h5py.File(path, "w") as file:
         for i in range(11):  # conv2d_10 comes before conv2d_2 in the file's own, alphabetical order
@@ -50,7 +50,7 @@ def test_nameless_layers_are_matched_by_rank_within_their_class(tmp_path, root):
     assert read(path, expected) == {name: [i, -i] for i, name in enumerate(convolutions)} | {"fc": [50, -50]}
 
 
-def test_nameless_layers_past_the_expected_keep_their_place_in_the_file(tmp_path):
+def test_read_keeps_group_name_of_unexpected_unnamed_layers(tmp_path):
     path = tmp_path / "more.weights.h5"
     with h5py.File(path, "w") as file:
         add_slot(file, "layers/dense", numbered(1, 1, 1))
@@ -59,7 +59,7 @@ def test_nameless_layers_past_the_expected_keep_their_place_in_the_file(tmp_path
 
 
 @pytest.mark.parametrize("name", ["block1_conv1", b"block1_conv1"])
-def test_names_rule_over_ranks(tmp_path, name):
+def test_read_prefers_names_over_ranks(tmp_path, name):
     path = tmp_path / "named.weights.h5"
     with h5py.File(path, "w") as file:
         add_slot(file, "layers/conv2d", numbered(1, 1, 1, 1, 1), name="block1_conv2")
@@ -67,7 +67,7 @@ def test_names_rule_over_ranks(tmp_path, name):
     assert read(path, {"block1_conv1": CONV, "block1_conv2": CONV}) == {"block1_conv2": [1], "block1_conv1": [2]}
 
 
-def test_group_linked_into_itself(tmp_path):
+def test_read_group_linked_into_itself_is_refused(tmp_path):
     path = tmp_path / "loop.weights.h5"
     with h5py.File(path, "w") as file:
         layers = file.create_group("layers")
@@ -82,13 +82,13 @@ def archive(path, member, content, compression=zipfile.ZIP_STORED):
     return path
 
 
-def test_archive_without_weights(tmp_path):
+def test_archive_without_weights_is_refused(tmp_path):
     path = archive(tmp_path / "x.keras", "model.weights.npz", b"")
     with pytest.raises(UserError, match=r"x\.keras\b.*\bzip\b.*'model\.weights\.h5'"):
         keras_v3.open_archive(path)
 
 
-def test_archive_that_unpacks_to_too_much(tmp_path):
+def test_archive_with_extreme_compression_is_refused(tmp_path):
     path = archive(tmp_path / "bomb.keras", keras_v3.ARCHIVE_MEMBER, bytes(2**20), zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"bomb\.keras\b.*'model\.weights\.h5'.*\b1,048,576\b"):
         keras_v3.open_archive(path)
@@ -101,14 +101,14 @@ def test_archive_larger_than_any_model_is_refused(tmp_path, monkeypatch):
         keras_v3.open_archive(path)
 
 
-def test_archive_with_a_wrong_checksum(tmp_path):
+def test_archive_with_wrong_checksum_is_refused(tmp_path):
     path = archive(tmp_path / "x.keras", keras_v3.ARCHIVE_MEMBER, b"0123456789")
     path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456780"))
     with pytest.raises(UserError, match=r"x\.keras\b.*CRC-32"):
         keras_v3.open_archive(path)
 
 
-def test_archive_may_be_compressed(tmp_path):
+def test_archive_that_is_compressed_is_read(tmp_path):
     content = np.random.default_rng(0).bytes(1000) * 5
     path = archive(tmp_path / "x.keras", keras_v3.ARCHIVE_MEMBER, content, zipfile.ZIP_DEFLATED)
     assert isinstance(keras_v3.open_archive(path), io.BytesIO)

@@ -1,5 +1,7 @@
 """ONNX files, written here by the package `onnx` itself, and damaged ones."""
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +18,7 @@ MATRIX, SHIFT = RANDOM.standard_normal((7, 6), np.float32), RANDOM.standard_norm
 
 
 def tensors():
-    """One array of every layer, in both ways to store floats, and what is no weight."""
+    """All arrays of EXPECTED, in both ways to store floats, and a tensor that is not a weight."""
     return [
         numpy_helper.from_array(KERNEL, "conv1_w_0"),
         helper.make_tensor("conv1_b_0", TensorProto.FLOAT, (5,), BIAS),  # as a list of floats
@@ -36,10 +38,10 @@ def save(path, initializers):
 
 @pytest.fixture
 def file(tmp_path):
-    return save(tmp_path / "weights.bin", tensors())  # known by what it holds, not by its name
+    return save(tmp_path / "weights.bin", tensors())  # detected by its content, not by its name
 
 
-def test_arrays_become_leaves(file):
+def test_load_onnx_returns_leaves_in_flax_layout(file):
     loaded = load_weights(file, EXPECTED)
     assert loaded.format == "ONNX"
     np.testing.assert_array_equal(loaded.params["conv1"]["kernel"], KERNEL.transpose(2, 3, 1, 0))
@@ -49,22 +51,22 @@ def test_arrays_become_leaves(file):
     assert [row.stored_as for row in loaded.rows] == ["conv1_w_0", "conv1_b_0", "mixed/1x1_w_0", "mixed/1x1_b_0"]
 
 
-def test_a_matrix_with_four_axes_is_a_dense_kernel(tmp_path):
-    """Caffe's old files have them, the zoo's inception_v1 too: loss3/classifier_w_0 is [1, 1, 1000, 1024]."""
-    found = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(MATRIX[None, None], "last_w_0")]))
-    np.testing.assert_array_equal(found["last"]["kernel"].values, MATRIX.T)
+def test_read_matrix_with_four_axes_returns_dense_kernel(tmp_path):
+    """As in old Caffe models and the zoo's inception_v1: loss3/classifier_w_0 is [1, 1, 1000, 1024]."""
+    layers = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(MATRIX[None, None], "last_w_0")]))
+    np.testing.assert_array_equal(layers["last"]["kernel"].values, MATRIX.T)
 
 
-def test_a_dense_kernel_behind_flatten_changes_the_order_of_its_inputs(tmp_path):
-    """AlexNet's fc6 reads 256 maps of 6x6, there map by map, here pixel by pixel."""
+def test_read_dense_kernel_after_flatten_reorders_inputs(tmp_path):
+    """AlexNet's fc6 reads 256 maps of 6x6: in Caffe map by map, here pixel by pixel."""
     kernel, maps = RANDOM.standard_normal((3, 256 * 36)), RANDOM.standard_normal((256, 6, 6))
-    found = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(kernel, "fc6_w_0")]))
-    ours = maps.transpose(1, 2, 0).ravel() @ found["fc6"]["kernel"].values
+    layers = read_onnx(save(tmp_path / "x.onnx", [numpy_helper.from_array(kernel, "fc6_w_0")]))
+    ours = maps.transpose(1, 2, 0).ravel() @ layers["fc6"]["kernel"].values
     np.testing.assert_allclose(ours, kernel @ maps.ravel(), rtol=0, atol=1e-11)  # 9,216 products of float64
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "bfloat16"])
-def test_other_precisions(tmp_path, kind):
+def test_read_keeps_other_precisions(tmp_path, kind):
     number = {"float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE, "bfloat16": TensorProto.BFLOAT16}[kind]
     values = np.arange(-3, 3).astype(np.float32)  # exact in each
     stored = helper.make_tensor("conv1_b_0", number, (6,), values)
@@ -74,34 +76,34 @@ def test_other_precisions(tmp_path, kind):
     np.testing.assert_array_equal(bias.values.astype(np.float32), values)
 
 
-def test_what_fits_no_layer_is_listed(tmp_path):
+def test_load_unknown_initializer_is_listed_in_error(tmp_path):
     file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "features.0.bias")])
     with pytest.raises(UserError, match=r"\+ features\.0\.bias/initiali[sz]er \(5,\).* features\.0\.bias"):
         load_weights(file, EXPECTED)
 
 
-def test_weights_in_another_file_are_refused(tmp_path):
+def test_read_external_data_is_refused(tmp_path):
     file = save(tmp_path / "x.onnx", tensors())
     onnx.save(onnx.load(file), file, save_as_external_data=True, location="x.data", size_threshold=0)
     with pytest.raises(UserError, match=r"x\.onnx (?!.*\bONNX\b).*'conv1_w_0'"):
         read_onnx(file)
 
 
-def test_a_name_that_is_there_twice_is_refused(tmp_path):
+def test_read_duplicate_name_is_refused(tmp_path):
     file = save(tmp_path / "x.onnx", [*tensors(), numpy_helper.from_array(BIAS, "conv1_b_0")])
     with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b.*'conv1_b_0'"):
         read_onnx(file)
 
 
 @pytest.mark.parametrize("dims", [[2**62, 2**62], [-1, -1], [3], [2**40], [0]], ids=str)
-def test_a_shape_that_its_numbers_do_not_fill_is_refused(tmp_path, dims):
+def test_read_shape_that_differs_from_data_is_refused(tmp_path, dims):
     tensor = numpy_helper.from_array(BIAS, "conv1_b_0")
     tensor.dims[:] = dims
     with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
         read_onnx(save(tmp_path / "x.onnx", [tensor]))
 
 
-def test_a_shape_of_any_number_of_axes_is_refused(tmp_path):
+def test_read_shape_of_too_many_axes_is_refused(tmp_path):
     tensor = numpy_helper.from_array(BIAS, "conv1_b_0")
     tensor.dims[:] = [*[1] * 70, 5]
     with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
@@ -118,25 +120,25 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
-def test_broken_fields_are_refused(tmp_path, field):
+def test_read_invalid_field_is_refused(tmp_path, field):
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\x08\x03\x12\x01x" + field)
     with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):
         read_onnx(file)
 
 
-def test_a_number_in_place_of_bytes_makes_no_bytes(tmp_path):
-    """bytes(n) would be n zeros: a name that is the number 2**40 must not be made into one."""
+def test_read_number_in_place_of_name_allocates_nothing(tmp_path):
+    """bytes(n) would be n zeros: a name that is the number 2**40 must not become one."""
     tensor = b"\x10\x01" + b"\x40\x80\x80\x80\x80\x80\x20"  # data_type 1, name as a varint
     graph = b"\x2a" + bytes([len(tensor)]) + tensor
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\x08\x03\x3a" + bytes([len(graph)]) + graph)
-    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):  # no shape and no number: not a scalar either
+    with pytest.raises(UserError, match=r"x\.onnx .*\bONNX\b"):  # no shape and no data: not even a scalar
         read_onnx(file)
 
 
-def test_damage_anywhere_ends_in_a_sentence_or_in_arrays(file):
-    """Cut at every byte, then every byte changed: nothing but UserError escapes."""
+def test_read_damage_at_any_byte_raises_only_user_errors(file):
+    """Truncated every seven bytes, then each byte changed in turn."""
     content = file.read_bytes()
     broken = [content[:end] for end in range(1, len(content), 7)]
     broken += [content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :] for at in range(len(content))]
@@ -150,7 +152,13 @@ def test_damage_anywhere_ends_in_a_sentence_or_in_arrays(file):
     assert refused > len(content) // 7
 
 
-def test_recognised_by_its_beginning(file):
+def test_read_without_the_package_says_how_to_install_it(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"\bonnx\b.*pip install 'flaxtl\[onnx\]'"):
+        read_onnx(file)
+
+
+def test_is_onnx_recognizes_the_first_bytes(file):
     assert is_onnx(file.read_bytes()[:512])
     assert is_onnx(b"\x08\x03\x12\x0bonnx-caffe2")  # the zoo's
     for other in (b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02}q", b"<!doctype html>", b"\x08", b""):

@@ -25,15 +25,15 @@ def values_of(path):
     }
 
 
-def stored(path):
-    """Dtype and shape of each tensor, from the header itself."""
+def header(path):
+    """Return dtype and shape of each tensor, from the file's header."""
     content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    header.pop("__metadata__")
-    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
+    tensors = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    tensors.pop("__metadata__")
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in tensors.items()}
 
 
-def test_float32_is_exact(tmp_path):
+def test_float32_round_trip_is_exact(tmp_path):
     path = tmp_path / "x.safetensors"
     write_safetensors(path, TREE, {"architecture": "vgg16"})
     assert read_safetensors(path).metadata == {"architecture": "vgg16", "precision": "float32"}
@@ -47,7 +47,7 @@ def test_float32_is_exact(tmp_path):
 def test_bfloat16_rounds_kernels_only(tmp_path):
     path = tmp_path / "x.safetensors"
     write_safetensors(path, TREE, {}, "bfloat16")
-    assert stored(path) == {
+    assert header(path) == {
         "block1_conv1/kernel": ("BF16", [3, 3, 3, 8]),
         "block1_conv1/bias": ("F32", [8]),
         "a/b/kernel": ("BF16", [5, 2]),
@@ -62,7 +62,7 @@ def test_bfloat16_rounds_kernels_only(tmp_path):
 def test_int8_keeps_a_scale_per_output_channel(tmp_path):
     path = tmp_path / "x.safetensors"
     write_safetensors(path, TREE, {}, "int8")
-    assert stored(path) == {
+    assert header(path) == {
         "block1_conv1/kernel": ("I8", [3, 3, 3, 8]),
         "block1_conv1/kernel.scale": ("F32", [8]),
         "block1_conv1/bias": ("F32", [8]),
@@ -79,7 +79,7 @@ def test_int8_keeps_a_scale_per_output_channel(tmp_path):
     assert read_safetensors(path).layers["block1_conv1"]["kernel"].dtype == "int8"
 
 
-def test_quantise_exact_values():
+def test_quantize_returns_known_values():
     kernel = np.array([[127.0, 0.0, -2.0], [-63.4, 0.0, 1.0]], np.float32)
     rounded, scale = quantize(kernel)
     np.testing.assert_array_equal(rounded, [[127, 0, -127], [-63, 0, 64]])  # 63.5 rounds to the even 64
@@ -87,7 +87,7 @@ def test_quantise_exact_values():
     assert (rounded.dtype, scale.dtype) == (np.int8, np.float32)
 
 
-def test_fortran_order_is_written_by_value(tmp_path):
+def test_write_fortran_order_keeps_values(tmp_path):
     kernel = np.asfortranarray(TREE["a/b"]["kernel"])
     write_safetensors(tmp_path / "x", {"fc": {"kernel": kernel}}, {})
     np.testing.assert_array_equal(values_of(tmp_path / "x")["fc"]["kernel"], kernel)
@@ -109,7 +109,7 @@ def test_write_is_atomic(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [8, 60, 0.5, 0.99])
-def test_cut_file(tmp_path, keep):
+def test_read_truncated_file_is_refused(tmp_path, keep):
     path = tmp_path / "x.safetensors"
     write_safetensors(path, TREE, {})
     content = path.read_bytes()
@@ -118,7 +118,7 @@ def test_cut_file(tmp_path, keep):
         read_safetensors(path)
 
 
-def test_int8_without_scale(tmp_path):
+def test_read_int8_without_matching_scale_is_refused(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int8)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
         read_safetensors(tmp_path / "x")
@@ -134,13 +134,13 @@ def test_read_refuses_more_float32_bytes_than_any_model(tmp_path, monkeypatch):
         read_safetensors(tmp_path / "a.safetensors")
 
 
-def test_unknown_dtype(tmp_path):
+def test_read_unsupported_dtype_is_refused(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int32)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"'fc/kernel'.*\bI32\b"):
         read_safetensors(tmp_path / "x")
 
 
-def test_a_file_of_someone_else(tmp_path):
+def test_read_file_without_metadata(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.float16)}, tmp_path / "x")
     layers, metadata = read_safetensors(tmp_path / "x")
     assert metadata == {}

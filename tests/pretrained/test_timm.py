@@ -1,10 +1,11 @@
-"""PyTorch's networks, drawn here under timm's names with random weights, equal ours with the converted file.
+"""PyTorch's models, built here with timm's names and random weights, equal ours with the converted file.
 
 PyTorch and XLA order the sums of a layer differently. Measured, relative to the largest output: EfficientNetB0 1.1e-6,
 DenseNet121 1.4e-6 (PyTorch's epsilon is 1e-5 and Keras' 1.001e-5, which is less than rounding), VGG16 2.0e-6 where the
 border is out of sight; the bound is three times that.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -22,14 +23,19 @@ from flaxtl.pretrained import timm
 from flaxtl.pretrained.backbone import convert_weights_file, expected_shapes
 from flaxtl.pretrained.loader import load_weights
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
+try:
+    import torch
+    from torch.nn import functional as F
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
 
 BOUND = 6e-6
 
 
-class Drawn:
-    """PyTorch's layers, each with weights drawn when it is first called; `weights` is the state dict that results."""
+class RandomNet:
+    """PyTorch's layers, each with random weights from its first call; `weights` is the resulting state dict."""
 
     def __init__(self, epsilon):
         self.epsilon = epsilon
@@ -121,28 +127,29 @@ def efficientnet_b0(net, x):
     return net.linear(x.mean((2, 3)), "classifier", 1000)
 
 
-class Pair(NamedTuple):
+class Outputs(NamedTuple):
     """PyTorch's output and ours from the converted file, channels last."""
 
     theirs: np.ndarray
     ours: np.ndarray
 
 
-def pair(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
-    """Both for one image: the logits with the top, else the base's last pool."""
+def compare(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
+    """Compute both for one image: the logits with the top, otherwise the base's last pool."""
     images = np.random.default_rng(1).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
-    drawn = Drawn(epsilon)
+    net = RandomNet(epsilon)
     pixels = torch.from_numpy(np.array(preprocess(images)).transpose(0, 3, 1, 2))
-    theirs = np.moveaxis(network(drawn, pixels).numpy(), 1, -1)
-    save_file(drawn.weights, tmp_path / "torch.safetensors")
+    theirs = np.moveaxis(network(net, pixels).numpy(), 1, -1)
+    save_file(net.weights, tmp_path / "torch.safetensors")
     convert_weights_file(name, tmp_path / "torch.safetensors", tmp_path / "ours.safetensors", timm=True)
     model = Classifier(registry.get_spec(name), None if top else Head(2, "global_average"))
     parameters = {"backbone": load_weights(tmp_path / "ours.safetensors", expected_shapes(model)).params}
     last = None if top else "block5_pool"
     result = jax.jit(lambda parameters, x: forward(model, parameters, x, stop=last))(parameters, images)
-    return Pair(theirs, np.asarray(result.logits if top else result.output))
+    return Outputs(theirs, np.asarray(result.logits if top else result.output))
 
 
+@needs_torch
 @pytest.mark.parametrize(
     ("name", "network", "epsilon"),
     [
@@ -150,39 +157,61 @@ def pair(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
         pytest.param("densenet121", densenet121, 1e-5, marks=pytest.mark.slow),
     ],
 )
-def test_networks_of_the_same_preprocessing_are_equal(name, network, epsilon, tmp_path):
-    both = pair(name, network, tmp_path, top=True, epsilon=epsilon)
+def test_converted_model_with_torch_preprocessing_equals_pytorch(name, network, epsilon, tmp_path):
+    both = compare(name, network, tmp_path, top=True, epsilon=epsilon)
     assert np.ptp(both.theirs) > 0.5
     np.testing.assert_allclose(both.ours, both.theirs, rtol=0, atol=BOUND * np.abs(both.theirs).max())
 
 
-def test_vgg_takes_on_the_other_preprocessing(tmp_path):
-    """The middle of 7x7 outputs, which sees 212x212 of 224x224 pixels, is equal; the others also see the border.
+@needs_torch
+def test_converted_vgg_adapts_to_caffe_preprocessing(tmp_path):
+    """The middle of the 7x7 outputs, which sees 212x212 of 224x224 pixels, is equal. The others also see the border.
 
-    There the first convolution's zeros are PyTorch's mean colour before the change and Keras' after it, half a grey
-    level apart: measured 1.2e-4 of the largest output.
+    There the zeros of the first convolution are PyTorch's mean color before the change and Keras' after it, half a
+    gray level apart: measured 1.2e-4 of the largest output.
     """
-    theirs, ours = pair("vgg16", vgg16, tmp_path, top=False, side=224)
+    theirs, ours = compare("vgg16", vgg16, tmp_path, top=False, side=224)
     np.testing.assert_allclose(ours[:, 3, 3], theirs[:, 3, 3], rtol=0, atol=BOUND * theirs.max())
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=4e-4 * theirs.max())
 
 
+def test_read_timm_maps_batch_norm_and_convolution_leaves(tmp_path):
+    random = np.random.default_rng(0)
+    norm = {name: random.standard_normal(4, np.float32) for name in ("weight", "bias", "running_mean", "running_var")}
+    kernel = random.standard_normal((5, 4, 3, 2), np.float32)
+    tensors = {f"features.norm0.{name}": values for name, values in norm.items()}
+    tensors |= {"features.norm0.num_batches_tracked": np.array(7), "features.conv0.weight": kernel}
+    save_file(tensors, tmp_path / "x")
+    layers = timm.read_timm(tmp_path / "x", "densenet121", {"conv1_conv", "conv1_bn"}, {})
+    values = {layer: {leaf: tensor.values for leaf, tensor in leaves.items()} for layer, leaves in layers.items()}
+    leaves = dict(zip(("scale", "bias", "mean", "var"), norm.values(), strict=True))
+    np.testing.assert_equal(values, {"conv1_bn": leaves, "conv1_conv": {"kernel": kernel.transpose(2, 3, 1, 0)}})
+
+
 @pytest.mark.parametrize("module", ["classifier.0", "pre_logits.fc1"])
-def test_first_dense_layer_of_vgg_reads_pixel_by_pixel(module, tmp_path):
-    """torchvision flattens maps; timm has a convolution over all of them. Both are one dense layer over our order."""
+def test_read_vgg_fc1_reorders_inputs(module, tmp_path):
+    """torchvision flattens the map, timm has a convolution over all of it. Here both are a dense layer."""
     random = np.random.default_rng(0)
     kernel, maps = random.standard_normal((3, 512, 7, 7), np.float32), random.standard_normal((512, 7, 7), np.float32)
     stored = kernel.reshape(3, -1) if module == "classifier.0" else kernel
     save_file({f"{module}.weight": stored}, tmp_path / "x")
-    found = timm.read_timm(tmp_path / "x", "vgg16", {"fc1"}, {"fc1": {"kernel": (25088, 3)}})
-    ours = maps.transpose(1, 2, 0).ravel() @ found["fc1"]["kernel"].values
+    layers = timm.read_timm(tmp_path / "x", "vgg16", {"fc1"}, {"fc1": {"kernel": (25088, 3)}})
+    ours = maps.transpose(1, 2, 0).ravel() @ layers["fc1"]["kernel"].values
     expected = np.einsum("ochw,chw->o", kernel, maps)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3)  # 25,088 products of float32, about 160 in size
 
 
-@pytest.mark.parametrize("network", ["vgg16", "vgg19", "densenet201", "efficientnetb7"])
-def test_every_layer_has_a_module(network):
-    """And VGG's dense layers two: timm's and torchvision's."""
+@pytest.mark.parametrize(
+    "network",
+    [
+        "vgg16",
+        "densenet121",
+        "efficientnetb0",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnetb7")),
+    ],
+)
+def test_module_names_cover_every_layer(network):
+    """VGG's dense layers have two: timm's and torchvision's."""
     known = set(expected_shapes(Classifier(registry.get_spec(network))))
     pairs = list(timm.module_names(network, known))
     assert {layer for _, layer in pairs} == known
@@ -190,22 +219,22 @@ def test_every_layer_has_a_module(network):
 
 
 @pytest.mark.parametrize("network", ["resnet50", "efficientnetv2-b0", "mobilenet", "alexnet"])
-def test_other_networks_are_refused(network, tmp_path):
-    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "x")
+def test_module_names_of_unsupported_model_are_refused(network):
     with pytest.raises(UserError, match=rf"(?=.*--layout=timm\b)(?=.*\b{network}\b)"):
-        convert_weights_file(network, tmp_path / "x", tmp_path / "y", timm=True)
+        timm.module_names(network, ())
 
 
-def test_what_has_no_counterpart_is_listed(tmp_path):
-    """vgg16_bn has batch norms, and with them other numbers."""
+def test_convert_timm_lists_modules_without_counterpart(tmp_path):
+    """vgg16_bn has batch norms, and therefore other module numbers."""
     save_file({"features.1.weight": np.zeros(64, np.float32)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"\+ features\.1/kernel \(64,\).*\bfeatures\.1\.weight\b"):
         convert_weights_file("vgg16", tmp_path / "x", tmp_path / "y", timm=True)
 
 
-def test_the_command_knows_the_layout(tmp_path):
+def test_convert_command_passes_the_layout(tmp_path, capsys):
     save_file({"a.weight": np.zeros(1, np.float32)}, tmp_path / "x")
-    arguments = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
-    options = main.parser().parse_args(["convert", *arguments])
-    with pytest.raises(UserError, match=r"(?=.*--layout=timm\b)(?=.*\bresnet50\b)"):
-        main.convert(options)
+    options = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
+    with pytest.raises(SystemExit) as exited:
+        main.main(["convert", *options])
+    assert exited.value.code == 2
+    assert re.search(r"(?=.*--layout=timm\b)(?=.*\bresnet50\b)", capsys.readouterr().err)
