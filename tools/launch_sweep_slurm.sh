@@ -16,7 +16,7 @@ set -u
 STOPPED=143 # told to end by SIGTERM; everything is saved
 RESTARTS=10 # a job that fails again and again does not come back for ever
 
-flaxtl sweep --points="$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" "$@" &
+flaxtl sweep --shard="$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" "$@" &
 sweep=$!
 trap 'kill -TERM "$sweep"' TERM
 wait "$sweep"

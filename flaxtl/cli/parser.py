@@ -1,6 +1,9 @@
-"""What the commands take: every option, its help, and what is refused."""
+"""The command line: commands, options and their help texts."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,180 +11,287 @@ from flaxtl import __version__
 from flaxtl.errors import UserError
 
 DEFAULT_TOP = 5
-"""Classes that `flaxtl predict` shows of each image, as in ImageNet's top-5."""
+"""Classes that `flaxtl predict` shows for each image."""
+
+EPILOG = """\
+SOURCE is folder:PATH, archive:FILE, csv:FILE, tfds:NAME or synthetic.
+Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
+69 another process of a distributed run has died; 130 and 143 stopped by Ctrl-C or SIGTERM, progress is saved."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors."""
+    """An argument parser that raises UserError."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        """Raise UserError; argparse would print the usage and exit."""
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line.
+
+    Returns:
+      The options of the command, with `command` (its name), `overrides` (the --config.key=value arguments) and
+      `command_line` (the whole line, as in a shell).
+    """
+    options, rest = make_parser().parse_known_args(arguments)
+    _check_overrides(rest, options)
+    options.overrides = rest
+    options.command_line = shlex.join(["flaxtl", *arguments])
+    return options
+
+
+def _check_overrides(rest: Sequence[str], options: argparse.Namespace) -> None:
+    """Raise UserError unless all arguments that are no options are --config.key=value, and the command allows them."""
+    allowed = "config" in options
+    for argument, following in pairwise([*rest, ""]):
+        if not allowed or not argument.startswith("--config."):
+            raise UserError(f"Unknown argument {argument!r}. See flaxtl {options.command} --help.")
+        if "=" not in argument and following[:1] not in ("", "-"):
+            raise UserError(f"{argument} {following} needs an equals sign: {argument}={following}")
 
 
 def make_parser() -> Parser:
-    """The command line; what it parses has the name of the `command`."""
-    shared = Parser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    top = Parser(
+    """Return the parser of all commands; it sets `command` to the name of the command."""
+    parser = Parser(
         prog="flaxtl",
-        description="Transfer learning: an ImageNet network, your images, a report.",
+        description="Transfer learning for image classification in JAX and Flax.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"flaxtl {__version__}")
-    added = top.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"flaxtl {__version__}")
+    shared = Parser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> Parser:
-        made = added.add_parser(name, help=text, description=text, parents=[shared], allow_abbrev=False)
-        made.set_defaults(command=name)
-        return made
+    def add(name: str, summary: str) -> Parser:
+        description = f"{summary[:1].upper()}{summary[1:]}."
+        return subparsers.add_parser(name, help=summary, description=description, parents=[shared], allow_abbrev=False)
 
-    config_help = "config, FILE or FILE:VARIANT; change settings by --config.key=value"
-    one = command("train", "train a config's phases, or go on with them, and write the report")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
-    one.add_argument("--workdir", required=True, type=Path, help="run directory; the same one resumes")
-    many = one.add_argument_group("many processes", "start the same command in each, with a --workdir that all share")
-    many.add_argument(
-        "--distributed", action="store_true", help="find the others by the environment: Slurm, TPU pod, GKE, Open MPI"
+    _add_train_options(add("train", "train a model and write the report; run the same command again to resume"))
+    _add_lr_find_options(add("lr-find", "run a learning-rate range test and suggest a learning rate"))
+    _add_sweep_options(add("sweep", "train all combinations of settings and compare them on the validation images"))
+    _add_evaluate_options(add("evaluate", "compute the metrics of a trained run on one split"))
+    _add_predict_options(add("predict", "classify images with a trained run or with a pretrained ImageNet model"))
+    _add_report_options(add("report", "write the report of a run again, or compare several runs"))
+    _add_models_options(add("models", "list the models, with parameters, input size, accuracy and weights"))
+    _add_summary_options(add("summary", "show the layers of a model, their parameters, and the phases that train them"))
+    _add_split_options(add("split", "split images into train, validation and test folders, or into folds"))
+    _add_doctor_options(add("doctor", "check a dataset: errors that stop training (exit code 1), and warnings"))
+    _add_convert_options(add("convert", "check a weight file and convert it to safetensors"))
+    _add_export_options(add("export", "export a trained model and verify it on images of the run"))
+    return parser
+
+
+def _add_config_option(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="NAME|FILE[:VARIANT]",
+        help="config: a Python file, or the name of a config that comes with flaxtl (demo, folder, ...); override "
+        "settings with --config.KEY=VALUE",
     )
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    many.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
-    one = command("lr", "raise the learning rate step by step, show the loss, and propose a rate")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
-    one.add_argument(
-        "--workdir", required=True, type=Path, help="a run directory, or one to be; DIR/learning_rate takes the results"
+
+def _add_train_options(parser: Parser) -> None:
+    _add_config_option(parser)
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="run directory")
+    distributed = parser.add_argument_group(
+        "distributed training", "start the same command in every process, with a --workdir that all of them share"
     )
-    one.add_argument("--phase", metavar="NAME", help="which one of the config, the first unless told")
-    one.add_argument("--lowest", type=float, default=1e-7, metavar="RATE", help="of the first step, 1e-7 unless told")
-    one.add_argument("--highest", type=float, default=1.0, metavar="RATE", help="of the last step, 1 unless told")
-    one.add_argument("--steps", type=int, default=100, metavar="N", help="how many there are, 100 unless told")
+    distributed.add_argument(
+        "--distributed",
+        action="store_true",
+        help="detect processes from the cluster environment (Slurm, TPU pod, GKE, Open MPI)",
+    )
+    distributed.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    distributed.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    distributed.add_argument("--process", type=int, metavar="I", help="index of this process, starting at 0")
 
-    one = command("sweep", "train a config at all points of a grid, and compare them on the validation images")
-    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help=config_help)
-    one.add_argument("--workdir", required=True, type=Path, help="the sweep's directory; the same one resumes")
-    one.add_argument(
+
+def _add_lr_find_options(parser: Parser) -> None:
+    _add_config_option(parser)
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="run directory (created if missing); results go to DIR/learning_rate",
+    )
+    parser.add_argument("--phase", metavar="NAME", help="phase to test (default: first)")
+    parser.add_argument(
+        "--min-lr", type=float, default=1e-7, metavar="LR", help="first learning rate (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--max-lr", type=float, default=1.0, metavar="LR", help="last learning rate (default: %(default)g)"
+    )
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="number of steps (default: %(default)s)")
+
+
+def _add_sweep_options(parser: Parser) -> None:
+    _add_config_option(parser)
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="directory of the sweep; each run gets its own in it"
+    )
+    parser.add_argument(
         "--grid",
         action="append",
         default=[],
         metavar="config.KEY=VALUES",
-        help="values with commas between them, such as config.head.units=64,(128,64): commas within brackets do not "
-        "count; several grids are multiplied",
+        help="values of a setting, separated by commas; commas inside brackets do not separate: "
+        "config.head.units=64,(128,64). Repeat the option for the product of several grids",
     )
-    one.add_argument("--seeds", metavar="NUMBERS", help="train each point with all of them: 0,1,2; mean and spread")
-    one.add_argument("--kfold", type=int, metavar="K", help="train each point K times, by cross-validation")
-    one.add_argument("--points", metavar="I/N", help="only the I-th of N shares of the runs, as of a Slurm array")
-    one.add_argument("--collect", action="store_true", help="only write the table of what is there")
+    parser.add_argument(
+        "--seeds", metavar="SEEDS", help="train every combination with each seed, such as 0,1,2, and report the mean"
+    )
+    parser.add_argument("--kfold", type=int, metavar="K", help="train every combination on K cross-validation folds")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="train only every N-th run, from the I-th on, as one job of a Slurm array"
+    )
+    parser.add_argument("--collect", action="store_true", help="train nothing; write the results of the finished runs")
 
-    one = command("evaluate", "measure a trained run on one split")
-    one.add_argument("--workdir", required=True, type=Path, help="a trained run")
-    one.add_argument("--data", metavar="SOURCE", help="other images than the run's own")
-    one.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of the run's own images")
-    one.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
-    one.add_argument(
+
+def _add_evaluate_options(parser: Parser) -> None:
+    _add_run_option(parser)
+    parser.add_argument("--data", metavar="SOURCE", help="evaluate on other images (default: the run's own)")
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("train", "validation", "test"),
+        help="split of the run's images (default: %(default)s)",
+    )
+    parser.add_argument(
         "--tta",
         metavar="flip|crops|N",
-        help="average the answers on several views of each image: with its mirror image, ten crops, or N with the "
-        "config's own augmentation; whether it helps is for --split=validation to tell",
+        help="test-time augmentation: average the probabilities of an image and its mirror image, of ten crops, or of "
+        "N random views with the run's augmentation. Choose it on --split=validation",
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
 
-    one = command("predict", "classify image files with a trained run, or with a published network")
-    which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", type=Path, help="a trained run, with its own image size and resize policy")
-    which.add_argument(
+
+def _add_predict_options(parser: Parser) -> None:
+    model = parser.add_mutually_exclusive_group(required=True)
+    _add_run_option(model, required=False)
+    model.add_argument(
         "--model",
         metavar="NAME",
-        help="a published network with its 1,000 ImageNet classes, at its own image size: shorter side to 8/7 of it, "
-        "bicubic, centre crop",
+        help="pretrained model with the 1,000 ImageNet classes; images are resized (bicubic, shorter side) to 8/7 of "
+        "its input size and center-cropped",
     )
-    one.add_argument("--weights", metavar="FILE", help="for --model; left out: from a cache, else downloaded")
-    one.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
-    one.add_argument(
-        "--calibrated",
-        action="store_true",
-        help="for --workdir: probabilities at the temperature that was fitted on the run's validation images",
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights for --model (default: cached weights, downloaded if missing)"
     )
-    one.add_argument("--top", type=int, metavar="N", help=f"how many classes to show, {DEFAULT_TOP} unless given")
-    one.add_argument("--csv", type=Path, metavar="FILE", help="a row an image")
-    one.add_argument("--json", type=Path, metavar="FILE", help="the classes that are shown, image by image")
-    one.add_argument(
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PATH", help="image files, folders or glob patterns"
+    )
+    parser.add_argument("--top", type=int, metavar="N", help=f"classes to show for each image (default: {DEFAULT_TOP})")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="calibrated probabilities, with the temperature of --workdir"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per image")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the top classes of every image")
+    parser.add_argument(
         "--tap",
         action="append",
         default=[],
         metavar="LAYER",
-        help="write that layer's output to --npz; where all --tap lie in the base of --model and neither --top, --csv "
-        "nor --json is given, nothing is classified and weights without the top are enough",
+        help="write the output of LAYER to --npz; repeat the option for several layers. If only layers of the backbone "
+        "of --model are tapped, and --top, --csv and --json are not given, weights without the top layers are enough",
     )
-    one.add_argument("--npz", type=Path, metavar="FILE", help="'path' and an array named after each --tap")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="file for --tap: 'path' and one array per layer")
 
-    one = command("report", "write DIR/report/index.html; of several runs, a page that compares them")
-    one.add_argument("--workdir", required=True, type=Path, action="append", help="again for every run to be compared")
-    one.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="the comparison; DIR/report/comparison.html unless told"
+
+def _add_report_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="run directory; repeat the option to compare runs",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="file for the comparison (default: DIR/report/comparison.html)"
+    )
+    parser.add_argument(
+        "--gradcam", metavar="LAYER", help="layer for the heat maps (default: last base layer with spatial output)"
     )
 
-    one.add_argument(
-        "--gradcam",
-        metavar="LAYER",
-        help="the layer of the heat maps; the last one of the base that has places if not told",
-    )
 
-    one = command("models", "the catalog of networks")
-    one.add_argument("--json", action="store_true", help="as JSON")
+def _add_models_options(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    one = command("summary", "a network's layers: shapes, parameters, groups and what learns")
-    which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", metavar="NAME", help="a published network")
-    which.add_argument("--config", metavar="FILE[:VARIANT]", help=config_help)
 
-    one = command("split", "deal images out to train, validation and test folders, or to folds")
-    one.add_argument("--source", required=True, metavar="SOURCE", help="the images to deal out")
-    one.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or an empty one")
-    one.add_argument(
+def _add_summary_options(parser: Parser) -> None:
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", metavar="NAME", help="pretrained model")
+    _add_config_option(model, required=False)
+
+
+def _add_split_options(parser: Parser) -> None:
+    parser.add_argument("--source", required=True, metavar="SOURCE", help="images to split")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new or empty directory")
+    parser.add_argument(
         "--fractions",
-        metavar="NUMBERS",
-        help="parts of train, validation and test: 0.5,0.2,0.3; or of named splits: train=0.6,validation=0.2,extra=0.2",
+        metavar="FRACTIONS",
+        help="fractions of train, validation and test, such as 0.5,0.2,0.3; or of named splits: "
+        "train=0.6,validation=0.2,extra=0.2",
     )
-    one.add_argument("--kfold", type=int, metavar="K", help="write the lists of a cross-validation instead")
-    one.add_argument("--seed", type=int, default=0, metavar="N", help="the same one gives the same split")
-    one.add_argument("--link", action="store_true", help="hard links in place of copies")
-    one.add_argument(
-        "--near-duplicates",
-        type=int,
-        default=4,
-        metavar="BITS",
-        help="images whose perceptual hashes differ by so many of 64 bits stay together; -1: equal files only",
+    parser.add_argument("--kfold", type=int, metavar="K", help="write the lists of K cross-validation folds instead")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the split (default: %(default)s)")
+    parser.add_argument("--link", action="store_true", help="create hard links instead of copies")
+    _add_near_duplicates_option(parser, "keep near-duplicates in the same split")
+
+
+def _add_doctor_options(parser: Parser) -> None:
+    parser.add_argument("--data", required=True, metavar="SOURCE", help="images to check")
+    _add_near_duplicates_option(parser, "report near-duplicates")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML report with thumbnails")
+
+
+def _add_convert_options(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="NAME", help="architecture of the weights")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="weight file: Keras (.h5, .keras), ONNX or safetensors"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument(
+        "--layout", choices=("timm",), help="layout of a safetensors file: timm (parameter names and axes of PyTorch)"
     )
 
-    one = command("doctor", "examine images: what would stop a run (exit code 1), and what may spoil it")
-    one.add_argument("--data", required=True, metavar="SOURCE", help="the images to examine")
-    one.add_argument(
-        "--near-duplicates",
-        type=int,
-        default=4,
-        metavar="BITS",
-        help="perceptual hashes that differ in at most so many of 64 bits are the same image; -1: equal bytes only",
-    )
-    one.add_argument("--json", type=Path, metavar="FILE", help="write every finding there")
-    one.add_argument("--html", type=Path, metavar="FILE", help="write a page with thumbnails there")
 
-    one = command("convert", "check a weight file and write it as safetensors")
-    one.add_argument("--model", required=True, metavar="NAME", help="the network that they are of")
-    one.add_argument("--weights", required=True, metavar="FILE", help="of Keras, in HDF5 or .keras; ONNX; safetensors")
-    one.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors", help="the new file")
-    one.add_argument("--layout", choices=("timm",), help="a safetensors file with PyTorch's names and axes")
-
-    one = command("export", "write a trained network for use elsewhere, tried on the run's own images")
-    one.add_argument("--workdir", required=True, type=Path, help="a trained run")
-    one.add_argument(
-        "--output", type=Path, metavar="DIR", help="a new folder, or an empty one; WORKDIR/export/FORMAT unless told"
+def _add_export_options(parser: Parser) -> None:
+    _add_run_option(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="new or empty directory (default: WORKDIR/export/FORMAT)"
     )
-    one.add_argument(
+    parser.add_argument(
         "--format",
         required=True,
         choices=("safetensors", "stablehlo", "onnx"),
-        help="safetensors: the parameters alone; stablehlo: a program for CPU, CUDA and TPU, which jax runs; onnx: for "
-        "onnxruntime and others (pip install 'flaxtl[onnx]')",
+        help="safetensors: the weights only; stablehlo: a program that JAX runs on CPU, CUDA and TPU; onnx: a model "
+        "for onnxruntime and others (pip install 'flaxtl[onnx]')",
     )
-    return top
+
+
+def _add_run_option(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--workdir",
+        required=required,
+        type=Path,
+        metavar="DIR",
+        help="run directory of a trained model",
+    )
+
+
+def _add_near_duplicates_option(parser: Parser, purpose: str) -> None:
+    parser.add_argument(
+        "--near-duplicates",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help=f"{purpose}: images whose 64-bit perceptual hashes differ in at most BITS bits; -1: identical files only "
+        "(default: %(default)s)",
+    )

@@ -104,25 +104,25 @@ BLOCK = 10
 class LrRange(NamedTuple):
     """From which rate to which, in how many steps; each step multiplies the rate by the same factor."""
 
-    lowest: float
-    highest: float
+    min_lr: float
+    max_lr: float
     steps: int
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise UserError for rates that do not grow, and for too few steps."""
-        if not 0 < self.lowest < self.highest < math.inf:
+        if not 0 < self.min_lr < self.max_lr < math.inf:
             raise UserError(
-                f"the rates run from {self.lowest:g} to {self.highest:g}; let --lowest be above 0 and below --highest"
+                f"the rates run from {self.min_lr:g} to {self.max_lr:g}; let --min-lr be above 0 and below --max-lr"
             )
         if self.steps < FEWEST_STEPS:
             raise UserError(f"--steps={self.steps} shows no curve; give {FEWEST_STEPS} or more, such as 100")
 
-    def all(self) -> npt.NDArray[np.float64]:
-        """Of every step, the first `lowest` and the last `highest`, [steps]."""
-        return np.geomspace(self.lowest, self.highest, self.steps)
+    def lrs(self) -> npt.NDArray[np.float64]:
+        """Of every step, the first `min_lr` and the last `max_lr`, [steps]."""
+        return np.geomspace(self.min_lr, self.max_lr, self.steps)
 
     @property
-    def unsettled(self) -> int:
+    def num_skipped(self) -> int:
         """How many of the first steps are passed over."""
         return self.steps // UNSETTLED
 
@@ -133,30 +133,30 @@ class LrPoint(NamedTuple):
     The loss is NaN where it, or its gradient, was not finite.
     """
 
-    rate: float
+    lr: float
     loss: float
-    smoothed: float
+    smoothed_loss: float
 
 
 class LrCurve(NamedTuple):
     """The steps up to the last one, or to that at which the loss had diverged, which is among them.
 
-    The first `unsettled` are shown, and nothing is concluded from them.
+    The first `num_skipped` are shown, and nothing is concluded from them.
     """
 
     points: tuple[LrPoint, ...]
-    unsettled: int
+    num_skipped: int
 
     @property
-    def settled(self) -> tuple[LrPoint, ...]:
+    def usable_points(self) -> tuple[LrPoint, ...]:
         """The points that conclusions are drawn from."""
-        return self.points[self.unsettled :]
+        return self.points[self.num_skipped :]
 
     @property
     def diverged(self) -> bool:
         """Whether the loss had run away before the highest rate was reached, or there."""
-        lowest = min((point.smoothed for point in self.settled), default=math.inf)
-        return _has_diverged(self.points[-1].smoothed, lowest)
+        lowest = min((point.smoothed_loss for point in self.usable_points), default=math.inf)
+        return _has_diverged(self.points[-1].smoothed_loss, lowest)
 
 
 def rising(
@@ -176,12 +176,12 @@ def range_test(
     material: Material, phase: Phase, parameters: FlatParams, rates: LrRange, advance: Callable[[int], None]
 ) -> LrCurve:
     """The curve of `phase`, begun with `parameters`, which stay what they are; `advance` is told of steps made."""
-    setup, grown = material.setup, rates.all()
+    setup, grown = material.setup, rates.lrs()
     transformation = rising(setup.config.optimizer, phase.param_groups, grown)
     way = material.way(phase, parameters, transformation)
     state = initial_state(setup, phase, parameters, transformation)
     with closing(_losses(setup, way, state, rates.steps, advance)) as losses:
-        return LrCurve(tuple(followed(grown.tolist(), losses, rates.unsettled)), rates.unsettled)
+        return LrCurve(tuple(followed(grown.tolist(), losses, rates.num_skipped)), rates.num_skipped)
 
 
 def _losses(
@@ -208,20 +208,20 @@ def _mean(totals: MetricSums) -> float:
     return float(totals.loss) / seen if seen else math.nan
 
 
-def followed(rates: Iterable[float], losses: Iterable[float], unsettled: int) -> Iterator[LrPoint]:
+def followed(rates: Iterable[float], losses: Iterable[float], num_skipped: int) -> Iterator[LrPoint]:
     """The points, to the one at which the smoothed loss is above DIVERGED times its lowest, or not finite.
 
-    The first `unsettled` are not the lowest: where a network is good already, one batch has ten times another's loss.
+    The first `num_skipped` are not the lowest: where a network is good already, one batch has ten times another's loss.
     """
     mean, weight, lowest = 0.0, 0.0, math.inf
     for made, (rate, loss) in enumerate(zip(rates, losses, strict=False)):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         weight = SMOOTHING * weight + (1 - SMOOTHING)  # 1 - SMOOTHING**k after k steps
         point = LrPoint(rate, loss, mean / weight)
-        if made >= unsettled:
-            lowest = min(lowest, point.smoothed)
+        if made >= num_skipped:
+            lowest = min(lowest, point.smoothed_loss)
         yield point
-        if _has_diverged(point.smoothed, lowest):
+        if _has_diverged(point.smoothed_loss, lowest):
             return
 
 

@@ -1,4 +1,4 @@
-"""Which learning rates the curve of a range test suggests, by the rules of fastai's lr_find."""
+"""The learning-rate finder: run a range test and suggest learning rates by the rules of fastai's lr_find."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -8,176 +8,193 @@ from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
-from rich import table as rich_table
 from rich.console import Console
+from rich.table import Table
 
-from flaxtl import fileio
 from flaxtl.config import TOP_GROUP
 from flaxtl.console import make_table, progress_bar
 from flaxtl.errors import join_names
-from flaxtl.fileio import atomic_write
+from flaxtl.fileio import atomic_write, write_csv
 from flaxtl.parallel import devices
-from flaxtl.report import plots
+from flaxtl.report.plots import plot_lr_curve
 from flaxtl.report.templating import format_lr, load_template, round_lr
-from flaxtl.report.templating import format_lr as written
 from flaxtl.train import run_dir
 from flaxtl.train.datasets import remove_intermediate_files
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange, PhaseStart, load_phase_start, range_test
 from flaxtl.train.signals import StopSignal
 
-FEWEST_POINTS = 5
-"""Of a curve that can be read at all."""
+FOLDER_NAME = "learning_rate"
+"""Folder of the results in a run directory: PHASE.html and PHASE.csv."""
+
+MIN_POINTS = 5
+"""A shorter curve suggests nothing."""
 
 
 class Suggestion(NamedTuple):
-    """A rate, in two digits, the name of the rule that suggests it, and what it is."""
+    """A learning rate, rounded to two digits, the rule that suggests it, and what the rule looks for."""
 
-    name: str
-    rate: float
+    rule: str
+    lr: float
     reason: str
 
 
-def suggestions(curve: LrCurve) -> tuple[Suggestion, ...]:
-    """What the rules make of the curve; the rate to be proposed first, none if no loss fell."""
-    settled = curve.settled
-    if curve.diverged:
-        settled = settled[:-1]  # its loss may be no number
-    if len(settled) < FEWEST_POINTS or min(settled, key=_smoothed) is settled[0]:
-        return ()
-    found = (
-        ("valley", settled[_valley(settled)].rate, "half-way down the longest descent of the loss"),
-        ("steepest", settled[_steepest(settled)].rate, "where the loss falls fastest"),
-        ("lowest / 10", min(settled, key=_smoothed).rate / 10, "a tenth of the rate with the lowest loss"),
-    )
-    return tuple(Suggestion(name, round_lr(rate), reason) for name, rate, reason in found)
+class LrFinderResult(NamedTuple):
+    """The range test of a phase and the learning rates that it suggests.
 
-
-def _smoothed(point: LrPoint) -> float:
-    return point.smoothed
-
-
-def _steepest(points: Sequence[LrPoint]) -> int:
-    """Before the largest drop; rates are evenly spaced on a logarithmic axis."""
-    return int(np.argmin(np.diff([point.smoothed for point in points])))
-
-
-def _valley(points: Sequence[LrPoint]) -> int:
-    """Half the length of the longest falling subsequence before its end, which noise breaks less than a run."""
-    end, length = _longest_descent([point.smoothed for point in points])
-    return end - length // 2
-
-
-def _longest_descent(values: Sequence[float]) -> tuple[int, int]:
-    """Where the first of the longest strictly falling subsequences ends, and how many values it has."""
-    lasts: list[float] = []  # negated: the highest value that a descent of each length can end with
-    end = 0
-    for place, value in enumerate(values):
-        length = bisect_left(lasts, -value)
-        if length == len(lasts):
-            end = place
-        lasts[length : length + 1] = [-value]
-    return end, len(lasts)
-
-
-def render_lr_page(found: "LrSuggestions", config: Any) -> str:
-    """The page as text."""
-    points = found.curve.points
-    image = plots.plot_lr_curve(points, found.curve.unsettled, found.proposed)
-    facts = {
-        "learns": join_names(found.shares),
-        "optimizer": config.optimizer.name,
-        "images a step": f"{config.batch_size:,}",
-        "steps": f"{len(points):,} of {found.rates.steps:,}",
-        "rates from": format_lr(found.rates.lowest),
-        "to": format_lr(round_lr(points[-1].rate)),
-    }
-    return load_template("learning_rate.html.jinja").render(found=found, image=Markup(image), facts=facts)
-
-
-FOLDER_NAME = "learning_rate"
-
-
-class LrSuggestions(NamedTuple):
-    """What a range test found of a phase.
-
-    `shares` are the rates of the groups that learn by their name in the config, as shares of the fastest.
+    Attributes:
+      phase: name of the phase.
+      lr_range: the learning rates of the test, which are those of the group with the highest rate.
+      curve: the loss at each of them.
+      lr_ratios: config name of each trainable parameter group -> its rate, divided by the highest of all groups.
+      suggestions: the best one first; empty if the loss never fell.
     """
 
     phase: str
-    rates: LrRange
+    lr_range: LrRange
     curve: LrCurve
-    shares: Mapping[str, float]
+    lr_ratios: Mapping[str, float]
     suggestions: tuple[Suggestion, ...]
 
     @property
-    def proposed(self) -> float | None:
-        """The one rate to begin with, of the fastest group; None if no loss ever fell."""
-        return self.suggestions[0].rate if self.suggestions else None
+    def suggested_lr(self) -> float | None:
+        """The learning rate to start with, for the group with the highest rate; None if the loss never fell."""
+        return self.suggestions[0].lr if self.suggestions else None
 
     @property
-    def options(self) -> str:
-        """What sets the proposed rate on the command line."""
-        assert self.proposed is not None, "there is a proposal"
-        rates = {group: round_lr(self.proposed * share) for group, share in self.shares.items()}
-        return " ".join(f"--config.{self.phase}.lr.{group}={written(rate)}" for group, rate in rates.items())
+    def overrides(self) -> str:
+        """The command-line options that set the suggested learning rate for all groups."""
+        assert self.suggested_lr is not None, "the loss never fell"
+        lrs = {group: round_lr(self.suggested_lr * ratio) for group, ratio in self.lr_ratios.items()}
+        return " ".join(f"--config.{self.phase}.lr.{group}={format_lr(lr)}" for group, lr in lrs.items())
 
     @property
-    def remark(self) -> str:
-        """One sentence on how far the curve may be believed; '' where it speaks for itself."""
-        if self.proposed is None and self.curve.diverged:
-            return "the loss ran away before it fell; a lower --lowest may show where it does"
-        if self.proposed is None:
-            return "the loss never fell; a higher --highest may show where it does"
-        if min(self.curve.settled, key=lambda point: point.smoothed) is self.curve.points[-1]:
-            return "the loss still falls at the highest rate; a higher --highest shows where it turns"
+    def warning(self) -> str:
+        """What the curve does not show, and which option of the test may show it; '' if nothing is missing."""
+        if self.suggested_lr is None and self.curve.diverged:
+            return "The loss diverged before it fell. Try a lower --min-lr."
+        if self.suggested_lr is None:
+            return "The loss never fell. Try a higher --max-lr."
+        if min(self.curve.usable_points, key=_smoothed_loss) is self.curve.points[-1]:
+            return "The loss is still falling at the highest learning rate. Try a higher --max-lr."
         return ""
 
 
 def find_learning_rate(
-    config: Any, workdir: Path, phase: str | None, rates: LrRange, console: Console
-) -> tuple[LrSuggestions, Path]:
-    """Test a phase of the config, its first one without a name; returns what was found and the page.
+    config: Any, workdir: Path, phase: str | None, lr_range: LrRange, console: Console
+) -> tuple[LrFinderResult, Path]:
+    """Run a learning-rate range test and write its results to `workdir`.
 
-    Raises UserError for what `open_phase` and `Rates` refuse, and where somebody else is at work in `workdir`.
+    Nothing else in `workdir` changes: the weights after the test are thrown away.
+
+    Args:
+      config: a complete config.
+      workdir: run directory; if it holds a run, the phase starts from the weights of the phase before it.
+      phase: name of the phase to test; None for the first.
+      lr_range: the learning rates to test.
+      console: shows progress.
+
+    Returns:
+      The result, and the HTML page that shows it.
+
+    Raises:
+      UserError: `lr_range` is invalid, the phase cannot start in `workdir`, or another process uses `workdir`.
     """
-    rates.check()
+    lr_range.validate()
     devices.enable_compilation_cache()
     if config.deterministic:
         devices.make_deterministic()
     with run_dir.run_dir_lock(workdir), StopSignal().listening():
         start = load_phase_start(config, workdir, phase, console)
-        found = _run_range_test(start, rates, console)
-        page = _write_results(found, workdir / FOLDER_NAME, start)
-        if run_dir.read_summary(workdir).get("complete"):  # no flaxtl train will want them
+        result = _run_range_test(start, lr_range, console)
+        page = _write_results(result, workdir / FOLDER_NAME, start)
+        if run_dir.read_summary(workdir).get("complete"):  # cached features are of no more use
             remove_intermediate_files(start.material.setup)
-    return found, page
+    return result, page
 
 
-def _run_range_test(start: PhaseStart, rates: LrRange, console: Console) -> LrSuggestions:
+def suggestions_table(result: LrFinderResult) -> Table:
+    """Return a table of the suggested learning rates for the console."""
+    rows = [(suggestion.rule, format_lr(suggestion.lr), suggestion.reason) for suggestion in result.suggestions]
+    return make_table(f"Learning rates for {result.phase}", ("rule", "learning rate", "explanation"), rows)
+
+
+def _run_range_test(start: PhaseStart, lr_range: LrRange, console: Console) -> LrFinderResult:
     config, phase = start.material.setup.config, start.phase
-    with progress_bar(console, f"{phase.name}: steps", rates.steps) as advance:
-        curve = range_test(start.material, phase, start.parameters, rates, advance)
-    own = phase.param_groups.lrs
-    fastest = max(own.values())
-    shares = {
-        group if group in config[phase.name].lr else TOP_GROUP: own[group] / fastest for group in own if own[group]
-    }
-    return LrSuggestions(phase.name, rates, curve, shares, suggestions(curve))
+    with progress_bar(console, f"{phase.name}: steps", lr_range.steps) as advance:
+        curve = range_test(start.material, phase, start.parameters, lr_range, advance)
+    lrs, named = phase.param_groups.lrs, config[phase.name].lr
+    max_lr = max(lrs.values())
+    lr_ratios = {group if group in named else TOP_GROUP: lr / max_lr for group, lr in lrs.items() if lr}
+    return LrFinderResult(phase.name, lr_range, curve, lr_ratios, suggest_lrs(curve))
 
 
-def _write_results(found: LrSuggestions, folder: Path, start: PhaseStart) -> Path:
-
+def _write_results(result: LrFinderResult, folder: Path, start: PhaseStart) -> Path:
     folder.mkdir(exist_ok=True)
-    name = quote(found.phase, safe=" ")
+    name = quote(result.phase, safe=" ")
     with atomic_write(folder / f"{name}.csv", newline="") as stream:
-        fileio.write_csv(stream, [LrPoint._fields, *found.curve.points])
+        write_csv(stream, [LrPoint._fields, *result.curve.points])
     page = folder / f"{name}.html"
     with atomic_write(page) as stream:
-        stream.write(render_lr_page(found, start.material.setup.config))
+        stream.write(render_lr_page(result, start.material.setup.config))
     return page
 
 
-def suggestions_table(found: LrSuggestions) -> rich_table.Table:
-    """The suggestions as a table on the console."""
-    cells = [(each.name, written(each.rate), each.reason) for each in found.suggestions]
-    return make_table(f"Learning rates for {found.phase}", ("rule", "rate", "what it is"), cells)
+def render_lr_page(result: LrFinderResult, config: Any) -> str:
+    """Return the HTML page: the curve, the suggestions and the options that set the first of them."""
+    curve = result.curve
+    plot = plot_lr_curve(curve.points, curve.num_skipped, result.suggested_lr)
+    facts = {
+        "trained groups": join_names(result.lr_ratios),
+        "optimizer": config.optimizer.name,
+        "batch size": f"{config.batch_size:,}",
+        "steps": f"{len(curve.points):,} of {result.lr_range.steps:,}",
+        "first learning rate": format_lr(result.lr_range.min_lr),
+        "last": format_lr(round_lr(curve.points[-1].lr)),
+    }
+    return load_template("learning_rate.html.jinja").render(result=result, plot=Markup(plot), facts=facts)
+
+
+def suggest_lrs(curve: LrCurve) -> tuple[Suggestion, ...]:
+    """Return the learning rate of each rule, the best first; none if the loss never fell."""
+    points = curve.usable_points
+    if curve.diverged:
+        points = points[:-1]  # its loss may be NaN
+    if len(points) < MIN_POINTS or min(points, key=_smoothed_loss) is points[0]:
+        return ()
+    losses = [point.smoothed_loss for point in points]
+    rules = (
+        ("valley", points[_valley(losses)].lr, "middle of the longest descent of the loss"),
+        ("steepest", points[_steepest(losses)].lr, "the loss falls fastest"),
+        ("minimum / 10", min(points, key=_smoothed_loss).lr / 10, "a tenth of the rate with the lowest loss"),
+    )
+    return tuple(Suggestion(rule, round_lr(lr), reason) for rule, lr, reason in rules)
+
+
+def _smoothed_loss(point: LrPoint) -> float:
+    return point.smoothed_loss
+
+
+def _steepest(losses: Sequence[float]) -> int:
+    """Return the index before the largest drop; the rates are evenly spaced on a logarithmic axis."""
+    return int(np.argmin(np.diff(losses)))
+
+
+def _valley(losses: Sequence[float]) -> int:
+    """Return the middle of the longest descent, which noise disturbs less than a run of falling values."""
+    end, length = _longest_descent(losses)
+    return end - length // 2
+
+
+def _longest_descent(values: Sequence[float]) -> tuple[int, int]:
+    """Return the index of the last value, and the length, of the longest strictly falling subsequence.
+
+    If several have this length, the one that ends first counts.
+    """
+    last_values: list[float] = []  # negated: the highest value with which a descent of each length can end
+    end = 0
+    for index, value in enumerate(values):
+        length = bisect_left(last_values, -value)
+        if length == len(last_values):
+            end = index
+        last_values[length : length + 1] = [-value]
+    return end, len(last_values)

@@ -156,7 +156,7 @@ def shard_runs(text: str, runs: Sequence[SweepRun]) -> list[SweepRun]:
     """Of the text 'I/N' the I-th, from 1, of N shares: every N-th run. Raises UserError for anything else."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--points={text} is no share of the runs; give 1/N to N/N, such as --points=1/4")
+        raise UserError(f"--shard={text} is no share of the runs; give 1/N to N/N, such as --shard=1/4")
     return list(runs[int(found[1]) - 1 :: int(found[2])])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flaxtl import __version__, fileio
-from flaxtl.cli import main
+from flaxtl.cli import commands, main
 from flaxtl.errors import UserError
 from flaxtl.models import registry
 from flaxtl.pretrained import safetensors_io
@@ -236,7 +236,7 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["models", "vgg16"], ["'vgg16'", "--help"]),
         (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
         (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
-        (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "'--config'"]),
+        (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "--config=FILE"]),
         (["summary", "--config=no.py"], ["'no.py'", "--config=demo|"]),
         (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
         (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
@@ -303,12 +303,12 @@ def test_a_sentence_is_neither_wrapped_nor_taken_for_markup(refuses, monkeypatch
     def fail(options):
         raise UserError(sentence)
 
-    monkeypatch.setattr(main, "models", fail)
+    monkeypatch.setitem(commands.COMMANDS, "models", fail)
     assert refuses("models") == [f"flaxtl: {sentence}"]
 
 
 def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
-    monkeypatch.setattr(main, "models", lambda options: {}["missing"])
+    monkeypatch.setitem(commands.COMMANDS, "models", lambda options: {}["missing"])
     with pytest.raises(SystemExit) as ended:
         main.main(["models"])
     assert ended.value.code == 1
@@ -330,7 +330,7 @@ def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, err
     def fail(options):
         raise error
 
-    monkeypatch.setattr(main, "models", fail)
+    monkeypatch.setitem(commands.COMMANDS, "models", fail)
     with pytest.raises(SystemExit) as ended:
         main.main(["models"])
     assert ended.value.code == 2
@@ -341,17 +341,17 @@ def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, err
 
 
 @pytest.mark.parametrize(
-    ("command", "goes_on"),
+    ("command", "resumable"),
     [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
 )
-def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, goes_on):
+def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, resumable):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, command[0], interrupt)
+    monkeypatch.setitem(commands.COMMANDS, command[0], interrupt)
     with pytest.raises(SystemExit) as ended:
         main.main(command)
     assert ended.value.code == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flaxtl: ")
-    assert (f"flaxtl {command[0]}" in line) == goes_on
+    assert ("Run the same command to resume" in line) == resumable

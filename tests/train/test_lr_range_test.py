@@ -35,7 +35,7 @@ def material(folder, tmp_path_factory):
 
 
 def test_rates_grow_by_one_factor_from_the_lowest_to_the_highest():
-    rates = LrRange(1e-7, 1.0, 15).all()
+    rates = LrRange(1e-7, 1.0, 15).lrs()
     assert (rates[0], rates[-1], len(rates)) == (1e-7, 1.0, 15)
     # 7 decades in 14 steps; powers of ten in float64
     np.testing.assert_allclose(rates, [10 ** (-7 + step / 2) for step in range(15)], rtol=1e-14)
@@ -44,22 +44,22 @@ def test_rates_grow_by_one_factor_from_the_lowest_to_the_highest():
 @pytest.mark.parametrize(
     ("rates", "facts"),
     [
-        (LrRange(1e-3, 1e-3, 100), r"(?=.*\b0\.001\b.*\b0\.001\b)(?=.*--lowest\b)(?=.*--highest\b)"),
-        (LrRange(1.0, 1e-3, 100), r"(?=.*\b1\b.*\b0\.001\b)(?=.*--lowest\b)"),
-        (LrRange(0.0, 1.0, 100), r"(?=.*\b0\b.*\b1\b)(?=.*--lowest\b)"),
-        (LrRange(-1.0, 1.0, 100), r"(?=.*-1\b.*\b1\b)(?=.*--lowest\b)"),
-        (LrRange(1e-7, math.inf, 100), r"(?=.*\b1e-07\b.*\binf\b)(?=.*--highest\b)"),
-        (LrRange(math.nan, 1.0, 100), r"(?=.*\bnan\b.*\b1\b)(?=.*--lowest\b)"),
+        (LrRange(1e-3, 1e-3, 100), r"(?=.*\b0\.001\b.*\b0\.001\b)(?=.*--min-lr\b)(?=.*--max-lr\b)"),
+        (LrRange(1.0, 1e-3, 100), r"(?=.*\b1\b.*\b0\.001\b)(?=.*--min-lr\b)"),
+        (LrRange(0.0, 1.0, 100), r"(?=.*\b0\b.*\b1\b)(?=.*--min-lr\b)"),
+        (LrRange(-1.0, 1.0, 100), r"(?=.*-1\b.*\b1\b)(?=.*--min-lr\b)"),
+        (LrRange(1e-7, math.inf, 100), r"(?=.*\b1e-07\b.*\binf\b)(?=.*--max-lr\b)"),
+        (LrRange(math.nan, 1.0, 100), r"(?=.*\bnan\b.*\b1\b)(?=.*--min-lr\b)"),
         (LrRange(1e-7, 1.0, 9), r"--steps=9\b.*\b10\b"),
     ],
 )
 def test_rates_that_make_no_test(rates, facts):
     with pytest.raises(UserError, match=facts):
-        rates.check()
+        rates.validate()
 
 
 def test_groups_keep_their_ratio_and_a_frozen_one_stays():
-    rates = LrRange(1e-4, 1.0, 10).all()
+    rates = LrRange(1e-4, 1.0, 10).lrs()
     transformation = rising({"name": "sgd"}, SPLIT, rates)
     ones = {path: np.ones((), np.float32) for path in SPLIT.groups}
     state, update = transformation.init(ones), jax.jit(transformation.update)
@@ -76,14 +76,14 @@ def test_smoothing_is_the_bias_corrected_moving_average():
     for k, point in enumerate(points):
         weights = (1 - SMOOTHING) * SMOOTHING ** np.arange(k, -1, -1)
         # sums of up to 50 float64 terms
-        assert point.smoothed == pytest.approx(weights @ losses[: k + 1] / (1 - SMOOTHING ** (k + 1)), rel=1e-13)
-    assert points[0].smoothed == pytest.approx(losses[0], rel=1e-15)
-    assert [(point.rate, point.loss) for point in points] == list(enumerate(losses))
+        assert point.smoothed_loss == pytest.approx(weights @ losses[: k + 1] / (1 - SMOOTHING ** (k + 1)), rel=1e-13)
+    assert points[0].smoothed_loss == pytest.approx(losses[0], rel=1e-15)
+    assert [(point.lr, point.loss) for point in points] == list(enumerate(losses))
 
 
 def test_a_loss_that_runs_away_ends_the_test():
     points = tuple(followed(range(100), [1.0] * 20 + [500.0] * 80, 10))
-    smoothed = [point.smoothed for point in points]
+    smoothed = [point.smoothed_loss for point in points]
     assert LrCurve(points, 10).diverged
     assert smoothed[-1] > 4 * min(smoothed) >= smoothed[-2]
     assert not LrCurve(points[:-1], 10).diverged
@@ -93,7 +93,7 @@ def test_the_first_batches_do_not_end_the_test():
     """A network that is good already: the mean of the first batches rises 40 times, and that says nothing."""
     points = tuple(followed(range(100), [0.01, 0.79] + [0.02, 0.1] * 49, 10))
     assert len(points) == 100
-    assert max(point.smoothed for point in points[:10]) > 4 * points[0].smoothed
+    assert max(point.smoothed_loss for point in points[:10]) > 4 * points[0].smoothed_loss
     assert not LrCurve(points, 10).diverged
 
 
@@ -146,7 +146,7 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     fastest, first = max(phase.param_groups.lrs.values()), phase.first_step
 
     def scheduled(rate):
-        return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.all()])[taken]
+        return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.lrs()])[taken]
 
     transformation = make_optimizer(setup.config.optimizer, phase.param_groups, scheduled)
     way = material.way(phase, parameters, transformation)

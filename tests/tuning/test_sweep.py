@@ -189,11 +189,11 @@ def test_seeds_and_folds_give_mean_and_spread(sweeps):
 
 def test_shares_together_are_the_sweep_and_the_last_one_judges(sweeps):
     everything = grid(20, 30, 40)
-    code, out, _ = sweeps.run(everything, "--points=1/2")
+    code, out, _ = sweeps.run(everything, "--shard=1/2")
     assert (code, [run for _, run, _ in sweeps.commands()]) == (0, ["head.units=20", "head.units=40"])
     assert any(re.search(r"\b1 run\b.*\bflaxtl sweep\b", line) for line in out)
     assert chosen(out) == []
-    code, out, _ = sweeps.run(everything, "--points=2/2")
+    code, out, _ = sweeps.run(everything, "--shard=2/2")
     assert [(command, run) for command, run, _ in sweeps.commands()] == [
         ("train", "head.units=30"),
         ("evaluate", "head.units=40"),
@@ -207,7 +207,7 @@ def test_collecting_trains_nothing(sweeps):
     assert code == 2
     assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*--collect\b", err)
     assert not sweeps.workdir.exists()
-    sweeps.run(grid(20, 30), "--points=1/2")
+    sweeps.run(grid(20, 30), "--shard=1/2")
     sweeps.commands()
     code, out, _ = sweeps.run(grid(20, 30), "--collect")
     assert (code, sweeps.commands()) == (0, [])
@@ -224,7 +224,7 @@ def test_collecting_trains_nothing(sweeps):
         (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.monitor=loss"], r"\bfrozen\.metric\b.*'loss'"),
         (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
         ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
-        ([grid(8), "--points=3/2"], r"--points=3/2\b.*--points="),
+        ([grid(8), "--shard=3/2"], r"--shard=3/2\b.*--shard="),
         ([], r"--grid\b.*--seeds\b.*--kfold\b"),
     ],
 )
@@ -288,7 +288,7 @@ def test_the_script_for_slurm(tmp_path, code, requeued):
     script = ROOT / "tools" / "launch_sweep_slurm.sh"
     done = subprocess.run([script, "--config=a b", "--workdir=w"], env=environment, check=False, capture_output=True)
     assert done.returncode == code
-    assert (tmp_path / "flaxtl.txt").read_text() == "sweep --points=2/3 --config=a b --workdir=w\n"
+    assert (tmp_path / "flaxtl.txt").read_text() == "sweep --shard=2/3 --config=a b --workdir=w\n"
     told = tmp_path / "scontrol.txt"
     assert (told.read_text().splitlines() if told.exists() else []) == requeued
 

@@ -120,7 +120,7 @@ def test_shares_are_all_runs_once():
     assert shard_runs("1/1", runs) == runs
     assert shard_runs("9/9", runs) == []
     for text in ("0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/2/3"):
-        with pytest.raises(UserError, match=rf"--points={text}(?![\w/]).*\b1/N\b"):
+        with pytest.raises(UserError, match=rf"--shard={text}(?![\w/]).*\b1/N\b"):
             shard_runs(text, runs)
 
 

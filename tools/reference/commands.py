@@ -1,6 +1,7 @@
 """Every command with its usage and its options, as `flaxtl COMMAND --help` tells them."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -43,7 +44,7 @@ def _chapter(name: str, command: argparse.ArgumentParser) -> str:
     return "\n".join(
         [
             f"## flaxtl {name} {{ #{name} }}\n",
-            text(f"{purpose[:1].upper()}{purpose[1:]}.\n"),
+            text(f"{purpose}\n"),
             f"```text\n{usage}```\n",
             reference(("option", "meaning"), rows),
             "",
@@ -62,7 +63,7 @@ def _value(option: argparse.Action) -> str:
 
 
 def _told(option: argparse.Action) -> Iterator[str]:
-    told = option.help or ""
+    told = re.sub(r" \(default: %\(default\)\w\)", "", option.help or "")  # it follows at the end
     yield text(f"{told[:1].upper()}{told[1:]}.") if told else ""
     if option.required:
         yield "*Required.*"

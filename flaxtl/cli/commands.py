@@ -1,0 +1,248 @@
+"""The commands of `flaxtl`, one function each.
+
+A command imports what it needs when it runs, so that `flaxtl --help` and the quick commands start fast.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flaxtl.cli.parser import DEFAULT_TOP
+from flaxtl.console import make_console, message
+from flaxtl.errors import UserError
+
+if TYPE_CHECKING:
+    from flaxtl.evaluation.predictor import Predictor, TrainedRun
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train or resume a run, evaluate it and write its report."""
+    from flaxtl.api import train_and_report
+    from flaxtl.config import load_config
+    from flaxtl.parallel import processes
+
+    config = load_config(options.config, options.overrides)
+    processes.initialize(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
+    train_and_report(config, options.workdir, make_console(), options.command_line)
+
+
+def lr_find(options: argparse.Namespace) -> None:
+    """Run a learning-rate range test; print the suggested rates and the options that set the first of them."""
+    from flaxtl.config import load_config
+    from flaxtl.train.lr_range_test import LrRange
+    from flaxtl.tuning.lr_finder import find_learning_rate, suggestions_table
+
+    console, config = make_console(), load_config(options.config, options.overrides)
+    lr_range = LrRange(options.min_lr, options.max_lr, options.steps)
+    result, page = find_learning_rate(config, options.workdir, options.phase, lr_range, console)
+    if result.suggested_lr is not None:
+        console.print(suggestions_table(result))
+        message(console, f"suggested: {result.overrides}")
+    if result.warning:
+        message(console, result.warning)
+    message(console, f"curve: {page}")
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Train the missing runs of a sweep and write its results; exit with code 1 if a run has failed."""
+    from flaxtl.tuning.sweep import SweepConfig, collect_sweep, run_sweep
+    from flaxtl.tuning.sweep_grid import make_plan
+
+    base = SweepConfig(options.config, options.overrides)
+    plan = make_plan(*base, options.grid, options.seeds, options.kfold)
+    if options.collect:
+        succeeded = collect_sweep(base, plan, options.workdir, make_console())
+    else:
+        succeeded = run_sweep(base, plan, options.workdir, options.shard, make_console())
+    if not succeeded:
+        sys.exit(1)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print the metrics of a run as one JSON object, the last line of stdout."""
+    from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir
+
+    metrics = evaluate_workdir(options.workdir, options.data, options.split, make_console(stderr=True), options.tta)
+    shown = brief_result(metrics) if sys.stdout.isatty() else metrics
+    print(json.dumps(shown))
+    if shown.keys() < metrics.keys():
+        _notify("Classes and confusion matrix are not shown; --json=FILE writes them.")
+    if options.json:
+        _write(options.json, json.dumps(metrics) + "\n")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Print a table of predictions and write the requested files."""
+    from flaxtl.evaluation.predictions import predictions_table, write_outputs
+    from flaxtl.evaluation.predictor import find_images, load_temperature
+
+    _check_predict_options(options)
+    paths, top = find_images(options.input), options.top or DEFAULT_TOP
+    predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
+    temperature = load_temperature(options.workdir) if options.calibrated else None
+    predictions = predictor.predict(paths, options.tap)
+    if temperature is not None:
+        predictions = predictions.at_temperature(temperature)
+    make_console().print(predictions_table(predictions, top))
+    write_outputs(predictions, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
+    if predictions.unreadable:
+        raise UserError(f"Some images cannot be read and were skipped: {'; '.join(predictions.unreadable)}")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report of one run, or a comparison of several."""
+    from flaxtl.evaluation.gradcam import update_heatmaps
+    from flaxtl.evaluation.predictor import load_run, load_setup
+    from flaxtl.report.comparison import comparison_table, write_comparison
+    from flaxtl.report.report import augmented_samples, write_report
+
+    workdir, *others = options.workdir
+    if others and options.gradcam:
+        raise UserError("--gradcam=LAYER is for the report of one run. Give one --workdir, or leave --gradcam out.")
+    if options.output and not others:
+        raise UserError("--output=FILE.html is for a comparison. Give a second --workdir, or leave --output out.")
+    if others:
+        page, comparison = write_comparison(options.workdir, options.output)
+        make_console().print(comparison_table(comparison))
+    else:
+        setup = load_setup(workdir)
+        update_heatmaps(workdir, lambda: load_run(workdir), _notify, options.gradcam)
+        page = write_report(workdir, augmented=augmented_samples(setup))
+    message(make_console(), f"report: {page}")
+
+
+def models(options: argparse.Namespace) -> None:
+    """Print the available models as a table or as JSON."""
+    from flaxtl.report import tables
+
+    if options.json:
+        print(json.dumps(tables.model_records(), indent=1))
+    else:
+        make_console().print(tables.models_table(), tables.WEIGHTS_LEGEND, sep="\n", highlight=False)
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print the layers of a pretrained model, or of the model that a config describes, and parameter counts."""
+    from flaxtl.config import load_config
+    from flaxtl.report.tables import config_summary, pretrained_summary
+
+    if options.model is None:
+        parts = config_summary(load_config(options.config, options.overrides))
+    elif options.overrides:
+        raise UserError(f"{options.overrides[0]!r} overrides a config. Give --config=FILE instead of --model.")
+    else:
+        parts = pretrained_summary(options.model)
+    make_console().print(*parts, sep="\n")
+
+
+def split(options: argparse.Namespace) -> None:
+    """Split images into folders or folds, and print the number of images per class and split."""
+    from flaxtl.report.tables import split_into_folders, split_into_folds
+
+    console, near_duplicates = make_console(stderr=True), options.near_duplicates
+    if options.kfold is not None:
+        if options.fractions or options.link:
+            _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
+        table = split_into_folds(options.source, options.output, options.kfold, options.seed, near_duplicates, console)
+    elif options.fractions is not None:
+        table = split_into_folders(
+            options.source, options.output, options.fractions, options.seed, near_duplicates, options.link, console
+        )
+    else:
+        raise UserError("Give --fractions=0.5,0.2,0.3 for folders, or --kfold=5 for cross-validation.")
+    make_console().print(table)
+    message(make_console(), f"written: {options.output}")
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Check a dataset, print the findings and write the requested files; exit with code 1 if one stops training."""
+    from flaxtl.report.doctor_report import diagnose_source, doctor_tables, write_doctor_report
+
+    diagnosis = diagnose_source(options.data, options.near_duplicates, make_console(stderr=True))
+    make_console().print(*doctor_tables(diagnosis), sep="\n")
+    if options.json:
+        _write(options.json, json.dumps(diagnosis.as_json(options.data), indent=1) + "\n")
+    if options.html:
+        write_doctor_report(diagnosis, options.data, options.html)
+    if diagnosis.num_blocking:
+        sys.exit(1)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Convert a weight file and print where each tensor went."""
+    from flaxtl.pretrained.backbone import convert_weights_file
+
+    make_console().print(
+        convert_weights_file(options.model, Path(options.weights), options.output, timm=options.layout == "timm")
+    )
+
+
+def export(options: argparse.Namespace) -> None:
+    """Export a trained run and print how far its predictions are from those of the run."""
+    from flaxtl.export.exporter import export_run
+
+    output = options.output or options.workdir / "export" / options.format
+    check = export_run(_load_run(options.workdir), output, options.format)
+    console = make_console()
+    message(console, f"Export verified on {check.num_images} images (max. difference {check.max_difference:.2g})")
+    message(console, f"written: {output}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": train,
+    "lr-find": lr_find,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+    "models": models,
+    "summary": summary,
+    "split": split,
+    "doctor": doctor,
+    "convert": convert,
+    "export": export,
+}
+"""Name of a command -> its function."""
+
+
+def _check_predict_options(options: argparse.Namespace) -> None:
+    if bool(options.tap) != bool(options.npz):
+        raise UserError("--tap=LAYER and --npz=FILE must be given together.")
+    if options.top is not None and options.top < 1:
+        raise UserError(f"--top={options.top} shows no class. Give 1 or more.")
+    if options.weights and not options.model:
+        raise UserError("--weights=FILE is for --model=NAME; a run has its own weights.")
+    if options.calibrated and options.model:
+        raise UserError("--calibrated is for --workdir=DIR; a pretrained model has no temperature.")
+
+
+def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":
+    from flaxtl.evaluation.predictor import load_pretrained
+
+    classify = any((options.top, options.csv, options.json, not options.tap))
+    pretrained = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _notify)
+    message(make_console(), f"weights: {pretrained.source}")
+    return pretrained.predictor
+
+
+def _load_run(workdir: Path) -> "TrainedRun":
+    from flaxtl.evaluation.predictor import load_run
+
+    run = load_run(workdir)
+    if run.phase != run.setup.phases[-1].name:
+        _notify(f"The run is not finished; using the model after phase {run.phase}.")
+    return run
+
+
+def _notify(text: str) -> None:
+    message(make_console(stderr=True), text)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {file}: {error.strerror}. Choose another file.") from error
