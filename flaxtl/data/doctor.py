@@ -266,7 +266,7 @@ def check_dataset(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4
     sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, ImageInfo)]
     with bar("comparing images", len(sound)) as advance:
         prints = duplicates.fingerprint_files([one.path for one in sound], lambda done: advance(1))
-    groups = duplicates.duplicate_groups(len(sound), duplicates.near_duplicate_pairs(prints, near_duplicates))
+    groups = duplicates.duplicate_groups(prints, near_duplicates)
     findings = [
         *(Issue("layout", (), complaint) for complaint in survey.problems),
         *(finding for path, fact in zip(paths, facts, strict=True) for finding in _of_file(path, fact)),

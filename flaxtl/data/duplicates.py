@@ -1,36 +1,46 @@
-"""What an image file is known by: its bytes, and what it looks like."""
+"""Find equal files and near-duplicate images, and check that they do not leak from one split into another."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from flaxtl.data.decode import raise_unreadable
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import SourceImage
 from flaxtl.errors import UserError
 
-PHASH_BITS = 64
-"""Of a perceptual hash."""
+MAX_THRESHOLD = 16
+"""Largest threshold, in bits: beyond it, hashes of unrelated images match by chance in any large dataset."""
 
-_SIDE = 32  # to which imagehash.phash shrinks an image whose hash has 8 x 8 bits
-_ENOUGH = 8 * _SIDE  # a JPEG unpacked no smaller than this hashes like the whole image
-_FLAT = 8  # grey levels of 256; an image that spans fewer has no features to be known by, and hashes to its noise
+_PHASH_BITS = 64
+_PHASH_SIDE = 32  # imagehash.phash shrinks an image to this size for a hash of 8 x 8 bits
+_DECODE_SIDE = 8 * _PHASH_SIDE  # a JPEG decoded no smaller than this has the hash of the full image
+_MIN_CONTRAST = 8  # gray levels of 256; an image that spans fewer has no features, and its hash would be noise
+_MAX_NAMED = 3  # groups of duplicates that a message names before it only counts them
+
+Warn = Callable[[str], None]
+Groups = Sequence[Sequence[int]]
+"""Disjoint sets of two or more images, by index."""
+
+_Ints = NDArray[np.integer]
 
 
 class Fingerprint(NamedTuple):
-    """The SHA-256 of a file in lower-case hex, and the perceptual hash, 64 bits, of its image.
+    """The SHA-256 of a file in lower-case hex, and the 64-bit perceptual hash of its image.
 
-    phash is `imagehash.phash` of the image as a run sees it: RGB, upright, over white where it is transparent. None
-    where the file gives no image, where that is of one shade all over, or where it was not asked for.
+    phash is `imagehash.phash` of the image as it is trained on: RGB, upright, over white where it is transparent. None
+    if the file is not a readable image, is of nearly uniform color, or if the hash was not requested.
     """
 
     sha256: str
@@ -44,254 +54,200 @@ def fingerprint_files(
     perceptual: bool = True,
     strict: bool = True,
 ) -> list[Fingerprint]:
-    """The fingerprints of files, in their order, by threads.
+    """Compute the fingerprints of files in their order, with threads.
 
-    `on_progress` is called in the caller's thread after each file with the number of files done. Without `perceptual`
-    no image is unpacked, which is many times quicker, and every phash is None.
+    Args:
+      paths: the files.
+      on_progress: called in the caller's thread after each file with the number of files done.
+      perceptual: if False, no image is decoded, which is many times faster, and every phash is None.
+      strict: if False, a file that cannot be opened gets the SHA-256 of its path, which no image has; for callers that
+        decode the files next and report all bad ones at once.
 
-    Raises one UserError for all the files that are empty or cannot be opened, if `strict`; that a file gives no image
-    is no error. For who decodes the files next, and tells of all bad ones at once, `strict` can be left out: such files
-    then have the SHA-256 of their path, which is that of no image.
+    Raises:
+      UserError: files are empty or cannot be opened; names all of them. A file that is not an image is not an error.
     """
 
-    def one(path: Path) -> Fingerprint | str:
+    def fingerprint(path: Path) -> Fingerprint | str:
         try:
             return Fingerprint(_sha256(path), _phash(path) if perceptual else None)
         except OSError as error:
             return (error.strerror or str(error)).lower()
 
-    found: list[Fingerprint] = []
+    fingerprints: list[Fingerprint] = []
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:  # more than cores: disks wait
-        for index, print_or_reason in enumerate(pool.map(one, paths)):
-            if isinstance(print_or_reason, str):
-                bad[index] = print_or_reason
-                found.append(Fingerprint(hashlib.sha256(os.fsencode(paths[index])).hexdigest(), None))
-            else:
-                found.append(print_or_reason)
+        for index, result in enumerate(pool.map(fingerprint, paths)):
+            if isinstance(result, str):
+                bad[index] = result
+                result = Fingerprint(hashlib.sha256(os.fsencode(paths[index])).hexdigest(), None)
+            fingerprints.append(result)
             if on_progress is not None:
                 on_progress(index + 1)
     if strict:
         raise_unreadable(paths, bad)
-    return found
+    return fingerprints
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         if not os.fstat(stream.fileno()).st_size:
-            raise OSError("the file is empty")  # and no copy of all the other empty ones
+            raise OSError("the file is empty")  # and not a duplicate of all other empty files
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _phash(path: Path) -> int | None:
     try:
-        with open_image(path, _ENOUGH) as image:
-            grey = to_rgb(apply_exif_orientation(image)).convert("L")
-            small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash would do
+        with open_image(path, _DECODE_SIDE) as image:
+            gray = to_rgb(apply_exif_orientation(image)).convert("L")
+            small = gray.resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash does
     except UnreadableError:
         return None
-    if np.ptp(np.asarray(small)) < _FLAT:
+    if np.ptp(np.asarray(small)) < _MIN_CONTRAST:
         return None
     return int(str(imagehash.phash(small)), 16)
 
 
-MAX_THRESHOLD = 16
-"""The largest threshold: beyond it, hashes of images that have nothing in common meet by chance in any large set."""
+def duplicate_groups(fingerprints: Sequence[Fingerprint], threshold: int) -> list[list[int]]:
+    """Return the groups of duplicate images: connected directly or through others.
 
-
-class DuplicatePair(NamedTuple):
-    """Two images that are alike, by index, first < second.
-
-    distance: the number of bits by which their perceptual hashes differ; `exact`: their files are equal, and the
-    distance is 0.
-    """
-
-    first: int
-    second: int
-    distance: int
-    exact: bool
-
-
-def near_duplicate_pairs(fingerprints: Sequence[Fingerprint], threshold: int) -> list[DuplicatePair]:
-    """Enough pairs of like images to connect all that are alike, sorted.
-
-    Of images with equal files, and of those with equal hashes, the first is paired with each of the others (n equal
-    ones give n - 1 pairs). Different hashes, by the first image of each, are paired where they differ by at most
-    `threshold` bits and are not connected yet, so that there are never more pairs than images.
+    Two images are connected if their files are equal, or if their perceptual hashes differ in at most `threshold` bits.
 
     Args:
-      fingerprints: of all images.
-      threshold: bits, 0 to 16; -1 pairs equal files only. Up to 8 bits every pair of the 2,570 flowers that this was
-        tried on is truly one image; at 10 the first false ones appear.
+      fingerprints: one per image.
+      threshold: bits, 0 to 16; -1 compares files only. Up to 8 bits, every match among the 2,570 flower images that
+        this was tried on is correct; the first false ones appear at 10.
+
+    Returns:
+      Disjoint groups of two or more indices, each sorted, ordered by their first index.
 
     Raises:
-      UserError: the threshold is out of its range.
+      UserError: the threshold is out of range.
     """
     check_threshold(threshold)
-    files: dict[str, int] = {}
-    found = [
-        DuplicatePair(first, index, 0, True)
-        for index, fingerprint in enumerate(fingerprints)
-        if (first := files.setdefault(fingerprint.sha256, index)) != index
-    ]
+    first_of: dict[str, int] = {}
+    component: _Ints = np.fromiter(
+        (first_of.setdefault(fingerprint.sha256, i) for i, fingerprint in enumerate(fingerprints)), np.int64
+    )
     if threshold >= 0:
-        hashes: dict[int, int] = {}
-        for index in files.values():
-            phash = fingerprints[index].phash
-            if phash is not None and (first := hashes.setdefault(phash, index)) != index:
-                found.append(DuplicatePair(first, index, 0, False))
-        found += _near(hashes, threshold)
-    return sorted(found)
+        hashed = [i for i, fingerprint in enumerate(fingerprints) if fingerprint.phash is not None]
+        phashes = np.array([fingerprints[i].phash for i in hashed], np.uint64)
+        hashes, hash_of = np.unique(phashes, return_inverse=True)
+        near = _near_components(hashes, threshold)[hash_of]  # of each image in `hashed`
+        _, first = np.unique(near, return_index=True)
+        anchor = np.array(hashed, np.int64)[first[near]]  # one image of each component
+        component = _connect(component, hashed, anchor)
+    duplicated = np.flatnonzero(np.bincount(component)[component] > 1)
+    order = duplicated[np.argsort(component[duplicated], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
+    return sorted(group.tolist() for group in groups if len(group))
 
 
 def check_threshold(threshold: int) -> None:
-    """Raises UserError unless it is one that `pairs` takes."""
+    """Raise UserError unless `duplicate_groups` accepts this threshold."""
     if not -1 <= threshold <= MAX_THRESHOLD:
         raise UserError(
-            f"near-duplicates cannot differ by {threshold} bits; give 0 to {MAX_THRESHOLD}, or -1 for equal files only"
+            f"Near-duplicates cannot differ by {threshold} bits. Use 0 to {MAX_THRESHOLD}, or -1 for equal files only."
         )
 
 
-def duplicate_groups(n: int, pairs: Sequence[DuplicatePair]) -> list[list[int]]:
-    """The sets of two and more of n images that `pairs` connect, directly or through others; all sorted."""
-    forest = _Forest(n)
-    forest.join([pair.first for pair in pairs], [pair.second for pair in pairs])
-    members: dict[int, list[int]] = {}
-    for index in sorted({index for pair in pairs for index in pair[:2]}):
-        members.setdefault(int(forest.roots[index]), []).append(index)
-    return list(members.values())
+def _near_components(hashes: NDArray[np.uint64], threshold: int) -> _Ints:
+    """Return the component of each of n different hashes, [n] in 0..n-1; near hashes are in the same one.
 
-
-class _Forest:
-    """Which of n places are connected: `roots`, int64 [n], is the smallest place of the tree that each is in."""
-
-    def __init__(self, n: int) -> None:
-        self.roots = np.arange(n)
-
-    def join(self, left: Sequence[int], right: Sequence[int]) -> list[tuple[int, int]]:
-        """Connect left[i] with right[i] for every i; returns the pairs that were not connected before."""
-        joined = []
-        for pair in zip(left, right, strict=True):
-            first, second = sorted(map(self._root, pair))
-            if first < second:
-                self.roots[second] = first
-                joined.append(pair)
-        while joined and (self.roots != (higher := self.roots[self.roots])).any():
-            self.roots = higher
-        return joined
-
-    def _root(self, place: int) -> int:
-        while (higher := int(self.roots[place])) != place:
-            self.roots[place] = self.roots[higher]  # halves the way for the next one
-            place = higher
-        return place
-
-
-def _near(hashes: dict[int, int], threshold: int) -> Iterator[DuplicatePair]:
-    """Pairs of different hashes (hash -> image), as few as connect all that are near.
-
-    By the pigeonhole principle two hashes that differ by at most t bits agree in at least one of t + 1 bands of bits,
-    so only hashes that share a band are compared.
+    By the pigeonhole principle, two hashes that differ in at most t bits agree in at least one of t + 1 bands of bits,
+    so only hashes that share a band are compared: sorted by the band, each with the next one, the one after that, and
+    so on. Runs of equal bands that have become connected are not compared to the end: among the frames of a video all
+    pairs are near, and their number is quadratic.
     """
-    values = np.fromiter(hashes.keys(), np.uint64, len(hashes))
-    images = list(hashes.values())
-    edges = np.linspace(0, PHASH_BITS, threshold + 2).astype(int).tolist()
-    forest = _Forest(len(values))
-    for low, high in pairwise(edges):
-        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        for left, right in _equal(band, forest):
-            new = np.bitwise_count(values[left] ^ values[right]) <= threshold
-            new &= forest.roots[left] != forest.roots[right]
-            for one, other in forest.join(left[new].tolist(), right[new].tolist()):
-                first, second = sorted((images[one], images[other]))
-                yield DuplicatePair(first, second, int(np.bitwise_count(values[one] ^ values[other])), False)
+    component: _Ints = np.arange(len(hashes))
+    for low, high in pairwise(np.linspace(0, _PHASH_BITS, threshold + 2).astype(int).tolist()):
+        band = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        band = band[order]
+        starts = np.flatnonzero(np.diff(band, prepend=~band[:1]))
+        run_of = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(band)))
+        positions, offset = np.arange(len(band)), 1
+        while len(positions := positions[positions + offset < len(band)]):
+            positions = positions[band[positions] == band[positions + offset]]
+            if offset.bit_count() == 1:  # at offsets 1, 2, 4, 8, ... only: the check takes linear time
+                sorted_component = component[order]
+                lowest = np.minimum.reduceat(sorted_component, starts)
+                positions = positions[(lowest < np.maximum.reduceat(sorted_component, starts))[run_of[positions]]]
+            left, right = order[positions], order[positions + offset]
+            near = np.bitwise_count(hashes[left] ^ hashes[right]) <= threshold
+            near &= component[left] != component[right]
+            if near.any():
+                component = _connect(component, left[near], right[near])
+            offset += 1
+    return component
 
 
-def _equal(keys: NDArray[np.uint64], forest: _Forest) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The places of every two equal keys, the lesser first, in portions no longer than `keys`.
-
-    Equal keys whose places have all become connected are not gone through to the end: among the frames of a film every
-    two are alike, and their number is squared.
-    """
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
-    run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
-    places = np.arange(len(keys))
-    apart = 1
-    while len(places := places[places + apart < len(keys)]):
-        places = places[ordered[places] == ordered[places + apart]]  # equal at a distance is equal at every lesser one
-        if apart.bit_count() == 1:  # a look at 1, 2, 4, 8, ... costs little
-            roots = forest.roots[order]
-            divided = np.minimum.reduceat(roots, starts) < np.maximum.reduceat(roots, starts)
-            places = places[divided[run[places]]]
-        yield order[places], order[places + apart]
-        apart += 1
-
-
-_LISTED = 3  # sets of like images that a sentence names before it only counts
+def _connect(component: _Ints, left: _Ints | Sequence[int], right: _Ints) -> _Ints:
+    """Return the components [n] after connecting item left[i] with item right[i] for every i."""
+    n = len(component)
+    edges = coo_array((np.ones(len(left), bool), (component[left], component[right])), shape=(n, n))
+    labels: _Ints = connected_components(edges, directed=False)[1]
+    return labels[component]
 
 
 def check_split_leakage(
-    origin: str, found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], allow: bool, warn: Callable[[str], None]
+    origin: str, images: Sequence[SourceImage], equal: Groups, similar: Groups, allow: bool, warn: Warn
 ) -> None:
-    """Refuses equal files in two splits, or warns of them if they are to be allowed; warns of near-duplicates.
+    """Raise an error, or warn if they are allowed, for equal files in two splits; warn about near-duplicates.
 
     Args:
-      origin: the source, for the sentences.
-      found: the images with their splits.
-      pairs: from `duplicates.pairs`.
-      allow: whether equal files are only warned of. A perceptual hash can err, so near-duplicates always are.
-      warn: is told the warnings.
+      origin: the source, for the messages.
+      images: the images with their splits.
+      equal: groups of equal files.
+      similar: groups of equal files and near-duplicates. These only cause warnings: a perceptual hash can be wrong.
+      allow: whether equal files in two splits only cause a warning.
+      warn: called with each warning.
 
     Raises:
-      UserError: equal files lie in two splits; the sentence names some and says how to go on.
+      UserError: equal files are in two splits; names some of them and how to proceed.
     """
-    equal = across(found, [pair for pair in pairs if pair.exact])
-    if equal:
-        sentence = f"{len(equal)} image(s) of {origin} lie in more than one split: {_named(origin, found, equal)}"
+    leaks = _groups_across(images, equal, "split")
+    if leaks:
+        text = f"{len(leaks)} image(s) of {origin} are in more than one split: {_describe(origin, images, leaks)}."
         if not allow:
             raise UserError(
-                f"{sentence}; flaxtl doctor shows them all: remove them from one split, or train all the same with"
-                " --config.data.allow_leaks=true"
+                f"{text} flaxtl doctor lists all of them. Remove them from one split, or train anyway with "
+                "--config.data.allow_leaks=true"
             )
-        warn(f"{sentence}; measures on these are flattered")
-    similar = [group for group in across(found, pairs) if group not in equal]
-    if similar:
+        warn(f"{text} Metrics on these images are too optimistic.")
+    near_leaks = [group for group in _groups_across(images, similar, "split") if group not in leaks]
+    if near_leaks:
         warn(
-            f"{len(similar)} image(s) of {origin} look nearly the same in more than one split:"
-            f" {_named(origin, found, similar)}; flaxtl doctor shows them all"
+            f"{len(near_leaks)} image(s) of {origin} have near-duplicates in another split: "
+            f"{_describe(origin, images, near_leaks)}. flaxtl doctor lists all of them."
         )
 
 
-def check_label_conflicts(
-    origin: str, found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], warn: Callable[[str], None]
-) -> None:
-    """Warns of equal files that have different labels; arguments as of `check`."""
-    torn = across(found, [pair for pair in pairs if pair.exact], "label")
-    if torn:
+def check_label_conflicts(origin: str, images: Sequence[SourceImage], equal: Groups, warn: Warn) -> None:
+    """Warn about equal files with different labels; arguments as for `check_split_leakage`."""
+    conflicts = _groups_across(images, equal, "label")
+    if conflicts:
         warn(
-            f"{len(torn)} image(s) of {origin} have more than one label: {_named(origin, found, torn, 'label')};"
-            " flaxtl doctor shows them all"
+            f"{len(conflicts)} image(s) of {origin} have more than one label: "
+            f"{_describe(origin, images, conflicts, 'label')}. flaxtl doctor lists all of them."
         )
 
 
-def across(found: Sequence[SourceImage], pairs: Sequence[DuplicatePair], differing: str = "split") -> list[list[int]]:
-    """The sets of like images, by index, that have more than one value of the field `differing`."""
-    groups = duplicate_groups(len(found), pairs)
-    return [group for group in groups if len({getattr(found[index], differing) for index in group}) > 1]
+_Field = Literal["split", "label"]
 
 
-def _named(origin: str, found: Sequence[SourceImage], groups: Sequence[Sequence[int]], differing: str = "split") -> str:
-    """Of each group one image for each value of the field `differing`."""
-    first = ([found[index] for index in group] for group in groups[:_LISTED])
-    told = [" = ".join(_one_of_each(origin, alike, differing)) for alike in first]
-    return ", ".join(told) + (f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else "")
+def _groups_across(images: Sequence[SourceImage], groups: Groups, field: _Field) -> list[Sequence[int]]:
+    """Return the groups whose images differ in `field`."""
+    return [group for group in groups if len({getattr(images[index], field) for index in group}) > 1]
 
 
-def _one_of_each(origin: str, alike: Sequence[SourceImage], differing: str) -> list[str]:
-    paths = {getattr(image, differing): image.path for image in alike}
-    return [
-        f"{path.relative_to(origin) if path.is_relative_to(origin) else path} ({where})"
-        for where, path in paths.items()
-    ]
+def _describe(origin: str, images: Sequence[SourceImage], groups: Groups, field: _Field = "split") -> str:
+    """Name one image of each value of `field` for the first groups: '0.jpg (train) = 1.jpg (test)'."""
+    names = []
+    for group in groups[:_MAX_NAMED]:
+        paths = {getattr(images[index], field): images[index].path for index in group}
+        names.append(" = ".join(f"{_relative(path, origin)} ({value})" for value, path in paths.items()))
+    return ", ".join(names) + (f" and {len(groups) - _MAX_NAMED} more" if len(groups) > _MAX_NAMED else "")
+
+
+def _relative(path: Path, origin: str) -> Path:
+    return path.relative_to(origin) if path.is_relative_to(origin) else path

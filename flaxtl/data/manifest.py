@@ -1,4 +1,4 @@
-"""The manifest: which images a run uses, their classes, their splits and their content hashes."""
+"""The manifest: the images of a run with their classes, splits and content hashes."""
 
 import csv
 import re
@@ -32,228 +32,234 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a run. `classes` are sorted: class index i is `classes[i]`, everywhere and for good."""
+    """The images of a run. `classes` are sorted: class index i means `classes[i]` everywhere."""
 
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The splits that hold images, in the order train, validation, test."""
+        """The splits that have images, in the order train, validation, test."""
         present = {example.split for example in self.examples}
         return tuple(split for split in SPLITS if split in present)
 
     def of_split(self, name: str) -> tuple[Example, ...]:
-        """The examples of one split, in the manifest's order. Raises UserError where there is no such split."""
+        """Return the examples of one split in the manifest's order. Raises UserError for an unknown split."""
         if name not in self.splits:
             raise unknown("split", name, self.splits)
         return tuple(example for example in self.examples if example.split == name)
 
     def labels(self, examples: Sequence[Example]) -> NDArray[np.int32]:
-        """The class indices of `examples`: int32 [len(examples)], values 0 to len(classes) - 1."""
+        """Return the class indices of `examples`: int32 [len(examples)], values 0 to len(classes) - 1."""
         index = {label: i for i, label in enumerate(self.classes)}
         return np.array([index[example.label] for example in examples], dtype=np.int32)
 
     def without(self, paths: Collection[str]) -> "Manifest":
-        """The manifest less the images at `paths`; raises UserError where a split would lose a whole class."""
+        """Return the manifest without the images at `paths`. Raises UserError if a split would lose a class."""
         kept = tuple(example for example in self.examples if example.path not in paths)
         before, after = ({(e.split, e.label) for e in examples} for examples in (self.examples, kept))
         if lost := sorted(before - after):
             split, label = lost[0]
-            raise UserError(
-                f"all {split} images of the class {label!r} would be left out, as none of them can be read; mend or"
-                " replace them"
-            )
+            raise UserError(f"None of the {split} images of the class {label!r} can be read. Repair or replace them.")
         return Manifest(self.classes, kept)
 
     def write(self, path: Path) -> None:
-        """Writes the manifest as CSV (path,label,split,sha256), whole or not at all."""
-        # File names need not be Unicode: surrogateescape carries their bytes through.
+        """Write the manifest as CSV (path,label,split,sha256), atomically."""
+        # File names need not be Unicode: surrogateescape preserves their bytes.
         with atomic_write(path, errors="surrogateescape", newline="") as stream:
             fileio.write_csv(stream, [_COLUMNS])
             fileio.write_csv(stream, ((e.path, e.label, e.split, e.sha256) for e in self.examples))
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Reads what `write` wrote; the images themselves are not looked at.
+        """Read the file that `write` wrote; the images themselves are not accessed.
 
         Raises:
-          UserError: the file is missing or damaged; the sentence names the first bad line.
+          UserError: the file is missing or damaged; names the first bad row.
         """
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 rows = list(csv.reader(stream, strict=True))
         except OSError as error:
-            raise UserError(f"cannot read the manifest {path}: {error.strerror}") from error
+            raise UserError(f"Cannot read the manifest {path}: {error.strerror}") from error
         except csv.Error as error:
-            raise UserError(f"the manifest {path} is damaged ({error}); make it again from the images") from error
+            raise UserError(f"The manifest {path} is damaged ({error}). Create it again from the images.") from error
         if not rows or tuple(rows[0]) != _COLUMNS:
-            raise UserError(f"{path} is no manifest: its first line must be {','.join(_COLUMNS)}")
-        examples = _examples_of(path, rows[1:])
+            raise UserError(f"{path} is not a manifest: its first line must be {','.join(_COLUMNS)}")
+        examples = _parse_rows(path, rows[1:])
         return cls(tuple(sorted({example.label for example in examples})), examples)
 
 
-def _examples_of(path: Path, rows: Iterable[list[str]]) -> tuple[Example, ...]:
+def _parse_rows(path: Path, rows: Iterable[list[str]]) -> tuple[Example, ...]:
     examples: dict[str, Example] = {}
     for number, row in enumerate(rows, start=2):
-        fault = _fault(row)
-        if fault is None and row[0] in examples:
-            fault = "its image was listed before"
-        if fault is not None:
-            raise UserError(f"the manifest {path} is damaged in row {number}: {fault}; make it again from the images")
+        problem = _row_problem(row)
+        if problem is None and row[0] in examples:
+            problem = "its image is listed twice"
+        if problem is not None:
+            raise UserError(f"The manifest {path} is damaged in row {number}: {problem}. Create it again.")
         examples[row[0]] = Example(*row)
     if not examples:
-        raise UserError(f"the manifest {path} lists no images; make it again from the images")
+        raise UserError(f"The manifest {path} lists no images. Create it again from the images.")
     return tuple(examples.values())
 
 
-def _fault(row: list[str]) -> str | None:
+def _row_problem(row: list[str]) -> str | None:
+    """Return what is wrong with a row of the file, or None."""
     if len(row) != len(_COLUMNS):
         return f"{len(row)} columns instead of {len(_COLUMNS)}"
     path, label, split, sha256 = row
     if not Path(path).is_absolute():
-        return f"{path!r} is no absolute path"
+        return f"{path!r} is not an absolute path"
     if not label:
         return "it has no label"
     if split not in SPLITS:
-        return f"{split!r} is no split"
+        return f"{split!r} is not a split"
     if not re.fullmatch("[0-9a-f]{64}", sha256):
-        return f"{sha256!r} is no SHA-256"
+        return f"{sha256!r} is not a SHA-256"
     return None
 
 
 def make_manifest(
-    listing: DatasetIndex,
+    index: DatasetIndex,
     fractions: Mapping[str, float],
     seed: int,
     *,
     near_duplicates: int = 4,
     allow_leaks: bool = False,
-    warn: Callable[[str], None] = lambda sentence: None,
+    warn: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """The manifest of a run on `listing`.
+    """Create the manifest of a run.
 
-    Given splits are taken as they are; where only validation is missing, it is dealt out of train, in the proportion of
-    their fractions. Without given splits the images are dealt out by
-    `splitting.deal`, each class in the order of file names, so that the split does not depend on where the images
-    lie; equal files and near-duplicates stay together in one split.
+    Splits that the source defines are kept; if only validation is missing, it is taken from train in the proportion of
+    their fractions. Otherwise the images are split by `splitting.stratified_split`, each class in the order of file
+    names, so that the split does not depend on where the images are stored; equal files and near-duplicates are kept in
+    the same split.
 
     Args:
-      listing: see `sources.find`.
-      fractions: parts of train, validation and test; the first two above 0, test may be 0 or absent; they sum to 1.
+      index: the images; see `sources.base.open_source`.
+      fractions: of train, validation and test, with sum 1; train and validation above 0, test may be 0 or absent.
       seed: 0 or more.
-      near_duplicates: the threshold of `duplicates.pairs`; -1 looks for equal files only, and unpacks no image.
-      allow_leaks: whether equal files in two given splits are told to `warn` instead of raised.
-      warn: is told in sentences what is odd but stops nothing: near-duplicates in two given splits, equal files with
-        two labels, and totals that had to give way to groups of like images.
+      near_duplicates: the threshold of `duplicates.duplicate_groups`; -1 compares files only and decodes no image.
+      allow_leaks: whether equal files in two defined splits only cause a warning.
+      warn: called with each warning: near-duplicates in two defined splits, equal files with two labels, and totals
+        that had to change because of groups of duplicates.
       on_progress: called with the number of files that are fingerprinted.
 
     Returns:
       Classes in sorted order; examples sorted by split (train, validation, test), class and file name.
 
     Raises:
-      UserError: the listing or the fractions will not do, or the given splits leak. A file that cannot be opened is no
-        error: who decodes the images tells of it, with all others that cannot be read.
+      UserError: the index or the fractions are invalid, or the defined splits leak. A file that cannot be opened is not
+        an error here: the decoder reports all files that cannot be read.
     """
-    parts = _run_fractions(fractions, seed)
-    for sentence in find_problems(listing):
-        raise UserError(sentence)
-    found, prints = fingerprint_images(listing, near_duplicates, on_progress, strict=False)
-    pairs = duplicates.near_duplicate_pairs(prints, near_duplicates)
-    groups = duplicates.duplicate_groups(len(found), pairs)
-    duplicates.check_label_conflicts(listing.origin, found, pairs, warn)
-    if listing.has_splits:
-        duplicates.check_split_leakage(listing.origin, found, pairs, allow_leaks, warn)
-        splits = _with_validation(listing, found, groups, parts, seed, warn)
+    run_fractions = _check_run_fractions(fractions, seed)
+    for problem in find_problems(index):
+        raise UserError(problem)
+    images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, strict=False)
+    equal = duplicates.duplicate_groups(fingerprints, -1)
+    similar = duplicates.duplicate_groups(fingerprints, near_duplicates)
+    duplicates.check_label_conflicts(index.origin, images, equal, warn)
+    if index.has_splits:
+        duplicates.check_split_leakage(index.origin, images, equal, similar, allow_leaks, warn)
+        splits = _add_validation(index, images, similar, run_fractions, seed, warn)
     else:
-        splits = splitting.stratified_split([image.label for image in found], groups, parts, seed, warn)
-    rows = zip(found, splits, prints, strict=True)
-    return _manifest(Example(str(image.path), image.label, split, p.sha256) for image, split, p in rows)
+        splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
+    return _sorted_manifest(images, splits, fingerprints)
 
 
-def _with_validation(
-    listing: DatasetIndex,
-    found: Sequence[SourceImage],
+def _add_validation(
+    index: DatasetIndex,
+    images: Sequence[SourceImage],
     groups: Sequence[Sequence[int]],
-    parts: Mapping[str, float],
+    fractions: Mapping[str, float],
     seed: int,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """The given split of every image; where none are given for validation, a part of the training images is."""
-    splits = [image.split or "" for image in found]
-    if "validation" in listing.splits:
+    """Return the defined split of every image; if none is for validation, take a part of the training images."""
+    splits = [image.split or "" for image in images]
+    if "validation" in index.splits:
         return splits
     train = [number for number, split in enumerate(splits) if split == "train"]
-    place = {number: position for position, number in enumerate(train)}
-    inside = [[place[number] for number in group if number in place] for group in groups]
-    shares = {split: parts[split] / (parts["train"] + parts["validation"]) for split in ("train", "validation")}
-    labels = [found[number].label for number in train]
-    dealt = splitting.stratified_split(labels, [group for group in inside if len(group) > 1], shares, seed, warn)
-    for number, split in zip(train, dealt, strict=True):
+    position = {number: i for i, number in enumerate(train)}
+    train_groups = [[position[number] for number in group if number in position] for group in groups]
+    total = fractions["train"] + fractions["validation"]
+    new_splits = splitting.stratified_split(
+        [images[number].label for number in train],
+        [group for group in train_groups if len(group) > 1],
+        {split: fractions[split] / total for split in ("train", "validation")},
+        seed,
+        warn,
+    )
+    for number, split in zip(train, new_splits, strict=True):
         splits[number] = split
     warn(
-        f"{listing.origin} holds no validation images: {dealt.count('validation')} of its {len(train)} training"
-        " images are set aside for validation"
+        f"{index.origin} has no validation images: {new_splits.count('validation')} of its {len(train)} training "
+        "images are used for validation."
     )
     return splits
 
 
-def collect_examples(listing: DatasetIndex, split: str) -> Manifest:
-    """The images of one given split, or, where no splits are given, all of them as images of `split`.
+def collect_examples(index: DatasetIndex, split: str) -> Manifest:
+    """Return the images of one defined split, or all images as `split` if the source defines no splits.
 
-    Raises UserError where the split is not among those given.
+    Raises UserError if the source defines other splits only.
     """
-    if listing.has_splits and split not in listing.splits:
-        raise UserError(f"{listing.origin} holds no {split} images; it holds {', '.join(listing.splits)}")
-    chosen = DatasetIndex(tuple(found for found in listing.images if found.split in (split, None)), listing.origin)
-    found, prints = fingerprint_images(chosen, near_duplicates=-1, strict=False)
-    pairs = zip(found, prints, strict=True)
-    return _manifest(Example(str(image.path), image.label, split, p.sha256) for image, p in pairs)
+    if index.has_splits and split not in index.splits:
+        raise UserError(f"{index.origin} has no {split} images. Its splits: {', '.join(index.splits)}")
+    selected = DatasetIndex(tuple(image for image in index.images if image.split in (split, None)), index.origin)
+    images, fingerprints = fingerprint_images(selected, near_duplicates=-1, strict=False)
+    return _sorted_manifest(images, [split] * len(images), fingerprints)
 
 
 def fingerprint_images(
-    listing: DatasetIndex,
+    index: DatasetIndex,
     near_duplicates: int,
     on_progress: Callable[[int], None] | None = None,
     *,
     strict: bool = True,
 ) -> tuple[list[SourceImage], list[Fingerprint]]:
-    """The images in an order that does not depend on where they lie, with their fingerprints.
+    """Return the images with their fingerprints, in the order of class, file name and SHA-256.
 
-    That is the order of class, file name and SHA-256. Below 0, `near_duplicates` leaves out the perceptual hashes; for
-    `strict` see `fingerprint.of`.
+    So the order does not depend on where the images are stored. If `near_duplicates` is below 0, no perceptual hashes
+    are computed; for `strict` see `duplicates.fingerprint_files`.
 
     Raises:
-      UserError: the threshold is out of its range, a file cannot be opened, or it is not the one whose SHA-256 was
-        listed.
+      UserError: the threshold is out of range, a file cannot be opened, or its SHA-256 is not the listed one.
     """
     duplicates.check_threshold(near_duplicates)
-    paths = [found.path for found in listing.images]
-    prints = duplicates.fingerprint_files(paths, on_progress, perceptual=near_duplicates >= 0, strict=strict)
+    paths = [image.path for image in index.images]
+    fingerprints = duplicates.fingerprint_files(paths, on_progress, perceptual=near_duplicates >= 0, strict=strict)
     rows = sorted(
-        zip(listing.images, prints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
+        zip(index.images, fingerprints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
     )
-    changed = [found.path for found, p in rows if found.sha256 not in (None, p.sha256)]
+    changed = [image.path for image, fingerprint in rows if image.sha256 not in (None, fingerprint.sha256)]
     if changed:
         raise UserError(
-            f"{len(changed)} image(s), such as {changed[0]}, have another SHA-256 than {listing.origin} says; restore"
-            " them, or remove the column sha256"
+            f"The SHA-256 of {len(changed)} image(s), such as {changed[0]}, is not the one listed in {index.origin}. "
+            "Restore them, or remove the column sha256."
         )
-    return [found for found, _ in rows], [p for _, p in rows]
+    return [image for image, _ in rows], [fingerprint for _, fingerprint in rows]
 
 
-def _manifest(examples: Iterable[Example]) -> Manifest:
-    ordered = sorted(examples, key=lambda e: (SPLITS.index(e.split), e.label, Path(e.path).name, e.path))
-    return Manifest(tuple(sorted({example.label for example in ordered})), tuple(ordered))
+def _sorted_manifest(
+    images: Sequence[SourceImage], splits: Sequence[str], fingerprints: Sequence[Fingerprint]
+) -> Manifest:
+    rows = zip(images, splits, fingerprints, strict=True)
+    examples = [Example(str(image.path), image.label, split, own.sha256) for image, split, own in rows]
+    examples.sort(key=lambda e: (SPLITS.index(e.split), e.label, Path(e.path).name, e.path))
+    return Manifest(tuple(sorted({example.label for example in examples})), tuple(examples))
 
 
-def _run_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
+def _check_run_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
     for name in fractions:
         if name not in SPLITS:
             raise unknown("split", name, SPLITS)
-    parts = splitting.check_fractions(fractions, seed)
-    if not {"train", "validation"} <= parts.keys():
-        told = ", ".join(f"{split} {part}" for split, part in fractions.items())
-        raise UserError(f"the fractions ({told}) leave train or validation without images; give both more than 0")
-    return {split: parts[split] for split in SPLITS if split in parts}
+    used = splitting.check_fractions(fractions, seed)
+    if not {"train", "validation"} <= used.keys():
+        raise UserError(
+            f"The fractions ({splitting.format_fractions(fractions)}) leave train or validation without images. Both "
+            "must be above 0."
+        )
+    return {split: used[split] for split in SPLITS if split in used}

@@ -1,4 +1,8 @@
-"""How many images of each class each split gets: whole numbers as near to the fractions as whole numbers can be."""
+"""Stratified splits and folds: reproducible, exact in the totals, and with duplicates kept together.
+
+`stratified_split` first computes a table of counts, images per class and split, as near to the fractions as whole
+numbers can be (`allocate_counts`), and then fills it from a seeded permutation of each class.
+"""
 
 import math
 from collections import Counter
@@ -10,110 +14,31 @@ from numpy.typing import NDArray
 
 from flaxtl.errors import UserError
 
-SplitCounts = NDArray[np.int64]
-Quotas = NDArray[np.float64]
+Counts = NDArray[np.int64]
+"""Images per class and split, [classes, splits], or a row or column sum of that."""
 
-_BEYOND = 1e6  # for every image by which a count is more than one off its quota: outweighs any number of squares
-
-
-def allocate_counts(
-    sizes: Sequence[int], fractions: Sequence[float], at_least: SplitCounts | None = None
-) -> SplitCounts:
-    """The table of counts, int64 [classes, splits], nearest to the quotas sizes[c] * fractions[s].
-
-    Every row sums to its class's size. The columns sum to the largest-remainder totals of all images: each total is
-    its quota rounded down, and those with the largest remainders get the images that are left over, the earlier split
-    first among equals. Of all such tables this is the one with the fewest images by which counts are more than one
-    off their quotas (none, where that is possible), and of those one with the least sum of squared differences.
-
-    Args:
-      sizes: images per class, 0 or more.
-      fractions: above 0; taken relative to their sum.
-      at_least: int64 [classes, splits], bounds that no count may fall below, with row sums within `sizes`; the totals
-        give way to them where they must.
-    """
-    shares = np.asarray(fractions, np.float64) / np.sum(fractions)
-    rows = np.asarray(sizes, np.int64)
-    low = np.zeros((len(rows), len(shares)), np.int64) if at_least is None else at_least
-    quotas = np.outer(rows, shares)
-    totals = _nearest(int(rows.sum()), rows.sum() * shares, low.sum(0))
-    table = np.array([_nearest(int(n), *row) for n, *row in zip(rows, quotas, low, strict=True)], np.int64)
-    return _with_totals(table, quotas, low, totals)
-
-
-def _nearest(n: int, quotas: Quotas, low: SplitCounts) -> SplitCounts:
-    """The row of counts that sums to n: from the quotas rounded down, one image at a time where it costs least."""
-    row = np.maximum(low, np.floor(quotas + 1e-9).astype(np.int64))  # 733.9999999999999 is 734
-    while row.sum() < n:
-        row[_adding(row, quotas).argmin()] += 1
-    while row.sum() > n:
-        row[_removing(row, quotas, low).argmin()] -= 1
-    return row
-
-
-def _with_totals(table: SplitCounts, quotas: Quotas, low: SplitCounts, totals: SplitCounts) -> SplitCounts:
-    """Moves images between splits, within their classes, until the columns sum to `totals`.
-
-    Each move follows the cheapest path from a column with too many to one with too few, perhaps through others by
-    images of other classes. The rows are optimal to begin with, so this is the successive-shortest-path algorithm
-    for flows of least convex cost, and its end is optimal as well.
-    """
-    table = table.copy()
-    while (surplus := table.sum(0) - totals).any():
-        moving = _removing(table, quotas, low)[:, :, None] + _adding(table, quotas)[:, None, :]
-        path = _cheapest_path(moving.min(0), surplus)
-        for start, end in pairwise(path):
-            mover = moving[:, start, end].argmin()
-            table[mover, start] -= 1
-            table[mover, end] += 1
-    return table
-
-
-def _cheapest_path(costs: Quotas, surplus: SplitCounts) -> list[int]:
-    """The columns along the cheapest way from any with a surplus to any with a deficit, by Bellman and Ford."""
-    distance = np.where(surplus > 0, 0.0, np.inf)
-    before = np.full(len(surplus), -1)
-    for _ in surplus:
-        through = distance[:, None] + costs
-        shorter = through.min(0) < distance
-        before[shorter] = through.argmin(0)[shorter]
-        distance = np.minimum(distance, through.min(0))
-    path = [int(np.where(surplus < 0, distance, np.inf).argmin())]
-    while before[path[0]] >= 0:
-        path.insert(0, int(before[path[0]]))
-    return path
-
-
-def _cost(table: SplitCounts, quotas: Quotas) -> Quotas:
-    off = np.abs(table - quotas)
-    return np.asarray(off**2 + _BEYOND * np.maximum(off - 1, 0))
-
-
-def _adding(table: SplitCounts, quotas: Quotas) -> Quotas:
-    """What one image more costs; rounded, so that equal costs are equal to the bit and the first is taken."""
-    return np.round(_cost(table + 1, quotas) - _cost(table, quotas), 6)
-
-
-def _removing(table: SplitCounts, quotas: Quotas, low: SplitCounts) -> Quotas:
-    """What one image less costs."""
-    cost = np.round(_cost(table - 1, quotas) - _cost(table, quotas), 6)
-    return np.where(table > low, cost, np.inf)
-
-
+Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+
+_OFF_BY_MORE = 1e6  # penalty per image by which a count is more than one off its quota; outweighs any sum of squares
 
 
 def check_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
-    """The fractions above 0. Raises UserError unless each lies in 0..1, they sum to 1, and the seed is 0 or more."""
-    for name, part in fractions.items():
-        if not 0 <= part <= 1:
-            raise UserError(f"the fraction of {name} is {part}; fractions lie between 0 and 1")
-    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
-        told = ", ".join(f"{split} {part}" for split, part in fractions.items())
-        raise UserError(f"the fractions ({told}) sum to {sum(fractions.values()):.6g}; make them sum to 1")
+    """Return the fractions above 0. Raise UserError unless each is in [0, 1], they sum to 1, and the seed is >= 0."""
+    for name, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            raise UserError(f"The fraction of {name} is {fraction}. Fractions must be between 0 and 1.")
+    total = sum(fractions.values())
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise UserError(f"The fractions ({format_fractions(fractions)}) sum to {total:.6g}. They must sum to 1.")
     if seed < 0:
-        raise UserError(f"the seed of the split is {seed}; give 0 or more")
-    return {name: part for name, part in fractions.items() if part > 0}
+        raise UserError(f"The seed of the split is {seed}. It must be 0 or more.")
+    return {name: fraction for name, fraction in fractions.items() if fraction > 0}
+
+
+def format_fractions(fractions: Mapping[str, float]) -> str:
+    """Format fractions for a message: 'train 0.5, validation 0.2, test 0.3'."""
+    return ", ".join(f"{split} {fraction}" for split, fraction in fractions.items())
 
 
 def stratified_split(
@@ -123,110 +48,194 @@ def stratified_split(
     seed: int,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Gives every image its split.
+    """Assign every image to a split.
 
-    The counts are those of `apportion.counts`, where every split gets an image of each class that has enough of them.
-    The images of a class, in the order given, are permuted by numpy's default_rng seeded with `seed` and the bytes of
-    the class name. Groups are placed first, the largest first: each, whole, where most of the room for its classes is
-    left, else where it exceeds the room least. Then the others fill the counts in the order of the permutation. So a
-    split does not depend on where the images lie, as long as their order does not.
+    The counts are those of `allocate_counts`; every split gets an image of each class that has enough of them. The
+    images of a class, in the given order, are permuted by numpy's default_rng seeded with `seed` and the bytes of the
+    class name. Groups are placed first, as a whole, the largest first: where most of the capacity for their classes is
+    left, or else where they exceed it least. The other images then fill the counts in the order of the permutation. So
+    a split depends on the order of the images, but not on where they are stored.
 
     Args:
       labels: the class name of every image.
-      groups: disjoint sets of two and more images, by index, that must not be separated; classes may mix.
-      fractions: the part of each split, above 0, with the sum 1.
+      groups: disjoint sets of two or more images, by index, that must stay together; their classes may differ.
+      fractions: of each split, above 0, with sum 1.
       seed: 0 or more.
-      warn: is told one sentence where groups are so large that the totals had to give way.
+      warn: called with one message if groups are so large that the totals had to change.
 
     Returns:
-      The names of the splits, one an image.
+      The split of every image.
 
     Raises:
       UserError: a class leaves a split empty.
     """
-    splits, shares = list(fractions), list(fractions.values())
-    classes, of = np.unique(np.array(labels, dtype=object), return_inverse=True)
-    sizes = np.bincount(of, minlength=len(classes))
-    order = _order(of, classes, seed)
-    wanted = allocate_counts(sizes.tolist(), shares, _bounds(np.zeros((len(classes), len(splits)), np.int64), sizes))
-    dealt = np.full(len(labels), -1)
-    placed = _place(groups, of, order, wanted, dealt)
-    table = allocate_counts(sizes.tolist(), shares, _bounds(placed, sizes))
-    _check_none_empty(table, [str(name) for name in classes], splits, sizes, placed)
-    for number in range(len(classes)):
-        singles = order[(of[order] == number) & (dealt[order] < 0)]
-        dealt[singles] = np.repeat(np.arange(len(splits)), table[number] - placed[number])
-    if (table.sum(0) != wanted.sum(0)).any():
-        told = zip(splits, table.sum(0), wanted.sum(0), strict=True)
-        changes = ", ".join(f"{split} {n} instead of {exact}" for split, n, exact in told if n != exact)
-        warn(f"images that are alike stay together and do not fit into the fractions exactly: {changes}")
-    return [splits[number] for number in dealt]
+    splits = list(fractions)
+    classes, class_of = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    sizes = np.bincount(class_of, minlength=len(classes))
+    order = _permute_classes(class_of, classes, seed)
+    nothing_placed = np.zeros((len(classes), len(splits)), np.int64)
+    targets = allocate_counts(sizes.tolist(), list(fractions.values()), _lower_bounds(nothing_placed, sizes))
+    assignment = np.full(len(labels), -1)
+    placed = _place_groups(groups, class_of, order, targets, assignment)
+    counts = allocate_counts(sizes.tolist(), list(fractions.values()), _lower_bounds(placed, sizes))
+    _check_none_empty(counts, [str(name) for name in classes], splits, sizes, placed)
+    for label in range(len(classes)):
+        singles = order[(class_of[order] == label) & (assignment[order] < 0)]
+        assignment[singles] = np.repeat(np.arange(len(splits)), counts[label] - placed[label])
+    totals, target_totals = counts.sum(0), targets.sum(0)
+    if (totals != target_totals).any():
+        rows = zip(splits, totals, target_totals, strict=True)
+        changes = ", ".join(f"{split} {n} instead of {target}" for split, n, target in rows if n != target)
+        warn(f"Near-duplicates are kept in the same split, so the fractions cannot be met exactly: {changes}")
+    return [splits[number] for number in assignment]
 
 
 def stratified_kfold(
     labels: Sequence[str], groups: Sequence[Sequence[int]], k: int, seed: int, warn: Callable[[str], None]
 ) -> list[int]:
-    """The fold of every image, 0 to k - 1, dealt out as `deal` does.
+    """Assign every image to a fold, 0 to k - 1, as `stratified_split` does.
 
-    Raises UserError as it does, for k < 2, and for more folds than some class has images.
+    Raises:
+      UserError: k < 2, a class has fewer than k images, or as `stratified_split`.
     """
     if k < 2:
-        raise UserError(f"{k} fold(s) leave nothing to train on or nothing to validate with; give 2 or more")
+        raise UserError(f"{k} fold(s) leave no images for training or for validation. Use 2 or more.")
     smallest, size = min(Counter(labels).items(), key=lambda item: item[1])
     if size < k:
-        raise UserError(f"the class {smallest!r} is too small: its {size} image(s) cannot fill {k} folds; give fewer")
+        raise UserError(f"The class {smallest!r} is too small: its {size} image(s) cannot fill {k} folds. Use fewer.")
     names = [f"fold {number + 1}" for number in range(k)]
     return [names.index(name) for name in stratified_split(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
 
 
-def _order(of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
-    """All images, class by class, each class permuted."""
+def _permute_classes(class_of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
+    """Return all images, class by class, each class permuted."""
     permuted = [np.zeros(0, np.int64)]
     for number, name in enumerate(classes):
-        members = np.flatnonzero(of == number)
+        members = np.flatnonzero(class_of == number)
         rng = np.random.default_rng([seed, *name.encode(errors="surrogateescape")])
         permuted.append(members[rng.permutation(len(members))])
     return np.concatenate(permuted)
 
 
-def _bounds(placed: SplitCounts, sizes: SplitCounts) -> SplitCounts:
-    """What is placed, and one image for each empty place of the classes that have as many left."""
+def _lower_bounds(placed: Counts, sizes: Counts) -> Counts:
+    """Return the placed counts, with 1 instead of 0 for classes that have an image left for each empty split."""
     empty = placed == 0
     enough = empty.sum(1) <= sizes - placed.sum(1)
     return np.where(empty & enough[:, None], 1, placed)
 
 
-def _place(
-    groups: Sequence[Sequence[int]], of: Indices, order: Indices, wanted: SplitCounts, dealt: Indices
-) -> SplitCounts:
-    """Gives each group its split in `dealt`; returns how many of each class are placed so, [classes, splits]."""
+def _place_groups(
+    groups: Sequence[Sequence[int]], class_of: Indices, order: Indices, targets: Counts, assignment: Indices
+) -> Counts:
+    """Write the split of each group to `assignment`; return how many images are placed so, [classes, splits]."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    placed = np.zeros_like(wanted)
+    placed = np.zeros_like(targets)
     for group in sorted(groups, key=lambda members: (-len(members), rank[list(members)].min())):
         members = list(group)
-        classes, need = np.unique(of[members], return_counts=True)
-        split = _roomiest(need[:, None], wanted[classes], placed[classes])
-        placed[classes, split] += need
-        dealt[members] = split
+        classes, sizes = np.unique(class_of[members], return_counts=True)
+        split = _best_split(sizes[:, None], targets[classes], placed[classes])
+        placed[classes, split] += sizes
+        assignment[members] = split
     return placed
 
 
-def _roomiest(need: SplitCounts, wanted: SplitCounts, placed: SplitCounts) -> int:
-    room = wanted - placed
-    excess = np.maximum(need - room, 0).sum(0)
-    left = (room / np.maximum(wanted, 1)).min(0)  # of the class that has the least
-    return int(np.where(excess == excess.min(), left, -np.inf).argmax())
+def _best_split(sizes: Counts, targets: Counts, placed: Counts) -> int:
+    capacity = targets - placed
+    excess = np.maximum(sizes - capacity, 0).sum(0)
+    fraction_left = (capacity / np.maximum(targets, 1)).min(0)  # of the class that has the least
+    return int(np.where(excess == excess.min(), fraction_left, -np.inf).argmax())
 
 
 def _check_none_empty(
-    table: SplitCounts, classes: Sequence[str], splits: Sequence[str], sizes: SplitCounts, placed: SplitCounts
+    counts: Counts, classes: Sequence[str], splits: Sequence[str], sizes: Counts, placed: Counts
 ) -> None:
-    for row, name, size, together in zip(table, classes, sizes, placed.sum(1), strict=True):
+    for row, name, size, grouped in zip(counts, classes, sizes, placed.sum(1), strict=True):
         if not row.all():
             empty = ", ".join(split for split, n in zip(splits, row, strict=True) if not n)
-            alike = f", {together} of which are like others and stay with them," if together else ""
+            near = f", {grouped} of which are near-duplicates and stay together," if grouped else ""
             raise UserError(
-                f"the class {name!r} is too small: its {size} image(s){alike} leave {empty} empty; add images or"
-                " change the fractions" + (", or count fewer as near-duplicates" if together else "")
+                f"The class {name!r} is too small: its {size} image(s){near} leave {empty} empty. Add images, or "
+                "change the fractions" + (" or the threshold of near-duplicates." if grouped else ".")
             )
+
+
+def allocate_counts(sizes: Sequence[int], fractions: Sequence[float], at_least: Counts | None = None) -> Counts:
+    """Return the table of counts, int64 [classes, splits], nearest to the quotas sizes[c] * fractions[s].
+
+    Every row sums to the size of its class. The columns sum to the largest-remainder totals of all images: each total
+    is its quota rounded down, and those with the largest remainders get the images left over, the earlier split first
+    among equals. Of all such tables, this is the one with the fewest images by which counts are more than one off their
+    quotas (none, if possible), and of those the one with the least sum of squared differences.
+
+    Args:
+      sizes: images per class, 0 or more.
+      fractions: above 0; relative to their sum.
+      at_least: int64 [classes, splits], lower bounds of the counts, with row sums within `sizes`; the totals change
+        where these require it.
+    """
+    shares = np.asarray(fractions, np.float64) / np.sum(fractions)
+    rows = np.asarray(sizes, np.int64)
+    low = np.zeros((len(rows), len(shares)), np.int64) if at_least is None else at_least
+    quotas = np.outer(rows, shares)
+    totals = _round_quotas(int(rows.sum()), rows.sum() * shares, low.sum(0))
+    table = np.array([_round_quotas(int(n), *row) for n, *row in zip(rows, quotas, low, strict=True)], np.int64)
+    return _match_totals(table, quotas, low, totals)
+
+
+def _round_quotas(n: int, quotas: Floats, low: Counts) -> Counts:
+    """Return counts that sum to n: the quotas rounded down, then changed one image at a time where it costs least."""
+    counts = np.maximum(low, np.floor(quotas + 1e-9).astype(np.int64))  # 733.9999999999999 is 734
+    while counts.sum() < n:
+        counts[_cost_of_adding(counts, quotas).argmin()] += 1
+    while counts.sum() > n:
+        counts[_cost_of_removing(counts, quotas, low).argmin()] -= 1
+    return counts
+
+
+def _match_totals(table: Counts, quotas: Floats, low: Counts, totals: Counts) -> Counts:
+    """Move images between splits, within their classes, until the columns sum to `totals`.
+
+    Each move follows the cheapest path from a column with too many to one with too few, possibly through other columns
+    by images of other classes. The rows are optimal at the start, so this is the successive shortest path algorithm for
+    minimum convex cost flow, and its result is optimal too.
+    """
+    table = table.copy()
+    while (surplus := table.sum(0) - totals).any():
+        costs = _cost_of_removing(table, quotas, low)[:, :, None] + _cost_of_adding(table, quotas)[:, None, :]
+        for start, end in pairwise(_cheapest_path(costs.min(0), surplus)):
+            label = costs[:, start, end].argmin()
+            table[label, start] -= 1
+            table[label, end] += 1
+    return table
+
+
+def _cheapest_path(costs: Floats, surplus: Counts) -> list[int]:
+    """Return the columns along the cheapest path from any surplus to any deficit (Bellman-Ford)."""
+    distance = np.where(surplus > 0, 0.0, np.inf)
+    previous = np.full(len(surplus), -1)
+    for _ in surplus:
+        through = distance[:, None] + costs
+        shorter = through.min(0) < distance
+        previous[shorter] = through.argmin(0)[shorter]
+        distance = np.minimum(distance, through.min(0))
+    path = [int(np.where(surplus < 0, distance, np.inf).argmin())]
+    while previous[path[0]] >= 0:
+        path.insert(0, int(previous[path[0]]))
+    return path
+
+
+def _cost_of_adding(table: Counts, quotas: Floats) -> Floats:
+    """Return the cost of one more image; rounded, so that equal costs are bit-identical and the first one is taken."""
+    return np.round(_cost(table + 1, quotas) - _cost(table, quotas), 6)
+
+
+def _cost_of_removing(table: Counts, quotas: Floats, low: Counts) -> Floats:
+    """Return the cost of one image less, infinite at the lower bound."""
+    cost = np.round(_cost(table - 1, quotas) - _cost(table, quotas), 6)
+    return np.where(table > low, cost, np.inf)
+
+
+def _cost(table: Counts, quotas: Floats) -> Floats:
+    off = np.abs(table - quotas)
+    return np.asarray(off**2 + _OFF_BY_MORE * np.maximum(off - 1, 0))

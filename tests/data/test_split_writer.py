@@ -27,12 +27,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def written(listing: DatasetIndex, output: Path, fractions=LECTURE, seed=0, link=False, **changes):
-    told: list[str] = []
+def written(index: DatasetIndex, output: Path, fractions=LECTURE, seed=0, link=False, **changes):
+    messages: list[str] = []
     counts = write_folders(
-        listing, output, fractions, seed, **{"near_duplicates": 4, "link": link, "notify": told.append, **changes}
+        index, output, fractions, seed, **{"near_duplicates": 4, "link": link, "notify": messages.append, **changes}
     )
-    return counts, told
+    return counts, messages
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -40,9 +40,9 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_every_image_is_copied_once_and_listed(place: Path, tmp_path: Path) -> None:
+def test_write_folders_copies_and_lists_each_image_once(place: Path, tmp_path: Path) -> None:
     steps: list[int] = []
-    counts, told = written(scan_folder(place), tmp_path / "out", on_progress=steps.append)
+    counts, messages = written(scan_folder(place), tmp_path / "out", on_progress=steps.append)
     assert counts == {
         ("ants", "train"): 10,
         ("ants", "validation"): 4,
@@ -51,7 +51,7 @@ def test_every_image_is_copied_once_and_listed(place: Path, tmp_path: Path) -> N
         ("bees", "validation"): 2,
         ("bees", "test"): 3,
     }
-    assert told == []
+    assert messages == []
     assert steps == list(range(1, 63))
     listed = rows(tmp_path / "out" / "manifest.csv")
     assert [row["path"] for row in listed] == sorted(row["path"] for row in listed)
@@ -65,14 +65,14 @@ def test_every_image_is_copied_once_and_listed(place: Path, tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {"set", "out"}
 
 
-def test_the_output_is_a_source_in_two_ways(place: Path, tmp_path: Path) -> None:
+def test_write_folders_output_is_folder_and_csv_source(place: Path, tmp_path: Path) -> None:
     written(scan_folder(place), tmp_path / "out")
     folder, listed = scan_folder(tmp_path / "out"), scan_csv(tmp_path / "out" / "manifest.csv")
     assert {(f.path, f.label, f.split) for f in folder.images} == {(f.path, f.label, f.split) for f in listed.images}
     assert folder.splits == listed.splits == ("train", "validation", "test")
 
 
-def test_the_same_seed_gives_the_same_bytes_elsewhere(place: Path, tmp_path: Path) -> None:
+def test_write_folders_same_seed_same_bytes(place: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(place, tmp_path / "other" / "deep")
     written(scan_folder(place), tmp_path / "one", seed=5)
     written(scan_folder(moved), tmp_path / "two", seed=5, link=True)
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_bytes_elsewhere(place: Path, tmp_path: Pat
     assert one == two != three
 
 
-def test_links_are_the_files_themselves(place: Path, tmp_path: Path) -> None:
+def test_write_folders_links_are_hard_links(place: Path, tmp_path: Path) -> None:
     (place / "ants" / "link.png").symlink_to(place / "ants" / "0.png")
     written(scan_folder(place), tmp_path / "out", link=True)
     for path in (tmp_path / "out").rglob("*.png"):
@@ -89,7 +89,7 @@ def test_links_are_the_files_themselves(place: Path, tmp_path: Path) -> None:
         assert path.samefile(place / path.parent.name / path.name)
 
 
-def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> None:
+def test_write_folders_pools_splits_and_renames_equal_names(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "validation")):
         for offset, label in enumerate("ab"):
             paint(tmp_path / "set" / split / label, range(50 * offset + 100 * number, 50 * offset + 100 * number + 5))
@@ -97,8 +97,8 @@ def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> N
     shutil.copy(root / "train/a/0.png", root / "validation/a/0.png")  # an equal file of an equal name
     shutil.copy(root / "train/b/50.png", root / "train/b/X.png")
     shutil.copy(root / "validation/b/150.png", root / "validation/b/x.PNG")  # equal but for case
-    counts, told = written(scan_folder(root), tmp_path / "out", {"train": 0.6, "test": 0.4})
-    pooled, alike = told
+    counts, messages = written(scan_folder(root), tmp_path / "out", {"train": 0.6, "test": 0.4})
+    pooled, alike = messages
     assert str(root.resolve()) in pooled
     assert "train, validation" in pooled
     assert re.findall(r"\d+", alike) == ["6", "3"]
@@ -114,7 +114,7 @@ def test_given_splits_are_pooled_and_equal_names_told_apart(tmp_path: Path) -> N
     assert "1.png" in names
 
 
-def test_named_splits(place: Path, tmp_path: Path) -> None:
+def test_write_folders_with_named_splits(place: Path, tmp_path: Path) -> None:
     parts = parse_fractions("train=0.6,val=0.2,test=0.1,holdout=0.1")
     counts, _ = written(scan_folder(place), tmp_path / "out", parts)
     totals = Counter()
@@ -124,7 +124,7 @@ def test_named_splits(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "holdout" / "bees").is_dir()
 
 
-def test_fractions() -> None:
+def test_parse_fractions_accepts_both_forms() -> None:
     assert parse_fractions("0.5,0.2,0.3") == LECTURE
     assert parse_fractions(" 0.8, .2") == {"train": 0.8, "validation": 0.2}
     assert parse_fractions("1") == {"train": 1.0}
@@ -143,7 +143,7 @@ def test_fractions() -> None:
             parse_fractions(text)
 
 
-def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path: Path) -> None:
+def test_write_folders_output_must_be_empty(place: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     written(scan_folder(place), tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
@@ -157,14 +157,14 @@ def test_an_empty_folder_is_taken_and_a_filled_one_refused(place: Path, tmp_path
         written(scan_folder(place), tmp_path / "file")
 
 
-def test_the_output_may_not_lie_in_the_source(place: Path) -> None:
+def test_write_folders_output_inside_source_raises(place: Path) -> None:
     with pytest.raises(UserError, match=rf"{re.escape(str(place))}/split\b.*{re.escape(str(place))}(?!/)"):
         written(scan_folder(place), place / "split")
 
 
 @pytest.mark.parametrize("link", [True, False])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_failure_half_way_leaves_nothing(
+def test_write_folders_failure_leaves_nothing(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool, there: bool
 ) -> None:
     if there:
@@ -187,7 +187,7 @@ def test_a_failure_half_way_leaves_nothing(
 
 
 @pytest.mark.parametrize("label", ["a/b", "..", ".hidden", "a\\b"])
-def test_labels_that_are_no_folder_names(tmp_path: Path, label: str) -> None:
+def test_write_folders_invalid_folder_name_raises(tmp_path: Path, label: str) -> None:
     fill(tmp_path / "in", 9)
     found = [SourceImage(path, label if i % 2 else "b") for i, path in enumerate(sorted((tmp_path / "in").iterdir()))]
     with pytest.raises(UserError, match=rf"{re.escape(repr(label))}.*\bx\.csv"):
@@ -195,27 +195,27 @@ def test_labels_that_are_no_folder_names(tmp_path: Path, label: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_folds_list_each_image_once_for_validation(place: Path, tmp_path: Path) -> None:
+def test_write_folds_lists_each_image_once_for_validation(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "ants" / "3.png", place / "ants" / "copy.png")
-    told: list[str] = []
+    messages: list[str] = []
     steps: list[int] = []
     counts = write_folds(
-        scan_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, notify=told.append, on_progress=steps.append
+        scan_folder(place), tmp_path / "out", 4, 1, near_duplicates=4, notify=messages.append, on_progress=steps.append
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"fold-{i}.csv" for i in (1, 2, 3, 4)}
-    (said,) = told
+    (said,) = messages
     assert re.findall(r"\d+", said) == ["2", "1"]
     assert steps == list(range(1, 33))
     validated = Counter()
     for fold in (1, 2, 3, 4):
-        listing = scan_csv(tmp_path / "out" / f"fold-{fold}.csv")
-        assert listing.splits == ("train", "validation")
-        assert {found.path for found in listing.images} == {found.path for found in scan_folder(place).images}
-        own = [found for found in listing.images if found.split == "validation"]
+        index = scan_csv(tmp_path / "out" / f"fold-{fold}.csv")
+        assert index.splits == ("train", "validation")
+        assert {found.path for found in index.images} == {found.path for found in scan_folder(place).images}
+        own = [found for found in index.images if found.split == "validation"]
         validated.update(found.path for found in own)
         assert Counter((found.label, f"fold {fold}") for found in own) == {
             key: n for key, n in counts.items() if key[1] == f"fold {fold}"
         }
-        assert len({found.split for found in listing.images if found.path.name in ("3.png", "copy.png")}) == 1
+        assert len({found.split for found in index.images if found.path.name in ("3.png", "copy.png")}) == 1
     assert set(validated.values()) == {1}
     assert len(validated) == 32

@@ -61,11 +61,11 @@ def functions(folder: Path, n: int) -> Iterator[Row]:
     many = [f"class {number % (n // 20):05}" for number in range(n)]
     yield _timed(f"split {n // 20:,} classes", lambda: splitting.stratified_split(many, [], parts, 0, print))
     for bits in (0, 4, 8):
-        yield _timed(f"near-duplicates, {bits} bits", lambda bits=bits: duplicates.near_duplicate_pairs(prints, bits))
+        yield _timed(f"near-duplicates, {bits} bits", lambda bits=bits: duplicates.duplicate_groups(prints, bits))
     series = _prints(n, alike=True)
     yield _timed(
         "near-duplicates, one long series",
-        lambda: duplicates.duplicate_groups(n, duplicates.near_duplicate_pairs(series, 4)),
+        lambda: duplicates.duplicate_groups(series, 4),
     )
 
 
