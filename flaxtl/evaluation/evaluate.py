@@ -31,6 +31,7 @@ from flaxtl.train.datasets import decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.feature_cache import SplitData
 from flaxtl.train.phases import Phase
+from flaxtl.train.run_records import SplitMetrics, TemperatureFit
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.trainer import TrainResult
 
@@ -76,7 +77,7 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
                 evaluations[split] = _evaluate_split(setup, phase, params, data[split], console)
             if "test" in evaluations:
                 metrics = evaluations["test"].metrics
-                run_dir.update_phase_summary(setup.workdir, phase.name, test=metrics._asdict())
+                run_dir.update_phase_summary(setup.workdir, phase.name, test=SplitMetrics(**metrics._asdict()))
                 message(console, f"{phase.name}: test accuracy {metrics.accuracy:.2%} on {metrics.n} images")
     return {split: evaluations[split] for split in setup.manifest.splits if split in evaluations}, params
 
@@ -91,12 +92,12 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
     return evaluate(step, params, loader, setup.config.batch_size)
 
 
-def _calibrate(validation: Predictions, console: Console) -> dict[str, float | int | None]:
-    """Fit the temperature on validation predictions; returns the entry of summary.json."""
+def _calibrate(validation: Predictions, console: Console) -> TemperatureFit:
+    """Fit the temperature on validation predictions; return the entry of summary.json."""
     temperature = calibration.fit_temperature(validation.probabilities, validation.labels)
     if temperature:
         message(console, f"Model is {calibration.describe_temperature(temperature)} (temperature {temperature:.1f}).")
-    return {"temperature": temperature, "n": len(validation.paths)}
+    return TemperatureFit(temperature=temperature, n=len(validation.paths))
 
 
 def evaluate_workdir(

@@ -23,6 +23,7 @@ from flaxtl.evaluation.calibration import (
     RiskCoverage,
 )
 from flaxtl.evaluation.predictions import Predictions
+from flaxtl.train.run_records import load_versioned
 
 MAX_NUMBER = 10**15
 """Of counts, seconds and rates, which no run comes near."""
@@ -140,8 +141,8 @@ EPOCH_SHAPE: Shape = Record(
 LAYERS_SHAPE: Shape = [
     Record(
         {
-            "layer": is_text, "kind": is_text, "shape": [is_count], "parameters": is_count, "group": is_text,
-            "learns": [is_text], "origin": is_text,
+            "layer": is_text, "kind": is_text, "shape": [is_count], "params": is_count, "group": is_text,
+            "trained_in": [is_text], "source": is_text,
         }
     )
 ]  # fmt: skip
@@ -154,9 +155,9 @@ SUMMARY_SHAPE: Shape = {
     "devices": [is_text],
     "phases": {
         ...: {
-            "rates": _RATES,
-            "learning_parameters": is_count,
-            "frozen_leaves_unchanged": is_count,
+            "lrs": _RATES,
+            "trainable_params": is_count,
+            "frozen_arrays_verified": is_count,
             "augment": is_flag,
             "epochs": is_count,
             "wall_seconds": is_amount,
@@ -168,7 +169,7 @@ SUMMARY_SHAPE: Shape = {
     "timings": {...: is_amount},
     "versions": {...: is_text},
     "wall_seconds": is_amount,
-    "weights": {"origin": is_text},
+    "weights": {"source": is_text},
 }
 
 EVALUATION_SHAPE: Shape = Record({"accuracy": is_amount, "n": is_count})
@@ -216,7 +217,8 @@ def read_run(workdir: Path) -> RunRecord:
     """
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run directory: it has no config.json; name the --workdir of a `flaxtl train`")
-    config = _object(workdir / "config.json", CONFIG_SHAPE)
+    config = load_versioned(workdir / "config.json")
+    _check(workdir / "config.json", config, CONFIG_SHAPE)
     _check(workdir / "config.json", config, dict.fromkeys(config.get("phases", ()), PHASE_SHAPE))
     predictions = workdir / "predictions.csv"
     return RunRecord(

@@ -91,7 +91,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     return [
         ("Model", str(model.get("name", "–")) + (f" up to {output_layer}" if output_layer else "")),
         ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
-        ("Weights", str(run.summary.get("weights", {}).get("origin", "–"))),
+        ("Weights", str(run.summary.get("weights", {}).get("source", "–"))),
         ("Classes", format_count(len(run.classes))),
         ("Images", format_count(len(run.manifest)) if run.manifest else "–"),
         ("Seed", str(run.config.get("seed", "–"))),
@@ -113,9 +113,9 @@ def phase_rows(run: RunRecord) -> list[PhaseRow]:
         rows.append(
             PhaseRow(
                 name=name,
-                lrs=done.get("rates") or planned.get("lr", {}),
-                trainable_params=done.get("learning_parameters"),
-                verified_arrays=done.get("frozen_leaves_unchanged"),
+                lrs=done.get("lrs") or planned.get("lr", {}),
+                trainable_params=done.get("trainable_params"),
+                verified_arrays=done.get("frozen_arrays_verified"),
                 augment=bool(done.get("augment", planned.get("augment", False))),
                 epochs=int(done.get("epochs", len(epochs))),
                 planned_epochs=int(planned.get("epochs", 0)),

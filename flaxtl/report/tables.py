@@ -20,7 +20,7 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download
-from flaxtl.train.logger import layer_rows
+from flaxtl.train.logger import layer_records
 from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import ModelInfo, build_model
 
@@ -57,19 +57,19 @@ def config_summary(config: Any) -> tuple[Table, str]:
     phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.cut_groups)
     cells = [
         (
-            row["layer"],
-            row["kind"],
-            _shape(row["shape"]),
-            f"{row['parameters']:,}",
-            row["group"],
-            ", ".join(row["learns"]),
+            row.layer,
+            row.kind,
+            _shape(row.shape),
+            f"{row.params:,}",
+            row.group,
+            ", ".join(row.trained_in),
         )
-        for row in layer_rows(net, phases, "")
+        for row in layer_records(net, phases, "")
     ]
     title = (
         f"{config.model.name} at {config.data.height}x{config.data.width} under a new head of {len(classes)} classes"
     )
-    columns = ("layer", "kind", "output", "parameters", "group", "learns in")
+    columns = ("layer", "kind", "output", "parameters", "group", "trained in")
     return make_table(title, columns, cells), _totals(net, phases)
 
 

@@ -26,6 +26,7 @@ from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, EvalStep, evaluate_metri
 from flaxtl.train.logger import MetricLogger
 from flaxtl.train.metrics import Metrics, MetricSums
 from flaxtl.train.phases import Phase
+from flaxtl.train.run_records import EpochMetrics, NonfiniteStep
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.signals import StopSignal
 from flaxtl.train.train_step import NO_STEP, ScannedSteps, StepConfig, TrainState, TrainStep
@@ -146,14 +147,14 @@ class EpochLoop:
         self._log.truncate_after(self._first_step(progress))
         with (
             self._interruption.deferred(),
-            self._log.phase(phase.name, phase.epochs, progress.early_stopping.epoch) as report,
+            self._log.log_phase(phase.name, phase.epochs, progress.early_stopping.epoch) as report,
             leg.way.advancing(phase, self._setup.sampler(), step) as advance,
         ):
             while progress.early_stopping.epoch < phase.epochs and not self._exhausted(progress.early_stopping):
                 started = time.monotonic()
                 progress = self._steps(progress, step, advance)
                 progress, row = self._judge(progress)
-                report(row | {"seconds": time.monotonic() - started})
+                report(row.replace(seconds=time.monotonic() - started))
                 step = self._first_step(progress)
                 self._after_epoch(progress)
         ended, _, best = progress.early_stopping
@@ -214,25 +215,26 @@ class EpochLoop:
         self._checkpoints.save_latest(progress)
         self._saved = time.monotonic()
 
-    def _judge(self, progress: PhaseProgress) -> tuple[PhaseProgress, dict[str, Any]]:
+    def _judge(self, progress: PhaseProgress) -> tuple[PhaseProgress, EpochMetrics]:
         """One fetch of an epoch's totals, then validation. Returns the row for metrics.jsonl."""
         phase, state = self._phase, progress.state
         self._check_finite(progress)
         trained = state.metrics.compute()
         validated = self._validated(progress)
         epoch = progress.early_stopping.epoch + 1
-        row: dict[str, Any] = {
-            "phase": phase.name,
-            "epoch": epoch,
-            "step": self._first_step(progress) + phase.steps_per_epoch,
-            "train_loss": trained.loss,
-            "train_accuracy": trained.accuracy,
-            "validation_loss": validated.loss,
-            "validation_accuracy": validated.accuracy,
-            "validation_balanced_accuracy": validated.balanced_accuracy,
-            "rates": phase.lrs(epoch * phase.steps_per_epoch, float(state.lr_scale)),
-        }
-        value = float(row[phase.monitor])
+        row = EpochMetrics(
+            phase=phase.name,
+            epoch=epoch,
+            step=self._first_step(progress) + phase.steps_per_epoch,
+            train_loss=trained.loss,
+            train_accuracy=trained.accuracy,
+            validation_loss=validated.loss,
+            validation_accuracy=validated.accuracy,
+            validation_balanced_accuracy=validated.balanced_accuracy,
+            lrs=phase.lrs(epoch * phase.steps_per_epoch, float(state.lr_scale)),
+            seconds=0.0,  # the caller measures it
+        )
+        value = float(getattr(row, phase.monitor))
         if phase.is_improvement(value, progress.early_stopping.best_value):
             # A copy: the next step is given the state's own buffers and overwrites them.
             return PhaseProgress(
@@ -279,8 +281,8 @@ class EpochLoop:
         self._save(progress)
         train = self._setup.manifest.of_split("train")
         paths = [train[index].path for index in self._setup.sampler().batch(failed).indices]
-        where = {"phase": self._phase.name, "epoch": progress.early_stopping.epoch + 1, "step": failed}
-        run_dir.update_summary(self._setup.workdir, not_finite={**where, "images": paths})
+        where: dict[str, Any] = {"phase": self._phase.name, "epoch": progress.early_stopping.epoch + 1, "step": failed}
+        run_dir.update_summary(self._setup.workdir, nonfinite_step=NonfiniteStep(**where, images=paths))
         raise UserError(
             f"the loss or a gradient is no finite number in phase {where['phase']}, epoch {where['epoch']}, step "
             f"{failed}, on the images {', '.join(paths)}; the state before that step is in "

@@ -49,7 +49,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
     number = _number(config, name)
     is_run = run_dir.is_run(workdir)
     if is_run:
-        run_dir.check_config(workdir, config_to_json(config), phases=number)
+        run_dir.check_config(workdir, config_to_json(config), num_phases=number)
     manifest = load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
     setup = build_setup(config, workdir, manifest)
 

@@ -1,4 +1,4 @@
-"""One process at a time in a run directory."""
+"""The run directory: its lock, and the files that identify and summarize a run."""
 
 import json
 import os
@@ -15,28 +15,36 @@ from flaxtl import fileio
 from flaxtl.config import config_differences, config_from_json, config_to_json
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
+from flaxtl.train.run_records import LayerRecord, PhaseSummary, RunSummary, load_versioned, with_version
 
 LOCK_NAME = ".lock"
+
+PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+"""Packages whose versions are in summary.json."""
+
+MUTABLE_SETTINGS = ("feature_cache.dir", "checkpoint.")
+"""Settings that a resumed run may change: they affect where and when files are written, not the result."""
 
 
 @contextmanager
 def run_dir_lock(workdir: Path) -> Iterator[None]:
-    """`workdir`, which is made if it does not exist, for this process alone.
+    """Lock `workdir` for this process; create it if needed, and remove it again if nothing was written.
 
-    The system lets go of the lock when the process ends, however it ends. A new directory in which nothing was written
-    is removed again. Raises UserError if another process holds it, or if nothing can be written there.
+    The lock ends with the process, however that ends.
+
+    Raises:
+      UserError: another process holds the lock, or the folder is not writable.
     """
-    new = [place for place in (workdir, *workdir.parents) if not place.exists()]
+    created = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = fileio.file_lock(workdir / LOCK_NAME, wait=False)
     except OSError as error:
-        raise UserError(f"cannot write to {workdir} ({error.strerror}); choose another --workdir") from error
+        raise UserError(f"Cannot write to {workdir} ({error.strerror}). Use another --workdir.") from error
     if file is None:
         holder = (workdir / LOCK_NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
-        raise UserError(f"another flaxtl is at work in {workdir} ({holder}); wait for it, or choose another --workdir")
+        raise UserError(f"{workdir} is in use ({holder}). Wait until it is done, or use another --workdir.")
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}".encode())
@@ -46,114 +54,105 @@ def run_dir_lock(workdir: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 (workdir / LOCK_NAME).unlink()
-                for place in new:
-                    place.rmdir()
-
-
-PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+                for folder in created:
+                    folder.rmdir()
 
 
 def is_run(workdir: Path) -> bool:
-    """Whether `workdir` belongs to a run.
+    """Return whether `workdir` belongs to a run.
 
-    Raises UserError if it holds the checkpoints of a run that has lost its config.json.
+    Raises:
+      UserError: it has checkpoints but no config.json.
     """
-    found = (workdir / "config.json").is_file()
-    if not found and any((workdir / "checkpoints").glob("*/*")):
-        raise UserError(f"{workdir} holds checkpoints of a run but no config.json; choose another --workdir")
-    return found
-
-
-def check_config(workdir: Path, config: Mapping[str, Any], phases: int | None = None) -> None:
-    """Raise UserError, listing what differs, if the run in `workdir` has another config than `config`.
-
-    With `phases` only that many of the phases have to be the same, and what all phases share.
-    """
-    theirs = _completed(_json(workdir / "config.json"))
-    changed = [
-        line
-        for line in config_differences(_shortened(theirs, phases), _shortened(config, phases))
-        if not line.startswith(("feature_cache.dir", "checkpoint."))  # they change where and when, not what
-    ]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changed)}); "
-            "choose another --workdir, or start with the settings it was begun with"
-        )
-
-
-def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the defaults of settings that did not exist when the run began."""
-    return config_to_json(config_from_json(config))
-
-
-def _shortened(config: Mapping[str, Any], phases: int | None) -> Mapping[str, Any]:
-    """With the first `phases` phases only."""
-    kept = config["phases"][:phases]
-    left_out = set(config["phases"]) - set(kept)
-    return {key: value for key, value in config.items() if key not in left_out} | {"phases": kept}
+    has_config = (workdir / "config.json").is_file()
+    if not has_config and any((workdir / "checkpoints").glob("*/*")):
+        raise UserError(f"{workdir} has the checkpoints of a run but no config.json. Use another --workdir.")
+    return has_config
 
 
 def create_run_dir(
-    workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[Mapping[str, Any]]
+    workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[LayerRecord], summary: RunSummary
 ) -> None:
-    """Write what identifies a run; config.json comes last, as the sign that the rest is there."""
+    """Write the files that identify a run. config.json is written last, as the sign that all others are there."""
     if not processes.is_main_process():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write(workdir / "manifest.csv")
-    _write(workdir / "layers.json", layers)
-    update_summary(
-        workdir,
+    _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
+    summary = summary.replace(
         seed=config["seed"],
         classes=list(manifest.classes),
         devices=[device.device_kind for device in jax.devices()],
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        phases={},
     )
-    _write(workdir / "config.json", config)
-
-
-def read_summary(workdir: Path) -> dict[str, Any]:
-    """summary.json, or {} before it is there."""
-    file = workdir / "summary.json"
-    return _json(file) if file.is_file() else {}
-
-
-def update_summary(workdir: Path, **values: Any) -> None:
-    """Set top-level entries of summary.json; a mapping is merged into the one that is there."""
-    if not processes.is_main_process():
-        return
-    known = read_summary(workdir)
-    for key, value in values.items():
-        known[key] = {**known[key], **value} if isinstance(value, dict) and key in known else value
-    _write(workdir / "summary.json", known)
-
-
-def update_phase_summary(workdir: Path, phase: str, **values: Any) -> None:
-    """Set entries of one phase in summary.json."""
-    phases = read_summary(workdir).get("phases", {})
-    update_summary(workdir, phases={phase: {**phases.get(phase, {}), **values}})
+    _write_summary(workdir, summary)
+    _write_json(workdir / "config.json", with_version(config))
 
 
 def load_config(workdir: Path) -> Any:
-    """The config of the run in `workdir`."""
+    """Return the config of the run in `workdir`."""
     if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is no run directory (it has no config.json); give the --workdir of a training run")
-    return config_from_json(_json(workdir / "config.json"))
+        raise UserError(f"{workdir} is not a run directory: it has no config.json. Use the --workdir of a run.")
+    return config_from_json(load_versioned(workdir / "config.json"))
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
+def check_config(workdir: Path, config: Mapping[str, Any], num_phases: int | None = None) -> None:
+    """Raise UserError, listing the differences, if the run in `workdir` has another config.
+
+    Args:
+      workdir: a run directory.
+      config: the config to compare, as JSON values.
+      num_phases: compare only that many phases, and the settings that all phases share.
+    """
+    saved = config_to_json(load_config(workdir))
+    differences = [
+        line
+        for line in config_differences(_with_phases(saved, num_phases), _with_phases(config, num_phases))
+        if not line.startswith(MUTABLE_SETTINGS)
+    ]
+    if differences:
         raise UserError(
-            f"{file} cannot be read as JSON ({error}); restore it or start anew in another --workdir"
-        ) from error
-    return found
+            f"{workdir} has a run with another config ({'; '.join(differences)}). "
+            "Use another --workdir, or the settings that the run was started with."
+        )
 
 
-def _write(file: Path, value: Any) -> None:
-    atomic_write_text(file, json.dumps(value, indent=1) + "\n")  # ASCII: names of files need not be Unicode
+def read_summary(workdir: Path) -> RunSummary:
+    """Return summary.json; an empty summary if there is none."""
+    file = workdir / "summary.json"
+    return RunSummary.from_json(load_versioned(file), file) if file.is_file() else RunSummary()
+
+
+def update_summary(workdir: Path, **changes: Any) -> None:
+    """Set fields of summary.json; a dict is merged into the one that is there."""
+    if not processes.is_main_process():
+        return
+    summary = read_summary(workdir)
+    merged = {
+        name: {**getattr(summary, name), **value} if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    _write_summary(workdir, summary.replace(**merged))
+
+
+def update_phase_summary(workdir: Path, phase: str, **changes: Any) -> None:
+    """Set fields of a phase in summary.json; the first call for a phase sets all that are required."""
+    if not processes.is_main_process():
+        return
+    saved = read_summary(workdir).phases.get(phase)
+    update_summary(workdir, phases={phase: saved.replace(**changes) if saved else PhaseSummary(**changes)})
+
+
+def _with_phases(config: Mapping[str, Any], num_phases: int | None) -> Mapping[str, Any]:
+    """Return the config with its first phases only."""
+    phases = config["phases"][:num_phases]
+    removed = set(config["phases"]) - set(phases)
+    return {key: value for key, value in config.items() if key not in removed} | {"phases": phases}
+
+
+def _write_summary(workdir: Path, summary: RunSummary) -> None:
+    _write_json(workdir / "summary.json", with_version(summary.to_json()))
+
+
+def _write_json(file: Path, value: Any) -> None:
+    fileio.atomic_write_text(file, json.dumps(value, indent=1) + "\n")  # ASCII, because file names need not be Unicode

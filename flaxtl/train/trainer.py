@@ -21,9 +21,10 @@ from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
 from flaxtl.train.datasets import load_splits
 from flaxtl.train.epoch_loop import EpochLoop, Leg, Way
 from flaxtl.train.feature_cache import ProgressFn, SplitData, param_digests
-from flaxtl.train.logger import MetricLogger, group_table, layer_rows
+from flaxtl.train.logger import MetricLogger, layer_records, param_group_table
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
+from flaxtl.train.run_records import RunSummary, SplitMetrics, WeightsSource
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup, check_names, load_manifest
 from flaxtl.train.signals import StopSignal
 from flaxtl.train.train_step import Ema, StepConfig, TrainState
@@ -116,15 +117,15 @@ def run_phase(run: Run, phase: Phase, parameters: FlatParams) -> FlatParams:
 
     state = initial_state(run.setup, phase, parameters, transformation)
     fresh = PhaseProgress(state, devices.replicate(state.updated_params, run.setup.mesh), EarlyStopping(0, None, 0))
-    told = len(run.log.phase_rows(phase.name))
+    told = len(run.log.phase_epochs(phase.name))
     progress = run.checkpoints.restore_latest(phase.first_step, phase.last_step, told, fresh) or fresh
-    earlier = sum(row["seconds"] for row in run.log.phase_rows(phase.name)[: progress.early_stopping.epoch])
+    earlier = sum(metrics.seconds for metrics in run.log.phase_epochs(phase.name)[: progress.early_stopping.epoch])
     progress = EpochLoop(run.setup, leg, run.checkpoints, run.log, run.interruption, run.begun).run(progress)
 
     ended = frozen | (progress.best_params if phase.patience else progress.state.eval_params)
     unchanged = _prove_freeze(phase, before, frozen, ended)
     wall = earlier + time.monotonic() - started
-    _note(run, leg, ended, progress.early_stopping, frozen_leaves_unchanged=unchanged, wall_seconds=wall)
+    _note(run, leg, ended, progress.early_stopping, frozen_arrays_verified=unchanged, wall_seconds=wall)
     run_dir.update_summary(run.setup.workdir, timings={f"{phase.name}: features": featured - started})
     run.checkpoints.save_phase(run.setup.phases.index(phase) + 1, ended)
     return ended
@@ -153,7 +154,7 @@ def _prove_freeze(phase: Phase, before: Mapping[str, str], frozen: FlatParams, e
 def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **facts: Any) -> None:
     """The phase's entry in summary.json, with the measures of the epoch whose parameters the phase hands on."""
     phase = leg.phase
-    kept = run.log.phase_rows(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
+    kept = run.log.phase_epochs(phase.name)[(memory.best_epoch if phase.patience else memory.epoch) - 1]
     seen, n = phase.steps_per_epoch * run.setup.config.batch_size, len(leg.validation)
     run_dir.update_phase_summary(
         run.setup.workdir,
@@ -161,18 +162,21 @@ def _note(run: Run, leg: Leg, parameters: FlatParams, memory: EarlyStopping, **f
         epochs=memory.epoch,
         steps=memory.epoch * phase.steps_per_epoch,
         best_epoch=memory.best_epoch,
-        learning_parameters=sum(
-            value.size for path, value in parameters.items() if phase.param_groups.is_trainable(path)
-        ),
-        rates=dict(phase.param_groups.lrs),
+        trainable_params=sum(value.size for path, value in parameters.items() if phase.param_groups.is_trainable(path)),
+        lrs=dict(phase.param_groups.lrs),
         augment=phase.augment,
-        train={"accuracy": kept["train_accuracy"], "loss": kept["train_loss"], "n": seen},
-        validation={name: kept[f"validation_{name}"] for name in ("loss", "accuracy", "balanced_accuracy")} | {"n": n},
+        train=SplitMetrics(accuracy=kept.train_accuracy, loss=kept.train_loss, n=seen),
+        validation=SplitMetrics(
+            accuracy=kept.validation_accuracy,
+            loss=kept.validation_loss,
+            n=n,
+            balanced_accuracy=kept.validation_balanced_accuracy,
+        ),
         **facts,
     )
     run.log.info(
-        f"{phase.name}: validation accuracy {kept['validation_accuracy']:.2%} on {n} images; "
-        f"{facts['frozen_leaves_unchanged']} frozen arrays are bit for bit what they were"
+        f"{phase.name}: validation accuracy {kept.validation_accuracy:.2%} on {n} images; "
+        f"{facts['frozen_arrays_verified']} frozen arrays are bit for bit what they were"
     )
 
 
@@ -199,7 +203,7 @@ def train(
     resumes = processes.any_process(run_dir.is_run(workdir))
     if resumes:
         run_dir.check_config(workdir, config_to_json(config))
-        if run_dir.read_summary(workdir).get("complete") and (workdir / "predictions.csv").is_file():
+        if run_dir.read_summary(workdir).complete and (workdir / "predictions.csv").is_file():
             say(f"{workdir} is complete: flaxtl report writes its page again, another --workdir begins anew.")
             return None
     # 2. Which images: the manifest is made once and then belongs to the run. They may be many, and take minutes.
@@ -221,7 +225,8 @@ def train(
         assert last is not None, "either there was a checkpoint or there is one now"
         done, parameters = last
         # 7. What learns, said before it does.
-        console.print(group_table(setup.model_info, setup.phases, run_dir.read_summary(workdir)["weights"]["origin"]))
+        weights = run_dir.read_summary(workdir).weights
+        console.print(param_group_table(setup.model_info, setup.phases, weights.source if weights else ""))
         # 8. The phases, each from the one before.
         try:
             with MetricLogger(workdir, console) as log:
@@ -230,7 +235,7 @@ def train(
                     parameters = run_phase(run, phase, parameters)
                     run = run._replace(begun=None)
         finally:
-            spent = run_dir.read_summary(workdir).get("wall_seconds", 0.0)
+            spent = run_dir.read_summary(workdir).wall_seconds
             run_dir.update_summary(workdir, wall_seconds=spent + time.monotonic() - started)
     return TrainResult(setup, inputs)
 
@@ -254,11 +259,10 @@ def _begin(
 ) -> FlatParams:
     """Write the files that make a directory a run, and its first checkpoint; returns the parameters on the mesh."""
     config, workdir = setup.config, setup.workdir
-    rows = layer_rows(setup.model_info, setup.phases, start.source)
-    run_dir.create_run_dir(workdir, config_to_json(config), setup.manifest, rows)
-    run_dir.update_summary(
-        workdir, command=command, weights={"path": config.weights.path, "origin": start.source}, skipped=dict(skipped)
-    )
+    layers = layer_records(setup.model_info, setup.phases, start.source)
+    weights = WeightsSource(path=config.weights.path, source=start.source)
+    summary = RunSummary(command=command, weights=weights, skipped=dict(skipped))
+    run_dir.create_run_dir(workdir, config_to_json(config), setup.manifest, layers, summary)
     parameters = devices.replicate(start.params, setup.mesh)
     checkpoints.save_phase(0, parameters)
     return parameters

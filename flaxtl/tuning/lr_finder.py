@@ -107,7 +107,7 @@ def find_learning_rate(
         start = load_phase_start(config, workdir, phase, console)
         result = _run_range_test(start, lr_range, console)
         page = _write_results(result, workdir / FOLDER_NAME, start)
-        if run_dir.read_summary(workdir).get("complete"):  # cached features are of no more use
+        if run_dir.read_summary(workdir).complete:  # cached features are of no more use
             remove_intermediate_files(start.material.setup)
     return result, page
 

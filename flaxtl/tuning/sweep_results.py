@@ -138,7 +138,7 @@ def result_of(workdir: Path, run: SweepRun) -> RunOutcome | None:
     try:
         last = list(summary["phases"].values())[-1]
         measured = last["validation"]
-        values = measured["accuracy"], measured["loss"], last["learning_parameters"], summary["wall_seconds"]
+        values = measured["accuracy"], measured["loss"], last["trainable_params"], summary["wall_seconds"]
         return RunOutcome(float(values[0]), float(values[1]), int(values[2]), float(values[3]))
     except (KeyError, IndexError, TypeError) as error:
         file = workdir / RUNS / run.name / "summary.json"
@@ -160,9 +160,7 @@ def write_results_csv(table: SweepResults, file: Path) -> None:
     measures = ("validation_accuracy", "validation_loss", "test_accuracy")
     columns = [part for name in measures for part in (name, f"{name}_std")]
     with atomic_write(file, newline="") as stream:
-        fileio.write_csv(
-            stream, [[*table.plan.keys, *columns, "n", "runs", "learning_parameters", "seconds", "failed"]]
-        )
+        fileio.write_csv(stream, [[*table.plan.keys, *columns, "n", "runs", "trainable_params", "seconds", "failed"]])
         fileio.write_csv(stream, (_csv_row(table.plan.keys, point) for point in table.points))
 
 

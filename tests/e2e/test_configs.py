@@ -161,9 +161,9 @@ def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
     given += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
     main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *given])
     assert re.search(r"\b1\.6e-05\b\W+1\.02e-05\b", capsys.readouterr().out)
-    phases = run_dir.read_summary(tmp_path / "run")["phases"]
-    assert [phases[name]["frozen_leaves_unchanged"] for name in phases] == [26, 20, 14]
-    assert [row["rates"] for row in read_metrics(tmp_path / "run")][-1] == {
+    phases = run_dir.read_summary(tmp_path / "run").phases
+    assert [phases[name].frozen_arrays_verified for name in phases] == [26, 20, 14]
+    assert [row.lrs for row in read_metrics(tmp_path / "run")][-1] == {
         "head": 2e-5,
         "block5": 2e-5,
         "block4": 2e-5,

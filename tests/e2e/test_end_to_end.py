@@ -83,9 +83,9 @@ def test_summary_has_every_phase_and_split(place):
             assert 0 <= phase[split]["accuracy"] <= 1
             assert np.isfinite(phase[split]["loss"])
     # Two layers of block 1, in both phases; block 2 is frozen in the first.
-    assert summary["phases"]["frozen"]["frozen_leaves_unchanged"] == 8
-    assert summary["phases"]["finetune"]["frozen_leaves_unchanged"] == 4
-    assert "vgg16_notop.safetensors" in summary["weights"]["origin"]
+    assert summary["phases"]["frozen"]["frozen_arrays_verified"] == 8
+    assert summary["phases"]["finetune"]["frozen_arrays_verified"] == 4
+    assert "vgg16_notop.safetensors" in summary["weights"]["source"]
 
 
 def test_predictions_have_one_row_a_image(place):

@@ -29,7 +29,7 @@ def main():
     accuracy = units / 100 - (int(settings.get("config.seed", "0")) + fold) / 100
     measures = {"accuracy": accuracy, "loss": 1 - accuracy, "n": 6}
     summary = {"complete": True, "wall_seconds": 2.0, "phases": {}}
-    summary["phases"] = {"frozen": {"learning_parameters": 7 * units, "validation": measures}}
+    summary["phases"] = {"frozen": {"trainable_params": 7 * units, "validation": measures}}
     (workdir / "summary.json").write_text(json.dumps(summary))
 
 

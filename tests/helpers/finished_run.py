@@ -88,33 +88,39 @@ def write_run(root):
         "weights": {"path": "imagenet"},
         "phases": list(phases),
     } | {name: {"epochs": n, "augment": augment, "lr": lr} for name, (n, augment, lr) in phases.items()}
-    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "config.json").write_text(json.dumps({"format_version": 2, **config}))
     with (workdir / "metrics.jsonl").open("w") as file:
         for name, (n, _, lr) in phases.items():
             for epoch in range(n):
                 line = {"phase": name, "epoch": epoch + 1, "step": 5, "train_loss": 0.5, "train_accuracy": 0.75}
-                line |= {"validation_loss": 0.6, "validation_accuracy": 0.625, "seconds": 1.5, "rates": lr}
+                line |= {
+                    "validation_loss": 0.6,
+                    "validation_accuracy": 0.625,
+                    "validation_balanced_accuracy": 0.625,
+                    "seconds": 1.5,
+                    "lrs": lr,
+                }
                 file.write(json.dumps(line) + "\n")
     layers = [
-        {"layer": "block5_conv1", "kind": "conv", "shape": [12, 12, 512], "parameters": 2359808, "group": "top",
-         "learns": ["finetune"], "origin": "imagenet: vgg16.h5"},
-        {"layer": "flatten", "kind": "flatten", "shape": [73728], "parameters": 0, "group": "", "learns": [],
-         "origin": ""},
+        {"layer": "block5_conv1", "kind": "conv", "shape": [12, 12, 512], "params": 2359808, "group": "top",
+         "trained_in": ["finetune"], "source": "imagenet: vgg16.h5"},
+        {"layer": "flatten", "kind": "flatten", "shape": [73728], "params": 0, "group": "", "trained_in": [],
+         "source": ""},
     ]  # fmt: skip
     (workdir / "layers.json").write_text(json.dumps(layers))
     results = {split: {"accuracy": 0.75, "loss": 0.5, "n": n} for split, n in (("train", 12), ("validation", 8))}
     summary = {
         "classes": CLASSES,
         "phases": {
-            name: {"epochs": n, "steps": n, "wall_seconds": 61.0, "learning_parameters": 590597,
-                   "frozen_leaves_unchanged": 26, "rates": lr, "augment": augment, **results,
+            name: {"epochs": n, "steps": n, "best_epoch": n, "wall_seconds": 61.0, "trainable_params": 590597,
+                   "frozen_arrays_verified": 26, "lrs": lr, "augment": augment, **results,
                    "test": {"accuracy": accuracy, "loss": 0.5, "n": 16}}
             for (name, (n, augment, lr)), accuracy in zip(phases.items(), (0.75, 0.8125), strict=True)
         },
         "seed": 7, "wall_seconds": 3725.0, "timings": {"decode": 0.25}, "devices": ["H200", "H200"],
-        "weights": {"path": "imagenet", "origin": "vgg16.h5"}, "complete": True,
+        "weights": {"path": "imagenet", "source": "vgg16.h5"}, "complete": True,
         "calibration": {"temperature": 2.0, "n": 8},
         "versions": {"jax": "0.10.0"}, "command": "flaxtl train --config=a.py --workdir='<b>'",
     }  # fmt: skip
-    (workdir / "summary.json").write_text(json.dumps(summary))
+    (workdir / "summary.json").write_text(json.dumps({"format_version": 2, **summary}))
     return workdir

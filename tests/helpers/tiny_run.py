@@ -128,11 +128,16 @@ def digests(outcome):
 
 def told(workdir):
     """What a run says of itself, without its clock."""
-    epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(workdir)]
-    phases = run_dir.read_summary(workdir)["phases"]
+    epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in metrics(workdir)]
+    phases = run_dir.read_summary(workdir).to_json()["phases"]
     for facts in phases.values():
         del facts["wall_seconds"]
     return epochs, phases
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl as dicts."""
+    return [epoch.to_json() for epoch in read_metrics(workdir)]
 
 
 def stop_at(monkeypatch, owner, name, call, *, after=False):

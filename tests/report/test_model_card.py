@@ -140,7 +140,7 @@ def test_card_without_test_split(workdir):
 def test_card_of_empty_config(workdir):
     for path in workdir.glob("*.*"):
         path.unlink()
-    (workdir / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"format_version": 2}')
     shown = RenderedCard(model_card.render_model_card(read_run(workdir))).text
     for fact in (r"\bevaluated\b", r"\bfinished\b", r"\bno manifest\.csv\b", r"\bno phases\b",
                  r"\bno predictions\b", r"\bsummary\.json\b.*\bcommand\b"):  # fmt: skip
@@ -175,7 +175,7 @@ def test_card_hostile_names_are_text(tmp_path):
     injection = " ".join(NAMES)
     phases = {name: {"lr": dict.fromkeys(NAMES, 0.1)} for name in NAMES}
     config = {"phases": NAMES, "model": {"name": injection}, "data": {"source": injection}, "seed": injection, **phases}
-    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "config.json").write_text(json.dumps({"format_version": 2, **config}))
     (workdir / "summary.json").write_text(
         json.dumps({"command": injection, "versions": dict.fromkeys(NAMES, injection)})
     )

@@ -146,7 +146,7 @@ def test_report_of_config_only(workdir):
 def test_report_of_empty_config(workdir):
     for path in workdir.glob("*.*"):
         path.unlink()
-    (workdir / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"format_version": 2}')
     assert re.search(r"(?i)\bno phases\b", text(workdir))
 
 

@@ -73,7 +73,7 @@ def _report(workdir: Path, images) -> Path:
     predictions.write_predictions(workdir / "predictions.csv", stored)
     injection = '"</code><b id=injected>"'
     (workdir / "config.json").write_text(
-        f'{{"phases": [{injection}], "model": {{"name": {injection}}}, "seed": {injection}}}'
+        f'{{"format_version": 2, "phases": [{injection}], "model": {{"name": {injection}}}, "seed": {injection}}}'
     )
     (workdir / "summary.json").write_text(f'{{"command": {injection}, "versions": {{{injection}: {injection}}}}}')
     return report.write_report(workdir)

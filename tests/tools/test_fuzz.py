@@ -90,8 +90,8 @@ def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
     ("name", "content", "reason"),
     [
         ("config.json", "[" * 100_000, "recursion"),
-        ("config.json", '{"phases": [["frozen"]]}', "phases.0 is not a text"),
-        ("config.json", '{"phases": ["a"], "a": {"epochs": -1}}', "a.epochs is not a count"),
+        ("config.json", '{"format_version": 2, "phases": [["frozen"]]}', "phases.0 is not a text"),
+        ("config.json", '{"format_version": 2, "phases": ["a"], "a": {"epochs": -1}}', "a.epochs is not a count"),
         ("metrics.jsonl", b"\xff\n", "codec can't decode"),
         ("metrics.jsonl", "1\n", "0 is not an object"),
         ("metrics.jsonl", "{}\n", "0 has no 'phase'"),
@@ -106,7 +106,7 @@ def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
     ],
 )
 def test_a_run_directory_of_a_stranger(tmp_path, name, content, reason):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"format_version": 2}')
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     if not reason:
         report.read(tmp_path)

@@ -19,7 +19,6 @@ from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train import datasets, feature_cache, trainer
 from flaxtl.train.feature_cache import AugmentedViews, CutLayers, SplitData
-from flaxtl.train.logger import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -259,7 +258,7 @@ def train(folder, workdir, **changes):
     """The epochs' measures, and what was said."""
     console = tiny_run.quiet()
     trainer.train(tiny_run.config(folder, **AUGMENTED | changes), workdir, console, "flaxtl train")
-    return read_metrics(workdir), tiny_run.texts(console)
+    return tiny_run.metrics(workdir), tiny_run.texts(console)
 
 
 def compare(ours, theirs, rel):

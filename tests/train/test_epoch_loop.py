@@ -11,7 +11,6 @@ from flaxtl.train import train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.epoch_loop import EpochLoop
 from flaxtl.train.eval_loop import evaluate_metrics
-from flaxtl.train.logger import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -56,15 +55,15 @@ def keras_rates(values, rate, patience):
 @pytest.mark.parametrize("name", list(PHASES))
 def test_rates_fall_where_keras_lets_them_fall(whole, told, name):
     (phase,) = (phase for phase in whole.setup.phases if phase.name == name)
-    found = [row for row in read_metrics(whole.setup.workdir) if row["phase"] == name]
+    found = [row for row in tiny_run.metrics(whole.setup.workdir) if row["phase"] == name]
     values = [row["validation_accuracy"] for row in found]
     for group, rate in phase.param_groups.lrs.items():
         if rate:
             expected = keras_rates(values, rate, phase.plateau_patience)
-            assert [row["rates"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
+            assert [row["lrs"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
             assert expected[-1] < rate
         else:
-            assert all(group not in row["rates"] for row in found)
+            assert all(group not in row["lrs"] for row in found)
     falls = len(re.findall(rf"^.*\b{name}\b.*\bvalidation_accuracy\b.*\bepoch \d", tiny_run.texts(told), re.MULTILINE))
     last = keras_rates([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
     assert falls == -np.log2(last)
@@ -99,7 +98,7 @@ def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp
     for decay in (0.0, 0.9):
         workdir = tmp_path / str(decay)
         run = train(folder, workdir, phases=("frozen",), frozen={"epochs": 1, "ema": decay})
-        rows_of += read_metrics(workdir)
+        rows_of += tiny_run.metrics(workdir)
         with Checkpoints(workdir) as checkpoints:
             kept.append(checkpoints.restore_phase(1, run.setup.abstract_params()))
     plain, averaged = rows_of

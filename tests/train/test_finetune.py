@@ -327,9 +327,9 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     }
     facts = tiny_run.told(tmp_path / "whole")[1]["finetune"]
     assert facts["best_epoch"] == 1
-    assert facts["frozen_leaves_unchanged"] == sum(not split.is_active(path) for path in start)
+    assert facts["frozen_arrays_verified"] == sum(not split.is_active(path) for path in start)
     shapes = whole.setup.model_info.shapes
-    assert facts["learning_parameters"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
+    assert facts["trainable_params"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
 
     for number, (owner, call) in enumerate([(EpochLoop, ("_steps", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"

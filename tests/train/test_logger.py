@@ -1,14 +1,16 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers import tiny_run
 
-from flaxtl.train.logger import MetricLogger, read_metrics
+from flaxtl.train.logger import MetricLogger, param_group_table, read_metrics
+from flaxtl.train.run_records import EpochMetrics
 
 
-def row(phase, epoch, step):
-    return {
+def epoch_metrics(phase, epoch, step):
+    values = {
         "phase": phase,
         "epoch": epoch,
         "step": step,
@@ -16,68 +18,89 @@ def row(phase, epoch, step):
         "train_accuracy": 0.75,
         "validation_loss": 0.625,
         "validation_accuracy": 0.5,
+        "validation_balanced_accuracy": 0.5,
+        "lrs": {"head": 0.001},
         "seconds": 0.1,
-        "rates": {"head": 0.001},
     }
+    return EpochMetrics.from_json(values, Path("metrics.jsonl"))
 
 
-ROWS = [row("frozen", 1, 3), row("frozen", 2, 6), row("finetune", 1, 9)]
+def line(metrics):
+    return json.dumps(metrics.to_json())
+
+
+EPOCHS = [epoch_metrics("frozen", 1, 3), epoch_metrics("frozen", 2, 6), epoch_metrics("finetune", 1, 9)]
 
 
 @pytest.fixture
 def workdir(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    (tmp_path / "metrics.jsonl").write_text("".join(line(metrics) + "\n" for metrics in EPOCHS))
     return tmp_path
 
 
-def test_there_are_no_rows_before_the_first(tmp_path):
+def test_read_metrics_without_file_is_empty(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_rows_are_read_back(workdir):
-    assert read_metrics(workdir) == ROWS
+def test_read_metrics_returns_what_was_written(workdir):
+    assert read_metrics(workdir) == EPOCHS
 
 
-@pytest.mark.parametrize("rest", ["{", '{"phase": "fine', json.dumps(row("finetune", 2, 12))[:-1], "\0\0\0\0"])
-def test_a_half_written_last_line_is_dropped(workdir, rest):
+@pytest.mark.parametrize("rest", ["{", '{"phase": "fine', line(epoch_metrics("finetune", 2, 12))[:-1], "\0\0\0\0"])
+def test_logger_drops_half_written_last_line(workdir, rest):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write(rest)
-    assert read_metrics(workdir) == ROWS
-    with MetricLogger(workdir, tiny_run.quiet()) as log:
-        log.truncate_after(9)
-        with log.phase("finetune", epochs=2, done=1) as report:
-            report(row("finetune", 2, 12))
-    assert read_metrics(workdir) == [*ROWS, row("finetune", 2, 12)]
+    assert read_metrics(workdir) == EPOCHS
+    with MetricLogger(workdir, tiny_run.quiet()) as logger:
+        logger.truncate_after(9)
+        with logger.log_phase("finetune", num_epochs=2, epochs_done=1) as log_epoch:
+            log_epoch(epoch_metrics("finetune", 2, 12))
+    assert read_metrics(workdir) == [*EPOCHS, epoch_metrics("finetune", 2, 12)]
 
 
-def test_rows_after_the_checkpoint_are_dropped(workdir):
-    with MetricLogger(workdir, tiny_run.quiet()) as log:
-        log.truncate_after(6)
-        assert log.phase_rows("frozen") == ROWS[:2]
-        assert log.phase_rows("finetune") == []
+def test_logger_truncate_after_drops_later_epochs(workdir):
+    with MetricLogger(workdir, tiny_run.quiet()) as logger:
+        logger.truncate_after(6)
+        assert logger.phase_epochs("frozen") == EPOCHS[:2]
+        assert logger.phase_epochs("finetune") == []
     assert (workdir / "metrics.jsonl").read_text().count("\n") == 2
 
 
-def test_an_epoch_is_told_and_written(tmp_path):
+def test_logger_epoch_goes_to_console_file_and_tensorboard(tmp_path):
     console = tiny_run.quiet()
-    with MetricLogger(tmp_path, console) as log:
-        log.truncate_after(0)
-        with log.phase("frozen", epochs=2, done=0) as report:
-            report(ROWS[0])
-    assert read_metrics(tmp_path) == ROWS[:1]
+    with MetricLogger(tmp_path, console) as logger:
+        logger.truncate_after(0)
+        with logger.log_phase("frozen", num_epochs=2, epochs_done=0) as log_epoch:
+            log_epoch(EPOCHS[0])
+    assert read_metrics(tmp_path) == EPOCHS[:1]
     facts = r"\bfrozen 1/2\b\D*\b0\.500\b\D*\b75\.0%\D*\bvalidation\b\D*\b0\.625\b\D*\b50\.0%"
     assert re.search(facts, tiny_run.texts(console))
     (file,) = (tmp_path / "tensorboard").iterdir()
     events = file.read_bytes()
     assert b"train_loss" in events
-    assert b"rate/head" in events
+    assert b"lr/head" in events
 
 
 @pytest.mark.parametrize(
-    "harm", [b"\xff\xfe", b"[" * 100_000, b"7", b"[]", b'{"phase": "frozen"}', b'{"phase": 1, "epoch": 2}']
+    "damage", [b"\xff\xfe", b"[" * 100_000, b"7", b"[]", b'{"phase": "frozen"}', b'{"phase": 1, "epoch": 2}']
 )
-def test_rows_end_where_something_else_begins(tmp_path, harm):
-    row = {"phase": "frozen", "epoch": 1, "step": 3, "seconds": 0.5}
-    line = json.dumps(row).encode()
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, harm, line]))
-    assert read_metrics(tmp_path) == [row]
+def test_read_metrics_stops_at_invalid_line(tmp_path, damage):
+    valid = line(EPOCHS[0]).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([valid, damage, valid]))
+    assert read_metrics(tmp_path) == EPOCHS[:1]
+
+
+def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
+    settings = {"schedule": "plateau", "warmup_steps": 2, "ema": 0.9, "layer_decay": 0.5}
+    prepared, console = tiny_run.setup(folder, tmp_path, finetune=settings), tiny_run.quiet()
+    console.print(param_group_table(prepared.model_info, prepared.phases, "a file"))
+    lines = tiny_run.texts(console).splitlines()
+    rows = [[cell.strip() for cell in text.split("  ") if cell.strip()] for text in lines]
+    (head,) = (row for row in rows if row[:1] == ["head"])
+    assert head[:-1] == ["head", "2", "1,059", "0.01", "0.001"]
+    assert "Glorot" in head[-1]
+    assert ["block2", "2", "221,440", "frozen", "5e-05 - 2.5e-05", "a file"] in rows
+    assert ["base", "2", "38,720", "frozen", "frozen", "a file"] in rows
+    (schedule,) = (row for row in rows if row[:1] == ["schedule"])
+    assert schedule[1] == "constant"
+    assert re.fullmatch(r"plateau\b.*\b0\.1\b.*\b10\b.*\b2\b.*(?i:\bema\b).* 0\.9", schedule[2])

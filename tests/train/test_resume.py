@@ -58,7 +58,7 @@ def whole(place):
     code, said, moments = place.run(place.folder / "whole")
     assert code == 0, said
     found = outcome(place.folder / "whole")
-    assert [row["rates"]["head"] for row in found[0][:3]] == [1e-2, 1e-2, 1e-3]  # a plateau was met
+    assert [row["lrs"]["head"] for row in found[0][:3]] == [1e-2, 1e-2, 1e-3]  # a plateau was met
     return found, moments
 
 

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -7,41 +10,60 @@ from flaxtl.config import config_from_json, config_to_json
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir
+from flaxtl.train.run_records import FORMAT_VERSION, LayerRecord, RunSummary, SplitMetrics
 
 CONFIG = {"seed": 3, "data": {"source": "synthetic"}, "phases": ["frozen"], "frozen": {"lr": {"head": 0.001}}}
 MANIFEST = Manifest(
     ("a", "b"), (Example("/x/1.png", "a", "train", "0" * 64), Example("/x/2.png", "b", "test", "1" * 64))
 )
+LAYER = LayerRecord(layer="conv", kind="conv", shape=[4, 4, 8], params=9, group="base", trained_in=[], source="file")
+METRICS = SplitMetrics(accuracy=0.5, loss=1.0, n=4)
+PHASE = {
+    "epochs": 2, "steps": 6, "best_epoch": 1, "lrs": {"head": 0.01}, "augment": False, "trainable_params": 30,
+    "frozen_arrays_verified": 4, "wall_seconds": 1.5, "train": METRICS, "validation": METRICS,
+}  # fmt: skip
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flaxtl.train.run_dir import run_dir_lock
+with run_dir_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
 def workdir(tmp_path):
-    run_dir.create_run_dir(tmp_path, CONFIG, MANIFEST, [{"layer": "conv"}])
+    run_dir.create_run_dir(tmp_path, CONFIG, MANIFEST, [LAYER], RunSummary(command="flaxtl train"))
     return tmp_path
 
 
-def test_a_directory_that_does_not_exist_is_no_run(tmp_path):
+# ---------------------------------------------------------------------- files
+
+
+def test_is_run_of_missing_directory_is_false(tmp_path):
     assert not run_dir.is_run(tmp_path / "runs" / "new")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_created_is_a_run(workdir):
+def test_create_run_dir_writes_all_files(workdir):
     assert run_dir.is_run(workdir)
     assert Manifest.read(workdir / "manifest.csv") == MANIFEST
-    assert json.loads((workdir / "layers.json").read_text()) == [{"layer": "conv"}]
-    assert json.loads((workdir / "config.json").read_text()) == CONFIG
+    assert json.loads((workdir / "layers.json").read_text()) == [LAYER.to_json()]
+    assert json.loads((workdir / "config.json").read_text()) == {"format_version": FORMAT_VERSION, **CONFIG}
     assert run_dir.load_config(workdir).frozen.lr.head == 0.001
     summary = run_dir.read_summary(workdir)
-    assert (summary["seed"], summary["classes"], summary["phases"]) == (3, ["a", "b"], {})
-    assert set(summary["versions"]) == {"python", *run_dir.PACKAGES}
+    assert (summary.command, summary.seed, summary.classes, summary.phases) == ("flaxtl train", 3, ["a", "b"], {})
+    assert set(summary.versions) == {"python", *run_dir.PACKAGES}
 
 
-def test_a_start_that_was_cut_short_is_no_run(workdir):
+def test_is_run_without_config_is_false(workdir):
     (workdir / "config.json").unlink()
     assert not run_dir.is_run(workdir)
 
 
-def test_checkpoints_without_their_config_are_not_overwritten(workdir):
+def test_is_run_with_checkpoints_but_no_config_raises(workdir):
     (workdir / "checkpoints" / "phases" / "0").mkdir(parents=True)
     assert run_dir.is_run(workdir)
     (workdir / "config.json").unlink()
@@ -49,48 +71,103 @@ def test_checkpoints_without_their_config_are_not_overwritten(workdir):
         run_dir.is_run(workdir)
 
 
-def test_the_same_config_may_go_on_and_another_may_not(workdir):
-    whole = config_to_json(config_from_json(CONFIG))  # the run was begun without settings that have a default now
-    run_dir.check_config(workdir, whole)
-    other = whole | {"seed": 4, "frozen": whole["frozen"] | {"lr": {"head": 0.1}}, "new": 1}
-    changes = r"[(:] ?seed: 3 \S+ 4; frozen\.lr\.head: 0\.001 \S+ 0\.1; new: [^;]* 1\b(?!; \S+: )"
-    with pytest.raises(UserError, match=changes):
+def test_check_config_lists_differences(workdir):
+    config = config_to_json(config_from_json(CONFIG))  # with the defaults of all settings
+    run_dir.check_config(workdir, config)
+    other = config | {"seed": 4, "frozen": config["frozen"] | {"lr": {"head": 0.1}}, "new": 1}
+    differences = r"[(:] ?seed: 3 \S+ 4; frozen\.lr\.head: 0\.001 \S+ 0\.1; new: [^;]* 1\b(?!; \S+: )"
+    with pytest.raises(UserError, match=differences):
         run_dir.check_config(workdir, other)
 
 
-def test_notes_are_added_up(workdir):
+def test_update_summary_merges_dicts(workdir):
     run_dir.update_summary(workdir, timings={"decode": 1.0}, command="first")
     run_dir.update_summary(workdir, timings={"weights": 2.0}, command="second")
-    run_dir.update_phase_summary(workdir, "frozen", epochs=2, train={"loss": 1.0})
-    run_dir.update_phase_summary(workdir, "frozen", test={"loss": 2.0})
-    run_dir.update_phase_summary(workdir, "finetune", epochs=1)
     summary = run_dir.read_summary(workdir)
-    assert summary["timings"] == {"decode": 1.0, "weights": 2.0}
-    assert summary["command"] == "second"
-    frozen = {"epochs": 2, "train": {"loss": 1.0}, "test": {"loss": 2.0}}
-    assert summary["phases"] == {"frozen": frozen, "finetune": {"epochs": 1}}
+    assert summary.timings == {"decode": 1.0, "weights": 2.0}
+    assert summary.command == "second"
 
 
-def test_a_folder_that_is_no_run(tmp_path):
-    assert run_dir.read_summary(tmp_path) == {}
+def test_update_phase_summary_adds_to_the_phase(workdir):
+    run_dir.update_phase_summary(workdir, "frozen", **PHASE)
+    run_dir.update_phase_summary(workdir, "finetune", **PHASE | {"epochs": 1})
+    run_dir.update_phase_summary(workdir, "frozen", test=METRICS)
+    phases = run_dir.read_summary(workdir).phases
+    assert (phases["frozen"].epochs, phases["frozen"].test) == (2, METRICS)
+    assert (phases["finetune"].epochs, phases["finetune"].test) == (1, None)
+
+
+def test_read_of_missing_files(tmp_path):
+    assert run_dir.read_summary(tmp_path) == RunSummary()
     with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(tmp_path))})(?=.*\bconfig\.json\b)(?=.*--workdir\b)"):
         run_dir.load_config(tmp_path)
 
 
-def test_damaged_json_is_named(workdir):
-    (workdir / "config.json").write_text("{")
-    with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(workdir / 'config.json'))})(?=.*\bJSON\b)"):
-        run_dir.load_config(workdir)
-
-
-@pytest.mark.parametrize("text", ["[]", "7", "[" * 100_000, '"x"'])
-def test_json_that_is_no_object_is_told(workdir, text):
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_read_of_invalid_json_names_the_file(workdir, text):
     for name, read in (("config.json", run_dir.load_config), ("summary.json", run_dir.read_summary)):
         (workdir / name).write_text(text)
         with pytest.raises(UserError, match=rf"(?=.*{re.escape(str(workdir / name))})(?=.*\bJSON\b)"):
             read(workdir)
 
 
-def test_names_need_not_be_unicode(workdir):
+def test_first_edition_run_is_refused(workdir):
+    (workdir / "config.json").write_text(json.dumps({"batch": 32, "phases": []}))
+    for read in (run_dir.load_config, lambda folder: run_dir.check_config(folder, CONFIG)):
+        with pytest.raises(UserError, match=rf"{re.escape(str(workdir))}\b.*flaxtl 0\.1\b.*--workdir"):
+            read(workdir)
+
+
+def test_summary_keeps_paths_that_are_not_unicode(workdir):
     run_dir.update_summary(workdir, command="flaxtl train --workdir=\udcff")
-    assert run_dir.read_summary(workdir)["command"].endswith("\udcff")
+    assert run_dir.read_summary(workdir).command.endswith("\udcff")
+
+
+# ---------------------------------------------------------------------- lock
+
+
+def test_lock_refuses_second_process_until_first_dies(tmp_path):
+    workdir = tmp_path / "runs" / "one"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"{re.escape(str(workdir))} .*\b{holder.pid}\b"):
+            run_dir.run_dir_lock(workdir).__enter__()
+        assert (workdir / run_dir.LOCK_NAME).exists()  # a refused process removes nothing
+    finally:
+        holder.kill()
+        holder.wait()
+    with run_dir.run_dir_lock(workdir):
+        pass
+    assert not (workdir / run_dir.LOCK_NAME).exists()
+
+
+def test_lock_refuses_the_same_process_twice(tmp_path):
+    holder = rf"{re.escape(str(tmp_path))} .*\b{os.getpid()}\b"
+    with run_dir.run_dir_lock(tmp_path), pytest.raises(UserError, match=holder), run_dir.run_dir_lock(tmp_path):
+        pass
+
+
+def test_lock_removes_new_directories_if_nothing_was_written(tmp_path):
+    with run_dir.run_dir_lock(tmp_path / "runs" / "new"):
+        assert (tmp_path / "runs" / "new").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with run_dir.run_dir_lock(tmp_path / "runs" / "new"):
+        (tmp_path / "runs" / "new" / "file").touch()
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["file"]
+
+
+def test_lock_keeps_existing_directory(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with run_dir.run_dir_lock(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_lock_of_a_file_names_it(tmp_path, below):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / "file" / below
+    refused = rf"{re.escape(str(workdir))} .*(File exists|Not a directory)"
+    with pytest.raises(UserError, match=refused), run_dir.run_dir_lock(workdir):
+        pass

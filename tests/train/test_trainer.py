@@ -50,9 +50,9 @@ def test_a_run_tells_what_it_did(whole):
         "epochs": 3,
         "steps": 9,
         "best_epoch": best + 1,
-        "learning_parameters": 128 * 8 + 8 + 8 * 3 + 3,
-        "frozen_leaves_unchanged": 8,
-        "rates": tiny_run.FROZEN,
+        "trainable_params": 128 * 8 + 8 + 8 * 3 + 3,
+        "frozen_arrays_verified": 8,
+        "lrs": tiny_run.FROZEN,
         "augment": False,
         "train": {"accuracy": epochs[best]["train_accuracy"], "loss": epochs[best]["train_loss"], "n": 12},
         "validation": {
@@ -62,10 +62,10 @@ def test_a_run_tells_what_it_did(whole):
             "n": 6,
         },
     }
-    assert phases["finetune"]["frozen_leaves_unchanged"] == 4
+    assert phases["finetune"]["frozen_arrays_verified"] == 4
     assert phases["finetune"]["validation"]["loss"] == epochs[4]["validation_loss"]
     assert json.loads((workdir / "config.json").read_text())["frozen"]["patience"] == 9
-    assert run_dir.read_summary(workdir)["command"] == "flaxtl train"
+    assert run_dir.read_summary(workdir).command == "flaxtl train"
 
 
 def test_phases_change_what_they_say_they_change(whole):
@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
     with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as told:
         train(settings, workdir)
     assert read_metrics(workdir) == []
-    facts = run_dir.read_summary(workdir)["not_finite"]
+    facts = run_dir.read_summary(workdir).nonfinite_step.to_json()
     setup = build_setup(settings, workdir, Manifest.read(workdir / "manifest.csv"))
     train_images = setup.manifest.of_split("train")
     expected = [train_images[index].path for index in setup.sampler().batch(1).indices]

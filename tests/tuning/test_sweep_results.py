@@ -22,8 +22,8 @@ class Ended:
         run = SweepRun(name, point, fold, [])
         self.runs.append(run)
         if accuracy is not None:
-            earlier = {"validation": {"accuracy": 0.99, "n": 8, "loss": 0.0}, "learning_parameters": 1}
-            last = {"validation": {"accuracy": accuracy, "n": 8, "loss": loss}, "learning_parameters": 1234}
+            earlier = {"validation": {"accuracy": 0.99, "n": 8, "loss": 0.0}, "trainable_params": 1}
+            last = {"validation": {"accuracy": accuracy, "n": 8, "loss": loss}, "trainable_params": 1234}
             summary = {"complete": True, "wall_seconds": 2.5, "phases": {"frozen": earlier, "finetune": last}}
             self.put(f"runs/{name}/summary.json", json.dumps(summary))
         if failed is not None:
@@ -135,7 +135,7 @@ def test_csv(tmp_path):
         header, *rows = csv.reader(file)
     assert header == [
         "head.units", "name", "validation_accuracy", "validation_accuracy_std", "validation_loss",
-        "validation_loss_std", "test_accuracy", "test_accuracy_std", "n", "runs", "learning_parameters", "seconds",
+        "validation_loss_std", "test_accuracy", "test_accuracy_std", "n", "runs", "trainable_params", "seconds",
         "failed",
     ]  # fmt: skip
     assert rows == [

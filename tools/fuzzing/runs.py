@@ -19,7 +19,8 @@ from flaxtl.report import report
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import logger, run_dir
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.logger import layer_rows
+from flaxtl.train.logger import layer_records
+from flaxtl.train.run_records import EpochMetrics, RunSummary, SplitMetrics, TemperatureFit, WeightsSource
 from flaxtl.train.setup import RunSetup, build_setup
 from fuzzing.subject import Subject
 
@@ -118,28 +119,36 @@ def _run(workdir: Path, images: Path) -> None:
     made = load_config(str(workdir / "config.py"))
     listed = make_manifest(scan_folder(images), made.data.fractions.to_dict(), made.seed)
     setup = build_setup(made, workdir, listed)
-    run_dir.create_run_dir(workdir, config_to_json(made), listed, layer_rows(setup.model_info, setup.phases, "random"))
-    run_dir.update_summary(
-        workdir, command="flaxtl train", weights={"path": "random", "origin": "random"}, wall_seconds=3.0,
-        complete=True, skipped={"x.png": "empty"}, timings={"frozen: features": 0.5},
-        calibration={"temperature": 1.5, "n": 4},
-    )  # fmt: skip
+    summary = RunSummary(
+        command="flaxtl train",
+        weights=WeightsSource(path="random", source="random"),
+        wall_seconds=3.0,
+        complete=True,
+        skipped={"x.png": "empty"},
+        timings={"frozen: features": 0.5},
+        calibration=TemperatureFit(temperature=1.5, n=4),
+    )
+    layers = layer_records(setup.model_info, setup.phases, "random")
+    run_dir.create_run_dir(workdir, config_to_json(made), listed, layers, summary)
     _measure(workdir, setup)
     _predict(workdir, setup)
 
 
 def _measure(workdir: Path, setup: RunSetup) -> None:
-    rows = []
+    lines = []
     for phase in PHASES:
-        measures = {"loss": 0.5, "accuracy": 0.75}
-        told = {split: {**measures, "n": 4} for split in ("train", "validation", "test")}
+        metrics = SplitMetrics(accuracy=0.75, loss=0.5, n=4)
         run_dir.update_phase_summary(
-            workdir, phase, rates={"head": 1e-3, "base": 0.0}, augment=False, epochs=1, learning_parameters=30,
-            frozen_leaves_unchanged=4, wall_seconds=1.5, **told,
+            workdir, phase, lrs={"head": 1e-3, "base": 0.0}, augment=False, epochs=1, steps=1, best_epoch=1,
+            trainable_params=30, frozen_arrays_verified=4, wall_seconds=1.5, train=metrics, validation=metrics,
+            test=metrics,
         )  # fmt: skip
-        row = {f"{split}_{key}": value for split in ("train", "validation") for key, value in measures.items()}
-        rows.append({"phase": phase, "epoch": 1, "step": len(rows) + 1, "seconds": 0.5, **row})
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        epoch = EpochMetrics(
+            phase=phase, epoch=1, step=len(lines) + 1, seconds=0.5, lrs={"head": 1e-3}, train_loss=0.5,
+            train_accuracy=0.75, validation_loss=0.5, validation_accuracy=0.75, validation_balanced_accuracy=0.75,
+        )  # fmt: skip
+        lines.append(json.dumps(epoch.to_json()) + "\n")
+    (workdir / "metrics.jsonl").write_text("".join(lines))
 
 
 def _predict(workdir: Path, setup: RunSetup) -> None:
@@ -166,8 +175,8 @@ def _resume(case: Path, file: str) -> None:
     """As `train` reads a run directory that is there already."""
     config = load_config(str(case / "config.py"))
     run_dir.check_config(case, config_to_json(config))
-    run_dir.read_summary(case).get("complete")
-    [row["step"] for row in logger.read_metrics(case)]
+    run_dir.read_summary(case)
+    [row.step for row in logger.read_metrics(case)]
     build_setup(config, case, Manifest.read(case / "manifest.csv"))
 
 
