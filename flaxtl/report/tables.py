@@ -54,7 +54,7 @@ def config_summary(config: Any) -> tuple[Table, str]:
     """The layers of a config's network with their groups and the phases in which they learn, and totals."""
     classes = tuple(config.data.classes) or sources.open_source(config.data.source, fileio.cache_dir("data")).classes
     net = build_model(config, len(classes))
-    phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.cut_groups)
+    phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.unused_groups)
     cells = [
         (
             row.layer,

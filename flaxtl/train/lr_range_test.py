@@ -24,7 +24,7 @@ from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import load_splits
 from flaxtl.train.epoch_loop import Way
 from flaxtl.train.metrics import MetricSums
-from flaxtl.train.optimizers import Rate, make_optimizer
+from flaxtl.train.optimizers import Schedule, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup, load_manifest
@@ -165,11 +165,12 @@ def rising(
     """The config's optimizer, step k at rates[k] for the fastest group; the others keep their ratios to it."""
     fastest = max(split.lrs.values())
 
-    def scheduled(rate: float) -> Rate:
+    def scheduled(rate: float) -> Schedule:
         table = jnp.asarray(rates * (rate / fastest), jnp.float32)
         return lambda taken: table[taken]
 
-    return make_optimizer(settings, split, scheduled)
+    schedules = {group: scheduled(rate) for group, rate in split.lrs.items() if rate}
+    return make_optimizer(split.labels, schedules, optimizer_factory(settings), split.lr_scales)
 
 
 def range_test(

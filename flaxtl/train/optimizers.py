@@ -1,7 +1,11 @@
-"""From a phase's rates to one optax transformation over named groups."""
+"""Optimizers, learning-rate schedules and layer-wise decay: everything that a learning rate is computed from.
+
+The rate of a parameter is the rate of its group x the schedule x the layer's decay x `TrainState.lr_scale`. The rates
+in the log are values of the same schedules that the optimizer is built from.
+"""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,134 +13,194 @@ import jax.numpy as jnp
 import optax
 
 from flaxtl.errors import unknown
-from flaxtl.train.param_groups import ParamGroups
+from flaxtl.train.param_groups import ParamGroups, layer_of
 
-Rate = Callable[[jax.Array], jax.Array]
+Schedule = Callable[[jax.Array], jax.Array]
+"""Step of the phase -> learning rate."""
+
+OptimizerFactory = Callable[..., optax.GradientTransformation]
+"""Learning rate or schedule -> optimizer, such as `optax.adam`."""
 
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
-"""optax optimizers that a config may name, beside Keras' `nadam`."""
+"""Optimizers of optax that a config may name, besides Keras' `nadam`."""
 
 SCHEDULES = ("constant", "cosine", "linear", "step", "plateau")
 
-STEPS = {0.5: 0.1, 0.75: 0.1}
-"""Of the schedule `step`: which share of the way -> by what the rate is multiplied (He et al. 2016, CIFAR-10)."""
+STEP_DECAY = {0.5: 0.1, 0.75: 0.1}
+"""Schedule `step`: fraction of the steps -> factor on the rate from there on (He et al. 2016, CIFAR-10)."""
+
+_FROZEN = "<frozen>"  # label of parameters that get no update; not a valid group name
 
 
-class NadamState(NamedTuple):
-    """Steps taken, product of the momentum schedule so far, and the two running means."""
+def phase_optimizer(
+    settings: Mapping[str, Any], param_groups: ParamGroups, schedule: str, steps: int, warmup_steps: int
+) -> optax.GradientTransformation:
+    """Return the optimizer of a phase.
 
-    taken: jax.Array
-    product: jax.Array
-    first: optax.Updates
-    second: optax.Updates
-
-
-def nadam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
-    """Nadam as Keras 3 computes it (keras/src/optimizers/nadam.py; Dozat 2016), defaults as there.
-
-    It is not optax.nadam: the momentum warms up as u_t = b1 * (1 - 0.5 * 0.96**t) and eps stands outside the root.
+    Args:
+      settings: the config's `optimizer`.
+      param_groups: groups, their learning rates and the layers' decay.
+      schedule: one of SCHEDULES.
+      steps: steps of the phase.
+      warmup_steps: steps of linear warm-up.
     """
-
-    def init(parameters: optax.Params) -> NadamState:
-        zeros = jax.tree.map(jnp.zeros_like, parameters)
-        return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), zeros, jax.tree.map(jnp.zeros_like, parameters))
-
-    def update(
-        gradients: optax.Updates, state: NadamState, parameters: optax.Params | None = None
-    ) -> tuple[optax.Updates, NadamState]:
-        del parameters
-        t = (state.taken + 1).astype(jnp.float32)
-        now, after = (b1 * (1 - 0.5 * 0.96**step) for step in (t, t + 1))
-        product = state.product * now
-        first = jax.tree.map(lambda m, g: m + (g - m) * (1 - b1), state.first, gradients)
-        second = jax.tree.map(lambda v, g: v + (g * g - v) * (1 - b2), state.second, gradients)
-        rate = learning_rate(state.taken)
-
-        def step(g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
-            ahead = after * m / (1 - product * after) + (1 - now) * g / (1 - product)
-            return -rate * ahead / (jnp.sqrt(v / (1 - b2**t)) + eps)
-
-        updates = jax.tree.map(step, gradients, first, second)
-        return updates, NadamState(state.taken + 1, product, first, second)
-
-    return optax.GradientTransformation(init, update)
+    schedules = lr_schedules(param_groups, schedule, steps, warmup_steps)
+    return make_optimizer(param_groups.labels, schedules, optimizer_factory(settings), param_groups.lr_scales)
 
 
-def schedule(name: str, rate: float, steps: int, warmup: int) -> Rate:
-    """step -> learning rate: from 0 up to `rate` over `warmup` steps, then on as named, to 0 at `steps` or by STEPS.
+def lr_schedules(param_groups: ParamGroups, schedule: str, steps: int, warmup_steps: int) -> dict[str, Schedule]:
+    """Return the learning-rate schedule of each group that is trained."""
+    return {group: make_schedule(schedule, lr, steps, warmup_steps) for group, lr in param_groups.lrs.items() if lr > 0}
 
-    `plateau` is constant here: what validation makes of it is in the state (steps.State.scale).
+
+def make_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> Schedule:
+    """Return a schedule: linear warm-up from 0 to `lr`, then as named; 'cosine' and 'linear' reach 0 after `steps`.
+
+    'plateau' is constant: the reductions are in `TrainState.lr_scale`.
     """
-    rest = max(steps - warmup, 1)
-    shapes: dict[str, Callable[[], Rate]] = {
-        "constant": lambda: optax.constant_schedule(rate),
-        "cosine": lambda: optax.cosine_decay_schedule(rate, rest),
-        "linear": lambda: optax.linear_schedule(rate, 0.0, rest),
-        "step": lambda: optax.piecewise_constant_schedule(rate, {int(share * rest): by for share, by in STEPS.items()}),
-        "plateau": lambda: optax.constant_schedule(rate),
+    rest = max(steps - warmup_steps, 1)
+    builders: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: optax.constant_schedule(lr),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, rest),
+        "linear": lambda: optax.linear_schedule(lr, 0.0, rest),
+        "step": lambda: optax.piecewise_constant_schedule(lr, {int(at * rest): by for at, by in STEP_DECAY.items()}),
+        "plateau": lambda: optax.constant_schedule(lr),
     }
-    if name not in shapes:
+    if name not in builders:
         raise unknown("schedule", name, SCHEDULES)
-    if not warmup:
-        return shapes[name]()
-    joined: Rate = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), shapes[name]()], [warmup])
+    if not warmup_steps:
+        return builders[name]()
+    warmup = optax.linear_schedule(0.0, lr, warmup_steps)
+    joined: Schedule = optax.join_schedules([warmup, builders[name]()], [warmup_steps])
     return joined
 
 
-def optimizer_factory(settings: Mapping[str, Any]) -> Callable[[Rate], optax.GradientTransformation]:
-    """Learning rate -> optimizer, for a config's `optimizer` settings (a name and its keyword arguments).
+def make_optimizer(
+    groups: Any,
+    lrs: Mapping[str, Schedule | float],
+    optimizer: OptimizerFactory,
+    lr_scales: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """Return an optimizer with a learning rate per parameter group (`optax.multi_transform`).
 
-    Raises UserError for an optimizer or an argument that does not exist.
+    Args:
+      groups: the group of each parameter: a pytree of names with the structure of the parameters, or a function
+        params -> such a pytree.
+      lrs: group -> learning rate or schedule. Groups that are not listed, or have rate 0.0, are frozen: their updates
+        are zero, and the optimizer holds no state for them.
+      optimizer: learning rate -> optimizer, such as `optax.adam`.
+      lr_scales: path -> factor on the updates of a parameter, for parameters in a flat dict; none if empty.
+    """
+    transforms = {group: optimizer(lr) for group, lr in lrs.items() if callable(lr) or lr > 0}
+
+    def labels(params: optax.Params) -> Any:
+        names = groups(params) if callable(groups) else groups
+        return jax.tree.map(lambda name: name if name in transforms else _FROZEN, names)
+
+    by_group = optax.multi_transform({**transforms, _FROZEN: optax.set_to_zero()}, labels)
+    return _scale_updates(by_group, lr_scales) if lr_scales else by_group
+
+
+def _scale_updates(
+    transformation: optax.GradientTransformation, scales: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Multiply the update of each path by its factor; the optimizer's state does not depend on it."""
+
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, new_state = transformation.update(grads, state, params)
+        return {path: scales[path] * value for path, value in updates.items()}, new_state
+
+    return optax.GradientTransformation(transformation.init, update)
+
+
+def layer_decay_scales(paths: Iterable[str], backbone_layers: Sequence[str], decay: float) -> dict[str, float]:
+    """Return path -> decay**k for the k-th layer with parameters below the head, 1 for the head; empty if decay is 1.
+
+    Each layer with parameters counts as one, a batch norm too (layer-wise decay: Howard and Ruder 2018, Clark et al.
+    2020 and Bao et al. 2021, who count blocks).
+
+    Args:
+      paths: paths of all parameters.
+      backbone_layers: names of the backbone's layers, from input to output.
+      decay: in (0, 1].
+    """
+    if decay == 1:
+        return {}
+    layers = {path: layer_of(path) for path in paths}
+    with_params = set(layers.values())
+    below_head = [layer for layer in reversed(backbone_layers) if layer in with_params]
+    depth = {layer: k for k, layer in enumerate(below_head, start=1)}
+    return {path: decay ** depth.get(layer, 0) for path, layer in layers.items()}
+
+
+def optimizer_factory(settings: Mapping[str, Any]) -> OptimizerFactory:
+    """Return the optimizer of a config as a function of the learning rate.
+
+    Args:
+      settings: the config's `optimizer`: a name, and keyword arguments of the optimizer.
+
+    Raises:
+      UserError: for an unknown optimizer or argument.
     """
     name = str(settings.get("name", ""))
     arguments = {key: value for key, value in settings.items() if key != "name"}
     if name != "nadam" and name not in OPTIMIZERS:
         raise unknown("optimizer", name, ("nadam", *OPTIMIZERS))
-    make: Callable[..., optax.GradientTransformation] = nadam if name == "nadam" else getattr(optax, name)
-    parameters = set(inspect.signature(make).parameters)
-    known = parameters - {"learning_rate", "mask"}
+    make: OptimizerFactory = nadam if name == "nadam" else getattr(optax, name)
+    signature = set(inspect.signature(make).parameters)
+    known = signature - {"learning_rate", "mask"}
     for key in arguments:
         if key not in known:
             raise unknown(f"setting of the optimizer {name}", key, known)
-    if "mask" in parameters:
-        arguments["mask"] = _decays
-    return lambda rate: make(rate, **arguments)
+    if "mask" in signature:
+        arguments["mask"] = _weight_decay_mask
+    return lambda lr: make(lr, **arguments)
 
 
-def _decays(parameters: optax.Params) -> optax.Params:
-    """Which parameters a weight decay is for: kernels, but no biases and nothing of a batch norm, which are vectors."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
+def _weight_decay_mask(params: optax.Params) -> optax.Params:
+    """Select kernels for weight decay: not biases and batch norms, which are vectors."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def phase_optimizer(
-    settings: Mapping[str, Any], split: ParamGroups, schedule_name: str, steps: int, warmup: int
+class NadamState(NamedTuple):
+    """Number of steps, product of the momentum schedule so far, first and second moments."""
+
+    num_steps: jax.Array
+    momentum_product: jax.Array
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def nadam(
+    learning_rate: Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
 ) -> optax.GradientTransformation:
-    """One optimizer a group at its own rate, by the named schedule; see `by_groups`."""
-    return make_optimizer(settings, split, lambda rate: schedule(schedule_name, rate, steps, warmup))
+    """Nadam as in Keras 3 (keras/src/optimizers/nadam.py; Dozat 2016), with its defaults.
 
-
-def make_optimizer(
-    settings: Mapping[str, Any], split: ParamGroups, scheduled: Callable[[float], Rate]
-) -> optax.GradientTransformation:
-    """One optimizer a group, by what `scheduled` makes of the group's rate; a frozen group is set to zero.
-
-    The labels follow from each parameter's path, so the same transformation serves the whole tree and the learning
-    part alone; of a frozen group it holds no state. Where layers of a group have factors, their updates are multiplied
-    by them, and the state knows nothing of it.
+    It differs from optax.nadam: the momentum warms up as u_t = b1 * (1 - 0.5 * 0.96**t), and eps is added outside the
+    square root.
     """
-    make = optimizer_factory(settings)
-    transforms = {group: make(scheduled(rate)) if rate else optax.set_to_zero() for group, rate in split.lrs.items()}
-    by_group = optax.multi_transform(transforms, split.labels)
-    return _scaled(by_group, split.lr_scales) if split.lr_scales else by_group
 
-
-def _scaled(transformation: optax.GradientTransformation, factors: Mapping[str, float]) -> optax.GradientTransformation:
-    """The transformation with the update of every path multiplied by its factor."""
+    def init(params: optax.Params) -> NadamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), zeros, jax.tree.map(jnp.zeros_like, params))
 
     def update(
-        gradients: optax.Updates, state: optax.OptState, parameters: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        updates, moved = transformation.update(gradients, state, parameters)
-        return {path: factors[path] * value for path, value in updates.items()}, moved
+        grads: optax.Updates, state: NadamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, NadamState]:
+        del params
+        t = (state.num_steps + 1).astype(jnp.float32)
+        momentum, next_momentum = (b1 * (1 - 0.5 * 0.96**step) for step in (t, t + 1))
+        product = state.momentum_product * momentum
+        mu = jax.tree.map(lambda m, g: m + (g - m) * (1 - b1), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: v + (g * g - v) * (1 - b2), state.nu, grads)
+        lr = learning_rate(state.num_steps)
 
-    return optax.GradientTransformation(transformation.init, update)
+        def step(g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
+            m_hat = next_momentum * m / (1 - product * next_momentum) + (1 - momentum) * g / (1 - product)
+            return -lr * m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
+
+        return jax.tree.map(step, grads, mu, nu), NadamState(state.num_steps + 1, product, mu, nu)
+
+    return optax.GradientTransformation(init, update)

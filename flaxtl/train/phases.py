@@ -1,8 +1,9 @@
-"""The legs of a run's schedule: what learns, at what rate, on what, how long."""
+"""The phases of a run: which parameter groups train, at what learning rate, on what data, for how long."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -12,8 +13,8 @@ from flaxtl.config import TOP_GROUP
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
-from flaxtl.train.optimizers import SCHEDULES, optimizer_factory, schedule
-from flaxtl.train.param_groups import ParamGroups, layer_decay_scales, make_param_groups
+from flaxtl.train.optimizers import SCHEDULES, Schedule, layer_decay_scales, lr_schedules, optimizer_factory
+from flaxtl.train.param_groups import ParamGroups, make_param_groups
 
 HIGHER_IS_BETTER = {
     "validation_loss": False,
@@ -22,23 +23,29 @@ HIGHER_IS_BETTER = {
     "train_loss": False,
     "train_accuracy": True,
 }
+"""The metrics that a phase can monitor."""
 
-SHARES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+FRACTIONS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "plateau_factor": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
 }
-"""Settings of a phase that are fractions: which ones they may be, in a test and in words."""
+"""Settings of a phase that are fractions: a check, and the range in words."""
 
 FEATURE_CACHE_BYTES = 8 * 2**30
-"""How large the outputs of a frozen prefix may be, for one view of each training image."""
+"""Maximum size of the cached outputs of a cut layer, for one view of each training image."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One leg. `cut` is the backbone layer whose outputs nothing below changes, or None if the whole base learns.
+    """One stage of the schedule; see the settings of a phase in `config.py`.
 
-    Steps count over the whole run: a phase owns [first_step, last_step), also where it stops early.
+    Steps are numbered over the whole run: a phase has the steps from `first_step` to below `last_step`, even if it
+    stops early.
+
+    Attributes:
+      param_groups: the groups with the phase's learning rates.
+      cut_layer: the last frozen layer below everything that trains, whose outputs can be cached; None without one.
     """
 
     name: str
@@ -57,156 +64,172 @@ class Phase:
     cut_layer: str | None
 
     def __post_init__(self) -> None:
-        """Refuse a warm-up that never ends, and a plateau that early stopping never waits for."""
+        """Check that the warm-up ends, and that the plateau schedule acts before early stopping."""
         if self.warmup_steps > self.steps:
             raise UserError(
                 f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps; lower it"
             )
         if self.schedule == "plateau" and 0 < self.patience <= self.plateau_patience:
             raise UserError(
-                f"{self.name}.patience={self.patience} ends the phase before its schedule 'plateau' lowers the rate, "
-                f"after {self.plateau_patience} epochs; lower {self.name}.plateau_patience"
+                f"{self.name}.patience={self.patience} ends the phase before its schedule 'plateau' reduces the "
+                f"learning rate, after {self.plateau_patience} epochs; lower {self.name}.plateau_patience"
             )
 
     @property
     def steps(self) -> int:
-        """Steps of the whole phase."""
+        """Number of steps if the phase does not stop early."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def last_step(self) -> int:
-        """The first step of the next phase."""
+        """The step after the phase: the first step of the next one."""
         return self.first_step + self.steps
 
+    @cached_property
+    def lr_schedules(self) -> dict[str, Schedule]:
+        """The learning-rate schedule of each group that is trained."""
+        return lr_schedules(self.param_groups, self.schedule, self.steps, self.warmup_steps)
+
+    def lrs(self, steps: int, lr_scale: float) -> dict[str, float]:
+        """Return the learning rate of each trained group in the last of the phase's first `steps` steps, to 6 digits.
+
+        Args:
+          steps: number of steps, at least 1.
+          lr_scale: product of the reductions on plateaus so far.
+        """
+        last = jnp.int32(steps - 1)
+        return {
+            group: float(f"{lr_scale * float(schedule(last)):.6g}") for group, schedule in self.lr_schedules.items()
+        }
+
     def is_improvement(self, value: float, best: float | None) -> bool:
-        """Whether `value` of the phase's metric beats the best so far."""
+        """Whether `value` of the monitored metric is better than the best one so far."""
         if best is None:
             return True
         return value > best if HIGHER_IS_BETTER[self.monitor] else value < best
 
-    def plateau_reached(self, waited: int) -> bool:
-        """Whether the rates fall after the `waited`-th epoch since the best one.
+    def plateau_reached(self, epochs_since_best: int) -> bool:
+        """Whether the learning rates are reduced after this epoch.
 
-        As Keras' ReduceLROnPlateau does it with a min_delta of 0: after plateau_patience epochs, and again after each
-        as many, until one is better.
+        As Keras' ReduceLROnPlateau with min_delta=0: after every `plateau_patience` epochs without improvement.
         """
-        return self.schedule == "plateau" and waited > 0 and waited % self.plateau_patience == 0
-
-    def lrs(self, steps: int, scale: float) -> dict[str, float]:
-        """group -> rate of the last of the phase's first `steps` steps, of each group that learns, to 6 digits.
-
-        `scale` is what plateaus have left of the rates.
-        """
-        found = {}
-        for group, rate in self.param_groups.lrs.items():
-            if rate:
-                at_last = schedule(self.schedule, rate, self.steps, self.warmup_steps)(jnp.int32(steps - 1))
-                found[group] = float(f"{scale * float(at_last):.6g}")
-        return found
+        return self.schedule == "plateau" and epochs_since_best > 0 and epochs_since_best % self.plateau_patience == 0
 
 
 def build_phases(
     config: Any,
     model: Classifier,
     layers: Sequence[Layer],
-    assigned: Mapping[str, str],
-    n_train: int,
-    cut_groups: Collection[str] = (),
+    groups: Mapping[str, str],
+    num_train: int,
+    unused_groups: Collection[str] = (),
 ) -> tuple[Phase, ...]:
-    """The config's phases in order, checked; `n_train` is the number of training images.
+    """Return the config's phases, in order, with every setting checked.
 
-    The rates of `cut_groups`, which model.output_layer leaves without parameters, are passed over.
+    Args:
+      config: the config.
+      model: the classifier.
+      layers: its layers, in order.
+      groups: path -> group of every parameter.
+      num_train: number of training images.
+      unused_groups: groups that `model.output_layer` leaves without parameters; their learning rates are ignored.
     """
-    optimizer_factory(
-        config.optimizer
-    )  # made anew by each phase; here a misspelt one is found before anything is computed
+    optimizer_factory(config.optimizer)  # finds mistakes before anything is computed; each phase makes its own
     if config.batch_size < 1:
-        raise UserError(f"batch is {config.batch_size}; a batch holds at least one image")
+        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
     if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it is a share, from 0 to below 1")
-    backbone = [layer.name for layer in layers if layer.section == "backbone"]
+        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1")
+    backbone_layers = [layer.name for layer in layers if layer.section == "backbone"]
     phases: list[Phase] = []
     for name in config.phases:
         if name not in config:
-            raise UserError(f"phases names {name!r}, but the config has no settings c.{name}")
+            raise UserError(f"phases lists {name!r}, but the config has no settings c.{name}")
         settings = config[name]
-        rates = _rates(config, model, settings.lr)
-        split = make_param_groups(name, assigned, {group: rates[group] for group in rates if group not in cut_groups})
-        decay = _share(name, "layer_decay", settings)
-        split = replace(split, lr_scales=layer_decay_scales(assigned, backbone, decay))
-        phases.append(
-            Phase(
-                name=name,
-                epochs=_at_least(1, name, "epochs", settings.epochs),
-                steps_per_epoch=_at_least(0, name, "steps_per_epoch", settings.steps_per_epoch)
-                or -(-n_train // config.batch_size),
-                augment=bool(settings.augment),
-                param_groups=split,
-                schedule=_known(name, "schedule", settings.schedule, SCHEDULES),
-                plateau_factor=_share(name, "plateau_factor", settings),
-                plateau_patience=_at_least(1, name, "plateau_patience", settings.plateau_patience),
-                warmup_steps=_at_least(0, name, "warmup_steps", settings.warmup_steps),
-                ema=_share(name, "ema", settings),
-                monitor=_known(name, "monitor", settings.monitor, tuple(HIGHER_IS_BETTER)),
-                patience=_at_least(0, name, "patience", settings.patience),
-                first_step=phases[-1].last_step if phases else 0,
-                cut_layer=frozen_prefix(model, layers, split, n_train),
-            )
+        lrs = {group: lr for group, lr in _lrs(config, model, settings.lr).items() if group not in unused_groups}
+        lr_scales = layer_decay_scales(groups, backbone_layers, _fraction(name, "layer_decay", settings))
+        param_groups = replace(make_param_groups(name, groups, lrs), lr_scales=lr_scales)
+        steps_per_epoch = _at_least(0, name, "steps_per_epoch", settings)
+        phase = Phase(
+            name=name,
+            epochs=_at_least(1, name, "epochs", settings),
+            steps_per_epoch=steps_per_epoch or math.ceil(num_train / config.batch_size),
+            augment=bool(settings.augment),
+            param_groups=param_groups,
+            schedule=_one_of(SCHEDULES, name, "schedule", settings),
+            plateau_factor=_fraction(name, "plateau_factor", settings),
+            plateau_patience=_at_least(1, name, "plateau_patience", settings),
+            warmup_steps=_at_least(0, name, "warmup_steps", settings),
+            ema=_fraction(name, "ema", settings),
+            monitor=_one_of(tuple(HIGHER_IS_BETTER), name, "monitor", settings),
+            patience=_at_least(0, name, "patience", settings),
+            first_step=phases[-1].last_step if phases else 0,
+            cut_layer=find_cut_layer(model, layers, param_groups, num_train),
         )
+        phases.append(phase)
     if len({phase.name for phase in phases}) < len(phases):
-        raise UserError(f"phases names a phase twice: {', '.join(config.phases)}; give each its own name and settings")
+        raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}; give each its own name and settings")
     _check_views(config, phases)
     return tuple(phases)
 
 
-def _check_views(config: Any, phases: Sequence[Phase]) -> None:
-    """Refuse what cannot be kept: mixtures are of images that meet in a batch."""
-    views, mixing = config.feature_cache.views, [name for name in ("mixup", "cutmix") if config.augmentation[name]]
-    if views < 0:
-        raise UserError(
-            f"feature_cache.views is {views}; give 0 for fresh augmentation, or the number of views to keep"
-        )
-    if views and mixing and any(phase.augment and phase.cut_layer for phase in phases):
-        raise UserError(
-            f"feature_cache.views={views} keeps views of single images, but augmentation.{mixing[0]} mixes two anew in "
-            f"every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
-        )
+def find_cut_layer(
+    model: Classifier, layers: Sequence[Layer], param_groups: ParamGroups, num_images: int
+) -> str | None:
+    """Return the last backbone layer that all paths pass through and that, with all layers below, is frozen.
+
+    None if there is no such layer, or if its outputs for `num_images` images would exceed FEATURE_CACHE_BYTES.
+    """
+    active = {
+        path.split("/")[1]
+        for path in param_groups.groups
+        if path.startswith("backbone/") and param_groups.is_active(path)
+    }
+    frozen = takewhile(lambda layer: layer.section == "backbone" and layer.name not in active, layers)
+    candidates = set(cut_points(layers))
+    *_, cut_layer = None, *(layer for layer in frozen if layer.name in candidates)
+    if cut_layer is None:
+        return None
+    image_bytes = math.prod(cut_layer.shape) * jnp.dtype(model.dtype).itemsize
+    return cut_layer.name if num_images * image_bytes <= FEATURE_CACHE_BYTES else None
 
 
-def _rates(config: Any, model: Classifier, lr: Mapping[str, float]) -> dict[str, float]:
-    """group -> learning rate; `top` under its own name, unless the config has groups of its own."""
+def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, float]:
+    """Return group -> learning rate; `top` is replaced by its group's name, unless the config has its own groups."""
     top = TOP_GROUP if config.param_groups else model.spec.top_group
-    return {top if group == TOP_GROUP else group: float(rate) for group, rate in lr.items()}
+    return {top if group == TOP_GROUP else group: float(lr) for group, lr in lrs.items()}
 
 
-def _at_least(least: int, phase: str, key: str, value: int) -> int:
-    if value < least:
-        raise UserError(f"{phase}.{key} is {value}; it must be at least {least}")
+def _check_views(config: Any, phases: Sequence[Phase]) -> None:
+    """Check that cached views are not combined with mixing, which needs the other images of a batch."""
+    num_views = config.feature_cache.views
+    mixing = [name for name in ("mixup", "cutmix") if config.augmentation[name]]
+    if num_views < 0:
+        raise UserError(
+            f"feature_cache.views is {num_views}; set 0 for fresh augmentation, or the number of views to cache"
+        )
+    if num_views and mixing and any(phase.augment and phase.cut_layer for phase in phases):
+        raise UserError(
+            f"feature_cache.views={num_views} caches views of single images, but augmentation.{mixing[0]} mixes images "
+            f"anew in every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
+        )
+
+
+def _at_least(minimum: int, phase: str, key: str, settings: Any) -> int:
+    value = settings[key]
+    if value < minimum:
+        raise UserError(f"{phase}.{key} is {value}; it must be at least {minimum}")
     return int(value)
 
 
-def _share(phase: str, key: str, settings: Any) -> float:
-    value, (fits, words) = float(settings[key]), SHARES[key]
-    if not fits(value):
-        raise UserError(f"{phase}.{key} is {value:g}; it must be {words}")
+def _fraction(phase: str, key: str, settings: Any) -> float:
+    value, (is_valid, allowed) = float(settings[key]), FRACTIONS[key]
+    if not is_valid(value):
+        raise UserError(f"{phase}.{key} is {value:g}; it must be {allowed}")
     return value
 
 
-def _known(phase: str, key: str, value: str, known: Sequence[str]) -> str:
+def _one_of(known: Sequence[str], phase: str, key: str, settings: Any) -> str:
+    value = str(settings[key])
     if value not in known:
         raise unknown(f"{phase}.{key}", value, known)
     return value
-
-
-def frozen_prefix(model: Classifier, layers: Sequence[Layer], split: ParamGroups, n: int) -> str | None:
-    """The highest backbone layer that everything passes through and at or below which nothing moves.
-
-    None if there is no such layer, or if its outputs for `n` images would be larger than CACHE_BYTES.
-    """
-    moving = {path.split("/")[1] for path in split.groups if path.startswith("backbone/") and split.is_active(path)}
-    below = takewhile(lambda layer: layer.section == "backbone" and layer.name not in moving, layers)
-    clean = set(cut_points(layers))
-    *_, cut = None, *(layer for layer in below if layer.name in clean)
-    if cut is None or n * math.prod(cut.shape) * jnp.dtype(model.dtype).itemsize > FEATURE_CACHE_BYTES:
-        return None
-    return cut.name

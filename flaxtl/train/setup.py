@@ -1,8 +1,9 @@
-"""A config and a manifest become what a run works with; every setting is checked here, before anything is computed."""
+"""The setup of a run: its model, manifest and phases, with every setting checked before anything is computed."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flaxtl import fileio
-from flaxtl.console import progress_bar
+from flaxtl.console import message, progress_bar
 from flaxtl.data import duplicates
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize
@@ -21,12 +22,12 @@ from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier
+from flaxtl.models.classifier import Classifier, flatten_params
 from flaxtl.models.head import Head
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices
-from flaxtl.train import param_groups
 from flaxtl.train.metrics import class_weights
+from flaxtl.train.param_groups import assign_groups
 from flaxtl.train.phases import Phase, build_phases
 
 CHOICES = {
@@ -34,29 +35,42 @@ CHOICES = {
     "on_error": ("fail", "skip"),
     "pipeline": ("auto", "resident", "stream"),
 }
-"""Settings under data that are one of a few words."""
+"""Settings below `data` with a fixed set of values."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A config's network: the model, its layers, the shape and the group of every parameter by path."""
+    """The model of a config, and facts about it.
+
+    Attributes:
+      model: the classifier.
+      layers: its layers, in order.
+      shapes: path -> shape of every parameter.
+      groups: path -> parameter group.
+      unused_groups: groups that `model.output_layer` leaves without parameters.
+    """
 
     model: Classifier
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
     groups: Mapping[str, str]
-    cut_groups: frozenset[str] = frozenset()  # of which model.output_layer leaves no parameter
+    unused_groups: frozenset[str] = frozenset()
+
+    @property
+    def backbone_layers(self) -> tuple[str, ...]:
+        """Names of the backbone's layers, in order."""
+        return tuple(layer.name for layer in self.layers if layer.section == "backbone")
 
     def count(self, prefix: str) -> int:
-        """Parameters whose path starts with `prefix`."""
+        """Return the number of parameters in paths that start with `prefix`."""
         return sum(math.prod(shape) for path, shape in self.shapes.items() if path.startswith(prefix))
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a run works with."""
+    """Everything that a run needs except data and weights."""
 
     config: Any
     workdir: Path
@@ -69,59 +83,33 @@ class RunSetup:
     mesh: Mesh
 
     def sampler(self) -> EpochSampler:
-        """In which order the training images are seen."""
+        """Return the sampler of the training images."""
         labels = self.manifest.labels(self.manifest.of_split("train"))
         balanced = labels if self.config.data.sampling == "balanced" else None
         return EpochSampler(self.config.seed, self.config.batch_size, len(labels), balanced)
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and sharding of every parameter by path: what a checkpoint is restored by."""
+        """Return the shape and sharding of every parameter, as restoring a checkpoint needs them."""
         sharding = devices.replicated_sharding(self.mesh)
         shapes = self.model_info.shapes.items()
         return {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for path, shape in shapes}
 
 
-def build_model(config: Any, classes: int) -> ModelInfo:
-    """The config's network for that many classes."""
-    if config.dtype not in DTYPES:
-        raise unknown("dtype", config.dtype, DTYPES)
-    architecture = registry.get_spec(config.model.name)
-    head = Head(classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
-    model = Classifier(architecture, head, config.model.output_layer or None, DTYPES[config.dtype])
-    size = (config.data.height, config.data.width)
-    shapes = classifier.flatten_params(classifier.param_shapes(model, *size))
-    # Rules are for the whole network, so that cutting its base asks for no others.
-    whole = (
-        classifier.flatten_params(classifier.param_shapes(model.clone(output_layer=None), *size))
-        if model.output_layer
-        else shapes
-    )
-    assigned = param_groups.assign_groups(list(whole), config.param_groups or architecture.groups)
-    kept = {path: assigned[path] for path in shapes}
-    cut = frozenset(assigned.values()) - frozenset(kept.values())
-    return ModelInfo(model, tuple(classifier.list_layers(model, *size)), shapes, kept, cut)
-
-
-def check_names(config: Any) -> None:
-    """Refuse, before any image is looked at, a network that is not in the catalog and words that are no choice."""
-    registry.get_spec(config.model.name)
-    for key, known in CHOICES.items():
-        if config.data[key] not in known:
-            raise unknown(f"data.{key}", config.data[key], known)
-
-
 def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
-    """Check every setting of the config and put the parts together."""
+    """Check every setting of the config and build the setup."""
     check_names(config)
-    net = build_model(config, len(manifest.classes))
+    model_info = build_model(config, len(manifest.classes))
     data = config.data
     train = manifest.of_split("train")
+    phases = build_phases(
+        config, model_info.model, model_info.layers, model_info.groups, len(train), model_info.unused_groups
+    )
     return RunSetup(
         config=config,
         workdir=workdir,
         manifest=manifest,
-        model_info=net,
-        phases=build_phases(config, net.model, net.layers, net.groups, len(train), net.cut_groups),
+        model_info=model_info,
+        phases=phases,
         resize=Resize(data.height, data.width, data.resize, data.interpolation),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
@@ -129,46 +117,81 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
     )
 
 
-def load_manifest(workdir: Path) -> Manifest:
-    """The manifest of a run that goes on; raises UserError if one of its images is no longer what it was."""
-    manifest = Manifest.read(workdir / "manifest.csv")
-    found = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
-    changed = [
-        example.path for example, now in zip(manifest.examples, found, strict=True) if example.sha256 != now.sha256
-    ]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{len(changed)} images are not what they were when the run in {workdir} began: "
-            f"{', '.join(changed[:5])}{more}; bring them back, or start anew in another --workdir"
-        )
-    return manifest
+def check_names(config: Any) -> None:
+    """Check the model's name and the settings of CHOICES, before any image is read."""
+    registry.get_spec(config.model.name)
+    for key, known in CHOICES.items():
+        if config.data[key] not in known:
+            raise unknown(f"data.{key}", config.data[key], known)
+
+
+def build_model(config: Any, num_classes: int) -> ModelInfo:
+    """Return the config's model for a number of classes."""
+    if config.dtype not in DTYPES:
+        raise unknown("dtype", config.dtype, DTYPES)
+    spec = registry.get_spec(config.model.name)
+    head = Head(num_classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
+    model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype])
+    size = (config.data.height, config.data.width)
+    shapes = flatten_params(classifier.param_shapes(model, *size))
+    # The rules are matched against the whole backbone, so that they do not depend on model.output_layer.
+    whole = shapes
+    if model.output_layer:
+        whole = flatten_params(classifier.param_shapes(model.clone(output_layer=None), *size))
+    all_groups = assign_groups(list(whole), config.param_groups or spec.groups)
+    groups = {path: all_groups[path] for path in shapes}
+    unused = frozenset(all_groups.values()) - frozenset(groups.values())
+    return ModelInfo(model, tuple(classifier.list_layers(model, *size)), shapes, groups, unused)
 
 
 def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     """Find the config's images and split them.
 
-    Raises UserError for other classes than the config expects, and for a `workdir` among the images.
+    Raises:
+      UserError: the source has other classes than the config expects, or contains `workdir`; see `make_manifest`.
     """
     data = config.data
     listing = base.open_source(data.source, fileio.cache_dir("data"))
     if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):
         raise UserError(
-            f"--workdir={workdir} lies within the source {listing.origin} and would become a part of it; choose another"
+            f"--workdir={workdir} is inside the data source {listing.origin} and would become a part of it. "
+            "Use another --workdir."
         )
     expected = tuple(data.classes)
     if expected and expected != listing.classes:
         raise UserError(
-            f"{data.source} holds the classes {join_names(listing.classes)}, but the config expects "
-            f"{join_names(expected)}; correct data.source, or data.classes (--config.data.classes='()' takes any)"
+            f"{data.source} has the classes {join_names(listing.classes)}, but the config expects "
+            f"{join_names(expected)}. Correct data.source or data.classes (--config.data.classes='()' accepts any)."
         )
-    with progress_bar(console, "looking for duplicates", len(listing.images)) as advance:
+    with progress_bar(console, "Looking for duplicates", len(listing.images)) as advance:
         return make_manifest(
             listing,
             data.fractions.to_dict(),
             config.seed,
             near_duplicates=data.near_duplicates,
             allow_leaks=data.allow_leaks,
-            warn=lambda sentence: console.print(sentence, highlight=False, markup=False, soft_wrap=True),
+            warn=partial(message, console),
             on_progress=lambda done: advance(1),
         )
+
+
+def load_manifest(workdir: Path) -> Manifest:
+    """Return the manifest of a run that is resumed.
+
+    Raises:
+      UserError: images have changed since the run was started.
+    """
+    manifest = Manifest.read(workdir / "manifest.csv")
+    fingerprints = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
+    changed = [
+        example.path
+        for example, fingerprint in zip(manifest.examples, fingerprints, strict=True)
+        if example.sha256 != fingerprint.sha256
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{len(changed)} images have changed since the run in {workdir} was started: "
+            f"{', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
+        )
+    return manifest

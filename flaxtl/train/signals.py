@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the step at hand is finished and kept, and the exit code says why it ended."""
+"""Signals that stop a run: the current step is finished and saved, and the exit code tells which signal it was."""
 
 import os
 import signal
@@ -11,87 +11,91 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 GRACE_SECONDS = 25.0
-"""Of a run that was told to end: Slurm, Kubernetes and TPU preemption kill what is still there after 30."""
+"""Time to stop after a signal: Slurm, Kubernetes and TPU preemption kill a process after 30 seconds."""
 
 
 def exit_code(number: int) -> int:
-    """What a process ends with that a signal ended, as shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+    """Return the exit code for a signal, by the convention of shells: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 class StopRequested(BaseException):
-    """The run was told to end. `number` is the signal's."""
+    """Raised to end the run after a signal, whose number is `number`."""
 
     def __init__(self, number: int) -> None:
-        """Raised by a signal's handler, or between two steps after it."""
         super().__init__(number)
         self.number = number
 
 
 class StopSignal:
-    """Whether somebody asked the run to end.
+    """Whether a signal has requested the run to stop.
 
-    Where nothing would be lost a signal ends the run at once; within `deferred` it is only noted, for the loop to
-    finish its step, save and `stop`. A second signal does not wait, and GRACE_SECONDS after the first the process ends
-    in any case, even from within a compilation: every checkpoint is whole, so a run then loses no more than what came
-    after the last one.
+    A signal ends the run at once. Inside `deferred` it is only recorded, so that the training loop can finish its step,
+    save, and call `stop`. A second signal ends the run immediately, and GRACE_SECONDS after the first one the process
+    exits in any case, even during a compilation; as checkpoints are atomic, only the work since the last one is lost.
+
+    Args:
+      on_request: called when a signal is recorded.
+      grace_seconds: time until the process exits.
     """
 
-    def __init__(self, tell: Callable[[], None] = lambda: None, grace: float = GRACE_SECONDS) -> None:
-        """Nobody has asked yet; signals are heard within `listening`. `tell` is called when one is noted."""
-        self._tell, self._grace = tell, grace
+    def __init__(self, on_request: Callable[[], None] = lambda: None, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._on_request, self._grace_seconds = on_request, grace_seconds
         self._number: int | None = None
         self._deferred = False
 
     @property
     def requested(self) -> bool:
-        """Whether the loop should save and `stop`."""
+        """Whether the training loop should save and call `stop`."""
         return self._number is not None
 
     def stop(self) -> NoReturn:
-        """End the run, as it was asked to, here or in another process."""
+        """End the run, as requested by a signal here or in another process."""
         raise StopRequested(self._number or signal.SIGTERM)
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """Hear SIGTERM and Ctrl-C; the handlers that were there come back. In a thread nothing can be heard."""
+        """Handle SIGINT and SIGTERM; the previous handlers are restored. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        ended = threading.Event()
-        threading.Thread(target=self._watch, args=(heard, ended), daemon=True).start()
-        pipe = signal.set_wakeup_fd(told)
-        handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        done = threading.Event()
+        threading.Thread(target=self._exit_after_grace, args=(read_end, done), daemon=True).start()
+        previous_fd = signal.set_wakeup_fd(write_end)
+        previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield self
         finally:
-            for number, handler in handlers.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
-            signal.set_wakeup_fd(pipe)
-            ended.set()
-            os.close(told)  # both end the thread
+            signal.set_wakeup_fd(previous_fd)
+            done.set()
+            os.close(write_end)  # ends the thread
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Where a signal is noted and the loop ends itself."""
+        """Record signals instead of ending the run; the training loop checks `requested`."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if self._number is not None or not self._deferred:
             raise StopRequested(number)
         self._number = number
-        self._tell()
+        self._on_request()
 
-    def _watch(self, heard: int, ended: threading.Event) -> None:
-        """The clock of the grace. Python's own handlers wait while XLA compiles; the bytes of the pipe do not."""
-        with os.fdopen(heard, "rb", buffering=0) as pipe:
-            while told := pipe.read(1):
-                if (number := told[0]) in SIGNALS and not ended.wait(self._grace):
-                    os.write(2, b"flaxtl: what was being computed took too long to be finished and kept\n")
+    def _exit_after_grace(self, read_end: int, done: threading.Event) -> None:
+        """Exit GRACE_SECONDS after a signal.
+
+        Python's own handlers wait while XLA compiles; the wake-up pipe does not.
+        """
+        with os.fdopen(read_end, "rb", buffering=0) as pipe:
+            while received := pipe.read(1):
+                if (number := received[0]) in SIGNALS and not done.wait(self._grace_seconds):
+                    os.write(2, b"flaxtl: stopped after the grace period; work since the last checkpoint is lost\n")
                     os._exit(exit_code(number))

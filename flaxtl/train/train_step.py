@@ -1,4 +1,9 @@
-"""A moving average of the weights that learn: steadier than the weights of any one step."""
+"""The compiled steps: training, evaluation and test-time augmentation.
+
+A training step is a pure function (state, frozen params, batch) -> state. It draws its randomness from the seed, the
+step number and the position of the example, so that resuming, splitting a batch, and scanning over many steps give the
+same numbers. Nothing in it waits for the host.
+"""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -7,55 +12,39 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import optax
 from jax.sharding import Mesh
 
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.mixup import mix
 from flaxtl.data.augment.tta import ViewFn
-from flaxtl.data.loaders import Batch
+from flaxtl.data.loaders import Batch, Mask
 from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, forward_logits, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train.eval_loop import EvalStep
 from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
 
-
-class Ema(NamedTuple):
-    """The average that Keras' optimizers keep with `use_ema` (keras/src/optimizers/base_optimizer.py, Keras 3).
-
-    After the phase's first step, global step `first_step`, it is what learns; after every later one it is `decay`
-    (from 0 to below 1) of what it was and 1 - `decay` of what learns. It looks back over about 1 / (1 - decay) steps.
-    Nothing corrects for its beginning: after n steps decay**(n - 1) of it still are the weights after the first one.
-    """
-
-    decay: float
-    first_step: int
-
-    def update(self, step: jax.Array, average: FlatParams, learning: FlatParams) -> FlatParams:
-        """The average after global step `step`, which has made `learning` of what learns."""
-        kept = jnp.where(step == self.first_step, 0.0, self.decay)
-        return {path: kept * average[path] + (1 - kept) * value for path, value in learning.items()}
-
-
 DROPOUT_STREAM = 1
 """Number folded into the seed for dropout, so that it is independent of augmentation."""
 
-
 NO_STEP = -1
-"""State.failed while all is well."""
+"""`TrainState.nonfinite_step` while all losses and gradients are finite."""
 
 
 class TrainState(NamedTuple):
-    """What a phase changes.
+    """Everything that a phase changes; all leaves are on the device.
 
-    The global step (int32), the learning parameters, the statistics of their batch norms, the optimizer's state and
-    the totals since the epoch began.
-    `scale` (float32 []) is what the schedule's rates are multiplied by: 1 until a plateau lowers them. `average` is
-    that of the learning parameters, empty in a phase that keeps none.
-    `failed` (int32) is the step whose loss or gradient was not finite, or NONE_FAILED: from that step on nothing
-    changes any more, so that a state which failed still is the last good one.
+    Attributes:
+      step: global step, int32 [].
+      params: the trainable parameters, float32.
+      batch_stats: running statistics of the batch norms in trained groups.
+      opt_state: the optimizer's state, for `params` only.
+      metrics: sums since the epoch began.
+      nonfinite_step: the step whose loss or gradient was not finite, int32 [], or NO_STEP. From that step on the state
+        no longer changes, so it is still the last good one.
+      lr_scale: factor on the scheduled learning rates, float32 []: 1 until a plateau reduces it.
+      ema_params: moving average of `params`; empty in a phase without EMA.
     """
 
     step: jax.Array
@@ -71,58 +60,68 @@ class TrainState(NamedTuple):
     def create(
         cls,
         step: int,
-        learning: FlatParams,
-        statistics: FlatParams,
-        optimizer: optax.OptState,
-        classes: int,
-        averages: bool = False,
+        params: FlatParams,
+        batch_stats: FlatParams,
+        opt_state: optax.OptState,
+        num_classes: int,
+        use_ema: bool = False,
     ) -> "TrainState":
-        """The state before global step `step`."""
-        average = learning if averages else {}
-        totals, failed = MetricSums.zero(classes), jnp.int32(NO_STEP)
-        return cls(jnp.int32(step), learning, statistics, optimizer, totals, failed, jnp.ones(()), average)
+        """Return the state before global step `step`."""
+        return cls(
+            step=jnp.int32(step),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            metrics=MetricSums.zero(num_classes),
+            nonfinite_step=jnp.int32(NO_STEP),
+            lr_scale=jnp.ones(()),
+            ema_params=params if use_ema else {},
+        )
 
     @property
     def updated_params(self) -> FlatParams:
-        """All parameters that the phase changes."""
+        """All parameters that the phase changes: `params` and `batch_stats`."""
         return self.params | self.batch_stats
 
     @property
     def eval_params(self) -> FlatParams:
-        """Those as validation measures them and the phase hands them on: averaged, if it averages what learns."""
+        """The parameters that are validated and saved: averaged if the phase uses EMA."""
         return self.updated_params | self.ema_params
 
 
-class Target(NamedTuple):
-    """What a step's images shall be taken for: class indices [batch], each with its share of the loss."""
+class Ema(NamedTuple):
+    """Moving average of the weights, as Keras' optimizers with `use_ema` (keras/src/optimizers/base_optimizer.py).
 
-    labels: jax.Array
-    lam: jax.Array | float
+    After the phase's first step, global step `first_step`, the average is a copy of the weights. Every later step sets
+    it to `decay` * average + (1 - decay) * weights, with 0 <= decay < 1. There is no bias correction.
+    """
 
+    decay: float
+    first_step: int
 
-TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
-ScannedSteps = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
-TtaStep = Callable[[np.int32, FlatParams, Batch, npt.NDArray[np.bool_]], tuple[jax.Array, MetricSums]]
-
-
-class StepGrads(NamedTuple):
-    """What the examples of one pass contribute: mean loss, its gradients, moved statistics and totals."""
-
-    loss: jax.Array
-    gradients: FlatParams
-    batch_stats: FlatParams
-    metrics: MetricSums
+    def update(self, step: jax.Array, average: FlatParams, params: FlatParams) -> FlatParams:
+        """Return the average after global step `step`, which resulted in `params`."""
+        decay = jnp.where(step == self.first_step, 0.0, self.decay)
+        return {path: decay * average[path] + (1 - decay) * value for path, value in params.items()}
 
 
 class StepConfig(NamedTuple):
-    """What the training steps of a phase have in common: everything but their state and their examples.
+    """What is constant in the training steps of a phase.
 
-    With `start` the examples are outputs of that layer. `class_weights` weigh the loss that is minimised, and
-    `smoothing` is the share of a label that it spreads evenly over all classes (Szegedy et al. 2016); the totals know
-    neither, so that they can be compared with those of other runs and of validation.
-    A batch is passed through in `accumulate` equal parts, one after the other, to need less memory. The step is that
-    of the whole batch, but for batch norms that learn, which see one part at a time.
-    `average` is how what learns is averaged over steps, if it is; the statistics of batch norms never are.
+    Attributes:
+      model: the classifier.
+      optimizer: for the trainable parameters.
+      mesh: devices to split a batch over.
+      seed: of augmentation and dropout.
+      start_layer: the layer whose outputs the batches hold; None if they hold images.
+      augmentation: applied to images inside the step; None for none.
+      class_weights: weight of each class in the loss.
+      label_smoothing: fraction of a label that is spread evenly over all classes (Szegedy et al. 2016).
+      accum_steps: number of equal microbatches that a batch is processed in, one after the other, to save memory. The
+        result is that of the whole batch, except that trained batch norms see one microbatch at a time.
+      ema: moving average of the trainable parameters, if any. Batch statistics are never averaged.
+
+    Metrics ignore `class_weights` and `label_smoothing`, so that they can be compared with those of validation.
     """
 
     model: Classifier
@@ -137,189 +136,227 @@ class StepConfig(NamedTuple):
     ema: Ema | None = None
 
 
-def make_train_step(task: StepConfig, sharding: Batch) -> TrainStep:
-    """(state, frozen parameters, examples) -> state; the old state is donated. `sharding` is the feed's.
+TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
+ScannedSteps = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
+TtaStep = Callable[[np.int32, FlatParams, Batch, Mask], tuple[jax.Array, MetricSums]]
 
-    Only the learning parameters are differentiated.
+
+def make_train_step(cfg: StepConfig, sharding: Batch) -> TrainStep:
+    """Return the jitted (state, frozen params, batch) -> state. The given state is donated.
+
+    Args:
+      cfg: the phase's constants.
+      sharding: shardings of a batch, from its loader.
     """
-    whole = devices.replicated_sharding(task.mesh)
-    step = partial(_step, task)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, sharding), out_shardings=whole)
+    replicated = devices.replicated_sharding(cfg.mesh)
+    shardings = (replicated, replicated, sharding)
+    return jax.jit(partial(train_step, cfg), donate_argnums=0, in_shardings=shardings, out_shardings=replicated)
 
 
-def make_scanned_steps(task: StepConfig, sharding: Batch) -> ScannedSteps:
-    """(state, frozen parameters, epoch, first, last) -> state after the steps of the rows from `first` to below `last`.
+def make_scanned_steps(cfg: StepConfig, sharding: Batch) -> ScannedSteps:
+    """Return the jitted (state, frozen params, batches, first, last) -> state after steps first..last-1 of an epoch.
 
-    `epoch` are examples with rows [steps, batch, ...]. One program makes any number of steps, the same ones however
-    they are dealt out to calls, and the host is not heard of between them.
+    One program serves any number of steps, without the host in between; the result does not depend on how the steps
+    are divided into calls. The given state is donated.
+
+    Args:
+      cfg: the phase's constants.
+      sharding: shardings of the batches, arrays [steps, batch, ...].
     """
 
-    def steps(state: TrainState, frozen: FlatParams, epoch: Batch, first: jax.Array, last: jax.Array) -> TrainState:
-        def step(row: jax.Array, state: TrainState) -> TrainState:
-            return _step(task, state, frozen, epoch.with_arrays(tuple(rows[row] for rows in epoch.arrays)))
+    def run(state: TrainState, frozen: FlatParams, batches: Batch, first: jax.Array, last: jax.Array) -> TrainState:
+        def step(index: jax.Array, state: TrainState) -> TrainState:
+            return train_step(cfg, state, frozen, batches.with_arrays(tuple(array[index] for array in batches.arrays)))
 
-        done: TrainState = jax.lax.fori_loop(first, last, step, state)
-        return done
+        result: TrainState = jax.lax.fori_loop(first, last, step, state)
+        return result
 
-    whole = devices.replicated_sharding(task.mesh)
-    return jax.jit(steps, donate_argnums=0, in_shardings=(whole, whole, sharding, whole, whole), out_shardings=whole)
+    replicated = devices.replicated_sharding(cfg.mesh)
+    shardings = (replicated, replicated, sharding, replicated, replicated)
+    return jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=replicated)
 
 
-def _step(task: StepConfig, state: TrainState, frozen: FlatParams, examples: Batch) -> TrainState:
-    examples = _split(examples, task.mesh)
-    keys = _dropout_keys(task.seed, state.step, examples.arrays[0].shape[0])
-    if task.accum_steps == 1:
-        found = compute_grads(task, state, frozen, examples, keys)
+def train_step(cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch) -> TrainState:
+    """Run one training step: gradients, optimizer, EMA, metrics."""
+    batch = _shard(batch, cfg.mesh)
+    dropout_keys = _dropout_keys(cfg.seed, state.step, len(batch.arrays[0]))
+    if cfg.accum_steps == 1:
+        grads = compute_grads(cfg, state, frozen, batch, dropout_keys)
     else:
-        dealt = jax.tree.map(lambda rows: _microbatches(rows, task.accum_steps, task.mesh), (examples.arrays, keys))
-        found = _accumulate_grads(
-            lambda state, row: compute_grads(task, state, frozen, examples.with_arrays(row[0]), row[1]),
-            state,
-            dealt,
-        )
-    updates, optimizer_state = task.optimizer.update(found.gradients, state.opt_state, state.params)
-    learning = optax.apply_updates(state.params, jax.tree.map(lambda update: state.lr_scale * update, updates))
-    moved = state._replace(
+        grads = _accumulate_grads(cfg, state, frozen, batch, dropout_keys)
+    updates, opt_state = cfg.optimizer.update(grads.grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, jax.tree.map(lambda update: state.lr_scale * update, updates))
+    new_state = state._replace(
         step=state.step + 1,
-        params=learning,
-        batch_stats=found.batch_stats,
-        opt_state=optimizer_state,
-        metrics=state.metrics + found.metrics,
+        params=params,
+        batch_stats=grads.batch_stats,
+        opt_state=opt_state,
+        metrics=state.metrics + grads.metrics,
+        ema_params=cfg.ema.update(state.step, state.ema_params, params) if cfg.ema else state.ema_params,
     )
-    if task.ema:
-        moved = moved._replace(ema_params=task.ema.update(state.step, state.ema_params, learning))
-    return _skip_if_nonfinite(state, moved, found)
+    return _skip_if_nonfinite(state, new_state, grads)
+
+
+class StepGrads(NamedTuple):
+    """What a (micro)batch contributes to a step: mean loss, its gradients, new batch statistics and metric sums."""
+
+    loss: jax.Array
+    grads: FlatParams
+    batch_stats: FlatParams
+    metrics: MetricSums
+
+
+class Target(NamedTuple):
+    """Class indices [batch], and the weight of this label in each example's loss."""
+
+    labels: jax.Array
+    weight: jax.Array | float
 
 
 def compute_grads(
-    task: StepConfig, state: TrainState, frozen: FlatParams, examples: Batch, dropout: jax.Array
+    cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch, dropout_keys: jax.Array
 ) -> StepGrads:
-    """A pass of examples, each with its own key for dropout."""
-    inputs, goals = _targets(examples, task.seed, task.augmentation)
-    layers = layers_in_train_mode(state.updated_params, frozen)
+    """Run the forward and backward pass over one (micro)batch.
 
-    def loss(learning: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
-        parameters = unflatten_params(frozen | state.batch_stats | learning)
-        result = forward(
-            task.model, parameters, inputs, start=task.start_layer, train_layers=layers, dropout_keys=dropout
+    Only `state.params` is differentiated; `frozen` is constant, so XLA drops its backward pass.
+    """
+    inputs, targets = _inputs_and_targets(batch, cfg.seed, cfg.augmentation)
+    train_layers = layers_in_train_mode(state.updated_params, frozen)
+
+    def loss_fn(params: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
+        all_params = unflatten_params(frozen | state.batch_stats | params)
+        output = forward(
+            cfg.model, all_params, inputs, start=cfg.start_layer, train_layers=train_layers, dropout_keys=dropout_keys
         )
-        assert result.logits is not None, "a pass without `stop` reaches the softmax"
-        return _losses(result.logits, goals, task.class_weights, task.label_smoothing).mean(), (
-            result.logits,
-            flatten_params(result.batch_stats),
+        assert output.logits is not None, "the forward pass is not stopped before the logits"
+        losses = _weighted_losses(output.logits, targets, cfg.class_weights, cfg.label_smoothing)
+        return losses.mean(), (output.logits, flatten_params(output.batch_stats))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    metrics = batch_metrics(logits, batch.labels, jnp.ones(len(logits), bool), _weighted_losses(logits, targets))
+    return StepGrads(loss, grads, {path: batch_stats[path] for path in state.batch_stats}, metrics)
+
+
+def _accumulate_grads(
+    cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch, dropout_keys: jax.Array
+) -> StepGrads:
+    """Run the microbatches of a batch in turn: mean loss and gradients, summed metrics, the last statistics."""
+    microbatches = jax.tree.map(
+        lambda array: _microbatches(array, cfg.accum_steps, cfg.mesh), (batch.arrays, dropout_keys)
+    )
+
+    def microbatch_grads(batch_stats: FlatParams, arrays: Any) -> StepGrads:
+        batch_arrays, keys = arrays
+        return compute_grads(
+            cfg, state._replace(batch_stats=batch_stats), frozen, batch.with_arrays(batch_arrays), keys
         )
 
-    (value, (logits, moved)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    statistics = {path: moved[path] for path in state.batch_stats}
-    labels = examples.labels
-    counted = batch_metrics(logits, labels, jnp.ones(labels.shape, bool), _losses(logits, goals))
-    return StepGrads(value, gradients, statistics, counted)
+    def add(total: StepGrads, arrays: Any) -> tuple[StepGrads, None]:
+        grads = microbatch_grads(total.batch_stats, arrays)
+        loss, summed = jax.tree.map(jnp.add, (total.loss, total.grads), (grads.loss, grads.grads))
+        return StepGrads(loss, summed, grads.batch_stats, total.metrics + grads.metrics), None
+
+    first = jax.tree.map(lambda array: array[0], microbatches)
+    shapes = jax.eval_shape(microbatch_grads, state.batch_stats, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    # XLA's convolutions on CPU are tens of times slower inside a loop; there it is unrolled.
+    unroll = cfg.accum_steps if jax.default_backend() == "cpu" else 1
+    total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), microbatches, unroll=unroll)
+    loss, grads = jax.tree.map(lambda value: value / cfg.accum_steps, (total.loss, total.grads))
+    return StepGrads(loss, grads, total.batch_stats, total.metrics)
 
 
-def _split(examples: Batch, mesh: Mesh) -> Batch:
-    """Each device has its share of them, however they came."""
-    return examples.with_arrays(jax.lax.with_sharding_constraint(examples.arrays, devices.batch_sharding(mesh)))
+def _microbatches(array: jax.Array, num_parts: int, mesh: Mesh) -> jax.Array:
+    """Reshape [batch, ...] to [parts, batch / parts, ...], interleaved so that each device keeps its examples."""
+    parts = array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
+    sharded: jax.Array = jax.lax.with_sharding_constraint(parts, devices.batch_sharding(mesh, axis=1))
+    return sharded
 
 
-def _dropout_keys(seed: int, step: jax.Array, batch: int) -> jax.Array:
-    """A random key for each example [batch]: its own, so that it does not matter which others pass with it."""
+def _skip_if_nonfinite(state: TrainState, new_state: TrainState, grads: StepGrads) -> TrainState:
+    """Return `new_state`; if loss or gradients are not finite, or were not in an earlier step, return `state`."""
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads.loss, grads.grads))]).all()
+    ok = finite & (state.nonfinite_step == NO_STEP)
+    selected: TrainState = jax.tree.map(partial(jnp.where, ok), new_state, state)
+    nonfinite_step = jnp.where(ok | (state.nonfinite_step != NO_STEP), state.nonfinite_step, state.step)
+    return selected._replace(nonfinite_step=nonfinite_step)
+
+
+def _shard(batch: Batch, mesh: Mesh) -> Batch:
+    """Split the batch over the devices, however it arrived."""
+    return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
+
+
+def _dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """Return a random key for each example [batch], which does not depend on how the batch is split."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), step)
-    keys: jax.Array = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(batch))
+    keys: jax.Array = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch_size))
     return keys
 
 
-def _microbatches(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[batch, ...] -> [parts, batch / parts, ...]; dealt out in turn, so that every device has its share of a part."""
-    dealt = rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
-    placed: jax.Array = jax.lax.with_sharding_constraint(dealt, devices.batch_sharding(mesh, axis=1))
-    return placed
-
-
-def _accumulate_grads(part: Callable[[TrainState, Any], StepGrads], state: TrainState, rows: Any) -> StepGrads:
-    """The parts of a batch one after the other: means of losses and gradients, sums of totals, the last statistics."""
-    shapes = jax.eval_shape(part, state, jax.tree.map(lambda row: row[0], rows))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)._replace(
-        batch_stats=state.batch_stats
-    )
-
-    def add(before: StepGrads, row: Any) -> tuple[StepGrads, None]:
-        found = part(state._replace(batch_stats=before.batch_stats), row)
-        loss, gradients = jax.tree.map(jnp.add, before[:2], found[:2])
-        return StepGrads(loss, gradients, found.batch_stats, before.metrics + found.metrics), None
-
-    n = len(jax.tree.leaves(rows)[0])
-    # XLA's convolutions on CPU are tens of times slower within a loop; there the parts are written out.
-    unroll = n if jax.default_backend() == "cpu" else 1
-    (loss, gradients, statistics, totals), _ = jax.lax.scan(add, nothing, rows, unroll=unroll)
-    return StepGrads(loss / n, {path: gradient / n for path, gradient in gradients.items()}, statistics, totals)
-
-
-def _skip_if_nonfinite(state: TrainState, moved: TrainState, found: StepGrads) -> TrainState:
-    """`moved`, or where loss or gradients are not finite, or were not before, the state as it was."""
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((found.loss, found.gradients))]
-    well = jnp.stack(finite).all() & (state.nonfinite_step == NO_STEP)
-    kept: TrainState = jax.tree.map(partial(jnp.where, well), moved, state)
-    failed = jnp.where(well | (state.nonfinite_step != NO_STEP), state.nonfinite_step, state.step)
-    return kept._replace(nonfinite_step=failed)
-
-
-def _targets(examples: Batch, seed: int, augmentation: AugmentConfig | None) -> tuple[jax.Array, tuple[Target, ...]]:
-    """A step's inputs and what they shall be taken for."""
-    inputs, labels = examples.inputs(seed, augmentation), examples.labels
+def _inputs_and_targets(
+    batch: Batch, seed: int, augmentation: AugmentConfig | None
+) -> tuple[jax.Array, tuple[Target, ...]]:
+    """Return the model's inputs, augmented and mixed, and their labels."""
+    inputs, labels = batch.inputs(seed, augmentation), batch.labels
     if augmentation is None or not augmentation.uses_mixing:
         return inputs, (Target(labels, 1.0),)
-    mixed = mix(example_keys(seed, examples.epochs, examples.indices), inputs, labels, augmentation)
+    mixed = mix(example_keys(seed, batch.epochs, batch.indices), inputs, labels, augmentation)
     return mixed.images, (Target(mixed.labels, mixed.lam), Target(mixed.labels_b, 1 - mixed.lam))
 
 
-def _losses(
+def _weighted_losses(
     logits: jax.Array,
-    goals: tuple[Target, ...],
+    targets: tuple[Target, ...],
     class_weights: tuple[float, ...] | None = None,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """float32 [batch]: the cross-entropy with every goal by its share and, if given, the weight of its class."""
+    """Return the cross-entropy summed over the targets, times the weight of each target's class; float32 [batch]."""
     losses = jnp.zeros(())
-    for labels, shares in goals:
-        weights = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
-        losses += shares * weights * cross_entropy(logits, labels, smoothing)
+    for labels, weight in targets:
+        class_weight = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
+        losses += weight * class_weight * cross_entropy(logits, labels, label_smoothing)
     return losses
 
 
 @cache
-def make_eval_step(model: Classifier, mesh: Mesh, start: str | None, sharding: Batch) -> EvalStep:
-    """(parameters, examples, real [batch]) -> (float32 probabilities [batch, classes], totals).
+def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, sharding: Batch) -> EvalStep:
+    """Return the jitted (params, batch, mask) -> (float32 probabilities [batch, classes], metric sums).
 
-    `sharding` is the feed's.
+    Args:
+      model: the classifier.
+      mesh: devices to split a batch over.
+      start_layer: the layer whose outputs the batches hold; None if they hold images.
+      sharding: shardings of a batch, from its loader.
     """
 
-    def step(parameters: FlatParams, examples: Batch, real: jax.Array) -> tuple[jax.Array, MetricSums]:
-        examples = _split(examples, mesh)
-        return _predict(model, parameters, examples.inputs(0, None), examples, real, start)
+    def step(params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[jax.Array, MetricSums]:
+        batch = _shard(batch, mesh)
+        return _predict(model, params, batch.inputs(0, None), batch.labels, mask, start_layer)
 
-    whole = devices.replicated_sharding(mesh)
-    return jax.jit(step, in_shardings=(whole, sharding, whole), out_shardings=whole)
+    replicated = devices.replicated_sharding(mesh)
+    return jax.jit(step, in_shardings=(replicated, sharding, replicated), out_shardings=replicated)
 
 
-def make_tta_step(model: Classifier, mesh: Mesh, look: ViewFn, sharding: Batch) -> TtaStep:
-    """(number of a view, and what `eval_step` takes) -> as `eval_step`, of images that `look` has looked at."""
+def make_tta_step(model: Classifier, mesh: Mesh, view_fn: ViewFn, sharding: Batch) -> TtaStep:
+    """Return the jitted (view number, params, batch, mask) -> outputs as `make_eval_step`, for one view per image."""
 
-    def step(view: jax.Array, parameters: FlatParams, examples: Batch, real: jax.Array) -> tuple[jax.Array, MetricSums]:
-        examples = _split(examples, mesh)
-        seen = look(examples.inputs(0, None), examples.indices, view)
-        return _predict(model, parameters, seen, examples, real)
+    def step(view: jax.Array, params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[jax.Array, MetricSums]:
+        batch = _shard(batch, mesh)
+        images = view_fn(batch.inputs(0, None), batch.indices, view)
+        return _predict(model, params, images, batch.labels, mask)
 
-    whole = devices.replicated_sharding(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, sharding, whole), out_shardings=whole)
+    replicated = devices.replicated_sharding(mesh)
+    return jax.jit(step, in_shardings=(replicated, replicated, sharding, replicated), out_shardings=replicated)
 
 
 def _predict(
     model: Classifier,
-    parameters: FlatParams,
+    params: FlatParams,
     inputs: jax.Array,
-    examples: Batch,
-    real: jax.Array,
-    start: str | None = None,
+    labels: jax.Array,
+    mask: jax.Array,
+    start_layer: str | None = None,
 ) -> tuple[jax.Array, MetricSums]:
-    logits = forward_logits(model, unflatten_params(parameters), inputs, start=start)
-    return jax.nn.softmax(logits), batch_metrics(logits, examples.labels, real)
+    logits = forward_logits(model, unflatten_params(params), inputs, start=start_layer)
+    return jax.nn.softmax(logits), batch_metrics(logits, labels, mask)

@@ -36,7 +36,7 @@ def initial_state(
     """The state before the phase's first step; copies, which the steps may overwrite."""
     learning, statistics, _ = phase.param_groups.partition(parameters)
     first, classes = transformation.init(learning), len(setup.manifest.classes)
-    state = TrainState.create(phase.first_step, learning, statistics, first, classes, averages=phase.ema > 0)
+    state = TrainState.create(phase.first_step, learning, statistics, first, classes, use_ema=phase.ema > 0)
     return devices.replicate(state, setup.mesh)
 
 

@@ -32,7 +32,7 @@ def load(spec, *overrides):
 
 
 def planned(config, n_train=1835):
-    net = build_model(config, classes=5)
+    net = build_model(config, num_classes=5)
     return net, build_phases(config, net.model, net.layers, net.groups, n_train)
 
 
@@ -174,7 +174,7 @@ def test_every_line_of_the_page_on_tuning_is_a_plan():
     page = (CONFIGS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
     lines = re.findall(r"^--config\..*", page, re.MULTILINE)
     assert len(lines) > 10
-    net = build_model(load("folder.py"), classes=5)
+    net = build_model(load("folder.py"), num_classes=5)
     for line in lines:
         config = load("folder.py", *shlex.split(line))
         build_phases(config, net.model, net.layers, net.groups, 1835)

@@ -31,7 +31,7 @@ def progress(mesh, fill, memory):
     state = phase_optimizer({"name": "nadam"}, SPLIT, "constant", 10, 0).init(learning)
     state = jax.tree.map(lambda leaf: leaf + jnp.asarray(fill, leaf.dtype), state)
     totals = MetricSums(jnp.float32(fill), jnp.int32(3), jnp.int32(4))
-    made = TrainState.create(fill, learning, {}, state, classes=3)._replace(metrics=totals)
+    made = TrainState.create(fill, learning, {}, state, num_classes=3)._replace(metrics=totals)
     return devices.replicate(PhaseProgress(made, learning, None), mesh)._replace(early_stopping=memory)
 
 

@@ -9,22 +9,22 @@ CLASSES = ("daisy", "roses", "tulips")
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2], np.int32)
 
 
-def test_none_leaves_the_loss_as_it_is():
+def test_class_weights_none_gives_equal_weights():
     assert class_weights("none", CLASSES, LABELS) is None
 
 
-def test_balanced_weights_make_the_classes_count_alike():
+def test_class_weights_balanced_gives_classes_equal_total():
     weights = class_weights("balanced", CLASSES, LABELS)
     assert weights == (10 / 18, 10 / 9, 10 / 3)
     sums = np.bincount(LABELS, np.array(weights)[LABELS])
     np.testing.assert_allclose(sums, 10 / 3, rtol=1e-15)  # and all together weigh as much as before
 
 
-def test_factors_by_name_and_one_for_the_others():
+def test_class_weights_by_name_default_to_one():
     assert class_weights("{'tulips': 3, 'daisy': 0.5}", CLASSES, LABELS) == (0.5, 1.0, 3.0)
 
 
-def test_a_config_may_give_factors_and_the_command_line_replace_them(tmp_path):
+def test_class_weights_of_config_are_replaced_by_override(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
         "from ml_collections import ConfigDict\n"
@@ -49,6 +49,6 @@ def test_a_config_may_give_factors_and_the_command_line_replace_them(tmp_path):
         ("{1, 2}", r"class_weights.*\bnone\b.*\bbalanced\b"),
     ],
 )
-def test_settings_without_meaning(setting, facts):
+def test_class_weights_invalid_setting_is_rejected(setting, facts):
     with pytest.raises(UserError, match=facts):
         class_weights(setting, CLASSES, LABELS)

@@ -8,7 +8,7 @@ SHAPES = {"head/out/kernel": (5, 3), "head/out/bias": (3,)}
 DECAY = 0.7
 
 
-def test_the_average_is_that_of_keras():
+def test_ema_update_matches_keras():
     """A dense layer trained by Keras on ten batches; ours follows the weights that it had after each."""
     import keras
 
@@ -30,7 +30,7 @@ def test_the_average_is_that_of_keras():
         np.testing.assert_allclose(average[path], kept, rtol=0, atol=6e-7)
 
 
-def test_how_much_of_the_average_is_its_beginning():
+def test_ema_update_weight_of_first_step():
     average = {"w": jnp.zeros(())}
     for step in range(5):
         average = Ema(0.5, 0).update(jnp.int32(step), average, {"w": jnp.float32(step == 0)})

@@ -82,7 +82,7 @@ class World:
     """One phase of a config, its drawn parameters, and noise for images."""
 
     def __init__(self, config, name="finetune"):
-        self.model_info = build_model(config, classes=3)
+        self.model_info = build_model(config, num_classes=3)
         phases = build_phases(
             config, self.model_info.model, self.model_info.layers, self.model_info.groups, n_train=2 * BATCH
         )
@@ -354,11 +354,11 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
 def test_a_base_that_ends_below_its_last_layer(last):
     made = make_config("resnet50")
     made.model.output_layer = last
-    net = build_model(made, classes=3)
+    net = build_model(made, num_classes=3)
     names = [layer.name for layer in net.layers if layer.section == "backbone"]
     assert names[-1] == last
     assert {path.split("/")[1] for path in net.shapes if path.startswith("backbone/")} <= set(names)
-    frozen, finetune = build_phases(made, net.model, net.layers, net.groups, 8, net.cut_groups)
+    frozen, finetune = build_phases(made, net.model, net.layers, net.groups, 8, net.unused_groups)
     assert frozen.cut_layer == last
     assert finetune.cut_layer == "conv4_block6_out"
     learning = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.param_groups.is_trainable(path)}
@@ -369,4 +369,4 @@ def test_a_base_cannot_end_within_a_branch():
     made = make_config("resnet50")
     made.model.output_layer = "conv5_block1_1_relu"
     with pytest.raises(UserError, match=r"'conv5_block1_1_relu'.*'conv5_block1_0_bn'.*'conv4_block6_out'"):
-        build_model(made, classes=3)
+        build_model(made, num_classes=3)

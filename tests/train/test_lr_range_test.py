@@ -13,7 +13,7 @@ from flaxtl.errors import UserError
 from flaxtl.train import lr_range_test, train_step
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.lr_range_test import SMOOTHING, LrCurve, LrPoint, LrRange, followed, rising
-from flaxtl.train.optimizers import make_optimizer
+from flaxtl.train.optimizers import make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.train_step import make_train_step
 from flaxtl.train.trainer import Material, initial_state
@@ -148,7 +148,11 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     def scheduled(rate):
         return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.lrs()])[taken]
 
-    transformation = make_optimizer(setup.config.optimizer, phase.param_groups, scheduled)
+    groups = phase.param_groups
+    schedules = {group: scheduled(lr) for group, lr in groups.lrs.items() if lr}
+    transformation = make_optimizer(
+        groups.labels, schedules, optimizer_factory(setup.config.optimizer), groups.lr_scales
+    )
     way = material.way(phase, parameters, transformation)
     step = make_train_step(way.task, way.data.sharding(setup.mesh))
     state = initial_state(setup, phase, parameters, transformation)

@@ -17,7 +17,7 @@ def random(seed, shapes=SHAPES):
     return {path: jnp.asarray(generator.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
 
 
-def test_nadam_is_that_of_keras():
+def test_nadam_matches_keras():
     import keras
 
     ours = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
@@ -35,10 +35,10 @@ def test_nadam_is_that_of_keras():
             # 1 - 0.99 in float32 is off by 2**-24 / 0.01 = 6e-6 of itself; half of that under the root, of a step of
             # 1e-3, is 3e-9 in a step. The values stay below 0.01, where their own rounding is 5e-10.
             np.testing.assert_allclose(ours[path], variable.numpy(), rtol=0, atol=step * 3e-9)
-    assert state.taken == 20
+    assert state.num_steps == 20
 
 
-def test_nadam_is_not_that_of_optax():
+def test_nadam_differs_from_optax():
     parameters, gradients = random(0), random(1)
     steps = [make(1e-3, 0.9, 0.99) for make in (lambda rate, *b: optimizers.nadam(lambda _: rate, *b), optax.nadam)]
     ours, theirs = (step.update(gradients, step.init(parameters))[0] for step in steps)
@@ -50,20 +50,20 @@ def two_groups(rate_of_base):
     return ParamGroups(groups, {"head": 1e-2, "base": rate_of_base})
 
 
-def test_a_frozen_group_gets_no_update_and_no_state():
+def test_make_optimizer_frozen_group_has_no_update_and_no_state():
     shapes = {"head/out/kernel": (5, 3), "backbone/conv/kernel": (7, 11)}
     parameters = random(0, shapes)
     transformation = optimizers.phase_optimizer(NADAM, two_groups(0.0), "constant", 10, 0)
     state = transformation.init(parameters)
     assert (7, 11) not in {leaf.shape for leaf in jax.tree.leaves(state)}
-    assert not jax.tree.leaves(state.inner_states["base"])
+    assert not jax.tree.leaves(state.inner_states["<frozen>"])
     for step in range(1, 4):
         updates, state = transformation.update(random(step, shapes), state, parameters)
         assert np.array_equal(updates["backbone/conv/kernel"], np.zeros((7, 11)))
         assert np.all(np.asarray(updates["head/out/kernel"]) != 0)
 
 
-def test_each_group_learns_at_its_own_rate():
+def test_make_optimizer_uses_the_rate_of_each_group():
     shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,)}
     same = {path: jnp.full(4, 0.3) for path in shapes}
     transformation = optimizers.phase_optimizer(NADAM, two_groups(1e-4), "constant", 10, 0)
@@ -72,7 +72,7 @@ def test_each_group_learns_at_its_own_rate():
     np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
 
 
-def test_factors_scale_updates_and_leave_the_state():
+def test_make_optimizer_lr_scales_change_updates_not_state():
     shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,), "backbone/stem/kernel": (4,)}
     parameters = random(0, shapes)
     groups = dict(zip(shapes, ("head", "base", "frozen"), strict=True))
@@ -104,16 +104,16 @@ def test_factors_scale_updates_and_leave_the_state():
         ("step", 2, {0: 0.0, 2: 0.5, 5: 0.5, 6: 0.05, 7: 0.05, 8: 0.005}),
     ],
 )
-def test_schedules(name, warmup, expected):
-    rate = optimizers.schedule(name, 0.5, steps=10, warmup=warmup)
+def test_make_schedule_values(name, warmup, expected):
+    rate = optimizers.make_schedule(name, 0.5, steps=10, warmup_steps=warmup)
     found = {step: float(rate(jnp.int32(step))) for step in expected}
     # cos(pi / 2) in float32 is 4e-8 off zero; everything else here is exact
     assert found == pytest.approx(expected, rel=0, abs=2e-8)
 
 
-def test_a_misspelt_schedule():
+def test_make_schedule_unknown_name_suggests_similar():
     with pytest.raises(UserError, match=r"'cosin'.*'cosine'"):
-        optimizers.schedule("cosin", 0.5, 10, 0)
+        optimizers.make_schedule("cosin", 0.5, 10, 0)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_a_misspelt_schedule():
         ({"name": "adam", "learning_rate": 1.0}, r"(?=.*\badam\b).*'learning_rate'"),
     ],
 )
-def test_a_misspelt_optimizer_or_argument(settings, facts):
+def test_optimizer_factory_unknown_name_or_argument_is_rejected(settings, facts):
     with pytest.raises(UserError, match=facts):
         optimizers.optimizer_factory(settings)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_every_optimizer_that_may_be_named_moves_parameters(name):
+def test_optimizer_factory_every_name_updates_params(name):
     parameters, gradients = random(0), random(1)
     split = ParamGroups(dict.fromkeys(SHAPES, "head"), {"head": 1e-2})
     transformation = optimizers.phase_optimizer({"name": name}, split, "constant", 10, 0)
@@ -141,7 +141,7 @@ def test_every_optimizer_that_may_be_named_moves_parameters(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "lion"])
-def test_weight_decay_leaves_biases_batch_norms_and_frozen_groups(name):
+def test_weight_decay_applies_to_trained_kernels_only(name):
     """Without gradients nothing but the decay moves a parameter."""
     shapes = {
         "head/out/kernel": (2, 3),
@@ -160,6 +160,13 @@ def test_weight_decay_leaves_biases_batch_norms_and_frozen_groups(name):
     assert moved == ["head/out/kernel"]
 
 
-def test_the_mask_of_a_weight_decay_is_no_setting():
+def test_optimizer_factory_mask_is_rejected():
     with pytest.raises(UserError, match=r"(?=.*\badamw\b).*'mask'"):
         optimizers.optimizer_factory({"name": "adamw", "mask": True})
+
+
+def test_layer_decay_scales_fall_from_the_head_down():
+    paths = ["backbone/conv1/kernel", "backbone/conv5/kernel", "backbone/conv5/bias", "head/out/kernel"]
+    layers = ["conv1", "pool1", "conv5", "pool5"]  # two of them have parameters
+    assert optimizers.layer_decay_scales(paths, layers, 0.5) == dict(zip(paths, [0.25, 0.5, 0.5, 1.0], strict=True))
+    assert optimizers.layer_decay_scales(paths, layers, 1.0) == {}

@@ -5,6 +5,7 @@ import pytest
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import flatten_params, unflatten_params
 from flaxtl.train import param_groups
+from flaxtl.train.optimizers import layer_decay_scales
 
 PATHS = [
     "backbone/block1_conv1/kernel",
@@ -20,14 +21,14 @@ def refused(*facts):
     return pytest.raises(UserError, match=".*".join(map(re.escape, facts)))
 
 
-def test_flatten_and_nest_are_inverse():
+def test_unflatten_params_inverts_flatten_params():
     tree = {"backbone": {"a": {"kernel": 1, "bias": 2}}, "head": {"b": {"kernel": 3}}}
     flat = {"backbone/a/kernel": 1, "backbone/a/bias": 2, "head/b/kernel": 3}
     assert flatten_params(tree) == flat
     assert unflatten_params(flat) == tree
 
 
-def test_the_first_rule_that_matches_the_whole_path_wins():
+def test_assign_groups_first_matching_rule_wins():
     assert param_groups.assign_groups(PATHS, RULES) == dict(
         zip(PATHS, ["base", "block5", "block5", "head"], strict=True)
     )
@@ -35,38 +36,38 @@ def test_the_first_rule_that_matches_the_whole_path_wins():
     assert list(param_groups.assign_groups(PATHS, everything_first).values()) == ["all", "all", "rest", "all"]
 
 
-def test_a_rule_must_match_the_whole_path():
+def test_assign_groups_rule_must_match_whole_path():
     with refused("'backbone/block1_conv1/kernel'"):
         param_groups.assign_groups(PATHS, (("head", "head/.*"), ("base", "backbone")))
 
 
-def test_an_unmatched_parameter_is_named():
+def test_assign_groups_unmatched_path_is_rejected():
     with refused("'head/out/kernel'"):
         param_groups.assign_groups(PATHS, RULES[1:])
 
 
-def test_a_rule_that_matches_nothing_is_named_though_its_group_has_another():
+def test_assign_groups_unused_second_rule_of_group_is_rejected():
     with refused("('head', 'haed/.*')"):
         param_groups.assign_groups(PATHS, (("head", "head/.*"), ("head", "haed/.*"), ("base", "backbone/.*")))
 
 
-def test_a_rule_that_matches_nothing_is_named():
+def test_assign_groups_unused_rule_is_rejected():
     with refused("('block6', 'backbone/block6_.*')"):
         param_groups.assign_groups(PATHS, (("block6", "backbone/block6_.*"), *RULES))
 
 
-def test_a_rule_that_comes_too_late_is_named():
+def test_assign_groups_shadowed_rule_is_rejected():
     with refused("('head', 'head/.*')"):
         param_groups.assign_groups(PATHS, (("all", ".*"), ("head", "head/.*")))
 
 
 @pytest.mark.parametrize("rules", [(("head", "head/("),), ("head",), (("a", "b", "c"),), (("head", 5),)])
-def test_rules_that_are_no_rules(rules):
+def test_assign_groups_invalid_rules_are_rejected(rules):
     with refused("regular expression"):
         param_groups.assign_groups(PATHS, rules)
 
 
-def test_part_and_labels():
+def test_partition_and_labels_follow_the_rates():
     split = param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), RATES | {"block5": 1e-6})
     learning, _, frozen = split.partition(dict.fromkeys(PATHS, 7))
     assert sorted(learning) == sorted(PATHS[1:])
@@ -81,7 +82,7 @@ def norm_split(rules, **rates):
     return param_groups.make_param_groups("tune", param_groups.assign_groups(NORM, rules), rates)
 
 
-def test_statistics_move_with_their_layer_and_do_not_learn():
+def test_partition_batch_stats_are_updated_but_not_trained():
     parts = norm_split((("all", ".*"),), all=1e-3).partition(dict.fromkeys(NORM, 7))
     assert [list(part) for part in parts] == [NORM[:2], NORM[2:], []]
     assert param_groups.layers_in_train_mode([*parts.params, *parts.batch_stats], parts.frozen) == {"norm"}
@@ -91,7 +92,7 @@ def test_statistics_move_with_their_layer_and_do_not_learn():
     assert [list(part) for part in parts] == [NORM[:2], NORM[2:3], NORM[3:]]
 
 
-def test_a_norm_whose_statistics_stay_is_not_in_training_though_its_bias_learns():
+def test_layers_in_train_mode_excludes_norm_with_frozen_stats():
     parts = norm_split((("biases", ".*/bias"), ("rest", ".*")), biases=1e-3, rest=0.0).partition(dict.fromkeys(NORM))
     assert [list(part) for part in parts] == [NORM[1:2], [], [NORM[0], *NORM[2:]]]
     assert param_groups.layers_in_train_mode(parts.params, parts.frozen) == frozenset()
@@ -100,7 +101,7 @@ def test_a_norm_whose_statistics_stay_is_not_in_training_though_its_bias_learns(
     }
 
 
-def test_statistics_alone_are_nothing_that_learns():
+def test_make_param_groups_batch_stats_alone_are_rejected():
     with refused("'tune'", "tune.lr"):
         norm_split((("statistics", ".*/(mean|var)"), ("rest", ".*")), statistics=1e-3, rest=0.0)
 
@@ -108,37 +109,30 @@ def test_statistics_alone_are_nothing_that_learns():
 LAYERS = ["block1_conv1", "block1_pool", "block5_conv1", "block5_pool"]  # of which two have parameters
 
 
-def test_layers_decay_from_the_head_down():
-    assert param_groups.layer_decay_scales(PATHS, LAYERS, 0.5) == dict(zip(PATHS, [0.25, 0.5, 0.5, 1.0], strict=True))
-    assert param_groups.layer_decay_scales(PATHS, LAYERS, 1.0) == {}
-
-
-def test_the_rates_of_a_group_whose_layers_decay():
+def test_lr_range_includes_layer_decay():
     assigned = param_groups.assign_groups(PATHS, (("head", "head/.*"), ("base", "backbone/.*")))
-    split = param_groups.ParamGroups(
-        assigned, {"head": 0.5, "base": 0.25}, param_groups.layer_decay_scales(PATHS, LAYERS, 0.5)
-    )
+    split = param_groups.ParamGroups(assigned, {"head": 0.5, "base": 0.25}, layer_decay_scales(PATHS, LAYERS, 0.5))
     assert split.lr_range("head") == (0.5, 0.5)
     assert split.lr_range("base") == (0.125, 0.0625)
     assert param_groups.ParamGroups(assigned, {"head": 0.5, "base": 0.0}).lr_range("base") == (0.0, 0.0)
 
 
-def test_an_unknown_group_is_named_with_a_suggestion():
+def test_make_param_groups_unknown_group_suggests_similar():
     with refused("tune.lr", "'blok5'", "'block5'"):
         param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), RATES | {"blok5": 0.0})
 
 
-def test_a_missing_rate_is_named():
+def test_make_param_groups_missing_rate_is_rejected():
     with refused("tune.lr", "base, block5"):
         param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), {"head": 1e-3})
 
 
 @pytest.mark.parametrize("rate", [-1e-3, float("nan")])
-def test_a_rate_below_zero_is_named(rate):
+def test_make_param_groups_negative_or_nan_rate_is_rejected(rate):
     with refused("tune.lr.block5", f" {rate}"):
         param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), RATES | {"block5": rate})
 
 
-def test_a_phase_in_which_nothing_learns_is_named():
+def test_make_param_groups_all_frozen_is_rejected():
     with refused("'tune'", "tune.lr"):
         param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), dict.fromkeys(RATES, 0.0))

@@ -23,7 +23,7 @@ def layers():
 
 @pytest.fixture(scope="module")
 def net():
-    return build_model(tiny_run.config("unused"), classes=3)
+    return build_model(tiny_run.config("unused"), num_classes=3)
 
 
 def plan(net, n_train=12, **changes):
@@ -41,15 +41,15 @@ def plan(net, n_train=12, **changes):
         (["head", "block1"], None),
     ],
 )
-def test_the_frozen_prefix_ends_below_the_lowest_layer_that_learns(layers, learning, cut):
+def test_find_cut_layer_is_below_lowest_trained_layer(layers, learning, cut):
     assigned = param_groups.assign_groups(
         list(classifier.flatten_params(classifier.param_shapes(MODEL, 32, 32))), GROUPS
     )
     rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
-    assert phases.frozen_prefix(MODEL, layers, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
+    assert phases.find_cut_layer(MODEL, layers, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
 
 
-def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
+def test_find_cut_layer_too_large_outputs_gives_none(layers):
     assigned = param_groups.assign_groups(
         list(classifier.flatten_params(classifier.param_shapes(MODEL, 32, 32))), GROUPS
     )
@@ -57,8 +57,8 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
         "tune", assigned, {group: 1e-3 if group == "head" else 0.0 for group, _ in GROUPS}
     )
     image = 512 * 4  # block5_pool of 32x32 images is 1x1x512, float32
-    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image) == "block5_pool"
-    assert phases.frozen_prefix(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image + 1) is None
+    assert phases.find_cut_layer(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image) == "block5_pool"
+    assert phases.find_cut_layer(MODEL, layers, split, phases.FEATURE_CACHE_BYTES // image + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_prefix_whose_outputs_would_fill_the_memory_is_not_kept(layers):
         ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'top'"),
     ],
 )
-def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
+def test_build_phases_top_is_the_models_top_group(own, lr, facts):
     config = tiny_run.config(
         "unused", param_groups=own, model={"name": "vgg16", "output_layer": ""}, phases=("frozen",)
     )
     config.frozen.lr = ConfigDict(lr)
-    net = build_model(config, classes=3)
+    net = build_model(config, num_classes=3)
     if facts is None:
         (frozen,) = phases.build_phases(config, net.model, net.layers, net.groups, 12)
         assert frozen.param_groups.lrs == {"head": 0.1, "block5": 0.2, "base": 0.0}
@@ -85,7 +85,7 @@ def test_top_is_the_top_block_of_the_networks_own_groups(own, lr, facts):
 
 
 @pytest.mark.parametrize(("n_train", "steps"), [(12, 3), (13, 4), (1, 1)])
-def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
+def test_build_phases_steps_per_epoch_default_covers_all_images(net, n_train, steps):
     frozen, finetune = plan(net, n_train, finetune={"steps_per_epoch": 20})
     assert (frozen.steps_per_epoch, finetune.steps_per_epoch) == (steps, 20)
     assert (frozen.first_step, frozen.steps, frozen.last_step) == (0, 2 * steps, 2 * steps)
@@ -104,14 +104,14 @@ def test_an_epoch_is_one_pass_unless_it_is_told(net, n_train, steps):
         ("validation_accuracy", 0.4, 0.5, False),
     ],
 )
-def test_what_is_better(net, metric, value, best, better):
+def test_is_improvement_follows_the_metric(net, metric, value, best, better):
     frozen, _ = plan(net, frozen={"monitor": metric})
     assert frozen.is_improvement(value, best) == better
 
 
 @pytest.mark.parametrize(("mode", "metric"), [("min", "validation_loss"), ("max", "validation_accuracy")])
 @pytest.mark.parametrize("patience", [1, 2, 3])
-def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
+def test_plateau_reached_matches_keras(net, mode, metric, patience):
     import keras
 
     frozen, _ = plan(net, frozen={"schedule": "plateau", "monitor": metric, "plateau_patience": patience})
@@ -131,12 +131,12 @@ def test_a_plateau_is_where_keras_sees_it(net, mode, metric, patience):
     assert 2**-60 < rate < 2**-8
 
 
-def test_other_schedules_know_no_plateau(net):
+def test_plateau_reached_other_schedule_is_false(net):
     frozen, _ = plan(net, frozen={"plateau_patience": 1})
     assert not any(frozen.plateau_reached(waited) for waited in range(20))
 
 
-def test_the_rates_in_force(net):
+def test_lrs_are_those_of_the_last_step(net):
     frozen, finetune = plan(net, frozen={"schedule": "linear", "warmup_steps": 2}, finetune={"schedule": "plateau"})
     assert frozen.lrs(1, 1.0) == {"head": 0.0}
     assert frozen.lrs(3, 1.0) == {"head": 0.01}
@@ -144,7 +144,7 @@ def test_the_rates_in_force(net):
     assert finetune.lrs(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
 
 
-def test_layer_decay_counts_the_layers_that_the_base_has(net):
+def test_build_phases_layer_decay_counts_layers_up_to_output_layer(net):
     _, finetune = plan(net, finetune={"layer_decay": 0.5})
     factors = {path.split("/")[1]: factor for path, factor in finetune.param_groups.lr_scales.items()}
     assert factors == {
@@ -188,12 +188,12 @@ def test_layer_decay_counts_the_layers_that_the_base_has(net):
         ({"phases": ("frozen", "finetune", "frozen")}, "phases.*frozen, finetune, frozen"),
     ],
 )
-def test_settings_without_meaning_are_named(net, changes, facts):
+def test_build_phases_invalid_setting_is_rejected(net, changes, facts):
     with pytest.raises(UserError, match=facts):
         plan(net, **changes)
 
 
-def test_a_phase_without_settings_is_named(net):
+def test_build_phases_phase_without_settings_is_rejected(net):
     config = ConfigDict(
         {"batch_size": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0}
     )

@@ -1,4 +1,4 @@
-"""The images of a config: its settings reach the manifest, and what is odd is said."""
+"""The manifest of a config: settings are applied, invalid data is rejected."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ def leaking(tmp_path):
     return tmp_path
 
 
-def test_leaks_are_an_error_unless_the_config_allows_them(leaking, tmp_path_factory):
+def test_build_manifest_leaks_are_rejected_unless_allowed(leaking, tmp_path_factory):
     config, console = tiny_run.config(leaking), tiny_run.quiet()
     pair = r"train/a/0\.png.*validation/a/same\.png"
     with pytest.raises(UserError, match=rf"\b1 .*{pair}.*\bdata\.allow_leaks\b"):
@@ -31,14 +31,14 @@ def test_leaks_are_an_error_unless_the_config_allows_them(leaking, tmp_path_fact
     assert re.search(r"(?i)\bduplicates\b", tiny_run.texts(console))
 
 
-def test_the_threshold_is_the_config_s(leaking, tmp_path_factory):
+def test_build_manifest_invalid_near_duplicates_is_rejected(leaking, tmp_path_factory):
     config = tiny_run.config(leaking)
     config.data.near_duplicates = 99
     with pytest.raises(UserError, match=r"\b99\b"):
         build_manifest(config, tmp_path_factory.getbasetemp() / "run", tiny_run.quiet())
 
 
-def test_other_classes_than_expected_are_told_before_images_are_read(leaking, tmp_path_factory):
+def test_build_manifest_unexpected_classes_are_rejected_first(leaking, tmp_path_factory):
     config, console = tiny_run.config(leaking), tiny_run.quiet()
     config.data.classes = ("a", "c")
     with pytest.raises(UserError, match=r"\ba and b\b.*\ba and c\b"):
@@ -46,7 +46,7 @@ def test_other_classes_than_expected_are_told_before_images_are_read(leaking, tm
     assert tiny_run.texts(console) == ""
 
 
-def test_a_run_among_its_images_is_refused(leaking):
+def test_build_manifest_workdir_inside_source_is_rejected(leaking):
     workdir = leaking / "train" / "run"
     with pytest.raises(UserError, match=rf"--workdir={re.escape(str(workdir))}\b.*{re.escape(str(leaking))}\b"):
         build_manifest(tiny_run.config(leaking), workdir, tiny_run.quiet())

@@ -15,19 +15,19 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_exit_codes_are_those_of_shells():
+def test_exit_code_follows_shell_convention():
     assert (exit_code(signal.SIGINT), exit_code(signal.SIGTERM)) == (130, 143)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_where_nothing_would_be_lost_a_signal_ends_at_once(number):
+def test_signal_outside_deferred_stops_at_once(number):
     with StopSignal().listening() as interruption, pytest.raises(StopRequested) as stopped:
         send(number)
     assert stopped.value.number == number
     assert not interruption.requested
 
 
-def test_where_a_step_would_be_lost_the_first_signal_is_noted_and_the_second_does_not_wait():
+def test_signal_inside_deferred_is_recorded_second_stops_at_once():
     told = []
     with StopSignal(lambda: told.append(True)).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
@@ -41,7 +41,7 @@ def test_where_a_step_would_be_lost_the_first_signal_is_noted_and_the_second_doe
         assert stopped.value.number == signal.SIGINT
 
 
-def test_handlers_that_were_there_come_back():
+def test_listening_restores_previous_handlers():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignal().listening():
         assert signal.getsignal(signal.SIGTERM) != before[0]
@@ -49,13 +49,13 @@ def test_handlers_that_were_there_come_back():
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_who_goes_on_after_a_signal_is_not_ended_later():
-    with StopSignal(grace=0.2).listening() as interruption, interruption.deferred():
+def test_listening_end_cancels_grace_period():
+    with StopSignal(grace_seconds=0.2).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
     time.sleep(0.5)  # without the end of the grace, the process of this test would be gone
 
 
-def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
+def test_listening_in_thread_does_nothing():
     heard = []
 
     def run():
@@ -71,7 +71,7 @@ def test_in_a_thread_nothing_is_heard_and_nothing_breaks():
 STUCK = """
 import ctypes, sys
 from flaxtl.train.signals import StopSignal
-with StopSignal(grace=0.5).listening() as interruption, interruption.deferred():
+with StopSignal(grace_seconds=0.5).listening() as interruption, interruption.deferred():
     print("ready", flush=True)
     ctypes.CDLL(None).pause()  # in C, where handlers of Python do not run: as a compilation
     while True:
@@ -79,7 +79,7 @@ with StopSignal(grace=0.5).listening() as interruption, interruption.deferred():
 """
 
 
-def test_what_cannot_be_finished_ends_after_the_grace():
+def test_process_exits_after_grace_period():
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     started = time.monotonic()

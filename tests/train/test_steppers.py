@@ -39,7 +39,7 @@ class World:
         learning, statistics, frozen = phase.param_groups.partition(self.parameters)
         transformation = phase_optimizer(setup.config.optimizer, phase.param_groups, "cosine", phase.steps, 0)
         task = StepConfig(setup.model_info.model, transformation, setup.mesh, 3, **options)
-        data = self.features if "start" in options else self.images
+        data = self.features if "start_layer" in options else self.images
         backbone = tuple(layer.name for layer in setup.model_info.layers if layer.section == "backbone")
         state = TrainState.create(phase.first_step, learning, statistics, transformation.init(learning), 3)
         return Way(task, data, frozen, backbone), devices.replicate(state, setup.mesh)

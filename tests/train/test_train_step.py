@@ -64,7 +64,7 @@ def world(tmp_path_factory):
     return World(tiny_run.images(tmp_path_factory.mktemp("images")), tmp_path_factory.mktemp("run"))
 
 
-def test_what_learns_changes_and_nothing_else(world):
+def test_train_step_updates_trainable_params_only(world):
     step = world.step(world.finetune, augmentation=world.setup.augmentation)
     state, frozen = world.start(world.finetune)
     before, old = param_digests(frozen), {path: np.array(value) for path, value in state.params.items()}
@@ -80,7 +80,7 @@ def test_what_learns_changes_and_nothing_else(world):
     assert step._cache_size() == 1
 
 
-def test_only_what_learns_has_optimizer_state(world):
+def test_opt_state_covers_trainable_params_only(world):
     learning, *_ = world.frozen.param_groups.partition(world.parameters)
     state = world.optimizer(world.frozen).init(learning)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
@@ -89,7 +89,7 @@ def test_only_what_learns_has_optimizer_state(world):
     assert sum(leaf.size for leaf in learning.values()) == 128 * 8 + 8 + 8 * 3 + 3
 
 
-def test_a_step_from_features_is_a_step_from_images(world):
+def test_train_step_on_features_equals_step_on_images(world):
     from_images, state = world.losses(world.frozen, world.images)
     from_features, other = world.losses(world.frozen, world.features, start_layer=CUT)
     # The same float32 sums in another order: measured 0; the 12 terms of a loss explain 12 x 2**-24.
@@ -98,14 +98,14 @@ def test_a_step_from_features_is_a_step_from_images(world):
     assert state.metrics.correct.tolist() == other.metrics.correct.tolist()
 
 
-def test_dropout_is_a_function_of_seed_and_step(world):
+def test_train_step_dropout_depends_on_seed_and_step_only(world):
     losses, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     assert world.losses(world.frozen, world.features, start_layer=CUT)[0] == losses
     assert world.losses(world.frozen, world.features, start_layer=CUT, seed=4)[0][0] != losses[0]
     assert world.losses(world.frozen, world.features, start_layer=CUT, first=1)[0][0] != losses[0]
 
 
-def test_augmentation_is_a_function_of_seed_pass_and_image(world):
+def test_train_step_augmentation_depends_on_seed_epoch_and_image(world):
     augmented = {"augmentation": world.setup.augmentation}
     step, (state, frozen) = world.step(world.finetune, **augmented), world.start(world.finetune)
     indices = np.array([0, 1, 2, 3], np.int32)
@@ -121,7 +121,7 @@ def test_augmentation_is_a_function_of_seed_pass_and_image(world):
     assert loss([0, 0, 0, 0], world.step(world.finetune)) != first
 
 
-def test_donation_harms_nobody(world):
+def test_train_step_keeps_caller_arrays_valid(world):
     state, frozen = world.start(world.frozen)
     before = param_digests(world.parameters)
     (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
@@ -132,12 +132,12 @@ def test_donation_harms_nobody(world):
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5])
-def test_every_example_is_evaluated_once(world, n):
+def test_evaluate_padded_batches_counts_each_example_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
     step = train_step.make_eval_step(
         world.setup.model_info.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh)
     )
-    probabilities, measures = evaluate(step, world.parameters, data, batch=4)
+    probabilities, measures = evaluate(step, world.parameters, data, batch_size=4)
     images = world.images.data.inputs[:n]
     direct = jax.nn.softmax(forward_logits(world.setup.model_info.model, unflatten_params(world.parameters), images))
     labels = np.asarray(data.data.labels)
@@ -146,10 +146,10 @@ def test_every_example_is_evaluated_once(world, n):
     assert measures.n == len(probabilities) == n
     assert measures.accuracy == (probabilities.argmax(1) == labels).mean()
     assert measures.loss == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
-    assert evaluate_metrics(step, world.parameters, data, batch=4) == measures
+    assert evaluate_metrics(step, world.parameters, data, batch_size=4) == measures
 
 
-def test_images_that_were_sent_make_the_step_of_those_that_were_picked(world):
+def test_train_step_on_host_batch_equals_step_on_index_batch(world):
     order = EpochSampler(3, 4, len(world.images))
     step = world.step(world.finetune, feed=HostLoader(None, None, world.setup.mesh))
     state, frozen = world.start(world.finetune)
@@ -162,7 +162,7 @@ def test_images_that_were_sent_make_the_step_of_those_that_were_picked(world):
     assert float(state.metrics.loss) == float(picked.metrics.loss)
 
 
-def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
+def test_train_step_class_weights_change_gradients_not_metrics(world):
     plain, even = world.losses(world.frozen, world.features, start_layer=CUT)
     ones, same = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(1.0, 1.0, 1.0))
     assert param_digests(even.params) == param_digests(same.params)
@@ -175,7 +175,7 @@ def test_class_weights_weigh_the_gradient_and_leave_the_totals(world):
     assert np.sign(np.asarray(other.params[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
 
 
-def test_smoothed_labels_are_learned_and_not_counted(world):
+def test_train_step_label_smoothing_changes_gradients_not_metrics(world):
     plain, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     smoothed, _ = world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.5)
     assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
@@ -183,18 +183,18 @@ def test_smoothed_labels_are_learned_and_not_counted(world):
     assert world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.0)[0] == plain
 
 
-def test_mixed_images_are_learned_as_both_of_their_classes(world):
+def test_weighted_losses_mixed_images_use_both_labels(world):
     goals = (
         train_step.Target(np.array([0, 1]), np.array([0.75, 1.0])),
         train_step.Target(np.array([2, 0]), np.array([0.25, 0.0])),
     )
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]], np.float32))
-    found = train_step._losses(logits, goals, (1.0, 2.0, 4.0))
+    found = train_step._weighted_losses(logits, goals, (1.0, 2.0, 4.0))
     # float32 logarithms of values up to 1.4, weighed by at most 2
     np.testing.assert_allclose(found, [-0.75 * np.log(0.5) - np.log(0.25), -2 * np.log(0.75)], atol=5e-7)
 
 
-def test_mixing_is_part_of_the_step(world):
+def test_train_step_applies_mixing(world):
     mixing = replace(world.setup.augmentation, mixup=0.4)
     mixed, _ = world.losses(world.finetune, world.images, augmentation=mixing)
     again, _ = world.losses(world.finetune, world.images, augmentation=mixing)
@@ -203,7 +203,7 @@ def test_mixing_is_part_of_the_step(world):
     assert mixed[0] != plain[0]
 
 
-def test_an_average_is_kept_beside_what_learns(world):
+def test_train_step_ema_averages_params_and_leaves_training_alone(world):
     average = Ema(0.5, first_step=7)
     state, frozen = world.start(world.finetune, 7)
     state = state._replace(ema_params=devices.replicate(state.params, world.setup.mesh))
@@ -222,7 +222,7 @@ def test_an_average_is_kept_beside_what_learns(world):
     assert step._cache_size() == 1
 
 
-def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
+def test_train_step_lr_scale_multiplies_updates_without_recompiling(world):
     """Plain gradient descent from equal weights: half the rate, half the way."""
     phase, settings = world.frozen, {"name": "sgd"}
     transformation = phase_optimizer(settings, phase.param_groups, "constant", phase.steps, 0)
@@ -248,7 +248,7 @@ def test_a_scale_is_data_that_every_update_is_multiplied_by(world):
 
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("phase", ["frozen", "finetune"])
-def test_a_batch_in_parts_is_the_batch(world, phase, parts):
+def test_train_step_accum_steps_equal_whole_batch(world, phase, parts):
     """With dropout, and augmented: what happens to an image does not depend on which others pass with it."""
     which = getattr(world, phase)
     options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
@@ -262,7 +262,7 @@ def test_a_batch_in_parts_is_the_batch(world, phase, parts):
     assert state.metrics.correct.tolist() == expected.metrics.correct.tolist()
 
 
-def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
+def test_train_step_nonfinite_loss_freezes_state(world):
     step = world.step(world.frozen, feed=world.features, start_layer=CUT)
     state, frozen = world.start(world.frozen)
     order = EpochSampler(3, 4, len(world.features))
@@ -278,7 +278,7 @@ def test_a_step_that_is_not_finite_changes_nothing_ever_after(world):
     assert step._cache_size() == 1
 
 
-def test_a_gradient_that_is_not_finite_is_a_failure_too(world, monkeypatch):
+def test_train_step_nonfinite_gradient_is_recorded(world, monkeypatch):
     def steep(logits, labels, smoothing):  # 0 with an infinite slope
         return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
 

@@ -19,10 +19,10 @@ from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.loaders import DeviceDataset, DeviceLoader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier
+from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.head import Head
 from flaxtl.parallel import devices
-from flaxtl.train import param_groups, setup, train_step
+from flaxtl.train import setup, train_step
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase, build_phases
 
@@ -128,7 +128,7 @@ def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
     )
 
 
-def _begin(leg: _Leg, parameters: param_groups.FlatParams) -> tuple[train_step.TrainState, param_groups.FlatParams]:
+def _begin(leg: _Leg, parameters: FlatParams) -> tuple[train_step.TrainState, FlatParams]:
     """The state before the first step, and the frozen parameters."""
     learning, statistics, frozen = leg.phase.param_groups.partition(parameters)
     classes = leg.network.model.head.num_classes
@@ -157,7 +157,7 @@ def _config(settings: dict[str, Any]) -> ConfigDict:
     return complete_config(ConfigDict(given))
 
 
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> param_groups.FlatParams:
+def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
     """Kernels drawn as He et al. 2015 do, the rest as fresh layers have it: speed needs no more than usual numbers."""
     random = np.random.default_rng(0)
 
