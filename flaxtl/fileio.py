@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, belong to one process at a time, and find room."""
+"""File operations: atomic writes, locks, CSV, disk space and the cache folder."""
 
 import csv
 import fcntl
@@ -15,68 +15,81 @@ from flaxtl.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
-    """`path` opened for writing (`mode` 'w' or 'wb'); it takes its name only when the block ends without an error.
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
-    Whoever reads `path` meanwhile sees the old file, and two processes may write it at once. Its bytes are on the disk
-    before it takes its name, so that a loss of power leaves the old file or the new one. `options` are those of open();
-    text is UTF-8 unless they say otherwise.
+    Readers see the old file until then, and two processes may write at once. The content is on disk before it gets its
+    name, so a power loss leaves the old file or the new one.
+
+    Args:
+      path: the file.
+      mode: 'w' or 'wb'; text is UTF-8 by default.
+      **options: passed to `open`.
     """
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open(mode, **options) as file:
+        with temporary.open(mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(path)
+        temporary.replace(path)
     finally:
-        scratch.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file as `whole` does."""
+    """Write a text file with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text)
 
 
 def file_lock(path: Path, *, wait: bool) -> BufferedRandom | None:
-    """`path`, made if it is absent, opened for reading and writing and locked by this process.
+    """Open `path` for reading and writing, created if needed, and lock it for this process.
 
-    The system lets go of the lock however the process ends. Where another holds it, wait, or return None.
+    The lock ends with the file or the process, however that ends. If another process holds it, wait or return None.
     """
     while True:
-        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
-            fcntl.flock(opened.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            opened.close()
+            file.close()
             return None
         except OSError:
-            pass  # a file system without locks, as some network file systems are
+            pass  # a file system without locks, such as some network file systems
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(opened.fileno()), path.stat()):
-                return opened
-        opened.close()  # who held it renamed or removed it meanwhile
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the previous holder has renamed or removed it
 
 
-def check_disk_space(folder: Path, needed: int, what: str, cure: str) -> None:
-    """Raise UserError unless `needed` bytes are free in `folder`: '`what` 3.0 GB in ..., where ...; `cure`'."""
+def check_disk_space(folder: Path, num_bytes: int, purpose: str, advice: str) -> None:
+    """Raise UserError unless `num_bytes` are free in `folder`.
+
+    Args:
+      folder: an existing folder.
+      num_bytes: what is needed.
+      purpose: begins the message, such as "A checkpoint needs".
+      advice: ends the message.
+    """
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(f"{what} {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; {cure}")
+    if num_bytes > free:
+        raise UserError(
+            f"{purpose} {format_bytes(num_bytes)} in {folder}, which has {format_bytes(free)} free. {advice}"
+        )
 
 
-def format_bytes(n: int) -> str:
-    """Of bytes, as a person reads it: '4.9 MB', '25.3 GB'."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+def format_bytes(num_bytes: int) -> str:
+    """Format a size for people: '4.9 MB', '25.3 GB'."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def write_csv(stream: IO[Any], rows: Iterable[Sequence[object]]) -> None:
-    """Write `rows` to `stream`, which was opened with newline=''.
+    """Write rows to a stream that was opened with newline=''.
 
-    Rows with a carriage return are quoted throughout: before Python 3.13 the csv module leaves one bare that ends no
-    line of its own, and its reader then takes it for the end of the row.
+    Rows with a carriage return are quoted throughout: before Python 3.13 the csv module does not quote a lone one, and
+    its reader then takes it for the end of the row.
     """
     plain = csv.writer(stream, lineterminator="\n")
     quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -85,10 +98,10 @@ def write_csv(stream: IO[Any], rows: Iterable[Sequence[object]]) -> None:
 
 
 def cache_dir(name: str) -> Path:
-    """The cache folder called `name`: in $FLAXTL_CACHE, or where this system keeps programs' caches."""
+    """Return the cache folder `name`: in $FLAXTL_CACHE, or in the system's folder for caches."""
     root = os.environ.get("FLAXTL_CACHE")
     if root:
         return Path(root).expanduser() / name
-    import pooch  # here, because it loads an HTTP client that most runs never need
+    import pooch  # here, because it loads an HTTP client that most runs do not need
 
     return Path(pooch.os_cache("flaxtl")) / name

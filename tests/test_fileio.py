@@ -1,11 +1,15 @@
-"""Files appear whole or not at all."""
+import csv
+import io
+import shutil
 
 import pytest
 
-from flaxtl.fileio import atomic_write, atomic_write_text
+from flaxtl import fileio
+from flaxtl.errors import UserError
+from flaxtl.fileio import atomic_write, atomic_write_text, check_disk_space
 
 
-def test_a_file_takes_its_name_when_the_block_has_ended(tmp_path):
+def test_atomic_write_replaces_file_at_the_end(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with atomic_write(path) as file:
@@ -15,7 +19,7 @@ def test_a_file_takes_its_name_when_the_block_has_ended(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_what_was_there(tmp_path):
+def test_atomic_write_after_error_keeps_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(TypeError), atomic_write(path, "wb") as file:
@@ -24,9 +28,32 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_text_that_cannot_be_encoded_leaves_what_was_there(tmp_path):
+def test_atomic_write_text_of_invalid_unicode_keeps_old_file(tmp_path):
     path = tmp_path / "file"
     atomic_write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
         atomic_write_text(path, "new\ud800")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_check_disk_space_names_both_sizes_and_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 0, 2 * 10**9))
+    check_disk_space(tmp_path, 2 * 10**9, "Tests need", "")
+    with pytest.raises(UserError, match=r"^Tests need 3\.0 GB .*\b2\.0 GB\b.* Be brief\.$"):
+        check_disk_space(tmp_path, 3 * 10**9, "Tests need", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\rb", "a\r\nb", "a\nb", 'a"b', "a,b", " a ", "=cmd|' /C'!A0", "'", "\udcff", "\0", ""]
+)
+def test_write_csv_round_trips_any_text(name):
+    stream = io.StringIO(newline="")
+    fileio.write_csv(stream, [("path", "label"), (name, "x"), ("y", name)])
+    assert list(csv.reader(io.StringIO(stream.getvalue(), newline=""))) == [["path", "label"], [name, "x"], ["y", name]]
+
+
+def test_write_csv_does_not_quote_plain_rows():
+    stream = io.StringIO(newline="")
+    fileio.write_csv(stream, [("a", 1), ("b c", 0.5)])
+    assert stream.getvalue() == "a,1\nb c,0.5\n"

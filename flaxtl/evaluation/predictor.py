@@ -150,7 +150,7 @@ def load_run(workdir: Path) -> TrainedRun:
     devices.enable_compilation_cache()
     setup = load_setup(workdir)
     with Checkpoints(workdir) as checkpoints:
-        num_phases = checkpoints.phases_done()
+        num_phases = checkpoints.num_phases()
         if not num_phases:
             raise UserError(f"No phase of the run in {workdir} has finished yet. Run flaxtl train again to resume it.")
         params = checkpoints.restore_phase(num_phases, setup.abstract_params())

@@ -1,11 +1,11 @@
-"""Checkpoints by orbax, of two kinds under checkpoints/.
+"""Orbax checkpoints of a run, in two folders below checkpoints/.
 
-`phases/K`  all parameters after K phases: where phase K starts; the highest is the run's result.
-`latest/N`  the N-th time that progress within a phase was kept: what learns, the optimizer's state, what was best so
-            far and the memory of early stopping. The frozen parameters are those of phases/K, not written again.
+phases/K  all parameters after K phases: where phase K starts. The highest is the result of the run.
+latest/N  the N-th save of the progress within a phase: train state, best parameters, early stopping. Frozen parameters
+          are those of phases/K and not saved again.
 
-Each holds a hash of all its arrays. One that cannot be read as it was written, as a loss of power can leave it, is
-said, put aside under `damaged/`, and the run goes on from the one before.
+Each checkpoint has a hash of all its arrays. A damaged one, such as a power loss leaves, is reported and moved to
+checkpoints/damaged, and the run continues from the one before.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -25,46 +25,147 @@ from flaxtl import fileio
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
+from flaxtl.train.run_records import Count, Record
 from flaxtl.train.train_step import TrainState
 
-_KEPT = 2  # of latest: the one before is there if the last one is damaged
+MAX_LATEST = 2
+"""Saves of progress that are kept: the one before is there if the last one is damaged."""
+
+RETRY = "Free some disk space and run the same command again."
 
 
 class EarlyStopping(NamedTuple):
-    """Of early stopping: epochs done in this phase, the best value of its metric, and the epoch that had it."""
+    """Epochs done in the phase, and the best value of its monitored metric with the epoch that had it."""
 
     epoch: int
     best_value: float | None
     best_epoch: int
 
 
-_MEMORY = {"epoch": int, "best_value": float | None, "best_epoch": int}
-"""The fields of Memory as JSON has them."""
-
-
 class PhaseProgress(NamedTuple):
-    """Everything that a phase changes."""
+    """Everything that changes during a phase."""
 
     state: TrainState
     best_params: FlatParams
     early_stopping: EarlyStopping
 
 
-class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
-    """Leaves the agreement on a step to stop at to the loop: orbax would ask for its own numbers."""
+class ParamsMetadata(Record, frozen=True):
+    """Metadata of a checkpoint of parameters."""
 
-    def reached_preemption(self, step: int) -> bool:
-        """Never."""
-        return False
+    sha256: str
+
+
+class ProgressMetadata(Record, frozen=True):
+    """Metadata of a checkpoint of progress: the train step, and the fields of EarlyStopping."""
+
+    sha256: str
+    step: Count
+    epoch: Count
+    best_value: float | None
+    best_epoch: Count
+
+
+Metadata = TypeVar("Metadata", ParamsMetadata, ProgressMetadata)
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; a context manager that closes them."""
+    """The checkpoints of one run directory; a context manager that closes them.
 
-    def __init__(self, workdir: Path, say: Callable[[str], None] = lambda sentence: None) -> None:
-        """The checkpoints below workdir/checkpoints; nothing is created before the first of them is saved."""
+    Args:
+      workdir: the run directory. Nothing is created before the first checkpoint is saved.
+      report: called with a message for each damaged checkpoint.
+    """
+
+    def __init__(self, workdir: Path, report: Callable[[str], None] = lambda text: None) -> None:
         self._root = workdir.resolve() / "checkpoints"
-        self._say = say
+        self._report = report
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for name in ("_phases", "_latest"):
+            if name in vars(self):
+                # After an error that one counts, not one of a write that it interrupted.
+                with suppress(Exception) if error else self._write_errors():
+                    getattr(self, name).close()
+
+    def num_phases(self) -> int | None:
+        """Return the number of phases that have ended; None if the run has no checkpoint."""
+        step: int | None = self._phases.latest_step()
+        return step
+
+    def save_phase(self, num_phases: int, params: FlatParams) -> None:
+        """Save all parameters after `num_phases` phases; returns when they are on disk."""
+        metadata = ParamsMetadata(sha256=_hash((params,)))
+        items = {"params": ocp.args.StandardSave(params), "metadata": ocp.args.JsonSave(metadata.to_json())}
+        self._save(self._phases, num_phases, items, params)
+
+    def restore_phase(self, num_phases: int, abstract_params: Mapping[str, jax.ShapeDtypeStruct]) -> FlatParams:
+        """Return all parameters after `num_phases` phases.
+
+        Args:
+          num_phases: number of phases that have ended.
+          abstract_params: shapes and shardings.
+        """
+        metadata = _read_metadata(self._phases, num_phases, ParamsMetadata)
+        items = {"params": ocp.args.StandardRestore(dict(abstract_params))}
+        params: FlatParams = _restore(self._phases, num_phases, metadata.sha256, items).params
+        return params
+
+    def restore_last_phase(self, abstract_params: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, FlatParams] | None:
+        """Return the number of ended phases and the parameters after them, from the last undamaged checkpoint."""
+        while (num_phases := self.num_phases()) is not None:
+            try:
+                return num_phases, self.restore_phase(num_phases, abstract_params)
+            except UserError as error:
+                self._discard(self._phases, num_phases, str(error))
+        return None
+
+    def save_latest(self, progress: PhaseProgress) -> None:
+        """Save the progress of a phase; returns when it is on disk."""
+        number = (self._latest.latest_step() or 0) + 1
+        arrays = (progress.state, progress.best_params)
+        metadata = ProgressMetadata(
+            sha256=_hash(arrays), step=int(progress.state.step), **progress.early_stopping._asdict()
+        )
+        items = {
+            "state": ocp.args.StandardSave(progress.state),
+            "best_params": ocp.args.StandardSave(progress.best_params),
+            "metadata": ocp.args.JsonSave(metadata.to_json()),
+        }
+        self._save(self._latest, number, items, arrays)
+
+    def restore_latest(
+        self, first_step: int, last_step: int, logged_epochs: int, like: PhaseProgress
+    ) -> PhaseProgress | None:
+        """Return the last undamaged progress of a phase; None if there is none.
+
+        Args:
+          first_step: train step at which the phase starts; `last_step` is where it ends.
+          last_step: see `first_step`.
+          logged_epochs: epochs of the phase in metrics.jsonl. Progress after more epochs is discarded.
+          like: structure, shapes and shardings.
+        """
+        items = {
+            "state": ocp.args.StandardRestore(_abstract(like.state)),
+            "best_params": ocp.args.StandardRestore(_abstract(like.best_params)),
+        }
+        while (number := self._latest.latest_step()) is not None:
+            try:
+                metadata = _read_metadata(self._latest, number, ProgressMetadata)
+                if not first_step < metadata.step <= last_step:
+                    return None
+                restored = _restore(self._latest, number, metadata.sha256, items)
+            except UserError as error:
+                self._discard(self._latest, number, str(error))
+                continue
+            if metadata.epoch <= logged_epochs:
+                early_stopping = EarlyStopping(metadata.epoch, metadata.best_value, metadata.best_epoch)
+                return PhaseProgress(restored.state, restored.best_params, early_stopping)
+            self._discard(self._latest, number, f"metrics.jsonl lacks epochs before checkpoint {number}.")
+        return None
 
     @cached_property
     def _phases(self) -> ocp.CheckpointManager:
@@ -72,125 +173,80 @@ class Checkpoints:
 
     @cached_property
     def _latest(self) -> ocp.CheckpointManager:
-        return self._manager("latest", _KEPT)
+        return self._manager("latest", MAX_LATEST)
 
-    def _manager(self, name: str, kept: int | None) -> ocp.CheckpointManager:
-        # Not in the background: a write that fails is told where it was asked for, and nothing outlives the run.
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
+    def _manager(self, name: str, max_to_keep: int | None) -> ocp.CheckpointManager:
+        # Synchronous, so that a failed write is reported where it was requested, and no thread outlives the run.
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=False)
         try:
             manager = _Manager(self._root / name, options=options)
-            manager.latest_step()  # reads what others left there
-        except Exception as error:  # orbax raises many kinds for damaged files
+            manager.latest_step()  # reads the folder
+        except Exception as error:  # orbax raises many types for damaged files
             if processes.is_connection_error(error):
                 raise
             raise UserError(
-                f"the checkpoints in {self._root / name} are damaged ({_reason(error)}); move away the newest of them, "
-                "and start the same command again"
+                f"Cannot read the checkpoints in {self._root / name} ({_reason(error)}). Move the newest of them away "
+                "and run the same command again."
             ) from error
         return manager
 
-    def __enter__(self) -> "Checkpoints":
-        """Itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Close what was opened."""
-        for name in ("_phases", "_latest"):
-            if name in vars(self):
-                # After an error the first one counts, not that of a write which it interrupted.
-                with suppress(Exception) if error else self._writing():
-                    getattr(self, name).close()
+    def _save(self, manager: ocp.CheckpointManager, number: int, items: dict[str, Any], arrays: Any) -> None:
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        fileio.check_disk_space(self._root.parent, num_bytes, "A checkpoint needs", RETRY)
+        with self._write_errors():
+            manager.save(number, args=ocp.args.Composite(**items), force=True)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Tell a failed write in one sentence; orbax and TensorStore raise whatever the disk made them meet."""
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
-            raise UserError(
-                f"cannot write a checkpoint to {self._root} ({_reason(error)}); if the disk is full, free some space, "
-                "and start the same command again"
-            ) from error
+        except Exception as error:  # orbax and TensorStore raise many types for a full disk
+            raise UserError(f"Cannot write a checkpoint to {self._root} ({_reason(error)}). {RETRY}") from error
 
-    def _find_room(self, trees: Any) -> None:
-        """Before a full disk would be met half way."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        cure = "free some space, and start the same command again"
-        fileio.check_disk_space(self._root.parent, needed, "a checkpoint needs", cure)
-
-    def phases_done(self) -> int | None:
-        """How many phases have ended; None before the run's first checkpoint."""
-        step: int | None = self._phases.latest_step()
-        return step
-
-    def save_phase(self, done: int, parameters: FlatParams) -> None:
-        """Keep all parameters after `done` phases; returns when they are on disk."""
-        facts = {"sha256": _hash((parameters,))}
-        items = {"parameters": ocp.args.StandardSave(parameters), "facts": ocp.args.JsonSave(facts)}
-        self._find_room(parameters)
-        with self._writing():
-            self._phases.save(done, args=ocp.args.Composite(**items), force=True)
-
-    def restore_phase(self, done: int, like: Mapping[str, jax.ShapeDtypeStruct]) -> FlatParams:
-        """All parameters after `done` phases; `like` gives shapes and shardings."""
-        found = _restore(self._phases, done, parameters=ocp.args.StandardRestore(dict(like)))
-        parameters: FlatParams = found.parameters
-        return parameters
-
-    def restore_last_phase(self, like: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, FlatParams] | None:
-        """How many phases have ended, and the parameters after them, of the last checkpoint that is whole."""
-        while (done := self.phases_done()) is not None:
-            try:
-                return done, self.restore_phase(done, like)
-            except UserError as error:
-                self._put_aside(self._phases, done, str(error))
-        return None
-
-    def save_latest(self, progress: PhaseProgress) -> None:
-        """Keep the progress of a phase; returns when it is on disk."""
-        number = (self._latest.latest_step() or 0) + 1
-        facts = {"sha256": _hash((progress.state, progress.best_params)), "step": int(progress.state.step)}
-        items = {
-            "state": ocp.args.StandardSave(progress.state),
-            "best": ocp.args.StandardSave(progress.best_params),
-            "facts": ocp.args.JsonSave(facts | progress.early_stopping._asdict()),
-        }
-        self._find_room((progress.state, progress.best_params))
-        with self._writing():
-            self._latest.save(number, args=ocp.args.Composite(**items), force=True)
-
-    def restore_latest(self, first_step: int, last_step: int, epochs: int, like: PhaseProgress) -> PhaseProgress | None:
-        """The last progress that was saved within a phase's steps and is whole; `like` gives structure and shardings.
-
-        Not one after more than `epochs` epochs of the phase, of which no measures are left.
-        """
-        items = {
-            "state": ocp.args.StandardRestore(_abstract(like.state)),
-            "best": ocp.args.StandardRestore(_abstract(like.best_params)),
-        }
-        while (number := self._latest.latest_step()) is not None:
-            try:
-                facts = _metadata(self._latest, number, step=int, **_MEMORY)
-                if not first_step < facts["step"] <= last_step:
-                    return None
-                found = _restore(self._latest, number, **items)
-            except UserError as error:
-                self._put_aside(self._latest, number, str(error))
-                continue
-            if facts["epoch"] <= epochs:
-                return PhaseProgress(found.state, found.best, EarlyStopping(*(facts[name] for name in _MEMORY)))
-            self._put_aside(self._latest, number, f"metrics.jsonl has lost epochs before checkpoint {number}")
-        return None
-
-    def _put_aside(self, manager: ocp.CheckpointManager, number: int, why: str) -> None:
-        """Out of the way, but not lost."""
+    def _discard(self, manager: ocp.CheckpointManager, number: int, reason: str) -> None:
+        """Move a checkpoint to checkpoints/damaged."""
         source = Path(manager.directory) / str(number)
         target = self._root / "damaged" / f"{source.parent.name}-{number}"
-        self._say(f"{why}: it is put aside as {target}, and the run goes on from the one before")
+        self._report(f"{reason} Moved it to {target}; continuing from the checkpoint before.")
         if processes.is_main_process():
             _quarantine(source, target)
-        processes.barrier(f"{target.name} is put aside")
+        processes.barrier(f"{target.name} is moved")
         manager.reload()
+
+
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: the epoch loop asks `processes.should_stop` with its own step numbers."""
+        return False
+
+
+def _read_metadata(manager: ocp.CheckpointManager, number: int, kind: type[Metadata]) -> Metadata:
+    values = _read(manager, number, {"metadata": ocp.args.JsonRestore()}).metadata
+    try:
+        return kind.from_json(values, _path(manager, number))
+    except UserError as error:
+        raise _damaged(manager, number) from error
+
+
+def _restore(manager: ocp.CheckpointManager, number: int, sha256: str, items: dict[str, Any]) -> Any:
+    """Return the items, after checking that their arrays are those that were saved."""
+    restored = _read(manager, number, items)
+    if processes.any_process(_hash(tuple(restored[name] for name in items)) != sha256):
+        raise _damaged(manager, number)
+    return restored
+
+
+def _read(manager: ocp.CheckpointManager, number: int, items: dict[str, Any]) -> Any:
+    restored, problem = None, None
+    try:
+        restored = manager.restore(number, args=ocp.args.Composite(**items))
+    except Exception as error:  # orbax and TensorStore raise many types for damaged files
+        if processes.is_connection_error(error):
+            raise
+        problem = error
+    if processes.any_process(problem is not None):
+        raise _damaged(manager, number) from problem
+    return restored
 
 
 def _quarantine(source: Path, target: Path) -> None:
@@ -200,61 +256,34 @@ def _quarantine(source: Path, target: Path) -> None:
             target = target.with_name(target.name + "-again")
         source.rename(target)
     except OSError as error:
-        raise UserError(f"cannot move the damaged checkpoint {source} ({error.strerror}); delete it") from error
-
-
-def _reason(error: Exception) -> str:
-    """The system's word for it, which TensorStore puts between many of its own."""
-    told = re.search(r"([^:]+) \[os_error_code=", str(error))
-    return told[1].strip() if told else (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def _hash(trees: tuple[Any, ...]) -> str:
-    """SHA-256 of every array's path, kind, shape and bytes."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
-
-
-def _metadata(manager: ocp.CheckpointManager, number: int, **kinds: Any) -> dict[str, Any]:
-    """What was noted beside the arrays: their hash, and the named facts of those kinds."""
-    facts = _read(manager, number, facts=ocp.args.JsonRestore()).facts
-    kinds["sha256"] = str
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(name, ...), kinds[name]) for name in kinds):
-        raise _damaged(manager, number)
-    return facts
-
-
-def _restore(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
-    """The items, if their arrays are what they were when they were saved."""
-    facts = _metadata(manager, number)
-    found = _read(manager, number, **items)
-    arrays = tuple(found[name] for name in items)
-    if processes.any_process(_hash(arrays) != facts["sha256"]):
-        raise _damaged(manager, number)
-    return found
-
-
-def _read(manager: ocp.CheckpointManager, number: int, **items: Any) -> Any:
-    found, problem = None, None
-    try:
-        found = manager.restore(number, args=ocp.args.Composite(**items))
-    except Exception as error:  # orbax and TensorStore raise many kinds for a damaged file
-        if processes.is_connection_error(error):
-            raise
-        problem = error
-    if processes.any_process(problem is not None):
-        raise _damaged(manager, number) from problem
-    return found
+        raise UserError(f"Cannot move the damaged checkpoint {source} ({error.strerror}). Delete it.") from error
 
 
 def _damaged(manager: ocp.CheckpointManager, number: int) -> UserError:
-    place = Path(manager.directory) / str(number)
-    return UserError(f"the checkpoint {place} is damaged or of another run; the same flaxtl train makes it anew")
+    return UserError(f"Checkpoint {_path(manager, number)} is damaged, or belongs to another run.")
+
+
+def _path(manager: ocp.CheckpointManager, number: int) -> Path:
+    return Path(manager.directory) / str(number)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _hash(trees: tuple[Any, ...]) -> str:
+    """Return the SHA-256 of each array's path, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Return the operating system's message, which TensorStore embeds in its own, or the first line."""
+    system_message = re.search(r"([^:]+) \[os_error_code=", str(error))
+    if system_message:
+        return system_message[1].strip()
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -80,7 +80,7 @@ def _number(config: Any, name: str | None) -> int:
 def _left_by(setup: RunSetup, phases: int) -> FlatParams | None:
     """The parameters after so many phases of the run, if it came so far."""
     with Checkpoints(setup.workdir) as checkpoints:
-        done = checkpoints.phases_done()
+        done = checkpoints.num_phases()
         if done is None or done < phases:
             return None
         return checkpoints.restore_phase(phases, setup.abstract_params())

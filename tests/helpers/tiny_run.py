@@ -121,7 +121,7 @@ def digests(outcome):
     """path -> SHA-256 of the parameters before and after each phase of a run that has ended."""
     prepared = outcome.setup
     with Checkpoints(prepared.workdir) as checkpoints:
-        assert checkpoints.phases_done() == len(prepared.phases)
+        assert checkpoints.num_phases() == len(prepared.phases)
         done = range(len(prepared.phases) + 1)
         return [param_digests(checkpoints.restore_phase(number, prepared.abstract_params())) for number in done]
 

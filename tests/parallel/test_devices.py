@@ -5,62 +5,104 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from flaxtl.errors import UserError
-from flaxtl.parallel import devices as meshes
+from flaxtl.parallel import devices
+
+CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture
+def no_compilation_cache():
+    """jax without a compilation cache; its settings are restored afterwards."""
+    before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def numbers(error):
-    """The whole numbers that an error names, in its order."""
+    """The whole numbers in an error, in order."""
     return [int(number) for number in re.findall(r"\d+", str(error))]
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch", "near"),
+    ("num_devices", "batch_size", "valid"),
     [(2, 3, [2, 4]), (4, 9, [8, 12]), (4, 3, [4]), (8, 1, [8])],
 )
-def test_a_batch_that_cannot_be_split(devices, batch, near):
+def test_check_batch_size_uneven_suggests_sizes(num_devices, batch_size, valid):
     with pytest.raises(UserError) as error:
-        meshes.check_batch_size(devices, batch)
-    assert numbers(error.value) == [batch, devices, *near]
+        devices.check_batch_size(num_devices, batch_size)
+    assert numbers(error.value) == [batch_size, num_devices, *valid]
 
 
-@pytest.mark.parametrize(("batch", "near"), [(12, [8, 16]), (4, [8])])
-def test_a_batch_whose_parts_cannot_be_split(batch, near):
+@pytest.mark.parametrize(("batch_size", "valid"), [(12, [8, 16]), (4, [8])])
+def test_check_batch_size_uneven_microbatch_suggests_sizes(batch_size, valid):
     with pytest.raises(UserError) as error:
-        meshes.check_batch_size(2, batch, 4)
-    assert numbers(error.value) == [batch, 2, 4, *near]
-    with pytest.raises(UserError, match=r"\baccum\w*\D+\b0\b"):
-        meshes.check_batch_size(2, batch, 0)
+        devices.check_batch_size(2, batch_size, 4)
+    assert numbers(error.value) == [batch_size, 2, 4, *valid]
+    with pytest.raises(UserError, match=r"\baccum_steps\D+\b0\b"):
+        devices.check_batch_size(2, batch_size, 0)
 
 
-def test_determinism_is_asked_of_the_compiler_beside_other_flags(monkeypatch):
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 1), (1, 7), (2, 4), (8, 32)])
+def test_check_batch_size_even_passes(num_devices, batch_size):
+    devices.check_batch_size(num_devices, batch_size)
+
+
+def test_make_deterministic_keeps_other_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-    meshes.make_deterministic()
+    devices.make_deterministic()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops=true"
 
 
-@pytest.mark.parametrize(("devices", "batch"), [(1, 1), (1, 7), (2, 4), (8, 32)])
-def test_a_batch_that_can_be_split(devices, batch):
-    meshes.check_batch_size(devices, batch)
-
-
-@pytest.mark.parametrize(("batch", "devices"), [(8, 4), (6, 3), (5, 1), (2, 2)])
-def test_the_mesh_holds_as_many_devices_as_share_a_batch(monkeypatch, batch, devices):
-    made = {}
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 4), (6, 3), (5, 1), (2, 2)])
+def test_make_mesh_uses_devices_that_divide_the_batch(monkeypatch, batch_size, num_devices):
+    mesh = {}
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "devices", lambda: list(range(4)))
-    monkeypatch.setattr(jax, "make_mesh", lambda shape, names, **options: made.update(shape=shape, **options))
-    meshes.make_mesh(batch)
-    assert made["shape"] == (devices,)
-    assert made["devices"] == list(range(devices))
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, names, **options: mesh.update(shape=shape, **options))
+    devices.make_mesh(batch_size)
+    assert mesh["shape"] == (num_devices,)
+    assert mesh["devices"] == list(range(num_devices))
 
 
-def test_placed_arrays_are_copies():
-    mesh, value = meshes.make_mesh(4), jnp.arange(4.0)
-    placed = meshes.replicate({"a": value}, mesh)
-    assert placed["a"].sharding == meshes.replicated_sharding(mesh)
-    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(placed)
-    assert placed["a"].is_deleted()
+def test_replicate_returns_copies():
+    mesh, value = devices.make_mesh(4), jnp.arange(4.0)
+    copies = devices.replicate({"a": value}, mesh)
+    assert copies["a"].sharding == devices.replicated_sharding(mesh)
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(copies)
+    assert copies["a"].is_deleted()
     assert np.array_equal(value, [0, 1, 2, 3])
-    assert meshes.replicate({"a": jax.device_put(value, meshes.replicated_sharding(mesh))}, mesh)["a"] is not value
+    on_mesh = jax.device_put(value, devices.replicated_sharding(mesh))
+    assert devices.replicate({"a": on_mesh}, mesh)["a"] is not on_mesh
+
+
+def test_compilation_cache_is_in_flaxtl_cache(tmp_path, monkeypatch, no_compilation_cache):
+    monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path))
+    devices.enable_compilation_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    jax.jit(lambda x: jnp.cos(x) + 7)(jnp.ones(3)).block_until_ready()
+    (machine,) = (tmp_path / "compiled").iterdir()
+    assert list(machine.glob("jit__lambda*"))
+
+
+def test_compilation_cache_of_the_user_is_kept(tmp_path, no_compilation_cache):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    devices.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+
+
+def test_machine_name_depends_on_processor_features(monkeypatch):
+    name = devices._machine_name()
+    assert name == devices._machine_name()
+    monkeypatch.setattr(devices.Path, "read_text", lambda *args, **options: "flags\t: other\n")
+    assert devices._machine_name() != name

@@ -90,7 +90,7 @@ def checkpoint(folder: Path) -> list[Subject]:
 
     def restore(case: Path, file: str) -> None:
         with Checkpoints(case) as checkpoints:
-            done = checkpoints.phases_done()
+            done = checkpoints.num_phases()
             if done is not None:
                 checkpoints.restore_phase(done, like)
 
