@@ -1,1 +1,1 @@
-"""Model architectures with Keras' layer names, heads, and the registry. Alone imports flax."""
+"""Model architectures with Keras' layer names, heads, and the registry. The only package that imports flax."""

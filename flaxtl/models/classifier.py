@@ -21,7 +21,7 @@ NestedParams = dict[str, dict[str, dict[str, Leaf]]]
 """section ('backbone' or 'head') -> layer name -> leaf name -> value."""
 
 Params = NestedParams[jax.Array]
-"""All variables of a model: parameters and, beside them, the batch statistics of its batch norms. Float32."""
+"""All variables of a model: parameters and the batch statistics of its batch norms, float32."""
 
 FlatParams = dict[str, jax.Array]
 """'section/layer/leaf' -> array, such as 'backbone/block5_conv3/kernel'."""

@@ -1,27 +1,30 @@
 """EfficientNetV2 B0 to B3, S, M and L: Tan and Le 2021, arXiv:2104.00298.
 
-Layer by layer as in Keras' efficientnet_v2.py. Against the first EfficientNet: early stages are `fused`, with one full
-convolution in place of a 1x1 and a depthwise one; no explicit borders; batch norms remember less.
+The layers are those of Keras' efficientnet_v2.py. Differences from EfficientNet: the blocks of early stages are fused,
+with one full convolution instead of a 1x1 and a depthwise convolution; there are no separate layers for borders; batch
+norms have a smaller momentum.
 """
 
 from functools import partial
 from math import ceil
 
 from flaxtl.models import efficientnet
-from flaxtl.models.efficientnet import Block, Stage, blocks, classify, residual, squeeze_excite
+from flaxtl.models.blocks import round_to_8
+from flaxtl.models.efficientnet import Block, Stage, add_residual, efficientnet_top, list_blocks, squeeze_excite
 from flaxtl.models.net import Net
-from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights
 from flaxtl.models.tracer import Value
 
 MOMENTUM = 0.9
-"""Of the batch norms."""
+"""Momentum of the batch norms."""
 
 DROPOUT = 0.2
+"""Dropout rate of the top."""
 
-FUSED = 3
-"""So many stages at the start have fused blocks."""
+FUSED_STAGES = 3
+"""Number of stages with fused blocks; they are the first ones."""
 
-convolve = partial(efficientnet.convolve, momentum=MOMENTUM)
+conv_bn_swish = partial(efficientnet.conv_bn_swish, momentum=MOMENTUM)
 
 B0 = (
     Stage(3, 1, 16, 1, 1),
@@ -57,136 +60,159 @@ L = (
     Stage(3, 25, 384, 6, 2),
     Stage(3, 7, 640, 6, 1),
 )
-"""B1 to B3 are B0 made wider and deeper; S, M and L have tables of their own."""
+"""Stages of the models; B1 to B3 are B0 scaled in width and depth."""
 
 
 def efficientnet_v2(
-    net: Net, x: Value, top: bool, *, stages: tuple[Stage, ...], stem: int, width: float = 1.0, depth: float = 1.0
+    net: Net,
+    x: Value,
+    include_top: bool,
+    *,
+    stages: tuple[Stage, ...],
+    stem: int,
+    width: float = 1.0,
+    depth: float = 1.0,
 ) -> Value:
-    """Stem, stages and 1x1 convolution, `width` times as wide and `depth` times as deep as the table says."""
+    """Stem, stages and a 1x1 convolution, `width` times as wide and `depth` times as deep as `stages`."""
     scaled = [
-        stage._replace(repeats=ceil(depth * stage.repeats), features=rounded(width * stage.features))
+        stage._replace(repeats=ceil(depth * stage.repeats), features=round_to_8(width * stage.features))
         for stage in stages
     ]
-    x = convolve(net, x, rounded(width * stem), 3, strides=2, name="stem")
-    # Keras measures the rate of DropConnect by the table's blocks: a deeper network goes beyond it.
+    x = conv_bn_swish(net, x, round_to_8(width * stem), 3, strides=2, name="stem")
+    # Keras divides by the number of blocks in the table, so a deeper network exceeds DROP_CONNECT_RATE.
     total = sum(stage.repeats for stage in stages)
-    for block in blocks(scaled, rounded(width * stem), total):
-        run = fused if block.stage <= FUSED else mbconv
+    for block in list_blocks(scaled, round_to_8(width * stem), total):
+        run = _fused_mbconv if block.stage <= FUSED_STAGES else _mbconv
         x = run(net, x, block)
-    x = convolve(net, x, rounded(width * 1280), 1, name="top")
-    return classify(net, x, DROPOUT) if top else x
+    x = conv_bn_swish(net, x, round_to_8(width * 1280), 1, name="top")
+    return efficientnet_top(net, x, DROPOUT) if include_top else x
 
 
-def rounded(features: float) -> int:
-    """The nearest multiple of 8, at least 8."""
-    return max(8, int(features + 4) // 8 * 8)
-
-
-def mbconv(net: Net, x: Value, block: Block) -> Value:
-    """Inverted residual: more channels, a depthwise convolution, squeeze and excitation, fewer channels."""
+def _mbconv(net: Net, x: Value, block: Block) -> Value:
+    """Inverted residual: 1x1 convolution to more channels, depthwise convolution, squeeze-and-excite, linear 1x1."""
     name, shortcut = block.name, x
-    x = convolve(net, x, block.inputs * block.expansion, 1, name=f"{name}_expand")
+    x = conv_bn_swish(net, x, block.inputs * block.expansion, 1, name=f"{name}_expand")
     x = net.depthwise_conv(x, block.kernel_size, strides=block.strides, name=f"{name}_dwconv2")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_bn")
     x = net.activation(x, "swish", name=f"{name}_activation")
     x = squeeze_excite(net, x, block)
-    x = convolve(net, x, block.features, 1, act=False, name=f"{name}_project")
-    return residual(net, x, shortcut, block)
+    x = conv_bn_swish(net, x, block.features, 1, act=False, name=f"{name}_project")
+    return add_residual(net, x, shortcut, block)
 
 
-def fused(net: Net, x: Value, block: Block) -> Value:
-    """Inverted residual whose convolution takes in all channels, and is the only one where it expands nothing."""
+def _fused_mbconv(net: Net, x: Value, block: Block) -> Value:
+    """Inverted residual with a full convolution, followed by a linear 1x1; without expansion one full convolution."""
     name, shortcut, strides = block.name, x, block.strides
     if block.expansion > 1:
-        x = convolve(net, x, block.inputs * block.expansion, block.kernel_size, strides=strides, name=f"{name}_expand")
-        x = convolve(net, x, block.features, 1, act=False, name=f"{name}_project")
+        x = conv_bn_swish(
+            net, x, block.inputs * block.expansion, block.kernel_size, strides=strides, name=f"{name}_expand"
+        )
+        x = conv_bn_swish(net, x, block.features, 1, act=False, name=f"{name}_project")
     else:
-        x = convolve(net, x, block.features, block.kernel_size, strides=strides, name=f"{name}_project")
-    return residual(net, x, shortcut, block)
+        x = conv_bn_swish(net, x, block.features, block.kernel_size, strides=strides, name=f"{name}_project")
+    return add_residual(net, x, shortcut, block)
 
 
-def _row(
-    variant: str,
-    build: partial[Value],
-    size: int,
-    parameters: tuple[int, int],
-    accuracy: tuple[float, float],
-    md5s: tuple[str, str],
-) -> ModelSpec:
-    name = f"efficientnetv2-{variant}"
-    files = keras_weights("efficientnet_v2", name, *md5s)
-    last = len(build.keywords["stages"])
-    return row(
-        name,
-        build,
-        files,
-        parameters,
-        accuracy,
-        preprocessing="torch" if variant.startswith("b") else "tf_128",
-        license="Apache 2.0 (Google)",
-        paper="arXiv:2104.00298",
-        groups=default_groups(f"block{last}", f"block{last}.*|top_.*"),
-        size=size,
-    )
+_small_spec = partial(ModelSpec, preprocessing="torch", license="Apache 2.0 (Google)", paper="arXiv:2104.00298")
+_large_spec = partial(_small_spec, preprocessing="tf_128")
 
-
-# Sizes, counts, files and hashes: Keras' efficientnet_v2.py. Accuracies: keras.io/api/applications.
-NETWORKS = (
-    _row(
-        "b0",
-        partial(efficientnet_v2, stages=B0, stem=32),
-        224,
-        (7_200_312, 5_919_312),
-        (78.7, 94.3),
-        ("21ecbf6da12460d5c40bb2f29ceb2188", "893217f2bb855e2983157299931e43ff"),
+# Input sizes, counts, files and hashes: Keras' efficientnet_v2.py. Accuracies: keras.io/api/applications.
+MODELS = (
+    _small_spec(
+        name="efficientnetv2-b0",
+        build=partial(efficientnet_v2, stages=B0, stem=32),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-b0.h5", md5="21ecbf6da12460d5c40bb2f29ceb2188"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-b0_notop.h5", md5="893217f2bb855e2983157299931e43ff"
+        ),
+        num_params=7_200_312,
+        num_params_no_top=5_919_312,
+        top1=78.7,
+        top5=94.3,
+        groups=default_groups(top="block6", layers="block6.*|top_.*"),
     ),
-    _row(
-        "b1",
-        partial(efficientnet_v2, stages=B0, stem=32, depth=1.1),
-        240,
-        (8_212_124, 6_931_124),
-        (79.8, 95.0),
-        ("069f0534ff22adf035c89e2d9547a9dc", "0e80663031ca32d657f9caa404b6ec37"),
+    _small_spec(
+        name="efficientnetv2-b1",
+        build=partial(efficientnet_v2, stages=B0, stem=32, depth=1.1),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-b1.h5", md5="069f0534ff22adf035c89e2d9547a9dc"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-b1_notop.h5", md5="0e80663031ca32d657f9caa404b6ec37"
+        ),
+        num_params=8_212_124,
+        num_params_no_top=6_931_124,
+        top1=79.8,
+        top5=95.0,
+        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        input_size=240,
     ),
-    _row(
-        "b2",
-        partial(efficientnet_v2, stages=B0, stem=32, width=1.1, depth=1.2),
-        260,
-        (10_178_374, 8_769_374),
-        (80.5, 95.1),
-        ("424e49f28180edbde1e94797771950a7", "1dfe2e7a5d45b6632553a8961ea609eb"),
+    _small_spec(
+        name="efficientnetv2-b2",
+        build=partial(efficientnet_v2, stages=B0, stem=32, width=1.1, depth=1.2),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-b2.h5", md5="424e49f28180edbde1e94797771950a7"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-b2_notop.h5", md5="1dfe2e7a5d45b6632553a8961ea609eb"
+        ),
+        num_params=10_178_374,
+        num_params_no_top=8_769_374,
+        top1=80.5,
+        top5=95.1,
+        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        input_size=260,
     ),
-    _row(
-        "b3",
-        partial(efficientnet_v2, stages=B0, stem=32, width=1.2, depth=1.4),
-        300,
-        (14_467_622, 12_930_622),
-        (82.0, 95.8),
-        ("1f1fc43bd98a6e4fd8fdfd551e02c7a0", "f6abf7b5849ac99a89b50dd3fd532856"),
+    _small_spec(
+        name="efficientnetv2-b3",
+        build=partial(efficientnet_v2, stages=B0, stem=32, width=1.2, depth=1.4),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-b3.h5", md5="1f1fc43bd98a6e4fd8fdfd551e02c7a0"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-b3_notop.h5", md5="f6abf7b5849ac99a89b50dd3fd532856"
+        ),
+        num_params=14_467_622,
+        num_params_no_top=12_930_622,
+        top1=82.0,
+        top5=95.8,
+        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        input_size=300,
     ),
-    _row(
-        "s",
-        partial(efficientnet_v2, stages=S, stem=24),
-        384,
-        (21_612_360, 20_331_360),
-        (83.9, 96.7),
-        ("e1d88a8495beba45748fedd0cecbe016", "af0682fb74e8c54910f2d4393339c070"),
+    _large_spec(
+        name="efficientnetv2-s",
+        build=partial(efficientnet_v2, stages=S, stem=24),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-s.h5", md5="e1d88a8495beba45748fedd0cecbe016"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-s_notop.h5", md5="af0682fb74e8c54910f2d4393339c070"
+        ),
+        num_params=21_612_360,
+        num_params_no_top=20_331_360,
+        top1=83.9,
+        top5=96.7,
+        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        input_size=384,
     ),
-    _row(
-        "m",
-        partial(efficientnet_v2, stages=M, stem=24),
-        480,
-        (54_431_388, 53_150_388),
-        (85.3, 97.4),
-        ("a3bf6aa3276309f4fc6a34aa114c95cd", "1b8dc055df72dde80d614482840fe342"),
+    _large_spec(
+        name="efficientnetv2-m",
+        build=partial(efficientnet_v2, stages=M, stem=24),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-m.h5", md5="a3bf6aa3276309f4fc6a34aa114c95cd"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-m_notop.h5", md5="1b8dc055df72dde80d614482840fe342"
+        ),
+        num_params=54_431_388,
+        num_params_no_top=53_150_388,
+        top1=85.3,
+        top5=97.4,
+        groups=default_groups(top="block7", layers="block7.*|top_.*"),
+        input_size=480,
     ),
-    _row(
-        "l",
-        partial(efficientnet_v2, stages=L, stem=32),
-        480,
-        (119_027_848, 117_746_848),
-        (85.7, 97.5),
-        ("27e6d408b53c7ebc868fefa357689935", "b0b66b5c863aef5b46e8608fe1711615"),
+    _large_spec(
+        name="efficientnetv2-l",
+        build=partial(efficientnet_v2, stages=L, stem=32),
+        weights=keras_weights("efficientnet_v2/efficientnetv2-l.h5", md5="27e6d408b53c7ebc868fefa357689935"),
+        weights_no_top=keras_weights(
+            "efficientnet_v2/efficientnetv2-l_notop.h5", md5="b0b66b5c863aef5b46e8608fe1711615"
+        ),
+        num_params=119_027_848,
+        num_params_no_top=117_746_848,
+        top1=85.7,
+        top5=97.5,
+        groups=default_groups(top="block7", layers="block7.*|top_.*"),
+        input_size=480,
     ),
 )

@@ -1,4 +1,4 @@
-"""The new classifier on top of a base."""
+"""The head: the new classifier on top of a backbone."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,18 @@ POOLINGS = ("none", "average_2x2", "global_average", "global_max")
 
 @dataclass(frozen=True)
 class Head:
-    """Pooling, hidden layers with relu and dropout, and a softmax over `num_classes` classes.
+    """Pooling, hidden dense layers with relu and dropout, and a softmax.
 
-    Layers are named `pool`, `flatten`, `dense_1`, `dropout_1`, ... and `predictions`.
+    The layers are named `pool`, `flatten`, `dense_1`, `dropout_1`, ... and `predictions`.
+
+    Attributes:
+      num_classes: number of outputs.
+      pooling: one of POOLINGS.
+      units: units of the hidden layers.
+      dropout: rate of the dropout after each hidden layer, in [0, 1).
+
+    Raises:
+      UserError: a value is out of range.
     """
 
     num_classes: int
@@ -22,21 +31,21 @@ class Head:
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
+        """Check the values."""
         if self.pooling not in POOLINGS:
             raise unknown("head pooling", self.pooling, POOLINGS)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"head.dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise UserError(f"head.dropout is {self.dropout}. It must be at least 0 and less than 1.")
         if not all(isinstance(units, int) and units >= 1 for units in self.units):
-            raise UserError(f"head.units is {self.units}; every hidden layer needs a whole number of units, 1 or more")
+            raise UserError(f"head.units is {self.units}. Every hidden layer needs an integer number of units >= 1.")
 
     def build(self, net: Net, x: Value) -> Value:
-        """[batch, height, width, channels] features -> [batch, classes] float32 probabilities."""
+        """Run the layers: features [batch, height, width, channels] -> float32 probabilities [batch, num_classes]."""
         if self.pooling == "average_2x2":
             if not isinstance(x, Skipped) and min(x.shape[1:3]) < 2:
                 raise UserError(
-                    f"the base ends in {x.shape[1]}x{x.shape[2]} features, too few for head.pooling=average_2x2: "
-                    "choose global_average, or larger images (data.height, data.width)"
+                    f"The backbone returns {x.shape[1]}x{x.shape[2]} features, too few for head.pooling=average_2x2. "
+                    "Choose global_average, or larger images (data.height, data.width)."
                 )
             x = net.average_pool(x, 2, name="pool")
         elif self.pooling == "global_average":

@@ -1,24 +1,34 @@
 """MobileNetV3 small and large: Howard et al. 2019, arXiv:1905.02244, tables 1 and 2.
 
-Layer by layer as in Keras' mobilenet_v3.py, at full width. Its first layer there, x / 127.5 - 1, is preprocessing here.
+The layers are those of Keras' mobilenet_v3.py, at full width. Keras' first layer, x / 127.5 - 1, is preprocessing here.
 """
 
 from functools import partial
 from typing import NamedTuple
 
-from flaxtl.models.mobilenet_v2 import MOMENTUM, whole_eights
+from flaxtl.models.blocks import round_channels, strided_depthwise
+from flaxtl.models.mobilenet_v2 import MOMENTUM
 from flaxtl.models.net import Net
-from flaxtl.models.spec import ModelSpec, default_groups, keras_weights, row
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights
 from flaxtl.models.tracer import Value
 
 
 class Block(NamedTuple):
-    """A row of the paper's tables: the depthwise kernel's size, channels inside and out, and so on."""
+    """A row of the paper's tables.
+
+    Attributes:
+      kernel_size: of the depthwise convolution.
+      expanded: channels inside the block.
+      outputs: channels of its output.
+      squeeze_excite: whether it has a squeeze-and-excite block.
+      act: activation.
+      strides: of the depthwise convolution.
+    """
 
     kernel_size: int
     expanded: int
     outputs: int
-    squeeze: bool
+    squeeze_excite: bool
     act: str
     strides: int
 
@@ -53,23 +63,23 @@ LARGE = (
     Block(5, 960, 160, True, "hard_swish", 1),
     Block(5, 960, 160, True, "hard_swish", 1),
 )
-STEM = 16
+STEM_CHANNELS = 16
 """Channels of the first convolution."""
 
 
-def mobilenet_v3(net: Net, x: Value, top: bool, *, blocks: tuple[Block, ...], hidden: int) -> Value:
-    """A convolution that halves the size, inverted residual blocks, a 1x1 convolution; `hidden` channels in the top."""
-    x = net.conv(x, STEM, 3, strides=2, use_bias=False, name="conv")
+def mobilenet_v3(net: Net, x: Value, include_top: bool, *, blocks: tuple[Block, ...], hidden: int) -> Value:
+    """Convolution of stride 2, inverted residual blocks, 1x1 convolution; the top has `hidden` channels."""
+    x = net.conv(x, STEM_CHANNELS, 3, strides=2, use_bias=False, name="conv")
     x = net.batch_norm(x, momentum=MOMENTUM, name="conv_bn")
     x = net.activation(x, "hard_swish")
-    inputs = STEM
+    inputs = STEM_CHANNELS
     for number, block in enumerate(blocks):
-        x = inverted_residual(net, x, block, inputs, number)
+        x = _inverted_residual(net, x, block, inputs, number)
         inputs = block.outputs
     x = net.conv(x, 6 * inputs, 1, use_bias=False, name="conv_1")
     x = net.batch_norm(x, momentum=MOMENTUM, name="conv_1_bn")
     x = net.activation(x, "hard_swish")
-    if top:
+    if include_top:
         x = net.global_average_pool(x, keepdims=True)
         x = net.conv(x, hidden, 1, name="conv_2")
         x = net.activation(x, "hard_swish")
@@ -80,86 +90,79 @@ def mobilenet_v3(net: Net, x: Value, top: bool, *, blocks: tuple[Block, ...], hi
     return x
 
 
-def inverted_residual(net: Net, x: Value, block: Block, inputs: int, number: int) -> Value:
-    """1x1 to the expanded channels (not in block 0), depthwise, squeeze-and-excite, linear 1x1 to the outputs."""
+def _inverted_residual(net: Net, x: Value, block: Block, inputs: int, number: int) -> Value:
+    """1x1 convolution to the expanded channels (not in block 0), depthwise, squeeze-and-excite, linear 1x1."""
     shortcut = x
     name = f"expanded_conv_{number}" if number else "expanded_conv"
     if number:
         x = net.conv(x, block.expanded, 1, use_bias=False, name=f"{name}_expand")
         x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_expand_bn")
-        x = unnamed_activation(net, x, block.act)
-    if block.strides == 2:
-        x = net.correct_pad(x, block.kernel_size, name=f"{name}_depthwise_pad")
-    padding = "same" if block.strides == 1 else "valid"
-    x = net.depthwise_conv(x, block.kernel_size, strides=block.strides, padding=padding, name=f"{name}_depthwise")
+        x = _unnamed_activation(net, x, block.act)
+    pad_name = f"{name}_depthwise_pad"
+    x = strided_depthwise(net, x, block.kernel_size, block.strides, pad_name=pad_name, name=f"{name}_depthwise")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_depthwise_bn")
-    x = unnamed_activation(net, x, block.act)
-    if block.squeeze:
-        x = squeeze_excite(net, x, block.expanded, f"{name}_squeeze_excite")
+    x = _unnamed_activation(net, x, block.act)
+    if block.squeeze_excite:
+        x = _squeeze_excite(net, x, block.expanded, f"{name}_squeeze_excite")
     x = net.conv(x, block.outputs, 1, use_bias=False, name=f"{name}_project")
     x = net.batch_norm(x, momentum=MOMENTUM, name=f"{name}_project_bn")
     return net.add([shortcut, x], name=f"{name}_add") if (inputs, block.strides) == (block.outputs, 1) else x
 
 
-def squeeze_excite(net: Net, x: Value, channels: int, name: str) -> Value:
-    """Every channel times a gate between 0 and 1, which follows from the means of all channels."""
+def _squeeze_excite(net: Net, x: Value, channels: int, name: str) -> Value:
+    """Multiply each channel by a gate in [0, 1], computed from the means of all channels."""
     gate = net.global_average_pool(x, keepdims=True, name=f"{name}_avg_pool")
-    gate = net.conv(gate, whole_eights(channels / 4), 1, name=f"{name}_conv")
+    gate = net.conv(gate, round_channels(channels / 4), 1, name=f"{name}_conv")
     gate = net.relu(gate, name=f"{name}_relu")
     gate = net.conv(gate, channels, 1, name=f"{name}_conv_1")
-    gate = net.operation(lambda gate: gate + 3, gate)  # the hard sigmoid, in Keras partly without a layer
+    gate = net.operation(lambda gate: gate + 3, gate)  # a hard sigmoid, of which only the relu is a layer in Keras
     gate = net.relu(gate, max_value=6)
     gate = net.operation(lambda gate: gate * (1 / 6), gate)
     return net.multiply([x, gate], name=f"{name}_mul")
 
 
-def unnamed_activation(net: Net, x: Value, act: str) -> Value:
-    """Keras has relu as a layer class of its own, hard_swish as an Activation: it makes up other names."""
+def _unnamed_activation(net: Net, x: Value, act: str) -> Value:
+    """Activation with Keras' automatic name: relu is the layer class ReLU there, hard_swish an Activation."""
     return net.relu(x) if act == "relu" else net.activation(x, act)
 
 
-def _row(
-    size: str,
-    blocks: tuple[Block, ...],
-    hidden: int,
-    parameters: tuple[int, int],
-    accuracy: tuple[float, float],
-    md5s: tuple[str, str],
-    last_stage: str,
-) -> ModelSpec:
-    stem = f"weights_mobilenet_v3_{size}_224_1.0_float"
-    files = keras_weights("mobilenet_v3", stem, *md5s, base_ending="_no_top_v2")
-    return row(
-        f"mobilenet_v3_{size}",
-        partial(mobilenet_v3, blocks=blocks, hidden=hidden),
-        files,
-        parameters,
-        accuracy,
-        preprocessing="tf",
-        license="Apache 2.0 (Google)",
-        paper="arXiv:1905.02244",
-        groups=default_groups("last_stage", f"expanded_conv_(?:{last_stage})_.*|conv_1.*"),
-    )
+_mobilenet_v3_spec = partial(
+    ModelSpec,
+    preprocessing="tf",
+    license="Apache 2.0 (Google)",
+    paper="arXiv:1905.02244",
+)
 
-
-# Files and hashes: Keras' mobilenet_v3.py. Counts: count_params. Accuracies: keras-applications' README.
-NETWORKS = (
-    _row(
-        "small",
-        SMALL,
-        1024,
-        (2_554_968, 939_120),
-        (68.076, 87.800),
-        ("8768d4c2e7dee89b9d02b2d03d65d862", "d3e8ec802a04aa4fc771ee12a9a9b836"),
-        "8|9|10",
+# Files and hashes: Keras' mobilenet_v3.py. Counts: count_params. Accuracies: README of keras-applications.
+MODELS = (
+    _mobilenet_v3_spec(
+        name="mobilenet_v3_small",
+        build=partial(mobilenet_v3, blocks=SMALL, hidden=1024),
+        weights=keras_weights(
+            "mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float.h5", md5="8768d4c2e7dee89b9d02b2d03d65d862"
+        ),
+        weights_no_top=keras_weights(
+            "mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5", md5="d3e8ec802a04aa4fc771ee12a9a9b836"
+        ),
+        num_params=2_554_968,
+        num_params_no_top=939_120,
+        top1=68.076,
+        top5=87.800,
+        groups=default_groups(top="last_stage", layers="expanded_conv_(?:8|9|10)_.*|conv_1.*"),
     ),
-    _row(
-        "large",
-        LARGE,
-        1280,
-        (5_507_432, 2_996_352),
-        (75.556, 92.708),
-        ("59e551e166be033d707958cf9e29a6a7", "07fb09a5933dd0c8eaafa16978110389"),
-        "12|13|14",
+    _mobilenet_v3_spec(
+        name="mobilenet_v3_large",
+        build=partial(mobilenet_v3, blocks=LARGE, hidden=1280),
+        weights=keras_weights(
+            "mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float.h5", md5="59e551e166be033d707958cf9e29a6a7"
+        ),
+        weights_no_top=keras_weights(
+            "mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5", md5="07fb09a5933dd0c8eaafa16978110389"
+        ),
+        num_params=5_507_432,
+        num_params_no_top=2_996_352,
+        top1=75.556,
+        top5=92.708,
+        groups=default_groups(top="last_stage", layers="expanded_conv_(?:12|13|14)_.*|conv_1.*"),
     ),
 )

@@ -117,7 +117,7 @@ class Net(Tracer):
     def dense(self, x: Value, features: int, *, name: str, act: str = "linear") -> Value:
         """Fully connected layer (Keras' Dense): [batch, inputs] -> [batch, features].
 
-        With `act="softmax"` it computes in float32 whatever the dtype, and keeps the logits.
+        With `act="softmax"` it computes in float32 regardless of `dtype`, and keeps the logits.
         """
 
         def run(x: jax.Array) -> jax.Array:
@@ -132,7 +132,7 @@ class Net(Tracer):
     def batch_norm(
         self, x: Value, *, name: str = "", epsilon: float = 1e-3, momentum: float = 0.99, use_scale: bool = True
     ) -> Value:
-        """Batch normalization, in float32 whatever the dtype (Keras' BatchNormalization, with its defaults).
+        """Batch normalization, in float32 regardless of `dtype` (Keras' BatchNormalization, with its defaults).
 
         In train mode it normalizes by the mean and the biased variance of the whole batch, and updates the statistics:
         momentum * old + (1 - momentum) * new. Otherwise it normalizes by the statistics.
@@ -297,7 +297,7 @@ class Net(Tracer):
         """x / (1 + alpha * m) ** beta, where m is the mean square over `size` neighboring channels.
 
         Krizhevsky et al. 2012, section 3.3, as Caffe trained its networks: the mean instead of the sum, and 1 instead
-        of 2. Channels beyond the first and the last count as zero. In float32 whatever the dtype.
+        of 2. Channels beyond the first and the last count as zero. In float32 regardless of `dtype`.
         """
 
         def run(x: jax.Array) -> jax.Array:

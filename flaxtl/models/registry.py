@@ -1,4 +1,4 @@
-"""Every architecture by its name; what is true of each stands at the end of its family's file."""
+"""All models by name. The entries are at the end of each family's module."""
 
 import re
 
@@ -36,19 +36,20 @@ FAMILIES = (
     efficientnet_v2,
 )
 
-MODELS: dict[str, ModelSpec] = {row.name: row for family in FAMILIES for row in family.NETWORKS}
+MODELS: dict[str, ModelSpec] = {spec.name: spec for family in FAMILIES for spec in family.MODELS}
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The architecture called `name`, whatever its capitals, hyphens and underscores ('EfficientNetV2B0').
+    """Return the model called `name`, ignoring case, hyphens and underscores ('EfficientNetV2B0').
 
-    A misspelt name is an error that suggests the right one.
+    Raises:
+      UserError: there is no such model; the message suggests similar names.
     """
-    for row in MODELS.values():
-        if _bare(row.name) == _bare(name):
-            return row
+    for spec in MODELS.values():
+        if _normalize(spec.name) == _normalize(name):
+            return spec
     raise unknown("model", name, MODELS)
 
 
-def _bare(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub("[-_]", "", name.lower())

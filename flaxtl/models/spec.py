@@ -1,4 +1,4 @@
-"""The words of the catalog: what is told of an architecture and of its weight files."""
+"""What the registry knows about a model: how it is built, its published weights, size, accuracy and license."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,99 +6,85 @@ from dataclasses import dataclass
 from flaxtl.models.net import Net
 from flaxtl.models.tracer import Value
 
-KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
+
+TF_KERNELS = "weights_tf_dim_ordering_tf_kernels"
+"""Part of the file names of most of Keras' weights."""
 
 Groups = tuple[tuple[str, str], ...]
-"""An ordered rule list: (group, regular expression over 'section/layer/leaf'); the first full match wins."""
+"""Ordered rules (group, regular expression over 'section/layer/leaf'); the first full match decides."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights: its name in a cache, where it is had, its MD5 or SHA-256 ('' if none is published)."""
+    """A published file of weights.
+
+    Attributes:
+      name: file name in the cache.
+      url: where it is downloaded from.
+      hash: MD5 or SHA-256, in hexadecimal; '' if none is published.
+    """
 
     name: str
     url: str
     hash: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One row of the catalog.
+    """A model of the registry.
 
-    `build` runs the layers on a Net; its third argument asks for the network's own top of 1,000 ImageNet classes.
-    `input_size` is the side of the square images of the weights, `min_input_size` the smallest side that it accepts;
-    parameter counts are those that Keras' `count_params` gives, the statistics of batch norms included; accuracies are
-    ImageNet validation, one centre crop, in percent, as published. `groups` is the default rule list for freezing.
+    Attributes:
+      name: key in the registry.
+      build: function of (net, pixels, include_top) that runs the layers; `include_top` adds the published classifier
+        of the 1,000 ImageNet classes.
+      preprocessing: key in `imagenet.PREPROCESSING`.
+      weights: published weights of the whole network.
+      weights_no_top: published weights of the backbone.
+      num_params: as Keras' `count_params` of the whole network, including batch statistics.
+      num_params_no_top: the same of the backbone.
+      top1: accuracy in percent on the ImageNet validation set, one center crop, as published.
+      top5: top-5 accuracy, likewise.
+      groups: default param groups: the head, the top block of the backbone, the rest.
+      license: of the published weights.
+      paper: arXiv identifier or DOI.
+      input_size: side in pixels of the square images that the weights were published for.
+      min_input_size: smallest side that the network accepts.
+      builtin: file in flaxtl/pretrained/builtin with backbone weights that come with flaxtl; '' if there is none.
     """
 
     name: str
     build: Callable[[Net, Value, bool], Value]
-    input_size: int
-    min_input_size: int
     preprocessing: str
+    weights: WeightsFile
+    weights_no_top: WeightsFile
     num_params: int
     num_params_no_top: int
     top1: float
     top5: float
+    groups: Groups
     license: str
     paper: str
-    weights: WeightsFile
-    weights_no_top: WeightsFile
-    groups: Groups
+    input_size: int = 224
+    min_input_size: int = 32
     builtin: str = ""
 
     @property
     def top_group(self) -> str:
-        """Name of the group that is the base's top block: the second of `groups`."""
+        """Name of the group that holds the top block of the backbone: the second of `groups`."""
         return self.groups[1][0]
 
 
-def keras_weights(
-    folder: str, stem: str, with_top: str, base: str, *, base_ending: str = "_notop", root: str = KERAS
-) -> tuple[WeightsFile, WeightsFile]:
-    """The files `STEM.h5` and `STEM_notop.h5` in a folder of Keras', with their MD5s."""
-    files = ((f"{stem}.h5", with_top), (f"{stem}{base_ending}.h5", base))
-    first, second = (WeightsFile(file, f"{root}/{folder}/{file}", md5) for file, md5 in files)
-    return first, second
+def keras_weights(path: str, *, md5: str = "", root: str = KERAS_APPLICATIONS) -> WeightsFile:
+    """Return a weight file of keras.applications; `path` is relative to `root`."""
+    return WeightsFile(path.rsplit("/", 1)[-1], f"{root}/{path}", md5)
 
 
-def default_groups(top: str, layers: str) -> Groups:
-    """The usual three groups: the new head, the base's top block (a regular expression over layer names), the rest."""
-    return (("head", "head/.*"), (top, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))
+def default_groups(*, top: str, layers: str) -> Groups:
+    """Return the usual three groups: 'head', the top block and 'base'.
 
-
-def row(
-    name: str,
-    build: Callable[[Net, Value, bool], Value],
-    files: tuple[WeightsFile, WeightsFile],
-    parameters: tuple[int, int],
-    accuracy: tuple[float, float],
-    *,
-    preprocessing: str,
-    license: str,
-    paper: str,
-    groups: Groups,
-    size: int = 224,
-    builtin: str = "",
-) -> ModelSpec:
-    """The row of a network for images of 32 pixels and more.
-
-    `files` and `parameters` are those with the top and those of the base, `accuracy` is (top-1, top-5) in percent.
+    Args:
+      top: name of the group of the top block.
+      layers: regular expression over the names of the layers of the top block.
     """
-    return ModelSpec(
-        name=name,
-        build=build,
-        input_size=size,
-        min_input_size=32,
-        preprocessing=preprocessing,
-        num_params=parameters[0],
-        num_params_no_top=parameters[1],
-        top1=accuracy[0],
-        top5=accuracy[1],
-        license=license,
-        paper=paper,
-        weights=files[0],
-        weights_no_top=files[1],
-        groups=groups,
-        builtin=builtin,
-    )
+    return (("head", "head/.*"), (top, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))

@@ -5,7 +5,7 @@ One function covers four uses, because a layer that is not needed is skipped and
 * whole network;
 * up to a layer (`stop`): the output of that layer is the result;
 * on from a layer (`start`): the output of that layer is given, it and everything below it are skipped;
-* with taps: the outputs of named layers are returned beside the result.
+* with taps: the outputs of named layers are returned as well.
 
 Running up to a layer and on from it gives the same result as running the whole network.
 

@@ -87,7 +87,7 @@ def params_of(base, model):
 
 @pytest.fixture(scope="module")
 def vgg16():
-    base = keras_zoo.keras_network("vgg16", SIDE, top=False)
+    base = keras_zoo.keras_network("vgg16", SIDE, include_top=False)
     model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", (UNITS,)))
     params = params_of(base, model)
     return model, params, with_head(base, "block5_pool", params)
@@ -108,8 +108,8 @@ def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
 
 def test_gradcam_maps_inside_residual_block_equal_keras(images):
     """The network cannot be cut there: its other branch is held fast in Keras' network, by a second input."""
-    base = keras_zoo.keras_network("resnet50", SIDE, top=False)
-    keras_zoo.shrink(base, "_3_bn")
+    base = keras_zoo.keras_network("resnet50", SIDE, include_top=False)
+    keras_zoo.scale_weights(base, ".*_3_bn", 0.25)
     last = "conv2_block3_out"
     model = Classifier(registry.get_spec("resnet50"), Head(CLASSES, "global_average", (UNITS,)), last)
     params = params_of(base, model)

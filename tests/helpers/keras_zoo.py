@@ -1,4 +1,4 @@
-"""Keras' own networks with weights drawn at random, and ours with the same: what every family is compared by."""
+"""Keras' own networks with random weights, and flaxtl's with the same weights."""
 
 import re
 import sys
@@ -17,13 +17,11 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.head import Head
 from flaxtl.models.net import Net
-from flaxtl.pretrained.backbone import expected_shapes, optional_layers
+from flaxtl.pretrained.backbone import optional_layers
 from flaxtl.pretrained.loader import load_weights
 from helpers import tiny_run
 
-V2 = ("B0", "B1", "B2", "B3", "S", "M", "L")
-
-KERAS = {
+KERAS_MODELS = {
     "vgg16": keras.applications.VGG16,
     "vgg19": keras.applications.VGG19,
     "resnet50": keras.applications.ResNet50,
@@ -53,32 +51,36 @@ KERAS = {
     "nasnet_mobile": keras.applications.NASNetMobile,
     "nasnet_large": keras.applications.NASNetLarge,
     **{f"efficientnetb{number}": getattr(keras.applications, f"EfficientNetB{number}") for number in range(8)},
-    **{f"efficientnetv2-{kind.lower()}": getattr(keras.applications, f"EfficientNetV2{kind}") for kind in V2},
+    **{
+        f"efficientnetv2-{variant.lower()}": getattr(keras.applications, f"EfficientNetV2{variant}")
+        for variant in ("B0", "B1", "B2", "B3", "S", "M", "L")
+    },
 }
-"""Our name -> Keras' builder."""
+"""Name in the registry -> Keras' builder."""
 
 
 class Pair(NamedTuple):
-    """Keras' network and ours, with the same weights, for images of one size."""
+    """Keras' network and flaxtl's, with the same weights, and images for both."""
 
     keras: keras.Model
     model: Classifier
-    parameters: dict
+    params: dict
     images: np.ndarray
 
 
-def keras_network(name, side, *, top, **settings):
-    """A network of keras.applications with random weights, batch statistics too; names as in a fresh session.
+def keras_network(name, height, width=None, *, include_top, **settings):
+    """Build a network of keras.applications with random weights and layer names as in a fresh session.
 
-    What a Normalization layer holds stays as Keras' `settings` made it.
+    The values of Normalization layers stay as Keras' `settings` made them.
     """
-    settings = {"weights": None, "include_top": top, "input_shape": (side, side, 3)} | settings
+    shape = (height, width or height, 3)
+    settings = {"weights": None, "include_top": include_top, "input_shape": shape} | settings
     keras.backend.clear_session()
     with pytest.MonkeyPatch.context() as patch:
-        # All is drawn anew below; of its own accord Keras compiles a generator for every shape.
+        # All weights are drawn below; Keras would compile a random generator for every shape.
         patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
-        network = KERAS[name](**settings)
-    randomise(network)
+        network = KERAS_MODELS[name](**settings)
+    randomize(network)
     return network
 
 
@@ -87,164 +89,142 @@ def _zeros(initializer, shape, dtype=None):
 
 
 def preprocessing(name):
-    """`preprocess_input` of the module that Keras has the network in."""
-    builder = KERAS[name]
+    """Return `preprocess_input` of the Keras module that contains the network."""
+    builder = KERAS_MODELS[name]
     return sys.modules[getattr(builder, "func", builder).__module__].preprocess_input
 
 
-def randomise(network, seed=0):
-    """Every array drawn so that activations keep their size: He's kernels, gains and variances about 1."""
-    random = np.random.default_rng(seed)
+def randomize(network, seed=0):
+    """Draw all weights so that activations keep their scale: He's kernels, scales and variances around 1."""
+    rng = np.random.default_rng(seed)
 
     def draw(layer, variable):
         shape, kind = variable.shape, variable.path.rsplit("/", 1)[1]
         if kind in ("gamma", "moving_variance"):
-            return random.uniform(0.5, 1.5, shape)
+            return rng.uniform(0.5, 1.5, shape)
         if len(shape) < 2:
-            return 0.1 * random.standard_normal(shape)
+            return 0.1 * rng.standard_normal(shape)
         depthwise = kind == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv2D)
         fan_in = np.prod(shape[:-2]) if depthwise else np.prod(shape[:-1])
-        gain = 1 if kind == "depthwise_kernel" else 2  # no relu halves what is between the kernels of a SeparableConv2D
-        return random.standard_normal(shape) * np.sqrt(gain / fan_in)
+        gain = 1 if kind == "depthwise_kernel" else 2  # there is no relu between the kernels of a SeparableConv2D
+        return rng.standard_normal(shape) * np.sqrt(gain / fan_in)
 
     for layer in network.layers:
         if layer.weights and not isinstance(layer, keras.layers.Normalization):
             layer.set_weights([draw(layer, variable).astype("float32") for variable in layer.weights])
 
 
-def shrink(network, ending):
-    """Divide the kernel or the gain of all layers with names that end so by four.
+def scale_weights(network, pattern, factor):
+    """Scale the kernels or batch norm scales of all layers whose names match; returns the network.
 
-    Of the last layers of residual branches, that is: else their sums grow to millions, and biases drown in them.
+    For the last layers of residual branches: otherwise the sums grow to millions, in which biases are lost.
     """
     for layer in network.layers:
-        if layer.name.endswith(ending):
+        if re.fullmatch(pattern, layer.name):
             first, *others = layer.get_weights()
-            layer.set_weights([first / 4, *others])
-
-
-def quietened(network, layers):
-    """The network; its batch norms that are called like the regular expression `layers` pass on a fifth."""
-    for layer in network.layers:
-        if re.fullmatch(layers, layer.name):
-            layer.gamma.assign(0.2 * layer.gamma)
+            layer.set_weights([np.float32(factor) * first, *others])
     return network
 
 
-def save_legacy(network, file):
-    """Keras' legacy HDF5 layout, as `save_weights('x.h5')` wrote it up to Keras 2."""
-    with h5py.File(file, "w") as stream:
-        legacy_h5_format.save_weights_to_hdf5_group(stream, network)
-    return file
+def save_legacy(network, path):
+    """Save in Keras' legacy HDF5 layout, as `save_weights('x.h5')` of Keras 2 did."""
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return path
 
 
-def save_keras3(network, file):
-    """Keras 3's own layout."""
-    file = file.with_suffix(".weights.h5")
-    network.save_weights(file)
-    return file
+def save_keras3(network, path):
+    """Save in Keras 3's own layout."""
+    path = path.with_suffix(".weights.h5")
+    network.save_weights(path)
+    return path
 
 
-def pair(name, network, file, *, top):
-    """Our network, its weights read from `file`, beside Keras'."""
-    architecture = registry.get_spec(name)
-    model = Classifier(architecture, None if top else Head(num_classes=2, pooling="global_average"))
-    side = network.input_shape[1]
-    expected = classifier.param_shapes(model, side, side)["backbone"] if top else expected_shapes(model)
-    tree = load_weights(file, expected, optional_layers(architecture)).params
-    images = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
-    return Pair(network, model, {"backbone": tree}, images)
+def flaxtl_model(name, *, include_top, dtype="float32"):
+    """Return the published network, or its backbone under a small head."""
+    return Classifier(
+        registry.get_spec(name), None if include_top else Head(2, "global_average"), dtype=np.dtype(dtype)
+    )
 
 
-@tiny_run.compiled_quickly()
-def outputs(both, preprocess, layers):
-    """The outputs of the layers by name, (Keras', ours), each in one pass; the last is the network's own output."""
-    outputs = {layer: both.keras.get_layer(layer).output for layer in layers}
-    # `predict` compiles the network as one; called, it would compile every layer on its own.
-    theirs = keras.Model(both.keras.input, outputs).predict(preprocess(both.images.astype("float32")), verbose=0)
-    taps = tuple(layers)
-    run = jax.jit(lambda parameters, x: forward(both.model, parameters, x, taps=taps, stop=taps[-1]).taps)
-    return {layer: theirs[layer] for layer in layers}, run(both.parameters, both.images)  # Keras sorts the names
+def load_params(name, path, height, width=None, *, include_top):
+    """Read the weights of a network from a file, as flaxtl does."""
+    model = flaxtl_model(name, include_top=include_top)
+    shapes = classifier.param_shapes(model, height, width or height)["backbone"]
+    return {"backbone": load_weights(path, shapes, optional_layers(model.spec)).params}
+
+
+def random_images(height, width):
+    return np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
 
 
 @tiny_run.compiled_quickly()
-def logits(both, preprocess):
-    """The logits, (Keras', ours); Keras' network is built with classifier_activation=None."""
-    run = jax.jit(lambda parameters, x: forward(both.model, parameters, x).logits)
-    theirs = both.keras.predict(preprocess(both.images.astype("float32")), verbose=0)
-    return {"logits": theirs}, {"logits": run(both.parameters, both.images)}
+def compare_outputs(pair, layers, bound, preprocess=lambda x: x):
+    """Assert that the outputs of `layers` and the logits are equal; the Keras network has no softmax."""
+    tensors = {layer: pair.keras.get_layer(layer).output for layer in layers} | {"logits": pair.keras.output}
+    # `predict` compiles the network as one program; calling it would compile every layer separately.
+    expected = keras.Model(pair.keras.input, tensors).predict(preprocess(pair.images.astype("float32")), verbose=0)
+    result = jax.jit(lambda params, x: forward(pair.model, params, x, taps=tuple(layers)))(pair.params, pair.images)
+    np.testing.assert_allclose(result.output, jax.nn.softmax(result.logits), rtol=1e-5)
+    assert_outputs_close(result.taps | {"logits": result.logits}, expected, bound)
 
 
-def assert_equal(theirs, ours, bound):
-    """Every output within `bound` of the largest value that Keras' has."""
-    assert theirs.keys() == ours.keys()
-    for name, values in theirs.items():
-        np.testing.assert_allclose(ours[name], values, rtol=0, atol=bound * np.abs(values).max(), err_msg=name)
+def assert_outputs_close(outputs, expected, bound):
+    """Assert that every output is within `bound`, relative to the largest expected value."""
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        atol = bound * np.abs(values).max()
+        np.testing.assert_allclose(outputs[name], values, rtol=0, atol=atol, err_msg=name)
 
 
-def names(network):
-    """The names of Keras' layers in its order, without the input and what preprocesses it."""
+def keras_layer_names(network):
+    """Return the names of Keras' layers in order, without the input and what preprocesses it."""
     first = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization)
     return [layer.name for layer in network.layers if not isinstance(layer, first)]
 
 
-def our_names(name, side, *, top):
-    """The names of our layers."""
-    model = Classifier(registry.get_spec(name), None if top else Head(num_classes=2, pooling="global_average"))
-    return [layer.name for layer in classifier.list_layers(model, side, side) if layer.section == "backbone"]
+def layer_names(name, height, width=None, *, include_top):
+    """Return the names of flaxtl's layers in order, without those of the head."""
+    layers = classifier.list_layers(flaxtl_model(name, include_top=include_top), height, width or height)
+    return [layer.name for layer in layers if layer.section == "backbone"]
 
 
-def count(name, *, top):
-    """Numbers in all our parameters, at the published size."""
-    architecture = registry.get_spec(name)
-    model = Classifier(architecture, None if top else Head(num_classes=2, pooling="global_average"))
-    shapes = expected_shapes(model)
+def count_params(name, height=None, width=None, *, include_top):
+    """Return the number of parameters and batch statistics, at the published size unless another is given."""
+    model = flaxtl_model(name, include_top=include_top)
+    side = model.spec.input_size
+    shapes = classifier.param_shapes(model, height or side, width or side)["backbone"]
     return sum(int(np.prod(shape)) for leaves in shapes.values() for shape in leaves.values())
 
 
-def dtypes(name, side, dtype):
-    """layer -> the kind of numbers that it gives out when our base computes in `dtype`; nothing is computed."""
-    model = Classifier(registry.get_spec(name), Head(num_classes=2, pooling="global_average"), dtype=dtype)
-    run = partial(model.init_with_output, taps=tuple(our_names(name, side, top=False)))
-    result, _ = jax.eval_shape(run, jax.random.key(0), np.zeros((1, side, side, 3), np.uint8))
-    return {layer: str(tap.dtype) for layer, tap in result.taps.items()}
-
-
-def batch_norms(network):
-    """layer -> (epsilon, momentum) of Keras' batch norms."""
+def keras_batch_norms(network):
+    """Return layer -> (epsilon, momentum) of Keras' batch norms."""
     layers = (layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     return {layer.name: (layer.epsilon, layer.momentum) for layer in layers}
 
 
-def our_batch_norms(name, side):
-    """The same of ours, as Flax was told them."""
-    found = {}
-
-    def note(run, args, settings, context):
-        if isinstance(context.module, nn.BatchNorm):
-            found[context.module.name] = (context.module.epsilon, context.module.momentum)
-        return run(*args, **settings)
-
-    with nn.intercept_methods(note):
-        classifier.list_layers(Classifier(registry.get_spec(name)), side, side)
-    return found
-
-
-def dropouts(network):
-    """layer -> (rate, whether an example is dropped as a whole) of Keras' dropouts."""
+def keras_dropouts(network):
+    """Return layer -> (rate, whether an example is dropped as a whole) of Keras' dropouts."""
     layers = (layer for layer in network.layers if isinstance(layer, keras.layers.Dropout))
     return {layer.name: (layer.rate, layer.noise_shape == (None, 1, 1, 1)) for layer in layers}
 
 
-def our_dropouts(name, side):
-    """The same of ours."""
-    found = {}
+def batch_norms_and_dropouts(name, side):
+    """Return the same two of flaxtl's network, as it passes them to Flax."""
+    batch_norms, dropouts = {}, {}
+    run_dropout = Net.dropout
 
-    def note(net, x, rate, *, name="", per_example=False):
-        found[name or net._auto_name("dropout")] = (rate, per_example)
-        return x
+    def record_norm(run, args, settings, context):
+        if isinstance(context.module, nn.BatchNorm):
+            batch_norms[context.module.name] = (context.module.epsilon, context.module.momentum)
+        return run(*args, **settings)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Net, "dropout", note)
-        classifier.list_layers(Classifier(registry.get_spec(name)), side, side)
-    return found
+    def record_dropout(net, x, rate, *, name="", per_example=False):
+        name = name or net._auto_name("dropout")
+        dropouts[name] = (rate, per_example)
+        return run_dropout(net, x, rate, name=name, per_example=per_example)
+
+    with nn.intercept_methods(record_norm), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Net, "dropout", record_dropout)
+        classifier.list_layers(flaxtl_model(name, include_top=True), side, side)
+    return batch_norms, dropouts

@@ -1,4 +1,6 @@
-"""The classifier as a whole: its cut base, its fresh parameters, its precision."""
+"""Classifier: its output layer, new parameters, precision."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ SMALL = Classifier(VGG16, HEAD, output_layer="block1_pool")
 
 
 @pytest.fixture(scope="module")
-def parameters():
+def params():
     return classifier.init_params(SMALL, 32, 32, jax.random.key(0), head_only=False)
 
 
@@ -31,7 +33,7 @@ def names(model):
     return [layer.name for layer in classifier.list_layers(model, 32, 32)]
 
 
-def test_a_base_cut_by_its_last_layer_has_nothing_above():
+def test_output_layer_ends_the_backbone():
     assert names(SMALL) == [
         *("block1_conv1", "block1_conv2", "block1_pool"),
         *("pool", "flatten", "dense_1", "dropout_1", "predictions"),
@@ -41,34 +43,34 @@ def test_a_base_cut_by_its_last_layer_has_nothing_above():
     assert shapes["head"]["dense_1"]["kernel"] == (64, 8)
 
 
-def test_the_cut_base_gives_the_head_what_the_whole_base_has_there(parameters, images):
+def test_head_reads_the_output_layer(params, images):
     """Outside of jit, operation by operation, so bit for bit."""
-    features = forward(SMALL, parameters, images, stop="block1_pool").output
-    result = forward(SMALL, parameters, images, taps=("pool",))
+    features = forward(SMALL, params, images, stop="block1_pool").output
+    result = forward(SMALL, params, images, taps=("pool",))
     np.testing.assert_array_equal(result.taps["pool"], features.mean((1, 2)))
-    np.testing.assert_array_equal(result.logits, forward_logits(SMALL, parameters, features, start="block1_pool"))
+    np.testing.assert_array_equal(result.logits, forward_logits(SMALL, params, features, start="block1_pool"))
 
 
 @pytest.mark.parametrize("cut", ["start", "stop", "taps"])
-def test_layers_above_the_cut_base_are_not_part_of_the_network(parameters, images, cut):
-    wanted = {cut: ("block3_pool",) if cut == "taps" else "block3_pool"}
+def test_layer_above_the_output_layer_is_an_error(params, images, cut):
+    settings = {cut: ("block3_pool",) if cut == "taps" else "block3_pool"}
     with pytest.raises(UserError, match=r"(?=.*'block3_pool')(?=.*\bblock1_pool\b)"):
-        jax.eval_shape(lambda: forward(SMALL, parameters, images, **wanted))
+        jax.eval_shape(lambda: forward(SMALL, params, images, **settings))
 
 
-def test_a_misspelt_last_layer_is_suggested():
+def test_unknown_output_layer_suggests():
     with pytest.raises(UserError, match=r"'block3_pol'.*'block3_pool'"):
         classifier.param_shapes(Classifier(VGG16, HEAD, output_layer="block3_pol"), 32, 32)
 
 
-def test_a_stop_in_the_head_and_in_the_base(parameters, images):
-    result = forward(SMALL, parameters, images, stop="dense_1")
+def test_stop_in_head_and_backbone(params, images):
+    result = forward(SMALL, params, images, stop="dense_1")
     assert result.output.shape == (3, 8)
     assert result.logits is None
-    assert forward(SMALL, parameters, images, stop="block1_conv2").output.shape == (3, 32, 32, 64)
+    assert forward(SMALL, params, images, stop="block1_conv2").output.shape == (3, 32, 32, 64)
 
 
-def test_a_stop_in_the_base_asks_nothing_of_the_head():
+def test_stop_in_backbone_skips_the_head():
     """32x32 images end in 1x1 features, too few for this head; but it does not run."""
     model = Classifier(VGG16, Head(num_classes=5, pooling="average_2x2"))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
@@ -76,63 +78,96 @@ def test_a_stop_in_the_base_asks_nothing_of_the_head():
     assert "head" not in tree["params"]
 
 
-def test_preprocessing_is_part_of_the_network(parameters, images):
-    first = parameters["backbone"]["block1_conv1"]
-    result = forward(SMALL, parameters, images, stop="block1_conv1").output
+def test_preprocessing_is_part_of_the_model(params, images):
+    first = params["backbone"]["block1_conv1"]
+    result = forward(SMALL, params, images, stop="block1_conv1").output
     corner = np.einsum("byxc,yxcf->bf", CAFFE(images)[:, :2, :2], first["kernel"][1:, 1:]) + first["bias"]
-    np.testing.assert_allclose(result[:, 0, 0], np.maximum(corner, 0), rtol=1e-5, atol=1e-4)  # sums of 12, up to 600
+    np.testing.assert_allclose(result[:, 0, 0], np.maximum(corner, 0), rtol=1e-5, atol=1e-4)  # 12 products
 
 
-def test_uint8_and_float_images_are_the_same(parameters, images):
-    expected = forward(SMALL, parameters, images).logits
-    np.testing.assert_array_equal(forward(SMALL, parameters, images.astype(np.float32)).logits, expected)
+def test_uint8_and_float_images_give_equal_logits(params, images):
+    expected = forward(SMALL, params, images).logits
+    np.testing.assert_array_equal(forward(SMALL, params, images.astype(np.float32)).logits, expected)
 
 
-def test_fresh_head_alone_has_the_heads_parameters_only():
-    made = classifier.init_params(SMALL, 32, 32, jax.random.key(1), head_only=True)
-    assert list(made) == ["head"]
-    assert jax.tree.map(jnp.shape, made["head"]) == classifier.param_shapes(SMALL, 32, 32)["head"]
+def test_init_params_head_only_has_no_backbone():
+    fresh = classifier.init_params(SMALL, 32, 32, jax.random.key(1), head_only=True)
+    assert list(fresh) == ["head"]
+    assert jax.tree.map(jnp.shape, fresh["head"]) == classifier.param_shapes(SMALL, 32, 32)["head"]
 
 
-def test_the_same_key_gives_the_same_parameters(parameters):
+def test_init_params_depends_on_the_key_only(params):
     again = classifier.init_params(SMALL, 32, 32, jax.random.key(0), head_only=False)
     other = classifier.init_params(SMALL, 32, 32, jax.random.key(1), head_only=False)
-    jax.tree.map(np.testing.assert_array_equal, again, parameters)
-    assert np.any(other["head"]["dense_1"]["kernel"] != parameters["head"]["dense_1"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert np.any(other["head"]["dense_1"]["kernel"] != params["head"]["dense_1"]["kernel"])
 
 
-def test_shapes_are_those_of_the_parameters(parameters):
-    assert jax.tree.map(jnp.shape, parameters) == classifier.param_shapes(SMALL, 32, 32)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(parameters)} == {"float32"}
+def test_param_shapes_match_init_params(params):
+    assert jax.tree.map(jnp.shape, params) == classifier.param_shapes(SMALL, 32, 32)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
 
 
-def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(parameters, images):
+def test_bfloat16_model_returns_float32_logits(params, images):
     """Eight bits of mantissa: pixels, weights and outputs are each rounded by up to 2**-9 of their size, 0.2 %."""
     model = Classifier(VGG16, HEAD, output_layer="block1_pool", dtype=jnp.bfloat16)
-    made = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=True)
-    assert made["head"]["dense_1"]["kernel"].dtype == jnp.float32
-    result = forward(model, parameters, images, taps=("block1_pool",))
+    fresh = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=True)
+    assert fresh["head"]["dense_1"]["kernel"].dtype == jnp.float32
+    result = forward(model, params, images, taps=("block1_pool",))
     assert result.taps["block1_pool"].dtype == jnp.bfloat16
     assert result.logits.dtype == result.output.dtype == jnp.float32
-    expected = forward(SMALL, parameters, images, taps=("block1_pool",))
-    got, wanted = (np.asarray(found.taps["block1_pool"], np.float32) for found in (result, expected))
-    assert 0 < np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()
-    above = forward(model, parameters, wanted, start="block1_pool", taps=("pool",))
-    assert above.taps["pool"].dtype == jnp.bfloat16  # features that are kept in float32 do not change the precision
+    expected = forward(SMALL, params, images, taps=("block1_pool",))
+    values, exact = (np.asarray(output.taps["block1_pool"], np.float32) for output in (result, expected))
+    assert 0 < np.abs(values - exact).max() < 0.01 * np.abs(exact).max()
+    above = forward(model, params, exact, start="block1_pool", taps=("pool",))
+    assert above.taps["pool"].dtype == jnp.bfloat16  # float32 features do not change the precision
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 32), (200, 16)])
-def test_images_too_small_for_the_network(height, width):
+def test_images_too_small_are_an_error(height, width):
     for function in (classifier.list_layers, classifier.param_shapes):
         with pytest.raises(UserError, match=rf"(?=.*\b{height}x{width}\b)(?=.*\bvgg16\b)(?=.*\b32\b)"):
             function(SMALL, height, width)
 
 
-def test_without_a_head_it_is_the_published_network():
-    found = classifier.list_layers(Classifier(VGG16), 224, 224)
-    assert {layer.section for layer in found} == {"backbone"}
-    assert [(layer.name, layer.shape) for layer in found[-3:]] == [
+def test_classifier_without_head_is_the_published_network():
+    layers = classifier.list_layers(Classifier(VGG16), 224, 224)
+    assert {layer.section for layer in layers} == {"backbone"}
+    assert [(layer.name, layer.shape) for layer in layers[-3:]] == [
         ("fc1", (4096,)),
         ("fc2", (4096,)),
         ("predictions", (1000,)),
     ]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50v2", "densenet121", "efficientnetb0"])
+def test_bfloat16_reaches_every_layer(name):
+    """Except a border around the pixels, which are float32 up to the first convolution. Parameters stay float32."""
+    model = Classifier(registry.get_spec(name), Head(2, "global_average"), dtype=jnp.bfloat16)
+    layers = [layer for layer in classifier.list_layers(model, 64, 64) if layer.section == "backbone"]
+    run = partial(model.init_with_output, taps=tuple(layer.name for layer in layers))
+    result, variables = jax.eval_shape(run, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
+    float32 = [name for name, tap in result.taps.items() if tap.dtype != jnp.bfloat16]
+    assert float32 == ([layers[0].name] if layers[0].kind == "pad" else [])
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("mobilenet_0.25", "conv_pw_6_relu"),
+        ("mobilenet_v2_0.35", "block_6_project_BN"),
+        ("mobilenet_v3_small", "expanded_conv_3_project_bn"),
+        ("nasnet_mobile", "stem_bn1"),
+    ],
+)
+def test_start_gives_the_same_shapes_as_the_whole(name, start):
+    """The sizes of layers do not depend on skipped ones. In bfloat16; the logits are float32 even of a convolution."""
+    model = Classifier(registry.get_spec(name), dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((1, 45, 45, 3), jnp.uint8)
+    whole, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, taps=(start,)), images)
+    rest = jax.eval_shape(lambda variables, x: model.apply(variables, x, start=start), variables, whole.taps[start])
+    assert whole.taps[start].dtype == jnp.bfloat16
+    assert rest.logits == whole.logits
+    assert (rest.logits.shape, rest.logits.dtype) == ((1, 1000), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -1,4 +1,4 @@
-"""The head's layers, sizes and refusals, and its values against Keras' layers."""
+"""The head: layers, shapes, errors, and outputs compared with Keras' layers."""
 
 import jax
 import keras
@@ -18,11 +18,11 @@ def model_with(**settings):
 
 
 def layers(height=224, width=224, **settings):
-    found = classifier.list_layers(model_with(**settings), height, width)
-    return [(layer.name, layer.shape) for layer in found if layer.section == "head"]
+    head_layers = classifier.list_layers(model_with(**settings), height, width)
+    return [(layer.name, layer.shape) for layer in head_layers if layer.section == "head"]
 
 
-def parameters(**settings):
+def param_shapes(**settings):
     shapes = classifier.param_shapes(model_with(**settings), 200, 200)["head"]
     return {f"{layer}/{leaf}": shape for layer, leaves in shapes.items() for leaf, shape in leaves.items()}
 
@@ -36,7 +36,7 @@ def parameters(**settings):
         ("global_max", [("pool", (512,)), ("flatten", (512,))]),
     ],
 )
-def test_poolings(pooling, expected):
+def test_pooling_layers_and_shapes(pooling, expected):
     assert layers(pooling=pooling, units=()) == [*expected, ("predictions", (5,))]
 
 
@@ -46,8 +46,8 @@ def test_hidden_layers_are_numbered_from_one():
     ]
 
 
-def test_the_lectures_head_has_590_597_parameters():
-    shapes = parameters(pooling="average_2x2", units=(128,))
+def test_lecture_head_has_590_597_params():
+    shapes = param_shapes(pooling="average_2x2", units=(128,))
     assert shapes == {
         "dense_1/kernel": (4608, 128),
         "dense_1/bias": (128,),
@@ -58,7 +58,7 @@ def test_the_lectures_head_has_590_597_parameters():
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_equals_keras_layers(pooling):
+def test_head_equals_keras_layers(pooling):
     """From 5x4 features: a 2x2 pool drops a row. Float32 sums of up to 10,240 products may differ in their order."""
     model = model_with(pooling=pooling, units=(7,))
     features = np.random.default_rng(0).uniform(0, 2, (3, 5, 4, 512)).astype(np.float32)
@@ -85,7 +85,7 @@ def test_equals_keras_layers(pooling):
 DENSE = (("dense_1", 7, "relu"), ("predictions", 5, "softmax"))
 
 
-def test_fresh_parameters_are_glorot_uniform_with_zero_bias():
+def test_init_params_are_glorot_uniform_with_zero_bias():
     """Bounded by sqrt(6 / (inputs + outputs)) and of a uniform distribution's variance, bound**2 / 3."""
     model = model_with(pooling="average_2x2", units=(128,))
     head = classifier.init_params(model, 200, 200, jax.random.key(0), head_only=True)["head"]
@@ -97,15 +97,15 @@ def test_fresh_parameters_are_glorot_uniform_with_zero_bias():
     assert not np.any(head["predictions"]["bias"])
 
 
-def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
+def test_dropout_zeroes_and_scales_in_train_mode_only():
     model = model_with(pooling="global_average", units=(1000,), dropout=0.4)
     features = np.ones((8, 1, 1, 512), np.float32)
     tree = model.init(jax.random.key(0), features, start="block5_pool")["params"]
     tree["head"]["dense_1"] = {"kernel": np.zeros((512, 1000), np.float32), "bias": np.ones(1000, np.float32)}
 
-    def dropped(key, learning=frozenset({"dense_1", "predictions"})):
+    def dropped(key, train_layers=frozenset({"dense_1", "predictions"})):
         keys = None if key is None else jax.random.split(key, len(features))
-        options = {"start": "block5_pool", "taps": ("dropout_1",), "train_layers": learning, "dropout_keys": keys}
+        options = {"start": "block5_pool", "taps": ("dropout_1",), "train_layers": train_layers, "dropout_keys": keys}
         return forward(model, tree, features, **options).taps["dropout_1"]
 
     np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
@@ -116,7 +116,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest_while_training_only():
     assert np.any(values != dropped(jax.random.key(2)))
 
 
-def test_too_few_features_to_pool_is_an_error_that_tells_how_to_mend_it():
+def test_too_few_features_to_pool_suggests_a_fix():
     with pytest.raises(UserError, match=r"\b1x3\b.*\baverage_2x2\b.*\bglobal_average\b.*\bdata\.height\b"):
         layers(height=63, width=96)
 
@@ -132,6 +132,6 @@ def test_too_few_features_to_pool_is_an_error_that_tells_how_to_mend_it():
         ({"units": ("a",)}, r"\bhead\.units\b.*\('a',\)"),
     ],
 )
-def test_what_cannot_be_built_is_refused(settings, facts):
+def test_invalid_head_is_an_error(settings, facts):
     with pytest.raises(UserError, match=facts):
         Head(num_classes=5, **settings)

@@ -1,4 +1,4 @@
-"""Names, cuts and taps: every part of a network composes to the whole."""
+"""Partial execution of a network: start, stop, taps and perturbations."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ BASE = LAYERS[: LAYERS.index("block5_pool") + 1]
 
 
 class Network(nn.Module):
-    """The `architecture` under test, run through the `net` that it is given; returns the net."""
+    """Run `architecture` on a net and return the net."""
 
     architecture: object
 
@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 
 def run(architecture, x, **settings):
-    """A net after its pass, and the parameters that the pass created."""
+    """Return a net that has run `architecture`, and the variables that it created."""
     net = Net(start_value=x if "start" in settings else None, **settings)
     return Network(architecture).init_with_output(jax.random.key(0), net, SKIPPED if "start" in settings else x)
 
@@ -64,10 +64,8 @@ def vgg16():
     model = Classifier(VGG16, Head(3, "global_average"))
     generator = np.random.default_rng(0)
     shapes = classifier.param_shapes(model, 32, 32)
-    parameters = jax.tree.map(
-        lambda shape: draw(generator, shape), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
-    )
-    return model, parameters, generator.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    params = jax.tree.map(lambda shape: draw(generator, shape), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return model, params, generator.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
 
 
 def draw(generator, shape):
@@ -75,21 +73,21 @@ def draw(generator, shape):
     return generator.standard_normal(shape, np.float32) * np.float32(scale)
 
 
-def test_stop_then_start_is_the_whole_bit_for_bit(vgg16):
+def test_stop_then_start_equals_the_whole_network(vgg16):
     """Layer by layer outside of jit, where each operation is computed on its own, alike in both."""
-    model, parameters, images = vgg16
-    whole = forward(model, parameters, images, taps=tuple(BASE))
+    model, params, images = vgg16
+    whole = forward(model, params, images, taps=tuple(BASE))
     assert np.ptp(whole.logits) > 0
     for layer in BASE:
-        below = forward(model, parameters, images, stop=layer)
+        below = forward(model, params, images, stop=layer)
         np.testing.assert_array_equal(below.output, whole.taps[layer], err_msg=layer)
-        above = forward(model, parameters, below.output, start=layer)
+        above = forward(model, params, below.output, start=layer)
         np.testing.assert_array_equal(above.logits, whole.logits, err_msg=layer)
         np.testing.assert_array_equal(above.output, whole.output, err_msg=layer)
 
 
 @pytest.mark.parametrize("layer", ["block1_conv1", "block2_pool", "block4_conv2"])
-def test_what_is_cut_off_creates_no_parameters(layer):
+def test_skipped_layers_create_no_params(layer):
     model = Classifier(VGG16, Head(3, "global_average"))
     shape = next(found.shape for found in classifier.list_layers(model, 32, 32) if found.name == layer)
     below = created(model, (1, 32, 32, 3), stop=layer)
@@ -104,7 +102,7 @@ def created(model, shape, **cuts):
     return [name for layers in tree["params"].values() for name in layers]
 
 
-def test_layers_are_noted_in_order_with_their_shapes():
+def test_layers_are_recorded_in_order_with_shapes():
     net, variables = run(chain, X)
     assert net.layers == [
         ("backbone", "first", "conv", (8, 8, 4), ()),
@@ -114,7 +112,7 @@ def test_layers_are_noted_in_order_with_their_shapes():
     assert list(variables["params"]) == ["first", "second"]
 
 
-def test_taps_hand_out_outputs_by_name():
+def test_taps_return_outputs_by_name():
     net, variables = run(chain, X, taps=("second", "first"))
     assert net.tapped.keys() == {"first", "second"}
     np.testing.assert_array_equal(net.tapped["second"], net.output)
@@ -125,38 +123,38 @@ def test_taps_hand_out_outputs_by_name():
     )  # sums of 12 float32 products
 
 
-def test_a_tap_that_does_not_run_is_an_error(vgg16):
-    model, parameters, images = vgg16
+def test_tap_that_does_not_run_is_an_error(vgg16):
+    model, params, images = vgg16
     with pytest.raises(UserError, match=r"'block3_pool'.*\bstop=block2_pool\b"):
-        forward(model, parameters, images, stop="block2_pool", taps=("block3_pool",))
-    features = forward(model, parameters, images, stop="block2_pool").output
+        forward(model, params, images, stop="block2_pool", taps=("block3_pool",))
+    features = forward(model, params, images, stop="block2_pool").output
     with pytest.raises(UserError, match=r"'block1_pool'.*\bstart=block2_pool\b"):
-        forward(model, parameters, features, start="block2_pool", taps=("block1_pool",))
+        forward(model, params, features, start="block2_pool", taps=("block1_pool",))
 
 
-def test_a_cut_above_the_cut_is_an_error(vgg16):
-    model, parameters, images = vgg16
-    features = forward(model, parameters, images, stop="block3_pool").output
+def test_start_above_stop_is_an_error(vgg16):
+    model, params, images = vgg16
+    features = forward(model, params, images, stop="block3_pool").output
     with pytest.raises(UserError, match=r"'block3_pool'.*\bstart=block3_pool\b.*\bstop=block2_pool\b"):
-        forward(model, parameters, features, start="block3_pool", stop="block2_pool")
+        forward(model, params, features, start="block3_pool", stop="block2_pool")
 
 
-def test_starting_and_stopping_at_one_layer_is_nothing(vgg16):
-    model, parameters, images = vgg16
-    features = forward(model, parameters, images, stop="block3_pool").output
-    same = forward(model, parameters, features, start="block3_pool", stop="block3_pool")
+def test_start_equal_to_stop_returns_the_input(vgg16):
+    model, params, images = vgg16
+    features = forward(model, params, images, stop="block3_pool").output
+    same = forward(model, params, features, start="block3_pool", stop="block3_pool")
     np.testing.assert_array_equal(same.output, features)
     assert same.logits is None
 
 
 @pytest.mark.parametrize("cut", [{"start": "block3_convv1"}, {"stop": "block3_convv1"}, {"taps": ("block3_convv1",)}])
-def test_misspelt_layer_names_are_suggested(vgg16, cut):
-    model, parameters, images = vgg16
+def test_unknown_layer_suggests(vgg16, cut):
+    model, params, images = vgg16
     with pytest.raises(UserError, match=r"'block3_convv1'.*'block3_conv1'"):
-        jax.eval_shape(lambda: forward(model, parameters, images, **cut))
+        jax.eval_shape(lambda: forward(model, params, images, **cut))
 
 
-def test_what_is_added_to_a_layer_is_tapped_and_passed_on():
+def test_perturbation_is_tapped_and_passed_on():
     """Outside of jit, operation by operation, so bit for bit."""
     taps = ("left", "right", "add")
     plain, moved = (
@@ -167,42 +165,42 @@ def test_what_is_added_to_a_layer_is_tapped_and_passed_on():
     np.testing.assert_array_equal(moved["add"], (plain["left"] + 1) + plain["right"])
 
 
-def test_a_gradient_with_respect_to_what_is_added_is_that_of_the_layer(vgg16):
+def test_gradient_of_perturbation_is_that_of_the_layer(vgg16):
     """Outside of jit, operation by operation, so bit for bit."""
-    model, parameters, images = vgg16
-    features = forward(model, parameters, images, stop="block5_conv3").output
+    model, params, images = vgg16
+    features = forward(model, params, images, stop="block5_conv3").output
 
     def from_there(features):
-        return forward(model, parameters, features, start="block5_conv3").logits[:, 0].sum()
+        return forward(model, params, features, start="block5_conv3").logits[:, 0].sum()
 
     def with_added(zeros):
-        return forward(model, parameters, images, perturbations={"block5_conv3": zeros}).logits[:, 0].sum()
+        return forward(model, params, images, perturbations={"block5_conv3": zeros}).logits[:, 0].sum()
 
     found = jax.grad(with_added)(np.zeros_like(features))
     np.testing.assert_array_equal(found, jax.grad(from_there)(features))
     assert np.any(found)
 
 
-def test_what_is_added_to_no_layer_is_an_error(vgg16):
-    model, parameters, images = vgg16
+def test_perturbation_of_unknown_layer_suggests(vgg16):
+    model, params, images = vgg16
     with pytest.raises(UserError, match=r"'block5_con3'.*'block5_conv3'"):
-        forward(model, parameters, images, perturbations={"block5_con3": np.zeros(())})
+        forward(model, params, images, perturbations={"block5_con3": np.zeros(())})
 
 
-def test_a_name_serves_one_layer():
+def test_duplicate_layer_name_is_an_error():
     with pytest.raises(ValueError, match="'same'"):
         run(repeated, X)
 
 
 @pytest.mark.parametrize("start", ["left", "right"])
-def test_a_start_that_is_no_clean_cut_is_an_error(start):
+def test_start_inside_a_branch_is_an_error(start):
     given = run(residual, X, stop=start)[0].output
     with pytest.raises(UserError, match=f"'{start}'.*'add'"):
         run(residual, given, start=start)
 
 
 @pytest.mark.parametrize("start", ["stem", "add", "after"])
-def test_a_clean_cut_of_a_branching_network(start):
+def test_start_at_a_cut_point_equals_the_whole_network(start):
     whole, variables = run(residual, X)
     assert [layer.name for layer in whole.layers] == ["stem", "left", "right", "add", "after"]
     given = Network(residual).apply(variables, Net(stop=start), X).output
@@ -210,7 +208,7 @@ def test_a_clean_cut_of_a_branching_network(start):
     np.testing.assert_array_equal(rest.output, whole.output)
 
 
-def test_dense_with_softmax_keeps_its_logits_in_float32():
+def test_dense_softmax_keeps_float32_logits():
     def architecture(net, x):
         return net.dense(net.flatten(x, name="flatten"), 6, act="softmax", name="predictions")
 
@@ -223,7 +221,7 @@ def test_dense_with_softmax_keeps_its_logits_in_float32():
 
 
 @pytest.mark.parametrize("kind", ["max_pool", "average_pool"])
-def test_pools_drop_the_rest_at_the_border(kind):
+def test_pools_drop_incomplete_windows(kind):
     x = np.arange(2 * 5 * 3, dtype=np.float32).reshape(2, 5, 3, 1)
     windows = x[:, :4, :2].reshape(2, 2, 2, 1, 2, 1)
     expected = windows.max((2, 4)) if kind == "max_pool" else windows.mean((2, 4))

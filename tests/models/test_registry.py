@@ -1,4 +1,6 @@
-"""What the catalog says, against Keras' own source."""
+"""The registry, compared with Keras' own source."""
+
+import re
 
 import keras
 import numpy as np
@@ -6,64 +8,91 @@ import pytest
 from helpers import keras_zoo
 
 from flaxtl.errors import UserError
-from flaxtl.models import registry
+from flaxtl.models.classifier import Classifier
+from flaxtl.models.head import Head
 from flaxtl.models.imagenet import PREPROCESSING
-from flaxtl.models.registry import MODELS
-
-every_architecture = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
-
-
-class _AskedError(Exception):
-    """Raised in place of a download."""
+from flaxtl.models.registry import MODELS, get_spec
+from flaxtl.pretrained.backbone import expected_shapes
 
 
-def _asked_of(name, monkeypatch, **settings):
-    """(file name, address, hash) that Keras asks for."""
+class _DownloadError(Exception):
+    """Raised instead of downloading."""
+
+
+def keras_weights_file(name, monkeypatch, **settings):
+    """Return the (file name, URL, hash) that Keras downloads."""
 
     def get_file(fname, origin, *, file_hash="", **_):
-        raise _AskedError(fname, origin, file_hash or "")
+        raise _DownloadError(fname, origin, file_hash or "")
 
-    def zeros(self, shape, dtype=None):  # quick; Keras compiles an initializer for each shape
+    def zeros(self, shape, dtype=None):  # Keras compiles an initializer for every shape
         return np.zeros(shape, "float32")
 
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", get_file)
-    with pytest.raises(_AskedError) as asked:
-        keras_zoo.KERAS[name](weights="imagenet", **settings)
-    return asked.value.args
+    with pytest.raises(_DownloadError) as error:
+        keras_zoo.KERAS_MODELS[name](weights="imagenet", **settings)
+    return error.value.args
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg16", *(pytest.param(name, marks=pytest.mark.slow) for name in keras_zoo.KERAS if name != "vgg16")]
+    "name", [name if name == "vgg16" else pytest.param(name, marks=pytest.mark.slow) for name in keras_zoo.KERAS_MODELS]
 )
-def test_weight_files_are_those_that_keras_asks_for(name, monkeypatch):
-    row = registry.get_spec(name)
-    assert _asked_of(name, monkeypatch) == tuple(vars(row.weights).values())
-    shape = (row.input_size, row.input_size, 3)
-    assert _asked_of(name, monkeypatch, include_top=False, input_shape=shape) == tuple(
-        vars(row.weights_no_top).values()
-    )
+def test_weights_files_are_those_of_keras(name, monkeypatch):
+    spec = get_spec(name)
+    assert keras_weights_file(name, monkeypatch) == tuple(vars(spec.weights).values())
+    shape = (spec.input_size, spec.input_size, 3)
+    no_top = keras_weights_file(name, monkeypatch, include_top=False, input_shape=shape)
+    assert no_top == tuple(vars(spec.weights_no_top).values())
 
 
-@pytest.mark.parametrize("name", keras_zoo.KERAS)
-def test_minimum_size_is_that_of_keras(name):
-    row = registry.get_spec(name)
-    side = row.min_input_size - 1
-    with pytest.raises(ValueError, match=f"at least {row.min_input_size}x{row.min_input_size}"):
-        keras_zoo.KERAS[name](weights=None, include_top=False, input_shape=(side, side, 3))
+@pytest.mark.parametrize("name", keras_zoo.KERAS_MODELS)
+def test_min_input_size_is_that_of_keras(name):
+    side = get_spec(name).min_input_size
+    with pytest.raises(ValueError, match=f"at least {side}x{side}"):
+        keras_zoo.KERAS_MODELS[name](weights=None, include_top=False, input_shape=(side - 1, side - 1, 3))
 
 
-@every_architecture
-def test_a_row_is_complete(row):
-    assert row.preprocessing in PREPROCESSING
-    assert 0 < row.num_params_no_top < row.num_params
-    assert 50 < row.top1 < row.top5 < 100
-    assert row.license
-    assert row.paper.startswith(("arXiv:", "doi:"))
-    assert row.groups[0][0] == "head"
+def test_registry_has_every_keras_model():
+    assert MODELS.keys() == keras_zoo.KERAS_MODELS.keys() | {"alexnet", "googlenet"}
 
 
-def test_find_suggests():
-    assert registry.get_spec("vgg16").name == "vgg16"
+@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+def test_spec_is_complete(spec):
+    assert spec.preprocessing in PREPROCESSING
+    assert 0 < spec.num_params_no_top < spec.num_params
+    assert 50 < spec.top1 < spec.top5 < 100
+    assert spec.license
+    assert spec.paper.startswith(("arXiv:", "doi:"))
+    assert spec.groups[0][0] == "head"
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("inception_v3", "mixed8"),
+        ("inception_resnet_v2", "mixed_7a"),
+        ("xception", "add_10"),
+        ("mobilenet", "conv_pw_11_relu"),
+        ("mobilenet_v2", "block_12_add"),
+        ("mobilenet_v3_small", "expanded_conv_7_add"),
+        ("mobilenet_v3_large", "expanded_conv_11_project_bn"),
+        ("efficientnetb0", "block6d_add"),
+    ],
+)
+def test_top_group_is_everything_above_a_layer(name, below):
+    spec, head = get_spec(name), Head(2, "global_average")
+    layers = expected_shapes(Classifier(spec, head)).keys()
+    above = layers - expected_shapes(Classifier(spec, head, output_layer=below)).keys()
+    rule = dict(spec.groups)[spec.top_group]
+    assert {layer for layer in layers if re.fullmatch(rule, f"backbone/{layer}/kernel")} == above
+
+
+@pytest.mark.parametrize("name", ["vgg16", "VGG-16", "Vgg_16"])
+def test_get_spec_ignores_case_hyphens_and_underscores(name):
+    assert get_spec(name).name == "vgg16"
+
+
+def test_get_spec_of_unknown_name_suggests():
     with pytest.raises(UserError, match=r"'vgg'.*'vgg1[69]'"):
-        registry.get_spec("vgg")
+        get_spec("vgg")

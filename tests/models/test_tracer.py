@@ -1,4 +1,4 @@
-"""Keras' order of layers is compared with Keras itself in every family's tests; here, what follows from the graph."""
+"""The graph of layers. Their order is compared with Keras in test_keras_parity.py."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def layer(name, *inputs, kind="conv"):
     return Layer("backbone", name, kind, (1,), inputs)
 
 
-def test_a_layer_reads_what_its_operations_read():
+def test_keras_order_leaves_out_operations():
     layers = [
         layer("a"),
         layer("b", "a"),
@@ -23,14 +23,14 @@ def test_a_layer_reads_what_its_operations_read():
         layer("times", "plus", "a", kind=OPERATION),
         layer("c", "times"),
     ]
-    assert [(found.name, found.inputs) for found in keras_order(layers)] == [
+    assert [(layer.name, layer.inputs) for layer in keras_order(layers)] == [
         ("a", ()),
         ("b", ("a",)),
         ("c", ("b", "a")),
     ]
 
 
-def test_everything_passes_through_what_no_shortcut_goes_around():
+def test_cut_points_are_not_inside_branches():
     layers = [
         layer("stem"),
         layer("left", "stem"),
@@ -43,7 +43,7 @@ def test_everything_passes_through_what_no_shortcut_goes_around():
     assert cut_points(layers) == ["stem", "add", "out", "head"]
 
 
-def test_a_second_layer_that_reads_the_images_goes_around_the_first():
+def test_cut_points_with_two_layers_that_read_the_images():
     assert cut_points([layer("a"), layer("b"), layer("add", "a", "b")]) == ["add"]
 
 
@@ -51,10 +51,10 @@ def test_a_second_layer_that_reads_the_images_goes_around_the_first():
     "name",
     ["mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nasnet_mobile", "xception"))],
 )
-def test_the_network_goes_on_from_its_passages_and_from_nowhere_else(name):
-    architecture = registry.get_spec(name)
-    model = Classifier(architecture, Head(3, "global_average"))
-    layers = classifier.list_layers(model, *2 * [architecture.min_input_size])
+def test_network_can_start_at_cut_points_only(name):
+    spec = registry.get_spec(name)
+    model = Classifier(spec, Head(3, "global_average"))
+    layers = classifier.list_layers(model, spec.min_input_size, spec.min_input_size)
     base = [layer for layer in layers if layer.section == "backbone"]
     assert [name for name in cut_points(layers) if name in {layer.name for layer in base}] == [
         layer.name for layer in base if can_start(model, layer)

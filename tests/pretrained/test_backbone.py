@@ -112,11 +112,11 @@ SLOW = ("inception_v3", "nasnet_mobile", "efficientnetb0", "mobilenet_v3_small",
 def test_convert_keeps_every_array_with_and_without_top(name, tmp_path):
     """Batch statistics included, from both layouts that Keras writes."""
     spec = registry.get_spec(name)
-    whole = keras_zoo.keras_network(name, spec.input_size, top=True)
+    whole = keras_zoo.keras_network(name, spec.input_size, include_top=True)
     for layer in whole.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
-    last, optional = keras_zoo.our_names(name, spec.input_size, top=False)[-1], optional_layers(spec)
+    last, optional = keras_zoo.layer_names(name, spec.input_size, include_top=False)[-1], optional_layers(spec)
     base = keras.Model(whole.input, whole.get_layer(last).output)
     for network, model in ((whole, Classifier(spec)), (base, headless_model(spec))):
         expected = expected_shapes(model)

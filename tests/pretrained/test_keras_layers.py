@@ -48,7 +48,7 @@ def two_branches():
     for _ in range(2):
         x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D()(x))))
-    keras_zoo.randomise(model)
+    keras_zoo.randomize(model)
     return model
 
 

@@ -20,7 +20,7 @@ from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.models import registry
 from flaxtl.models.classifier import BATCH_STATS, flatten_params, forward, forward_logits, unflatten_params
-from flaxtl.models.efficientnet import STAGES, blocks
+from flaxtl.models.efficientnet import STAGES, list_blocks
 from flaxtl.parallel import devices
 from flaxtl.train import param_groups, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
@@ -255,7 +255,7 @@ def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
     for name in taps[:3]:
         assert param_digests({name: first[name]}) == param_digests({name: second[name]}), name
     assert np.array_equal(first["block5b_drop"], first["block5b_project_bn"])
-    rate = next(block.drop for block in blocks(STAGES, 32, 16) if block.name == "block6b")
+    rate = next(block.drop_rate for block in list_blocks(STAGES, 32, 16) if block.name == "block6b")
     kept = np.any(np.asarray(first["block6b_drop"]), axis=(1, 2, 3))
     assert 0 < kept.sum() < 32
     expected = np.where(kept[:, None, None, None], np.asarray(first["block6b_project_bn"]) / (1 - rate), 0)
