@@ -129,7 +129,7 @@ def _load(folder: Path, file: str) -> None:
 
 
 def _load_caffe(folder: Path, file: str) -> None:
-    load_weights(folder / file, CAFFE, CAFFE.keys())
+    load_weights(folder / file, CAFFE, CAFFE.keys(), trusted=True)  # a trial would import onnx for every file
 
 
 def _load_timm(folder: Path, file: str) -> None:
