@@ -59,7 +59,7 @@ class RunResult:
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """A row an epoch: phase, epoch, step, seconds, train_... and validation_...; as pandas.DataFrame takes them."""
-        return [dict(row) for row in self.files.epochs]
+        return [epoch.to_json() for epoch in self.files.epochs]
 
     @property
     def page(self) -> Path:

@@ -65,7 +65,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print the metrics of a run as one JSON object, the last line of stdout."""
     from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir
 
-    metrics = evaluate_workdir(options.workdir, options.data, options.split, make_console(stderr=True), options.tta)
+    result = evaluate_workdir(options.workdir, options.data, options.split, make_console(stderr=True), options.tta)
+    metrics = result.to_json()
     shown = brief_result(metrics) if sys.stdout.isatty() else metrics
     print(json.dumps(shown))
     if shown.keys() < metrics.keys():

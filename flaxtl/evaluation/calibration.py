@@ -5,6 +5,7 @@ Neural Networks". The confidence of a prediction is the probability of the predi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import CountArray, FloatArray, IntArray
+from flaxtl.train.run_records import TemperatureFit
 
 Probabilities = npt.NDArray[np.floating]
 
 NUM_BINS = 15
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # outside, softmax is practically one-hot or uniform
+COVERAGE_PERCENTS = (100, 95, 90, 80, 50)  # the rows of the report's table
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,3 +160,62 @@ def coverage_at(curve: RiskCoverage, percent: int) -> CoveragePoint:
     """Return the point of the curve that covers at least `percent` (1 to 100) of the images."""
     row = int(np.argmax(100 * curve.num_covered >= percent * curve.num_covered[-1]))
     return CoveragePoint(percent, float(curve.threshold[row]), int(curve.num_covered[row]), int(curve.num_correct[row]))
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Calibration of the predictions on the evaluation split.
+
+    Attributes:
+        uncalibrated: metrics of the probabilities as predicted.
+        calibrated: metrics at the run's temperature; None if it has none.
+        temperature: fitted on the validation images at the end of the run, or None.
+        no_temperature_reason: why there is no temperature, a sentence without full stop; "" if there is one.
+        num_fitted: number of validation images that the temperature was fitted on.
+        risk_coverage: accuracy against the fraction of images covered.
+        coverage_points: points of the curve at COVERAGE_PERCENTS.
+    """
+
+    uncalibrated: CalibrationMetrics
+    calibrated: CalibrationMetrics | None
+    temperature: float | None
+    no_temperature_reason: str
+    num_fitted: int
+    risk_coverage: RiskCoverage
+    coverage_points: Sequence[CoveragePoint]
+
+
+def calibration_report(probabilities: Probabilities, labels: IntArray, fit: TemperatureFit | None) -> CalibrationReport:
+    """Compute the calibration of `probabilities` [n, classes] for `labels` [n], n > 0, without and with a temperature.
+
+    Args:
+        probabilities: predictions on the evaluation split.
+        labels: true classes.
+        fit: the run's temperature; None if it has not finished.
+    """
+    temperature = fit.temperature if fit else None
+    scaled = apply_temperature(probabilities, temperature) if temperature else None
+    curve = risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return CalibrationReport(
+        uncalibrated=calibration_metrics(probabilities, labels),
+        calibrated=None if scaled is None else calibration_metrics(scaled, labels),
+        temperature=temperature,
+        no_temperature_reason=missing_temperature_reason(fit),
+        num_fitted=fit.n if fit else 0,
+        risk_coverage=curve,
+        coverage_points=[coverage_at(curve, percent) for percent in COVERAGE_PERCENTS],
+    )
+
+
+def missing_temperature_reason(fit: TemperatureFit | None) -> str:
+    """Return why a run has no temperature, a sentence without full stop; "" if it has one."""
+    if fit is None:
+        return "This run has no temperature yet: it has not finished"
+    if fit.temperature is not None:
+        return ""
+    if not fit.n:
+        return "This run has no temperature: it has no validation images to fit one on"
+    return (
+        f"This run has no temperature: no value between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} minimizes the loss "
+        f"of its {fit.n:,} validation images, because almost all or almost none of them are classified correctly"
+    )

@@ -20,9 +20,18 @@ from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError, join_names
-from flaxtl.evaluation import calibration, classification, tta
+from flaxtl.evaluation import calibration, classification
 from flaxtl.evaluation.predictions import Predictions, write_predictions
 from flaxtl.evaluation.predictor import TrainedRun, load_run
+from flaxtl.evaluation.tta import (
+    PlainMetrics,
+    TtaGain,
+    TtaViews,
+    average_views,
+    compare_evaluations,
+    describe_gain,
+    make_tta,
+)
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import run_dir, train_step
@@ -31,9 +40,52 @@ from flaxtl.train.datasets import decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.feature_cache import SplitData
 from flaxtl.train.phases import Phase
-from flaxtl.train.run_records import SplitMetrics, TemperatureFit
+from flaxtl.train.run_records import Count, Fraction, Record, SplitMetrics, TemperatureFit, load_json
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.trainer import TrainResult
+
+
+class EvaluationResult(Record, frozen=True, kw_only=True):
+    """The JSON object of `flaxtl evaluate`.
+
+    Attributes:
+        workdir: run directory.
+        data: data source.
+        split: name of the split.
+        phase: the last finished phase, whose parameters were evaluated.
+        seen_in_training: number of images that the run was trained on.
+        loss: mean cross-entropy (nats).
+        accuracy: fraction of correct predictions.
+        balanced_accuracy: mean recall of the classes that have images.
+        n: number of images.
+        tta: test-time augmentation that the metrics were computed with, if any.
+        without: metrics without it.
+        gain: its effect.
+        errors: number of misclassified images.
+        classes: class names.
+        confusion_matrix: number of images by true class (row) and predicted class (column).
+    """
+
+    workdir: str
+    data: str
+    split: str
+    phase: str
+    seen_in_training: Count
+    loss: float
+    accuracy: Fraction
+    balanced_accuracy: Fraction
+    n: Count
+    tta: TtaViews | None = None
+    without: PlainMetrics | None = None
+    gain: TtaGain | None = None
+    errors: Count
+    classes: list[str]
+    confusion_matrix: list[list[Count]]
+
+    @classmethod
+    def read(cls, file: Path) -> "EvaluationResult":
+        """Read the output of `flaxtl evaluate --json=FILE`; raises UserError if it is anything else."""
+        return cls.from_json(load_json(file), file)
 
 
 def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
@@ -55,7 +107,7 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
     if processes.is_main_process():
         write_predictions(setup.workdir / "predictions.csv", predictions)
         run_dir.update_summary(
-            setup.workdir, calibration=_calibrate(predictions.of_split("validation"), console), complete=True
+            setup.workdir, calibration=_fit_temperature(predictions.of_split("validation"), console), complete=True
         )
         remove_intermediate_files(setup)
     return params
@@ -92,17 +144,17 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
     return evaluate(step, params, loader, setup.config.batch_size)
 
 
-def _calibrate(validation: Predictions, console: Console) -> TemperatureFit:
-    """Fit the temperature on validation predictions; return the entry of summary.json."""
+def _fit_temperature(validation: Predictions, console: Console) -> TemperatureFit:
+    """Fit the temperature on validation predictions."""
     temperature = calibration.fit_temperature(validation.probabilities, validation.labels)
     if temperature:
         message(console, f"Model is {calibration.describe_temperature(temperature)} (temperature {temperature:.1f}).")
-    return TemperatureFit(temperature=temperature, n=len(validation.paths))
+    return TemperatureFit(temperature, len(validation.paths))
 
 
 def evaluate_workdir(
     workdir: Path, source: str | None, split: str, console: Console, tta_method: str | None = None
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Evaluate a run on a split of its own images or of another data source.
 
     Args:
@@ -112,20 +164,16 @@ def evaluate_workdir(
         console: for progress and warnings.
         tta_method: the value of --tta, to average predictions over views of each image.
 
-    Returns:
-        Accuracy, loss, balanced accuracy and confusion matrix as JSON values; with `tta_method` also the views (`tta`),
-        the metrics without them (`without`) and the difference (`gain`).
-
     Raises:
         UserError: among others, the source has classes that the run does not have.
     """
-    make_views = None if tta_method is None else tta.make_tta(tta_method)
+    make_views = None if tta_method is None else make_tta(tta_method)
     run = load_run(workdir)
     views = make_views(run.setup) if make_views else None
     classes = run.setup.manifest.classes
     examples = _collect_examples(run.setup.manifest, source, split)
     labels = run.setup.manifest.labels(examples)
-    evaluation, tta_results = _evaluate_examples(run, examples, views, console)
+    evaluation, tta_fields = _evaluate_examples(run, examples, views, console)
     train_digests = {example.sha256 for example in run.setup.manifest.of_split("train")}
     num_trained_on = sum(example.sha256 in train_digests for example in examples)
     if num_trained_on and split != "train":
@@ -137,22 +185,22 @@ def evaluate_workdir(
             "than they are.",
         )
     matrix = classification.confusion_matrix(labels, evaluation.probabilities.argmax(1), len(classes))
-    return {
-        "workdir": str(workdir),
-        "data": source or run.setup.config.data.source,
-        "split": split,
-        "phase": run.phase,
-        "seen_in_training": num_trained_on,
+    return EvaluationResult(
+        workdir=str(workdir),
+        data=source or run.setup.config.data.source,
+        split=split,
+        phase=run.phase,
+        seen_in_training=num_trained_on,
         **evaluation.metrics._asdict(),
-        **tta_results,
-        "errors": classification.num_errors(matrix),
-        "classes": list(classes),
-        "confusion_matrix": matrix.tolist(),
-    }
+        **tta_fields,
+        errors=classification.num_errors(matrix),
+        classes=list(classes),
+        confusion_matrix=matrix.tolist(),
+    )
 
 
 def brief_result(result: dict[str, Any]) -> dict[str, Any]:
-    """Return `evaluate_workdir`'s result for a terminal: without class names and matrix above MAX_ROWS classes."""
+    """Shorten the JSON of an EvaluationResult for a terminal: above MAX_ROWS classes, drop class names and matrix."""
     if len(result["classes"]) <= MAX_ROWS:
         return result
     return {key: value for key, value in result.items() if key not in ("classes", "confusion_matrix")}
@@ -174,7 +222,7 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str) ->
 def _evaluate_examples(
     run: TrainedRun, examples: Sequence[Example], views: TtaTransform | None, console: Console
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate the run on `examples`; with `views` also return the JSON values that describe their effect."""
+    """Evaluate the run on `examples`; with `views` also return the fields of the result that describe their effect."""
     setup = run.setup
     loader = decode_examples(setup, examples, console).loader(setup.mesh)
     step = train_step.make_eval_step(setup.model_info.model, setup.mesh, None, loader.sharding(setup.mesh))
@@ -185,7 +233,11 @@ def _evaluate_examples(
         del loader  # before the others are decoded: both may not fit into memory
         loader = decode_examples(replace(setup, resize=views.resize), examples, console).loader(setup.mesh)
     labels = setup.manifest.labels(examples)
-    averaged = tta.average_views(run, views, plain, labels, loader, console)
-    gain = tta.TtaGain.create(labels, plain, averaged)
-    message(console, str(gain))
-    return averaged, {"tta": {"name": views.name, "views": views.num_views}, **gain.to_json()}
+    averaged = average_views(run, views, plain, labels, loader, console)
+    gain = compare_evaluations(labels, plain, averaged)
+    message(console, describe_gain(plain.metrics, averaged.metrics, gain))
+    return averaged, {
+        "tta": TtaViews(views.name, views.num_views),
+        "without": PlainMetrics(plain.metrics.accuracy, plain.metrics.loss),
+        "gain": gain,
+    }

@@ -24,11 +24,12 @@ from flaxtl.data.loaders import Mask
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, run_files
 from flaxtl.evaluation.predictor import TrainedRun
-from flaxtl.evaluation.run_files import Record, RunRecord, Shape, is_count, is_text, shape_fault
+from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.fileio import atomic_write_text
 from flaxtl.models.classifier import Classifier, Params, forward, unflatten_params
 from flaxtl.models.tracer import Layer, cut_points
 from flaxtl.train.eval_loop import collect
+from flaxtl.train.run_records import Count, Record, load_json
 
 MAX_ERRORS, MAX_CORRECT = 12, 6
 """Maximum number of misclassified and of correctly classified images with heatmaps."""
@@ -258,46 +259,50 @@ def _is_spatial(layer: Layer) -> bool:
     return len(layer.shape) == 3 and layer.shape[0] * layer.shape[1] > 1
 
 
-RESIZE_SHAPE: dict[str, Shape] = {"height": is_count, "width": is_count, "policy": is_text, "interpolation": is_text}
+class HeatmapResize(Record, frozen=True):
+    """The settings of `Resize` that differ between runs."""
 
-FILE_SHAPE: Shape = Record(
-    {
-        "layer": is_text,
-        "rows": is_count,
-        "columns": is_count,
-        "resize": Record(RESIZE_SHAPE),
-        "maps": {...: {...: is_text}},
-    }
-)
+    height: Count
+    width: Count
+    policy: str
+    interpolation: str
+
+
+class HeatmapFile(Record, frozen=True):
+    """report/gradcam.json: `maps` is image path -> class name -> base64 of the bytes of the heatmap."""
+
+    layer: str
+    rows: Count
+    columns: Count
+    resize: HeatmapResize
+    maps: dict[str, dict[str, str]]
 
 
 def write_heatmaps(workdir: Path, heatmaps: HeatmapSet) -> None:
     """Store heatmaps in the run directory, replacing any others."""
-    file = _heatmap_file(workdir)
-    file.parent.mkdir(exist_ok=True)
     maps = {
         path: {name: base64.b64encode(heatmap.tobytes()).decode("ascii") for name, heatmap in by_class.items()}
         for path, by_class in heatmaps.maps.items()
     }
-    resize = {name: getattr(heatmaps.resize, name) for name in RESIZE_SHAPE}
-    value = {"layer": heatmaps.layer, "rows": heatmaps.rows, "columns": heatmaps.columns, "resize": resize}
-    atomic_write_text(file, json.dumps(value | {"maps": maps}, indent=1) + "\n")
+    resize = heatmaps.resize
+    stored_resize = HeatmapResize(resize.height, resize.width, resize.policy, resize.interpolation)
+    values = HeatmapFile(heatmaps.layer, heatmaps.rows, heatmaps.columns, stored_resize, maps).to_json()
+    file = _heatmap_file(workdir)
+    file.parent.mkdir(exist_ok=True)
+    atomic_write_text(file, json.dumps(values, indent=1) + "\n")
 
 
 def read_heatmaps(workdir: Path) -> HeatmapSet | None:
     """Read the stored heatmaps; None if there are none or the file is damaged, as they can be computed again."""
+    file = _heatmap_file(workdir)
     try:
-        value = json.loads(_heatmap_file(workdir).read_text(encoding="utf-8"))
-        if shape_fault(value, FILE_SHAPE):
-            return None
-        size = value["rows"], value["columns"]
+        stored = HeatmapFile.from_json(load_json(file), file)
         maps = {
-            path: {name: _decode_heatmap(text, *size) for name, text in by_class.items()}
-            for path, by_class in value["maps"].items()
+            path: {name: _decode_heatmap(text, stored.rows, stored.columns) for name, text in by_class.items()}
+            for path, by_class in stored.maps.items()
         }
-        resize = Resize(**{name: value["resize"][name] for name in RESIZE_SHAPE})
-        return HeatmapSet(value["layer"], *size, resize, maps)
-    except (OSError, ValueError, RecursionError, UserError):
+        return HeatmapSet(stored.layer, stored.rows, stored.columns, Resize(**stored.resize.to_json()), maps)
+    except (ValueError, UserError):
         return None
 
 

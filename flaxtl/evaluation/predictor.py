@@ -15,7 +15,7 @@ from flaxtl.data.decode import EXTENSIONS, Resize, decode
 from flaxtl.data.loaders import Mask
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
-from flaxtl.evaluation import run_files
+from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
 from flaxtl.models import classifier, imagenet, registry
 from flaxtl.models.classifier import Classifier, FlatParams, Params, forward, unflatten_params
@@ -168,10 +168,10 @@ def load_temperature(workdir: Path) -> float:
     Raises:
         UserError: it has none; the message gives the reason.
     """
-    summary = run_files.read_summary(workdir)
-    if reason := run_files.missing_temperature_reason(summary):
-        raise UserError(f"{reason}. Leave out --calibrated.")
-    return float(summary["calibration"]["temperature"])
+    fit = run_dir.read_summary(workdir).calibration
+    if fit is None or fit.temperature is None:
+        raise UserError(f"{missing_temperature_reason(fit)}. Leave out --calibrated.")
+    return fit.temperature
 
 
 class PretrainedModel(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.train import train_step
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.metrics import Metrics
+from flaxtl.train.run_records import Count, Fraction, Record
 from flaxtl.train.setup import RunSetup
 
 Labels = npt.NDArray[np.int32]
@@ -93,37 +93,45 @@ def _metrics(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics:
     )
 
 
-class TtaGain(NamedTuple):
-    """The effect of TTA: metrics without and with it, and how many predictions it corrected or made wrong."""
+class TtaViews(Record, frozen=True):
+    """The value of --tta, and the number of views of each image."""
 
-    without: Metrics
-    averaged: Metrics
-    num_corrected: int
-    num_broken: int
+    name: str
+    views: Count
 
-    @classmethod
-    def create(cls, labels: Labels, without: Evaluation, averaged: Evaluation) -> "TtaGain":
-        """Compare two evaluations on the same images; `labels` are int32 [n]."""
-        before, after = (evaluation.probabilities.argmax(1) == labels for evaluation in (without, averaged))
-        num_corrected, num_broken = int((after & ~before).sum()), int((before & ~after).sum())
-        return cls(without.metrics, averaged.metrics, num_corrected, num_broken)
 
-    @property
-    def p(self) -> float:
-        """p-value of McNemar's exact test."""
-        return classification.mcnemar(self.num_broken, self.num_corrected)
+class PlainMetrics(Record, frozen=True):
+    """Metrics without TTA."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON keys of `flaxtl evaluate --tta`; `points` are percentage points of accuracy."""
-        points = 100 * (self.num_corrected - self.num_broken) / self.averaged.n
-        without = {"accuracy": self.without.accuracy, "loss": self.without.loss}
-        counts = {"became_right": self.num_corrected, "became_wrong": self.num_broken}
-        return {"without": without, "gain": {"points": points, **counts, "p": self.p}}
+    accuracy: Fraction
+    loss: float
 
-    def __str__(self) -> str:
-        """Return one line for the console."""
-        return (
-            f"Test-time augmentation: accuracy {100 * self.without.accuracy:.2f} % -> "
-            f"{100 * self.averaged.accuracy:.2f} %; {self.num_corrected} of {self.averaged.n} predictions corrected, "
-            f"{self.num_broken} made wrong (McNemar p = {self.p:.2g})"
-        )
+
+class TtaGain(Record, frozen=True):
+    """The effect of TTA: percentage points of accuracy, predictions corrected and made wrong, McNemar's exact p."""
+
+    points: float
+    became_right: Count
+    became_wrong: Count
+    p: Fraction
+
+
+def compare_evaluations(labels: Labels, plain: Evaluation, averaged: Evaluation) -> TtaGain:
+    """Compare evaluations of the same images without and with TTA; `labels` are int32 [n]."""
+    before, after = (evaluation.probabilities.argmax(1) == labels for evaluation in (plain, averaged))
+    num_corrected, num_broken = int((after & ~before).sum()), int((before & ~after).sum())
+    return TtaGain(
+        points=100 * (num_corrected - num_broken) / len(labels),
+        became_right=num_corrected,
+        became_wrong=num_broken,
+        p=classification.mcnemar(num_broken, num_corrected),
+    )
+
+
+def describe_gain(plain: Metrics, averaged: Metrics, gain: TtaGain) -> str:
+    """Return the effect of TTA as one line for the console."""
+    return (
+        f"Test-time augmentation: accuracy {100 * plain.accuracy:.2f} % -> {100 * averaged.accuracy:.2f} %; "
+        f"{gain.became_right} of {averaged.n} predictions corrected, {gain.became_wrong} made wrong "
+        f"(McNemar p = {gain.p:.2g})"
+    )

@@ -19,11 +19,11 @@ import numpy as np
 from flaxtl import fileio
 from flaxtl.data.decode import CROP_PCT, Resize
 from flaxtl.errors import UserError
-from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictor import Predictor, TrainedRun
 from flaxtl.export import formats, predict_script
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.imagenet import PREPROCESSING
+from flaxtl.train import run_dir
 
 VERSIONED_PACKAGES = ("flaxtl", "jax", "pillow")
 """Whose versions matter later: jax reads programs that are not too old, and Pillow resizes."""
@@ -35,6 +35,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> dict[str, Any]:
     `temperature` is the one that was fitted to the run's answers, which are handed out as they are; null without one.
     """
     model, resize = predictor.model, predictor.resize
+    fit = run_dir.read_summary(run.setup.workdir).calibration
     return {
         "versions": {name: version(name) for name in VERSIONED_PACKAGES},
         "phase": run.phase,
@@ -53,7 +54,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> dict[str, Any]:
         },
         "preprocessing": _preprocessing(model),
         "resize": _resize(resize),
-        "temperature": run_files.read_summary(run.setup.workdir).get("calibration", {}).get("temperature"),
+        "temperature": fit.temperature if fit else None,
         "licence": model.spec.license,
     }
 

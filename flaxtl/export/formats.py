@@ -1,19 +1,18 @@
 """A network as a program: StableHLO, as jax.export writes it, for any batch on any platform."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from jax import export
+from msgspec import Struct
 
 from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
-from flaxtl.evaluation.run_files import Record, is_count, is_text, shape_fault
 from flaxtl.fileio import atomic_write
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, Params, forward
@@ -54,15 +53,30 @@ def write_stablehlo(file: Path, model: Classifier, parameters: Params, resize: R
 
 WEIGHTS_NAME = "model.safetensors"
 
-_NETWORK = Record(
-    {
-        "architecture": is_text,
-        "dtype": is_text,
-        "head": Record({"num_classes": is_count, "pooling": is_text, "units": [is_count]}),
-        "resize": Record({"height": is_count, "width": is_count}),
-    }
-)
-"""Of model.json what the network is built from; stop, which may be null, beside it."""
+
+class ExportedHead(Struct, frozen=True):
+    """Settings of the head in model.json."""
+
+    num_classes: int
+    pooling: str
+    units: tuple[int, ...]
+
+
+class ExportedResize(Struct, frozen=True):
+    """Size of the input images in model.json."""
+
+    height: int
+    width: int
+
+
+class ExportedModel(Struct, frozen=True):
+    """What model.json says about the model that the weights belong to."""
+
+    architecture: str
+    dtype: str
+    head: ExportedHead
+    resize: ExportedResize
+    stop: str | None = None
 
 
 def write_safetensors_export(file: Path, model: Classifier, parameters: Params, resize: Resize, card: str) -> None:
@@ -76,17 +90,17 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Params]:
 
     Raises UserError where model.json is not one that an export wrote, or the weights do not fit the network it tells.
     """
-    card = _card(folder / "model.json")
-    head = card["head"]
-    if card["dtype"] not in DTYPES:
-        raise UserError(f"{folder / 'model.json'} tells of a dtype {card['dtype']!r}; export the run again")
+    exported = _read_model_json(folder / "model.json")
+    head = exported.head
+    if exported.dtype not in DTYPES:
+        raise UserError(f"{folder / 'model.json'} has unknown dtype {exported.dtype!r}. Export the run again.")
     model = Classifier(
-        registry.get_spec(card["architecture"]),
-        Head(head["num_classes"], head["pooling"], tuple(head["units"])),
-        card.get("stop"),
-        DTYPES[card["dtype"]],
+        registry.get_spec(exported.architecture),
+        Head(head.num_classes, head.pooling, head.units),
+        exported.stop,
+        DTYPES[exported.dtype],
     )
-    shapes = classifier.param_shapes(model, card["resize"]["height"], card["resize"]["width"])
+    shapes = classifier.param_shapes(model, exported.resize.height, exported.resize.width)
     expected = {name: leaves for section in shapes.values() for name, leaves in section.items()}
     tree = loader.load_weights(folder / WEIGHTS_NAME, expected).params
     return model, {
@@ -101,11 +115,8 @@ def load_exported_model(folder: Path) -> Callable[[npt.NDArray[np.uint8]], npt.N
     return lambda images: np.asarray(compiled(parameters, images))
 
 
-def _card(file: Path) -> dict[str, Any]:
+def _read_model_json(file: Path) -> ExportedModel:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); export the run again") from None
-    if wrong := shape_fault(found, _NETWORK):
-        raise UserError(f"{file} is not what an export wrote: {wrong}; export the run again")
-    return found
+        return msgspec.json.decode(file.read_bytes(), type=ExportedModel)
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise UserError(f"{file} is not the model.json of an export: {error}. Export the run again.") from None

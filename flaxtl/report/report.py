@@ -15,13 +15,15 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from flaxtl.config import config_to_json
 from flaxtl.console import printable
 from flaxtl.data.augment.config import example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, gradcam, label_issues
-from flaxtl.evaluation.run_files import CalibrationReport, RunRecord, calibration_report, read_run
+from flaxtl.evaluation.calibration import CalibrationReport
+from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import galleries, model_card, plots, run_summary
 from flaxtl.report.run_summary import SPLITS
@@ -138,10 +140,10 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
             (galleries.jpeg_data_uri(original), [galleries.jpeg_data_uri(sample) for sample in samples])
             for original, samples in augmented
         ],
-        splits=[split for split in SPLITS if any(row["split"] == split for row in run.manifest)],
-        image_counts=Counter((row["label"], row["split"]) for row in run.manifest),
+        splits=run.manifest.splits,
+        image_counts=Counter((example.label, example.split) for example in run.manifest.examples),
         max_table_rows=MAX_TABLE_ROWS,
-        config=json.dumps(run.config, indent=2, ensure_ascii=False),
+        config=json.dumps(config_to_json(run.config), indent=2, ensure_ascii=False),
     )
 
 
@@ -211,7 +213,7 @@ def _worst_first(rows: list[ClassRow]) -> list[ClassRow]:
 
 def calibration_section(run: RunRecord) -> CalibrationSection | None:
     """Return the section on the confidence of the evaluated split; None if there are no predictions."""
-    metrics = calibration_report(run)
+    metrics = run.calibration
     if not metrics:
         return None
     after = metrics.calibrated.reliability if metrics.calibrated else None

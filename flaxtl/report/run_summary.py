@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from flaxtl.evaluation import classification
-from flaxtl.evaluation.run_files import Json, RunRecord
+from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.report import plots
 from flaxtl.report.templating import format_count, format_duration
 
@@ -68,14 +68,13 @@ def headline(run: RunRecord) -> Headline | None:
     predictions = run.eval_predictions
     if predictions is not None:
         return _headline(run.eval_split, int(predictions.correct.sum()), len(predictions.paths))
-    last: Json = next(reversed(run.summary.get("phases", {}).values()), {})
-    for split in ("test", "validation"):
-        if split in last:
-            n = int(last[split]["n"])
-            return _headline(split, round(last[split]["accuracy"] * n), n)
-    if run.epochs and run.epochs[-1].get("validation_accuracy") is not None:
-        n = sum(row["split"] == "validation" for row in run.manifest)
-        return _headline("validation", round(run.epochs[-1]["validation_accuracy"] * n), n)
+    phases = list(run.summary.phases.values())
+    if phases:
+        split, metrics = ("test", phases[-1].test) if phases[-1].test else ("validation", phases[-1].validation)
+        return _headline(split, round((metrics.accuracy or 0) * metrics.n), metrics.n)
+    if run.epochs:
+        num_images = sum(example.split == "validation" for example in run.manifest.examples)
+        return _headline("validation", round(run.epochs[-1].validation_accuracy * num_images), num_images)
     return None
 
 
@@ -85,52 +84,63 @@ def _headline(split: str, num_correct: int, num_images: int) -> Headline | None:
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """Return (term, value) pairs about the model, the data and the run."""
-    data, model = run.config.get("data", {}), run.config.get("model", {})
-    output_layer = model.get("output_layer")
-    devices: Counter[str] = Counter(run.summary.get("devices", []))
+    data, model, summary = run.config.data, run.config.model, run.summary
+    devices = Counter(summary.devices)
     return [
-        ("Model", str(model.get("name", "–")) + (f" up to {output_layer}" if output_layer else "")),
-        ("Input", f"{data['height']} × {data['width']}" if {"height", "width"} <= data.keys() else "–"),
-        ("Weights", str(run.summary.get("weights", {}).get("source", "–"))),
+        ("Model", model.name + (f" up to {model.output_layer}" if model.output_layer else "")),
+        ("Input", f"{data.height} × {data.width}"),
+        ("Weights", summary.weights.source if summary.weights else "–"),
         ("Classes", format_count(len(run.classes))),
-        ("Images", format_count(len(run.manifest)) if run.manifest else "–"),
-        ("Seed", str(run.config.get("seed", "–"))),
-        ("Wall time", format_duration(run.summary.get("wall_seconds"))),
+        ("Images", format_count(len(run.manifest.examples)) if run.manifest.examples else "–"),
+        ("Seed", str(run.config.seed)),
+        ("Wall time", format_duration(summary.wall_seconds or None)),
         ("Devices", ", ".join(f"{n} × {kind}" for kind, n in devices.items()) or "–"),
     ]
 
 
 def phase_rows(run: RunRecord) -> list[PhaseRow]:
     """Return the phases in the order of the config, from the summary, else the epochs so far, else the config."""
-    rows = []
-    for name in run.config.get("phases", []):
-        planned, done = run.config.get(name, {}), run.summary.get("phases", {}).get(name, {})
-        epochs = [epoch for epoch in run.epochs if epoch.get("phase") == name]
-        accuracy = {split: done.get(split, {}).get("accuracy") for split in SPLITS}
-        if not done and epochs:
-            accuracy |= {split: epochs[-1].get(f"{split}_accuracy") for split in ("train", "validation")}
-        seconds = sum(float(epoch.get("seconds", 0)) for epoch in epochs) if epochs else None
-        rows.append(
-            PhaseRow(
-                name=name,
-                lrs=done.get("lrs") or planned.get("lr", {}),
-                trainable_params=done.get("trainable_params"),
-                verified_arrays=done.get("frozen_arrays_verified"),
-                augment=bool(done.get("augment", planned.get("augment", False))),
-                epochs=int(done.get("epochs", len(epochs))),
-                planned_epochs=int(planned.get("epochs", 0)),
-                seconds=done.get("wall_seconds", seconds),
-                accuracy=accuracy,
-            )
+    return [_phase_row(run, name) for name in run.config.phases]
+
+
+def _phase_row(run: RunRecord, name: str) -> PhaseRow:
+    planned, done = run.config[name], run.summary.phases.get(name)
+    if done:
+        metrics = {"train": done.train, "validation": done.validation, "test": done.test}
+        return PhaseRow(
+            name=name,
+            lrs=done.lrs,
+            trainable_params=done.trainable_params,
+            verified_arrays=done.frozen_arrays_verified,
+            augment=done.augment,
+            epochs=done.epochs,
+            planned_epochs=planned.epochs,
+            seconds=done.wall_seconds,
+            accuracy={split: values.accuracy if values else None for split, values in metrics.items()},
         )
-    return rows
+    epochs = [epoch for epoch in run.epochs if epoch.phase == name]
+    accuracy: dict[str, float | None] = dict.fromkeys(SPLITS)
+    if epochs:
+        accuracy |= {"train": epochs[-1].train_accuracy, "validation": epochs[-1].validation_accuracy}
+    return PhaseRow(
+        name=name,
+        lrs=planned.lr.to_dict(),
+        trainable_params=None,
+        verified_arrays=None,
+        augment=planned.augment,
+        epochs=len(epochs),
+        planned_epochs=planned.epochs,
+        seconds=sum(epoch.seconds for epoch in epochs) if epochs else None,
+        accuracy=accuracy,
+    )
 
 
 def training_curves(run: RunRecord) -> dict[str, Markup]:
     """Return title -> SVG of loss and accuracy over all epochs; empty before the first epoch ends."""
     if not run.epochs:
         return {}
+    epochs = [epoch.to_json() for epoch in run.epochs]
     return {
-        "Loss": Markup(plots.plot_curves(run.epochs, "loss")),
-        "Accuracy": Markup(plots.plot_curves(run.epochs, "accuracy")),
+        "Loss": Markup(plots.plot_curves(epochs, "loss")),
+        "Accuracy": Markup(plots.plot_curves(epochs, "accuracy")),
     }

@@ -94,7 +94,7 @@ class WeightsSource(Record, frozen=True):
 class TemperatureFit(Record, frozen=True):
     """The calibration temperature, fitted on `n` validation images; None if no temperature helps."""
 
-    temperature: Annotated[float, Meta(gt=0, le=1e15)] | None
+    temperature: Annotated[float, Meta(ge=1e-15, le=1e15)] | None
     n: Count
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from flaxtl import config
 from flaxtl.errors import UserError
-from flaxtl.evaluation.run_files import Record, Shape, is_count, is_flag, is_text, shape_fault
 from flaxtl.fileio import atomic_write_text
+from flaxtl.train.run_records import Count, Record, load_json
 
 SEED = "seed"
 """The setting whose values are not compared but averaged over."""
@@ -23,17 +23,6 @@ SAME_FOR_ALL = ("data.source", "data.classes", "data.fractions", "data.near_dupl
 LONGEST = 150
 """Bytes of a run's name; a file system allows 255, of which TensorBoard and others want some."""
 
-PLAN_SHAPE: Shape = Record(
-    {
-        "config": {},
-        "keys": [is_text],
-        "seeded": is_flag,
-        "folds": is_count,
-        "runs": [Record({"name": is_text, "point": {}, "fold": is_count, "settings": [is_text]})],
-    }
-)
-"""Of sweep.json."""
-
 
 class GridAxis(NamedTuple):
     """A setting and its values, as they were written."""
@@ -42,7 +31,7 @@ class GridAxis(NamedTuple):
     values: Sequence[str]
 
 
-class SweepRun(NamedTuple):
+class SweepRun(Record, frozen=True):
     """One training run.
 
     `point` gives every setting of the grids, but for the seed, its JSON value: runs that share it are averaged. `fold`
@@ -50,37 +39,28 @@ class SweepRun(NamedTuple):
     """
 
     name: str
-    point: Mapping[str, Any]
-    fold: int
-    settings: Sequence[str]
+    point: dict[str, Any]
+    fold: Count
+    settings: list[str]
 
 
-class SweepPlan(NamedTuple):
+class SweepPlan(Record, frozen=True):
     """A sweep: the config before any grid, in JSON values; the settings that the grids are over; its runs in order."""
 
-    config: Mapping[str, Any]
-    keys: Sequence[str]
+    config: dict[str, Any]
+    keys: list[str]
     seeded: bool
-    folds: int
-    runs: Sequence[SweepRun]
+    folds: Count
+    runs: list[SweepRun]
 
     def write(self, file: Path) -> None:
         """As JSON, whole or not at all."""
-        told = self._asdict() | {"runs": [run._asdict() for run in self.runs]}
-        atomic_write_text(file, json.dumps(told, indent=1) + "\n")
+        atomic_write_text(file, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def read_plan(file: Path) -> SweepPlan:
-    """What `Plan.write` wrote; raises UserError for anything else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); restore it, or choose another --workdir") from error
-    if reason := shape_fault(found, PLAN_SHAPE):
-        raise UserError(f"{file} is no plan of a sweep: {reason}; restore it, or choose another --workdir")
-    fields = {name: found[name] for name in SweepPlan._fields}
-    runs = [SweepRun(**{name: run[name] for name in SweepRun._fields}) for run in found["runs"]]
-    return SweepPlan(**fields | {"runs": runs})
+    """Read sweep.json; raises UserError if `SweepPlan.write` did not write it."""
+    return SweepPlan.from_json(load_json(file), file)
 
 
 def make_plan(
@@ -124,7 +104,7 @@ def make_plan(
 
 def merge_plans(earlier: SweepPlan, now: SweepPlan, workdir: Path) -> SweepPlan:
     """All runs of `earlier` and of `now`; raises UserError unless both are of one sweep, whose grids may have grown."""
-    if (*earlier[1:4],) != (*now[1:4],):
+    if (earlier.keys, earlier.seeded, earlier.folds) != (now.keys, now.seeded, now.folds):
         raise UserError(f"{workdir} holds a sweep over {_told(earlier)}; choose another --workdir, or the same grids")
     before = config.config_to_json(config.config_from_json(earlier.config))
     changed = [
@@ -135,7 +115,7 @@ def merge_plans(earlier: SweepPlan, now: SweepPlan, workdir: Path) -> SweepPlan:
     if changed:
         raise UserError(f"{workdir} holds a sweep of another config ({'; '.join(changed)}); choose another --workdir")
     runs = {run.name: run for run in (*earlier.runs, *now.runs)}
-    return now._replace(runs=list(runs.values()))
+    return now.replace(runs=list(runs.values()))
 
 
 def values_of(text: str) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
-from flaxtl.evaluation import run_files
 from flaxtl.fileio import atomic_write
+from flaxtl.train import run_dir
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, text_of
 
 RUNS, LOGS, TESTS = "runs", "logs", "test"
@@ -132,17 +132,14 @@ def read_results(workdir: Path, plan: SweepPlan) -> SweepResults:
 
 def result_of(workdir: Path, run: SweepRun) -> RunOutcome | None:
     """What a run came to; None unless it is complete."""
-    summary = run_files.read_summary(workdir / RUNS / run.name)
-    if not summary.get("complete"):
+    summary = run_dir.read_summary(workdir / RUNS / run.name)
+    if not summary.complete:
         return None
-    try:
-        last = list(summary["phases"].values())[-1]
-        measured = last["validation"]
-        values = measured["accuracy"], measured["loss"], last["trainable_params"], summary["wall_seconds"]
-        return RunOutcome(float(values[0]), float(values[1]), int(values[2]), float(values[3]))
-    except (KeyError, IndexError, TypeError) as error:
+    last = next(reversed(summary.phases.values()), None)
+    if last is None or last.validation.accuracy is None or last.validation.loss is None:
         file = workdir / RUNS / run.name / "summary.json"
-        raise UserError(f"{file} does not tell how the run ended; remove {file.parent}, to train it anew") from error
+        raise UserError(f"{file} has no validation metrics. Remove {file.parent} to train the run again.")
+    return RunOutcome(last.validation.accuracy, last.validation.loss, last.trainable_params, summary.wall_seconds)
 
 
 def test_file(workdir: Path, run: SweepRun) -> Path:
@@ -198,5 +195,7 @@ def _tested(workdir: Path, point: SweepPoint) -> SweepPoint:
     files = [test_file(workdir, run) for run in point.runs]
     if not all(file.is_file() for file in files):
         return point
-    accuracies = [run_files.read_evaluation(file)["accuracy"] for file in files]
+    from flaxtl.evaluation.evaluate import EvaluationResult  # imports all of training, which a sweep leaves to its runs
+
+    accuracies = [EvaluationResult.read(file).accuracy for file in files]
     return SweepPoint(point.values, point.runs, point.results, point.failures, mean_std(accuracies))

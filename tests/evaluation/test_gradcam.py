@@ -46,13 +46,13 @@ def with_head(base, last, params):
 
 
 def keras_maps(network, inputs, preprocessed, class_indices=CLASS_PAIRS):
-    """As in the paper: with respect to the first of `inputs`, layers behind which Keras' network is cut off.
+    """Grad-CAM as in the paper, at the first of the layers `inputs`; the Keras model is split after these layers.
 
     `preprocessed` are preprocessed images.
     """
     below = keras.Model(network.input, [network.get_layer(name).output for name in inputs])
     above = keras.Model([network.get_layer(name).output for name in inputs], network.output)
-    first, *others = (jnp.asarray(array) for array in _listed(below.predict(preprocessed, verbose=0)))
+    first, *others = (jnp.asarray(array) for array in _as_list(below.predict(preprocessed, verbose=0)))
     variables = [
         [variable.value for variable in part] for part in (above.trainable_variables, above.non_trainable_variables)
     ]
@@ -69,15 +69,15 @@ def keras_maps(network, inputs, preprocessed, class_indices=CLASS_PAIRS):
     return maps / maps.max((2, 3), keepdims=True)
 
 
-def _listed(found):
-    return found if isinstance(found, list) else [found]
+def _as_list(outputs):
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def params_of(base, model):
     """Keras' base and a drawn head, as our params."""
     random = np.random.default_rng(2)
-    made = classifier.init_params(model, SIDE, SIDE, jax.random.key(0), head_only=True)
-    head = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), made["head"])
+    params = classifier.init_params(model, SIDE, SIDE, jax.random.key(0), head_only=True)
+    head = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params["head"])
     leaves = {4: ("scale", "bias", "mean", "var"), 2: ("kernel", "bias")}
     weights = {layer.name: layer.get_weights() for layer in base.layers if layer.weights}
     wanted = classifier.param_shapes(model, SIDE, SIDE)["backbone"]
@@ -98,16 +98,16 @@ def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
     model, params, network = vgg16
     preprocessed = keras.applications.vgg16.preprocess_input(images.astype("float32"))
     expected = keras_maps(network, [layer], preprocessed)
-    found = flaxtl_maps(model, params, images, layer)
-    assert found.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
-    assert found[0, 0].max() == 1
-    np.testing.assert_array_equal(found[1, 0], found[1, 1])  # the same class twice
-    assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1
+    heatmaps = flaxtl_maps(model, params, images, layer)
+    assert heatmaps.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
+    np.testing.assert_allclose(heatmaps, expected, rtol=0, atol=BOUND)
+    assert heatmaps[0, 0].max() == 1
+    np.testing.assert_array_equal(heatmaps[1, 0], heatmaps[1, 1])  # the same class twice
+    assert np.abs(heatmaps[0, 0] - heatmaps[0, 1]).max() > 0.1
 
 
 def test_gradcam_maps_inside_residual_block_equal_keras(images):
-    """The network cannot be cut there: its other branch is held fast in Keras' network, by a second input."""
+    """The model cannot be split there: the other branch is a second, constant input of the Keras model."""
     base = keras_zoo.keras_network("resnet50", SIDE, include_top=False)
     keras_zoo.scale_weights(base, ".*_3_bn", 0.25)
     last = "conv2_block3_out"
@@ -123,7 +123,7 @@ def test_gradcam_maps_inside_residual_block_equal_keras(images):
 
 @pytest.fixture(scope="module")
 def linear():
-    """One convolution, the mean over the image, and a matrix: what is behind the convolution is linear."""
+    """One convolution, the mean over the image, and a matrix: everything after the convolution is linear."""
     model = Classifier(registry.get_spec("vgg16"), Head(CLASSES, "global_average", units=()), "block1_conv1")
     params = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=False)
     kernel = np.random.default_rng(3).normal(size=(64, CLASSES)).astype(np.float32)
@@ -139,9 +139,11 @@ def test_gradcam_maps_linear_model_match_closed_form(linear, images):
     features = np.asarray(forward(model, params, images, stop="block1_conv1").output)
     evidence = np.maximum(features @ kernel, 0).transpose(0, 3, 1, 2)
     class_indices = np.array([[0, 1, 2]] * 2, np.int32)
-    found = flaxtl_maps(model, params, images, "block1_conv1", class_indices)
-    np.testing.assert_allclose(found[:, :2], evidence[:, :2] / evidence[:, :2].max((2, 3), keepdims=True), atol=BOUND)
-    np.testing.assert_array_equal(found[:, 2], 0)
+    heatmaps = flaxtl_maps(model, params, images, "block1_conv1", class_indices)
+    np.testing.assert_allclose(
+        heatmaps[:, :2], evidence[:, :2] / evidence[:, :2].max((2, 3), keepdims=True), atol=BOUND
+    )
+    np.testing.assert_array_equal(heatmaps[:, 2], 0)
 
 
 def test_gradcam_maps_bfloat16_model_equal_float32(linear, images):

@@ -34,7 +34,7 @@ LARGER = 37  # 32 / 0.875 = 36.57
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory, compile_once):
-    """A run of one short phase, opened."""
+    """A trained run of one short phase."""
     workdir, phases = tmp_path_factory.mktemp("runs") / "run", {"phases": ("frozen",), "frozen": {"epochs": 1}}
     trainer.train(tiny_run.config(folder, **phases), workdir, tiny_run.quiet(), "flaxtl train")
     return load_run(workdir)
@@ -76,28 +76,28 @@ def apply_view(views, images, view, indices=None):
 
 def test_flip_is_mean_of_two_evaluations(run, val_images):
     mirrored = ImageSet(np.ascontiguousarray(val_images.images[:, :, ::-1]), val_images.labels)
-    found = evaluate_with_tta(run, tta.flip_views(OWN), val_images)
+    averaged = evaluate_with_tta(run, tta.flip_views(OWN), val_images)
     expected = mean_probabilities(evaluate_images(run, val_images), evaluate_images(run, mirrored))
-    np.testing.assert_array_equal(found.probabilities, expected)
-    assert np.abs(found.probabilities - evaluate_images(run, val_images).probabilities).max() > 1e-4
-    assert found.metrics.n == 6
-    assert found.metrics.accuracy == (expected.argmax(1) == val_images.labels).mean()
-    assert found.metrics.balanced_accuracy == found.metrics.accuracy  # two images of each class
+    np.testing.assert_array_equal(averaged.probabilities, expected)
+    assert np.abs(averaged.probabilities - evaluate_images(run, val_images).probabilities).max() > 1e-4
+    assert averaged.metrics.n == 6
+    assert averaged.metrics.accuracy == (expected.argmax(1) == val_images.labels).mean()
+    assert averaged.metrics.balanced_accuracy == averaged.metrics.accuracy  # two images of each class
     # float32 probabilities, a float64 logarithm
-    assert found.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), val_images.labels]).mean(), rel=1e-6)
+    assert averaged.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), val_images.labels]).mean(), rel=1e-6)
 
 
 def test_flip_symmetric_images_change_nothing(run, val_images):
     half = val_images.images[:, :, :16]
     own = ImageSet(np.concatenate([half, half[:, :, ::-1]], axis=2), val_images.labels)
-    plain, found = evaluate_images(run, own), evaluate_with_tta(run, tta.flip_views(OWN), own)
-    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
-    gain = evaluation_tta.TtaGain.create(own.labels, plain, found)
-    assert gain.to_json()["gain"] == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
+    plain, averaged = evaluate_images(run, own), evaluate_with_tta(run, tta.flip_views(OWN), own)
+    np.testing.assert_array_equal(averaged.probabilities, plain.probabilities)
+    gain = evaluation_tta.compare_evaluations(own.labels, plain, averaged)
+    assert gain.to_json() == {"points": 0.0, "became_right": 0, "became_wrong": 0, "p": 1.0}
 
 
 def test_crops_positions_and_mirror_images():
-    """Each pixel of the image says where it is: its row in red, its column in green."""
+    """Each pixel of the image encodes its position: its row in red, its column in green."""
     views = tta.crop_views(OWN)
     assert (views.resize.height, views.resize.width, views.num_views) == (LARGER, LARGER, 10)
     drawn = np.zeros((2, LARGER, LARGER, 3), np.uint8)
@@ -135,10 +135,10 @@ def test_center_crop_equals_resize_policy_crop(tmp_path, size):
 def test_crops_are_mean_of_ten_evaluations(run, val_images):
     views = tta.crop_views(OWN)
     larger = decoded(run, views.resize)
-    found = evaluate_with_tta(run, views, val_images, larger)
+    averaged = evaluate_with_tta(run, views, val_images, larger)
     crops = [ImageSet(apply_view(views, larger.images, view), val_images.labels) for view in range(10)]
     np.testing.assert_array_equal(
-        found.probabilities, mean_probabilities(*(evaluate_images(run, images) for images in crops))
+        averaged.probabilities, mean_probabilities(*(evaluate_images(run, images) for images in crops))
     )
 
 
@@ -172,19 +172,19 @@ def test_augmented_views_are_functions_of_seed_image_view(val_images):
 def test_n_views_include_original_image(run, val_images):
     views = evaluation_tta.make_tta("3")(run.setup)
     augmented = [ImageSet(apply_view(views, val_images.images, view), val_images.labels) for view in range(2)]
-    found = evaluate_with_tta(run, views, val_images)
-    # float32 images here, as in training: the network's own program is given them as they are
+    averaged = evaluate_with_tta(run, views, val_images)
+    # float32 images here, as in training: the model takes them as they are
     expected = mean_probabilities(*(evaluate_images(run, images) for images in (val_images, *augmented)))
-    np.testing.assert_array_equal(found.probabilities, expected)
+    np.testing.assert_array_equal(averaged.probabilities, expected)
 
 
 @pytest.mark.parametrize("method", ["crops", "4"])
 def test_all_views_and_batches_compile_once(run, val_images, monkeypatch, method):
-    made, original = [], train_step.make_tta_step
-    monkeypatch.setattr(train_step, "make_tta_step", lambda *given: made.append(original(*given)) or made[-1])
+    steps, make_tta_step = [], train_step.make_tta_step
+    monkeypatch.setattr(train_step, "make_tta_step", lambda *args: steps.append(make_tta_step(*args)) or steps[-1])
     views = evaluation_tta.make_tta(method)(run.setup)
     evaluate_with_tta(run, views, val_images, decoded(run, views.resize))
-    assert [step._cache_size() for step in made] == [1]
+    assert [step._cache_size() for step in steps] == [1]
 
 
 @pytest.mark.slow
@@ -192,28 +192,27 @@ def test_tta_streamed_images_equal_resident_images(run, tmp_path):
     """Each has its own index: a view by the config is drawn by it."""
     workdir = shutil.copytree(run.setup.workdir, tmp_path / "run")
     settings = json.loads((workdir / "config.json").read_text())
-    found = {}
-    for way in ("resident", "stream"):
-        settings["data"]["pipeline"] = way
+    results = {}
+    for pipeline in ("resident", "stream"):
+        settings["data"]["pipeline"] = pipeline
         (workdir / "config.json").write_text(json.dumps(settings))
-        found[way] = evaluate_workdir(workdir, None, "validation", tiny_run.quiet(), "3")
-    assert found["stream"] == found["resident"]
+        results[pipeline] = evaluate_workdir(workdir, None, "validation", tiny_run.quiet(), "3")
+    assert results["stream"] == results["resident"]
 
 
 def test_tta_gain_counts_corrected_and_broken_images():
     labels = np.zeros(5, np.int32)
 
-    def evaluation(*right):
-        probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in right], np.float32)
+    def evaluation(*correct):
+        probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in correct], np.float32)
         return Evaluation(probabilities, evaluation_tta._metrics(probabilities, labels))
 
-    without, with_it = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
-    gain = evaluation_tta.TtaGain.create(labels, without, with_it)
-    assert gain.to_json() == {
-        "without": {"accuracy": 0.4, "loss": without.metrics.loss},
-        "gain": {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)},
-    }
-    assert re.findall(r"\d+(?:\.\d+)?", str(gain)) == ["40.00", "80.00", "3", "5", "1", "0.62"]
+    plain, averaged = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
+    gain = evaluation_tta.compare_evaluations(labels, plain, averaged)
+    expected = {"points": 40.0, "became_right": 3, "became_wrong": 1, "p": classification.mcnemar(1, 3)}
+    assert gain.to_json() == expected
+    text = evaluation_tta.describe_gain(plain.metrics, averaged.metrics, gain)
+    assert re.findall(r"\d+(?:\.\d+)?", text) == ["40.00", "80.00", "3", "5", "1", "0.62"]
 
 
 @pytest.mark.parametrize("method", ["1", "0", "-2", "2.5", "flips", "", "Flip", "²"])
@@ -236,29 +235,29 @@ def test_make_tta_without_augmentation_raises(run):
 
 def test_evaluate_tta_command_output_and_gain(run, tmp_path, capsys):
     workdir = run.setup.workdir
-    plain = evaluate_workdir(workdir, None, "test", tiny_run.quiet())
+    plain = evaluate_workdir(workdir, None, "test", tiny_run.quiet()).to_json()
     assert not plain.keys() & {"tta", "without", "gain"}
-    main(["evaluate", f"--workdir={workdir}", "--tta=crops", f"--json={tmp_path / 'found.json'}"])
+    main(["evaluate", f"--workdir={workdir}", "--tta=crops", f"--json={tmp_path / 'result.json'}"])
     output = capsys.readouterr()
-    found = json.loads(output.out.splitlines()[-1])
-    assert found == json.loads((tmp_path / "found.json").read_text())
-    assert found.keys() == plain.keys() | {"tta", "without", "gain"}
-    assert found["tta"] == {"name": "crops", "views": 10}
-    assert found["without"] == {key: plain[key] for key in ("accuracy", "loss")}
-    assert found["loss"] != plain["loss"]
-    assert found["n"] == plain["n"] == np.sum(found["confusion_matrix"]) == 6
-    assert found["accuracy"] == np.trace(found["confusion_matrix"]) / 6 == (6 - found["errors"]) / 6
-    gain = found["gain"]
-    assert gain["points"] == pytest.approx(100 * (found["accuracy"] - plain["accuracy"]))
-    assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - found["errors"]
-    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * found['accuracy']:.2f} ?%", output.err)
+    result = json.loads(output.out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert result.keys() == plain.keys() | {"tta", "without", "gain"}
+    assert result["tta"] == {"name": "crops", "views": 10}
+    assert result["without"] == {key: plain[key] for key in ("accuracy", "loss")}
+    assert result["loss"] != plain["loss"]
+    assert result["n"] == plain["n"] == np.sum(result["confusion_matrix"]) == 6
+    assert result["accuracy"] == np.trace(result["confusion_matrix"]) / 6 == (6 - result["errors"]) / 6
+    gain = result["gain"]
+    assert gain["points"] == pytest.approx(100 * (result["accuracy"] - plain["accuracy"]))
+    assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - result["errors"]
+    assert re.search(rf"\b{100 * plain['accuracy']:.2f} ?%.*\b{100 * result['accuracy']:.2f} ?%", output.err)
     assert "--split=validation" in output.err
 
 
 def test_evaluate_tta_validation_split_does_not_warn(run):
     console = tiny_run.quiet()
-    found = evaluate_workdir(run.setup.workdir, None, "validation", console, "2")
-    assert found["tta"] == {"name": "2", "views": 2}
-    accuracies = [f"{100 * each['accuracy']:.2f}" for each in (found["without"], found)]
+    result = evaluate_workdir(run.setup.workdir, None, "validation", console, "2").to_json()
+    assert result["tta"] == {"name": "2", "views": 2}
+    accuracies = [f"{100 * each['accuracy']:.2f}" for each in (result["without"], result)]
     assert re.search(rf"\b{accuracies[0]} ?%.*\b{accuracies[1]} ?%", tiny_run.texts(console))
     assert "--split=validation" not in tiny_run.texts(console)

@@ -11,6 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+EVALUATION = {
+    "data": "folder:images", "split": "test", "phase": "frozen", "seen_in_training": 0, "loss": 1.0, "accuracy": 0.5,
+    "balanced_accuracy": 0.5, "n": 6, "errors": 3, "classes": ["a", "b"], "confusion_matrix": [[3, 0], [3, 0]],
+}  # fmt: skip
+
+PHASE = {
+    "epochs": 1, "steps": 2, "best_epoch": 1, "lrs": {"head": 1e-3}, "augment": False, "frozen_arrays_verified": 4,
+    "wall_seconds": 1.0,
+}  # fmt: skip
+
 
 def main():
     command, *flags = sys.argv[1:]
@@ -19,7 +29,7 @@ def main():
     with (workdir.parent / "commands.txt").open("a") as file:
         file.write(json.dumps([command, *flags]) + "\n")
     if command == "evaluate":
-        Path(settings["json"]).write_text(json.dumps({"accuracy": 0.5, "n": 6, "loss": 1.0}))
+        Path(settings["json"]).write_text(json.dumps(EVALUATION | {"workdir": settings["workdir"]}))
         return
     units = int(settings.get("config.head.units", "8").strip("(,)"))
     if not (workdir.parent / "mended").exists():
@@ -27,9 +37,9 @@ def main():
     source = settings["config.data.source"]
     fold = int(source.rpartition("fold-")[2].removesuffix(".csv")) if "fold-" in source else 0
     accuracy = units / 100 - (int(settings.get("config.seed", "0")) + fold) / 100
-    measures = {"accuracy": accuracy, "loss": 1 - accuracy, "n": 6}
-    summary = {"complete": True, "wall_seconds": 2.0, "phases": {}}
-    summary["phases"] = {"frozen": {"trainable_params": 7 * units, "validation": measures}}
+    metrics = {"accuracy": accuracy, "loss": 1 - accuracy, "n": 6}
+    phase = PHASE | {"trainable_params": 7 * units, "train": metrics, "validation": metrics}
+    summary = {"format_version": 2, "complete": True, "wall_seconds": 2.0, "phases": {"frozen": phase}}
     (workdir / "summary.json").write_text(json.dumps(summary))
 
 

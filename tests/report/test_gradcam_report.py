@@ -156,17 +156,6 @@ def test_report_gradcam_invalid_layer_exits_2(workdir, capsys, arguments, facts)
     assert gradcam.read_heatmaps(workdir).maps.keys() == before.maps.keys()
 
 
-def test_read_heatmaps_ignores_unknown_keys(workdir):
-    file = workdir / "report" / "gradcam.json"
-    stored, before = json.loads(file.read_text()), page(workdir).text
-    assert stored["resize"].keys() == {"height", "width", "policy", "interpolation"}
-    stored["resize"] |= {"policy": "crop", "cover": 0}
-    file.write_text(json.dumps(stored))
-    assert gradcam.read_heatmaps(workdir).resize == Resize(32, 32, "crop")
-    report.write_report(workdir)
-    assert page(workdir).text.count("<figure") == before.count("<figure")
-
-
 def test_report_missing_images_are_counted(workdir, moved, capsys):
     n = len(heatmap_pairs(workdir))
     main(["report", f"--workdir={workdir}"])
@@ -236,6 +225,7 @@ def test_heatmaps_round_trip(tmp_path):
         {"maps": {"a": {"b": "\u00e9"}}},
         {"maps": {"a": {"b": None}}},
         {"resize": {"height": 0, "width": 1, "policy": "crop", "interpolation": "box"}},
+        {"resize": {"height": 1, "width": 1, "policy": "crop", "interpolation": "box", "crop_pct": 0}},
     ],
 )
 def test_read_heatmaps_damaged_file_returns_none(tmp_path, changed):

@@ -72,10 +72,12 @@ def _report(workdir: Path, images) -> Path:
     stored = Predictions(paths, ("test",) * len(paths), labels, probabilities, classes)
     predictions.write_predictions(workdir / "predictions.csv", stored)
     injection = '"</code><b id=injected>"'
+    version = '"format_version": 2'
     (workdir / "config.json").write_text(
-        f'{{"format_version": 2, "phases": [{injection}], "model": {{"name": {injection}}}, "seed": {injection}}}'
+        f'{{{version}, "phases": [{injection}], {injection}: {{}}, "model": {{"name": {injection}}}}}'
     )
-    (workdir / "summary.json").write_text(f'{{"command": {injection}, "versions": {{{injection}: {injection}}}}}')
+    summary = f'{{{version}, "command": {injection}, "versions": {{{injection}: {injection}}}}}'
+    (workdir / "summary.json").write_text(summary)
     return report.write_report(workdir)
 
 

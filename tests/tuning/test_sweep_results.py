@@ -6,10 +6,16 @@ import re
 import statistics
 
 import pytest
+from helpers.fake_train import EVALUATION, PHASE
 
 from flaxtl.errors import UserError
 from flaxtl.tuning import sweep_report, sweep_results
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun
+
+
+def summary_of_phase(accuracy, loss, trainable_params):
+    metrics = {"accuracy": accuracy, "loss": loss, "n": 8}
+    return PHASE | {"trainable_params": trainable_params, "train": metrics, "validation": metrics}
 
 
 class Ended:
@@ -22,14 +28,13 @@ class Ended:
         run = SweepRun(name, point, fold, [])
         self.runs.append(run)
         if accuracy is not None:
-            earlier = {"validation": {"accuracy": 0.99, "n": 8, "loss": 0.0}, "trainable_params": 1}
-            last = {"validation": {"accuracy": accuracy, "n": 8, "loss": loss}, "trainable_params": 1234}
-            summary = {"complete": True, "wall_seconds": 2.5, "phases": {"frozen": earlier, "finetune": last}}
+            phases = {"frozen": summary_of_phase(0.99, 0.0, 1), "finetune": summary_of_phase(accuracy, loss, 1234)}
+            summary = {"format_version": 2, "complete": True, "wall_seconds": 2.5, "phases": phases}
             self.put(f"runs/{name}/summary.json", json.dumps(summary))
         if failed is not None:
             self.put(f"logs/{name}.failed", failed)
         if test is not None:
-            self.put(f"test/{name}.json", json.dumps({"accuracy": test, "n": 4}))
+            self.put(f"test/{name}.json", json.dumps(EVALUATION | {"workdir": name, "accuracy": test}))
 
     def put(self, name, text):
         file = self.workdir / name
@@ -149,7 +154,7 @@ def test_csv(tmp_path):
     ("file", "text", "facts"),
     [
         ("runs/a/summary.json", "{", r"runs/a/summary\.json\b.*line 1 column 2"),
-        ("runs/a/summary.json", '{"complete": true, "phases": {}}', r"runs/a/summary\.json\b.*runs/a\b(?!/)"),
+        ("runs/a/summary.json", '{"format_version": 2, "complete": true}', r"runs/a/summary\.json\b.*runs/a\b(?!/)"),
         ("test/a.json", '{"accuracy": "high", "n": 1}', r"test/a\.json\b.*\baccuracy\b"),
     ],
 )
