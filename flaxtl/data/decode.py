@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB arrays of one size, or one sentence that says what is wrong with which file."""
+"""Decode image files to uint8 RGB arrays of one size; one error names all files that cannot be read, and why."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from flaxtl.errors import UserError, unknown
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Suffixes, in lower case, of the files that are taken for images; what is inside decides how they are read."""
+"""Suffixes of image files, in lower case; the format is detected from the content."""
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -29,24 +29,29 @@ _INTERPOLATIONS = {
 
 _POLICIES = ("squash", "crop")
 
-_LISTED = 100  # bad files that an error names before it only counts
+_MAX_NAMED = 100  # bad files that an error names before it only counts them
 
 CROP_PCT = 0.875
-"""How much larger than the crop an image is made first: 256 to 224, as ImageNet networks are evaluated."""
+"""Size of the crop relative to the resized image: 224 of 256, as ImageNet networks are evaluated (timm's crop_pct)."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image of any size becomes one of `height` x `width` pixels.
+    """How to resize images to `height` x `width` pixels.
 
-    policy 'squash': both sides are scaled on their own, the aspect is not kept. With filter 'nearest' this is, pixel
-    for pixel, `keras.utils.load_img(path, target_size=(height, width))`, the lecture's setting.
-    policy 'crop': the aspect is kept. The image is scaled until it just covers `cover` times the target, then the
-    centre of `height` x `width` is cut out. For a square target that means: shorter side to round(cover * side), the
-    evaluation of ImageNet networks (256 -> 224).
-    filter: nearest, bilinear, bicubic, lanczos, box or hamming; all but nearest average when they shrink.
+    Attributes:
+      height: pixels, at least 1.
+      width: pixels, at least 1.
+      policy: 'squash' scales both sides independently and does not keep the aspect ratio. With interpolation 'nearest'
+        it is identical to `keras.utils.load_img(path, target_size=(height, width))`, the setting of the lecture.
+        'crop' keeps the aspect ratio: the image is scaled until it just covers the target / `crop_pct`, then the center
+        of `height` x `width` is cropped. For a square target the shorter side becomes round(side / crop_pct), as
+        ImageNet networks are evaluated (224 of 256).
+      interpolation: 'nearest', 'bilinear', 'bicubic', 'lanczos', 'box' or 'hamming'; all but 'nearest' antialias.
+      crop_pct: size of the crop relative to the resized image; used by 'crop' only.
 
-    Raises UserError for an unknown policy or filter, or a side below one pixel.
+    Raises:
+      UserError: an unknown policy or interpolation, or a side below one pixel.
     """
 
     height: int
@@ -56,36 +61,38 @@ class Resize:
     crop_pct: float = CROP_PCT
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be done, before the first of many files is read."""
+        """Validate the values before the first file is read."""
         if self.policy not in _POLICIES:
             raise unknown("resize policy", self.policy, _POLICIES)
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
         if self.height < 1 or self.width < 1:
-            raise UserError(f"images of {self.height} x {self.width} pixels cannot be made; give sides of at least 1")
+            raise UserError(
+                f"Cannot resize images to {self.height} x {self.width} pixels. Both sides must be at least 1."
+            )
 
 
 class ImageSink(Protocol):
-    """What images can be put into, one by one and from many threads: an array, or a file."""
+    """Where decoded images are stored, one by one and from many threads: an array, or a file."""
 
     def __setitem__(self, index: int, image: np.ndarray, /) -> None:
-        """Keep `image`, uint8 [height, width, 3], as number `index`."""
+        """Store `image`, uint8 [height, width, 3], as number `index`."""
 
 
 def decode(path: Path, resize: Resize) -> np.ndarray:
     """Read one image: uint8 [height, width, 3], RGB, upright.
 
-    EXIF orientation is applied (Keras ignores it). Transparency is composed over white. 16-bit greys are scaled to
-    8 bits. Of an animation the first frame is taken. Every other mode goes through Pillow's conversion to RGB, as in
-    Keras.
+    EXIF orientation is applied (Keras ignores it). Transparent images are composed over white. 16-bit gray is scaled to
+    8 bits. The first frame of an animation is used. All other modes are converted to RGB by Pillow, as in Keras.
 
-    Raises UserError that names the file and the reason if it is missing, unreadable, empty, not an image, truncated,
-    has pixels that cannot be shown as 8-bit RGB, or is larger than `unpack.LARGEST` or `unpack.LARGEST_FILE`.
+    Raises:
+      UserError: the file is missing, unreadable, empty, not an image, truncated, cannot be converted to 8-bit RGB, or
+        larger than `image_file.MAX_PIXELS` or `image_file.MAX_FILE_BYTES`; names the file and the reason.
     """
     try:
         return _read(path, resize).copy()
     except UnreadableError as reason:
-        raise UserError(f"cannot read the image {path}: {reason}; replace or remove it") from reason
+        raise UserError(f"Cannot read the image {path}: {reason}. Replace or remove it.") from reason
 
 
 def decode_all(
@@ -94,9 +101,9 @@ def decode_all(
     on_progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
-    """Read many images with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode`.
+    """Decode many images with threads: uint8 [n, height, width, 3] in the order of `paths`; see `decode_into`.
 
-    Raises one UserError for all the files that `decode` would refuse: see `refuse`.
+    Raises one UserError for all files that cannot be read; see `raise_unreadable`.
     """
     images = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
     raise_unreadable(paths, decode_into(images, paths, resize, on_progress, workers))
@@ -110,12 +117,17 @@ def decode_into(
     on_progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> dict[int, str]:
-    """Read many images with threads; the image of paths[i], uint8 [height, width, 3], is put to images[i].
+    """Decode many images with threads; the image of paths[i], uint8 [height, width, 3], is stored as images[i].
 
-    `on_progress` is called in the caller's thread after each image with the number of images done.
-    `workers` is the number of threads, one a core unless given: more only wait for each other.
+    Args:
+      images: where the images are stored.
+      paths: the files.
+      resize: the size of the images.
+      on_progress: called in the caller's thread after each image with the number of images done.
+      workers: number of threads; default: one per core.
 
-    Returns the reason by index for every file that `decode` would refuse; nothing is put there.
+    Returns:
+      The reason by index for every file that cannot be read; nothing is stored for it.
     """
 
     def fill(index: int) -> str | None:
@@ -136,15 +148,18 @@ def decode_into(
 
 
 def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
-    """Raise one UserError if files are `bad` (index -> reason); it names the first hundred with reasons."""
+    """Raise one UserError if files are `bad` (index -> reason); it names the first hundred with their reasons."""
     if bad:
-        told = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
-        named = ", ".join(told[:_LISTED]) + (f" and {len(told) - _LISTED} more" if len(told) > _LISTED else "")
-        raise UserError(f"cannot read {len(bad)} of {len(paths)} images: {named}; replace or remove them")
+        files = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
+        more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
+        raise UserError(
+            f"Cannot read {len(bad)} of {len(paths)} images: {', '.join(files[:_MAX_NAMED])}{more}. Replace or remove "
+            "them."
+        )
 
 
 def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
-    """What is left of an upright image where `resize` crops it, in its own aspect and resolution."""
+    """Return the part of an upright image that `resize` keeps, in the image's own aspect ratio and resolution."""
     if resize.policy != "crop":
         return image
     left, top, right, bottom = _crop_box(image, resize)
@@ -152,29 +167,29 @@ def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
 
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
-    """The file as `decode` returns it, but not to be written to; or UnreadableError."""
+    """Return the decoded file as a read-only array, or raise UnreadableError."""
     with open_image(path) as image:
-        return np.asarray(_resized(to_rgb(apply_exif_orientation(image)), resize))
+        return np.asarray(_resize(to_rgb(apply_exif_orientation(image)), resize))
 
 
-def _resized(image: Image.Image, resize: Resize) -> Image.Image:
-    """`image` under the policy of `resize`."""
+def _resize(image: Image.Image, resize: Resize) -> Image.Image:
+    """Resize `image` under the policy of `resize`."""
     box = _crop_box(image, resize) if resize.policy == "crop" else None
     return image.resize((resize.width, resize.height), _INTERPOLATIONS[resize.interpolation], box)
 
 
 def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, float]:
-    """The part of `image` (left, top, right, bottom) that is in the centre crop once it is scaled.
+    """Return the part of `image` (left, top, right, bottom) that is in the center crop once it is scaled.
 
-    Scaling only that part is scaling everything and cropping then, to Pillow's rounding, but an image of 1 x 10,000
-    never becomes one of 256 x 2,560,000.
+    Scaling only this part equals scaling everything and cropping then, up to Pillow's rounding, but an image of
+    1 x 10,000 never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)
-    covered = [round(side / resize.crop_pct) for side in target]
-    scale = max(cover / side for cover, side in zip(covered, image.size, strict=True))
+    scaled_targets = [round(side / resize.crop_pct) for side in target]
+    scale = max(covered / side for covered, side in zip(scaled_targets, image.size, strict=True))
     box = []
-    for side, cover, crop in zip(image.size, covered, target, strict=True):
-        scaled = max(cover, round(side * scale))
+    for side, covered, crop in zip(image.size, scaled_targets, target, strict=True):
+        scaled = max(covered, round(side * scale))
         start = (scaled - crop) // 2
         box.append((start * side / scaled, (start + crop) * side / scaled))
     (left, right), (top, bottom) = box

@@ -1,4 +1,4 @@
-"""An image file, unpacked whole, upright and in RGB, in a bounded amount of memory."""
+"""Read image files completely, upright and in RGB, in a bounded amount of memory."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,20 +11,20 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 MAX_PIXELS = 110_000_000
-"""Pixels of the largest image that is unpacked, and of all that are at any one time.
+"""Pixels of the largest image that is decoded, and of all images that are decoded at the same time.
 
-The 108-megapixel photographs of telephones pass. A pixel takes at most 12 bytes on its way, as stored, upright and in
-RGB, so that images never take more than 1.3 GB, whatever the number of threads.
+108-megapixel photographs of phones pass. A pixel takes at most 12 bytes (as stored, upright, and in RGB), so images
+never take more than 1.3 GB, whatever the number of threads.
 """
 
 MAX_FILE_BYTES = 2**29
-"""Bytes of the largest file that is read: LARGEST pixels of 4 bytes, not compressed."""
+"""Bytes of the largest file that is read: MAX_PIXELS of 4 bytes, uncompressed."""
 
-# Pillow's names of what `decode.EXTENSIONS` stand for, the usual first. Naming them keeps Pillow from trying everything
-# else it knows on a stranger's file: for PostScript it would start an interpreter.
+# Pillow's names of the formats of `decode.EXTENSIONS`, the usual ones first. Naming them keeps Pillow from trying its
+# other formats on an untrusted file: for PostScript it would start an interpreter.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 
-# How to turn the stored pixels upright, by the value of the EXIF tag Orientation (Exif 2.32, section 4.6.4).
+# The transposition that turns the stored pixels upright, by EXIF Orientation (Exif 2.32, section 4.6.4).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,29 +35,30 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow takes memory in blocks of 16 MiB, which malloc keeps for the thread that frees them; larger ones, beyond its
-# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB, are given back, so that each of many threads does not keep the largest image.
+# Pillow allocates blocks of 16 MiB, which malloc keeps for the thread that frees them. Blocks beyond its
+# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB are returned to the system, so threads do not keep the memory of their largest image.
 _imaging.set_block_size(2**26)
 
-_STRIP = 2**22  # pixels that are converted at a time where that takes copies
-_LARGE_FILE = 2**24  # bytes; such files are read one at a time
+_STRIP = 2**22  # pixels that are converted at a time if the conversion makes copies
+_LARGE_FILE = 2**24  # bytes; larger files are read one at a time
 
 
 class UnreadableError(Exception):
-    """The reason, in plain words, why a file gives no image.
+    """Why a file cannot be used as an image; the message is the reason.
 
-    kind: the same in one word: 'unreadable' (it cannot be opened), 'empty', 'not-an-image', 'oversized', 'truncated'
-    (or damaged) or 'unconvertible' (to RGB).
+    Attributes:
+      kind: 'unreadable' (cannot be opened), 'empty', 'not-an-image', 'oversized', 'truncated' (or damaged) or
+        'unconvertible' (to RGB).
     """
 
     def __init__(self, kind: str, reason: str) -> None:
-        """Both as above."""
+        """Create the error; see above."""
         super().__init__(reason)
         self.kind = kind
 
 
 class _PixelBudget:
-    """Pixels that may be unpacked at one time; who needs more than are free waits."""
+    """Limits the pixels that are decoded at the same time; a thread that needs more than are free waits."""
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels
@@ -81,38 +82,41 @@ _large_file = threading.Lock()
 
 
 @contextmanager
-def open_image(path: Path, enough: int | None = None) -> Iterator[Image.Image]:
-    """The image in whatever mode the file has, while the block runs; raises UnreadableError.
+def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]:
+    """Yield the decoded image in the mode of the file. Within the block, the thread must not open another: deadlock.
 
-    Within the block the thread must not unpack another: it would wait for itself.
+    Args:
+      path: the file.
+      min_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, many times faster, as long as both sides
+        keep this many pixels.
 
-    enough: a JPEG may be unpacked at 1/2, 1/4 or 1/8 of its size, many times quicker, as long as both of its sides keep
-    that many pixels; None unpacks it whole.
+    Raises:
+      UnreadableError: the file cannot be used as an image.
     """
-    size = _size(path)
+    size = _check_size(path)
     with _large_file if size > _LARGE_FILE else nullcontext():
-        image = _opened(path)
+        image = _open(path)
         with _pixel_budget.take(image.width * image.height):
-            _load(image, enough)
+            _load(image, min_side)
             yield image
 
 
-def _size(path: Path) -> int:
-    """Bytes of the file."""
+def _check_size(path: Path) -> int:
+    """Return the size of the file in bytes."""
     try:
-        found = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in its name
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise _unreadable(error) from error
-    if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):
-        raise UnreadableError("unreadable", "it is no ordinary file")  # a named pipe would keep its reader waiting
-    size = found.st_size
+    if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
+        raise UnreadableError("unreadable", "not a regular file")  # reading a named pipe would wait forever
+    size = status.st_size
     if size > MAX_FILE_BYTES:
-        raise UnreadableError("oversized", f"the file of {size:,} bytes is larger than is safe to read")
+        raise UnreadableError("oversized", f"the file of {size:,} bytes is too large to read safely")
     return size
 
 
-def _opened(path: Path) -> Image.Image:
-    """The image with its header read and checked."""
+def _open(path: Path) -> Image.Image:
+    """Return the image with its header read and checked."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -130,14 +134,14 @@ def _opened(path: Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _oversized()
     if not image.width * image.height:
-        raise UnreadableError("truncated", "truncated or damaged: it claims to have no pixels")
+        raise UnreadableError("truncated", "truncated or damaged: the header claims no pixels")
     return image
 
 
-def _load(image: Image.Image, enough: int | None) -> None:
+def _load(image: Image.Image, min_side: int | None) -> None:
     try:
-        if enough is not None:
-            image.draft(None, (enough, enough))
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
         image.load()
     except Exception as error:
         raise _damaged(error) from error
@@ -148,55 +152,54 @@ def _unreadable(error: OSError | ValueError) -> UnreadableError:
 
 
 def _oversized() -> UnreadableError:
-    return UnreadableError("oversized", f"it claims more pixels than is safe to unpack, which is {MAX_PIXELS:,}")
+    return UnreadableError("oversized", f"the header claims more pixels than can be decoded safely, {MAX_PIXELS:,}")
 
 
 def _damaged(error: Exception) -> UnreadableError:
-    # On broken bytes Pillow's readers raise almost anything: SyntaxError, struct.error, ...
+    # Pillow's readers raise almost any exception on damaged bytes: SyntaxError, struct.error, ...
     return UnreadableError("truncated", f"truncated or damaged: {str(error) or type(error).__name__}")
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """The image as the camera was held. A loaded TIFF is upright already and has lost its tag."""
+    """Return the image upright. A loaded TIFF is already upright and has lost its tag."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as above: damaged metadata must not hide a good image
+    except Exception:  # damaged metadata must not make a good image unreadable
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow to RGB, over white where it is transparent; raises UnreadableError."""
+    """Convert an image of any mode to RGB, over white where it is transparent. Raises UnreadableError."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _by_strips(image, _from_16_bits)
+        return _convert_strips(image, _gray16_to_rgb)
     if image.mode in ("F", "LAB"):
-        reason = f"its pixels are of a kind ({image.mode}) that is not converted to RGB"
-        raise UnreadableError("unconvertible", reason)
+        raise UnreadableError("unconvertible", f"pixels of mode {image.mode} cannot be converted to RGB")
     if image.has_transparency_data:
-        return _by_strips(image, _over_white)
+        return _convert_strips(image, _over_white)
     return image.convert("RGB")
 
 
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`image` converted to RGB, some rows at a time."""
-    seen = Image.new("RGB", image.size)
+def _convert_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image to RGB, some rows at a time."""
+    rgb = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        seen.paste(convert(strip), (0, top))
-    return seen
+        rgb.paste(convert(strip), (0, top))
+    return rgb
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Greys 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadableError("unconvertible", "its grey values do not fit into 16 bits")
-    return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8)).convert("RGB")
+def _gray16_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale gray levels 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
+    gray = np.asarray(image)
+    if gray.min() < 0 or gray.max() > 65535:
+        raise UnreadableError("unconvertible", "gray values do not fit into 16 bits")
+    return Image.fromarray(((gray.astype(np.int32) + 128) // 257).astype(np.uint8)).convert("RGB")
