@@ -1,4 +1,4 @@
-"""What is true of image files, each unpacked fully as a run would unpack it."""
+"""`flaxtl doctor`: inspect every image of a source, compare all of them, and list the issues found."""
 
 import warnings
 from collections import Counter, defaultdict
@@ -19,19 +19,173 @@ from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage
 from flaxtl.errors import UserError, join_names
 
+ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""(title, total) -> a context that shows a progress bar and yields the function that advances it."""
+
+MIN_SIDE = 32
+"""Images with a shorter side, in pixels, are reported as tiny: the smallest input of the VGG models."""
+
+MIN_CLASS_SIZE = 10
+"""Smaller classes are reported: with the default fractions, validation gets one or two of their images."""
+
+MAX_IMBALANCE = 10
+"""Largest ratio of the largest to the smallest class that is not reported."""
+
+
+@dataclass(frozen=True)
+class IssueType:
+    """A type of issue: whether it prevents training, its title, and what to do about it."""
+
+    blocking: bool
+    title: str
+    advice: str
+
+
+_BAD_FILE = "replace or remove; or --config.data.on_error=skip"
+
+ISSUE_TYPES: Mapping[str, IssueType] = {
+    "layout": IssueType(True, "Layout", "arrange the images as described"),
+    "too-small": IssueType(True, "Class too small to split", "add images; or another --config.data.fractions"),
+    "unreadable": IssueType(True, "Unreadable", _BAD_FILE),
+    "empty": IssueType(True, "Empty", _BAD_FILE),
+    "not-an-image": IssueType(True, "Not an image", _BAD_FILE),
+    "truncated": IssueType(True, "Truncated or damaged", _BAD_FILE),
+    "oversized": IssueType(True, "Oversized", _BAD_FILE),
+    "unconvertible": IssueType(True, "Not convertible to RGB", _BAD_FILE),
+    "changed": IssueType(True, "Changed since it was listed", "restore it, or remove the column sha256"),
+    "leak": IssueType(True, "Leak between splits", "keep it in one split; or --config.data.allow_leaks=true"),
+    "near-leak": IssueType(False, "Near-duplicate across splits", "keep it in one split"),
+    "label-conflict": IssueType(False, "Label conflict", "keep the correct label only"),
+    "duplicate": IssueType(False, "Duplicate", "keep one: copies give an image more weight"),
+    "near-duplicate": IssueType(False, "Near-duplicate", "nothing, if it is a series"),
+    "suffix": IssueType(False, "Wrong suffix", "nothing: the format is detected from the content"),
+    "tiny": IssueType(False, "Tiny", "remove it if it is a stray thumbnail"),
+    "single-color": IssueType(False, "Single color", "remove it if it is a placeholder"),
+    "mode": IssueType(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
+    "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image ignore the tag"),
+    "animated": IssueType(False, "Several frames", "nothing, if the first frame is representative: only it is used"),
+    "passed-over": IssueType(False, "Skipped", "nothing, if it is not meant to be an image"),
+    "few": IssueType(False, "Small class", "add images: there are too few to train on and to evaluate with"),
+    "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
+}
+"""All types of issues, the most severe first."""
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One issue: its type (a key of ISSUE_TYPES), the files it concerns (none for a class), and a message."""
+
+    kind: str
+    paths: tuple[Path, ...]
+    message: str
+
+    @property
+    def severity(self) -> str:
+        """'stops' if it prevents training, else 'warns'; values of the JSON output."""
+        return "stops" if ISSUE_TYPES[self.kind].blocking else "warns"
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The contents of a dataset and its issues, the most severe first."""
+
+    index: DatasetIndex
+    issues: tuple[Issue, ...]
+
+    @cached_property
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Images by (class, split); the split is '' if the source defines none."""
+        return Counter((image.label, image.split or "") for image in self.index.images)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Images per class, sorted by name."""
+        return dict(sorted(Counter(image.label for image in self.index.images).items()))
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Images per defined split, in the order train, validation, test."""
+        return {split: sum(image.split == split for image in self.index.images) for split in self.index.splits}
+
+    @property
+    def num_blocking(self) -> int:
+        """The number of issues that prevent training."""
+        return sum(ISSUE_TYPES[issue.kind].blocking for issue in self.issues)
+
+    @property
+    def by_kind(self) -> dict[str, list[Issue]]:
+        """The issues of each type that was found."""
+        kinds: dict[str, list[Issue]] = {}
+        for issue in self.issues:
+            kinds.setdefault(issue.kind, []).append(issue)
+        return kinds
+
+    def as_json(self, source: str) -> dict[str, Any]:
+        """Return the report as JSON values; `source` is as the user wrote it."""
+        return {
+            "source": source,
+            "images": len(self.index.images),
+            "classes": self.classes,
+            "splits": self.splits,
+            "findings": [
+                {
+                    "kind": issue.kind,
+                    "severity": issue.severity,
+                    "paths": [str(path) for path in issue.paths],
+                    "message": issue.message,
+                }
+                for issue in self.issues
+            ],
+            "stops": self.num_blocking > 0,
+        }
+
+
+def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
+    """Decode every image, compare all of them, and report the issues.
+
+    Args:
+      source_report: the contents of the source, with the problems of its layout.
+      progress: shows the progress of the two rounds over the files.
+      near_duplicates: perceptual hashes that differ in at most this many of their 64 bits count as the same image; -1
+        compares files only.
+
+    Raises:
+      UserError: `near_duplicates` is out of range. Nothing in the files raises.
+    """
+    duplicates.check_threshold(near_duplicates)
+    images = source_report.index.images
+    paths = [image.path for image in images]
+    with progress("inspecting images", len(paths)) as advance:
+        results = inspect_images(paths, lambda done: advance(1))
+    readable = [image for image, result in zip(images, results, strict=True) if isinstance(result, ImageInfo)]
+    with progress("comparing images", len(readable)) as advance:
+        fingerprints = duplicates.fingerprint_files([image.path for image in readable], lambda done: advance(1))
+    groups = duplicates.duplicate_groups(fingerprints, near_duplicates)
+    issues = [
+        *(Issue("layout", (), problem) for problem in source_report.problems),
+        *(issue for path, result in zip(paths, results, strict=True) for issue in _file_issues(path, result)),
+        *_equal_file_issues(readable, fingerprints),
+        *_near_duplicate_issues(readable, fingerprints, groups),
+        *(Issue("passed-over", (path,), "unsupported file type") for path in source_report.skipped_files),
+        *_class_issues(source_report.index),
+        *_split_issues(readable, groups),
+    ]
+    order = list(ISSUE_TYPES)
+    return DatasetReport(source_report.index, tuple(sorted(issues, key=lambda issue: order.index(issue.kind))))
+
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """An image that can be used.
+    """Properties of a readable image.
 
     Attributes:
-      format: Pillow's name of the format, by content: 'JPEG', 'PNG', ...; the many-part JPEGs of cameras are 'MPO'.
-      mode: Pillow's name of the kind of pixels: 'RGB', 'L', 'CMYK', 'I;16', ...
-      width: pixels of the image seen upright.
-      height: pixels of the image seen upright.
-      orientation: its EXIF tag Orientation, 1 (upright, or no tag) to 8; a TIFF's is applied unseen and counts as 1.
-      frames: how many images the file holds: 1, or more where it is animated or has pages.
-      flat: every pixel has the same colour.
+      format: Pillow's name of the format, by content: 'JPEG', 'PNG', ...; multi-picture JPEGs of cameras are 'MPO'.
+      mode: Pillow's name of the pixel format: 'RGB', 'L', 'CMYK', 'I;16', ...
+      width: pixels of the upright image.
+      height: pixels of the upright image.
+      orientation: EXIF Orientation, 1 (upright, or no tag) to 8; that of a TIFF is applied by Pillow and counts as 1.
+      frames: number of images in the file: 1, or more if it is animated or has pages.
+      flat: all pixels have the same color.
     """
 
     format: str
@@ -45,7 +199,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ImageError:
-    """A file that gives no image; `kind` and `reason` are those of `unpack.UnreadableError`."""
+    """A file that cannot be used as an image; `kind` and `reason` are those of `image_file.UnreadableError`."""
 
     kind: str
     reason: str
@@ -54,110 +208,55 @@ class ImageError:
 def inspect_images(
     paths: Sequence[Path], on_progress: Callable[[int], None] | None = None
 ) -> list[ImageInfo | ImageError]:
-    """Examine many files with threads (Pillow unpacks outside Python's lock), in the order of `paths`.
+    """Inspect many files with threads (Pillow decodes without Python's lock), in the order of `paths`.
 
     `on_progress` is called in the caller's thread after each file with the number of files done. Damage that leaves a
-    lawful file is not seen: the pixels of JPEG, WebP and TIFF carry no checksum.
+    valid file is not detected: the pixels of JPEG, WebP and TIFF have no checksum.
     """
-    found: list[ImageInfo | ImageError] = []
+    results: list[ImageInfo | ImageError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's, on large images and damaged metadata: neither stops a run
-        for facts in pool.map(inspect_image, paths):
-            found.append(facts)
+        warnings.simplefilter("ignore")  # Pillow's, about large images and damaged metadata: neither is an error
+        for result in pool.map(inspect_image, paths):
+            results.append(result)
             if on_progress is not None:
-                on_progress(len(found))
-    return found
+                on_progress(len(results))
+    return results
 
 
 def inspect_image(path: Path) -> ImageInfo | ImageError:
-    """Unpack one file and see what it is."""
+    """Decode one file and return its properties, or why it cannot be used."""
     try:
         with open_image(path) as image:
-            return _facts(image)
+            rgb = to_rgb(apply_exif_orientation(image))
+            return ImageInfo(
+                format=image.format or "",
+                mode=image.mode,
+                width=rgb.width,
+                height=rgb.height,
+                orientation=_orientation(image),
+                frames=_count_frames(image),
+                flat=rgb.getcolors(maxcolors=1) is not None,
+            )
     except UnreadableError as error:
         return ImageError(error.kind, str(error))
 
 
-def _facts(image: Image.Image) -> ImageInfo:
-    seen = to_rgb(apply_exif_orientation(image))
-    return ImageInfo(
-        format=image.format or "",
-        mode=image.mode,
-        width=seen.width,
-        height=seen.height,
-        orientation=_orientation(image),
-        frames=_frames(image),
-        flat=seen.getcolors(maxcolors=1) is not None,
-    )
-
-
 def _orientation(image: Image.Image) -> int:
     try:
-        stored = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged metadata raise almost anything, and turn nothing
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata can raise anything, and rotates nothing
         return 1
-    return stored if isinstance(stored, int) and 1 <= stored <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _frames(image: Image.Image) -> int:
-    if image.format == "MPO":  # behind a photograph cameras keep previews and depth maps: no animation
+def _count_frames(image: Image.Image) -> int:
+    if image.format == "MPO":  # cameras append previews and depth maps to a photograph: not an animation
         return 1
     try:
         return int(getattr(image, "n_frames", 1))
-    except Exception:  # a damaged later frame: only the first is ever used
+    except Exception:  # a damaged later frame: only the first one is used
         return 1
 
-
-ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""A progress bar of a title and a total, as a context; it gives the function that advances it."""
-
-SMALL = 32
-"""Pixels of a side below which an image is called tiny: the smallest input that the catalog's VGG networks take."""
-
-FEW = 10
-"""A class of fewer images is named: of those, validation gets one or two, a fifth by default."""
-
-UNEVEN = 10
-"""A largest class of more than so many times the smallest is named."""
-
-
-@dataclass(frozen=True)
-class IssueType:
-    """What findings of one kind have in common: whether they stop a run, a title, and what to do about them."""
-
-    blocking: bool
-    title: str
-    advice: str
-
-
-_BROKEN = "replace or remove; or --config.data.on_error=skip"
-
-ISSUE_TYPES: Mapping[str, IssueType] = {
-    "layout": IssueType(True, "Layout", "arrange the images as the sentence says"),
-    "too-small": IssueType(True, "Class too small to split", "add images; or another --config.data.fractions"),
-    "unreadable": IssueType(True, "Unreadable", _BROKEN),
-    "empty": IssueType(True, "Empty", _BROKEN),
-    "not-an-image": IssueType(True, "Not an image", _BROKEN),
-    "truncated": IssueType(True, "Truncated or damaged", _BROKEN),
-    "oversized": IssueType(True, "Oversized", _BROKEN),
-    "unconvertible": IssueType(True, "Not convertible to RGB", _BROKEN),
-    "changed": IssueType(True, "Changed since it was listed", "restore it, or remove the column sha256"),
-    "leak": IssueType(True, "Leak between splits", "keep it in one split; or --config.data.allow_leaks=true"),
-    "near-leak": IssueType(False, "Near-duplicate across splits", "keep it in one split"),
-    "label-conflict": IssueType(False, "Label conflict", "keep the right label only"),
-    "duplicate": IssueType(False, "Duplicate", "keep one: copies weigh an image more"),
-    "near-duplicate": IssueType(False, "Near-duplicate", "nothing, if it is a series"),
-    "suffix": IssueType(False, "Misnamed", "nothing: the content counts"),
-    "tiny": IssueType(False, "Tiny", "remove it if it is a stray thumbnail"),
-    "single-color": IssueType(False, "Single colour", "remove it if it is a placeholder"),
-    "mode": IssueType(False, "Converted pixels", "nothing: transparency becomes white, 16 bits become 8"),
-    "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image would not"),
-    "animated": IssueType(False, "Several frames", "nothing, if the first tells enough: only that is used"),
-    "passed-over": IssueType(False, "Passed over", "nothing, if it is not meant to be an image"),
-    "few": IssueType(False, "Small class", "add images: so few teach and measure little"),
-    "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
-}
-"""Every kind of finding, the gravest first."""
 
 _FORMATS = {
     ".avif": "AVIF",
@@ -174,185 +273,81 @@ _FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-"""What each suffix of `decode.EXTENSIONS` promises."""
+"""The format that each suffix of `decode.EXTENSIONS` stands for."""
 
 
-@dataclass(frozen=True)
-class Issue:
-    """One thing found: its kind (a key of KINDS), the files it is about (none for a class), and a plain sentence."""
-
-    kind: str
-    paths: tuple[Path, ...]
-    message: str
-
-    @property
-    def severity(self) -> str:
-        """'stops' where a run would stop, 'warns' where it would go on."""
-        return "stops" if ISSUE_TYPES[self.kind].blocking else "warns"
-
-
-@dataclass(frozen=True)
-class DatasetReport:
-    """What a data set holds, and what was found in it, the gravest first."""
-
-    index: DatasetIndex
-    issues: tuple[Issue, ...]
-
-    @cached_property
-    def counts(self) -> Counter[tuple[str, str]]:
-        """Images by class and split; the split is '' where none is given."""
-        return Counter((one.label, one.split or "") for one in self.index.images)
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """Images of each class, sorted by name."""
-        return dict(sorted(Counter(one.label for one in self.index.images).items()))
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """Images of each given split, in the order train, validation, test."""
-        return {split: sum(one.split == split for one in self.index.images) for split in self.index.splits}
-
-    @property
-    def num_blocking(self) -> int:
-        """How many of the findings would stop a run."""
-        return sum(finding.severity == "stops" for finding in self.issues)
-
-    @property
-    def by_kind(self) -> dict[str, list[Issue]]:
-        """The findings of each kind that was found."""
-        kinds: dict[str, list[Issue]] = {}
-        for finding in self.issues:
-            kinds.setdefault(finding.kind, []).append(finding)
-        return kinds
-
-    def as_json(self, source: str) -> dict[str, Any]:
-        """All of it as JSON values; `source` as the user wrote it."""
-        return {
-            "source": source,
-            "images": len(self.index.images),
-            "classes": self.classes,
-            "splits": self.splits,
-            "findings": [
-                {
-                    "kind": finding.kind,
-                    "severity": finding.severity,
-                    "paths": [str(path) for path in finding.paths],
-                    "message": finding.message,
-                }
-                for finding in self.issues
-            ],
-            "stops": self.num_blocking > 0,
-        }
-
-
-def check_dataset(survey: IndexReport, bar: ProgressFn, near_duplicates: int = 4) -> DatasetReport:
-    """Unpack every image, compare all of them, and tell what is wrong.
-
-    Args:
-      survey: what the source holds, in whatever state it is.
-      bar: shows the progress of the two passes over the files.
-      near_duplicates: perceptual hashes that differ in at most so many of their 64 bits count as the same image;
-        -1 compares bytes only.
-
-    Raises:
-      UserError: `near_duplicates` is out of the range of `duplicates.pairs`. Nothing in the files raises.
-    """
-    duplicates.check_threshold(near_duplicates)
-    found = survey.index.images
-    paths = [one.path for one in found]
-    with bar("examining images", len(paths)) as advance:
-        facts = inspect_images(paths, lambda done: advance(1))
-    sound = [one for one, fact in zip(found, facts, strict=True) if isinstance(fact, ImageInfo)]
-    with bar("comparing images", len(sound)) as advance:
-        prints = duplicates.fingerprint_files([one.path for one in sound], lambda done: advance(1))
-    groups = duplicates.duplicate_groups(prints, near_duplicates)
-    findings = [
-        *(Issue("layout", (), complaint) for complaint in survey.problems),
-        *(finding for path, fact in zip(paths, facts, strict=True) for finding in _of_file(path, fact)),
-        *_of_bytes(sound, prints),
-        *_of_looks(sound, prints, groups),
-        *(Issue("passed-over", (path,), "no image by its suffix") for path in survey.skipped_files),
-        *_of_classes(survey.index),
-        *_of_split(sound, groups),
-    ]
-    order = list(ISSUE_TYPES)
-    return DatasetReport(survey.index, tuple(sorted(findings, key=lambda finding: order.index(finding.kind))))
-
-
-def _of_file(path: Path, fact: ImageInfo | ImageError) -> Iterator[Issue]:
-    """What one file alone tells."""
-    if isinstance(fact, ImageError):
-        yield Issue(fact.kind, (path,), fact.reason)
+def _file_issues(path: Path, result: ImageInfo | ImageError) -> Iterator[Issue]:
+    """Yield the issues of one file."""
+    if isinstance(result, ImageError):
+        yield Issue(result.kind, (path,), result.reason)
         return
-    claimed = _FORMATS.get(path.suffix.lower())
-    actual = "JPEG" if fact.format == "MPO" else fact.format
-    if claimed not in (None, actual):
+    expected = _FORMATS.get(path.suffix.lower())
+    actual = "JPEG" if result.format == "MPO" else result.format
+    if expected not in (None, actual):
         yield Issue("suffix", (path,), f"{path.suffix} by name, {actual} by content")
-    if min(fact.width, fact.height) < SMALL:
-        yield Issue("tiny", (path,), f"{fact.width} × {fact.height} pixels")
-    if fact.flat:
-        yield Issue("single-color", (path,), "every pixel has the same colour")
-    if fact.mode not in ("RGB", "L"):
-        yield Issue("mode", (path,), f"stored as {fact.mode}, read as RGB")
-    if fact.orientation != 1:
-        yield Issue("rotated", (path,), f"turned or mirrored by its EXIF orientation {fact.orientation}")
-    if fact.frames > 1:
-        yield Issue("animated", (path,), f"{fact.frames} frames, of which the first is used")
+    if min(result.width, result.height) < MIN_SIDE:
+        yield Issue("tiny", (path,), f"{result.width} × {result.height} pixels")
+    if result.flat:
+        yield Issue("single-color", (path,), "all pixels have the same color")
+    if result.mode not in ("RGB", "L"):
+        yield Issue("mode", (path,), f"stored as {result.mode}, read as RGB")
+    if result.orientation != 1:
+        yield Issue("rotated", (path,), f"rotated or mirrored by EXIF orientation {result.orientation}")
+    if result.frames > 1:
+        yield Issue("animated", (path,), f"{result.frames} frames; the first is used")
 
 
-def _of_bytes(found: Sequence[SourceImage], prints: Sequence[Fingerprint]) -> Iterator[Issue]:
-    """What the contents of the files tell: which are another one's, and which are not what a list says."""
-    identical: dict[str, list[SourceImage]] = defaultdict(list)
-    for one, own in zip(found, prints, strict=True):
-        identical[own.sha256].append(one)
-        if one.sha256 not in (None, own.sha256):
-            yield Issue("changed", (one.path,), "its SHA-256 is not the one that is listed")
-    for members in identical.values():
+def _equal_file_issues(images: Sequence[SourceImage], fingerprints: Sequence[Fingerprint]) -> Iterator[Issue]:
+    """Yield files that are equal to others, and files that are not the listed ones."""
+    equal: dict[str, list[SourceImage]] = defaultdict(list)
+    for image, fingerprint in zip(images, fingerprints, strict=True):
+        equal[fingerprint.sha256].append(image)
+        if image.sha256 not in (None, fingerprint.sha256):
+            yield Issue("changed", (image.path,), "its SHA-256 is not the listed one")
+    for members in equal.values():
         if len(members) > 1:
-            yield from _of_group(members, "the same bytes", "leak", "duplicate")
+            yield from _group_issues(members, "byte-identical files", "leak", "duplicate")
 
 
-def _of_looks(
-    found: Sequence[SourceImage], prints: Sequence[Fingerprint], groups: Sequence[Sequence[int]]
+def _near_duplicate_issues(
+    images: Sequence[SourceImage], fingerprints: Sequence[Fingerprint], groups: Sequence[Sequence[int]]
 ) -> Iterator[Issue]:
-    """What images that look the same tell, beyond what `_of_bytes` does."""
+    """Yield the groups of near-duplicates that are not all equal files."""
     for group in groups:
-        if len({prints[i].sha256 for i in group}) > 1:
-            yield from _of_group([found[i] for i in group], "almost the same image", "near-leak", "near-duplicate")
+        if len({fingerprints[i].sha256 for i in group}) > 1:
+            yield from _group_issues([images[i] for i in group], "near-duplicates", "near-leak", "near-duplicate")
 
 
-def _of_group(members: Sequence[SourceImage], what: str, leak: str, copies: str) -> Iterator[Issue]:
-    """What a group of images that are one image means: a leak, a label conflict or both, else mere copies."""
-    paths = tuple(one.path for one in members)
-    labels = sorted({one.label for one in members})
-    splits = list(dict.fromkeys(one.split for one in members if one.split))
+def _group_issues(members: Sequence[SourceImage], what: str, leak: str, duplicate: str) -> Iterator[Issue]:
+    """Yield the issues of a group of duplicates: a leak, a label conflict or both, or else only duplicates."""
+    paths = tuple(image.path for image in members)
+    labels = sorted({image.label for image in members})
+    splits = list(dict.fromkeys(image.split for image in members if image.split))
     if len(splits) > 1:
         yield Issue(leak, paths, f"{what} in {join_names(splits)}")
     if len(labels) > 1:
-        yield Issue("label-conflict", paths, f"{what} under {join_names(labels)}")
+        yield Issue("label-conflict", paths, f"{what} with the labels {join_names(labels)}")
     if len(splits) < 2 and len(labels) < 2:
-        yield Issue(copies, paths, f"{what} in {len(members)} files of {labels[0]}")
+        yield Issue(duplicate, paths, f"{len(members)} {what} of {labels[0]}")
 
 
-def _of_classes(listing: DatasetIndex) -> Iterator[Issue]:
-    """What the numbers of images tell."""
-    counts = Counter(one.label for one in listing.images)
+def _class_issues(index: DatasetIndex) -> Iterator[Issue]:
+    """Yield small classes and class imbalance."""
+    counts = Counter(image.label for image in index.images)
     for label, n in sorted(counts.items()):
-        if n < FEW:
-            yield Issue("few", (), f"{label} holds {n} image{'s' if n > 1 else ''}")
+        if n < MIN_CLASS_SIZE:
+            yield Issue("few", (), f"{label} has {n} image{'s' if n > 1 else ''}")
     if counts:
-        (large, most), (small, least) = counts.most_common()[0], counts.most_common()[-1]
-        if most > UNEVEN * least:
-            yield Issue("imbalance", (), f"{large} holds {most:,} images, {small} {least:,}")
+        (largest, most), (smallest, least) = counts.most_common()[0], counts.most_common()[-1]
+        if most > MAX_IMBALANCE * least:
+            yield Issue("imbalance", (), f"{largest} has {most:,} images, {smallest} {least:,}")
 
 
-def _of_split(found: Sequence[SourceImage], groups: Sequence[Sequence[int]]) -> Iterator[Issue]:
-    """Whether images without given splits can be split as a config does that says nothing about it."""
-    if found and not any(one.split for one in found):
+def _split_issues(images: Sequence[SourceImage], groups: Sequence[Sequence[int]]) -> Iterator[Issue]:
+    """Yield an issue if images without defined splits cannot be split with the default fractions."""
+    if images and not any(image.split for image in images):
+        fractions = DEFAULTS.data.fractions.to_dict()
         try:
-            splitting.stratified_split(
-                [one.label for one in found], groups, DEFAULTS.data.fractions.to_dict(), 0, lambda told: None
-            )
+            splitting.stratified_split([image.label for image in images], groups, fractions, 0, lambda message: None)
         except UserError as error:
             yield Issue("too-small", (), str(error))

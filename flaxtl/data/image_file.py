@@ -36,7 +36,7 @@ _UPRIGHT = {
 }
 
 # Pillow allocates blocks of 16 MiB, which malloc keeps for the thread that frees them. Blocks beyond its
-# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB are returned to the system, so threads do not keep the memory of their largest image.
+# DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB are returned to the system, not kept per thread.
 _imaging.set_block_size(2**26)
 
 _STRIP = 2**22  # pixels that are converted at a time if the conversion makes copies

@@ -22,7 +22,7 @@ _EXAMPLES = 3  # findings of a kind that its row tells, and files of a finding; 
 
 
 def diagnose_source(source: str, near_duplicates: int, console: Console) -> DatasetReport:
-    """Examine a source under progress bars; see `doctor.diagnose`. Raises UserError where there is no such source."""
+    """Examine a source under progress bars; see `check_dataset`. Raises UserError where there is no such source."""
     survey = base.inspect_source(source, fileio.cache_dir("data"))
     return doctor.check_dataset(survey, lambda title, total: progress_bar(console, title, total), near_duplicates)
 
@@ -110,7 +110,7 @@ class IssueSection:
     """The findings of one kind.
 
     Attributes:
-        key: the kind's key in `doctor.KINDS`.
+        key: the kind's key in `doctor.ISSUE_TYPES`.
         kind: what is said about all of them.
         count: how many there are.
         items: the first ITEMS of them.

@@ -143,7 +143,7 @@ SINGLE = {
     "mode": ("x.tif", lambda place: image(999).convert("CMYK").save(place), r"\bCMYK\b.*\bRGB\b"),
     "rotated": ("x.jpg", rotated, r"\bEXIF\b.*\b6\b"),
     "animated": ("x.webp", animated, r"(?i)\b3 frames\b"),
-    "passed-over": ("x.txt", lambda place: place.write_text("notes"), "(?i)suffix|extension"),
+    "passed-over": ("x.txt", lambda place: place.write_text("notes"), "(?i)suffix|extension|file type"),
     "duplicate": (
         "x.png",
         lambda place: shutil.copy(place.parent / "0.png", place),
