@@ -1,7 +1,14 @@
-"""One command of a sweep at a time, as a process of its own: what befalls it ends no other.
+"""Sweeps: train each run of a plan in its own process, and compare the runs on the validation images.
 
-A run that fails, even where the system kills it for its memory, is one failed run; and each begins with the whole of
-the accelerator's memory.
+The directory of a sweep holds:
+
+    sweep.json            the plan: all runs
+    development.csv       the images that runs train and validate on; folds/fold-K.csv splits them for cross-validation
+    test.csv              the test images; only the best point is evaluated on them, after all runs have ended
+    features/             cached features, shared by all runs
+    runs/NAME/            run directories; logs/NAME.log has their output, logs/NAME.failed why a run failed
+    test/NAME.json        metrics on the test images
+    sweep.csv, sweep.html the results
 """
 
 import signal
@@ -17,308 +24,328 @@ from rich.console import Console
 
 from flaxtl import fileio
 from flaxtl.config import load_config
-from flaxtl.console import progress_bar
-from flaxtl.data import split_writer
+from flaxtl.console import message, progress_bar
 from flaxtl.data.manifest import Manifest
 from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage
+from flaxtl.data.split_writer import write_folds
 from flaxtl.errors import UserError
-from flaxtl.pretrained import backbone
-from flaxtl.train import run_dir
-from flaxtl.train.setup import ModelInfo, build_manifest, build_setup
+from flaxtl.models.classifier import Classifier
+from flaxtl.pretrained.backbone import load_backbone
+from flaxtl.train.run_dir import run_dir_lock
+from flaxtl.train.setup import build_manifest, build_setup
 from flaxtl.train.signals import GRACE_SECONDS, SIGNALS, StopRequested, StopSignal, exit_code
-from flaxtl.tuning import sweep_grid, sweep_report, sweep_results
-from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun
-from flaxtl.tuning.sweep_results import SweepPoint, SweepResults
+from flaxtl.tuning import sweep_results
+from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, merge_plans, read_plan, shard_runs
+from flaxtl.tuning.sweep_report import result_messages, results_table, write_sweep_report
+from flaxtl.tuning.sweep_results import SweepPoint, SweepResults, read_results, write_results_csv
 
-PROGRAM = (sys.executable, "-m", "flaxtl")
+PLAN_NAME, DEVELOPMENT_NAME, TEST_NAME = "sweep.json", "development.csv", "test.csv"
 
-PATIENCE_SECONDS = GRACE_SECONDS + 5
-"""For a process that was told to end: it has its own grace, which begins a moment later."""
+FOLDS, FEATURES, SHARD_LOCKS = "folds", "features", "shards"
+"""Folders of a sweep: lists of the folds, cached features, and a lock for each shard that is being trained."""
 
+FLAXTL = (sys.executable, "-m", "flaxtl")
 
-class SweepProcesses:
-    """Starts commands, and passes on to the one at work that it shall end."""
-
-    def __init__(self) -> None:
-        """Nothing is at work yet. `interruption` is to be listened to around all commands."""
-        self.interruption = StopSignal(self._tell, PATIENCE_SECONDS)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def run(self, arguments: Sequence[str], log: Path) -> str | None:
-        """Run `flaxtl ARGUMENTS`, adding what it says to the file `log`; returns why it failed, or None.
-
-        Raises Stopped where a signal ended it, which was sent to this process or to that one.
-        """
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as said:
-            start = said.tell()
-            code = self._code([*PROGRAM, *arguments], said.fileno())
-        if code:
-            _stop_if_told(code)
-        return _reason(code, log, start) if code else None
-
-    def _code(self, command: Sequence[str], output: int) -> int:
-        """In a session of its own, so that Ctrl-C reaches it once, through this process."""
-        with self.interruption.deferred():
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            try:
-                if self.interruption.requested:  # before there was a process to tell
-                    self._tell()
-                code = self._process.wait()
-            except StopRequested:  # asked a second time: it shall not finish its step either
-                self._tell()
-                self._process.wait()
-                raise
-            finally:
-                self._process = None
-        if self.interruption.requested:
-            self.interruption.stop()
-        return code
-
-    def _tell(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-
-
-def _stop_if_told(code: int) -> None:
-    """Somebody told the process itself to end, as a cluster does that signals all of a job's processes."""
-    for number in SIGNALS:
-        if code in (exit_code(number), -number):
-            raise StopRequested(number)
-
-
-def _reason(code: int, log: Path, start: int) -> str:
-    """The sentence that the process ended with, without 'flaxtl: ', or its exit code."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    sentences = [line.removeprefix("flaxtl: ") for line in lines if line.startswith("flaxtl: ")]
-    if sentences:
-        return sentences[-1]
-    ended = f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
-    return f"{ended}; {log} holds what it said"
-
-
-DEVELOPMENT, TEST, FOLDS = "development.csv", "test.csv", "folds"
-"""Files of a sweep's directory, which are csv: sources, and the folder of fold-1.csv, fold-2.csv, ..."""
-
-
-def kept_images(workdir: Path) -> Manifest | None:
-    """The development images that were written here before."""
-    file = workdir / DEVELOPMENT
-    return Manifest.read(file) if file.is_file() else None
-
-
-def development_images(manifest: Manifest) -> Manifest:
-    """All but the test images."""
-    return Manifest(manifest.classes, tuple(example for example in manifest.examples if example.split != "test"))
-
-
-def write_fold_lists(
-    workdir: Path, manifest: Manifest, folds: int, seed: int, near_duplicates: int, console: Console
-) -> None:
-    """Write the lists; that of development, the sign that the others are there, last.
-
-    Of `folds`, if there are any, each deals the development images out to training and validation: stratified, and
-    images that differ in at most `near_duplicates` bits together. Raises UserError where a class is too small.
-    """
-    learned_from = development_images(manifest)
-    if folds and not (workdir / FOLDS).is_dir():
-        _write_folds(workdir, learned_from, folds, seed, near_duplicates, console)
-    if "test" in manifest.splits:
-        Manifest(manifest.classes, manifest.of_split("test")).write(workdir / TEST)
-    learned_from.write(workdir / DEVELOPMENT)
-
-
-def fold_source(workdir: Path, fold: int) -> str:
-    """The source of a run; `fold` counts from 1, 0 without folds."""
-    return f"csv:{workdir.resolve() / (f'{FOLDS}/fold-{fold}.csv' if fold else DEVELOPMENT)}"
-
-
-def _write_folds(workdir: Path, images: Manifest, k: int, seed: int, near_duplicates: int, console: Console) -> None:
-    found = tuple(SourceImage(Path(example.path), example.label, None, example.sha256) for example in images.examples)
-    with progress_bar(console, f"dealing out {k} folds", len(found)) as advance:
-        split_writer.write_folds(
-            DatasetIndex(found, str(workdir / DEVELOPMENT)),
-            workdir / FOLDS,
-            k,
-            seed,
-            near_duplicates=near_duplicates,
-            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
-            on_progress=lambda done: advance(1),
-        )
-
-
-PLAN, FEATURES, SHARES = "sweep.json", "features", "shares"
+STOP_SECONDS = GRACE_SECONDS + 5
+"""Time for a run to stop: it has its own grace period, which starts a moment later."""
 
 
 class SweepConfig(NamedTuple):
-    """FILE or FILE:VARIANT, and the overrides of all runs as '--config.key=value'."""
+    """The config of a sweep, as `load_config` takes it, and the '--config.key=value' overrides of all runs."""
 
     spec: str
     overrides: Sequence[str]
+
+
+def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, shard: str | None, console: Console) -> bool:
+    """Train the runs of a plan that are not complete, and write the results.
+
+    Args:
+      base: the config.
+      plan: the requested runs; the directory may hold more of the same sweep.
+      workdir: directory of the sweep.
+      shard: 'I/N' to train only this part of the runs; None for all.
+      console: shows progress and results.
+
+    Returns:
+      Whether no run has failed.
+
+    Raises:
+      UserError: the config of a run is invalid, or another process trains the same shard.
+      StopRequested: a signal stopped the sweep.
+    """
+    runs = shard_runs(shard, plan.runs) if shard else plan.runs
+    with run_dir_lock(workdir / SHARD_LOCKS / shard.replace("/", "-of-") if shard else workdir):
+        sweep = Sweep(base, workdir, plan, console)
+        with sweep.processes.stop_signal.listening():
+            sweep.prepare()
+            sweep.train(runs)
+            return sweep.finish()
+
+
+def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Console) -> bool:
+    """Write the results of the runs that are complete; train nothing. Returns whether no run has failed."""
+    if not (workdir / PLAN_NAME).is_file():
+        raise UserError(f"{workdir} holds no sweep yet. Leave out --collect.")
+    sweep = Sweep(base, workdir, plan, console)
+    with sweep.processes.stop_signal.listening():
+        return sweep.finish()
 
 
 class Sweep:
     """The runs of one sweep in its directory."""
 
     def __init__(self, base: SweepConfig, workdir: Path, plan: SweepPlan, console: Console) -> None:
-        """`plan` is of the runs that are asked for now; there may have been others before."""
+        """Merge the requested `plan` with that of earlier calls. Arguments as for `run_sweep`."""
         self._base, self._workdir, self._console = base, workdir, console
         self._config = load_config(base.spec, base.overrides)
-        self._now = plan
+        self._requested = plan
         self.processes = SweepProcesses()
-        file = workdir / PLAN
-        self.plan = sweep_grid.merge_plans(sweep_grid.read_plan(file), plan, workdir) if file.is_file() else plan
+        file = workdir / PLAN_NAME
+        self.plan = merge_plans(read_plan(file), plan, workdir) if file.is_file() else plan
 
-    def begin(self) -> None:
-        """Check the config of every run, deal out the images, and write down what the sweep consists of.
-
-        Nothing is written before all of it is right.
-        """
-        # The accelerators are for the runs: a process that only looks at them would take their memory, or all of them.
+    def prepare(self) -> None:
+        """Check the config of every run, then write the lists of images and the plan."""
+        # Accelerators are for the runs: a process that only looks at them would allocate their memory.
         jax.config.update("jax_platforms", "cpu")
-        kept = kept_images(self._workdir)
-        manifest = kept or build_manifest(self._config, self._workdir, self._console)
-        self._check(development_images(manifest))
-        if kept is None:
-            near, seed = self._config.data.near_duplicates, self._config.seed
-            write_fold_lists(self._workdir, manifest, self.plan.folds, seed, near, self._console)
-        self.plan.write(self._workdir / PLAN)
+        development = read_development_images(self._workdir)
+        manifest = development or build_manifest(self._config, self._workdir, self._console)
+        self._check_configs(without_test_images(manifest))
+        if development is None:
+            near_duplicates, seed = self._config.data.near_duplicates, self._config.seed
+            write_image_lists(self._workdir, manifest, self.plan.folds, seed, near_duplicates, self._console)
+        self.plan.write(self._workdir / PLAN_NAME)
 
     def train(self, runs: Sequence[SweepRun]) -> None:
-        """Train those that are not complete, one after the other; one that fails is noted, and the next begins."""
-        to_do = self._missing(runs)
-        if len(to_do) < len(runs):
-            self._say(f"{len(runs) - len(to_do)} of {len(runs)} runs are complete")
-        if not to_do:
+        """Train the runs that are not complete, one after the other. A failed run does not end the sweep."""
+        incomplete = self._incomplete(runs)
+        if len(incomplete) < len(runs):
+            self._notify(f"{len(runs) - len(incomplete)} of {len(runs)} runs are complete")
+        if not incomplete:
             return
-        self._say(f"what the runs say: {self._workdir / sweep_results.LOGS}")
-        with progress_bar(self._console, "runs", len(to_do)) as advance:
-            for run in to_do:
+        self._notify(f"Logs of the runs: {self._workdir / sweep_results.LOGS}")
+        with progress_bar(self._console, "runs", len(incomplete)) as advance:
+            for run in incomplete:
                 self._train(run)
                 advance(1)
 
-    def end(self) -> bool:
-        """Write and print the table; as soon as all runs have ended, judge the chosen point by the test images.
+    def finish(self) -> bool:
+        """Write and print the results. Once all runs have ended, evaluate the best point on the test images.
 
-        Of several shares of a sweep one does it at a time, so that the last one sees all runs. Returns whether
-        nothing failed.
+        If several shards are trained at once, one at a time does this, so that the last one sees all runs.
+
+        Returns:
+          Whether nothing has failed.
         """
-        alone = fileio.file_lock(self._workdir / ".table", wait=True)
-        assert alone is not None, "it waited"
-        with alone:
-            found = self._read()
-            judged = found.chosen is None or self._judge(found.chosen)
-            found = self._read()
-            sweep_results.write_results_csv(found, self._workdir / "sweep.csv")
-            sweep_report.write_sweep_report(found, self._workdir / "sweep.html")
+        lock = fileio.file_lock(self._workdir / ".table", wait=True)
+        assert lock is not None, "it waits"
+        with lock:
+            results = self._read_results()
+            evaluated = results.best is None or self._evaluate(results.best)
+            results = self._read_results()
+            write_results_csv(results, self._workdir / "sweep.csv")
+            write_sweep_report(results, self._workdir / "sweep.html")
             (self._workdir / ".table").unlink()
-        self._console.print(sweep_report.results_table(found))
-        for sentence in sweep_report.result_sentences(found):
-            self._say(sentence)
-        self._say(f"table: {self._workdir / 'sweep.html'}, {self._workdir / 'sweep.csv'}")
-        return judged and not found.failures
+        self._console.print(results_table(results))
+        for text in result_messages(results):
+            self._notify(text)
+        self._notify(f"results: {self._workdir / 'sweep.html'}, {self._workdir / 'sweep.csv'}")
+        return evaluated and not results.failures
 
-    def _read(self) -> SweepResults:
-        return sweep_results.read_results(self._workdir, self.plan)
+    def _read_results(self) -> SweepResults:
+        return read_results(self._workdir, self.plan)
 
-    def _check(self, manifest: Manifest) -> None:
-        """Everything that a run checks before it computes, of every point that is not complete.
-
-        Weights are looked at once for each network.
-        """
-        looked_at: set[tuple[str, str, str]] = set()
-        points = {str(run.point): run for run in self._missing(self._now.runs)}
-        for run in points.values():
-            config = load_config(self._base.spec, [*self._base.overrides, *run.settings])
+    def _check_configs(self, manifest: Manifest) -> None:
+        """Make the checks that a run makes at its start, for all incomplete points; read each weight file once."""
+        checked_weights: set[tuple[str, str, str]] = set()
+        runs = {str(run.point): run for run in self._incomplete(self._requested.runs)}
+        for run in runs.values():
+            config = load_config(self._base.spec, [*self._base.overrides, *run.overrides])
             try:
                 setup = build_setup(config, self._workdir, manifest)
-                self._check_weights(config, setup.model_info, looked_at)
+                self._check_weights(config, setup.model_info.model, checked_weights)
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from error
 
-    def _missing(self, runs: Sequence[SweepRun]) -> list[SweepRun]:
-        return [run for run in runs if sweep_results.result_of(self._workdir, run) is None]
+    def _incomplete(self, runs: Sequence[SweepRun]) -> list[SweepRun]:
+        return [run for run in runs if sweep_results.read_outcome(self._workdir, run) is None]
 
-    def _check_weights(self, config: Any, network: ModelInfo, looked_at: set[tuple[str, str, str]]) -> None:
-        request = str(config.weights.path)
-        key = config.model.name, config.model.output_layer, request
-        if request != "random" and key not in looked_at:
-            backbone.load_backbone(network.model, request, self._say)
-        looked_at.add(key)
+    def _check_weights(self, config: Any, model: Classifier, checked: set[tuple[str, str, str]]) -> None:
+        path = str(config.weights.path)
+        key = config.model.name, config.model.output_layer, path
+        if path != "random" and key not in checked:
+            load_backbone(model, path, self._notify)
+        checked.add(key)
 
     def _train(self, run: SweepRun) -> None:
-        failed = sweep_results.failure_file(self._workdir, run)
-        failed.unlink(missing_ok=True)
-        reason = self.processes.run(self._command(run), self._log(run))
-        if reason is not None:
-            self._say(f"{run.name} failed: {reason}")
-        result = sweep_results.result_of(self._workdir, run)
-        if result is None:
-            fileio.atomic_write_text(failed, reason or "it ended without a result")
+        """Train one run in its own process; report its accuracy, or why it failed."""
+        failure_file = sweep_results.failure_file(self._workdir, run)
+        failure_file.unlink(missing_ok=True)
+        failure = self.processes.run(self._train_arguments(run), self._log(run))
+        if failure is not None:
+            self._notify(f"{run.name} failed: {failure}")
+        outcome = sweep_results.read_outcome(self._workdir, run)
+        if outcome is None:
+            fileio.atomic_write_text(failure_file, failure or "it ended without a result")
         else:
-            self._say(f"{run.name}: validation accuracy {result.accuracy:.2%} in {result.seconds:.1f} s")
+            self._notify(f"{run.name}: validation accuracy {outcome.accuracy:.2%} in {outcome.seconds:.1f} s")
 
-    def _judge(self, chosen: SweepPoint) -> bool:
-        """Measure all runs of the chosen point on the test images, if there are any; whether that worked."""
-        if chosen.test is None and (self._workdir / TEST).is_file():
-            return all(self._test(run) for run in chosen.runs)
-        return True
-
-    def _test(self, run: SweepRun) -> bool:
-        file = sweep_results.test_file(self._workdir, run)
-        file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f".{file.name}")  # takes its name when it is whole
-        workdir, data = self._workdir / sweep_results.RUNS / run.name, self._workdir / TEST
-        command = ["evaluate", f"--workdir={workdir}", f"--data=csv:{data}", "--split=test", f"--json={part}"]
-        if (reason := self.processes.run(command, self._log(run))) is not None:
-            self._say(f"{run.name} could not be judged by the test images: {reason}")
-            return False
-        part.replace(file)
-        return True
-
-    def _command(self, run: SweepRun) -> list[str]:
-        own = [
-            *run.settings,
-            f"--config.data.source={fold_source(self._workdir, run.fold)}",
-            "--config.data.near_duplicates=-1",  # looked for when the images were dealt out
+    def _train_arguments(self, run: SweepRun) -> list[str]:
+        own_overrides = [
+            *run.overrides,
+            f"--config.data.source={image_list_source(self._workdir, run.fold)}",
+            "--config.data.near_duplicates=-1",  # the lists keep near-duplicates together already
         ]
         if not self._config.feature_cache.dir:
-            own.append(f"--config.feature_cache.dir={self._workdir.resolve() / FEATURES}")
-        replaced = {setting.split("=")[0] for setting in own}
-        kept = [override for override in self._base.overrides if override.split("=")[0] not in replaced]
+            own_overrides.append(f"--config.feature_cache.dir={self._workdir.resolve() / FEATURES}")
+        replaced = {override.split("=")[0] for override in own_overrides}
+        shared_overrides = [override for override in self._base.overrides if override.split("=")[0] not in replaced]
         workdir = self._workdir / sweep_results.RUNS / run.name
-        return ["train", f"--config={self._base.spec}", f"--workdir={workdir}", *kept, *own]
+        return ["train", f"--config={self._base.spec}", f"--workdir={workdir}", *shared_overrides, *own_overrides]
+
+    def _evaluate(self, point: SweepPoint) -> bool:
+        """Evaluate all runs of a point on the test images, if there are any; returns whether that worked."""
+        if point.test is None and (self._workdir / TEST_NAME).is_file():
+            return all(self._evaluate_run(run) for run in point.runs)
+        return True
+
+    def _evaluate_run(self, run: SweepRun) -> bool:
+        file = sweep_results.test_file(self._workdir, run)
+        file.parent.mkdir(exist_ok=True)
+        unfinished = file.with_name(f".{file.name}")
+        workdir, test_list = self._workdir / sweep_results.RUNS / run.name, self._workdir / TEST_NAME
+        arguments = [f"--workdir={workdir}", f"--data=csv:{test_list}", "--split=test", f"--json={unfinished}"]
+        if (failure := self.processes.run(["evaluate", *arguments], self._log(run))) is not None:
+            self._notify(f"{run.name} could not be evaluated on the test images: {failure}")
+            return False
+        unfinished.replace(file)
+        return True
 
     def _log(self, run: SweepRun) -> Path:
         return self._workdir / sweep_results.LOGS / f"{run.name}.log"
 
-    def _say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    def _notify(self, text: str) -> None:
+        message(self._console, text)
 
 
-def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, points: str | None, console: Console) -> bool:
-    """Train the runs of `plan` that are not complete, and write the table; whether nothing failed.
+def read_development_images(workdir: Path) -> Manifest | None:
+    """Return the development images of a sweep; None before they are written."""
+    file = workdir / DEVELOPMENT_NAME
+    return Manifest.read(file) if file.is_file() else None
 
-    `points` is the share 'I/N' of the runs that this process trains; without it, all. Raises Stopped where a signal
-    ended it, UserError where somebody else is at work on the same share.
+
+def without_test_images(manifest: Manifest) -> Manifest:
+    """Return the development images: all that are not in the test split."""
+    return Manifest(manifest.classes, tuple(example for example in manifest.examples if example.split != "test"))
+
+
+def write_image_lists(
+    workdir: Path, manifest: Manifest, folds: int, seed: int, near_duplicates: int, console: Console
+) -> None:
+    """Write the lists of development and test images, and of the folds.
+
+    The folds are stratified; images whose hashes differ in at most `near_duplicates` bits are in the same fold. The
+    development images are written last: if their list exists, the others do.
+
+    Raises:
+      UserError: a class has too few images for the folds.
     """
-    runs = sweep_grid.shard_runs(points, plan.runs) if points else plan.runs
-    with run_dir.run_dir_lock(workdir / SHARES / points.replace("/", "-of-") if points else workdir):
-        made = Sweep(base, workdir, plan, console)
-        with made.processes.interruption.listening():
-            made.begin()
-            made.train(runs)
-            return made.end()
+    development = without_test_images(manifest)
+    if folds and not (workdir / FOLDS).is_dir():
+        _write_fold_lists(workdir, development, folds, seed, near_duplicates, console)
+    if "test" in manifest.splits:
+        Manifest(manifest.classes, manifest.of_split("test")).write(workdir / TEST_NAME)
+    development.write(workdir / DEVELOPMENT_NAME)
 
 
-def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Console) -> bool:
-    """Write the table of what is there, and train nothing; whether nothing failed."""
-    if not (workdir / PLAN).is_file():
-        raise UserError(f"{workdir} holds no sweep yet; leave out --collect")
-    made = Sweep(base, workdir, plan, console)
-    with made.processes.interruption.listening():
-        return made.end()
+def image_list_source(workdir: Path, fold: int) -> str:
+    """Return the value of data.source for a run of fold `fold`, from 1; 0 without folds."""
+    return f"csv:{workdir.resolve() / (f'{FOLDS}/fold-{fold}.csv' if fold else DEVELOPMENT_NAME)}"
+
+
+def _write_fold_lists(
+    workdir: Path, images: Manifest, folds: int, seed: int, near_duplicates: int, console: Console
+) -> None:
+    index = DatasetIndex(
+        tuple(SourceImage(Path(example.path), example.label, None, example.sha256) for example in images.examples),
+        str(workdir / DEVELOPMENT_NAME),
+    )
+    with progress_bar(console, f"Splitting into {folds} folds", len(index.images)) as advance:
+        write_folds(
+            index,
+            workdir / FOLDS,
+            folds,
+            seed,
+            near_duplicates=near_duplicates,
+            notify=partial(message, console),
+            on_progress=lambda done: advance(1),
+        )
+
+
+class SweepProcesses:
+    """Runs one flaxtl command at a time in its own process, and forwards signals to it.
+
+    A run that fails, even if the system kills it for its memory, does not affect others; and each run starts with all
+    of the accelerator's memory.
+    """
+
+    def __init__(self) -> None:
+        """`stop_signal` must be listening around all calls of `run`."""
+        self.stop_signal = StopSignal(self._terminate, STOP_SECONDS)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, arguments: Sequence[str], log: Path) -> str | None:
+        """Run `flaxtl ARGUMENTS` and append its output to the file `log`.
+
+        Returns:
+          Why it failed; None if it succeeded.
+
+        Raises:
+          StopRequested: a signal stopped this process or that one.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            start = output.tell()
+            code = self._wait([*FLAXTL, *arguments], output.fileno())
+        if not code:
+            return None
+        for number in SIGNALS:  # a cluster may signal all processes of a job
+            if code in (exit_code(number), -number):
+                raise StopRequested(number)
+        return _failure(code, log, start)
+
+    def _wait(self, command: Sequence[str], output: int) -> int:
+        """Return the exit code. The process has its own session, so that Ctrl-C reaches it once, through this one."""
+        with self.stop_signal.deferred():
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                if self.stop_signal.requested:  # before the process existed
+                    self._terminate()
+                code = self._process.wait()
+            except StopRequested:  # a second signal: do not wait for the end of the step
+                self._terminate()
+                self._process.wait()
+                raise
+            finally:
+                self._process = None
+        if self.stop_signal.requested:
+            self.stop_signal.stop()
+        return code
+
+    def _terminate(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
+
+def _failure(code: int, log: Path, start: int) -> str:
+    """Return the error message of a process, without 'flaxtl: ', or how it ended; its log begins at byte `start`."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    messages = [line.removeprefix("flaxtl: ") for line in lines if line.startswith("flaxtl: ")]
+    if messages:
+        return messages[-1]
+    end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{end}; see {log}"

@@ -1,4 +1,4 @@
-"""The table of a sweep in words, for the console and for the page."""
+"""The results of a sweep on the console and as an HTML page."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,128 +7,128 @@ from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
-from rich import table as rich_table
+from rich.table import Table
 
 from flaxtl.console import MAX_ROWS, make_table, truncate_rows
 from flaxtl.fileio import atomic_write
-from flaxtl.report import plots
+from flaxtl.report.plots import MetricLine, plot_metric_vs_setting
 from flaxtl.report.templating import format_count, format_duration, load_template
-from flaxtl.tuning.sweep_grid import text_of
+from flaxtl.tuning.sweep_grid import format_value
 from flaxtl.tuning.sweep_results import RUNS, MeanStd, SweepPoint, SweepResults
 
 
-def table_columns(found: SweepResults) -> list[str]:
-    """The names of the columns: first the settings of the grids."""
-    settings = list(found.plan.keys) or ["point"]
-    own = ["validation accuracy", "validation loss", "learning parameters", "time of a run"]
-    return [*settings, *own, *(["runs"] if _repeated(found) else []), *(["test accuracy"] if _tested(found) else [])]
+def results_table(results: SweepResults) -> Table:
+    """Return the table of points for the console; if there are very many, of the best."""
+    rows: Sequence[Sequence[str]] = [table_cells(results, point) for point in results.points]
+    title = "Results, best validation accuracy first"
+    return make_table(title, table_columns(results), truncate_rows(rows, " in sweep.csv"))
 
 
-def table_cells(found: SweepResults, point: SweepPoint) -> list[str]:
-    """A point's cells under `columns`."""
-    values = [text_of(point.values[key]) for key in found.plan.keys] or [point.name]
-    done, wanted = len(point.results), len(point.runs)
-    runs = [str(wanted) if done == wanted else f"{done} of {wanted}"] if _repeated(found) else []
-    loss = point.loss
+def result_messages(results: SweepResults) -> Iterator[str]:
+    """Yield the lines below the table: what is missing, what failed, and the best point."""
+    if _is_repeated(results):
+        yield "±: sample standard deviation over the runs of a point"
+    if results.num_missing:
+        yield f"{results.num_missing} run(s) are not trained yet. Run the same command to train them."
+    for name, reason in list(results.failures.items())[:MAX_ROWS]:
+        yield f"{name} failed: {reason}"
+    if results.best:
+        yield f"best on validation: {results.best.name}"
+    if results.best and results.best.test:
+        yield f"its test accuracy, which was not used to choose it: {format_accuracy(results.best.test)}"
+
+
+def write_sweep_report(results: SweepResults, file: Path) -> None:
+    """Write the HTML page; it links to the reports of the runs next to it."""
+    with atomic_write(file) as stream:
+        stream.write(render_sweep_report(results, file.resolve().parent.name))
+
+
+def render_sweep_report(results: SweepResults, name: str) -> str:
+    """Return the HTML page; `name` is that of the sweep."""
+    complete = [point for point in results.points if point.complete]
+    return load_template("sweep.html.jinja", accuracy=format_accuracy).render(
+        name=name,
+        results=results,
+        best=complete[0] if complete else None,
+        columns=table_columns(results),
+        num_settings=len(results.plan.keys) or 1,
+        rows=[(table_cells(results, point), _report_links(point)) for point in results.points],
+        plots=[Markup(_plot_setting(complete, key)) for key in results.plan.keys] if complete else [],
+    )
+
+
+def table_columns(results: SweepResults) -> list[str]:
+    """Return the names of the columns; the settings of the grids come first."""
+    settings = list(results.plan.keys) or ["point"]
+    metrics = ["validation accuracy", "validation loss", "trained weights", "time per run"]
+    runs = ["runs"] if _is_repeated(results) else []
+    return [*settings, *metrics, *runs, *(["test accuracy"] if _is_tested(results) else [])]
+
+
+def table_cells(results: SweepResults, point: SweepPoint) -> list[str]:
+    """Return the cells of a point, one per column of `table_columns`."""
+    settings = [format_value(point.values[key]) for key in results.plan.keys] or [point.name]
+    num_complete, num_runs = len(point.outcomes), len(point.runs)
+    runs = [str(num_runs) if num_complete == num_runs else f"{num_complete} of {num_runs}"]
     return [
-        *values,
-        percent_text(point.accuracy) or ("failed" if point.failures else "–"),
-        f"{loss.mean:.4f}" + (f" ± {loss.deviation:.4f}" if loss.deviation is not None else "") if loss else "",
-        format_count(point.learning),
+        *settings,
+        format_accuracy(point.accuracy) or ("failed" if point.failures else "–"),
+        _format_loss(point.loss),
+        format_count(point.trainable_params),
         format_duration(point.seconds),
-        *runs,
-        *([percent_text(point.test)] if _tested(found) else []),
+        *(runs if _is_repeated(results) else []),
+        *([format_accuracy(point.test)] if _is_tested(results) else []),
     ]
 
 
-def percent_text(share: MeanStd | None) -> str:
-    """A share as 87.20 %, with its deviation where there is one: 87.20 % ± 0.53; '' for none."""
-    if share is None:
+def format_accuracy(accuracy: MeanStd | None) -> str:
+    """Format as 87.20 %, or 87.20 % ± 0.53 if there is a standard deviation; '' for None."""
+    if accuracy is None:
         return ""
-    told = f"{100 * share.mean:.2f} %"
-    return told if share.deviation is None else f"{told} ± {100 * share.deviation:.2f}"
+    std = "" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}"
+    return f"{100 * accuracy.mean:.2f} %{std}"
 
 
-def results_table(found: SweepResults) -> rich_table.Table:
-    """The points as a table on the console; of very many the best."""
-    rows: Sequence[Sequence[str]] = [table_cells(found, point) for point in found.points]
-    return make_table(
-        "Points, the best on validation first", table_columns(found), truncate_rows(rows, " in sweep.csv")
-    )
+def _format_loss(loss: MeanStd | None) -> str:
+    if loss is None:
+        return ""
+    return f"{loss.mean:.4f}" + ("" if loss.std is None else f" ± {loss.std:.4f}")
 
 
-def result_sentences(found: SweepResults) -> Iterator[str]:
-    """What there is to say below the table: what is missing, what failed, what was chosen."""
-    if _repeated(found):
-        yield "±: sample standard deviation over the runs of a point"
-    if found.missing:
-        yield f"{found.missing} run(s) still to come: the same flaxtl sweep trains them"
-    for name, reason in list(found.failures.items())[:MAX_ROWS]:
-        yield f"{name} failed: {reason}"
-    if found.chosen:
-        yield f"chosen by validation: {found.chosen.name}"
-    if found.chosen and found.chosen.test:
-        yield f"its accuracy on the test images, which nothing was chosen by: {percent_text(found.chosen.test)}"
+def _is_repeated(results: SweepResults) -> bool:
+    return results.plan.seeded or results.plan.folds > 0
 
 
-def _repeated(found: SweepResults) -> bool:
-    return found.plan.seeded or found.plan.folds > 0
+def _is_tested(results: SweepResults) -> bool:
+    return any(point.test for point in results.points)
 
 
-def _tested(found: SweepResults) -> bool:
-    return any(point.test for point in found.points)
-
-
-def write_sweep_report(found: SweepResults, file: Path) -> None:
-    """Write the page; it links to the reports of the runs beside it."""
-    with atomic_write(file) as stream:
-        stream.write(render_sweep_report(found, file.resolve().parent.name))
-
-
-def render_sweep_report(found: SweepResults, name: str) -> str:
-    """The page as text, under the sweep's `name`."""
-    return load_template("sweep.html.jinja", percent=percent_text).render(
-        name=name,
-        found=found,
-        best=found.points[0] if found.points and found.points[0].complete else None,
-        columns=table_columns(found),
-        settings=len(found.plan.keys) or 1,
-        rows=[(table_cells(found, point), _reports(point)) for point in found.points],
-        images=[Markup(_image(found, key)) for key in found.plan.keys] if _drawn(found.points) else [],
-    )
-
-
-def _reports(point: SweepPoint) -> list[tuple[str, str]]:
-    """(name, address) of the report of every complete run."""
+def _report_links(point: SweepPoint) -> list[tuple[str, str]]:
+    """Return (run name, URL of its report) for the runs of a complete point."""
     return [(run.name, f"{RUNS}/{quote(run.name)}/report/index.html") for run in point.runs if point.complete]
 
 
-def _drawn(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    return [point for point in points if point.complete]
-
-
-def _image(found: SweepResults, key: str) -> str:
-    """Validation accuracy over the values of one setting: a line through the points that share all others."""
-    points = _drawn(found.points)
-    values = _in_order([point.values[key] for point in points])
-    lines: dict[str, plots.MetricLine] = {}
+def _plot_setting(points: Sequence[SweepPoint], key: str) -> str:
+    """Plot validation accuracy over one setting; a line connects points that agree in all other settings."""
+    values = _axis_values([point.values[key] for point in points])
+    lines: dict[str, MetricLine] = {}
     for point in points:
-        others = ", ".join(f"{name}={text_of(value)}" for name, value in point.values.items() if name != key)
-        line = lines.setdefault(others, plots.MetricLine(others, {}, is_best=not lines))  # the first point is the best
-        accuracy = point.accuracy
-        assert accuracy is not None, "it is complete"
-        line.values[values.index(point.values[key])] = accuracy.mean, accuracy.deviation or 0.0
-    return plots.plot_metric_vs_setting(key, [text_of(value) for value in values], list(lines.values()))
+        others = ", ".join(f"{name}={format_value(value)}" for name, value in point.values.items() if name != key)
+        line = lines.setdefault(others, MetricLine(others, {}, is_best=not lines))  # the first point is the best
+        assert point.accuracy is not None, "the point is complete"
+        line.values[values.index(point.values[key])] = point.accuracy.mean, point.accuracy.std or 0.0
+    return plot_metric_vs_setting(key, [format_value(value) for value in values], list(lines.values()))
 
 
-def _in_order(values: Sequence[Any]) -> list[Any]:
-    """Each once; numbers from low to high, others by their texts."""
-    once = list({json.dumps(value): value for value in values}.values())
-    numeric = all(isinstance(value, int | float) for value in once)
-    return sorted(once) if numeric else sorted(once, key=_natural)
+def _axis_values(values: Sequence[Any]) -> list[Any]:
+    """Return the distinct values in order: numbers ascending, others as text."""
+    distinct = list({json.dumps(value): value for value in values}.values())
+    numeric = all(isinstance(value, int | float) for value in distinct)
+    return sorted(distinct) if numeric else sorted(distinct, key=_sort_key)
 
 
-def _natural(value: Any) -> tuple[int, list[float], str]:
-    """Tuples of numbers by length, then by their numbers."""
+def _sort_key(value: Any) -> tuple[int, list[float], str]:
+    """Sort lists of numbers by length, then by their numbers."""
     numbers = value if isinstance(value, list) and all(isinstance(part, int | float) for part in value) else []
-    return len(numbers), list(numbers), text_of(value)
+    return len(numbers), list(numbers), format_value(value)

@@ -128,7 +128,7 @@ def test_a_finished_run_says_so_and_does_nothing(place, whole):
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-from flaxtl.cli import main
+from flaxtl.cli.main import main
 main(sys.argv[2:])
 """
 

@@ -1,4 +1,4 @@
-"""`flaxtl sweep` from its command line on, with a stand-in for the runs; and slowly, with real ones."""
+"""`flaxtl sweep` on the command line, with a fake for the runs; and slowly, with real ones."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def get_config():
     c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
     return c
 """
-STAND_IN = (sys.executable, str(ROOT / "tests/helpers/fake_train.py"))
+FAKE_TRAIN = (sys.executable, str(ROOT / "tests/helpers/fake_train.py"))
 
 
 class Sweeps:
@@ -46,22 +46,22 @@ class Sweeps:
         tiny_run.images(folder / "images")
         (folder / "config.py").write_text(CONFIG)
 
-    def arguments(self, *more):
+    def arguments(self, *options):
         start = ["sweep", f"--config={self.folder / 'config.py'}", f"--workdir={self.workdir}"]
-        return [*start, f"--config.data.source=folder:{self.folder / 'images'}", *more]
+        return [*start, f"--config.data.source=folder:{self.folder / 'images'}", *options]
 
-    def run(self, *more):
-        """(exit code, lines of stdout, lines of stderr)."""
+    def run(self, *options):
+        """Return exit code, lines of stdout and lines of stderr."""
         code = 0
         try:
-            main.main(self.arguments(*more))
+            main.main(self.arguments(*options))
         except SystemExit as ended:
             code = ended.code
         captured = self._capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
 
     def commands(self):
-        """What the stand-in was called with since this was asked last: ('train', run, overrides), ('evaluate', run)."""
+        """Return (command, run, flags) of all calls of the fake since the last call of this method."""
         file = self.workdir / "runs" / "commands.txt"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         file.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ class Sweeps:
 
 @pytest.fixture
 def sweeps(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "PROGRAM", STAND_IN)
+    monkeypatch.setattr(sweep, "FLAXTL", FAKE_TRAIN)
     return Sweeps(tmp_path, capsys)
 
 
@@ -86,18 +86,18 @@ def grid(*units):
 
 
 def rows(out):
-    """The rows of the table by the first cell."""
+    """Return the rows of the table, with its header."""
     cells = [re.split(r"\s{2,}", line.strip()) for line in out if line.startswith("  ")]
     return [row for row in cells if len(row) > 3]
 
 
-def chosen(out):
-    """The points that lines name as the best by validation."""
-    found = [re.search(r"\bvalidation\b.*?\b(head\.units=.+)$", line) for line in out]
-    return [one[1] for one in found if one]
+def best_points(out):
+    """Return the points that the output names as the best on validation."""
+    matches = [re.search(r"\bbest on validation: (head\.units=.+)$", line) for line in out]
+    return [match[1] for match in matches if match]
 
 
-def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
+def test_sweep_trains_every_point_and_tests_only_the_best(sweeps):
     code, out, err = sweeps.run(grid(20, "(40,)", 30), "--config.batch_size=2")
     assert (code, err) == (0, [])
     commands = sweeps.commands()
@@ -123,15 +123,15 @@ def test_every_point_is_trained_and_the_best_alone_is_tested(sweeps):
         ["30", "30.00 %", "0.7000"],
         ["20", "20.00 %", "0.8000"],
     ]
-    assert chosen(out) == ["head.units=40"]
+    assert best_points(out) == ["head.units=40"]
     assert any(re.search(r"\btest\b.*\b50\.00 %$", line) for line in out)
     assert (workdir / "sweep.html").is_file()
     assert not (workdir / run_dir.LOCK_NAME).exists()
-    given, kept = scan_csv(workdir / "development.csv"), scan_csv(workdir / "test.csv")
-    assert (len(given.images), given.splits, len(kept.images)) == (18, ("train", "validation"), 6)
+    development, test = scan_csv(workdir / "development.csv"), scan_csv(workdir / "test.csv")
+    assert (len(development.images), development.splits, len(test.images)) == (18, ("train", "validation"), 6)
 
 
-def test_features_go_where_the_config_says(sweeps):
+def test_sweep_uses_the_feature_cache_of_the_config(sweeps):
     sweeps.run(grid(20), "--config.feature_cache.dir=elsewhere")
     (train, _, flags), _ = sweeps.commands()
     assert [flag for flag in flags if flag.startswith("--config.feature_cache")] == [
@@ -140,7 +140,7 @@ def test_features_go_where_the_config_says(sweeps):
     assert train == "train"
 
 
-def test_what_is_complete_is_not_trained_again_and_a_grid_may_grow(sweeps):
+def test_sweep_again_trains_only_what_is_new(sweeps):
     sweeps.run(grid(20, 40))
     before = (sweeps.workdir / "development.csv").stat().st_mtime_ns
     sweeps.commands()
@@ -156,23 +156,23 @@ def test_what_is_complete_is_not_trained_again_and_a_grid_may_grow(sweeps):
     assert (sweeps.workdir / "development.csv").stat().st_mtime_ns == before
 
 
-def test_a_run_that_fails_ends_no_other_and_is_tried_again(sweeps):
+def test_sweep_goes_on_after_an_error_and_retries_later(sweeps):
     code, out, _ = sweeps.run(grid(13, 14, 20))
     assert code == 1
     assert sweeps.trained() == ["head.units=13", "head.units=14", "head.units=20"]
     log = sweeps.workdir / "logs" / "head.units=14.log"
     for name, *facts in (("head.units=13", "thirteen is too few; take more"), ("head.units=14", "SIGKILL", str(log))):
-        told = [line for line in out if line.startswith(f"{name} ") and all(fact in line for fact in facts)]
-        assert len(told) == 2  # at once, and below the table
+        lines = [line for line in out if line.startswith(f"{name} ") and all(fact in line for fact in facts)]
+        assert len(lines) == 2  # at once, and below the table
     assert [row[:2] for row in rows(out)[1:]] == [["20", "20.00 %"], ["13", "failed"], ["14", "failed"]]
-    assert chosen(out) == ["head.units=20"]
+    assert best_points(out) == ["head.units=20"]
     (sweeps.workdir / "runs" / "mended").touch()
     code, out, _ = sweeps.run(grid(13, 14, 20))
     assert (code, sweeps.trained()) == (0, ["head.units=13", "head.units=14"])
     assert "failed" not in "\n".join(out)
 
 
-def test_seeds_and_folds_give_mean_and_spread(sweeps):
+def test_sweep_with_seeds_and_folds_reports_mean_and_std(sweeps):
     code, out, _ = sweeps.run(grid(20, 40), "--seeds=0,2", "--kfold=2")
     assert code == 0
     commands = sweeps.commands()
@@ -187,22 +187,22 @@ def test_seeds_and_folds_give_mean_and_spread(sweeps):
     assert rows(out)[1][-2:] == ["4", "50.00 % ± 0.00"]
 
 
-def test_shares_together_are_the_sweep_and_the_last_one_judges(sweeps):
+def test_sweep_shards_together_are_complete(sweeps):
     everything = grid(20, 30, 40)
     code, out, _ = sweeps.run(everything, "--shard=1/2")
     assert (code, [run for _, run, _ in sweeps.commands()]) == (0, ["head.units=20", "head.units=40"])
-    assert any(re.search(r"\b1 run\b.*\bflaxtl sweep\b", line) for line in out)
-    assert chosen(out) == []
+    assert any(re.search(r"\b1 run\b.*[Rr]un the same command\b", line) for line in out)
+    assert best_points(out) == []
     code, out, _ = sweeps.run(everything, "--shard=2/2")
     assert [(command, run) for command, run, _ in sweeps.commands()] == [
         ("train", "head.units=30"),
         ("evaluate", "head.units=40"),
     ]
-    assert chosen(out) == ["head.units=40"]
-    assert not (sweeps.workdir / "shares").exists()
+    assert best_points(out) == ["head.units=40"]
+    assert not (sweeps.workdir / "shards").exists()
 
 
-def test_collecting_trains_nothing(sweeps):
+def test_sweep_collect_trains_nothing(sweeps):
     code, _, (err,) = sweeps.run(grid(20, 30), "--collect")
     assert code == 2
     assert re.match(rf"flaxtl: .*{re.escape(str(sweeps.workdir))}\b.*--collect\b", err)
@@ -215,27 +215,30 @@ def test_collecting_trains_nothing(sweeps):
 
 
 @pytest.mark.parametrize(
-    ("more", "facts"),
+    ("options", "facts"),
     [
         ([grid(8), "--grid=config.head.dropot=0.1"], r"\bhead\.dropot\b.*\bhead\.dropout\b"),
         ([grid(8), "--grid=config.head.dropout=0.1,1.5"], r"\bhead\.units=8,head\.dropout=1\.5:"),
-        (["--grid=config.model.output_layer=block1_pool,block2_pol"], r"\bmodel\.stop=block2_pol:.*'block2_pol'"),
+        (
+            ["--grid=config.model.output_layer=block1_pool,block2_pol"],
+            r"\bmodel\.output_layer=block2_pol:.*'block2_pol'",
+        ),
         ([grid(8, "(x,)")], r"\bhead\.units=x:"),
-        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.monitor=loss"], r"\bfrozen\.metric\b.*'loss'"),
+        (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.monitor=loss"], r"\bfrozen\.monitor\b.*'loss'"),
         (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
         ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
         ([grid(8), "--shard=3/2"], r"--shard=3/2\b.*--shard="),
         ([], r"--grid\b.*--seeds\b.*--kfold\b"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_trained_or_written(sweeps, more, facts):
-    code, _, err = sweeps.run(*more)
+def test_sweep_with_invalid_input_trains_and_writes_nothing(sweeps, options, facts):
+    code, _, err = sweeps.run(*options)
     assert code == 2
     assert re.search(facts, err[-1])
     assert not sweeps.workdir.exists()
 
 
-def test_another_sweep_in_the_same_directory_is_refused(sweeps):
+def test_sweep_in_the_directory_of_another_is_refused(sweeps):
     with run_dir.run_dir_lock(sweeps.workdir):
         code, _, err = sweeps.run(grid(8))
     assert code == 2
@@ -249,17 +252,17 @@ def test_another_sweep_in_the_same_directory_is_refused(sweeps):
 
 WRAPPED = """
 import sys
-from flaxtl.results import sweep_process
-sweep_process.PROGRAM = (sys.executable, sys.argv[1])
-from flaxtl.cli import main
+from flaxtl.tuning import sweep
+sweep.FLAXTL = (sys.executable, sys.argv[1])
+from flaxtl.cli.main import main
 main(sys.argv[2:])
 """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(2, 130, marks=pytest.mark.slow)])
-def test_a_sweep_that_is_told_to_end_goes_on_later(sweeps, number, code):
+def test_sweep_after_a_signal_resumes(sweeps, number, code):
     everything = grid(20, 15, 30)
-    command = [sys.executable, "-c", WRAPPED, STAND_IN[1], *sweeps.arguments(everything)]
+    command = [sys.executable, "-c", WRAPPED, FAKE_TRAIN[1], *sweeps.arguments(everything)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = sweeps.workdir / "logs" / "head.units=15.log"
     while not log.exists() or "waiting" not in log.read_text():
@@ -268,7 +271,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later(sweeps, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert re.fullmatch(r"flaxtl: .*\bflaxtl sweep\b.*\n", err)
+    assert re.fullmatch(r"flaxtl: .*\bRun the same command\b.*\n", err)
     assert not (sweeps.workdir / run_dir.LOCK_NAME).exists()
     assert sweeps.trained() == ["head.units=20", "head.units=15"]
     (sweeps.workdir / "runs" / "mended").touch()
@@ -280,7 +283,7 @@ SLURM = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, []), (1, []), (143, ["requeue 77_2"])])
-def test_the_script_for_slurm(tmp_path, code, requeued):
+def test_slurm_script_requeues_a_stopped_task(tmp_path, code, requeued):
     for name in ("flaxtl", "scontrol"):
         (tmp_path / name).write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/{name}.txt\nexit {code}\n')
         (tmp_path / name).chmod(0o755)
@@ -289,12 +292,12 @@ def test_the_script_for_slurm(tmp_path, code, requeued):
     done = subprocess.run([script, "--config=a b", "--workdir=w"], env=environment, check=False, capture_output=True)
     assert done.returncode == code
     assert (tmp_path / "flaxtl.txt").read_text() == "sweep --shard=2/3 --config=a b --workdir=w\n"
-    told = tmp_path / "scontrol.txt"
-    assert (told.read_text().splitlines() if told.exists() else []) == requeued
+    calls = tmp_path / "scontrol.txt"
+    assert (calls.read_text().splitlines() if calls.exists() else []) == requeued
 
 
-def real(*arguments):
-    """A flaxtl process of its own, which must end well; what it said."""
+def run_flaxtl(*arguments):
+    """Run flaxtl in its own process, which must succeed; return its output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "flaxtl", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -303,27 +306,27 @@ def real(*arguments):
 
 
 @pytest.mark.slow
-def test_real_runs_share_their_features_and_can_be_seen_by_anybody(tmp_path, capsys):
+def test_sweep_of_real_runs_shares_their_features(tmp_path, capsys):
     sweeps = Sweeps(tmp_path, capsys)
-    out = real(*sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1"))
+    out = run_flaxtl(*sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1"))
     names = [f"head.units={units},seed={seed}" for units in ("8", "8-4") for seed in (0, 1)]
     runs = [sweeps.workdir / "runs" / name for name in names]
     logs = [(sweeps.workdir / "logs" / f"{name}.log").read_text() for name in names]
-    assert ["up to block1_pool" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
+    assert ["Computing features" in log for log in logs] == [True, True, False, False]  # random bases differ by seed
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     assert all(summary["complete"] and "test" not in summary["phases"]["frozen"] for summary in summaries)
     best = max((0, 2), key=lambda first: sum(_measured(summary) for summary in summaries[first : first + 2]))
     accuracy, loss = (
         [summary["phases"]["frozen"]["validation"][name] for summary in summaries] for name in ("accuracy", "loss")
     )
-    assert chosen(out.splitlines()) == [f"head.units={('8', None, '(8, 4)')[best]}"]
+    assert best_points(out.splitlines()) == [f"head.units={('8', None, '(8, 4)')[best]}"]
     with (sweeps.workdir / "sweep.csv").open(newline="") as file:
         rows = {row["head.units"]: row for row in csv.DictReader(file)}
     for units, first in (("8", 0), ("(8, 4)", 2)):
         assert float(rows[units]["validation_accuracy"]) == statistics.fmean(accuracy[first : first + 2])
         assert float(rows[units]["validation_loss_std"]) == statistics.stdev(loss[first : first + 2])
-    answers = json.loads((sweeps.workdir / "test" / f"{names[best]}.json").read_text())
-    assert (answers["n"], answers["seen_in_training"]) == (6, 0)
+    metrics = json.loads((sweeps.workdir / "test" / f"{names[best]}.json").read_text())
+    assert (metrics["n"], metrics["seen_in_training"]) == (6, 0)
     assert sorted(path.name for path in (sweeps.workdir / "test").iterdir()) == [
         f"{n}.json" for n in names[best : best + 2]
     ]
@@ -331,20 +334,20 @@ def test_real_runs_share_their_features_and_can_be_seen_by_anybody(tmp_path, cap
 
 
 def _measured(summary):
-    """Orders points as the sweep does."""
+    """Return a number that orders points as the sweep does."""
     measures = summary["phases"]["frozen"]["validation"]
     return measures["accuracy"] - 1e-9 * measures["loss"]
 
 
 @pytest.mark.slow
-def test_a_point_is_the_run_that_flaxtl_train_makes(tmp_path, capsys):
-    """Of the same images in the same splits, but for the test images, which the one of the sweep lacks."""
+def test_sweep_run_equals_flaxtl_train(tmp_path, capsys):
+    """On the same images in the same splits, except that a run of a sweep has no test images."""
     sweeps = Sweeps(tmp_path, capsys)
-    real(*sweeps.arguments(grid(8), "--seeds=0"))
-    real("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
+    run_flaxtl(*sweeps.arguments(grid(8), "--seeds=0"))
+    run_flaxtl("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
          f"--config.data.source=folder:{tmp_path / 'images'}", "--config.head.units=8")  # fmt: skip
     assert tiny_run.told(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == tiny_run.told(tmp_path / "one")[0]
-    answers = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
-    judged = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
-    assert answers["accuracy"] == judged["accuracy"]
-    assert answers["loss"] == pytest.approx(judged["loss"], rel=1e-6)  # summed up from images, and from features
+    metrics = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
+    expected = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
+    assert metrics["accuracy"] == expected["accuracy"]
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)  # sums over images and over features

@@ -1,5 +1,3 @@
-"""Which runs a sweep consists of, and what they are called."""
-
 import json
 import re
 from pathlib import Path
@@ -8,13 +6,13 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.tuning import sweep_grid
-from flaxtl.tuning.sweep_grid import SweepRun, make_plan, merge_plans, shard_runs, text_of, values_of
+from flaxtl.tuning.sweep_grid import SweepRun, format_value, make_plan, merge_plans, shard_runs, split_values
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.py")
 FROZEN = ["--config.phases=('frozen',)"]
 
 
-def made(*grids, seeds=None, folds=None, overrides=FROZEN):
+def plan_of(*grids, seeds=None, folds=None, overrides=FROZEN):
     return make_plan(DEMO, overrides, grids, seeds, folds)
 
 
@@ -29,56 +27,56 @@ def made(*grids, seeds=None, folds=None, overrides=FROZEN):
         (",block3_pool", ["", "block3_pool"]),
     ],
 )
-def test_commas_within_brackets_do_not_separate(text, values):
-    assert values_of(text) == values
+def test_split_values_ignores_commas_inside_brackets(text, values):
+    assert split_values(text) == values
 
 
-def test_the_product_of_grids_in_order():
-    found = made("config.head.units=64,(128,64)", "config.head.dropout=0,0.4")
-    assert found.keys == ["head.units", "head.dropout"]
-    assert (found.seeded, found.folds) == (False, 0)
-    assert [run.name for run in found.runs] == [
+def test_make_plan_is_the_product_of_grids_in_order():
+    plan = plan_of("config.head.units=64,(128,64)", "config.head.dropout=0,0.4")
+    assert plan.keys == ["head.units", "head.dropout"]
+    assert (plan.seeded, plan.folds) == (False, 0)
+    assert [run.name for run in plan.runs] == [
         "head.units=64,head.dropout=0.0",
         "head.units=64,head.dropout=0.4",
         "head.units=128-64,head.dropout=0.0",
         "head.units=128-64,head.dropout=0.4",
     ]
-    assert found.runs[2] == SweepRun(
+    assert plan.runs[2] == SweepRun(
         "head.units=128-64,head.dropout=0.0",
         {"head.units": [128, 64], "head.dropout": 0.0},
         0,
         ["--config.head.units=(128,64)", "--config.head.dropout=0"],
     )
-    assert found.config["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
-    assert found.config["phases"] == ["frozen"]
+    assert plan.config["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
+    assert plan.config["phases"] == ["frozen"]
 
 
-@pytest.mark.parametrize("given", [{"seeds": "0,7"}, {"grids": ("config.seed=0,7",)}])
-def test_seeds_and_folds_are_runs_of_one_point(given):
-    found = made(*given.get("grids", ()), "config.head.units=8", seeds=given.get("seeds"), folds=2)
-    assert (found.keys, found.seeded, found.folds) == (["head.units"], True, 2)
-    assert [(run.name, run.point, run.fold) for run in found.runs] == [
+@pytest.mark.parametrize("arguments", [{"seeds": "0,7"}, {"grids": ("config.seed=0,7",)}])
+def test_make_plan_seeds_and_folds_are_runs_of_one_point(arguments):
+    plan = plan_of(*arguments.get("grids", ()), "config.head.units=8", seeds=arguments.get("seeds"), folds=2)
+    assert (plan.keys, plan.seeded, plan.folds) == (["head.units"], True, 2)
+    assert [(run.name, run.point, run.fold) for run in plan.runs] == [
         (f"head.units=8,seed={seed},fold={fold}", {"head.units": [8]}, fold) for seed in (0, 7) for fold in (1, 2)
     ]
-    assert found.runs[3].settings == ["--config.head.units=8", "--config.seed=7"]
+    assert plan.runs[3].overrides == ["--config.head.units=8", "--config.seed=7"]
 
 
-def test_a_config_without_a_grid_can_be_repeated():
-    assert [run.name for run in made(seeds="0,1").runs] == ["seed=0", "seed=1"]
-    assert [(run.name, run.point) for run in made(folds=2).runs] == [("fold=1", {}), ("fold=2", {})]
+def test_make_plan_without_a_grid_repeats_the_config():
+    assert [run.name for run in plan_of(seeds="0,1").runs] == ["seed=0", "seed=1"]
+    assert [(run.name, run.point) for run in plan_of(folds=2).runs] == [("fold=1", {}), ("fold=2", {})]
 
 
-def test_a_seed_that_deals_out_the_images_may_stand_beside_seeds():
-    found = made(seeds="0,1", overrides=["--config.seed=5"])
-    assert found.config["seed"] == 5
+def test_make_plan_keeps_the_seed_of_the_split_beside_seeds():
+    plan = plan_of(seeds="0,1", overrides=["--config.seed=5"])
+    assert plan.config["seed"] == 5
 
 
-def test_names_suit_every_file_system():
-    (path,) = made("config.weights.path=/a b/ü:c.h5").runs
+def test_run_names_suit_every_file_system():
+    (path,) = plan_of("config.weights.path=/a b/ü:c.h5").runs
     assert path.name == "weights.path=a-b-ü-c.h5"
-    (long,) = made("config.weights.path=/" + "ü" * 300).runs
-    (other,) = made("config.weights.path=/" + "ü" * 301).runs
-    assert len(long.name.encode()) <= sweep_grid.LONGEST
+    (long,) = plan_of("config.weights.path=/" + "ü" * 300).runs
+    (other,) = plan_of("config.weights.path=/" + "ü" * 301).runs
+    assert len(long.name.encode()) <= sweep_grid.MAX_NAME_BYTES
     assert long.name != other.name
     assert long.name.startswith("weights.path=üüü")
 
@@ -107,16 +105,16 @@ def test_names_suit_every_file_system():
         ({"folds": 0}, "--kfold=0 .*2"),
     ],
 )
-def test_refusals(arguments, facts):
-    given = {"grids": [], "seeds": None, "folds": None, "overrides": FROZEN} | arguments
+def test_make_plan_with_invalid_input_names_the_problem(arguments, facts):
+    arguments = {"grids": [], "seeds": None, "folds": None, "overrides": FROZEN} | arguments
     with pytest.raises(UserError, match=facts):
-        make_plan(DEMO, given["overrides"], given["grids"], given["seeds"], given["folds"])
+        make_plan(DEMO, **arguments)
 
 
-def test_shares_are_all_runs_once():
-    runs = made("config.head.units=1,2,3,4,5,6,7").runs
-    shares = [shard_runs(f"{number}/3", runs) for number in (1, 2, 3)]
-    assert [[run.point["head.units"][0] for run in share] for share in shares] == [[1, 4, 7], [2, 5], [3, 6]]
+def test_shards_contain_every_run_once():
+    runs = plan_of("config.head.units=1,2,3,4,5,6,7").runs
+    shards = [shard_runs(f"{number}/3", runs) for number in (1, 2, 3)]
+    assert [[run.point["head.units"][0] for run in shard] for shard in shards] == [[1, 4, 7], [2, 5], [3, 6]]
     assert shard_runs("1/1", runs) == runs
     assert shard_runs("9/9", runs) == []
     for text in ("0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/2/3"):
@@ -128,50 +126,50 @@ def test_shares_are_all_runs_once():
     ("value", "text"),
     [([64], "64"), ([128, 64], "(128, 64)"), ([], "()"), (0.4, "0.4"), (1e-6, "1e-06"), (True, "true"), ("", "")],
 )
-def test_values_are_told_as_people_write_them(value, text):
-    assert text_of(value) == text
+def test_format_value(value, text):
+    assert format_value(value) == text
 
 
-def test_a_plan_reads_back(tmp_path):
-    found = made("config.head.units=64,(128,64)", seeds="0,1")
-    found.write(tmp_path / "sweep.json")
-    assert sweep_grid.read_plan(tmp_path / "sweep.json") == found
+def test_read_plan_reverses_write(tmp_path):
+    plan = plan_of("config.head.units=64,(128,64)", seeds="0,1")
+    plan.write(tmp_path / "sweep.json")
+    assert sweep_grid.read_plan(tmp_path / "sweep.json") == plan
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 1}'])
-def test_a_damaged_plan_is_refused(tmp_path, text):
+def test_read_plan_of_a_damaged_file_names_the_file(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / 'sweep.json'))} .*--workdir\b"):
         sweep_grid.read_plan(tmp_path / "sweep.json")
 
 
-def test_a_grid_may_grow(tmp_path):
-    one, two = made("config.head.units=1,2"), made("config.head.units=2,3")
+def test_merge_plans_adds_the_values_of_a_grid(tmp_path):
+    one, two = plan_of("config.head.units=1,2"), plan_of("config.head.units=2,3")
     assert [run.name for run in merge_plans(one, two, tmp_path).runs] == [f"head.units={n}" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
     ("other", "fact"),
     [
-        (lambda: made("config.head.dropout=0"), r"head\.units\b"),
-        (lambda: made("config.head.units=1", seeds="0"), r"head\.units\b"),
-        (lambda: made("config.head.units=1", folds=3), r"head\.units\b"),
+        (lambda: plan_of("config.head.dropout=0"), r"head\.units\b"),
+        (lambda: plan_of("config.head.units=1", seeds="0"), r"head\.units\b"),
+        (lambda: plan_of("config.head.units=1", folds=3), r"head\.units\b"),
         (
-            lambda: made("config.head.units=1", overrides=[*FROZEN, "--config.batch_size=8"]),
-            r"\(batch\w*: 16 -> 8\)",
+            lambda: plan_of("config.head.units=1", overrides=[*FROZEN, "--config.batch_size=8"]),
+            r"\(batch_size: 16 -> 8\)",
         ),
     ],
 )
-def test_another_sweep_is_not_joined(tmp_path, other, fact):
+def test_merge_plans_of_another_sweep_is_refused(tmp_path, other, fact):
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}\b.*{fact}.*--workdir\b"):
-        merge_plans(made("config.head.units=1"), other(), tmp_path)
-    changed = made("config.head.units=1", overrides=[*FROZEN, "--config.feature_cache.dir=x"])
-    assert merge_plans(made("config.head.units=1"), changed, tmp_path).config["feature_cache"]["dir"] == "x"
+        merge_plans(plan_of("config.head.units=1"), other(), tmp_path)
+    changed = plan_of("config.head.units=1", overrides=[*FROZEN, "--config.feature_cache.dir=x"])
+    assert merge_plans(plan_of("config.head.units=1"), changed, tmp_path).config["feature_cache"]["dir"] == "x"
 
 
-def test_what_is_written_is_plain_json(tmp_path):
-    made("config.head.units=8").write(tmp_path / "sweep.json")
-    told = json.loads((tmp_path / "sweep.json").read_text())
-    assert told["runs"] == [
-        {"name": "head.units=8", "point": {"head.units": [8]}, "fold": 0, "settings": ["--config.head.units=8"]}
+def test_write_plan_is_plain_json(tmp_path):
+    plan_of("config.head.units=8").write(tmp_path / "sweep.json")
+    values = json.loads((tmp_path / "sweep.json").read_text())
+    assert values["runs"] == [
+        {"name": "head.units=8", "point": {"head.units": [8]}, "fold": 0, "overrides": ["--config.head.units=8"]}
     ]

@@ -1,5 +1,3 @@
-"""What a sweep's runs come to: exact figures, their order, and what is told of them."""
-
 import csv
 import json
 import re
@@ -18,8 +16,8 @@ def summary_of_phase(accuracy, loss, trainable_params):
     return PHASE | {"trainable_params": trainable_params, "train": metrics, "validation": metrics}
 
 
-class Ended:
-    """Writes what runs leave behind."""
+class SweepFiles:
+    """Writes the files of a sweep."""
 
     def __init__(self, workdir, keys=("units",), seeded=False, folds=0):
         self.workdir, self.keys, self.seeded, self.folds, self.runs = workdir, list(keys), seeded, folds, []
@@ -41,101 +39,101 @@ class Ended:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
-    def table(self):
+    def results(self):
         return sweep_results.read_results(self.workdir, SweepPlan({}, self.keys, self.seeded, self.folds, self.runs))
 
 
 @pytest.fixture
-def ended(tmp_path):
-    return Ended(tmp_path)
+def files(tmp_path):
+    return SweepFiles(tmp_path)
 
 
-def units(table):
-    return [point.values["units"] for point in table.points]
+def units(results):
+    return [point.values["units"] for point in results.points]
 
 
-def test_the_order_is_that_of_validation_accuracy_then_of_loss(ended):
-    ended.run("a", {"units": 1}, 0.5)
-    ended.run("b", {"units": 2}, 0.75, loss=0.9)
-    ended.run("c", {"units": 3}, 0.75, loss=0.8)
-    ended.run("d", {"units": 4}, 0.75, loss=float("nan"))
-    ended.run("e", {"units": 5}, 0.25)
-    found = ended.table()
-    assert units(found) == [3, 2, 4, 1, 5]
-    assert found.chosen is found.points[0]
-    assert found.points[0].accuracy == (0.75, None, 1)
-    assert (found.points[0].learning, found.points[0].seconds) == (1234, 2.5)
+def test_results_are_ordered_by_validation_accuracy_then_loss(files):
+    files.run("a", {"units": 1}, 0.5)
+    files.run("b", {"units": 2}, 0.75, loss=0.9)
+    files.run("c", {"units": 3}, 0.75, loss=0.8)
+    files.run("d", {"units": 4}, 0.75, loss=float("nan"))
+    files.run("e", {"units": 5}, 0.25)
+    results = files.results()
+    assert units(results) == [3, 2, 4, 1, 5]
+    assert results.best is results.points[0]
+    assert results.points[0].accuracy == (0.75, None, 1)
+    assert (results.points[0].trainable_params, results.points[0].seconds) == (1234, 2.5)
 
 
-def test_a_better_test_accuracy_changes_nothing(ended):
-    ended.run("a", {"units": 1}, 0.5, test=1.0)
-    ended.run("b", {"units": 2}, 0.75, test=0.25)
-    found = ended.table()
-    assert units(found) == [2, 1]
-    assert found.points[0].test == (0.25, None, 1)
-    assert found.points[1].test is None  # nobody looks at it
+def test_results_order_ignores_test_accuracy(files):
+    files.run("a", {"units": 1}, 0.5, test=1.0)
+    files.run("b", {"units": 2}, 0.75, test=0.25)
+    results = files.results()
+    assert units(results) == [2, 1]
+    assert results.points[0].test == (0.25, None, 1)
+    assert results.points[1].test is None  # not read
 
 
-def test_mean_and_spread_of_a_point(tmp_path):
-    ended = Ended(tmp_path, seeded=True)
+def test_point_has_mean_and_std_over_its_runs(tmp_path):
+    files = SweepFiles(tmp_path, seeded=True)
     for seed, accuracy in enumerate((0.5, 0.625, 0.75)):
-        ended.run(f"a{seed}", {"units": 1}, accuracy, loss=accuracy * 2, test=accuracy / 2)
+        files.run(f"a{seed}", {"units": 1}, accuracy, loss=accuracy * 2, test=accuracy / 2)
     for seed, accuracy in enumerate((0.9, 0.2)):
-        ended.run(f"b{seed}", {"units": 2}, accuracy)
-    found = ended.table()
-    assert units(found) == [1, 2]  # 0.625 before 0.55
-    assert found.points[0].accuracy == (0.625, 0.125, 3)
-    assert found.points[0].loss == (1.25, 0.25, 3)
-    assert found.points[0].test == (0.3125, 0.0625, 3)
-    assert found.points[1].accuracy == (0.55, statistics.stdev([0.9, 0.2]), 2)
-    shown = sweep_report.table_cells(found, found.points[0])
-    assert shown == ["1", "62.50 % ± 12.50", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31.25 % ± 6.25"]
-    assert sweep_report.table_columns(found)[-2:] == ["runs", "test accuracy"]
+        files.run(f"b{seed}", {"units": 2}, accuracy)
+    results = files.results()
+    assert units(results) == [1, 2]  # 0.625 before 0.55
+    assert results.points[0].accuracy == (0.625, 0.125, 3)
+    assert results.points[0].loss == (1.25, 0.25, 3)
+    assert results.points[0].test == (0.3125, 0.0625, 3)
+    assert results.points[1].accuracy == (0.55, statistics.stdev([0.9, 0.2]), 2)
+    cells = sweep_report.table_cells(results, results.points[0])
+    assert cells == ["1", "62.50 % ± 12.50", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31.25 % ± 6.25"]
+    assert sweep_report.table_columns(results)[-2:] == ["runs", "test accuracy"]
 
 
-def test_an_incomplete_point_is_not_ranked_and_nothing_is_chosen_while_runs_are_missing(tmp_path):
-    ended = Ended(tmp_path, seeded=True)
-    ended.run("a0", {"units": 1}, 0.9, test=0.9)
-    ended.run("a1", {"units": 1})
-    ended.run("b0", {"units": 2}, 0.5, test=0.5)
-    ended.run("b1", {"units": 2}, 0.5, test=0.5)
-    found = ended.table()
-    assert units(found) == [2, 1]
-    assert (found.missing, found.chosen) == (1, None)
-    assert found.points[0].test is None
-    assert any(re.search(r"\b1 .*flaxtl sweep\b", sentence) for sentence in sweep_report.result_sentences(found))
-    assert sweep_report.table_cells(found, found.points[1])[-1] == "1 of 2"
+def test_results_with_missing_runs_have_no_best_point(tmp_path):
+    files = SweepFiles(tmp_path, seeded=True)
+    files.run("a0", {"units": 1}, 0.9, test=0.9)
+    files.run("a1", {"units": 1})
+    files.run("b0", {"units": 2}, 0.5, test=0.5)
+    files.run("b1", {"units": 2}, 0.5, test=0.5)
+    results = files.results()
+    assert units(results) == [2, 1]
+    assert (results.num_missing, results.best) == (1, None)
+    assert results.points[0].test is None
+    assert any(re.search(r"\b1 run.*[Rr]un the same command\b", text) for text in sweep_report.result_messages(results))
+    assert sweep_report.table_cells(results, results.points[1])[-1] == "1 of 2"
 
 
-def test_a_failed_point_comes_last_and_the_others_are_chosen_from(ended):
-    ended.run("a", {"units": 1}, failed="too little memory; lower batch")
-    ended.run("b", {"units": 2}, 0.5, failed="of an earlier attempt")
-    found = ended.table()
-    assert units(found) == [2, 1]
-    assert found.failures == {"a": "too little memory; lower batch"}
-    assert found.missing == 0
-    assert found.chosen is found.points[0]
+def test_results_with_a_failed_point_list_it_last(files):
+    files.run("a", {"units": 1}, failed="too little memory; lower batch")
+    files.run("b", {"units": 2}, 0.5, failed="of an earlier attempt")
+    results = files.results()
+    assert units(results) == [2, 1]
+    assert results.failures == {"a": "too little memory; lower batch"}
+    assert results.num_missing == 0
+    assert results.best is results.points[0]
     assert any(
-        re.search(r"^a\b.*too little memory; lower batch", line) for line in sweep_report.result_sentences(found)
+        re.search(r"^a\b.*too little memory; lower batch", line) for line in sweep_report.result_messages(results)
     )
-    assert sweep_report.table_cells(found, found.points[1]) == ["1", "failed", "", "–", "–"]
+    assert sweep_report.table_cells(results, results.points[1]) == ["1", "failed", "", "–", "–"]
 
 
-def test_nothing_yet(ended):
-    ended.run("a", {"units": 1})
-    found = ended.table()
-    assert (found.missing, found.chosen) == (1, None)
-    page = sweep_report.render_sweep_report(found, "sweep")
+def test_report_without_a_complete_run(files):
+    files.run("a", {"units": 1})
+    results = files.results()
+    assert (results.num_missing, results.best) == (1, None)
+    page = sweep_report.render_sweep_report(results, "sweep")
     assert 'class="figure"' not in page
-    assert "1 of 1" in page  # is missing
+    assert "1 of 1" in page  # not trained yet
 
 
-def test_csv(tmp_path):
-    ended = Ended(tmp_path, keys=("head.units", "name"))
-    ended.run("a", {"head.units": [8, 4], "name": "x,y"}, 0.5, loss=2.0)
-    ended.run("b", {"head.units": [], "name": "z"}, 0.75, loss=1.0, test=0.25)
-    ended.run("c", {"head.units": [1], "name": "z"}, failed="no")
-    sweep_results.write_results_csv(ended.table(), tmp_path / "sweep.csv")
+def test_write_results_csv(tmp_path):
+    files = SweepFiles(tmp_path, keys=("head.units", "name"))
+    files.run("a", {"head.units": [8, 4], "name": "x,y"}, 0.5, loss=2.0)
+    files.run("b", {"head.units": [], "name": "z"}, 0.75, loss=1.0, test=0.25)
+    files.run("c", {"head.units": [1], "name": "z"}, failed="no")
+    sweep_results.write_results_csv(files.results(), tmp_path / "sweep.csv")
     with (tmp_path / "sweep.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
@@ -158,32 +156,32 @@ def test_csv(tmp_path):
         ("test/a.json", '{"accuracy": "high", "n": 1}', r"test/a\.json\b.*\baccuracy\b"),
     ],
 )
-def test_damaged_files_are_refused(ended, file, text, facts):
-    ended.run("a", {"units": 1}, 0.5, test=0.5)
-    ended.put(file, text)
+def test_read_results_of_a_damaged_file_names_it(files, file, text, facts):
+    files.run("a", {"units": 1}, 0.5, test=0.5)
+    files.put(file, text)
     with pytest.raises(UserError, match=facts):
-        ended.table()
+        files.results()
 
 
-def test_the_page_shows_every_point_and_a_image_of_every_setting(tmp_path):
-    ended = Ended(tmp_path, keys=("units", "name"))
-    ended.run("a=8,b=x", {"units": [8], "name": "x"}, 0.5)
-    ended.run("c", {"units": [8, 4], "name": "x"}, 0.75, test=0.25)
-    ended.run("d", {"units": [8], "name": "<script>"}, 0.25)
-    ended.run("e", {"units": [8, 4], "name": "<script>"}, failed="<b>no</b>")
-    page = sweep_report.render_sweep_report(ended.table(), "mine")
+def test_report_shows_every_point_and_a_plot_of_every_setting(tmp_path):
+    files = SweepFiles(tmp_path, keys=("units", "name"))
+    files.run("a=8,b=x", {"units": [8], "name": "x"}, 0.5)
+    files.run("c", {"units": [8, 4], "name": "x"}, 0.75, test=0.25)
+    files.run("d", {"units": [8], "name": "<script>"}, 0.25)
+    files.run("e", {"units": [8, 4], "name": "<script>"}, failed="<b>no</b>")
+    page = sweep_report.render_sweep_report(files.results(), "mine")
     assert re.search(r'<span class="figure">75\.00 %</span>[^<]*\bunits=\(8, 4\), name=x</h1>', page)
     assert re.search(r"<p[^>]*>[^<]*25\.00 %[^<]*\btest\b", page)
     assert page.count("<svg") == 2
     assert 'href="runs/a%3D8%2Cb%3Dx/report/index.html"' in page
     assert "<script" not in page
     assert "&lt;b&gt;no&lt;/b&gt;" in page
-    for word in ("http://", "https://", "src="):  # it asks nothing of the network
+    for word in ("http://", "https://", "src="):  # no requests
         assert word not in page.replace("http://www.w3.org/", "")
 
 
-def test_the_order_of_values_on_an_axis():
-    order = sweep_report._in_order
+def test_axis_values_are_in_order():
+    order = sweep_report._axis_values
     assert order([0.4, 0, 10, 0.4]) == [0, 0.4, 10]
     assert order([[128, 64], [256], [], [64]]) == [[], [64], [256], [128, 64]]
     assert order(["b", "a"]) == ["a", "b"]
