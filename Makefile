@@ -1,4 +1,4 @@
-# Two commands are enough: `make demo` and `make test`. Each installs what it needs into $(VENV).
+# Start with `make demo` or `make test`; each installs what it needs into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test slow lint docs flowers clean
 
 demo: $(VENV)/demo.installed
-	$(BIN)/flaxtl train --config=configs/demo.py --workdir=$(WORKDIR)
+	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
@@ -22,14 +22,14 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation, a site that asks nothing of the network: build/site/index.html. Not with
-# --quiet: warnings that it hides do not end a strict build. The variable silences a notice of the theme's.
+# The documentation as a site that works offline: build/site/index.html. Without --quiet, because a strict
+# build does not fail for warnings that it hides. The variable silences a notice of the theme.
 docs: $(VENV)/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# The lecture in full: needs the network once (images and weights), and an accelerator or a day.
+# The course exercise in full: downloads images and weights once; needs an accelerator, or a day.
 flowers: $(VENV)/tfds.installed
-	$(BIN)/flaxtl train --config=configs/flowers_vgg16.py --workdir=runs/flowers
+	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=runs/flowers
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
-"""The demo: drawn flowers, the built-in VGG16 base, all three phases, no network needed.
+"""The demo: synthetic flowers, the built-in VGG16 backbone, three phases. Needs no downloads.
 
-flaxtl train --config=configs/demo.py --workdir=runs/demo
+    flaxtl train --config=demo --workdir=runs/demo
 """
 
 from ml_collections import ConfigDict

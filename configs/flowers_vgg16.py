@@ -1,10 +1,12 @@
-"""The lecture: 3,670 flower images, VGG16, three phases.
+"""The course exercise that flaxtl is based on: 3,670 flower images, VGG16, three phases.
 
-    flaxtl train --config=configs/flowers_vgg16.py --workdir=runs/flowers
+    flaxtl train --config=flowers_vgg16 --workdir=runs/flowers
 
-The lecture's test accuracies: frozen 85.41 %, augmented 88.29 %, fine-tuned 92.61 %.
-Variants: `:scratch` trains the augmented model from a fresh head for 250 epochs (the lecture: 88.38 %);
-`:smoke` goes through everything in a minute and measures nothing.
+Test accuracies of the exercise: frozen 85.41 %, augmented 88.29 %, finetune 92.61 %.
+
+Variants:
+  scratch: trains the augmented model from a new head for 250 epochs (the exercise: 88.38 %).
+  smoke: runs two steps per epoch on small images, as a quick check; its results mean nothing.
 """
 
 from ml_collections import ConfigDict
@@ -44,5 +46,5 @@ def get_config(variant: str = "") -> ConfigDict:
         for phase in c.phases:
             c[phase].epochs, c[phase].steps_per_epoch = 2, 2
     elif variant:
-        raise ValueError(f"no variant {variant!r}; known: scratch, smoke")
+        raise ValueError(f"Unknown variant {variant!r}. Available: scratch, smoke")
     return c

@@ -1,10 +1,10 @@
-"""Your own images: a folder with one sub-folder of images for each class.
+"""Your own images: a folder with one subfolder per class.
 
-    flaxtl train --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
+    flaxtl train --config=folder --config.data.source=folder:PATH --workdir=runs/mine
 
-Most people change nothing but the source, and perhaps --config.model.name=NAME: `flaxtl models` lists the networks.
-`top` is the network's top block, such as block5 of VGG16 or conv5 of ResNet50: `flaxtl summary` shows its layers.
-What is left out here has the default in flaxtl/config.py.
+Often only the source needs to change, and --config.model.name=NAME; `flaxtl models` lists the models.
+`top` is the top block of the model, such as block5 in VGG16 or conv5 in ResNet50; `flaxtl summary` shows its layers.
+All other settings have the defaults of flaxtl/config.py.
 """
 
 from ml_collections import ConfigDict
@@ -15,11 +15,11 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "folder:images"  # images/CLASS/*.jpg, or images/{train,validation,test}/CLASS/*.jpg
     c.data.height = c.data.width = 200
-    c.data.resize = "crop"  # keeps the images' proportions
+    c.data.resize = "crop"  # keeps the aspect ratio
 
     c.model = dict(name="vgg16", output_layer="")
     c.weights = dict(path="imagenet")
-    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)  # the best pooling on flowers: docs/heads.md
+    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)  # best pooling on flowers: docs/heads.md
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
     c.phases = ("frozen", "augmented", "finetune")

@@ -1,10 +1,10 @@
-"""Your own images, the base thawed block by block from the top (Howard and Ruder 2018, there for text).
+"""Your own images, with gradual unfreezing of the backbone from the top (Howard and Ruder 2018, for text).
 
-    flaxtl train --config=configs/gradual.py --config.data.source=folder:PATH --workdir=runs/gradual
+    flaxtl train --config=gradual --config.data.source=folder:PATH --workdir=runs/gradual
 
-Each phase adds a block to what learns, lower ones at lower rates; a rate warms up, then falls to 0 over its phase.
-What is left out here has the default in flaxtl/config.py.
-For images unlike ImageNet's, which the top of the base says little about; else configs/folder.py is shorter.
+Each phase unfreezes one more block, with lower learning rates for lower layers. A learning rate warms up, then falls
+to 0 during its phase. All other settings have the defaults of flaxtl/config.py.
+Use it for images that differ from ImageNet's; otherwise configs/folder.py is enough, and faster.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.data = ConfigDict()
     c.data.source = "folder:images"  # images/CLASS/*.jpg, or images/{train,validation,test}/CLASS/*.jpg
-    c.data.resize = "crop"  # keeps the images' proportions
+    c.data.resize = "crop"  # keeps the aspect ratio
 
     c.model = dict(name="vgg16")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)

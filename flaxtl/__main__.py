@@ -1,4 +1,4 @@
-"""`python -m flaxtl`: the same door as the command `flaxtl`."""
+"""Entry point of `python -m flaxtl`, the same as the command `flaxtl`."""
 
 from flaxtl.cli.main import main
 
