@@ -1,6 +1,6 @@
 """The demo: synthetic flowers, the built-in VGG16 backbone, three phases. Needs no downloads.
 
-    flaxtl train --config=demo --workdir=runs/demo
+flaxtl train --config=demo --workdir=runs/demo
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, what stays light, and how large a file may be."""
+"""Rules of the source tree: which module may import which, what starts fast, and how long a file may be."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flaxtl"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST = 400
+MAX_LINES = 400
 
 LEVELS = (
     ("errors",),
@@ -30,10 +30,7 @@ LEVELS = (
     ("tuning", "api"),
     ("cli",),
 )
-"""Packages and top-level modules; each may import itself and what stands in a row above it, nothing else."""
-
-EXCEPTIONS: set[tuple[str, str]] = set()
-"""Files that still import upward, and what."""
+"""Packages and top-level modules, lowest level first; each may import itself and what is on a lower level."""
 
 KEPT_TO = {
     "flax": "models/",
@@ -46,16 +43,16 @@ KEPT_TO = {
     "onnx": ("export/onnx.py", "pretrained/onnx_reader.py"),
     "onnxruntime": "export/predict_script.py",
 }
-"""Library -> the only part of the package that imports it."""
+"""Library -> the only part, or parts, of the package that may import it."""
 
 INSIDE_FUNCTIONS = {"tensorflow_datasets", "pooch", "onnxruntime"}
-"""Libraries that most commands never need, imported where they are used."""
+"""Libraries that few commands need: imported where they are used, inside functions."""
 
-ABSENT = {"keras", "torch"}
+NEVER_IMPORTED = {"keras", "torch"}
 
 
 class Import(NamedTuple):
-    """One import statement's target, in a file."""
+    """What an import statement in a file imports."""
 
     file: str
     target: str
@@ -63,7 +60,7 @@ class Import(NamedTuple):
 
 
 def imports_of(file):
-    """Every import of a file, `from a import b` as a.b."""
+    """Yield every import of a file; `from a import b` imports a.b."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     inside = {child for function in functions for child in ast.walk(function)}
@@ -85,85 +82,120 @@ def module_of(file):
 
 
 def package_of(module):
-    """'flaxtl.train.trainer' -> 'train'; '' for flaxtl itself."""
+    """Return 'train' for flaxtl.train.trainer, and '' for flaxtl itself."""
     name = module.split(".")[1] if "." in module else ""
     return "cli" if name == "__main__" else name
 
 
-IMPORTS = [found for file in FILES for found in imports_of(file)]
+IMPORTS = [target for file in FILES for target in imports_of(file)]
 MODULES = [module_of(file) for file in FILES]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXTRAS = {
     "flaxtl.data.tfdata": r"\bTensorFlow\b.*pip install 'flaxtl\[stream\]'",
     "flaxtl.export.onnx": r"\bonnx\b.*\bonnxruntime\b.*pip install 'flaxtl\[onnx\]'",
 }
-"""What imports a library that need not be there, and is imported where it is wanted; a pattern of what it says then."""
+"""Modules that import an optional library -> a pattern for the error if it is not installed."""
 
 
-def test_levels_name_every_package():
+def test_levels_list_every_package():
     assert len(IMPORTS) > 100
     assert {package_of(module) for module in MODULES} - {""} == LEVEL_OF.keys()
 
 
 def test_imports_run_downward_only():
     upward = []
-    for found in IMPORTS:
-        own, other = package_of(module_of(ROOT / found.file)), package_of(found.target)
-        between = found.target.startswith("flaxtl.") and own in LEVEL_OF and other in LEVEL_OF and own != other
+    for imported in IMPORTS:
+        own, other = package_of(module_of(ROOT / imported.file)), package_of(imported.target)
+        between = imported.target.startswith("flaxtl.") and own in LEVEL_OF and other in LEVEL_OF and own != other
         if between and LEVEL_OF[other] >= LEVEL_OF[own]:
-            upward.append((found.file, other))
-    assert set(upward) == EXCEPTIONS
+            upward.append((imported.file, other))
+    assert upward == []
 
 
 @pytest.mark.parametrize(("library", "place"), KEPT_TO.items())
-def test_a_library_is_kept_to_its_room(library, place):
-    users = {found.file for found in IMPORTS if found.target.split(".")[0] == library}
+def test_library_is_imported_in_its_place_only(library, place):
+    users = {imported.file for imported in IMPORTS if imported.target.split(".")[0] == library}
     assert users
     assert {user for user in users if not user.removeprefix("flaxtl/").startswith(place)} == set()
 
 
-def test_what_few_commands_need_is_imported_inside_functions():
-    libraries = [(found.target.split(".")[0], found.file) for found in IMPORTS if not found.inside_function]
+def test_rarely_used_libraries_are_imported_inside_functions():
+    libraries = [(imported.target.split(".")[0], imported.file) for imported in IMPORTS if not imported.inside_function]
     assert [pair for pair in libraries if pair[0] in INSIDE_FUNCTIONS] == []
 
 
-def test_the_references_are_not_imported():
-    assert [found for found in IMPORTS if found.target.split(".")[0] in ABSENT] == []
+def test_reference_implementations_are_not_imported():
+    assert [imported for imported in IMPORTS if imported.target.split(".")[0] in NEVER_IMPORTED] == []
 
 
 def test_libraries_are_those_that_pyproject_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     required = map(Requirement, project["dependencies"] + extras["stream"] + extras["onnx"])
-    declared = {distribution(each.name) for each in required if each.marker is None or each.marker.evaluate()}
+    declared = {
+        distribution(requirement.name)
+        for requirement in required
+        if requirement.marker is None or requirement.marker.evaluate()
+    }
     declared.add(distribution("tensorflow-datasets"))
     declared.remove(distribution("filelock"))  # jax imports it, without asking for it
     distributions = packages_distributions()
-    imported = set()
-    for found in IMPORTS:
-        library = found.target.split(".")[0]
+    names = set()
+    for imported in IMPORTS:
+        library = imported.target.split(".")[0]
         if library != "flaxtl" and library not in sys.stdlib_module_names:
-            imported.add(next(name for name in map(distribution, distributions[library]) if name in declared))
-    assert imported == declared
+            names.add(next(name for name in map(distribution, distributions[library]) if name in declared))
+    assert names == declared
 
 
 def distribution(name):
-    """The spelling that all ways to write a name have in common."""
+    """Normalize the name of a distribution."""
     return name.lower().replace("_", "-")
 
 
-def test_configs_import_nothing_of_ours():
-    found = [found for file in (ROOT / "configs").glob("*.py") for found in imports_of(file)]
-    assert {each.target for each in found} == {"ml_collections.ConfigDict"}
+def test_setuptools_lists_every_package():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {module_of(file) for file in FILES if file.name == "__init__.py"}
+    assert set(setuptools["packages"]) == packages | setuptools["package-dir"].keys()
 
 
-def test_no_file_is_too_long():
+def test_modules_have_no_import_cycle():
+    uses = {module: set() for module in MODULES}
+    for imported in IMPORTS:
+        if not imported.inside_function:
+            target = next(
+                (name for name in (imported.target, imported.target.rpartition(".")[0]) if name in uses), None
+            )
+            uses[module_of(ROOT / imported.file)] |= {target} - {None, "flaxtl"}
+    while leaves := [module for module, used in uses.items() if not used & uses.keys()]:
+        for module in leaves:
+            del uses[module]
+    assert uses == {}
+
+
+def test_modules_are_imported_under_their_own_name():
+    renamed = re.compile(r"^\s*(from flaxtl[\w.]* import \w+ as \w+|import flaxtl\S* as \w+)", re.MULTILINE)
+    assert [(file.name, match[1]) for file in FILES for match in renamed.finditer(file.read_text("utf-8"))] == []
+
+
+def test_package_uses_the_words_image_and_config():
+    files = [*FILES, *PACKAGE.rglob("*.jinja")]
+    pattern = re.compile("(?<!multi-)picture|recipe", re.IGNORECASE)  # multi-picture JPEG is a file format
+    assert [(file.name, match[0]) for file in files for match in pattern.finditer(file.read_text("utf-8"))] == []
+
+
+def test_configs_import_only_ml_collections():
+    targets = {imported.target for file in (ROOT / "configs").glob("*.py") for imported in imports_of(file)}
+    assert targets == {"ml_collections.ConfigDict"}
+
+
+def test_files_are_at_most_400_lines_long():
     python = [file for folder in ("flaxtl", "tests", "configs", "tools") for file in (ROOT / folder).rglob("*.py")]
-    long = {str(file): lines for file in python if (lines := len(file.read_text("utf-8").splitlines())) > LONGEST}
+    long = {str(file): lines for file in python if (lines := len(file.read_text("utf-8").splitlines())) > MAX_LINES}
     assert long == {}
 
 
-def test_no_module_is_a_drawer_for_everything():
+def test_no_module_is_named_utils():
     assert [
         module for module in MODULES if module.split(".")[-1] in {"utils", "util", "helpers", "misc", "common"}
     ] == []
@@ -175,14 +207,14 @@ def test_every_module_imports(module):
 
 
 def python(code, *arguments):
-    """What a fresh interpreter prints."""
+    """Return what a new interpreter prints."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-ABSENCE = """
+WITHOUT_OPTIONAL_LIBRARIES = """
 import importlib, sys
 
 class Absent:
@@ -194,18 +226,18 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def test_everything_imports_without_what_need_not_be_there():
+def test_modules_import_without_optional_libraries():
     code = """
 for module in sys.argv[1:]:
     importlib.import_module(module)
 print("imported", len(sys.argv) - 1)
 """
     others = sorted(set(MODULES) - EXTRAS.keys())
-    assert python(ABSENCE + code, *others) == f"imported {len(others)}\n"
+    assert python(WITHOUT_OPTIONAL_LIBRARIES + code, *others) == f"imported {len(others)}\n"
 
 
 @pytest.mark.parametrize("module", EXTRAS)
-def test_what_is_not_there_is_told_with_how_to_install_it(module):
+def test_missing_library_error_says_how_to_install_it(module):
     code = """
 from flaxtl.errors import UserError
 try:
@@ -213,16 +245,16 @@ try:
 except UserError as error:
     print(error)
 """
-    (line,) = python(ABSENCE + code, module).splitlines()
+    (line,) = python(WITHOUT_OPTIONAL_LIBRARIES + code, module).splitlines()
     assert re.search(EXTRAS[module], line)
 
 
-def test_nothing_imports_what_need_not_be_there_before_it_is_wanted():
-    early = [found for found in IMPORTS if found.target in EXTRAS and not found.inside_function]
-    assert {module_of(ROOT / found.file) for found in early} <= EXTRAS.keys()
+def test_modules_with_optional_libraries_are_imported_late():
+    early = [imported for imported in IMPORTS if imported.target in EXTRAS and not imported.inside_function]
+    assert {module_of(ROOT / imported.file) for imported in early} <= EXTRAS.keys()
 
 
-def test_a_command_loads_only_what_it_needs():
+def test_command_loads_only_what_it_needs():
     code = """
 import sys
 from flaxtl.cli import main

@@ -15,7 +15,6 @@ from flaxtl import fileio
 from flaxtl.console import make_table, printable, progress_bar, truncate_rows
 from flaxtl.data import split_writer
 from flaxtl.data.sources import base
-from flaxtl.data.sources import base as sources
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
@@ -52,7 +51,7 @@ def _published_totals(architecture: ModelSpec, shapes: Mapping[str, Mapping[str,
 
 def config_summary(config: Any) -> tuple[Table, str]:
     """The layers of a config's network with their groups and the phases in which they learn, and totals."""
-    classes = tuple(config.data.classes) or sources.open_source(config.data.source, fileio.cache_dir("data")).classes
+    classes = tuple(config.data.classes) or base.open_source(config.data.source, fileio.cache_dir("data")).classes
     net = build_model(config, len(classes))
     phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.unused_groups)
     cells = [
