@@ -1,110 +1,252 @@
-"""From one step to another: batch by batch, or in few calls that make many steps each on the device.
+"""The epochs of a phase: `PhaseTrainer` runs them, a `Stepper` makes their steps.
 
-A call of many steps costs the host nothing between them, but it is not heard of until it ends. So the first epoch goes
-step by step, and from then on a call is as long as CALL_SECONDS allows.
+A stepper calls the device once per step, or once for many steps. The latter takes no host time between steps, but
+signals and checkpoints wait until the call returns. So the first epoch goes step by step, and after it a call takes
+about CALL_SECONDS.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtl.data.loaders import Batch, DeviceLoader, Loader
+from flaxtl.data.loaders import DeviceLoader, Loader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
-from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, EvalStep, evaluate_metrics
+from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, evaluate_metrics
 from flaxtl.train.logger import MetricLogger
 from flaxtl.train.metrics import Metrics, MetricSums
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, NonfiniteStep
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.signals import StopSignal
-from flaxtl.train.train_step import NO_STEP, ScannedSteps, StepConfig, TrainState, TrainStep
+from flaxtl.train.train_step import NO_STEP, StepConfig, TrainState
 
 CALL_SECONDS = 0.5
-"""How long a call may take: with those on the way before it, a signal is answered and a checkpoint made in 2 s."""
-
-Stepper = Callable[[TrainState, int, int], Iterator[tuple[int, TrainState]]]
-"""(state, first, last) -> after each call to the device, the global step it came to and the state there."""
+"""Duration of a call of many steps. With the pending ones, a stop request or a checkpoint waits for at most 2 s."""
 
 
-class Way(NamedTuple):
-    """From which examples a phase learns, and what is not changed by it; `layers` are the backbone's, low to high."""
+@dataclass
+class PhaseTrainer:
+    """Trains one phase: steps, validation after each epoch, early stopping, plateaus, checkpoints.
 
-    task: StepConfig
-    data: Loader
+    It resumes from any progress, also from within an epoch, with bit-identical results.
+
+    Attributes:
+      setup: the run.
+      phase: the phase.
+      step_config: constants of its steps.
+      frozen: parameters that the phase does not change.
+      train_loader: training data, which enters the model at `step_config.start_layer`.
+      validation_loader: validation data, which enters the model at `phase.cut_layer`.
+      checkpoints: where progress is saved.
+      logger: receives the metrics of each epoch.
+      stop_signal: ends the run between two steps.
+      start_time: monotonic seconds at which the run started; None once the start-up time was logged.
+    """
+
+    setup: RunSetup
+    phase: Phase
+    step_config: StepConfig
     frozen: FlatParams
-    layers: tuple[str, ...]
+    train_loader: Loader
+    validation_loader: Loader
+    checkpoints: Checkpoints
+    logger: MetricLogger
+    stop_signal: StopSignal
+    start_time: float | None = None
 
-    def advancing(self, phase: Phase, order: EpochSampler, first: int) -> AbstractContextManager[Stepper]:
-        """Compile the step of `phase`, which will be entered at global step `first`; the examples end with it."""
-        sharding = self.data.sharding(self.task.mesh)
-        if isinstance(self.data, DeviceLoader) and self._loops():
-            compiled = train_step.make_scanned_steps(self.task, sharding)
-            return nullcontext(ScannedStepper(compiled, self.frozen, self.data, order, phase.steps_per_epoch))
-        examples = self.data.train_batches(order, first, phase.last_step, self.task.augmentation)
-        return _per_step(train_step.make_train_step(self.task, sharding), self.frozen, examples)
-
-    def _loops(self) -> bool:
-        """Whether many steps in a call are an advantage.
-
-        XLA's convolutions on CPU are tens of times slower within a loop, so there only what learns on the outputs of
-        the whole backbone loops. Several processes agree after each step on whether to end.
-        """
-        return processes.process_count() == 1 and (
-            jax.default_backend() != "cpu" or self.task.start_layer == self.layers[-1]
+    def __post_init__(self) -> None:
+        """Compile nothing yet; jit compiles each step when it is first called."""
+        self._last_save = time.monotonic()
+        self._eval_step = train_step.make_eval_step(
+            self.setup.model_info.model,
+            self.setup.mesh,
+            self.phase.cut_layer,
+            self.validation_loader.sharding(self.setup.mesh),
         )
 
+    def run(self, progress: PhaseProgress) -> PhaseProgress:
+        """Train the remaining epochs. The result does not depend on when checkpoints are written."""
+        phase, step = self.phase, int(progress.state.step)
+        self.logger.truncate_after(self._epoch_start(progress))
+        with (
+            self.stop_signal.deferred(),
+            self.logger.log_phase(phase.name, phase.epochs, progress.early_stopping.epoch) as log_epoch,
+            closing(self._make_stepper(step)) as stepper,
+        ):
+            while progress.early_stopping.epoch < phase.epochs and not self._should_stop_early(progress):
+                epoch_start = time.monotonic()
+                progress = self._run_steps(progress, step, stepper)
+                progress, metrics = self._end_epoch(progress)
+                log_epoch(metrics.replace(seconds=time.monotonic() - epoch_start))
+                step = self._epoch_start(progress)
+                self._after_epoch(progress)
+        epoch, _, best_epoch = progress.early_stopping
+        if phase.patience and best_epoch < epoch:
+            stopped = f"stopped early after epoch {epoch}; " if epoch < phase.epochs else ""
+            self.logger.info(f"{phase.name}: {stopped}best epoch: {best_epoch} (its weights are kept)")
+        return progress
 
-class ScannedStepper:
-    """The `Advance` of many steps a call."""
+    def _make_stepper(self, first_step: int) -> "Stepper":
+        """Return the stepper of the phase from global step `first_step` on."""
+        cfg, loader = self.step_config, self.train_loader
+        if isinstance(loader, DeviceLoader) and uses_scan(cfg, self.setup.model_info.backbone_layers[-1]):
+            return ScannedStepper(cfg, self.frozen, loader, self.setup.sampler(), self.phase.steps_per_epoch)
+        return PerStepper(cfg, self.frozen, loader, self.setup.sampler(), first_step, self.phase.last_step)
 
-    def __init__(
-        self, compiled: ScannedSteps, frozen: FlatParams, data: DeviceLoader, order: EpochSampler, length: int
-    ) -> None:
-        """`length` is the steps of an epoch, which no call goes beyond."""
-        self._compiled, self._frozen, self._data, self._order = compiled, frozen, data, order
-        self._length, self._stride = length, 1
+    def _epoch_start(self, progress: PhaseProgress) -> int:
+        """Return the first global step of the current epoch."""
+        return self.phase.first_step + progress.early_stopping.epoch * self.phase.steps_per_epoch
 
-    def __call__(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
-        """See Advance."""
-        started, steps = time.monotonic(), last - first
-        epoch = self._data.stacked_batches(self._order, first, last, self._length)
-        for begin in range(0, steps, self._stride):
-            end = min(begin + self._stride, steps)
-            state = self._compiled(state, self._frozen, epoch, np.int32(begin), np.int32(end))
-            yield first + end, state
-        state.step.block_until_ready()
-        fitting = int(CALL_SECONDS * steps / (time.monotonic() - started))
-        self._stride = min(max(fitting, 1), self._length)
+    def _should_stop_early(self, progress: PhaseProgress) -> bool:
+        epoch, _, best_epoch = progress.early_stopping
+        return bool(self.phase.patience) and epoch - best_epoch >= self.phase.patience
 
+    def _run_steps(self, progress: PhaseProgress, step: int, stepper: "Stepper") -> PhaseProgress:
+        """Make the steps from `step`, which may be within the epoch, to the end of the epoch."""
+        first = self._epoch_start(progress)
+        if step == first:
+            zero = devices.replicate(MetricSums.zero(len(self.setup.manifest.classes)), self.setup.mesh)
+            progress = progress._replace(state=progress.state._replace(metrics=zero))
+        throttle = DispatchThrottle()
+        for done, state in stepper.steps(progress.state, step, first + self.phase.steps_per_epoch):
+            progress = progress._replace(state=state)
+            self._log_start_up(state)
+            throttle.push(jnp.copy(state.step))  # a copy, because the next call donates the state
+            self._maybe_checkpoint(progress, done)
+        return progress
 
-@contextmanager
-def _per_step(compiled: TrainStep, frozen: FlatParams, examples: Generator[Batch, None, None]) -> Iterator[Stepper]:
-    def advance(state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
-        for step, given in zip(range(first + 1, last + 1), examples, strict=False):
-            state = compiled(state, frozen, given)
-            yield step, state
+    def _log_start_up(self, state: TrainState) -> None:
+        """Log, once per run, the time that reading, computing features and compiling took before the first step."""
+        if self.start_time is not None:
+            state.step.block_until_ready()
+            seconds, self.start_time = time.monotonic() - self.start_time, None
+            run_dir.update_summary(self.setup.workdir, timings={"start to first step": seconds})
+            self.logger.info(f"Start-up: {seconds:,.1f} s")
 
-    with closing(examples):
-        yield advance
+    def _end_epoch(self, progress: PhaseProgress) -> tuple[PhaseProgress, EpochMetrics]:
+        """Fetch the training metrics, validate, and update early stopping and plateaus."""
+        phase, state = self.phase, progress.state
+        self._check_finite(progress)
+        train_metrics = state.metrics.compute()
+        validation_metrics = self._validate(progress)
+        epoch = progress.early_stopping.epoch + 1
+        metrics = EpochMetrics(
+            phase=phase.name,
+            epoch=epoch,
+            step=self._epoch_start(progress) + phase.steps_per_epoch,
+            train_loss=train_metrics.loss,
+            train_accuracy=train_metrics.accuracy,
+            validation_loss=validation_metrics.loss,
+            validation_accuracy=validation_metrics.accuracy,
+            validation_balanced_accuracy=validation_metrics.balanced_accuracy,
+            lrs=phase.lrs(epoch * phase.steps_per_epoch, float(state.lr_scale)),
+            seconds=0.0,  # measured by the caller
+        )
+        value = float(getattr(metrics, phase.monitor))
+        if phase.is_improvement(value, progress.early_stopping.best_value):
+            # A copy, because the next step donates the state.
+            best_params = jax.tree.map(jnp.copy, state.eval_params)
+            return PhaseProgress(state, best_params, EarlyStopping(epoch, value, epoch)), metrics
+        early_stopping = progress.early_stopping._replace(epoch=epoch)
+        state = self._reduce_lr_on_plateau(state, early_stopping)
+        return PhaseProgress(state, progress.best_params, early_stopping), metrics
+
+    def _reduce_lr_on_plateau(self, state: TrainState, early_stopping: EarlyStopping) -> TrainState:
+        """Reduce the learning rates if the schedule is 'plateau' and the monitored metric no longer improves."""
+        phase = self.phase
+        if not phase.plateau_reached(early_stopping.epoch - early_stopping.best_epoch):
+            return state
+        lr_scale = float(state.lr_scale) * phase.plateau_factor
+        self.logger.info(
+            f"{phase.name}: {phase.monitor} has not improved since epoch {early_stopping.best_epoch}. "
+            f"Learning rates reduced to {lr_scale:.3g} of their initial values."
+        )
+        return state._replace(lr_scale=devices.replicate(jnp.float32(lr_scale), self.setup.mesh))
+
+    def _validate(self, progress: PhaseProgress) -> Metrics:
+        def stop_if_requested() -> None:
+            if processes.process_count() == 1 and self.stop_signal.requested:  # several processes stop between steps
+                self._save(progress)
+                self.stop_signal.stop()
+
+        metrics = evaluate_metrics(
+            self._eval_step,
+            self.frozen | progress.state.eval_params,
+            self.validation_loader,
+            self.setup.config.batch_size,
+            stop_if_requested,
+        )
+        if not math.isfinite(metrics.loss):
+            raise UserError(
+                f"The validation loss became {metrics.loss} in phase {self.phase.name!r}, epoch "
+                f"{progress.early_stopping.epoch + 1}, step {int(progress.state.step) - 1}. "
+                f"Start a new --workdir with a lower learning rate ({self._lr_flags()})."
+            )
+        return metrics
+
+    def _maybe_checkpoint(self, progress: PhaseProgress, step: int) -> None:
+        """Before global step `step`: save the progress if it is due, or if the run is to stop."""
+        single = processes.process_count() == 1
+        stop = self.stop_signal.requested if single else processes.should_stop(step)
+        if stop or (single and self._save_is_due()):
+            self._check_finite(progress)
+            self._save(progress)
+        if stop:
+            self.stop_signal.stop()
+
+    def _after_epoch(self, progress: PhaseProgress) -> None:
+        """As `_maybe_checkpoint`. The clocks of several processes differ, so they agree here on whether to save."""
+        stop = processes.process_count() == 1 and self.stop_signal.requested
+        if processes.any_process(self._save_is_due() or stop):
+            self._save(progress)
+        if stop:
+            self.stop_signal.stop()
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._last_save > float(self.setup.config.checkpoint.every_seconds)
+
+    def _save(self, progress: PhaseProgress) -> None:
+        self.checkpoints.save_latest(progress)
+        self._last_save = time.monotonic()
+
+    def _check_finite(self, progress: PhaseProgress) -> None:
+        """Raise UserError, with the last good state saved, if a step's loss or gradient was not finite."""
+        step = int(progress.state.nonfinite_step)
+        if step == NO_STEP:
+            return
+        self._save(progress)
+        examples, epoch = self.setup.manifest.of_split("train"), progress.early_stopping.epoch + 1
+        paths = [examples[index].path for index in self.setup.sampler().batch(step).indices]
+        record = NonfiniteStep(phase=self.phase.name, epoch=epoch, step=step, images=paths)
+        run_dir.update_summary(self.setup.workdir, nonfinite_step=record)
+        raise UserError(
+            f"Loss or gradient became NaN or inf in phase {self.phase.name!r}, epoch {epoch}, step {step}. "
+            f"Batch: {', '.join(paths)}. The last good state is in {self.setup.workdir / 'checkpoints' / 'latest'}. "
+            f"Start a new --workdir with a lower learning rate ({self._lr_flags()})."
+        )
+
+    def _lr_flags(self) -> str:
+        lrs = self.phase.param_groups.lrs.items()
+        return ", ".join(f"{self.phase.name}.lr.{group}={lr:g}" for group, lr in lrs if lr)
 
 
 class DispatchThrottle:
     """Keeps the host at most MAX_PENDING_RESULTS results ahead of the device."""
 
     def __init__(self) -> None:
-        """Nothing is pending."""
         self._pending: deque[jax.Array] = deque()
 
     def push(self, result: jax.Array) -> None:
@@ -114,182 +256,75 @@ class DispatchThrottle:
             self._pending.popleft().block_until_ready()
 
 
-class Leg(NamedTuple):
-    """What stays the same through one phase: how it learns, and how it is judged."""
+class Stepper(Protocol):
+    """Makes training steps on the device."""
 
-    phase: Phase
-    way: Way
-    validation: Loader
-    eval_step: EvalStep
+    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
+        """Make the global steps from `first` to below `last`; yield the next step and the state after each call."""
+
+    def close(self) -> None:
+        """Stop reading ahead."""
 
 
-class EpochLoop:
-    """Of one phase. It goes on from any progress, also from within an epoch, to the same result bit for bit."""
+def uses_scan(cfg: StepConfig, backbone_output: str) -> bool:
+    """Whether to make many steps per call, for data in device memory.
+
+    XLA's convolutions on CPU are tens of times slower inside a loop, so on CPU only phases on outputs of the whole
+    backbone use it. Several processes have to agree after each step on whether to stop.
+    """
+    if processes.process_count() > 1:
+        return False
+    return jax.default_backend() != "cpu" or cfg.start_layer == backbone_output
+
+
+class ScannedStepper:
+    """Makes many steps per call to the device, but none beyond the end of an epoch."""
+
+    def __init__(
+        self, cfg: StepConfig, frozen: FlatParams, loader: DeviceLoader, sampler: EpochSampler, steps_per_epoch: int
+    ) -> None:
+        self._run = train_step.make_scanned_steps(cfg, loader.sharding(cfg.mesh))
+        self._frozen, self._loader, self._sampler = frozen, loader, sampler
+        self._steps_per_epoch, self._steps_per_call = steps_per_epoch, 1
+
+    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
+        """See `Stepper`. Measures the speed, for the number of steps per call in the next epoch."""
+        start, count = time.monotonic(), last - first
+        batches = self._loader.stacked_batches(self._sampler, first, last, self._steps_per_epoch)
+        for begin in range(0, count, self._steps_per_call):
+            end = min(begin + self._steps_per_call, count)
+            state = self._run(state, self._frozen, batches, np.int32(begin), np.int32(end))
+            yield first + end, state
+        state.step.block_until_ready()
+        steps_per_second = count / (time.monotonic() - start)
+        self._steps_per_call = min(max(int(CALL_SECONDS * steps_per_second), 1), self._steps_per_epoch)
+
+    def close(self) -> None:
+        """Do nothing: the data is in device memory."""
+
+
+class PerStepper:
+    """Makes one step per call to the device, with batches that are read ahead."""
 
     def __init__(
         self,
-        setup: RunSetup,
-        leg: Leg,
-        checkpoints: Checkpoints,
-        log: MetricLogger,
-        interruption: StopSignal,
-        begun: float | None,
+        cfg: StepConfig,
+        frozen: FlatParams,
+        loader: Loader,
+        sampler: EpochSampler,
+        first_step: int,
+        last_step: int,
     ) -> None:
-        """Rows go to `log`; who wants the run to end says so to `interruption`; `begun` is as in Run."""
-        self._setup, self._leg, self._phase, self._begun = setup, leg, leg.phase, begun
-        self._checkpoints, self._log, self._interruption = checkpoints, log, interruption
-        self._saved = time.monotonic()
+        self._step = train_step.make_train_step(cfg, loader.sharding(cfg.mesh))
+        self._batches = loader.train_batches(sampler, first_step, last_step, cfg.augmentation)
+        self._frozen = frozen
 
-    def run(self, progress: PhaseProgress) -> PhaseProgress:
-        """All epochs that are left. When a checkpoint is written does not change the result."""
-        phase, leg = self._phase, self._leg
-        step = int(progress.state.step)
-        self._log.truncate_after(self._first_step(progress))
-        with (
-            self._interruption.deferred(),
-            self._log.log_phase(phase.name, phase.epochs, progress.early_stopping.epoch) as report,
-            leg.way.advancing(phase, self._setup.sampler(), step) as advance,
-        ):
-            while progress.early_stopping.epoch < phase.epochs and not self._exhausted(progress.early_stopping):
-                started = time.monotonic()
-                progress = self._steps(progress, step, advance)
-                progress, row = self._judge(progress)
-                report(row.replace(seconds=time.monotonic() - started))
-                step = self._first_step(progress)
-                self._after_epoch(progress)
-        ended, _, best = progress.early_stopping
-        if phase.patience and best < ended:
-            stopped = f"stopped after epoch {ended}; " if ended < phase.epochs else ""
-            self._log.info(f"{phase.name}: {stopped}epoch {best} was best and is kept")
-        return progress
+    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
+        """See `Stepper`; `first` must be the step after the last one made."""
+        for step, batch in zip(range(first, last), self._batches, strict=False):
+            state = self._step(state, self._frozen, batch)
+            yield step + 1, state
 
-    def _first_step(self, progress: PhaseProgress) -> int:
-        """Of the epoch at hand."""
-        return self._phase.first_step + progress.early_stopping.epoch * self._phase.steps_per_epoch
-
-    def _exhausted(self, memory: EarlyStopping) -> bool:
-        return bool(self._phase.patience) and memory.epoch - memory.best_epoch >= self._phase.patience
-
-    def _steps(self, progress: PhaseProgress, step: int, advance: Stepper) -> PhaseProgress:
-        """From `step`, which may lie within the epoch, to the epoch's end."""
-        first = self._first_step(progress)
-        if step == first:
-            zero = devices.replicate(MetricSums.zero(len(self._setup.manifest.classes)), self._setup.mesh)
-            progress = progress._replace(state=progress.state._replace(metrics=zero))
-        pace = DispatchThrottle()
-        for done, state in advance(progress.state, step, first + self._phase.steps_per_epoch):
-            progress = progress._replace(state=state)
-            self._note_start(state)
-            pace.push(jnp.copy(state.step))  # the next call overwrites the state's own
-            self._between_steps(progress, done)
-        return progress
-
-    def _note_start(self, state: TrainState) -> None:
-        """What a run waits for before it learns: reading, compiling, features. Once a run."""
-        if self._begun is not None:
-            state.step.block_until_ready()
-            seconds, self._begun = time.monotonic() - self._begun, None
-            run_dir.update_summary(self._setup.workdir, timings={"start to first step": seconds})
-            self._log.info(f"{self._phase.name}: the first step was done {seconds:,.1f} s after the start")
-
-    def _between_steps(self, progress: PhaseProgress, step: int) -> None:
-        """Before global step `step`: keep the progress if it is time to, or if the run was asked to end."""
-        asked = self._interruption.requested if processes.process_count() == 1 else processes.should_stop(step)
-        if asked or (processes.process_count() == 1 and self._due()):
-            self._check_finite(progress)
-            self._save(progress)
-        if asked:
-            self._interruption.stop()
-
-    def _after_epoch(self, progress: PhaseProgress) -> None:
-        """As between steps; of many processes, whose clocks differ, this is where they agree on what is due."""
-        if processes.any_process(self._due() or (processes.process_count() == 1 and self._interruption.requested)):
-            self._save(progress)
-        if processes.process_count() == 1 and self._interruption.requested:
-            self._interruption.stop()
-
-    def _due(self) -> bool:
-        return time.monotonic() - self._saved > float(self._setup.config.checkpoint.every_seconds)
-
-    def _save(self, progress: PhaseProgress) -> None:
-        self._checkpoints.save_latest(progress)
-        self._saved = time.monotonic()
-
-    def _judge(self, progress: PhaseProgress) -> tuple[PhaseProgress, EpochMetrics]:
-        """One fetch of an epoch's totals, then validation. Returns the row for metrics.jsonl."""
-        phase, state = self._phase, progress.state
-        self._check_finite(progress)
-        trained = state.metrics.compute()
-        validated = self._validated(progress)
-        epoch = progress.early_stopping.epoch + 1
-        row = EpochMetrics(
-            phase=phase.name,
-            epoch=epoch,
-            step=self._first_step(progress) + phase.steps_per_epoch,
-            train_loss=trained.loss,
-            train_accuracy=trained.accuracy,
-            validation_loss=validated.loss,
-            validation_accuracy=validated.accuracy,
-            validation_balanced_accuracy=validated.balanced_accuracy,
-            lrs=phase.lrs(epoch * phase.steps_per_epoch, float(state.lr_scale)),
-            seconds=0.0,  # the caller measures it
-        )
-        value = float(getattr(row, phase.monitor))
-        if phase.is_improvement(value, progress.early_stopping.best_value):
-            # A copy: the next step is given the state's own buffers and overwrites them.
-            return PhaseProgress(
-                state, jax.tree.map(jnp.copy, state.eval_params), EarlyStopping(epoch, value, epoch)
-            ), row
-        memory = progress.early_stopping._replace(epoch=epoch)
-        return PhaseProgress(self._lowered(state, memory), progress.best_params, memory), row
-
-    def _lowered(self, state: TrainState, memory: EarlyStopping) -> TrainState:
-        """With lower rates, if the schedule is `plateau` and the metric has been there for long enough."""
-        phase = self._phase
-        if not phase.plateau_reached(memory.epoch - memory.best_epoch):
-            return state
-        scale = float(state.lr_scale) * phase.plateau_factor
-        self._log.info(
-            f"{phase.name}: {phase.monitor} has not got better since epoch {memory.best_epoch}; "
-            f"after epoch {memory.epoch} the rates are {scale:.3g} of what they were at first"
-        )
-        return state._replace(lr_scale=devices.replicate(jnp.float32(scale), self._setup.mesh))
-
-    def _validated(self, progress: PhaseProgress) -> Metrics:
-        leg, state = self._leg, progress.state
-
-        def pause() -> None:
-            if processes.process_count() == 1 and self._interruption.requested:  # many processes end between steps
-                self._save(progress)
-                self._interruption.stop()
-
-        found = evaluate_metrics(
-            leg.eval_step, leg.way.frozen | state.eval_params, leg.validation, self._setup.config.batch_size, pause
-        )
-        if not math.isfinite(found.loss):
-            raise UserError(
-                f"the validation loss became {found.loss} in phase {self._phase.name}, epoch "
-                f"{progress.early_stopping.epoch + 1} (step {int(state.step) - 1}); {self._cure()}"
-            )
-        return found
-
-    def _check_finite(self, progress: PhaseProgress) -> None:
-        """Raise UserError, keeping the last good state, if a step's loss or gradient was not finite."""
-        failed = int(progress.state.nonfinite_step)
-        if failed == NO_STEP:
-            return
-        self._save(progress)
-        train = self._setup.manifest.of_split("train")
-        paths = [train[index].path for index in self._setup.sampler().batch(failed).indices]
-        where: dict[str, Any] = {"phase": self._phase.name, "epoch": progress.early_stopping.epoch + 1, "step": failed}
-        run_dir.update_summary(self._setup.workdir, nonfinite_step=NonfiniteStep(**where, images=paths))
-        raise UserError(
-            f"the loss or a gradient is no finite number in phase {where['phase']}, epoch {where['epoch']}, step "
-            f"{failed}, on the images {', '.join(paths)}; the state before that step is in "
-            f"{self._setup.workdir / 'checkpoints' / 'latest'}; {self._cure()}"
-        )
-
-    def _cure(self) -> str:
-        rates = self._phase.param_groups.lrs.items()
-        given = ", ".join(f"{self._phase.name}.lr.{group}={rate:g}" for group, rate in rates if rate)
-        return f"start again in another --workdir with a lower learning rate ({given})"
+    def close(self) -> None:
+        """Stop the threads that read batches."""
+        self._batches.close()

@@ -1,12 +1,12 @@
-"""Where a phase begins: its images, and the network that the phases before it have left, or the pretrained one."""
+"""The learning-rate range test (Smith 2017): a phase's first steps with a growing learning rate, and their losses."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ import optax
 from rich.console import Console
 
 from flaxtl.config import config_to_json
-from flaxtl.console import progress_bar
+from flaxtl.console import message
+from flaxtl.data.loaders import Loader
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices
@@ -22,115 +23,61 @@ from flaxtl.pretrained import backbone
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import load_splits
-from flaxtl.train.epoch_loop import Way
+from flaxtl.train.feature_cache import ProgressFn, SplitData
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import Schedule, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup, load_manifest
-from flaxtl.train.train_step import TrainState
-from flaxtl.train.trainer import Material, initial_state
-
-
-class PhaseStart(NamedTuple):
-    """What the steps of a phase are made from."""
-
-    material: Material
-    phase: Phase
-    parameters: FlatParams
-
-
-def load_phase_start(config: Any, workdir: Path, name: str | None, console: Console) -> PhaseStart:
-    """The config's phase of that name, its first one without, as it would begin in `workdir`; nothing is written there.
-
-    Images, as in a run, and features aside. Raises UserError for a phase whose predecessors were not trained in
-    `workdir`, and where these, or what all phases share, have other settings there.
-    """
-    number = _number(config, name)
-    is_run = run_dir.is_run(workdir)
-    if is_run:
-        run_dir.check_config(workdir, config_to_json(config), num_phases=number)
-    manifest = load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
-    setup = build_setup(config, workdir, manifest)
-
-    def say(sentence: str) -> None:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-    parameters = _left_by(setup, number) if is_run else None
-    if parameters is None and number:
-        before, phase = join_names(config.phases[:number]), config.phases[number]
-        raise UserError(
-            f"{phase} begins with the network that {before} leave{'s' if number == 1 else ''}, and {workdir} holds "
-            "none; let flaxtl train come so far there, or give the --workdir of a run that did"
-        )
-    if parameters is None:
-        parameters = devices.replicate(backbone.initial_params(config, setup.model_info.model, say).params, setup.mesh)
-    setup, inputs, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
-    material = Material(setup, inputs, lambda title, n: progress_bar(console, title, n), say)
-    return PhaseStart(material, setup.phases[number], parameters)
-
-
-def _number(config: Any, name: str | None) -> int:
-    names = list(config.phases)
-    if name is not None and name not in names:
-        raise unknown("phase", name, names)
-    return names.index(name) if name is not None else 0
-
-
-def _left_by(setup: RunSetup, phases: int) -> FlatParams | None:
-    """The parameters after so many phases of the run, if it came so far."""
-    with Checkpoints(setup.workdir) as checkpoints:
-        done = checkpoints.num_phases()
-        if done is None or done < phases:
-            return None
-        return checkpoints.restore_phase(phases, setup.abstract_params())
-
+from flaxtl.train.train_step import StepConfig, TrainState
+from flaxtl.train.trainer import initial_state, make_step_config, select_loader
 
 SMOOTHING = 0.98
-"""Weight of what came before in the moving average of the loss (fastai's AvgSmoothLoss)."""
+"""Decay of the moving average of the loss (fastai's AvgSmoothLoss)."""
 
-DIVERGED = 4.0
-"""Times its lowest value at which the smoothed loss has diverged (fastai's LRFinder)."""
+DIVERGENCE_FACTOR = 4.0
+"""The loss has diverged if its average is above this multiple of its minimum (fastai's LRFinder)."""
 
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 
-UNSETTLED = 10
-"""One of so many steps at the start is passed over: the mean of a few batches says little (fastai's num_it // 10)."""
+SKIPPED_FRACTION = 10
+"""One of so many steps, at the start, is ignored: an average of a few batches is noisy (fastai's num_it // 10)."""
 
-BLOCK = 10
-"""Steps whose losses are fetched from the device together: it is not made to wait after each of them."""
+FETCH_STEPS = 10
+"""Number of steps after which losses are fetched, so that the device does not wait after each step."""
 
 
 class LrRange(NamedTuple):
-    """From which rate to which, in how many steps; each step multiplies the rate by the same factor."""
+    """Learning rates of a range test: `steps` rates from `min_lr` to `max_lr`, each the same multiple of the last."""
 
     min_lr: float
     max_lr: float
     steps: int
 
     def validate(self) -> None:
-        """Raise UserError for rates that do not grow, and for too few steps."""
+        """Raise UserError if the rates do not increase, or if there are too few steps."""
         if not 0 < self.min_lr < self.max_lr < math.inf:
             raise UserError(
-                f"the rates run from {self.min_lr:g} to {self.max_lr:g}; let --min-lr be above 0 and below --max-lr"
+                f"The learning rates go from {self.min_lr:g} to {self.max_lr:g}. "
+                "Set --min-lr above 0 and below --max-lr."
             )
-        if self.steps < FEWEST_STEPS:
-            raise UserError(f"--steps={self.steps} shows no curve; give {FEWEST_STEPS} or more, such as 100")
+        if self.steps < MIN_STEPS:
+            raise UserError(f"--steps={self.steps} is too few for a range test; use {MIN_STEPS} or more, such as 100")
 
     def lrs(self) -> npt.NDArray[np.float64]:
-        """Of every step, the first `min_lr` and the last `max_lr`, [steps]."""
+        """Return the learning rate of each step, [steps]."""
         return np.geomspace(self.min_lr, self.max_lr, self.steps)
 
     @property
     def num_skipped(self) -> int:
-        """How many of the first steps are passed over."""
-        return self.steps // UNSETTLED
+        """Number of steps at the start that are ignored."""
+        return self.steps // SKIPPED_FRACTION
 
 
 class LrPoint(NamedTuple):
-    """A step: its rate, the mean cross-entropy of its batch before it was made (nats), and this smoothed.
+    """One step: its learning rate, the mean cross-entropy of its batch before the update (nats), and the average.
 
-    The loss is NaN where it, or its gradient, was not finite.
+    The loss is NaN if it, or its gradient, was not finite.
     """
 
     lr: float
@@ -139,92 +86,156 @@ class LrPoint(NamedTuple):
 
 
 class LrCurve(NamedTuple):
-    """The steps up to the last one, or to that at which the loss had diverged, which is among them.
-
-    The first `num_skipped` are shown, and nothing is concluded from them.
-    """
+    """The steps of a range test, up to the one at which the loss diverged. The first `num_skipped` are too noisy."""
 
     points: tuple[LrPoint, ...]
     num_skipped: int
 
     @property
     def usable_points(self) -> tuple[LrPoint, ...]:
-        """The points that conclusions are drawn from."""
+        """The points to draw conclusions from."""
         return self.points[self.num_skipped :]
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss had run away before the highest rate was reached, or there."""
+        """Whether the loss diverged."""
         lowest = min((point.smoothed_loss for point in self.usable_points), default=math.inf)
         return _has_diverged(self.points[-1].smoothed_loss, lowest)
 
 
-def rising(
-    settings: Mapping[str, Any], split: ParamGroups, rates: npt.NDArray[np.float64]
+class PhaseStart(NamedTuple):
+    """What the first step of a phase needs: the data of the splits, and the parameters before the phase."""
+
+    setup: RunSetup
+    splits: Mapping[str, SplitData]
+    phase: Phase
+    params: FlatParams
+
+
+def load_phase_start(config: Any, workdir: Path, name: str | None, console: Console) -> PhaseStart:
+    """Load data and parameters for the start of a phase, as training in `workdir` would; nothing is written there.
+
+    Args:
+      config: a complete config.
+      workdir: a run directory of that config, or a new one.
+      name: the phase; None for the first one.
+      console: for messages and progress.
+
+    Raises:
+      UserError: earlier phases were not trained in `workdir`, or with other settings.
+    """
+    index = _phase_index(config, name)
+    is_run = run_dir.is_run(workdir)
+    if is_run:
+        run_dir.check_config(workdir, config_to_json(config), num_phases=index)
+    manifest = load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
+    setup = build_setup(config, workdir, manifest)
+    params = _params_after(setup, index) if is_run else None
+    if params is None and index:
+        raise UserError(
+            f"Phase {config.phases[index]} starts from the weights of {join_names(config.phases[:index])}, which "
+            f"{workdir} does not have. Run flaxtl train in it first, or use the --workdir of a trained run."
+        )
+    if params is None:
+        initial = backbone.initial_params(config, setup.model_info.model, partial(message, console))
+        params = devices.replicate(initial.params, setup.mesh)
+    setup, splits, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
+    return PhaseStart(setup, splits, setup.phases[index], params)
+
+
+def _phase_index(config: Any, name: str | None) -> int:
+    names = list(config.phases)
+    if name is not None and name not in names:
+        raise unknown("phase", name, names)
+    return names.index(name) if name is not None else 0
+
+
+def _params_after(setup: RunSetup, num_phases: int) -> FlatParams | None:
+    """Return the parameters after a number of phases; None if the run has not finished them."""
+    with Checkpoints(setup.workdir) as checkpoints:
+        done = checkpoints.num_phases()
+        if done is None or done < num_phases:
+            return None
+        return checkpoints.restore_phase(num_phases, setup.abstract_params())
+
+
+def range_test(start: PhaseStart, lr_range: LrRange, progress: ProgressFn, advance: Callable[[int], None]) -> LrCurve:
+    """Run the range test of a phase.
+
+    Args:
+      start: the start of the phase; its arrays are not changed.
+      lr_range: the learning rates of the fastest group; the others keep their ratio to it.
+      progress: makes the progress bar of feature extraction.
+      advance: called with the number of steps that were made.
+    """
+    setup, phase, params = start.setup, start.phase, start.params
+    optimizer = range_test_optimizer(setup.config.optimizer, phase.param_groups, lr_range.lrs())
+    num_views = setup.config.feature_cache.views
+    loader, start_layer = select_loader(start.splits, phase, params, num_views, progress)
+    cfg = make_step_config(setup, phase, optimizer, start_layer)
+    state = initial_state(setup, phase, params, optimizer)
+    frozen = phase.param_groups.partition(params).frozen
+    with closing(_losses(setup, cfg, loader, state, frozen, lr_range.steps, advance)) as losses:
+        points = lr_points(lr_range.lrs().tolist(), losses, lr_range.num_skipped)
+        return LrCurve(tuple(points), lr_range.num_skipped)
+
+
+def range_test_optimizer(
+    settings: Mapping[str, Any], param_groups: ParamGroups, lrs: npt.NDArray[np.float64]
 ) -> optax.GradientTransformation:
-    """The config's optimizer, step k at rates[k] for the fastest group; the others keep their ratios to it."""
-    fastest = max(split.lrs.values())
+    """Return the config's optimizer with the rate lrs[k] in step k for the fastest group, and the others in ratio."""
+    fastest = max(param_groups.lrs.values())
 
-    def scheduled(rate: float) -> Schedule:
-        table = jnp.asarray(rates * (rate / fastest), jnp.float32)
-        return lambda taken: table[taken]
+    def lookup(lr: float) -> Schedule:
+        table = jnp.asarray(lrs * (lr / fastest), jnp.float32)
+        return lambda step: table[step]
 
-    schedules = {group: scheduled(rate) for group, rate in split.lrs.items() if rate}
-    return make_optimizer(split.labels, schedules, optimizer_factory(settings), split.lr_scales)
-
-
-def range_test(
-    material: Material, phase: Phase, parameters: FlatParams, rates: LrRange, advance: Callable[[int], None]
-) -> LrCurve:
-    """The curve of `phase`, begun with `parameters`, which stay what they are; `advance` is told of steps made."""
-    setup, grown = material.setup, rates.lrs()
-    transformation = rising(setup.config.optimizer, phase.param_groups, grown)
-    way = material.way(phase, parameters, transformation)
-    state = initial_state(setup, phase, parameters, transformation)
-    with closing(_losses(setup, way, state, rates.steps, advance)) as losses:
-        return LrCurve(tuple(followed(grown.tolist(), losses, rates.num_skipped)), rates.num_skipped)
+    schedules = {group: lookup(lr) for group, lr in param_groups.lrs.items() if lr}
+    return make_optimizer(param_groups.labels, schedules, optimizer_factory(settings), param_groups.lr_scales)
 
 
 def _losses(
-    setup: RunSetup, way: Way, state: TrainState, n: int, advance: Callable[[int], None]
+    setup: RunSetup,
+    cfg: StepConfig,
+    loader: Loader,
+    state: TrainState,
+    frozen: FlatParams,
+    num_steps: int,
+    advance: Callable[[int], None],
 ) -> Generator[float, None, None]:
-    """Of each of `n` steps from `state` on, fetched in blocks."""
-    step = train_step.make_train_step(way.task, way.data.sharding(setup.mesh))
+    """Yield the loss of each step from `state` on."""
+    step = train_step.make_train_step(cfg, loader.sharding(setup.mesh))
     first, zero = int(state.step), MetricSums.zero(len(setup.manifest.classes))
-    waiting: list[MetricSums] = []
-    with closing(way.data.train_batches(setup.sampler(), first, first + n, way.task.augmentation)) as examples:
-        for made, given in enumerate(examples, 1):
-            # Each step begins with totals of its own: those before are not given away with the state.
-            state = step(state._replace(metrics=devices.replicate(zero, setup.mesh)), way.frozen, given)
-            waiting.append(state.metrics)
-            if len(waiting) == BLOCK or made == n:
-                done, waiting = jax.device_get(waiting), []
-                advance(len(done))
-                yield from map(_mean, done)
+    pending: list[MetricSums] = []
+    with closing(loader.train_batches(setup.sampler(), first, first + num_steps, cfg.augmentation)) as batches:
+        for done, batch in enumerate(batches, 1):
+            # Each step starts from new sums, so that those of earlier steps are not donated.
+            state = step(state._replace(metrics=devices.replicate(zero, setup.mesh)), frozen, batch)
+            pending.append(state.metrics)
+            if len(pending) == FETCH_STEPS or done == num_steps:
+                sums, pending = pending, []
+                losses = [each.compute().loss for each in sums]  # NaN if the step was skipped
+                advance(len(losses))
+                yield from losses
 
 
-def _mean(totals: MetricSums) -> float:
-    """A step that was not finite has counted nothing."""
-    seen = int(totals.count.sum())
-    return float(totals.loss) / seen if seen else math.nan
+def lr_points(lrs: Iterable[float], losses: Iterable[float], num_skipped: int) -> Iterator[LrPoint]:
+    """Yield the points of the curve, up to the first one at which the average is not finite or has diverged.
 
-
-def followed(rates: Iterable[float], losses: Iterable[float], num_skipped: int) -> Iterator[LrPoint]:
-    """The points, to the one at which the smoothed loss is above DIVERGED times its lowest, or not finite.
-
-    The first `num_skipped` are not the lowest: where a network is good already, one batch has ten times another's loss.
+    The first `num_skipped` points do not count for the minimum: if the model is good already, the losses of single
+    batches differ by a factor of ten.
     """
     mean, weight, lowest = 0.0, 0.0, math.inf
-    for made, (rate, loss) in enumerate(zip(rates, losses, strict=False)):
+    for index, (lr, loss) in enumerate(zip(lrs, losses, strict=False)):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         weight = SMOOTHING * weight + (1 - SMOOTHING)  # 1 - SMOOTHING**k after k steps
-        point = LrPoint(rate, loss, mean / weight)
-        if made >= num_skipped:
+        point = LrPoint(lr, loss, mean / weight)
+        if index >= num_skipped:
             lowest = min(lowest, point.smoothed_loss)
         yield point
         if _has_diverged(point.smoothed_loss, lowest):
             return
 
 
-def _has_diverged(smoothed: float, lowest: float) -> bool:
-    return not (math.isfinite(smoothed) and smoothed <= DIVERGED * lowest)
+def _has_diverged(smoothed_loss: float, lowest: float) -> bool:
+    return not (math.isfinite(smoothed_loss) and smoothed_loss <= DIVERGENCE_FACTOR * lowest)

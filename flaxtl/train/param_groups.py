@@ -16,7 +16,7 @@ Rule = tuple[str, str]
 
 
 def assign_groups(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """Return path -> group, by the first rule whose expression matches the whole path.
+    """Return path -> group, by the first rule that matches the whole path.
 
     Raises:
       UserError: for a path without a matching rule, a rule that matches no remaining path, or an invalid expression.

@@ -45,7 +45,7 @@ class Phase:
 
     Attributes:
       param_groups: the groups with the phase's learning rates.
-      cut_layer: the last frozen layer below everything that trains, whose outputs can be cached; None without one.
+      cut_layer: the last frozen layer below everything that trains; its outputs can be cached. None without one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Signals that stop a run: the current step is finished and saved, and the exit code tells which signal it was."""
+"""Signals that stop a run: the current step is finished and saved, and the exit code shows which signal it was."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def exit_code(number: int) -> int:
 
 
 class StopRequested(BaseException):
-    """Raised to end the run after a signal, whose number is `number`."""
+    """Raised to end the run after signal `number`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

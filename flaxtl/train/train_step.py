@@ -41,8 +41,8 @@ class TrainState(NamedTuple):
       batch_stats: running statistics of the batch norms in trained groups.
       opt_state: the optimizer's state, for `params` only.
       metrics: sums since the epoch began.
-      nonfinite_step: the step whose loss or gradient was not finite, int32 [], or NO_STEP. From that step on the state
-        no longer changes, so it is still the last good one.
+      nonfinite_step: the first step with a loss or gradient that is not finite, int32 [], or NO_STEP. From that step on
+        the state no longer changes, so it is still the last good one.
       lr_scale: factor on the scheduled learning rates, float32 []: 1 until a plateau reduces it.
       ema_params: moving average of `params`; empty in a phase without EMA.
     """
@@ -113,7 +113,7 @@ class StepConfig(NamedTuple):
       optimizer: for the trainable parameters.
       mesh: devices to split a batch over.
       seed: of augmentation and dropout.
-      start_layer: the layer whose outputs the batches hold; None if they hold images.
+      start_layer: layer that the batches are outputs of; None if they are images.
       augmentation: applied to images inside the step; None for none.
       class_weights: weight of each class in the loss.
       label_smoothing: fraction of a label that is spread evenly over all classes (Szegedy et al. 2016).
@@ -326,7 +326,7 @@ def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, shard
     Args:
       model: the classifier.
       mesh: devices to split a batch over.
-      start_layer: the layer whose outputs the batches hold; None if they hold images.
+      start_layer: layer that the batches are outputs of; None if they are images.
       sharding: shardings of a batch, from its loader.
     """
 

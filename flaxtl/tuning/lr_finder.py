@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -108,7 +109,7 @@ def find_learning_rate(
         result = _run_range_test(start, lr_range, console)
         page = _write_results(result, workdir / FOLDER_NAME, start)
         if run_dir.read_summary(workdir).complete:  # cached features are of no more use
-            remove_intermediate_files(start.material.setup)
+            remove_intermediate_files(start.setup)
     return result, page
 
 
@@ -119,9 +120,9 @@ def suggestions_table(result: LrFinderResult) -> Table:
 
 
 def _run_range_test(start: PhaseStart, lr_range: LrRange, console: Console) -> LrFinderResult:
-    config, phase = start.material.setup.config, start.phase
+    config, phase = start.setup.config, start.phase
     with progress_bar(console, f"{phase.name}: steps", lr_range.steps) as advance:
-        curve = range_test(start.material, phase, start.parameters, lr_range, advance)
+        curve = range_test(start, lr_range, partial(progress_bar, console), advance)
     lrs, named = phase.param_groups.lrs, config[phase.name].lr
     max_lr = max(lrs.values())
     lr_ratios = {group if group in named else TOP_GROUP: lr / max_lr for group, lr in lrs.items() if lr}
@@ -135,7 +136,7 @@ def _write_results(result: LrFinderResult, folder: Path, start: PhaseStart) -> P
         write_csv(stream, [LrPoint._fields, *result.curve.points])
     page = folder / f"{name}.html"
     with atomic_write(page) as stream:
-        stream.write(render_lr_page(result, start.material.setup.config))
+        stream.write(render_lr_page(result, start.setup.config))
     return page
 
 

@@ -1,6 +1,6 @@
 """Runs one `flaxtl` command in this process and kills it, without a chance to clean up, at its N-th moment.
 
-    python tests/killer.py N SIGNAL train --config=... --workdir=...
+    python tests/helpers/kill_at.py N SIGNAL train --config=... --workdir=...
 
 Moments are what a run consists of: each step, each batch of an evaluation, each row, each file that takes its name,
 each part of a checkpoint. The last line of the output says how many there were; with N = 0 nothing is killed.
@@ -38,7 +38,7 @@ def made_counted(maker, at, number):
 
 def watch(at, number):
     """Make everything that a run does tell that it is about to be done."""
-    for name in ("train_step", "train_steps", "eval_step"):
+    for name in ("make_train_step", "make_scanned_steps", "make_eval_step"):
         setattr(train_step, name, made_counted(getattr(train_step, name), at, number))
     logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)
     for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):

@@ -1,16 +1,22 @@
-"""What changes from epoch to epoch beside the weights: rates on a plateau, and averages of what learns."""
+"""The epochs of a phase: plateaus, EMA, resuming; and its steppers, which make one or many steps per call."""
 
 import re
+from contextlib import closing
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from helpers import tiny_run
 
-from flaxtl.train import train_step, trainer
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.parallel import devices, processes
+from flaxtl.train import epoch_loop, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.epoch_loop import EpochLoop
+from flaxtl.train.epoch_loop import PerStepper, PhaseTrainer, ScannedStepper, uses_scan
 from flaxtl.train.eval_loop import evaluate_metrics
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.train_step import StepConfig, TrainState
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -28,16 +34,16 @@ def train(folder, workdir, console=None, **phases):
 
 
 @pytest.fixture(scope="module")
-def told():
+def log():
     return tiny_run.quiet()
 
 
 @pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory, told):
-    return train(folder, tmp_path_factory.mktemp("runs") / "whole", told)
+def whole(folder, tmp_path_factory, log):
+    return train(folder, tmp_path_factory.mktemp("runs") / "whole", log)
 
 
-def keras_rates(values, rate, patience):
+def keras_lrs(values, rate, patience):
     """The rate in every epoch of a model that ReduceLROnPlateau watches."""
     import keras
 
@@ -53,32 +59,30 @@ def keras_rates(values, rate, patience):
 
 
 @pytest.mark.parametrize("name", list(PHASES))
-def test_rates_fall_where_keras_lets_them_fall(whole, told, name):
+def test_plateau_reduces_rates_where_keras_does(whole, log, name):
     (phase,) = (phase for phase in whole.setup.phases if phase.name == name)
     found = [row for row in tiny_run.metrics(whole.setup.workdir) if row["phase"] == name]
     values = [row["validation_accuracy"] for row in found]
     for group, rate in phase.param_groups.lrs.items():
         if rate:
-            expected = keras_rates(values, rate, phase.plateau_patience)
+            expected = keras_lrs(values, rate, phase.plateau_patience)
             assert [row["lrs"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
             assert expected[-1] < rate
         else:
             assert all(group not in row["lrs"] for row in found)
-    falls = len(re.findall(rf"^.*\b{name}\b.*\bvalidation_accuracy\b.*\bepoch \d", tiny_run.texts(told), re.MULTILINE))
-    last = keras_rates([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
+    falls = len(re.findall(rf"^.*\b{name}\b.*\bvalidation_accuracy\b.*\bepoch \d", tiny_run.texts(log), re.MULTILINE))
+    last = keras_lrs([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
     assert falls == -np.log2(last)
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        pytest.param(EpochLoop, "_after_epoch", 3, id="while it waits on a plateau"),
-        pytest.param(EpochLoop, "_between_steps", 8, id="within an epoch", marks=pytest.mark.slow),
+        pytest.param(PhaseTrainer, "_after_epoch", 3, id="on a plateau"),
+        pytest.param(PhaseTrainer, "_maybe_checkpoint", 8, id="within an epoch", marks=pytest.mark.slow),
     ],
 )
-def test_a_broken_run_goes_on_bit_for_bit_and_compiles_nothing_twice(
-    monkeypatch, whole, folder, tmp_path, owner, name, call
-):
+def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole, folder, tmp_path, owner, name, call):
     with monkeypatch.context() as patch:
         tiny_run.stop_at(patch, owner, name, call, after=True)
         with pytest.raises(KeyboardInterrupt):
@@ -93,7 +97,7 @@ def test_a_broken_run_goes_on_bit_for_bit_and_compiles_nothing_twice(
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp_path):
+def test_ema_params_are_validated_and_saved(folder, tmp_path):
     rows_of, kept = [], []
     for decay in (0.0, 0.9):
         workdir = tmp_path / str(decay)
@@ -109,3 +113,110 @@ def test_averages_are_measured_and_kept_and_what_learns_goes_its_way(folder, tmp
     for row, parameters in zip(rows_of, kept, strict=True):
         # Of images here, of features there: float32 sums in another order.
         assert evaluate_metrics(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)
+
+
+CUT = "block2_pool"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tiny_run.images(tmp_path_factory.mktemp("images")), tmp_path_factory.mktemp("run"))
+
+
+class World:
+    """The phases of a small run on features of the whole backbone, and on images."""
+
+    def __init__(self, folder, workdir):
+        self.setup = tiny_run.setup(folder, workdir)
+        self.params = tiny_run.parameters(self.setup.model_info, self.setup.config)
+        data = tiny_run.inputs(self.setup, "train", workdir / "features", [CUT])
+        self.images, self.features = data.image_loader(), data.feature_loader(CUT, self.params, tiny_run.bar)
+        self.sampler = EpochSampler(3, 4, len(self.images))
+
+    def start(self, phase, **options):
+        """Return (step config, frozen parameters, first state)."""
+        setup = self.setup
+        params, batch_stats, frozen = phase.param_groups.partition(self.params)
+        optimizer = phase_optimizer(setup.config.optimizer, phase.param_groups, "cosine", phase.steps, 0)
+        cfg = StepConfig(setup.model_info.model, optimizer, setup.mesh, 3, **options)
+        state = TrainState.create(phase.first_step, params, batch_stats, optimizer.init(params), 3)
+        return cfg, frozen, devices.replicate(state, setup.mesh)
+
+    def scanned(self, phase, loader, **options):
+        cfg, frozen, state = self.start(phase, **options)
+        return ScannedStepper(cfg, frozen, loader, self.sampler, phase.steps_per_epoch), state
+
+
+def advance(stepper, state, spans):
+    """Return the steps after which calls returned, and the last state, of going through spans of steps."""
+    returned = []
+    with closing(stepper):
+        for first, last in spans:
+            steps, states = zip(*stepper.steps(state, first, last), strict=True)
+            returned, state = [*returned, *steps], states[-1]
+    return returned, state
+
+
+def equal(ours, theirs):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+
+
+def test_scanned_stepper_calls_of_any_length_are_bit_identical(world, monkeypatch):
+    phase, spans = world.setup.phases[0], [(0, 2), (2, 4), (4, 6)]
+    made, make = [], train_step.make_scanned_steps
+    monkeypatch.setattr(train_step, "make_scanned_steps", lambda *given: made.append(make(*given)) or made[-1])
+    monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e-9)  # one step per call
+    returned, one_by_one = advance(*world.scanned(phase, world.features, start_layer=CUT), spans)
+    assert returned == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e9)  # from the second epoch on, one epoch per call
+    returned, at_once = advance(*world.scanned(phase, world.features, start_layer=CUT), spans)
+    assert returned == [1, 2, 4, 6]
+    assert equal(one_by_one, at_once)
+    resumed_spans = [(0, 1), (1, 2), *spans[1:]]
+    returned, resumed = advance(*world.scanned(phase, world.features, start_layer=CUT), resumed_spans)
+    assert returned == [1, 2, 4, 6]  # an epoch that was interrupted
+    assert equal(one_by_one, resumed)
+    assert [run._cache_size() for run in made] == [1, 1, 1]
+
+
+def test_scanned_stepper_makes_the_steps_of_per_stepper(world):
+    phase = world.setup.phases[0]
+    _, scanned = advance(*world.scanned(phase, world.features, start_layer=CUT), [(0, 2), (2, 4)])
+    cfg, frozen, state = world.start(phase, start_layer=CUT)
+    stepper = PerStepper(cfg, frozen, world.features, world.sampler, 0, 4)
+    returned, stepped = advance(stepper, state, [(0, 2), (2, 4)])
+    assert returned == [1, 2, 3, 4]
+    assert int(stepped.step) == int(scanned.step) == 4
+    # Measured 0. XLA may fuse the two programs differently, and a loss is a sum of 16 terms.
+    np.testing.assert_allclose(scanned.metrics.loss, stepped.metrics.loss, rtol=16 * 2.0**-24)
+
+
+def test_uses_scan_trained_convolutions_on_cpu_is_false(world, monkeypatch):
+    phase, options = world.setup.phases[1], {"augmentation": world.setup.augmentation}
+    cfg, frozen, state = world.start(phase, **options)
+    assert not uses_scan(cfg, CUT)
+    first = phase.first_step
+    stepper = PerStepper(cfg, frozen, world.images, world.sampler, first, phase.last_step)
+    _, stepped = advance(stepper, state, [(first, first + 2)])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert uses_scan(cfg, CUT)
+    _, scanned = advance(*world.scanned(phase, world.images, **options), [(first, first + 2)])
+    # Losses of 8 images, summed: convolutions inside a loop add up in another order.
+    np.testing.assert_allclose(scanned.metrics.loss, stepped.metrics.loss, rtol=1e-5)
+    assert scanned.metrics.count.sum() == 8
+
+
+def test_uses_scan_several_processes_is_false(world, monkeypatch):
+    cfg, *_ = world.start(world.setup.phases[0], start_layer=CUT)
+    assert uses_scan(cfg, CUT)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    assert not uses_scan(cfg, CUT)
+
+
+def test_stacked_batches_are_the_batches_of_the_steps(world):
+    stacked = world.images.stacked_batches(world.sampler, 5, 8, 4)
+    batches = list(world.images.train_batches(world.sampler, 5, 8, None))
+    assert stacked.indices.shape == stacked.epochs.shape == (4, 4)
+    for row, batch in enumerate([*batches, batches[-1]]):
+        assert stacked.indices[row].tolist() == batch.indices.tolist()
+        assert stacked.epochs[row].tolist() == batch.epochs.tolist()

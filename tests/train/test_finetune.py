@@ -24,7 +24,7 @@ from flaxtl.models.efficientnet import STAGES, list_blocks
 from flaxtl.parallel import devices
 from flaxtl.train import param_groups, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.epoch_loop import EpochLoop
+from flaxtl.train.epoch_loop import PhaseTrainer
 from flaxtl.train.feature_cache import SplitData, param_digests
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import NadamState, phase_optimizer
@@ -135,7 +135,7 @@ def taken_out(net):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_learns_moves_and_nothing_else(name):
+def test_train_step_every_family_updates_trainable_params_only(name):
     made = World(make_config(name))
     before = param_digests(made.parameters)
     step, state, frozen = made.run()
@@ -188,7 +188,7 @@ def keras_toy():
     return model
 
 
-def test_a_step_is_that_of_keras(monkeypatch):
+def test_train_step_matches_keras(monkeypatch):
     """Two steps of SGD with the same examples: every weight and every statistic.
 
     Measured: 1.2e-7; the mean of 256 float32 values near 1 may be wrong by a few roundings of 6e-8. The unbiased
@@ -247,7 +247,7 @@ def dropping():
     return Dropping()
 
 
-def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
+def test_drop_connect_acts_in_trained_layers_only(dropping):
     taps = ("block5b_project_bn", "block5b_drop", "block6b_project_bn", "block6b_drop")
     first, second = (
         dropping.run(dropping.images, jax.random.key(seed), stop=taps[-1], taps=taps).taps for seed in (1, 2)
@@ -263,7 +263,7 @@ def test_drop_connect_acts_where_the_network_learns_and_nowhere_else(dropping):
     assert np.any(kept != np.any(np.asarray(second["block6b_drop"]), axis=(1, 2, 3)))
 
 
-def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dropping):
+def test_frozen_batch_norms_run_in_inference_mode(dropping):
     layers = ("stem_bn", "block5c_project_bn", "block6a_expand_bn")
     key, cuts = jax.random.key(1), {"stop": layers[-1], "taps": layers}
     trained, inferred = (dropping.run(dropping.images, key, training=t, **cuts) for t in (True, False))
@@ -278,7 +278,7 @@ def test_norms_of_frozen_layers_are_as_in_inference_and_keep_their_statistics(dr
     assert moved == {"backbone/block6a_expand_bn/mean", "backbone/block6a_expand_bn/var"}
 
 
-def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
+def test_dropout_does_not_depend_on_skipped_layers(dropping):
     cut, layer, key = "block5c_add", "block6b_drop", jax.random.key(1)
     whole = dropping.run(dropping.images, key, stop=layer, taps=(cut, layer)).taps
     rest = dropping.run(whole[cut], key, start=cut, stop=layer).output
@@ -287,7 +287,7 @@ def test_what_is_dropped_does_not_depend_on_layers_that_were_skipped(dropping):
     assert not all(dropped[0])
 
 
-def test_features_depend_on_the_statistics_below_their_cut(tmp_path):
+def test_feature_key_depends_on_batch_stats_below_the_cut(tmp_path):
     made = World(make_config("mobilenet_0.25"))
     held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
     cut, net = made.phase.cut_layer, made.model_info
@@ -313,7 +313,7 @@ def train(folder, name, workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_0.25", "resnet50", "efficientnetb0"])
-def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monkeypatch, folder, tmp_path, name):
+def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder, tmp_path, name):
     # The first epoch of a phase stays the best: what is handed on differs from what was trained last.
     monkeypatch.setattr(Phase, "is_improvement", lambda phase, value, best: best is None)
     whole = train(folder, name, tmp_path / "whole")
@@ -331,7 +331,7 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     shapes = whole.setup.model_info.shapes
     assert facts["trainable_params"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
 
-    for number, (owner, call) in enumerate([(EpochLoop, ("_steps", 3)), (Checkpoints, ("save_phase", 3))]):
+    for number, (owner, call) in enumerate([(PhaseTrainer, ("_run_steps", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"
         with monkeypatch.context() as patch:
             tiny_run.stop_at(patch, owner, *call)
@@ -344,14 +344,14 @@ def test_a_run_leaves_what_is_frozen_and_is_resumed_as_if_nothing_had_been(monke
     evaluate_run(whole, tiny_run.quiet())
     opened = load_run(tmp_path / "whole")
     assert param_digests(opened.params) == finetuned
-    images = np.concatenate([whole.inputs[split].image_loader().data.inputs for split in ("validation", "test")])
+    images = np.concatenate([whole.splits[split].image_loader().data.inputs for split in ("validation", "test")])
     direct = jax.nn.softmax(forward_logits(opened.setup.model_info.model, unflatten_params(opened.params), images))
     found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
 
 
 @pytest.mark.parametrize("last", ["conv4_block6_out", "conv5_block2_out"])
-def test_a_base_that_ends_below_its_last_layer(last):
+def test_output_layer_ends_the_backbone(last):
     made = make_config("resnet50")
     made.model.output_layer = last
     net = build_model(made, num_classes=3)
@@ -365,7 +365,7 @@ def test_a_base_that_ends_below_its_last_layer(last):
     assert learning - {"dense", "predictions"} == ({"conv5"} if last.startswith("conv5") else set())
 
 
-def test_a_base_cannot_end_within_a_branch():
+def test_output_layer_inside_a_branch_is_rejected():
     made = make_config("resnet50")
     made.model.output_layer = "conv5_block1_1_relu"
     with pytest.raises(UserError, match=r"'conv5_block1_1_relu'.*'conv5_block1_0_bn'.*'conv4_block6_out'"):

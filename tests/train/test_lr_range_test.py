@@ -1,6 +1,7 @@
-"""The range test: its rates, its steps, its smoothing and its end."""
+"""The learning-rate range test: rates, steps, smoothing, divergence, and the start of a phase."""
 
 import math
+import re
 from itertools import pairwise
 
 import jax
@@ -9,14 +10,26 @@ import numpy as np
 import pytest
 from helpers import tiny_run
 
+from flaxtl.config import config_to_json
 from flaxtl.errors import UserError
-from flaxtl.train import lr_range_test, train_step
+from flaxtl.pretrained import backbone
+from flaxtl.train import lr_range_test, run_dir, train_step, trainer
 from flaxtl.train.feature_cache import param_digests
-from flaxtl.train.lr_range_test import SMOOTHING, LrCurve, LrPoint, LrRange, followed, rising
+from flaxtl.train.lr_range_test import (
+    SMOOTHING,
+    LrCurve,
+    LrPoint,
+    LrRange,
+    PhaseStart,
+    load_phase_start,
+    lr_points,
+    range_test_optimizer,
+)
 from flaxtl.train.optimizers import make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
+from flaxtl.train.run_records import RunSummary
 from flaxtl.train.train_step import make_train_step
-from flaxtl.train.trainer import Material, initial_state
+from flaxtl.train.trainer import initial_state, make_step_config, select_loader
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -27,14 +40,16 @@ SPLIT = ParamGroups(
 
 
 @pytest.fixture(scope="module")
-def material(folder, tmp_path_factory):
+def starts(folder, tmp_path_factory):
+    """Phase name -> its start, with random weights."""
     prepared = tiny_run.setup(folder, tmp_path_factory.mktemp("run"))
     cuts = [phase.cut_layer for phase in prepared.phases if phase.cut_layer and not phase.augment]
-    inputs = {"train": tiny_run.inputs(prepared, "train", prepared.workdir / "features", cuts)}
-    return Material(prepared, inputs, tiny_run.bar, say=lambda sentence: None)
+    splits = {"train": tiny_run.inputs(prepared, "train", prepared.workdir / "features", cuts)}
+    params = tiny_run.parameters(prepared.model_info, prepared.config)
+    return {phase.name: PhaseStart(prepared, splits, phase, params) for phase in prepared.phases}
 
 
-def test_rates_grow_by_one_factor_from_the_lowest_to_the_highest():
+def test_lrs_are_evenly_spaced_on_a_log_scale():
     rates = LrRange(1e-7, 1.0, 15).lrs()
     assert (rates[0], rates[-1], len(rates)) == (1e-7, 1.0, 15)
     # 7 decades in 14 steps; powers of ten in float64
@@ -53,14 +68,14 @@ def test_rates_grow_by_one_factor_from_the_lowest_to_the_highest():
         (LrRange(1e-7, 1.0, 9), r"--steps=9\b.*\b10\b"),
     ],
 )
-def test_rates_that_make_no_test(rates, facts):
+def test_validate_invalid_range_is_rejected(rates, facts):
     with pytest.raises(UserError, match=facts):
         rates.validate()
 
 
-def test_groups_keep_their_ratio_and_a_frozen_one_stays():
+def test_range_test_optimizer_groups_keep_their_ratio():
     rates = LrRange(1e-4, 1.0, 10).lrs()
-    transformation = rising({"name": "sgd"}, SPLIT, rates)
+    transformation = range_test_optimizer({"name": "sgd"}, SPLIT, rates)
     ones = {path: np.ones((), np.float32) for path in SPLIT.groups}
     state, update = transformation.init(ones), jax.jit(transformation.update)
     for rate in rates:
@@ -70,9 +85,9 @@ def test_groups_keep_their_ratio_and_a_frozen_one_stays():
     assert update._cache_size() == 1
 
 
-def test_smoothing_is_the_bias_corrected_moving_average():
+def test_lr_points_smoothing_is_bias_corrected_average():
     losses = np.random.default_rng(0).uniform(0.9, 1.1, 50)
-    points = list(followed(range(50), losses, 5))
+    points = list(lr_points(range(50), losses, 5))
     for k, point in enumerate(points):
         weights = (1 - SMOOTHING) * SMOOTHING ** np.arange(k, -1, -1)
         # sums of up to 50 float64 terms
@@ -81,17 +96,17 @@ def test_smoothing_is_the_bias_corrected_moving_average():
     assert [(point.lr, point.loss) for point in points] == list(enumerate(losses))
 
 
-def test_a_loss_that_runs_away_ends_the_test():
-    points = tuple(followed(range(100), [1.0] * 20 + [500.0] * 80, 10))
+def test_lr_points_end_at_divergence():
+    points = tuple(lr_points(range(100), [1.0] * 20 + [500.0] * 80, 10))
     smoothed = [point.smoothed_loss for point in points]
     assert LrCurve(points, 10).diverged
     assert smoothed[-1] > 4 * min(smoothed) >= smoothed[-2]
     assert not LrCurve(points[:-1], 10).diverged
 
 
-def test_the_first_batches_do_not_end_the_test():
+def test_lr_points_noisy_first_batches_do_not_end_the_curve():
     """A network that is good already: the mean of the first batches rises 40 times, and that says nothing."""
-    points = tuple(followed(range(100), [0.01, 0.79] + [0.02, 0.1] * 49, 10))
+    points = tuple(lr_points(range(100), [0.01, 0.79] + [0.02, 0.1] * 49, 10))
     assert len(points) == 100
     assert max(point.smoothed_loss for point in points[:10]) > 4 * points[0].smoothed_loss
     assert not LrCurve(points, 10).diverged
@@ -99,14 +114,14 @@ def test_the_first_batches_do_not_end_the_test():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_loss_that_is_no_number_ends_the_test(value, before):
-    points = tuple(followed(range(100), [1.0] * before + [value] * 80, 10))
+def test_lr_points_nonfinite_loss_ends_the_curve(value, before):
+    points = tuple(lr_points(range(100), [1.0] * before + [value] * 80, 10))
     assert len(points) == before + 1
     assert LrCurve(points, 10).diverged
 
 
-def test_a_loss_that_stays_is_followed_to_the_end():
-    points = tuple(followed(range(30), [0.5] * 30, 3))
+def test_lr_points_constant_loss_reaches_the_end():
+    points = tuple(lr_points(range(30), [0.5] * 30, 3))
     assert len(points) == 30
     assert not LrCurve(points, 3).diverged
     assert LrCurve((LrPoint(1.0, 0.0, 0.0),), 0).diverged is False
@@ -133,33 +148,31 @@ def seen(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["frozen", "finetune"])
-def test_its_steps_are_those_of_training(material, parameters, seen, name):
-    """Also in number: 14 steps are more than four passes over the images."""
-    setup = material.setup
-    phase = next(phase for phase in setup.phases if phase.name == name)
-    rates, before, told = LrRange(1e-5, 1e-2, 14), param_digests(parameters), []
-    curve = lr_range_test.range_test(material, phase, parameters, rates, told.append)
+def test_range_test_makes_the_steps_of_training(starts, seen, name):
+    """14 steps are more than four epochs."""
+    start = starts[name]
+    setup, splits, phase, params = start
+    lr_range, before, advanced = LrRange(1e-5, 1e-2, 14), param_digests(params), []
+    curve = lr_range_test.range_test(start, lr_range, tiny_run.bar, advanced.append)
     states, (compiled,) = seen
-    assert (len(curve.points), len(states), told, compiled._cache_size()) == (14, 14, [10, 4], 1)
-    assert param_digests(parameters) == before
+    assert (len(curve.points), len(states), advanced, compiled._cache_size()) == (14, 14, [10, 4], 1)
+    assert param_digests(params) == before
 
-    fastest, first = max(phase.param_groups.lrs.values()), phase.first_step
+    groups, fastest = phase.param_groups, max(phase.param_groups.lrs.values())
 
-    def scheduled(rate):
-        return lambda taken: jnp.array([np.float32(each * (rate / fastest)) for each in rates.lrs()])[taken]
+    def lookup(lr):
+        return lambda step: jnp.array([np.float32(each * (lr / fastest)) for each in lr_range.lrs()])[step]
 
-    groups = phase.param_groups
-    schedules = {group: scheduled(lr) for group, lr in groups.lrs.items() if lr}
-    transformation = make_optimizer(
-        groups.labels, schedules, optimizer_factory(setup.config.optimizer), groups.lr_scales
-    )
-    way = material.way(phase, parameters, transformation)
-    step = make_train_step(way.task, way.data.sharding(setup.mesh))
-    state = initial_state(setup, phase, parameters, transformation)
-    sums = [0.0]
-    examples = way.data.train_batches(setup.sampler(), first, first + 14, way.task.augmentation)
-    for given, after in zip(examples, states, strict=True):
-        state = step(state, way.frozen, given)
+    schedules = {group: lookup(lr) for group, lr in groups.lrs.items() if lr}
+    optimizer = make_optimizer(groups.labels, schedules, optimizer_factory(setup.config.optimizer), groups.lr_scales)
+    loader, start_layer = select_loader(splits, phase, params, 0, tiny_run.bar)
+    cfg = make_step_config(setup, phase, optimizer, start_layer)
+    step, frozen = make_train_step(cfg, loader.sharding(setup.mesh)), groups.partition(params).frozen
+    state, sums = initial_state(setup, phase, params, optimizer), [0.0]
+    first = phase.first_step
+    batches = loader.train_batches(setup.sampler(), first, first + 14, cfg.augmentation)
+    for batch, after in zip(batches, states, strict=True):
+        state = step(state, frozen, batch)
         assert all(np.array_equal(after[path], value) for path, value in state.updated_params.items())
         sums.append(float(state.metrics.loss))
     assert after.keys() == state.updated_params.keys()
@@ -168,9 +181,75 @@ def test_its_steps_are_those_of_training(material, parameters, seen, name):
     np.testing.assert_allclose([point.loss for point in curve.points], losses, atol=2.0**-16)
 
 
-def test_parameters_that_overflow_are_no_error(material, parameters):
-    phase = material.setup.phases[0]
-    curve = lr_range_test.range_test(material, phase, parameters, LrRange(1e-3, 1e38, 20), lambda done: None)
+def test_range_test_overflowing_params_end_the_curve(starts):
+    curve = lr_range_test.range_test(starts["frozen"], LrRange(1e-3, 1e38, 20), tiny_run.bar, lambda done: None)
     assert curve.diverged
     assert len(curve.points) < 20
     assert all(math.isfinite(point.loss) for point in curve.points[:-1])
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A finished run with only the first phase."""
+    settings = tiny_run.config(folder, phases=("frozen",))
+    return trainer.train(settings, tmp_path_factory.mktemp("runs") / "run", tiny_run.quiet(), "flaxtl train")
+
+
+def test_load_phase_start_first_phase_has_initial_params(folder, tmp_path):
+    config = tiny_run.config(folder)
+    start = load_phase_start(config, tmp_path / "new", None, tiny_run.quiet())
+    expected = backbone.initial_params(config, start.setup.model_info.model, notify=print).params
+    assert start.phase.name == "frozen"
+    assert param_digests(start.params) == param_digests(expected)
+    assert not (tmp_path / "new").exists()
+
+
+def test_load_phase_start_of_run_has_its_params(folder, run, monkeypatch):
+    monkeypatch.setattr(backbone, "initial_params", None)  # not needed, and may be gone
+    config = tiny_run.config(folder, finetune={"lr": tiny_run.FINETUNE | {"head": jnp.pi}})
+    before, after = tiny_run.digests(run)
+    for phase, expected in (("frozen", before), ("finetune", after)):
+        start = load_phase_start(config, run.setup.workdir, phase, tiny_run.quiet())
+        assert (start.phase.name, param_digests(start.params)) == (phase, expected)
+    assert start.phase.first_step == run.setup.phases[0].last_step
+    assert start.setup.manifest == run.setup.manifest
+
+
+def test_load_phase_start_untrained_earlier_phase_is_rejected(folder, tmp_path):
+    facts = rf"\bfinetune\b.*\bfrozen\b.*{re.escape(str(tmp_path / 'new'))} .*flaxtl train\b"
+    with pytest.raises(UserError, match=facts):
+        load_phase_start(tiny_run.config(folder), tmp_path / "new", "finetune", tiny_run.quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase", "facts"),
+    [
+        ({"batch_size": 2}, "frozen", r"\(batch\w*: 4 -> 2\)"),
+        ({"frozen": {"epochs": 3}}, "finetune", r"\(frozen\.epochs: 2 -> 3\)"),
+        ({"phases": ("finetune", "frozen")}, "frozen", r"\(phases: \['frozen'\] -> \['finetune'\]\)"),
+        ({"frozen": {"epochs": 3}}, "frozen", None),
+        ({"frozen": {"epochs": 3}, "feature_cache": {"dir": "elsewhere"}}, "frozen", None),
+    ],
+)
+def test_load_phase_start_other_config_is_rejected(folder, run, changes, phase, facts):
+    """The settings of the tested phase and of later ones may differ."""
+    config, workdir = tiny_run.config(folder, **changes), run.setup.workdir
+    if facts is None:
+        assert load_phase_start(config, workdir, phase, tiny_run.quiet()).phase.name == phase
+    else:
+        with pytest.raises(UserError, match=rf"{re.escape(str(workdir))} .*{facts}"):
+            load_phase_start(config, workdir, phase, tiny_run.quiet())
+
+
+def test_load_phase_start_unknown_phase_suggests_similar(folder, tmp_path):
+    with pytest.raises(UserError, match=r"'fintune'.*'finetune'"):
+        load_phase_start(tiny_run.config(folder), tmp_path / "new", "fintune", tiny_run.quiet())
+
+
+def test_load_phase_start_run_without_checkpoint_has_initial_params(folder, tmp_path, prepared):
+    """The run has a config and a manifest, but no checkpoint."""
+    config = tiny_run.config(folder)
+    run_dir.create_run_dir(tmp_path / "run", config_to_json(config), prepared.manifest, [], RunSummary())
+    start = load_phase_start(config, tmp_path / "run", "frozen", tiny_run.quiet())
+    assert param_digests(start.params) == param_digests(tiny_run.parameters(prepared.model_info, config))

@@ -1,3 +1,5 @@
+"""Optimizers against Keras and Optax: frozen groups, rates, schedules, settings."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Parameter groups: rules, partition, batch statistics, layer decay."""
+
 import re
 
 import pytest

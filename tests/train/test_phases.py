@@ -1,3 +1,5 @@
+"""Phases: cut layers, plateaus, learning rates, invalid settings."""
+
 from types import SimpleNamespace
 
 import numpy as np

@@ -10,7 +10,7 @@ from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.epoch_loop import EpochLoop
+from flaxtl.train.epoch_loop import PhaseTrainer
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.logger import read_metrics
 from flaxtl.train.setup import build_setup
@@ -39,7 +39,7 @@ def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
             train(tiny_run.config(folder, **PHASES), workdir)
 
 
-def test_a_run_tells_what_it_did(whole):
+def test_train_writes_metrics_and_summary(whole):
     workdir = whole.setup.workdir
     epochs, phases = tiny_run.told(workdir)
     expected = [("frozen", 1, 3), ("frozen", 2, 6), ("frozen", 3, 9), ("finetune", 1, 12), ("finetune", 2, 15)]
@@ -68,7 +68,7 @@ def test_a_run_tells_what_it_did(whole):
     assert run_dir.read_summary(workdir).command == "flaxtl train"
 
 
-def test_phases_change_what_they_say_they_change(whole):
+def test_train_phases_change_trained_layers_only(whole):
     start, frozen, finetuned = tiny_run.digests(whole)
     assert {path.split("/")[0] for path in start if start[path] != frozen[path]} == {"head"}
     changed = {path.split("/")[1] for path in start if frozen[path] != finetuned[path]}
@@ -78,17 +78,19 @@ def test_phases_change_what_they_say_they_change(whole):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        pytest.param(EpochLoop, "_steps", 2, False, id="within a phase"),
-        pytest.param(EpochLoop, "_steps", 5, False, id="within the last phase"),
+        pytest.param(PhaseTrainer, "_run_steps", 2, False, id="within a phase"),
+        pytest.param(PhaseTrainer, "_run_steps", 5, False, id="within the last phase"),
         pytest.param(Checkpoints, "save_latest", 2, False, id="between a row and its checkpoint"),
-        pytest.param(trainer, "_begin", 1, True, id="after the start"),
+        pytest.param(trainer, "_start_run", 1, True, id="after the start"),
         pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint"),
         pytest.param(Checkpoints, "save_phase", 2, False, id="before the end of a phase is kept"),
         pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept"),
         pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept"),
     ],
 )
-def test_an_interrupted_run_ends_as_if_nothing_had_been(monkeypatch, whole, folder, tmp_path, owner, name, call, after):
+def test_train_interrupted_anywhere_resumes_bit_identically(
+    monkeypatch, whole, folder, tmp_path, owner, name, call, after
+):
     interrupt(monkeypatch, folder, tmp_path / "run", owner, name, call, after)
     made = []
     train_step.make_eval_step.cache_clear()  # what other tests of this process had compiled is not counted
@@ -106,10 +108,10 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(monkeypatch, whole, fold
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_a_run_without_checkpoints_between_goes_back_to_the_start_of_its_phase(monkeypatch, whole, folder, tmp_path):
+def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, tmp_path):
     rarely = tiny_run.config(folder, **PHASES, checkpoint={"every_seconds": 3600.0})
     with monkeypatch.context() as patch:
-        tiny_run.stop_at(patch, EpochLoop, "_steps", 3)
+        tiny_run.stop_at(patch, PhaseTrainer, "_run_steps", 3)
         with pytest.raises(KeyboardInterrupt):
             train(rarely, tmp_path / "run")
     assert len(read_metrics(tmp_path / "run")) == 2
@@ -118,8 +120,8 @@ def test_a_run_without_checkpoints_between_goes_back_to_the_start_of_its_phase(m
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_a_half_written_row_and_a_lost_phase_do_not_matter(monkeypatch, whole, folder, tmp_path):
-    interrupt(monkeypatch, folder, tmp_path / "run", EpochLoop, "_steps", 5)
+def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, whole, folder, tmp_path):
+    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_run_steps", 5)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
@@ -128,9 +130,9 @@ def test_a_half_written_row_and_a_lost_phase_do_not_matter(monkeypatch, whole, f
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_a_phase_whose_rows_are_lost_is_repeated(monkeypatch, whole, folder, tmp_path):
+def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_path):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, EpochLoop, "_steps", 3)
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_run_steps", 3)
     (workdir / "metrics.jsonl").unlink()
     resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
     assert "metrics.jsonl" in tiny_run.texts(console)
@@ -139,9 +141,9 @@ def test_a_phase_whose_rows_are_lost_is_repeated(monkeypatch, whole, folder, tmp
 
 
 @pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), ("phases", "gone")])
-def test_a_checkpoint_that_power_loss_left_half_written_is_put_aside(monkeypatch, whole, folder, tmp_path, which, harm):
+def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp_path, which, harm):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, EpochLoop, "_steps", 5)  # within the second phase
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_run_steps", 5)  # within the second phase
     newest = max((workdir / "checkpoints" / which).iterdir(), key=lambda place: int(place.name))
     files = sorted(file for file in newest.rglob("*") if file.is_file() and file.stat().st_size)
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -157,16 +159,16 @@ def test_a_checkpoint_that_power_loss_left_half_written_is_put_aside(monkeypatch
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-def test_changed_images_do_not_go_on_unseen(monkeypatch, folder, tmp_path):
+def test_train_changed_images_are_rejected_on_resume(monkeypatch, folder, tmp_path):
     own = shutil.copytree(folder, tmp_path / "images")
-    interrupt(monkeypatch, own, tmp_path / "run", EpochLoop, "_steps", 2)
+    interrupt(monkeypatch, own, tmp_path / "run", PhaseTrainer, "_run_steps", 2)
     changed = own / "red" / "3.png"
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(UserError, match=rf"\b1\b.*{re.escape(str(changed))}(?![\w/])"):
         train(tiny_run.config(own, **PHASES), tmp_path / "run")
 
 
-def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
+def test_train_complete_run_is_left_unchanged(whole, folder, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole.setup.workdir, workdir)
     run_dir.update_summary(workdir, complete=True)
@@ -177,24 +179,24 @@ def test_a_complete_run_is_left_alone(whole, folder, tmp_path):
 
     before, console = contents(), tiny_run.quiet()
     assert trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train") is None
-    assert re.search(rf"{re.escape(str(workdir))}\b.*flaxtl report\b", " ".join(tiny_run.texts(console).split()))
+    assert re.search(rf"{re.escape(str(workdir))}\b.*--workdir\b", " ".join(tiny_run.texts(console).split()))
     assert contents() == before
 
 
-def test_a_trained_run_is_not_trained_again(monkeypatch, whole, folder):
-    monkeypatch.setattr(EpochLoop, "_steps", None)
+def test_train_finished_phases_are_not_repeated(monkeypatch, whole, folder):
+    monkeypatch.setattr(PhaseTrainer, "_run_steps", None)
     before = tiny_run.told(whole.setup.workdir)
     assert train(tiny_run.config(folder, **PHASES), whole.setup.workdir) is not None
     assert tiny_run.told(whole.setup.workdir) == before
 
 
-def test_another_config_needs_another_workdir(whole, folder):
+def test_train_other_config_is_rejected(whole, folder):
     other = tiny_run.config(folder, **PHASES, batch_size=2, seed=4)
     with pytest.raises(UserError, match=r"\(seed: 3 -> 4; batch\w*: 4 -> 2\).*--workdir\b"):
         train(other, whole.setup.workdir)
 
 
-def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder, tmp_path):
+def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_path):
     # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has seen are
     # not donated; without checkpoints a best that shared the state's buffers would be lost.
     frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy", "epochs": 5, "patience": 2}
@@ -214,14 +216,14 @@ def test_early_stopping_hands_on_the_best_and_keeps_the_numbers_of_steps(folder,
     assert tiny_run.digests(stopped)[:2] == tiny_run.digests(one_epoch)
 
 
-def test_a_misspelt_network_is_told_before_any_image_is_looked_at(folder, tmp_path, monkeypatch):
+def test_train_unknown_model_is_rejected_before_reading_images(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "build_manifest", None)
     with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
         train(tiny_run.config(folder, model={"name": "vgg161", "output_layer": ""}), tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.csv").exists()
 
 
-def test_a_loss_that_is_no_number(folder, tmp_path):
+def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
     fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
     workdir = tmp_path / "run"
     settings = tiny_run.config(folder, frozen=fast, phases=("frozen",))
@@ -239,30 +241,31 @@ def test_a_loss_that_is_no_number(folder, tmp_path):
         train(settings, workdir)
 
 
-def test_a_last_step_that_ruins_the_parameters(folder, tmp_path):
+def test_train_nonfinite_validation_loss_is_reported(folder, tmp_path):
     ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
     with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
         train(tiny_run.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
     assert read_metrics(tmp_path / "run") == []
 
 
-def test_a_misspelt_optimizer_begins_no_run(folder, tmp_path):
+def test_train_unknown_optimizer_creates_no_run(folder, tmp_path):
     with pytest.raises(UserError, match=r"'nadm'.*'nadam'"):
         train(tiny_run.config(folder, optimizer={"name": "nadm"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_frozen_parameter_that_moved_is_found(whole):
+def test_verify_frozen_changed_param_raises(whole):
     phase = whole.setup.phases[0]
     parameters = tiny_run.parameters(whole.setup.model_info, whole.setup.config)
     *_, frozen = phase.param_groups.partition(parameters)
     path = "backbone/block1_conv1/bias"
-    assert trainer._prove_freeze(phase, param_digests(frozen), frozen, parameters) == 8
+    digests = param_digests(frozen)
+    assert trainer.verify_frozen(phase, digests, parameters) == 8
     with pytest.raises(RuntimeError, match=rf"\bfrozen\b.*{path}"):
-        trainer._prove_freeze(phase, param_digests(frozen), frozen, {**parameters, path: parameters[path] + 1})
+        trainer.verify_frozen(phase, digests, {**parameters, path: parameters[path] + 1})
 
 
-def test_a_run_is_opened_as_it_ended(whole):
+def test_build_setup_of_finished_run_is_equal(whole):
     again = build_setup(run_dir.load_config(whole.setup.workdir), whole.setup.workdir, whole.setup.manifest)
     assert again.phases == whole.setup.phases
     assert again.model_info.shapes == whole.setup.model_info.shapes
