@@ -1,6 +1,9 @@
-"""A whole run: trained, judged, reported."""
+"""The Python API: train a run and look at its results, or build a model for a training loop of your own."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -8,93 +11,223 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from flaxtl.config import load_config, prune_phases
-from flaxtl.console import make_console
-from flaxtl.evaluation import gradcam, run_files
+from flaxtl import config
+from flaxtl.config import prune_phases
+from flaxtl.console import make_console, message
+from flaxtl.evaluation import gradcam, predictor, run_files
 from flaxtl.evaluation.evaluate import evaluate_run
+from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.predictor import TrainedRun
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier, flatten_params, unflatten_params
+from flaxtl.models.head import Head
+from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.parallel import devices, processes
+from flaxtl.pretrained import backbone
 from flaxtl.report import report, run_summary, templating
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import run_dir, trainer
+from flaxtl.train.optimizers import make_optimizer
+from flaxtl.train.param_groups import Rule, assign_groups
+from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
+
+__all__ = [
+    "RunResult",
+    "create_model",
+    "list_models",
+    "load_config",
+    "load_run",
+    "make_optimizer",
+    "param_groups",
+    "train",
+    "train_and_report",
+]
+
+
+def load_config(spec: str, *overrides: str) -> ConfigDict:
+    """Load a config; its settings can be changed, none can be added.
+
+    Args:
+      spec: name or file of a config, with ':VARIANT' if it has variants.
+      *overrides: settings to change, 'key=value'.
+
+    Raises:
+      UserError: the config does not exist or is invalid, or a key is unknown.
+    """
+    return config.load_config(spec, [f"--config.{override}" for override in overrides])
+
+
+def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
+    """Train or resume a run, evaluate it and write its report, as `flaxtl train` does.
+
+    Raises:
+      UserError: config or images are invalid.
+      KeyboardInterrupt: the kernel was interrupted; call again to resume.
+    """
+    try:
+        train_and_report(prune_phases(config), Path(workdir), make_console(), "flaxtl.train")
+    except StopRequested as stopped:
+        raise KeyboardInterrupt from stopped
+    return RunResult(workdir)
+
+
+def load_run(workdir: str | Path) -> "RunResult":
+    """Open a finished or running run directory.
+
+    Raises:
+      UserError: it does not exist.
+    """
+    return RunResult(workdir)
+
+
+class RunResult:
+    """The results of a run. A notebook shows its phases, curves and confusion matrix; elsewhere it is one line.
+
+    Args:
+      workdir: the run directory.
+    """
+
+    def __init__(self, workdir: str | Path) -> None:
+        self.workdir = Path(workdir)
+        self.record = run_files.read_run(self.workdir)
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """One dict per epoch, as `pandas.DataFrame` takes them; the keys are those of metrics.jsonl."""
+        return [epoch.to_json() for epoch in self.record.epochs]
+
+    @property
+    def metrics(self) -> dict[str, SplitMetrics]:
+        """Split -> metrics after the last finished phase; 'test' only once the run is evaluated."""
+        phases = list(self.record.summary.phases.values())
+        if not phases:
+            return {}
+        splits = {"train": phases[-1].train, "validation": phases[-1].validation, "test": phases[-1].test}
+        return {name: metrics for name, metrics in splits.items() if metrics is not None}
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """Predictions on validation and test images; None before the run is evaluated."""
+        return self.record.predictions
+
+    @property
+    def report_path(self) -> Path:
+        """Path of the HTML report, which exists once the run has ended."""
+        return self.workdir / "report" / "index.html"
+
+    def predict(self, inputs: Sequence[str | Path]) -> Predictions:
+        """Classify images.
+
+        Args:
+          inputs: image files, folders or glob patterns.
+        """
+        return self._predictor.predict(predictor.find_images([str(path) for path in inputs]))
+
+    @cached_property
+    def _predictor(self) -> predictor.Predictor:
+        return predictor.load_run(self.workdir).predictor()
+
+    def __repr__(self) -> str:
+        """Return the accuracy and where the report is."""
+        headline = run_summary.headline(self.record)
+        if headline is None:
+            return f"{self.workdir}: no phase has finished yet"
+        accuracy = templating.format_percent(headline.accuracy)
+        images = f"{templating.format_count(headline.num_images)} images"
+        where = self.report_path if self.report_path.is_file() else "no report yet"
+        return f"{self.workdir}: {headline.split} accuracy {accuracy} ({images}); {where}"
+
+    def _repr_html_(self) -> str:
+        return report.render_notebook_summary(self.record, repr(self))
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    weights: str = "imagenet",
+    *,
+    image_size: int | None = None,
+    pooling: str = "global_average",
+    units: Sequence[int] = (),
+    dropout: float = 0.0,
+    seed: int = 0,
+    notify: Callable[[str], None] = print,
+) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Create a model with a new head, for a training loop of your own.
+
+    Args:
+      name: a name of `list_models`.
+      num_classes: number of classes of the head.
+      weights: of the backbone: 'imagenet', 'builtin', 'random' or a weight file.
+      image_size: height and width of the images; None: the model's own.
+      pooling: of the head: 'none', 'average_2x2', 'global_average' or 'global_max'.
+      units: units of the head's hidden layers.
+      dropout: rate after each hidden layer.
+      seed: of random parameters.
+      notify: receives messages about downloads.
+
+    Returns:
+      A Flax module (uint8 or float images [n, height, width, 3] with values 0..255 -> float32 logits [n, num_classes],
+      preprocessing included) and its variables (`params`, `batch_stats`), float32.
+    """
+    spec = registry.get_spec(name)
+    model = Classifier(spec, Head(num_classes, pooling, tuple(units), dropout))
+    size, key = image_size or spec.input_size, jax.random.key(seed)
+    if weights == "random":
+        params = classifier.init_params(model, size, size, key, head_only=False)
+    else:
+        loaded, _ = backbone.load_backbone(model, weights, notify, option="weights")
+        head = classifier.init_params(model, size, size, key, head_only=True)
+        params = {"backbone": jax.tree.map(jax.numpy.asarray, loaded), **head}
+    return ImageClassifier(model), classifier.to_variables(params)
+
+
+def param_groups(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
+    """Return the group of every parameter, in the structure of `params`.
+
+    Args:
+      params: `variables["params"]` of a model of `create_model`.
+      rules: (group, regular expression for 'section/layer/leaf'), the first match counts; see `model.default_groups`.
+    """
+    return unflatten_params(assign_groups(list(flatten_params(dict(params))), rules))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the models that match a pattern such as 'efficientnet*'."""
+    return [name for name in registry.MODELS if fnmatchcase(name, pattern.lower())]
 
 
 def train_and_report(config: Any, workdir: Path, console: Console, command: str) -> None:
-    """Train the config in `workdir`, or go on with it, and write the report; `command` is noted in the summary.
+    """Train or resume a run, evaluate it and write its report.
 
-    Of a run of many processes, which have joined before, each calls it; the first one writes and speaks. Raises Stopped
-    where a signal ended it, UserError where somebody else is at work in `workdir`.
+    Every process of a distributed run calls it, after `processes.initialize`; only the main process writes.
+
+    Args:
+      config: a complete config.
+      workdir: the run directory.
+      console: for messages.
+      command: recorded in summary.json.
+
+    Raises:
+      UserError: invalid input, or another process uses `workdir`.
+      StopRequested: a signal stopped the run.
     """
     devices.enable_compilation_cache()
     if config.deterministic:
         devices.make_deterministic()
-    alone = run_dir.run_dir_lock(workdir) if processes.is_main_process() else nullcontext()
-    if not processes.is_main_process():
+    is_main = processes.is_main_process()
+    lock = run_dir.run_dir_lock(workdir) if is_main else nullcontext()
+    if not is_main:
         console = Console(quiet=True)
-    with processes.exit_on_peer_loss(), alone, StopSignal(processes.request_stop).listening() as interruption:
+    with processes.exit_on_peer_loss(), lock, StopSignal(processes.request_stop).listening() as stop_signal:
         if config.deterministic and jax.default_backend() == "gpu":
-            console.print("deterministic=true: kernels that give the same bits in every run, some of them slower")
-        outcome = trainer.train(config, workdir, console, command, interruption)
-        parameters = None if outcome is None else evaluate_run(outcome, console)
+            message(console, "deterministic=true: using deterministic kernels, some of which are slower.")
+        result = trainer.train(config, workdir, console, command, stop_signal)
+        params = evaluate_run(result, console) if result is not None else None
         processes.shutdown()
-        if outcome is not None and parameters is not None and processes.is_main_process():
-            trained = TrainedRun(outcome.setup, parameters, outcome.setup.phases[-1].name)
-
-            def say(sentence: str) -> None:
-                console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-            gradcam.update_heatmaps(workdir, lambda: trained, say)
-            say(f"report: {report.write_report(workdir, augmented=augmented_samples(outcome.setup))}")
-
-
-class RunResult:
-    """A run directory. A notebook shows its phases, curves and confusion matrix, a console one sentence."""
-
-    def __init__(self, workdir: str | Path) -> None:
-        """Of a finished run or of one under way; raises UserError without one."""
-        self.workdir = Path(workdir)
-        self.files = run_files.read_run(self.workdir)
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """A row an epoch: phase, epoch, step, seconds, train_... and validation_...; as pandas.DataFrame takes them."""
-        return [epoch.to_json() for epoch in self.files.epochs]
-
-    @property
-    def page(self) -> Path:
-        """The report, once there is one."""
-        return self.workdir / "report" / "index.html"
-
-    def __repr__(self) -> str:
-        """What stands on top of the report."""
-        found = run_summary.headline(self.files)
-        if found is None:
-            return f"{self.workdir}: no phase has ended yet"
-        n = templating.format_count(found.num_images)
-        share = f"{templating.format_percent(found.accuracy)} of {n} {found.split} images"
-        return f"{self.workdir}: {share} correct; {self.page if self.page.is_file() else 'no report yet'}"
-
-    def _repr_html_(self) -> str:
-        return report.render_notebook_summary(self.files, title=repr(self))
-
-
-def load_run(spec: str, *overrides: str) -> ConfigDict:
-    """The config FILE or FILE:VARIANT with overrides 'key=value'; its settings can be changed, none can be added.
-
-    Raises UserError for a missing or broken file and for keys that do not exist.
-    """
-    return load_config(spec, [f"--config.{override}" for override in overrides])
-
-
-def train(config: ConfigDict, workdir: str | Path) -> RunResult:
-    """What `flaxtl train` does: train, or go on, judge, write the report.
-
-    Raises UserError for what is wrong with config or images, KeyboardInterrupt where the kernel was interrupted: the
-    same call then goes on.
-    """
-    try:
-        train_and_report(prune_phases(config), Path(workdir), make_console(), "flaxtl.api.train")
-    except StopRequested as stopped:
-        raise KeyboardInterrupt from stopped
-    return RunResult(workdir)
+        if result is not None and params is not None and is_main:
+            run = TrainedRun(result.setup, params, result.setup.phases[-1].name)
+            gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
+            path = report.write_report(workdir, augmented=augmented_samples(result.setup))
+            message(console, f"Report: {path}")

@@ -170,7 +170,7 @@ def forward(
     """Run `model` (see `Classifier.__call__`); with `dropout_keys` as in training, with updated batch statistics."""
     apply = partial(
         model.apply,
-        _to_variables(params),
+        to_variables(params),
         x,
         train_layers=train_layers,
         dropout_keys=dropout_keys,
@@ -264,7 +264,7 @@ def unflatten_params(flat: Mapping[str, Leaf]) -> NestedParams[Leaf]:
     return tree
 
 
-def _to_variables(params: Params) -> dict[str, Params]:
+def to_variables(params: Params) -> dict[str, Params]:
     """Split the leaves into Flax's collections `params` and `batch_stats`."""
     flat = flatten_params(params)
     batch_stats = {path: value for path, value in flat.items() if path.rsplit("/", 1)[1] in BATCH_STATS}
