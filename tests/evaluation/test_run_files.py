@@ -67,6 +67,42 @@ def test_summary_invalid_value_names_file_and_key(workdir, values, key):
         _ = read_run(workdir).summary
 
 
+EPOCH = json.dumps(
+    {"phase": "a", "epoch": 1, "step": 1, "train_loss": 0.5, "train_accuracy": 0.5, "validation_loss": 0.5,
+     "validation_accuracy": 0.5, "validation_balanced_accuracy": 0.5, "lrs": {}, "seconds": 1.0}
+)  # fmt: skip
+
+
+def read_all(workdir):
+    run = read_run(workdir)
+    return run.summary, run.epochs, run.layers, run.manifest, run.predictions
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fact"),
+    [
+        ("config.json", "[" * 100_000, "recursion"),
+        ("metrics.jsonl", b"\xff\n", "codec can't decode"),
+        ("metrics.jsonl", "1\n", "object"),
+        ("metrics.jsonl", "{}\n", "phase"),
+        ("metrics.jsonl", EPOCH.replace('"train_loss": 0.5', '"train_loss": "x"') + "\n", "train_loss"),
+        ("metrics.jsonl", EPOCH.replace('"seconds": 1.0', '"seconds": 1' + "0" * 400) + "\n", "seconds"),
+        ("layers.json", "[{}]", "layer"),
+        ("summary.json", '{"format_version": 2, "devices": [["cpu"]]}', "devices"),
+        ("summary.json", '{"format_version": 2, "phases": {"a": {"test": {}}}}', "phases"),
+        ("summary.json", '{"format_version": 2, "wall_seconds": Infinity}', "wall_seconds"),
+        ("manifest.csv", "path,label,split,sha256\n" + "x" * 200_000 + ",a,train,0\n", "field larger"),
+        ("manifest.csv", "path,label,split,sha256\n\0,a,train,0\n", ""),
+    ],
+)
+def test_run_record_damaged_file_names_file_and_fact(workdir, name, content, fact):
+    (workdir / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        read_all(workdir)
+    assert name in str(error.value)
+    assert fact in str(error.value)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"accuracy": "high"}'])
 def test_evaluation_result_read_other_file_names_it(tmp_path, content):
     file = tmp_path / "test.json"

@@ -128,7 +128,7 @@ def test_weights_put_back_answer_bit_for_bit(exported, expected):
     ("change", "facts"),
     [
         ({"dtype": "float61"}, "float61"),
-        ({"head": {}}, r"\bhead\b.*'num_classes'"),
+        ({"head": {}}, r"(?=.*\bhead\b)(?=.*`num_classes`)"),
         ({"stop": "block1_pool"}, r"\+ block2_conv1/kernel"),
     ],
 )
