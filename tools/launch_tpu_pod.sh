@@ -1,11 +1,10 @@
 #!/bin/bash
-# One run on all workers of a Cloud TPU slice, one process per worker:
+# Train one run on all workers of a Cloud TPU slice, one process per worker:
 #   tools/launch_tpu_pod.sh TPU_NAME ZONE --config=... --workdir=/mnt/shared/run
-# On every worker flaxtl[tpu] is installed, its command on the PATH (or named by FLAXTL=...), and --workdir, the config,
-# the images and the weights lie under the same path, on a file system that all of them mount.
+# Every worker needs flaxtl[tpu], with its command on the PATH (or given by FLAXTL=...), and a shared file system that has
+# --workdir, the config, the images and the weights under the same path.
 #
-# Exit code 143 (told to end, everything is saved) or 69 (another worker was gone): the same command goes on from the
-# last checkpoint.
+# After exit code 143 (stopped, progress is saved) or 69 (another worker has died), run the same command to resume.
 set -eu
 
 if (($# < 3)); then
@@ -15,6 +14,6 @@ fi
 name=$1 zone=$2
 shift 2
 
-# One more shell reads the command on the other side: every argument is quoted for it.
+# A second shell parses the command on the worker, so every argument is quoted.
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
   --command="$(printf '%q ' "${FLAXTL:-flaxtl}" train --distributed "$@")"

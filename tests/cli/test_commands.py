@@ -1,4 +1,4 @@
-"""The command line, as far as nothing is trained: what it prints, and how it refuses."""
+"""Commands that train nothing: output, errors and exit codes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BUILTIN = ROOT / "flaxtl/pretrained/builtin/vgg16_notop.safetensors"
 
 @pytest.fixture
 def flaxtl(capsys):
-    """Runs a command; gives what it printed."""
+    """Return a function that runs a command and gives its output."""
 
     def run(*arguments):
         main.main(list(arguments))
@@ -35,8 +35,8 @@ def flaxtl(capsys):
 
 
 @pytest.fixture
-def refuses(capsys):
-    """Runs a command that must end with code 2, nothing on stdout and no traceback; gives its lines on stderr."""
+def error_lines(capsys):
+    """Return a function that runs a command, which must exit with code 2, and gives its lines on stderr."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
@@ -51,16 +51,16 @@ def refuses(capsys):
 
 
 def numbers(text):
-    """The numbers in a text, as they are written: '1,792'."""
+    """Return the numbers in a text, as they are written: '1,792'."""
     return re.findall(r"(?<![\w.])\d[\d,]*(?![\w.])", text)
 
 
 def cells(table):
-    """The rows of a printed table, without white space around the cells."""
+    """Return the cells of a printed table, row by row."""
     return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if line.strip()]
 
 
-def test_a_process_of_its_own():
+def test_main_in_a_new_process_exits_with_the_code():
     code = "from flaxtl.cli.main import main; main()"
     for arguments, status, out, error in (
         (["--version"], 0, f"flaxtl {__version__}\n", ""),
@@ -90,10 +90,10 @@ def test_models_tells_what_is_at_hand(flaxtl):
     for file in (keras / vgg16.weights.name, own / vgg19.weights_no_top.name):
         file.parent.mkdir(parents=True)
         file.touch()
-    told = {row[0]: row[-1] for row in cells(flaxtl("models"))}
-    assert "Keras" in told["vgg16"]
-    assert re.search("base.*flaxtl", told["vgg19"])
-    assert told["vgg16"].split("(")[0] != told["vgg19"].split("(")[0]  # with the top, and without
+    weights = {row[0]: row[-1] for row in cells(flaxtl("models"))}
+    assert "Keras" in weights["vgg16"]
+    assert re.search("base.*flaxtl", weights["vgg19"])
+    assert weights["vgg16"].split("(")[0] != weights["vgg19"].split("(")[0]  # with the top, and without
     at_hand = {row["name"]: row["at_hand"] for row in json.loads(flaxtl("models", "--json"))}
     assert at_hand[vgg16.name] == {"top": "Keras' cache", "base": "Keras' cache"}
     assert at_hand[vgg19.name] == {"top": None, "base": "flaxtl's cache"}
@@ -120,7 +120,7 @@ def test_models_as_json(flaxtl):
     assert rows["vgg16"]["weights"]["base"]["hash"] == "6d6bbae143d832006294945121d1f1fc"
 
 
-def test_summary_of_a_published_network(flaxtl):
+def test_summary_of_a_pretrained_model(flaxtl):
     """Layers, shapes and counts as Keras' model.summary() has them."""
     rows = cells(flaxtl("summary", "--model=vgg16"))
     assert re.search(r"\bvgg16\b.*\b224x224\b", " ".join(rows[0]))
@@ -146,7 +146,7 @@ def test_summary_of_a_published_network(flaxtl):
         ),
     ],
 )
-def test_summary_counts_as_keras_does(flaxtl, name, layer, totals):
+def test_summary_counts_parameters_as_keras_does(flaxtl, name, layer, totals):
     """Keras' model.summary(): total parameters, and the non-trainable ones (42,023 = 42,016 + 7 of EfficientNetB0)."""
     rows = cells(flaxtl("summary", f"--model={name}"))
     assert re.search(rf"{re.escape(registry.get_spec(name).name)}\b.*\b224x224\b", " ".join(rows[0]))
@@ -172,7 +172,7 @@ def test_summary_of_a_config(flaxtl):
         assert any(re.search(rf"{name}\b", line) and numbers(line) == totals for line in printed.splitlines())
 
 
-def test_summary_follows_overrides(flaxtl):
+def test_summary_with_overrides(flaxtl):
     printed = flaxtl(
         "summary", f"--config={DEMO}", "--config.head.units=(8, 4)", "--config.phases=('frozen',)", "--config.seed=3"
     )
@@ -180,7 +180,7 @@ def test_summary_follows_overrides(flaxtl):
     assert "finetune" not in printed
 
 
-def test_convert_writes_what_it_read(flaxtl, tmp_path):
+def test_convert_keeps_all_values(flaxtl, tmp_path):
     output = tmp_path / "new folder" / "vgg16.safetensors"
     printed = flaxtl("convert", "--model=vgg16", f"--weights={BUILTIN}", f"--output={output}")
     assert "14,714,688" in printed
@@ -191,15 +191,15 @@ def test_convert_writes_what_it_read(flaxtl, tmp_path):
     assert metadata["source"] == BUILTIN.name
     assert written.keys() == source.keys()
     for layer, leaves in source.items():
-        for leaf, found in leaves.items():
-            np.testing.assert_array_equal(written[layer][leaf].values, found.values, err_msg=f"{layer}/{leaf}")
+        for leaf, tensor in leaves.items():
+            np.testing.assert_array_equal(written[layer][leaf].values, tensor.values, err_msg=f"{layer}/{leaf}")
 
 
 def convert(weights, output="unwritten.safetensors", model="vgg16"):
     return ["convert", f"--model={model}", f"--weights={weights}", f"--output={output}"]
 
 
-def test_convert_refuses_what_is_no_weight_file(refuses, tmp_path):
+def test_convert_of_a_file_without_weights_names_it(error_lines, tmp_path):
     page = tmp_path / "page.h5"
     page.write_text("<!DOCTYPE html><html></html>")
     for weights, reason in (
@@ -207,15 +207,15 @@ def test_convert_refuses_what_is_no_weight_file(refuses, tmp_path):
         (tmp_path, "directory|folder"),
         (page, "web ?page|HTML"),
     ):
-        (line,) = refuses(*convert(weights))
+        (line,) = error_lines(*convert(weights))
         assert line.startswith("flaxtl: ")
         assert re.search(rf"{re.escape(str(weights))}(?!/)", line)
         assert re.search(f"(?i){reason}", line.replace(str(weights), ""))
     assert not Path("unwritten.safetensors").exists()
 
 
-def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refuses, tmp_path):
-    sentence, *listed = refuses(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
+def test_convert_of_another_models_weights_lists_missing_layers(error_lines, tmp_path):
+    sentence, *listed = error_lines(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
     assert sentence.startswith("flaxtl: ")
     assert str(BUILTIN) in sentence
     missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("kernel", "bias")]
@@ -223,8 +223,8 @@ def test_convert_refuses_another_networks_weights_and_lists_what_is_missing(refu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_says_where_it_cannot_write(refuses, tmp_path):
-    (line,) = refuses(*convert(BUILTIN, tmp_path))
+def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
+    (line,) = error_lines(*convert(BUILTIN, tmp_path))
     assert re.fullmatch(rf"flaxtl: .*{re.escape(str(tmp_path))} .*Is a directory.*--output.*", line)
     assert list(tmp_path.iterdir()) == []
 
@@ -259,8 +259,8 @@ def test_convert_says_where_it_cannot_write(refuses, tmp_path):
         (["report", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(refuses, arguments, facts):
-    (line,) = refuses(*arguments)
+def test_invalid_input_exits_with_one_line(error_lines, arguments, facts):
+    (line,) = error_lines(*arguments)
     assert line.startswith("flaxtl: ")
     assert [fact for fact in facts if fact not in line] == []
 
@@ -279,14 +279,14 @@ def test_a_mistake_is_told_in_one_line(refuses, arguments, facts):
         (["predict", "--workdir=x", "--model=y", "--input=z"], ["not allowed", "--model", "--workdir"]),
     ],
 )
-def test_a_malformed_command_is_told_in_one_sentence(refuses, arguments, facts):
-    """Most of these words are argparse's."""
-    (line,) = refuses(*arguments)
+def test_malformed_command_exits_with_one_line(error_lines, arguments, facts):
+    """Most of these messages are argparse's."""
+    (line,) = error_lines(*arguments)
     assert line.startswith("flaxtl: ")
     assert [fact for fact in facts if fact not in line] == []
 
 
-def test_debug_shows_the_traceback_before_the_sentence(capsys):
+def test_debug_shows_the_traceback_before_the_message(capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["summary", "--model=vgg61", "--debug"])
     assert ended.value.code == 2
@@ -297,17 +297,17 @@ def test_debug_shows_the_traceback_before_the_sentence(capsys):
     assert lines[-2:] == [f"flaxtl.errors.UserError: {sentence}", f"flaxtl: {sentence}"]
 
 
-def test_a_sentence_is_neither_wrapped_nor_taken_for_markup(refuses, monkeypatch):
+def test_error_message_is_neither_wrapped_nor_markup(error_lines, monkeypatch):
     sentence = "a [red]long[/red] sentence " * 20
 
     def fail(options):
         raise UserError(sentence)
 
     monkeypatch.setitem(commands.COMMANDS, "models", fail)
-    assert refuses("models") == [f"flaxtl: {sentence}"]
+    assert error_lines("models") == [f"flaxtl: {sentence}"]
 
 
-def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
+def test_internal_error_exits_with_code_1(capsys, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "models", lambda options: {}["missing"])
     with pytest.raises(SystemExit) as ended:
         main.main(["models"])
@@ -326,7 +326,7 @@ def test_an_error_of_ours_is_no_users_mistake(capsys, monkeypatch):
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ["device", "memory", "batch", "accum"]),
     ],
 )
-def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, error, facts):
+def test_error_of_the_machine_exits_with_one_line(capsys, monkeypatch, error, facts):
     def fail(options):
         raise error
 
@@ -334,17 +334,17 @@ def test_what_the_machine_lacks_is_told_in_one_sentence(capsys, monkeypatch, err
     with pytest.raises(SystemExit) as ended:
         main.main(["models"])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("flaxtl: ")
-    assert [fact for fact in facts if fact not in told] == []
-    assert told.count("\n") == 1
+    error_output = capsys.readouterr().err
+    assert error_output.startswith("flaxtl: ")
+    assert [fact for fact in facts if fact not in error_output] == []
+    assert error_output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("command", "resumable"),
     [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
 )
-def test_ctrl_c_ends_as_in_a_shell(capsys, monkeypatch, command, resumable):
+def test_ctrl_c_exits_with_code_130(capsys, monkeypatch, command, resumable):
     def interrupt(options):
         raise KeyboardInterrupt
 

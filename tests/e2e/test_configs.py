@@ -1,4 +1,4 @@
-"""Every config in configs/ is complete and consistent, and the lecture's has the lecture's numbers."""
+"""Every config in configs/ is valid, and flowers_vgg16 has the numbers of the course exercise."""
 
 import re
 import shlex
@@ -31,19 +31,19 @@ def load(spec, *overrides):
     return load_config(str(CONFIGS / spec), overrides)
 
 
-def planned(config, n_train=1835):
+def model_and_phases(config, n_train=1835):
     net = build_model(config, num_classes=5)
     return net, build_phases(config, net.model, net.layers, net.groups, n_train)
 
 
-def test_every_config_is_listed_here():
+def test_all_configs_are_tested():
     assert sorted(VARIANTS) == sorted(file.name for file in CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_config_becomes_a_network_with_phases(spec):
+def test_config_gives_a_model_with_phases(spec):
     config = load(spec)
-    net, phases = planned(config)
+    net, phases = model_and_phases(config)
     assert isinstance(net.model, Classifier)
     assert [phase.name for phase in phases] == list(config.phases)
     assert any(settings.augment for settings in phases)
@@ -59,13 +59,13 @@ def test_a_config_becomes_a_network_with_phases(spec):
 
 
 @pytest.mark.parametrize("file", [file for file, variants in VARIANTS.items() if variants != [""]])
-def test_an_unknown_variant_is_refused(file):
+def test_config_with_an_unknown_variant_lists_the_known_ones(file):
     with pytest.raises(UserError, match="'nonsense'.*" + ", ".join(VARIANTS[file][1:])):
         load(f"{file}:nonsense")
 
 
-def test_the_lectures_network():
-    net, _ = planned(load("flowers_vgg16.py"))
+def test_flowers_vgg16_has_the_model_of_the_exercise():
+    net, _ = model_and_phases(load("flowers_vgg16.py"))
     assert net.count("head/") == 590_597
     assert net.count("backbone/") == 14_714_688
     assert net.count("backbone/block5_") == 7_079_424
@@ -79,9 +79,9 @@ def test_the_lectures_network():
     assert net.model.head.dropout == 0.4
 
 
-def test_the_lectures_schedule():
+def test_flowers_vgg16_has_the_phases_of_the_exercise():
     config = load("flowers_vgg16.py")
-    _, phases = planned(config)
+    _, phases = model_and_phases(config)
     rows = [
         (phase.name, phase.epochs, phase.steps_per_epoch, phase.augment, phase.param_groups.lrs) for phase in phases
     ]
@@ -98,7 +98,7 @@ def test_the_lectures_schedule():
     assert config.batch_size == 32
 
 
-def test_the_lectures_data_and_augmentation():
+def test_flowers_vgg16_has_the_data_of_the_exercise():
     config = load("flowers_vgg16.py")
     assert config.data.source == "tfds:tf_flowers"
     assert config.data.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
@@ -114,8 +114,8 @@ def test_the_lectures_data_and_augmentation():
     )
 
 
-def test_the_lectures_augmented_model_from_scratch():
-    _, phases = planned(load("flowers_vgg16.py:scratch"))
+def test_flowers_vgg16_scratch_skips_the_frozen_phase():
+    _, phases = model_and_phases(load("flowers_vgg16.py:scratch"))
     assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
 
 
@@ -126,8 +126,8 @@ QUICK = ("resnet50", "efficientnetb0")
     "name",
     [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in registry.MODELS if name not in QUICK)],
 )
-def test_your_own_images_can_be_given_to_every_network(name):
-    net, phases = planned(load("folder.py", f"--config.model.name={name}"))
+def test_folder_config_works_with_every_model(name):
+    net, phases = model_and_phases(load("folder.py", f"--config.model.name={name}"))
     assert net.model.spec.name == name
     top = net.model.spec.top_group
     assert [group for group, rate in phases[-1].param_groups.lrs.items() if rate] == ["head", top]
@@ -135,8 +135,8 @@ def test_your_own_images_can_be_given_to_every_network(name):
     assert any(net.groups[path] == top and phases[-1].param_groups.is_trainable(path) for path in net.groups)
 
 
-def test_the_base_is_thawed_block_by_block():
-    net, phases = planned(load("gradual.py"))
+def test_gradual_config_unfreezes_one_block_per_phase():
+    net, phases = model_and_phases(load("gradual.py"))
     learning = [{group for group, rate in phase.param_groups.lrs.items() if rate} for phase in phases]
     assert learning == [{"head"}, {"head", "block5"}, {"head", "block5", "block4"}]
     assert [phase.cut_layer for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
@@ -148,18 +148,18 @@ def test_the_base_is_thawed_block_by_block():
 
 
 @pytest.mark.slow
-def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
-    given = [
+def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
+    overrides = [
         "--config.data.source=synthetic",
         "--config.data.height=32",
         "--config.data.width=32",
         "--config.batch_size=8",
     ]
-    given += ["--config.head.pooling=global_average", "--config.weights.path=random"]
-    given += [f"--config.{phase}.epochs=1" for phase in ("frozen", "thaw5", "thaw4")]
-    given += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
-    given += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
-    main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *given])
+    overrides += ["--config.head.pooling=global_average", "--config.weights.path=random"]
+    overrides += [f"--config.{phase}.epochs=1" for phase in ("frozen", "thaw5", "thaw4")]
+    overrides += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
+    overrides += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
+    main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *overrides])
     assert re.search(r"\b1\.6e-05\b\W+1\.02e-05\b", capsys.readouterr().out)
     phases = run_dir.read_summary(tmp_path / "run").phases
     assert [phases[name].frozen_arrays_verified for name in phases] == [26, 20, 14]
@@ -170,7 +170,7 @@ def test_gradual_thawing_runs_on_the_garden(tmp_path, capsys):
     }
 
 
-def test_every_line_of_the_page_on_tuning_is_a_plan():
+def test_overrides_on_the_tuning_page_are_valid():
     page = (CONFIGS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
     lines = re.findall(r"^--config\..*", page, re.MULTILINE)
     assert len(lines) > 10
@@ -181,14 +181,14 @@ def test_every_line_of_the_page_on_tuning_is_a_plan():
         class_weights(config.class_weights, ("daisy", "roses"), np.array([0, 1, 1]))
 
 
-def test_the_demo_needs_no_network_and_no_data():
+def test_demo_config_needs_no_downloads():
     config = load("demo.py")
     assert config.data.source == "synthetic"
     assert config.weights.path == "builtin"
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_the_checks_keys_can_be_overridden(spec):
+def test_config_accepts_the_overrides_of_the_checks(spec):
     phase = load(spec).phases[-1]
     config = load(
         spec,

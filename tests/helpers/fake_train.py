@@ -1,7 +1,7 @@
-"""Stands for `flaxtl train` and `flaxtl evaluate` where a sweep starts them: it is quick, and does what it is told to.
+"""Fake of `flaxtl train` and `flaxtl evaluate` for tests of sweeps, which start it as a process.
 
-A run's validation accuracy is units / 100, less a hundredth of seed and fold; on the test images it is 0.5.
-13 units fail, 14 crash, 15 wait for a signal, unless the folder of all runs holds a file 'mended'.
+The validation accuracy of a run is (units - seed - fold) / 100, its test accuracy 0.5.
+A run with 13 units fails, one with 14 crashes and one with 15 waits for a signal, unless a file 'mended' exists.
 """
 
 import json
