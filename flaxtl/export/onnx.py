@@ -1,8 +1,8 @@
-"""A network as ONNX: its jaxpr, equation by equation, the layer's name on every node.
+"""ONNX export: translate the jaxpr of a model equation by equation, with the layer's name on every node.
 
-jax2onnx, the converter there is, asks for an orbax older than ours and for much that flaxtl has no use for; a network
-needs some twenty primitives. What depends on parameters alone, such as a batch norm's factor, is computed here.
-Imported where ONNX is wanted, and no sooner: without the package onnx it raises a UserError.
+The available converter, jax2onnx, requires an older orbax and many packages that flaxtl does not need; a model uses
+about twenty primitives. Values that depend on parameters only, such as the factor of a batch norm, are computed here.
+Imported only when ONNX is requested; raises UserError if the package onnx is not installed.
 """
 
 import math
@@ -16,165 +16,168 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from flaxtl.data.decode import Resize
 from flaxtl.errors import UserError
-from flaxtl.export.formats import BATCH, image_spec, probability_fn
+from flaxtl.evaluation.predictor import Predictor
+from flaxtl.export.formats import BATCH_DIM, image_spec, probabilities
 from flaxtl.fileio import atomic_write
-from flaxtl.models.classifier import Classifier, Params
 
 try:
     import onnx
     from onnx import helper, numpy_helper
 except ImportError as error:
-    raise UserError("writing ONNX needs the packages onnx and onnxruntime; pip install 'flaxtl[onnx]'") from error
+    raise UserError("ONNX export needs the packages onnx and onnxruntime. Run: pip install 'flaxtl[onnx]'") from error
 
 OPSET, IR_VERSION = 18, 8
-"""The first operator set that gives all reductions their axes as an input, and the file format that goes with it."""
+"""The first operator set in which the axes of all reductions are an input, and its version of the file format."""
 
 Constant = npt.NDArray[Any]
-"""An array of which a dimension that is the batch's, or that is broadcast, may be a view of one element."""
+"""A known array. Along a broadcast dimension, or that of the batch, it may be a view of one element."""
 
 Value = Constant | str
-"""Of a jaxpr's variable: known now, or the name of a node's output."""
+"""The value of a jaxpr variable: a known array, or the name of a node's output."""
 
 
-def write_onnx(file: Path, model: Classifier, parameters: Params, resize: Resize, card: str) -> None:
-    """Write the network with its parameters to `file`, with `card` as the metadata 'flaxtl'.
+def write_onnx(file: Path, predictor: Predictor, metadata: str) -> None:
+    """Write a model with its parameters, and `metadata` as the metadata entry 'flaxtl'.
 
     Input 'images', uint8 [batch, height, width, 3]; output 'probabilities', float32 [batch, classes]. The model must
-    compute in float32. Raises UserError for a network with a primitive that is not among OPERATIONS.
+    compute in float32. Raises UserError if the model uses a primitive that is not in OPERATIONS.
     """
-    held = jax.tree.map(np.asarray, parameters)
-    closed = jax.make_jaxpr(lambda images: probability_fn(model, held, images))(image_spec(resize))
+    params = jax.tree.map(np.asarray, predictor.params)
+    trace = jax.make_jaxpr(lambda images: probabilities(predictor.model, params, images))
+    program = trace(image_spec(predictor.resize))
     graph = _Graph()
-    (found,) = _run(graph, closed.jaxpr, closed.consts, ["images"])
-    graph.nodes.append(helper.make_node("Identity", [graph.name(found)], ["probabilities"]))
-    kinds = {np.dtype(np.uint8): onnx.TensorProto.UINT8, np.dtype(np.float32): onnx.TensorProto.FLOAT}
-    ends = [
-        helper.make_tensor_value_info(name, kinds[aval.dtype], [BATCH, *map(int, aval.shape[1:])])
-        for name, aval in (("images", closed.in_avals[0]), ("probabilities", closed.out_avals[0]))
-    ]
-    made = helper.make_model(
-        helper.make_graph(graph.nodes, model.spec.name, ends[:1], ends[1:], graph.initializers),
+    (output,) = _translate(graph, program.jaxpr, program.consts, ["images"])
+    graph.nodes.append(helper.make_node("Identity", [graph.name_of(output)], ["probabilities"]))
+    dtypes = {np.dtype(np.uint8): onnx.TensorProto.UINT8, np.dtype(np.float32): onnx.TensorProto.FLOAT}
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, dtypes[aval.dtype], [BATCH_DIM, *map(int, aval.shape[1:])])]
+        for name, aval in (("images", program.in_avals[0]), ("probabilities", program.out_avals[0]))
+    )
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, predictor.model.spec.name, inputs, outputs, graph.initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="flaxtl",
     )
-    helper.set_model_props(made, {"flaxtl": card})
-    onnx.checker.check_model(made)
+    helper.set_model_props(model, {"flaxtl": metadata})
+    onnx.checker.check_model(model)
     with atomic_write(file, "wb") as stream:
-        stream.write(made.SerializeToString())
+        stream.write(model.SerializeToString())
 
 
 class _Graph:
-    """The nodes and the initializers of an ONNX graph in the making."""
+    """Nodes and initializers of an ONNX graph that is being built."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.place = ""  # in the network, of the nodes that are added next
+        self.layer = ""  # name of the layer of the next nodes
 
-    def name(self, value: Value) -> str:
-        """What a node calls `value` by."""
+    def name_of(self, value: Value) -> str:
+        """Return the name of a value; a constant becomes an initializer."""
         if isinstance(value, str):
             return value
-        name = f"{self.place}/constant_{len(self.initializers)}"
+        name = f"{self.layer}/constant_{len(self.initializers)}"
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, kind: str, *inputs: Value, **attributes: Any) -> str:
-        """Add a node; returns the name of its output."""
-        name = f"{self.place}/{kind}_{len(self.nodes)}"
-        names = [self.name(value) for value in inputs]
-        self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+    def add_node(self, op_type: str, *inputs: Value, **attributes: Any) -> str:
+        """Add a node; return the name of its output."""
+        name = f"{self.layer}/{op_type}_{len(self.nodes)}"
+        names = [self.name_of(value) for value in inputs]
+        self.nodes.append(helper.make_node(op_type, names, [name], name=name, **attributes))
         return name
 
-    def transposed(self, value: Value, order: Sequence[int]) -> str:
-        """`value` with its axes in that order."""
-        return self.node("Transpose", value, perm=[int(axis) for axis in order])
+    def transpose(self, value: Value, order: Sequence[int]) -> str:
+        """Add a node that reorders axes."""
+        return self.add_node("Transpose", value, perm=[int(axis) for axis in order])
 
-    def reshaped(self, value: Value, shape: Sequence[Any]) -> str:
-        """`value` in that shape, of which one dimension may be the batch's."""
-        return self.node("Reshape", value, _integers(*(size if _known(size) else -1 for size in shape)))
+    def reshape(self, value: Value, shape: Sequence[Any]) -> str:
+        """Add a node that reshapes; one dimension may be the symbolic batch size."""
+        return self.add_node("Reshape", value, _int64(*(size if _is_static(size) else -1 for size in shape)))
 
 
-def _known(size: Any) -> bool:
-    """Whether a dimension is a number, and not the batch's."""
+def _is_static(size: Any) -> bool:
+    """Return whether a dimension is a number, not the symbolic batch size."""
     return isinstance(size, int | np.integer)
 
 
-def _integers(*values: Any) -> Constant:
+def _int64(*values: Any) -> Constant:
     return np.array(values, np.int64)
 
 
-# ---------------------------------------------------------------------- the walk
+# ---------------------------------------------------------------------- translation
 
 
-def _run(graph: _Graph, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    """Add a jaxpr's equations to the graph; returns its outputs."""
+def _translate(graph: _Graph, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Add the equations of a jaxpr to the graph; return its outputs."""
     values: dict[Var, Value] = dict(zip(jaxpr.constvars, map(np.asarray, constants), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def of(atom: Var | Literal) -> Value:
-        return np.asarray(atom.val, _array(atom).dtype) if isinstance(atom, Literal) else values[atom]
+    def value_of(atom: Var | Literal) -> Value:
+        return np.asarray(atom.val, _shaped(atom).dtype) if isinstance(atom, Literal) else values[atom]
 
-    outer = graph.place
+    outer_layer = graph.layer
     for equation in jaxpr.eqns:
-        graph.place = str(equation.source_info.name_stack).rpartition("/")[2] or outer
-        outputs = _outputs(graph, equation, [of(atom) for atom in equation.invars])
+        graph.layer = _layer_name(equation) or outer_layer
+        outputs = _translate_equation(graph, equation, [value_of(atom) for atom in equation.invars])
         values |= dict(zip(equation.outvars, outputs, strict=True))
-    graph.place = outer
-    return [of(atom) for atom in jaxpr.outvars]
+    graph.layer = outer_layer
+    return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _array(atom: Var | Literal) -> jax.core.ShapedArray:
-    """Shape and dtype."""
+def _shaped(atom: Var | Literal) -> jax.core.ShapedArray:
+    """Return the shape and dtype."""
     return cast(jax.core.ShapedArray, atom.aval)
 
 
-def _outputs(graph: _Graph, equation: JaxprEqn, inputs: list[Value]) -> list[Value]:
+def _layer_name(equation: JaxprEqn) -> str:
+    return str(equation.source_info.name_stack).rpartition("/")[2]
+
+
+def _translate_equation(graph: _Graph, equation: JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, inner = equation.primitive.name, equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
     if name == "platform_index":
-        return [np.array(equation.params["platforms"].index(None))]  # what is written for no platform in particular
+        return [np.array(equation.params["platforms"].index(None))]  # the branch that is not platform specific
     if name == "cond" and not isinstance(inputs[0], str):
         choice, *inputs = inputs
         inner = equation.params["branches"][int(choice)]
     if inner is not None:
-        return _run(graph, inner.jaxpr, inner.consts, inputs)
-    known = [value for value in inputs if not isinstance(value, str)]
-    if len(known) == len(inputs):
-        return [_folded(equation, known)]
+        return _translate(graph, inner.jaxpr, inner.consts, inputs)
+    constants = [value for value in inputs if not isinstance(value, str)]
+    if len(constants) == len(inputs):
+        return [_fold_constants(equation, constants)]
     if name not in OPERATIONS:
-        raise _inexpressible(equation)
+        raise _unsupported(equation)
     return [OPERATIONS[name](graph, equation, *inputs)]
 
 
-def _inexpressible(equation: JaxprEqn) -> UserError:
-    layer = str(equation.source_info.name_stack).rpartition("/")[2]
+def _unsupported(equation: JaxprEqn) -> UserError:
     return UserError(
-        f"the layer {layer!r} computes a {equation.primitive.name} that ONNX is not written for; "
-        "give --format=stablehlo, which holds any network"
+        f"Layer {_layer_name(equation)!r} uses {equation.primitive.name}, which the ONNX export does not support. "
+        "Choose --format=stablehlo, which supports every model."
     )
 
 
-def _folded(equation: JaxprEqn, inputs: list[Constant]) -> Constant:
-    """The output of an equation that depends on no image, where the batch counts with a batch of one."""
-    params = {key: _of_one(value) for key, value in equation.params.items()}
+def _fold_constants(equation: JaxprEqn, inputs: list[Constant]) -> Constant:
+    """Compute an equation that does not depend on the images, with a batch size of 1."""
+    params = {key: _with_batch_of_one(value) for key, value in equation.params.items()}
     if equation.primitive.name == "broadcast_in_dim":
-        aligned = _aligned(inputs[0].shape, params["broadcast_dimensions"], len(params["shape"]))
+        aligned = _align(inputs[0].shape, params["broadcast_dimensions"], len(params["shape"]))
         return np.broadcast_to(inputs[0].reshape(aligned), params["shape"])
     return np.asarray(equation.primitive.bind(*map(jnp.asarray, inputs), **params))
 
 
-def _of_one(value: Any) -> Any:
-    """A parameter of an equation with 1 in place of the batch's size."""
+def _with_batch_of_one(value: Any) -> Any:
+    """Replace the symbolic batch size in a parameter of an equation by 1."""
     if type(value) is tuple:
-        return tuple(map(_of_one, value))
+        return tuple(map(_with_batch_of_one, value))
     return 1 if jax.export.is_symbolic_dim(value) else value
 
 
-def _aligned(shape: Sequence[Any], dimensions: Sequence[int], rank: int) -> list[Any]:
-    """`shape` with its sizes at those dimensions of `rank`, and ones elsewhere."""
+def _align(shape: Sequence[Any], dimensions: Sequence[int], rank: int) -> list[Any]:
+    """Return a shape of `rank` dimensions with the sizes of `shape` at `dimensions` and 1 elsewhere."""
     aligned: list[Any] = [1] * rank
     for dimension, size in zip(dimensions, shape, strict=True):
         aligned[dimension] = size
@@ -184,139 +187,139 @@ def _aligned(shape: Sequence[Any], dimensions: Sequence[int], rank: int) -> list
 # ---------------------------------------------------------------------- primitives
 
 Operation = Callable[..., Value]
-"""(graph, equation, *inputs) -> its output, where one input at least is a name."""
+"""(graph, equation, *inputs) -> output; at least one input is the name of a node's output."""
 
 
-def _same(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+def _identity(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     return x
 
 
-def _elementwise(kind: str) -> Operation:
+def _elementwise(op_type: str) -> Operation:
     def add(graph: _Graph, equation: JaxprEqn, *inputs: Value) -> Value:
-        return graph.node(kind, *map(_shrunk, inputs))
+        return graph.add_node(op_type, *map(_without_broadcast, inputs))
 
     return add
 
 
-def _shrunk(value: Value) -> Value:
-    """A constant without what it repeats: ONNX broadcasts by itself."""
+def _without_broadcast(value: Value) -> Value:
+    """Undo the broadcast of a constant, because ONNX broadcasts implicitly."""
     if isinstance(value, str):
         return value
     return value[tuple(slice(None) if stride else slice(1) for stride in value.strides)]
 
 
 def _max(graph: _Graph, equation: JaxprEqn, *inputs: Value) -> Value:
-    first, second = map(_shrunk, inputs)
+    first, second = map(_without_broadcast, inputs)
     if isinstance(first, str) and not isinstance(second, str) and not second.any():
-        return graph.node("Relu", first)
-    return graph.node("Max", first, second)
+        return graph.add_node("Relu", first)
+    return graph.add_node("Max", first, second)
 
 
 def _square(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-    return graph.node("Mul", x, x)
+    return graph.add_node("Mul", x, x)
 
 
 def _cast(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-    return graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
+    return graph.add_node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
 
 
 def _broadcast(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     shape = equation.params["shape"]
-    aligned = _aligned(_array(equation.invars[0]).shape, equation.params["broadcast_dimensions"], len(shape))
-    wide = graph.reshaped(x, aligned)
+    aligned = _align(_shaped(equation.invars[0]).shape, equation.params["broadcast_dimensions"], len(shape))
+    reshaped = graph.reshape(x, aligned)
     if list(shape) == aligned:
-        return wide
-    return graph.node("Expand", wide, _integers(*(size if _known(size) else 1 for size in shape)))
+        return reshaped
+    return graph.add_node("Expand", reshaped, _int64(*(size if _is_static(size) else 1 for size in shape)))
 
 
 def _reshape(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-    return graph.reshaped(x, equation.params["new_sizes"])
+    return graph.reshape(x, equation.params["new_sizes"])
 
 
 def _concatenate(graph: _Graph, equation: JaxprEqn, *inputs: Value) -> Value:
-    return graph.node("Concat", *inputs, axis=equation.params["dimension"])
+    return graph.add_node("Concat", *inputs, axis=equation.params["dimension"])
 
 
 def _pad(graph: _Graph, equation: JaxprEqn, x: Value, value: Value) -> Value:
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner):
-        raise _inexpressible(equation)
-    return graph.node("Pad", x, _integers(*low, *high), value)
+        raise _unsupported(equation)
+    return graph.add_node("Pad", x, _int64(*low, *high), value)
 
 
 def _gather(graph: _Graph, equation: JaxprEqn, x: Value, starts: Value) -> Value:
-    """One of its many uses: a slice, at a place that is known."""
+    """Support one of its many uses: a slice at a known position."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     axes = numbers.start_index_map
     if isinstance(starts, str) or starts.ndim != 1 or numbers.collapsed_slice_dims:
-        raise _inexpressible(equation)
+        raise _unsupported(equation)
     ends = [start + sizes[axis] for start, axis in zip(starts, axes, strict=True)]
-    return graph.node("Slice", x, _integers(*starts), _integers(*ends), _integers(*axes))
+    return graph.add_node("Slice", x, _int64(*starts), _int64(*ends), _int64(*axes))
 
 
 def _reverse(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     axes = equation.params["dimensions"]
-    ends = np.full(len(axes), np.iinfo(np.int64).min)  # beyond the first element, which is taken too
-    return graph.node("Slice", x, _integers(*[-1] * len(axes)), ends, _integers(*axes), _integers(*[-1] * len(axes)))
+    ends = np.full(len(axes), np.iinfo(np.int64).min)  # before the first element, so that it is included
+    return graph.add_node("Slice", x, _int64(*[-1] * len(axes)), ends, _int64(*axes), _int64(*[-1] * len(axes)))
 
 
 def _convolution(graph: _Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
     params = equation.params
     order = params["dimension_numbers"]
     if isinstance(kernel, str) or params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
-        raise _inexpressible(equation)
-    found = graph.node(
+        raise _unsupported(equation)
+    output = graph.add_node(
         "Conv",
-        graph.transposed(x, order.lhs_spec),
+        graph.transpose(x, order.lhs_spec),
         kernel.transpose(order.rhs_spec),
         strides=params["window_strides"],
         dilations=params["rhs_dilation"],
-        pads=_borders(params["padding"]),
+        pads=_pads(params["padding"]),
         group=params["feature_group_count"],
     )
-    return graph.transposed(found, sorted(range(4), key=order.out_spec.__getitem__))
+    return graph.transpose(output, sorted(range(4), key=order.out_spec.__getitem__))
 
 
-def _borders(padding: Sequence[tuple[int, int]]) -> list[int]:
+def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
     """((top, bottom), (left, right)) -> top, left, bottom, right."""
     return [int(size) for ends in zip(*padding, strict=True) for size in ends]
 
 
-def _pool(kind: str, **attributes: Any) -> Operation:
+def _pool(op_type: str, **attributes: Any) -> Operation:
     def add(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
         params = equation.params
         window = params["window_dimensions"]
         if len(window) != 4 or (window[0], window[3]) != (1, 1) or set(params["window_dilation"]) != {1}:
-            raise _inexpressible(equation)
-        found = graph.node(
-            kind,
-            graph.transposed(x, (0, 3, 1, 2)),
+            raise _unsupported(equation)
+        output = graph.add_node(
+            op_type,
+            graph.transpose(x, (0, 3, 1, 2)),
             kernel_shape=window[1:3],
             strides=params["window_strides"][1:3],
-            pads=_borders(params["padding"][1:3]),
+            pads=_pads(params["padding"][1:3]),
             **attributes,
         )
-        return graph.transposed(found, (0, 2, 3, 1))
+        return graph.transpose(output, (0, 2, 3, 1))
 
     return add
 
 
 def _sum_pool(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     mean = _pool("AveragePool", count_include_pad=1)(graph, equation, x)
-    return graph.node("Mul", mean, np.array(math.prod(equation.params["window_dimensions"]), np.float32))
+    return graph.add_node("Mul", mean, np.array(math.prod(equation.params["window_dimensions"]), np.float32))
 
 
-def _reduced(kind: str) -> Operation:
+def _reduce(op_type: str) -> Operation:
     def add(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-        return graph.node(kind, x, _integers(*equation.params["axes"]), keepdims=0)
+        return graph.add_node(op_type, x, _int64(*equation.params["axes"]), keepdims=0)
 
     return add
 
 
-def _dot(graph: _Graph, equation: JaxprEqn, x: Value, matrix: Value) -> Value:
+def _dot_general(graph: _Graph, equation: JaxprEqn, x: Value, matrix: Value) -> Value:
     if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
-        raise _inexpressible(equation)
-    return graph.node("MatMul", x, matrix)
+        raise _unsupported(equation)
+    return graph.add_node("MatMul", x, matrix)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -325,9 +328,9 @@ OPERATIONS: dict[str, Operation] = {
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "convert_element_type": _cast,
-    "copy": _same,
+    "copy": _identity,
     "div": _elementwise("Div"),
-    "dot_general": _dot,
+    "dot_general": _dot_general,
     "exp": _elementwise("Exp"),
     "gather": _gather,
     "logistic": _elementwise("Sigmoid"),
@@ -336,14 +339,14 @@ OPERATIONS: dict[str, Operation] = {
     "mul": _elementwise("Mul"),
     "pad": _pad,
     "pow": _elementwise("Pow"),
-    "reduce_max": _reduced("ReduceMax"),
-    "reduce_sum": _reduced("ReduceSum"),
+    "reduce_max": _reduce("ReduceMax"),
+    "reduce_sum": _reduce("ReduceSum"),
     "reduce_window_max": _pool("MaxPool"),
     "reduce_window_sum": _sum_pool,
     "reshape": _reshape,
     "rev": _reverse,
     "square": _square,
-    "stop_gradient": _same,
+    "stop_gradient": _identity,
     "sub": _elementwise("Sub"),
 }
-"""Primitive -> what adds it to a graph: all that the networks of the catalog need."""
+"""Primitive -> function that adds it to a graph; all primitives that the registered models use."""

@@ -1,8 +1,8 @@
-"""Classify images with the network in this folder: python predict.py IMAGE...
+"""Classify images with the model in this folder: python predict.py IMAGE...
 
-This file stands alone and may be copied, changed and built upon. It needs numpy and Pillow, and for the network in
-model.onnx onnxruntime, for model.stablehlo jax, for model.safetensors flaxtl. Everything that is true of the network,
-its classes in order among it, is told by model.json beside this file.
+This file is standalone; copy and change it as you like. It needs numpy, Pillow and the runtime of the model file:
+onnxruntime for model.onnx, jax for model.stablehlo, flaxtl for model.safetensors. model.json describes the model,
+including its classes in the order of the output.
 """
 
 import argparse
@@ -16,65 +16,36 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).parent
-TOP = 5
-"""Classes that are shown of each image."""
+TOP_K = 5  # classes printed for each image
 
-Network = Callable[[np.ndarray], np.ndarray]
-"""uint8 [n, height, width, 3], RGB -> float32 probabilities [n, classes]; preprocessing is inside. Any n."""
+Model = Callable[[np.ndarray], np.ndarray]
+"""uint8 RGB [n, height, width, 3] -> float32 probabilities [n, classes], for any n; preprocessing is included."""
+
+
+def main(paths: Sequence[str]) -> int:
+    """Print the most probable classes of each image. Returns 2 if an image cannot be read, else 0."""
+    metadata, run_model, exit_code = read_metadata(), load_model(), 0
+    for path in paths:
+        try:
+            image = load_image(path, metadata["resize"])
+        except Exception as error:  # Pillow raises many types for invalid files
+            print(f"{path}: cannot read the image ({error})", file=sys.stderr)
+            exit_code = 2
+            continue
+        (probabilities,) = run_model(image[np.newaxis])
+        top = np.argsort(-probabilities, kind="stable")[:TOP_K]
+        print(f"{path}:", ", ".join(f"{metadata['classes'][index]} {probabilities[index]:.1%}" for index in top))
+    return exit_code
 
 
 def read_metadata() -> dict[str, Any]:
-    """What model.json says."""
-    found: dict[str, Any] = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
-    return found
+    """Return the content of model.json."""
+    metadata: dict[str, Any] = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
+    return metadata
 
 
-def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
-    """An image file as the network was shown its images in training: uint8 [height, width, 3], RGB, upright.
-
-    `resize` is model.json's entry of that name.
-    """
-    with Image.open(path) as image:
-        image.load()
-        colours = _rgb(_upright(image))
-    box = _centre(colours.size, resize) if resize["policy"] == "crop" else None
-    size = (resize["width"], resize["height"])
-    return np.asarray(colours.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata must not hide a good image
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """16-bit greys scaled to 8 bits, transparency over white, everything else as Pillow converts it."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return image.convert("RGB")
-
-
-def _centre(size: tuple[int, int], resize: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The part of an image that is in the centre crop once the image is scaled so that the crop is `crop_pct` of it."""
-    crops = (resize["width"], resize["height"])
-    covered = [round(crop / resize["crop_pct"]) for crop in crops]
-    scale = max(cover / side for cover, side in zip(covered, size, strict=True))
-    edges = []
-    for side, cover, crop in zip(size, covered, crops, strict=True):
-        scaled = max(cover, round(side * scale))
-        start = (scaled - crop) // 2
-        edges.append((start * side / scaled, (start + crop) * side / scaled))
-    (left, right), (top, bottom) = edges
-    return left, top, right, bottom
-
-
-def load_network() -> Network:
-    """The network in this folder."""
+def load_model() -> Model:
+    """Load the model in this folder."""
     if (FOLDER / "model.onnx").exists():
         import onnxruntime
 
@@ -85,30 +56,61 @@ def load_network() -> Network:
         from jax import export
 
         exported = export.deserialize(bytearray((FOLDER / "model.stablehlo").read_bytes()))
-        compiled = jax.jit(exported.call)
-        return lambda images: np.asarray(compiled(images))
+        run_model = jax.jit(exported.call)
+        return lambda images: np.asarray(run_model(images))
     from flaxtl.export import formats
 
     return formats.load_exported_model(FOLDER)
 
 
-def main(paths: Sequence[str]) -> int:
-    """Print a line an image: its path and its most probable classes. Returns 2 if some could not be read, else 0."""
-    told, run, code = read_metadata(), load_network(), 0
-    for path in paths:
-        try:
-            pixels = load_image(path, told["resize"])
-        except Exception as error:  # Pillow raises many kinds for files that are no images
-            print(f"{path}: cannot be read as an image ({error})", file=sys.stderr)
-            code = 2
-            continue
-        (probabilities,) = run(pixels[np.newaxis])
-        best = np.argsort(-probabilities, kind="stable")[:TOP]
-        print(f"{path}:", ", ".join(f"{told['classes'][index]} {probabilities[index]:.1%}" for index in best))
-    return code
+def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
+    """Read an image file as in training: uint8 RGB [height, width, 3], upright.
+
+    `resize` is the entry of that name in model.json.
+    """
+    with Image.open(path) as file:
+        file.load()
+        image = _to_rgb(_apply_exif_orientation(file))
+    box = _center_crop_box(image.size, resize) if resize["policy"] == "crop" else None
+    size = (resize["width"], resize["height"])
+    return np.asarray(image.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
+
+
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # ignore damaged metadata of a valid image
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 16-bit gray to 8 bits, put transparent images on white, and convert the rest as Pillow does."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _center_crop_box(size: tuple[int, int], resize: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom) of the center crop in the original image.
+
+    The image is scaled until it just covers crop / crop_pct, then cropped.
+    """
+    crops = (resize["width"], resize["height"])
+    targets = [round(crop / resize["crop_pct"]) for crop in crops]
+    scale = max(target / side for target, side in zip(targets, size, strict=True))
+    edges = []
+    for side, target, crop in zip(size, targets, crops, strict=True):
+        scaled = max(target, round(side * scale))
+        start = (scaled - crop) // 2
+        edges.append((start * side / scaled, (start + crop) * side / scaled))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 if __name__ == "__main__":
-    command_line = argparse.ArgumentParser(description=f"The {TOP} most probable classes of each image.")
-    command_line.add_argument("images", nargs="+", metavar="IMAGE")
-    sys.exit(main(command_line.parse_args().images))
+    parser = argparse.ArgumentParser(description=f"Print the {TOP_K} most probable classes of each image.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    sys.exit(main(parser.parse_args().images))

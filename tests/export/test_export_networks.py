@@ -1,4 +1,4 @@
-"""One network of every family as ONNX, with random weights, run by onnxruntime beside our own."""
+"""One model of every family as ONNX with random weights: onnxruntime against flaxtl."""
 
 import jax
 import numpy as np
@@ -6,25 +6,26 @@ import onnxruntime
 import pytest
 
 from flaxtl.data.decode import Resize
+from flaxtl.evaluation.predictor import Predictor
 from flaxtl.export import onnx
-from flaxtl.export.formats import probability_fn
+from flaxtl.export.formats import probabilities
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, forward_logits
 from flaxtl.models.head import Head
 
 ROUNDING = 8
-"""How many times more than a change of every parameter by one unit of its last place other sums may move a probability.
+"""Tolerance, as a multiple of the effect of changing every parameter by one unit in the last place.
 
-Layers are summed in another order, and what such errors come to is the network's affair: from 1e-7 to 8e-4 in these,
-whose random activations grow and cancel as those of trained ones do not.
+Sums in another order have an effect that depends on the model: from 1e-7 to 8e-4 here, because random activations
+grow and cancel unlike those of trained models.
 """
 
 FAST = "mobilenet_0.25"
 NAMES = [FAST, *(pytest.param(family.NETWORKS[0].name, marks=pytest.mark.slow) for family in registry.FAMILIES)]
 
 
-def drawn(model, side):
-    """Random parameters, statistics among them, that keep the size of what passes through."""
+def random_params(model, side):
+    """Return random params, including batch statistics, that preserve the scale of activations."""
     random = np.random.default_rng(0)
 
     def leaf(name, shape):
@@ -44,26 +45,26 @@ def drawn(model, side):
     }
 
 
-def moved(parameters, seed):
-    """Every parameter one unit of its last place larger or smaller."""
+def perturb(params, seed):
+    """Change every parameter by one unit in the last place, up or down."""
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + random.choice((-1, 1), leaf.shape) * np.spacing(leaf), parameters)
+    return jax.tree.map(lambda leaf: leaf + random.choice((-1, 1), leaf.shape) * np.spacing(leaf), params)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_are_ours(name, tmp_path):
-    architecture = registry.get_spec(name)
-    side = max(architecture.min_input_size, 64)
-    model = Classifier(architecture, Head(num_classes=5, pooling="global_average", units=(8,)))
-    parameters = drawn(model, side)
+def test_write_onnx_every_family_matches_flaxtl(name, tmp_path):
+    spec = registry.get_spec(name)
+    side = max(spec.min_input_size, 64)
+    model = Classifier(spec, Head(num_classes=5, pooling="global_average", units=(8,)))
+    params = random_params(model, side)
     images = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    last = parameters["head"]["predictions"]
-    last["kernel"] *= 4 / np.abs(jax.jit(forward_logits, static_argnums=0)(model, parameters, images)).max()
-    onnx.write_onnx(tmp_path / "model.onnx", model, parameters, Resize(side, side), "")
+    last = params["head"]["predictions"]
+    last["kernel"] *= 4 / np.abs(jax.jit(forward_logits, static_argnums=0)(model, params, images)).max()
+    onnx.write_onnx(tmp_path / "model.onnx", Predictor(model, params, Resize(side, side), ()), "")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": images})
-    ours = jax.jit(probability_fn, static_argnums=0)
-    expected = ours(model, parameters, images)
-    last_place = max(np.abs(ours(model, moved(parameters, seed), images) - expected).max() for seed in range(3))
-    assert np.ptp(expected, axis=0).max() > 10 * ROUNDING * last_place  # else a fault could hide in it
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING * last_place)
+    (output,) = session.run(None, {"images": images})
+    predict = jax.jit(probabilities, static_argnums=0)
+    expected = predict(model, params, images)
+    last_place = max(np.abs(predict(model, perturb(params, seed), images) - expected).max() for seed in range(3))
+    assert np.ptp(expected, axis=0).max() > 10 * ROUNDING * last_place  # otherwise an error could stay undetected
+    np.testing.assert_allclose(output, expected, rtol=0, atol=ROUNDING * last_place)

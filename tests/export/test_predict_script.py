@@ -1,4 +1,4 @@
-"""The script in an exported folder reads image files as flaxtl does, to the last bit."""
+"""predict.py reads image files exactly as flaxtl does."""
 
 from pathlib import Path
 
@@ -6,25 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data.decode import CROP_PCT, Resize, decode
+from flaxtl.data.decode import Resize, decode
 from flaxtl.export.predict_script import load_image
 
 RESIZES = [
     Resize(24, 32),
     Resize(24, 32, "crop"),
-    *(Resize(24, 24, "squash", filter) for filter in ("nearest", "bicubic", "lanczos", "box", "hamming")),
+    *(Resize(24, 24, "squash", interpolation) for interpolation in ("nearest", "bicubic", "lanczos", "box", "hamming")),
     Resize(24, 24, "crop", "bicubic"),
     Resize(24, 24, "crop", "nearest"),
 ]
 
 
-def told(resize):
-    """As model.json tells it."""
-    return {**vars(resize), "crop_pct": CROP_PCT}
-
-
-def drawn(mode):
-    """An image of 41 x 67 in that mode, parts of it transparent where the mode knows that."""
+def random_image(mode):
+    """Return an image of 41 x 67 pixels, partly transparent if the mode supports it."""
     noise = np.random.default_rng(0).integers(0, 256, (41, 67, 4), dtype=np.uint8)
     if mode == "I;16":
         return Image.fromarray(noise.view(np.uint16)[..., 0].copy())
@@ -36,27 +31,27 @@ def save(path, image, **options):
     return path
 
 
-def files(folder):
+def image_files(folder):
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turned by a quarter
-    yield save(folder / "turned.jpg", drawn("RGB"), exif=exif)
-    yield save(folder / "damaged.webp", drawn("RGB"), lossless=True, exif=b"no TIFF header")
-    yield save(folder / "cmyk.jpg", drawn("CMYK"))
-    yield save(folder / "colour.png", drawn("RGB"), transparency=drawn("RGB").getpixel((0, 0)))
-    yield save(folder / "palette.gif", drawn("P"), transparency=0)
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
+    yield save(folder / "rotated.jpg", random_image("RGB"), exif=exif)
+    yield save(folder / "damaged.webp", random_image("RGB"), lossless=True, exif=b"no TIFF header")
+    yield save(folder / "cmyk.jpg", random_image("CMYK"))
+    yield save(folder / "color_key.png", random_image("RGB"), transparency=random_image("RGB").getpixel((0, 0)))
+    yield save(folder / "palette.gif", random_image("P"), transparency=0)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        yield save(folder / f"{mode}.png".replace(";", ""), drawn(mode))
+        yield save(folder / f"{mode}.png".replace(";", ""), random_image(mode))
 
 
 @pytest.mark.parametrize("resize", RESIZES, ids=lambda resize: f"{resize.policy}-{resize.interpolation}")
-def test_every_kind_of_file(resize, tmp_path):
-    for path in files(tmp_path):
-        np.testing.assert_array_equal(load_image(path, told(resize)), decode(path, resize), err_msg=path.name)
+def test_load_image_every_mode_matches_decode(resize, tmp_path):
+    for path in image_files(tmp_path):
+        np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
 
 
 @pytest.mark.parametrize("resize", [Resize(200, 200, "squash", "nearest"), Resize(224, 224, "crop", "bicubic")])
-def test_real_photographs(shared, resize):
+def test_load_image_real_photos_match_decode(shared, resize):
     paths = sorted(Path(shared / "data/flowers/validation").rglob("*.jpg"))[::80]
     assert len(paths) >= 8
     for path in paths:
-        np.testing.assert_array_equal(load_image(path, told(resize)), decode(path, resize), err_msg=path.name)
+        np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
