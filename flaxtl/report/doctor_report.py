@@ -1,8 +1,9 @@
-"""`flaxtl doctor`: a source examined, and what was found as tables on a terminal."""
+"""`flaxtl doctor`: check a dataset, and show the issues as tables on the console and as an HTML page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -12,52 +13,96 @@ from flaxtl.console import make_table, printable, progress_bar, truncate_rows
 from flaxtl.data import doctor
 from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue, IssueType
 from flaxtl.data.image_file import UnreadableError
-from flaxtl.data.sources import base
+from flaxtl.data.sources.base import inspect_source
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_write
-from flaxtl.report import galleries
+from flaxtl.fileio import atomic_write_text
+from flaxtl.report.galleries import thumbnail_uri
 from flaxtl.report.templating import load_template
 
-_EXAMPLES = 3  # findings of a kind that its row tells, and files of a finding; --json and --html tell more
+MAX_CONSOLE_EXAMPLES = 3  # issues of each type on the console, and files of each issue
+MAX_PAGE_ISSUES, MAX_PAGE_FILES = 48, 6  # issues of each type on the page, and files of each issue: 1 or 2 MB
+MAX_SIDE, JPEG_QUALITY = 128, 75  # of a thumbnail: about 4 kB
+
+
+@dataclass(frozen=True)
+class FileThumbnail:
+    """One file on the page: its thumbnail as a data URI ("" if it cannot be read), the end of its path, its path."""
+
+    uri: str
+    short_path: str
+    path: str
+
+
+@dataclass(frozen=True)
+class IssueItem:
+    """One issue on the page, with its first files and the number of the others."""
+
+    message: str
+    files: Sequence[FileThumbnail]
+    num_more: int
+
+
+@dataclass(frozen=True)
+class IssueSection:
+    """All issues of one type.
+
+    Attributes:
+        key: of the type in ISSUE_TYPES.
+        type: title and advice.
+        count: number of issues.
+        items: the first MAX_PAGE_ISSUES of them.
+        layout: 'groups' if an issue has several files, 'thumbnails' if each has one readable image, else 'lines'.
+    """
+
+    key: str
+    type: IssueType
+    count: int
+    items: Sequence[IssueItem]
+    layout: Literal["groups", "thumbnails", "lines"]
 
 
 def diagnose_source(source: str, near_duplicates: int, console: Console) -> DatasetReport:
-    """Examine a source under progress bars; see `check_dataset`. Raises UserError where there is no such source."""
-    survey = base.inspect_source(source, fileio.cache_dir("data"))
-    return doctor.check_dataset(survey, lambda title, total: progress_bar(console, title, total), near_duplicates)
+    """Check a data source and show progress bars; see `doctor.check_dataset`.
+
+    Raises UserError if the source does not exist.
+    """
+    index = inspect_source(source, fileio.cache_dir("data"))
+    return doctor.check_dataset(index, lambda title, total: progress_bar(console, title, total), near_duplicates)
 
 
 def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
-    """The images by class and split, what would stop a run, what may spoil its result, and the outcome."""
+    """Yield tables of the images, of errors that stop training and of warnings, and a line with the result."""
     if diagnosis.classes:
-        yield _images(diagnosis)
-    for title, stops in (("Would stop a run", True), ("Worth a look", False)):
+        yield _image_table(diagnosis)
+    for title, blocking in (("Errors that stop training", True), ("Warnings", False)):
         rows = [
-            _issue_row(kind, found) for kind, found in diagnosis.by_kind.items() if ISSUE_TYPES[kind].blocking == stops
+            _issue_row(ISSUE_TYPES[key], issues)
+            for key, issues in diagnosis.by_kind.items()
+            if ISSUE_TYPES[key].blocking == blocking
         ]
         if rows:
-            yield make_table(title, ("finding", "count", "such as, and what to do"), rows)
+            yield make_table(title, ("issue", "count", "examples, and what to do"), rows)
     yield Text(result_line(diagnosis))
 
 
 def result_line(diagnosis: DatasetReport) -> str:
-    """The result in one line: '2,570 images of 5 classes: nothing would stop a run'."""
-    images = f"{_counted(len(diagnosis.index.images), 'image')} of {_counted(len(diagnosis.classes), 'class')}"
-    found = _counted(diagnosis.num_blocking, "finding") if diagnosis.num_blocking else "nothing"
-    return f"{images}: {found} would stop a run"
+    """Return the result in one line: '2,570 images of 5 classes: no errors found'."""
+    images = f"{_count(len(diagnosis.index.images), 'image')} of {_count(len(diagnosis.classes), 'class')}"
+    errors = _count(diagnosis.num_blocking, "error") if diagnosis.num_blocking else "no errors"
+    return f"{images}: {errors} found"
 
 
 def short_path(path: Path) -> str:
-    """The last three parts of a path, by which a person finds it: split, class and file name, where they lie so."""
+    """Return the last three parts of a path, usually split, class and file name."""
     return printable("/".join(path.parts[-3:]))
 
 
-def _counted(number: int, noun: str) -> str:
+def _count(number: int, noun: str) -> str:
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def _images(diagnosis: DatasetReport) -> RenderableType:
+def _image_table(diagnosis: DatasetReport) -> RenderableType:
     splits = tuple(diagnosis.splits)
     rows = [
         (printable(label), *(f"{diagnosis.counts[label, split]:,}" for split in splits), f"{total:,}")
@@ -66,106 +111,64 @@ def _images(diagnosis: DatasetReport) -> RenderableType:
     return make_table("Images", ("class", *splits, "all"), truncate_rows(rows, " classes, all in --json=FILE"))
 
 
-def _issue_row(kind: str, findings: Sequence[Issue]) -> tuple[str, str, str]:
-    told = [_spelled(finding) for finding in findings[:_EXAMPLES]]
-    if len(findings) > _EXAMPLES:
-        told.append(f"and {len(findings) - _EXAMPLES:,} more")
-    return ISSUE_TYPES[kind].title, f"{len(findings):,}", "\n".join((*told, f"→ {ISSUE_TYPES[kind].advice}"))
+def _issue_row(issue_type: IssueType, issues: Sequence[Issue]) -> tuple[str, str, str]:
+    lines = [_describe(issue) for issue in issues[:MAX_CONSOLE_EXAMPLES]]
+    if len(issues) > MAX_CONSOLE_EXAMPLES:
+        lines.append(f"and {len(issues) - MAX_CONSOLE_EXAMPLES:,} more")
+    return issue_type.title, f"{len(issues):,}", "\n".join((*lines, f"→ {issue_type.advice}"))
 
 
-def _spelled(finding: Issue) -> str:
-    """A file and its sentence in one line, or the sentence above the files that it is about."""
-    names = [short_path(path) for path in finding.paths[:_EXAMPLES]]
-    if len(finding.paths) > _EXAMPLES:
-        names.append(f"and {len(finding.paths) - _EXAMPLES:,} more")
-    message = printable(finding.message)
+def _describe(issue: Issue) -> str:
+    """Return 'file: message' for one file, or the message followed by the files on separate lines."""
+    names = [short_path(path) for path in issue.paths[:MAX_CONSOLE_EXAMPLES]]
+    if len(issue.paths) > MAX_CONSOLE_EXAMPLES:
+        names.append(f"and {len(issue.paths) - MAX_CONSOLE_EXAMPLES:,} more")
+    message = printable(issue.message)
     return f"{names[0]}: {message}" if len(names) == 1 else "\n  ".join((message, *names))
 
 
-TILE_SIZE = 128  # pixels of the longer side of a thumbnail
-TILE_QUALITY = 75  # of its JPEG: about 4 kB
-ITEMS, MEMBERS = 48, 6  # findings of a kind that are shown, and files of a finding: a page of 1 or 2 MB
-
-
-@dataclass(frozen=True)
-class ImageTile:
-    """One file: its thumbnail as a data URI ('' where there is none), the end of its path, and the whole of it."""
-
-    uri: str
-    place: str
-    path: str
-
-
-@dataclass(frozen=True)
-class IssueItem:
-    """One finding: its sentence, the files that are shown, and how many more there are."""
-
-    message: str
-    tiles: Sequence[ImageTile]
-    more: int
-
-
-@dataclass(frozen=True)
-class IssueSection:
-    """The findings of one kind.
-
-    Attributes:
-        key: the kind's key in `doctor.ISSUE_TYPES`.
-        kind: what is said about all of them.
-        count: how many there are.
-        items: the first ITEMS of them.
-        shape: 'groups' where a finding is about files that belong together, 'thumbnails' where each is about one that
-            can be shown, else 'lines'.
-    """
-
-    key: str
-    kind: IssueType
-    count: int
-    items: Sequence[IssueItem]
-    shape: str
-
-
 def write_doctor_report(diagnosis: DatasetReport, source: str, file: Path) -> None:
-    """Write the page; `source` as the user wrote it. Raises UserError where `file` cannot be written."""
+    """Write the page; `source` is shown as given. Raises UserError if `file` cannot be written."""
     page = render_doctor_report(diagnosis, source)
     try:
-        with atomic_write(file) as stream:
-            stream.write(page)
+        atomic_write_text(file, page)
     except OSError as error:
-        raise UserError(f"cannot write {file} ({error.strerror}); choose another file") from error
+        raise UserError(f"Cannot write {file} ({error.strerror}). Choose another file.") from error
 
 
 def render_doctor_report(diagnosis: DatasetReport, source: str) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     return load_template("doctor.html.jinja").render(
         source=source,
-        images=len(diagnosis.index.images),
+        num_images=len(diagnosis.index.images),
         classes=diagnosis.classes,
         splits=diagnosis.splits,
         counts=diagnosis.counts,
-        findings=len(diagnosis.issues),
-        stopping=diagnosis.num_blocking,
-        sections=[_section(key, findings) for key, findings in diagnosis.by_kind.items()],
+        num_issues=len(diagnosis.issues),
+        num_errors=diagnosis.num_blocking,
+        sections=[_section(key, issues) for key, issues in diagnosis.by_kind.items()],
     )
 
 
-def _section(key: str, findings: Sequence[Issue]) -> IssueSection:
-    items = [_item(finding) for finding in findings[:ITEMS]]
-    if any(len(item.tiles) > 1 for item in items):
-        shape = "groups"
-    else:
-        shape = "thumbnails" if any(tile.uri for item in items for tile in item.tiles) else "lines"
-    return IssueSection(key, ISSUE_TYPES[key], len(findings), items, shape)
+def _section(key: str, issues: Sequence[Issue]) -> IssueSection:
+    items = [_item(issue) for issue in issues[:MAX_PAGE_ISSUES]]
+    layout: Literal["groups", "thumbnails", "lines"] = "lines"
+    if any(len(item.files) > 1 for item in items):
+        layout = "groups"
+    elif any(file.uri for item in items for file in item.files):
+        layout = "thumbnails"
+    return IssueSection(key, ISSUE_TYPES[key], len(issues), items, layout)
 
 
-def _item(finding: Issue) -> IssueItem:
-    tiles = [ImageTile(_thumbnail(path), short_path(path), str(path)) for path in finding.paths[:MEMBERS]]
-    return IssueItem(finding.message, tiles, len(finding.paths) - len(tiles))
+def _item(issue: Issue) -> IssueItem:
+    files = [
+        FileThumbnail(_thumbnail_or_empty(path), short_path(path), str(path)) for path in issue.paths[:MAX_PAGE_FILES]
+    ]
+    return IssueItem(issue.message, files, len(issue.paths) - len(files))
 
 
-def _thumbnail(path: Path) -> str:
-    """The image as a data URI; '' for what is no image."""
+def _thumbnail_or_empty(path: Path) -> str:
     try:
-        return galleries.thumbnail_uri(path, TILE_SIZE, TILE_QUALITY)
+        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY)
     except UnreadableError:
         return ""

@@ -1,4 +1,7 @@
-"""Networks as tables of layers: a published network, a config's network."""
+"""Tables on the console: available models, layers of a model, and images per split.
+
+Printed by `flaxtl models`, `flaxtl summary` and `flaxtl split`.
+"""
 
 import math
 import sys
@@ -12,178 +15,179 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxtl import fileio
-from flaxtl.console import make_table, printable, progress_bar, truncate_rows
+from flaxtl.console import make_table, message, printable, progress_bar, truncate_rows
 from flaxtl.data import split_writer
-from flaxtl.data.sources import base
+from flaxtl.data.sources.base import open_source
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download
-from flaxtl.train.logger import layer_records
+from flaxtl.train.logger import layer_rows
 from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import ModelInfo, build_model
 
-
-def pretrained_summary(name: str) -> tuple[Table, str]:
-    """The layers of a published network with its ImageNet top, at its own image size, and its totals."""
-    architecture = registry.get_spec(name)
-    model, size = Classifier(architecture), architecture.input_size
-    shapes = classifier.param_shapes(model, size, size)["backbone"]
-    cells = []
-    for layer in classifier.list_layers(model, size, size):
-        count = sum(math.prod(shape) for shape in shapes.get(layer.name, {}).values())
-        cells.append((layer.name, layer.kind, _shape(layer.shape), f"{count:,}"))
-    title = f"{architecture.name} at {size}x{size}"
-    return make_table(title, ("layer", "kind", "output", "parameters"), cells), _published_totals(architecture, shapes)
-
-
-def _published_totals(architecture: ModelSpec, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
-    """All numbers that Keras counts as parameters, and which of them no gradient moves."""
-    counts = [(leaf, math.prod(shape)) for leaves in shapes.values() for leaf, shape in leaves.items()]
-    statistics = sum(count for leaf, count in counts if leaf in BATCH_STATS)
-    elsewhere = architecture.num_params - sum(count for _, count in counts)
-    told = [f"{statistics:,} of them statistics of batch norms"] if statistics else []
-    told += [f"{elsewhere} of a layer that is preprocessing here"] if elsewhere else []
-    remark = f" ({', '.join(told)})" if told else ""
-    total, base = architecture.num_params, architecture.num_params_no_top
-    return f"Total: {total:,} parameters{remark}; {base:,} without the top"
-
-
-def config_summary(config: Any) -> tuple[Table, str]:
-    """The layers of a config's network with their groups and the phases in which they learn, and totals."""
-    classes = tuple(config.data.classes) or base.open_source(config.data.source, fileio.cache_dir("data")).classes
-    net = build_model(config, len(classes))
-    phases = build_phases(config, net.model, net.layers, net.groups, sys.maxsize, net.unused_groups)
-    cells = [
-        (
-            row.layer,
-            row.kind,
-            _shape(row.shape),
-            f"{row.params:,}",
-            row.group,
-            ", ".join(row.trained_in),
-        )
-        for row in layer_records(net, phases, "")
-    ]
-    title = (
-        f"{config.model.name} at {config.data.height}x{config.data.width} under a new head of {len(classes)} classes"
-    )
-    columns = ("layer", "kind", "output", "parameters", "group", "trained in")
-    return make_table(title, columns, cells), _totals(net, phases)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape)
-
-
-def _totals(net: ModelInfo, phases: Sequence[Phase]) -> str:
-    """Parameters of base, head and groups, and how many learn in each phase."""
-    size = {path: math.prod(shape) for path, shape in net.shapes.items()}
-    lines = [f"Base: {net.count('backbone/'):,} parameters; head: {net.count('head/'):,}"]
-    for group in dict.fromkeys(net.groups.values()):
-        lines.append(f"Group {group}: {sum(size[path] for path, name in net.groups.items() if name == group):,}")
-    for phase in phases:
-        learning = sum(count for path, count in size.items() if phase.param_groups.is_trainable(path))
-        lines.append(f"Learning in phase {phase.name}: {learning:,} of {sum(size.values()):,}")
-    return "\n".join(lines)
-
-
 WEIGHTS_LEGEND = (
-    "at hand: Keras' cache or flaxtl's has a file of that name, or the package has one; it is checked when it is used"
+    "weights: available without a download, because the file is in the cache of Keras or flaxtl or part of the "
+    "package; full: with the ImageNet top, base: without it. Files are verified when they are loaded."
 )
-"""What the last column means."""
-
-
-def model_records() -> list[dict[str, Any]]:
-    """One JSON object an architecture."""
-    return [_row(architecture) for architecture in registry.MODELS.values()]
-
-
-def _row(row: ModelSpec) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "parameters_with_top": row.num_params,
-        "parameters_base": row.num_params_no_top,
-        "size": row.input_size,
-        "minimum_size": row.min_input_size,
-        "preprocessing": row.preprocessing,
-        "top1": row.top1,
-        "top5": row.top5,
-        "licence": row.license,
-        "paper": row.paper,
-        "weights": {"top": vars(row.weights), "base": vars(row.weights_no_top)},
-        "at_hand": weights_status(row),
-    }
-
-
-def weights_status(row: ModelSpec) -> dict[str, str | None]:
-    """Where weights are without a network: of the whole network ('top') and of its base; None where nowhere.
-
-    No file is opened for it: a hash of 500 MB takes longer than a table may.
-    """
-    top, base = (
-        next((cached.source for cached in download.cached_files(file.name)), None)
-        for file in (row.weights, row.weights_no_top)
-    )
-    return {"top": top, "base": base or top or ("built in" if row.builtin else None)}
+"""Explains the last column of `models_table`."""
 
 
 def models_table() -> Table:
-    """The catalog for the console."""
-    columns = ("network", "parameters", "base", "input", "top-1 %", "top-5 %", "preprocessing", "at hand")
-    cells = [
+    """Return the available models as a table."""
+    columns = ("model", "parameters", "base", "input", "top-1 %", "top-5 %", "preprocessing", "weights")
+    rows = [
         (
-            row.name,
-            f"{row.num_params:,}",
-            f"{row.num_params_no_top:,}",
-            f"{row.input_size} (min {row.min_input_size})",
-            f"{row.top1:.1f}",
-            f"{row.top5:.1f}",
-            row.preprocessing,
-            _spelled(**weights_status(row)),
+            spec.name,
+            f"{spec.num_params:,}",
+            f"{spec.num_params_no_top:,}",
+            f"{spec.input_size} (min {spec.min_input_size})",
+            f"{spec.top1:.1f}",
+            f"{spec.top5:.1f}",
+            spec.preprocessing,
+            _weights_cell(**local_weights(spec)),
         )
-        for row in registry.MODELS.values()
+        for spec in registry.MODELS.values()
     ]
-    return make_table("Networks", columns, cells)
+    return make_table("Models", columns, rows)
 
 
-def _spelled(top: str | None, base: str | None) -> str:
+def _weights_cell(top: str | None, base: str | None) -> str:
     if top:
-        return f"whole ({top})"
+        return f"full ({top})"
     return f"base ({base})" if base else ""
+
+
+def model_records() -> list[dict[str, Any]]:
+    """Return the available models as JSON values; the keys are those of `flaxtl models --json`."""
+    return [
+        {
+            "name": spec.name,
+            "parameters_with_top": spec.num_params,
+            "parameters_base": spec.num_params_no_top,
+            "size": spec.input_size,
+            "minimum_size": spec.min_input_size,
+            "preprocessing": spec.preprocessing,
+            "top1": spec.top1,
+            "top5": spec.top5,
+            "licence": spec.license,
+            "paper": spec.paper,
+            "weights": {"top": vars(spec.weights), "base": vars(spec.weights_no_top)},
+            "at_hand": local_weights(spec),
+        }
+        for spec in registry.MODELS.values()
+    ]
+
+
+def local_weights(spec: ModelSpec) -> dict[str, str | None]:
+    """Return where weights are available without a download, with the top ('top') and for the base; else None.
+
+    Only file names are compared: hashing 500 MB would take too long for a table.
+    """
+    top, base = (
+        next((cached.source for cached in download.cached_files(file.name)), None)
+        for file in (spec.weights, spec.weights_no_top)
+    )
+    return {"top": top, "base": base or top or ("built in" if spec.builtin else None)}
+
+
+def pretrained_summary(name: str) -> tuple[Table, str]:
+    """Return the layers of a pretrained model with its ImageNet top at its default input size, and its totals."""
+    spec = registry.get_spec(name)
+    model, size = Classifier(spec), spec.input_size
+    shapes = classifier.param_shapes(model, size, size)["backbone"]
+    rows = []
+    for layer in classifier.list_layers(model, size, size):
+        count = sum(math.prod(shape) for shape in shapes.get(layer.name, {}).values())
+        rows.append((layer.name, layer.kind, _format_shape(layer.shape), f"{count:,}"))
+    table = make_table(f"{spec.name} at {size}x{size}", ("layer", "type", "output", "parameters"), rows)
+    return table, _pretrained_totals(spec, shapes)
+
+
+def _pretrained_totals(spec: ModelSpec, shapes: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    """Return the number of parameters as Keras counts them, and how many of them are never trained."""
+    counts = [(leaf, math.prod(shape)) for leaves in shapes.values() for leaf, shape in leaves.items()]
+    num_stats = sum(count for leaf, count in counts if leaf in BATCH_STATS)
+    num_preprocessing = spec.num_params - sum(count for _, count in counts)
+    parts = [f"{num_stats:,} of them batch norm statistics"] if num_stats else []
+    parts += [f"{num_preprocessing} of a preprocessing layer in Keras"] if num_preprocessing else []
+    note = f" ({', '.join(parts)})" if parts else ""
+    return f"Total: {spec.num_params:,} parameters{note}; {spec.num_params_no_top:,} without the top"
+
+
+def config_summary(config: Any) -> tuple[Table, str]:
+    """Return the layers of a config's model with their param groups and the phases that train them, and totals."""
+    classes = config.data.classes or open_source(config.data.source, fileio.cache_dir("data")).classes
+    model_info = build_model(config, len(classes))
+    phases = build_phases(
+        config, model_info.model, model_info.layers, model_info.groups, sys.maxsize, model_info.unused_groups
+    )
+    rows = [
+        (
+            row["layer"],
+            row["kind"],
+            _format_shape(row["shape"]),
+            f"{row['parameters']:,}",
+            row["group"],
+            ", ".join(row["learns"]),
+        )
+        for row in layer_rows(model_info, phases, "")
+    ]
+    title = (
+        f"{config.model.name} at {config.data.height}x{config.data.width} with a new head for {len(classes)} classes"
+    )
+    columns = ("layer", "type", "output", "parameters", "group", "trained in")
+    return make_table(title, columns, rows), _config_totals(model_info, phases)
+
+
+def _config_totals(model_info: ModelInfo, phases: Sequence[Phase]) -> str:
+    """Return the parameters of base, head and param groups, and how many train in each phase."""
+    sizes = {path: math.prod(shape) for path, shape in model_info.shapes.items()}
+    lines = [f"Base: {model_info.count('backbone/'):,} parameters; head: {model_info.count('head/'):,}"]
+    for group in dict.fromkeys(model_info.groups.values()):
+        total = sum(size for path, size in sizes.items() if model_info.groups[path] == group)
+        lines.append(f"Group {group}: {total:,}")
+    for phase in phases:
+        trainable = sum(size for path, size in sizes.items() if phase.param_groups.is_trainable(path))
+        lines.append(f"Trainable in phase {phase.name}: {trainable:,} of {sum(sizes.values()):,}")
+    return "\n".join(lines)
+
+
+def _format_shape(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)
 
 
 def split_into_folders(
     source: str, output: Path, fractions: str, seed: int, near_duplicates: int, link: bool, console: Console
 ) -> Table:
-    """As `split_files.write_folders`; what the user should know goes to `console`. Returns images by class, split."""
+    """Split a data source into folders, see `split_writer.write_folders`; return the images by class and split."""
     parts = split_writer.parse_fractions(fractions)
-    listing = base.open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", 2 * len(listing.images)) as advance:
+    index = open_source(source, fileio.cache_dir("data"))
+    with progress_bar(console, "splitting", 2 * len(index.images)) as advance:
         counts = split_writer.write_folders(
-            listing,
+            index,
             output,
             parts,
             seed,
             near_duplicates=near_duplicates,
             link=link,
-            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            notify=partial(message, console),
             on_progress=lambda done: advance(1),
         )
     return _split_table([split for split, part in parts.items() if part > 0], counts)
 
 
 def split_into_folds(source: str, output: Path, k: int, seed: int, near_duplicates: int, console: Console) -> Table:
-    """As `split_files.write_folds`; what the user should know goes to `console`. Returns images by class and fold."""
-    listing = base.open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", len(listing.images)) as advance:
+    """Split a data source into k folds, see `split_writer.write_folds`; return the images by class and fold."""
+    index = open_source(source, fileio.cache_dir("data"))
+    with progress_bar(console, "splitting", len(index.images)) as advance:
         counts = split_writer.write_folds(
-            listing,
+            index,
             output,
             k,
             seed,
             near_duplicates=near_duplicates,
-            notify=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+            notify=partial(message, console),
             on_progress=lambda done: advance(1),
         )
     return _split_table([f"fold {number}" for number in range(1, k + 1)], counts)
@@ -194,6 +198,6 @@ def _split_table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Tab
         return [printable(name), *(f"{n:,}" for n in (*numbers, sum(numbers)))]
 
     classes = sorted({label for label, _ in counts})
-    cells = [row(label, [counts[label, split] for split in splits]) for label in classes]
+    rows = [row(label, [counts[label, split] for split in splits]) for label in classes]
     totals = row("all", [sum(counts[label, split] for label in classes) for split in splits])
-    return make_table("Images", ("class", *splits, "all"), [*truncate_rows(cells, " classes"), totals])
+    return make_table("Images", ("class", *splits, "all"), [*truncate_rows(rows, " classes"), totals])
