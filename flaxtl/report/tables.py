@@ -22,7 +22,7 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download
-from flaxtl.train.logger import layer_rows
+from flaxtl.train.logger import layer_records
 from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import ModelInfo, build_model
 
@@ -124,14 +124,14 @@ def config_summary(config: Any) -> tuple[Table, str]:
     )
     rows = [
         (
-            row["layer"],
-            row["kind"],
-            _format_shape(row["shape"]),
-            f"{row['parameters']:,}",
-            row["group"],
-            ", ".join(row["learns"]),
+            layer.layer,
+            layer.kind,
+            _format_shape(layer.shape),
+            f"{layer.params:,}",
+            layer.group,
+            ", ".join(layer.trained_in),
         )
-        for row in layer_rows(model_info, phases, "")
+        for layer in layer_records(model_info, phases, "")
     ]
     title = (
         f"{config.model.name} at {config.data.height}x{config.data.width} with a new head for {len(classes)} classes"
