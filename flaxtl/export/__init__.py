@@ -1,1 +1,1 @@
-"""A trained model as files that are used without its run directory."""
+"""Export of a trained model for use without its run directory."""

@@ -263,7 +263,7 @@ def peak_location(heatmap: Heatmap) -> str:
 def _colorbar() -> str:
     """Return all heat map colors from left to right, over gray, as a data URI."""
     ramp = np.linspace(0, 255, MAX_SIDE).round().astype(np.uint8)[None]
-    return jpeg_data_uri(overlay_heatmap(Image.new("RGB", (MAX_SIDE, 8), "grey"), ramp))
+    return jpeg_data_uri(overlay_heatmap(Image.new("RGB", (MAX_SIDE, 8), "gray"), ramp))
 
 
 def _short_path(path: Path) -> str:

@@ -153,7 +153,7 @@ def plot_reliability(before: ReliabilityDiagram, after: ReliabilityDiagram | Non
         for axes in (upper, lower):
             _use_gridlines(axes, percent=True)
         lower.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _add_legend(upper, rows_above=1)  # leaves room for dots at 100 %
+        _add_legend(upper, rows_above=1)  # leave space for dots at 100 %
         return _to_svg(figure, f"Reliability diagram of {int(before.count.sum()):,} predictions")
 
 
@@ -161,13 +161,13 @@ def plot_risk_coverage(curve: RiskCoverage) -> str:
     """Plot the accuracy of the most confident predictions against their share of all images (coverage)."""
     n = int(curve.num_covered[-1])
     points = np.unique(np.linspace(0, len(curve.num_covered) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
-    answered, right = curve.num_covered[points], curve.num_correct[points]
+    num_covered, accuracy = curve.num_covered[points], curve.num_correct[points] / curve.num_covered[points]
     with _figure(aspect=0.72) as figure:
         axes = figure.add_subplot()
         marker = "o" if len(points) <= MAX_MARKED_POINTS else ""
-        axes.plot(answered / n, right / answered, color=ACCENT, linewidth=2, marker=marker, markersize=4, clip_on=False)
+        axes.plot(num_covered / n, accuracy, color=ACCENT, linewidth=2, marker=marker, markersize=4, clip_on=False)
         axes.set_xlim(0, 1)
-        _set_y_limits(axes, right / answered, "accuracy")
+        _set_y_limits(axes, accuracy, "accuracy")
         axes.set_xlabel("coverage")
         axes.set_ylabel("accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
