@@ -21,7 +21,7 @@ grow and cancel unlike those of trained models.
 """
 
 FAST = "mobilenet_0.25"
-NAMES = [FAST, *(pytest.param(family.NETWORKS[0].name, marks=pytest.mark.slow) for family in registry.FAMILIES)]
+NAMES = [FAST, *(pytest.param(family.MODELS[0].name, marks=pytest.mark.slow) for family in registry.FAMILIES)]
 
 
 def random_params(model, side):
