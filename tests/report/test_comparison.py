@@ -71,10 +71,10 @@ def test_write_comparison_wrong_arguments_raise(runs, tmp_path, capsys):
 
 
 def run_report(arguments):
-    from flaxtl.cli import main as cli
+    from flaxtl.cli import commands
     from flaxtl.cli.parser import make_parser
 
-    cli.report(make_parser().parse_args(arguments))
+    commands.report(make_parser().parse_args(arguments))
 
 
 def test_write_comparison_without_common_images_raises(runs, tmp_path):
