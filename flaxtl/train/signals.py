@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from flaxtl.parallel import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 GRACE_SECONDS = 25.0
@@ -43,6 +45,7 @@ class StopSignal:
         self._on_request, self._grace_seconds = on_request, grace_seconds
         self._number: int | None = None
         self._deferred = False
+        self._signals: dict[int, int] = {}  # received -> meant
 
     @property
     def requested(self) -> bool:
@@ -62,9 +65,10 @@ class StopSignal:
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         done = threading.Event()
+        self._signals = processes.stop_signals()
         threading.Thread(target=self._exit_after_grace, args=(read_end, done), daemon=True).start()
         previous_fd = signal.set_wakeup_fd(write_end)
-        previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        previous_handlers = {number: signal.signal(number, self._handle) for number in self._signals}
         try:
             yield self
         finally:
@@ -84,6 +88,7 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        number = self._signals[number]
         if self._number is not None or not self._deferred:
             raise StopRequested(number)
         self._number = number
@@ -96,6 +101,6 @@ class StopSignal:
         """
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while received := pipe.read(1):
-                if (number := received[0]) in SIGNALS and not done.wait(self._grace_seconds):
+                if (number := self._signals.get(received[0])) and not done.wait(self._grace_seconds):
                     os.write(2, b"flaxtl: stopped after the grace period; work since the last checkpoint is lost\n")
                     os._exit(exit_code(number))

@@ -33,22 +33,23 @@ PROGRAM = f"""
 import os, signal, sys, time
 import jax, numpy as np
 from flaxtl.errors import UserError
-from flaxtl.train import hosts, mesh as meshes
+from flaxtl.parallel import devices, processes as hosts
 
-number, processes, port = map(int, sys.argv[1:4])
+number, count, port = map(int, sys.argv[1:4])
 
 def meet(**changes):
-    flags = dict(coordinator=f"127.0.0.1:{{port}}", processes=processes, process=number, from_cluster=False)
-    hosts.join(**flags | changes, seconds=30, heartbeat={HEARTBEAT})
+    flags = dict(coordinator=f"127.0.0.1:{{port}}", num_processes=count, process_id=number, detect_cluster=False)
+    hosts.initialize(**flags | changes, init_timeout=30, heartbeat_timeout={HEARTBEAT})
 
 def mean_over_all(steps, before=lambda step: None):
     "A collective a step, as training has it; before(step) comes before each."
-    mesh = meshes.make(8)
-    mean = jax.jit(lambda x: x.mean(), in_shardings=meshes.batched(mesh), out_shardings=meshes.replicated(mesh))
-    batch = hosts.spread(np.arange(8, dtype=np.float32), meshes.batched(mesh))
+    mesh = devices.make_mesh(8)
+    split, whole = devices.batch_sharding(mesh), devices.replicated_sharding(mesh)
+    mean = jax.jit(lambda x: x.mean(), in_shardings=split, out_shardings=whole)
+    batch = hosts.put_global(np.arange(8, dtype=np.float32), split)
     for step in range(steps):
         before(step)
-        if hosts.agreed_to_stop(step):
+        if hosts.should_stop(step):
             return step
         found = mean(batch)
         assert float(found) == 3.5
@@ -61,7 +62,7 @@ def kill(victim, at):
 
 def lost(number, processes):
     """What such a process says at its end: which of how many it is."""
-    return rf"flaxtl: .*\bprocess {number}\b.*\b{processes}\b"
+    return rf"(?i)flaxtl: .*\bprocess {number}\b.*\b{processes}\b"
 
 
 class Ended(NamedTuple):
@@ -123,7 +124,7 @@ def run(program, processes=2, environment=lambda number: {}):
 )
 def test_flags_that_make_no_run_are_told(flags, from_cluster, facts):
     with pytest.raises(UserError, match=facts):
-        hosts.initialize(*flags, from_cluster=from_cluster)
+        hosts.initialize(*flags, detect_cluster=from_cluster)
 
 
 def test_a_port_that_is_taken_and_a_coordinator_that_is_absent_are_told():
@@ -131,13 +132,13 @@ def test_a_port_that_is_taken_and_a_coordinator_that_is_absent_are_told():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=rf"(?=.*\b{port}\b)(?=.*{os.strerror(errno.EADDRINUSE)})"):
-            hosts.initialize(f"127.0.0.1:{port}", 2, 0, from_cluster=False)
+            hosts.initialize(f"127.0.0.1:{port}", 2, 0, detect_cluster=False)
     with pytest.raises(UserError, match=rf"(?=.*\b127\.0\.0\.1:{port}\b)(?=.*\b0 s)"):
-        hosts.initialize(f"127.0.0.1:{port}", 2, 1, from_cluster=False, seconds=0)
+        hosts.initialize(f"127.0.0.1:{port}", 2, 1, detect_cluster=False, init_timeout=0)
 
 
 def test_a_single_process_needs_nobody():
-    hosts.initialize(None, None, None, from_cluster=False)
+    hosts.initialize(None, None, None, detect_cluster=False)
     assert not jax.distributed.is_initialized()
     assert (hosts.process_count(), hosts.is_main_process(), hosts.any_process(True), hosts.any_process(False)) == (
         1,
@@ -165,21 +166,22 @@ def test_spread_copies_what_a_step_may_be_given():
 
 
 TOGETHER = """
-meet(coordinator=None, processes=None, process=None, from_cluster=True)
-assert hosts.count() == 2 and hosts.writes() == (number == 0)
-assert hosts.any_of(number == 1) and not hosts.any_of(False)
+meet(coordinator=None, num_processes=None, process_id=None, detect_cluster=True)
+assert hosts.process_count() == 2 and hosts.is_main_process() == (number == 0)
+assert hosts.any_process(number == 1) and not hosts.any_process(False)
 hosts.barrier("here")
-hosts.same("the config", "one")
+hosts.assert_equal("the config", "one")
 try:
-    hosts.same("the manifest", str(number))
+    hosts.assert_equal("the manifest", str(number))
 except UserError as error:
     print(error)
-whole = hosts.spread(np.arange(4), meshes.replicated(meshes.make(2)))
+whole = hosts.put_global(np.arange(4), devices.replicated_sharding(devices.make_mesh(2)))
 np.testing.assert_array_equal(whole, np.arange(4))
-signal.signal(signal.SIGTERM, lambda *_: (print("SIGTERM"), hosts.tell_all()))
-told = lambda step: os.kill(os.getpid(), signal.SIGTERM) if (number, step) == (1, 5) else None
-print("stopped before step", mean_over_all(400, told))
-hosts.leave()
+requested = [wanted for wanted, meant in hosts.stop_signals().items() if meant == signal.SIGTERM]
+signal.signal(requested[0], lambda *_: (print("SIGTERM"), hosts.request_stop()))
+terminate = lambda step: os.kill(os.getppid(), signal.SIGTERM) if (number, step) == (1, 5) else None
+print("stopped before step", mean_over_all(400, terminate))
+hosts.shutdown()
 assert not jax.distributed.is_initialized()
 """
 
@@ -276,9 +278,9 @@ def test_an_error_of_all_processes_is_told_by_each():
 
 @pytest.mark.slow
 def test_processes_that_do_not_come_are_not_waited_for():
-    (ended,) = run("hosts.join(f'127.0.0.1:{port}', 2, 0, from_cluster=False, seconds=3)", processes=1)
+    (ended,) = run("hosts.initialize(f'127.0.0.1:{port}', 2, 0, detect_cluster=False, init_timeout=3)", processes=1)
     assert ended.code == hosts.EXIT_PEER_LOST
-    assert re.match(r"flaxtl: .*\b3 s", ended.output.splitlines()[-1])
+    assert re.match(r"flaxtl: .*\bprocess 0 of 2\b.*\bdid not start\b", ended.output.splitlines()[-1], re.IGNORECASE)
 
 
 def launch(folder, stand_in, *arguments, **options):
