@@ -3,14 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from flaxtl.parallel import processes
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: dict[int, int] = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+"""Signals that stop a run -> the signals that they stand for; see `processes.stop_signals`."""
 
 GRACE_SECONDS = 25.0
 """Time to stop after a signal: Slurm, Kubernetes and TPU preemption kill a process after 30 seconds."""
@@ -39,13 +38,18 @@ class StopSignal:
     Args:
       on_request: called when a signal is recorded.
       grace_seconds: time until the process exits.
+      signals: signals to handle -> the signals that they stand for.
     """
 
-    def __init__(self, on_request: Callable[[], None] = lambda: None, grace_seconds: float = GRACE_SECONDS) -> None:
-        self._on_request, self._grace_seconds = on_request, grace_seconds
+    def __init__(
+        self,
+        on_request: Callable[[], None] = lambda: None,
+        grace_seconds: float = GRACE_SECONDS,
+        signals: Mapping[int, int] = SIGNALS,
+    ) -> None:
+        self._on_request, self._signals, self._grace_seconds = on_request, signals, grace_seconds
         self._number: int | None = None
         self._deferred = False
-        self._signals: dict[int, int] = {}  # received -> meant
 
     @property
     def requested(self) -> bool:
@@ -65,7 +69,6 @@ class StopSignal:
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         done = threading.Event()
-        self._signals = processes.stop_signals()
         threading.Thread(target=self._exit_after_grace, args=(read_end, done), daemon=True).start()
         previous_fd = signal.set_wakeup_fd(write_end)
         previous_handlers = {number: signal.signal(number, self._handle) for number in self._signals}
