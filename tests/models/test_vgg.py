@@ -29,7 +29,7 @@ def test_vgg_equals_keras_at_input_size(name):
 
 @pytest.mark.parametrize(("name", "num_convs"), [("vgg16", 13), ("vgg19", 16)])
 def test_vgg_layer_shapes_equal_keras(name, num_convs):
-    network = keras_zoo.KERAS_MODELS[name](weights=None, input_shape=(64, 64, 3))
+    network = keras_zoo.keras_network(name, 64, include_top=True)
     layers = classifier.list_layers(keras_zoo.flaxtl_model(name, include_top=True), 64, 64)
     assert [layer.shape for layer in layers] == [layer.output.shape[1:] for layer in network.layers[1:]]
     assert sum(layer.kind == "conv" for layer in layers) == num_convs
