@@ -1,11 +1,11 @@
-"""Images from a file to the training step, read and augmented on the host while the step before is computed.
+"""The tf.data pipeline: read and augment images on the host while the previous step is computed.
 
-The only module that imports TensorFlow, and it hides every accelerator from it, because their memory is JAX's. Import
-it where streaming is wanted, and no sooner; without TensorFlow it raises a UserError that says how to install it.
+The only module that imports TensorFlow; it hides all accelerators from TensorFlow, because their memory belongs to JAX.
+Import it only where images are streamed; without TensorFlow the import raises a UserError with the install command.
 
-Augmentation follows the formulas of apply.py and operations.py, compiled by XLA for the processor, one program for a
-batch. Coordinates are the same fixed-point numbers, so both appliers read the same pixels; weights and colours are
-float32 in both, summed in an order that XLA chooses.
+Augmentation uses the draws of augment/config.py and the formulas of augment/ops.py and augment/randaugment.py, compiled
+by XLA for the CPU, one program per batch. Coordinates are the same fixed-point numbers, so both implementations read
+the same pixels; weights and colors are float32 in both, summed in an order that XLA chooses.
 """
 
 import os
@@ -22,32 +22,35 @@ from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_key
 from flaxtl.data.sampler import EpochSampler, Indices, padded_batches, process_slice
 from flaxtl.errors import UserError
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads both when it is loaded
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself on the console, and nothing here uses it
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads both variables at import
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice, and nothing here uses it
 try:
     import tensorflow as tf
 except ImportError as error:
-    raise UserError("streaming images needs TensorFlow; pip install 'flaxtl[stream]'") from error
+    raise UserError("Streaming images needs TensorFlow. pip install 'flaxtl[stream]'") from error
 tf.config.set_visible_devices([], "GPU")
 
-AHEAD = 2
-"""Finished batches that wait for the training step, beyond those in the making (one a processor at most)."""
+PREFETCH = 2
+"""Finished batches that wait for the training step, in addition to those in progress (at most one per core)."""
 
 Images = npt.NDArray[Any]
 Arrays = tuple[npt.NDArray[Any], ...]
 
 
-class Streamed(NamedTuple):
-    """A batch of training examples.
+class TrainBatch(NamedTuple):
+    """A batch of training examples on the host.
 
-    images: uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255. The others are int32 [batch];
-    `indices` and `passes` are those of `order.Batch`.
+    Attributes:
+      images: uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255.
+      labels: class indices, int32 [batch].
+      indices: int32 [batch]; see `sampler.BatchIndices`.
+      epochs: int32 [batch]; see `sampler.BatchIndices`.
     """
 
     images: Images
     labels: Indices
     indices: Indices
-    passes: Indices
+    epochs: Indices
 
 
 def train_batches(
@@ -58,85 +61,94 @@ def train_batches(
     last_step: int,
     augmentation: AugmentConfig | None,
     shard: tuple[int, int] = (0, 1),
-) -> Generator[Streamed, None, None]:
-    """The batches of the training steps from `first_step` to below `last_step`: the examples that `order` names.
+) -> Generator[TrainBatch, None, None]:
+    """Yield the batches of the training steps from `first_step` to below `last_step`.
 
-    Augmentation is a function of (order.seed, passes, indices), as that of resident images is, so a stream that
-    begins at a later step goes on as the uninterrupted one would have. `labels` is int32 [n]. With `shard` (process,
-    processes) only that slice of every batch is read. Closing the generator ends what it reads ahead.
+    Augmentation is a function of (seed, epoch, index), the same as for images in device memory, so a stream that starts
+    at a later step continues the uninterrupted one. Closing the generator stops reading ahead.
+
+    Args:
+      store: the images.
+      labels: their class indices, int32 [n].
+      order: selects the examples of each step.
+      first_step: the first step.
+      last_step: the end of the steps, exclusive.
+      augmentation: None yields the images unchanged.
+      shard: (process, number of processes); only this slice of each batch is read.
     """
     _, height, width, _ = store.shape
 
     def read(step: int) -> Arrays:
-        indices, passes = (process_slice(part, *shard) for part in order.batch(step))
-        change = [] if augmentation is None else _draw(order.seed, augmentation, height, width)(passes, indices)
-        return store.read(indices), labels[indices], indices, passes, *change
+        indices, epochs = (process_slice(part, *shard) for part in order.batch(step))
+        params = [] if augmentation is None else _sampler(order.seed, augmentation, height, width)(epochs, indices)
+        return store.read(indices), labels[indices], indices, epochs, *params
 
-    def finish(images: Any, labels: Any, indices: Any, passes: Any, *change: Any) -> tuple[Any, ...]:
+    def finish(images: Any, labels: Any, indices: Any, epochs: Any, *params: Any) -> tuple[Any, ...]:
         if augmentation is not None:
-            images = apply_params(images, AugmentParams(*change), augmentation)
-        return images, labels, indices, passes
+            images = apply_params(images, AugmentParams(*params), augmentation)
+        return images, labels, indices, epochs
 
-    for batch in _parallel(range(first_step, last_step), read, finish):
-        yield Streamed(*batch)
+    for batch in _map_batches(range(first_step, last_step), read, finish):
+        yield TrainBatch(*batch)
 
 
 def eval_batches(
     store: ArrayStore, labels: Indices, batch: int, shard: tuple[int, int] = (0, 1)
 ) -> Generator[tuple[Images, Indices, npt.NDArray[np.bool_]], None, None]:
-    """Every image once, in order: (images uint8 [batch, height, width, 3], labels int32 [batch], real [batch]).
+    """Yield every image once, in order: (images uint8 [batch, height, width, 3], labels int32 [batch], mask [batch]).
 
-    The last batch is padded with image 0, where `real` is False. For `shard` and closing see `training`.
+    The last batch is padded with image 0, where `mask` is False. For `shard` and closing see `train_batches`.
     """
     batches = list(padded_batches(len(store), batch))
 
     def read(number: int) -> Arrays:
-        indices, real = process_slice(batches[number][0], *shard), process_slice(batches[number][1], *shard)
-        return store.read(indices), labels[indices], real
+        indices, mask = process_slice(batches[number][0], *shard), process_slice(batches[number][1], *shard)
+        return store.read(indices), labels[indices], mask
 
-    yield from _parallel(range(len(batches)), read, lambda *parts: parts)  # type: ignore[misc]
+    yield from _map_batches(range(len(batches)), read, lambda *parts: parts)  # type: ignore[misc]
 
 
 @lru_cache(maxsize=4)
-def _draw(
+def _sampler(
     seed: int, augmentation: AugmentConfig, height: int, width: int
 ) -> Callable[[Indices, Indices], Sequence[npt.NDArray[Any]]]:
-    """(passes, indices) -> the fields of their `Change`, drawn on this host's processor: small, and wanted here."""
-    host = _processor()
+    """Return a function (epochs, indices) -> fields of `AugmentParams`, sampled by JAX on the CPU of this host."""
+    host = _cpu_device()
     compiled = jax.jit(
-        lambda passes, indices: sample_params(example_keys(seed, passes, indices), augmentation, height, width)
+        lambda epochs, indices: sample_params(example_keys(seed, epochs, indices), augmentation, height, width)
     )
 
-    def drawn(passes: Indices, indices: Indices) -> Sequence[npt.NDArray[Any]]:
+    def sample(epochs: Indices, indices: Indices) -> Sequence[npt.NDArray[Any]]:
         with jax.default_device(host):
-            return [np.asarray(field) for field in compiled(passes, indices)]
+            return [np.asarray(field) for field in compiled(epochs, indices)]
 
-    return drawn
+    return sample
 
 
-def _processor() -> jax.Device:
+def _cpu_device() -> jax.Device:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise UserError(
-            "augmentation of streamed images is drawn on the processor, which JAX_PLATFORMS hides from JAX; "
-            "add ',cpu' to it"
+            "Augmentation of streamed images needs JAX's CPU backend, which JAX_PLATFORMS disables. Add ',cpu' to it."
         ) from error
 
 
-def _parallel(
+def _map_batches(
     numbers: range, read: Callable[[int], Arrays], finish: Callable[..., tuple[Any, ...]]
 ) -> Generator[Arrays, None, None]:
-    """finish(*read(number)) for every number, in order: `read` in Python, `finish` in TensorFlow, many at a time."""
+    """Yield finish(*read(number)) for every number in order: `read` in Python, `finish` in TensorFlow, in parallel."""
     if not numbers:
         return
-    kinds = [(part.shape, part.dtype) for part in read(numbers[0])]  # all batches are of the kind of the first
+    kinds = [
+        (part.shape, part.dtype) for part in read(numbers[0])
+    ]  # all batches have the shapes and dtypes of the first
     readers, raised = [read], list[Exception]()
 
     def recorded(number: Any) -> Arrays:
         try:
             return readers[0](int(number))
-        except Exception as error:  # told below, as it was; TensorFlow would print a traceback and raise its own
+        except Exception as error:  # raised below unchanged; TensorFlow would print a traceback and raise its own
             raised.append(error)
             return tuple(np.zeros(*kind) for kind in kinds)
 
@@ -145,70 +157,70 @@ def _parallel(
         return finish(*(tf.ensure_shape(part, shape) for part, (shape, _) in zip(parts, kinds, strict=True)))
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
-    dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(AHEAD)
+    dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(PREFETCH)
     try:
         for parts in dataset.as_numpy_iterator():
             if raised:
                 raise raised[0]
             yield parts
     finally:
-        readers.clear()  # TensorFlow keeps `recorded` as long as the process lives, and with it what it refers to
+        readers.clear()  # TensorFlow keeps `recorded` until the process ends, and thereby everything it refers to
 
 
-# ---------------------------------------------------------------- augmentation: the formulas of apply.py
+# ---------------------------------------------------------------- augmentation: the formulas of augment/ops.py
 
-_BITS = 16  # of the fraction in a coordinate, as in apply.py
+_BITS = 16  # fraction bits of a coordinate, as in augment/ops.py
 _ONE = 1 << _BITS
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def apply_params(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
-    """Every image changed: float32 [batch, height, width, 3], 0..255, as from `apply.apply`.
+def apply_params(images: Any, params: AugmentParams, augmentation: AugmentConfig) -> Any:
+    """Apply `params` to every image: float32 [batch, height, width, 3], 0..255; see `ops.apply_params`.
 
     Args:
-      images: uint8 [batch, height, width, 3], of which height and width are known when this is traced.
-      change: the record of `augment.changes`, tensors [batch, ...].
-      augmentation: what it leaves off is not even looked at.
+      images: uint8 [batch, height, width, 3] with static height and width.
+      params: tensors [batch, ...].
+      augmentation: static; disabled operations are not compiled.
     """
-    return _compiled(augmentation)(images, change)
+    return _compiled(augmentation)(images, params)
 
 
 @lru_cache(maxsize=8)
 def _compiled(augmentation: AugmentConfig) -> Any:
-    """The program for `augmentation`; remembered, because an epoch is a new stream but the same augmentation."""
-    return tf.function(lambda images, change: _apply(images, change, augmentation), jit_compile=True)
+    """Return the program of `augmentation`; cached, because each epoch is a new stream with the same augmentation."""
+    return tf.function(lambda images, params: _apply(images, params, augmentation), jit_compile=True)
 
 
-def _apply(images: Any, change: AugmentParams, augmentation: AugmentConfig) -> Any:
+def _apply(images: Any, params: AugmentParams, augmentation: AugmentConfig) -> Any:
     if augmentation.randaugment:
-        images = apply_color_ops(images, change.operations, change.strengths)
+        images = apply_color_ops(images, params.color_ops, params.color_strengths)
     if augmentation.is_geometric:
-        images = _warp(images, change.matrix, augmentation.fill, augmentation.cval)
+        images = _warp(images, params.matrix, augmentation.fill, augmentation.cval)
     images = tf.cast(images, tf.float32)
     if augmentation.channel_shift:
         low, high = (extreme(images, (1, 2, 3), keepdims=True) for extreme in (tf.reduce_min, tf.reduce_max))
-        images = tf.clip_by_value(images + _each(change.channel_shift), low, high)
+        images = tf.clip_by_value(images + _each(params.channel_shift), low, high)
     if augmentation.brightness:
-        images = _clip(_each(change.brightness) * images)
+        images = _clip(_each(params.brightness) * images)
     if augmentation.contrast:
         mean = tf.reduce_mean(_luma(images), (1, 2, 3), keepdims=True)
-        images = _blend(mean, images, change.contrast)
+        images = _blend(mean, images, params.contrast)
     if augmentation.saturation:
-        images = _blend(_luma(images), images, change.saturation)
+        images = _blend(_luma(images), images, params.saturation)
     if augmentation.hue:
-        images = _turn_hue(images, change.hue)
+        images = _shift_hue(images, params.hue)
     if augmentation.erasing:
-        images = _erase(images, change.box, change.colour)
+        images = _erase(images, params.erase_box, params.erase_color)
     return images
 
 
 def _warp(images: Any, matrix: Any, fill: str, cval: float) -> Any:
-    """float32 [batch, height, width, 3]: every image seen through its matrix [2, 3]; see `apply.warp`."""
+    """Transform every image by its matrix [2, 3]: float32 [batch, height, width, 3]; see `ops.warp`."""
     _, height, width, channels = images.shape
     row, column = (_coordinate(matrix[:, axis], height, width) for axis in (0, 1))
-    top, down = _read(row, height, fill)
-    left, right = _read(column, width, fill)
+    top, down = _pixel_and_weight(row, height, fill)
+    left, right = _pixel_and_weight(column, width, fill)
     bottom, beside = tf.minimum(top + 1, height - 1), tf.minimum(left + 1, width - 1)
     pixels = tf.reshape(images, [-1, height * width, channels])
 
@@ -217,25 +229,25 @@ def _warp(images: Any, matrix: Any, fill: str, cval: float) -> Any:
 
     above = corner(top, left) * (1 - right) + corner(top, beside) * right
     below = corner(bottom, left) * (1 - right) + corner(bottom, beside) * right
-    seen = above * (1 - down) + below * down
+    pixels_out = above * (1 - down) + below * down
     if fill == "constant":
         inside = (row >= 0) & (row <= (height - 1) * _ONE) & (column >= 0) & (column <= (width - 1) * _ONE)
-        return tf.where(inside[..., tf.newaxis], seen, cval)
-    return seen
+        return tf.where(inside[..., tf.newaxis], pixels_out, cval)
+    return pixels_out
 
 
 def _coordinate(line: Any, height: int, width: int) -> Any:
-    """int32 [batch, height, width]: where one axis of the input is read, in pixels times 2**16.
+    """Return the input coordinates along one axis, int32 [batch, height, width], in pixels times 2**16.
 
-    `line` is float32 [batch, 3]. Each term is rounded on its own, as in apply.py: both get the same whole numbers.
+    `line` is float32 [batch, 3]. Each term is rounded separately, as in ops.py: both get the same integers.
     """
     rows, columns = tf.range(height, dtype=tf.float32)[:, tf.newaxis], tf.range(width, dtype=tf.float32)
     by_row, by_column, constant = (line[:, i, tf.newaxis, tf.newaxis] for i in range(3))
     return sum(tf.cast(tf.round(term * _ONE), tf.int32) for term in (by_row * rows, by_column * columns, constant))
 
 
-def _read(position: Any, size: int, fill: str) -> tuple[Any, Any]:
-    """The pixel to read, int32 [batch, h, w], and the share of the one after it, float32 [batch, h, w, 1]."""
+def _pixel_and_weight(position: Any, size: int, fill: str) -> tuple[Any, Any]:
+    """Return the pixel to read, int32 [batch, h, w], and the weight of the next one, float32 [batch, h, w, 1]."""
     edge = (size - 1) * _ONE
     if fill == "reflect":
         period = 2 * size * _ONE
@@ -250,7 +262,7 @@ def _read(position: Any, size: int, fill: str) -> tuple[Any, Any]:
 
 
 def _each(factor: Any) -> Any:
-    """A number an image, [batch], against [batch, height, width, channels]."""
+    """Reshape one number per image, [batch], to broadcast against [batch, height, width, channels]."""
     return factor[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
@@ -266,8 +278,8 @@ def _blend(degenerate: Any, images: Any, factor: Any) -> Any:
     return _clip(degenerate + _each(factor) * (images - degenerate))
 
 
-def _turn_hue(images: Any, turns: Any) -> Any:
-    """The hexcone hue of every pixel moved; see `apply.turn_hue`."""
+def _shift_hue(images: Any, turns: Any) -> Any:
+    """Rotate the hexcone hue of every pixel; see `ops.shift_hue`."""
     red, green, blue = tf.unstack(images, axis=-1)
     value = tf.reduce_max(images, -1)
     chroma = value - tf.reduce_min(images, -1)
@@ -281,23 +293,23 @@ def _turn_hue(images: Any, turns: Any) -> Any:
     return value[..., tf.newaxis] - chroma[..., tf.newaxis] * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)
 
 
-def _erase(images: Any, box: Any, colour: Any) -> Any:
+def _erase(images: Any, box: Any, color: Any) -> Any:
     _, height, width, _ = images.shape
     rows, columns = tf.range(height, dtype=tf.float32)[:, tf.newaxis], tf.range(width, dtype=tf.float32)
     top, left, bottom, right = (side[:, tf.newaxis, tf.newaxis] for side in tf.unstack(box, axis=1))
     covered = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return tf.where(covered[..., tf.newaxis], colour[:, tf.newaxis, tf.newaxis], images)
+    return tf.where(covered[..., tf.newaxis], color[:, tf.newaxis, tf.newaxis], images)
 
 
-# ---------------------------------------------------------------- RandAugment: the formulas of operations.py
+# ---------------------------------------------------------------- RandAugment: the formulas of augment/randaugment.py
 
 
 def apply_color_ops(images: Any, operations: Any, strengths: Any) -> Any:
-    """int32 [batch, height, width, 3], 0..255: the operations of every image done one after another.
+    """Apply the color operations of every image in their order: int32 [batch, height, width, 3], 0..255.
 
     `images` are uint8 [batch, height, width, 3], `operations` int32 and `strengths` float32 [batch, n].
     """
-    kinds = (_nothing, _autocontrast, _equalize, _solarize, _posterize, _colour, _contrast, _brightness, _sharpness)
+    kinds = (_nothing, _autocontrast, _equalize, _solarize, _posterize, _color, _contrast, _brightness, _sharpness)
 
     def one(image: Any, drawn: tuple[Any, Any]) -> Any:
         operation, strength = drawn
@@ -307,7 +319,7 @@ def apply_color_ops(images: Any, operations: Any, strengths: Any) -> Any:
         image, *drawn = parts
         return tf.foldl(one, tuple(drawn), initializer=image)
 
-    # image by image, so that of the nine kinds only the one that is wanted is computed
+    # image by image, so that only the selected one of the nine operations is computed
     return tf.map_fn(all_of, (tf.cast(images, tf.int32), operations, strengths), fn_output_signature=tf.int32)
 
 
@@ -322,7 +334,7 @@ def _autocontrast(image: Any, _: Any) -> Any:
 
 def _equalize(image: Any, _: Any) -> Any:
     channels = tf.range(image.shape[-1])
-    places = 256 * channels + image  # every channel has its own 256 counts
+    places = 256 * channels + image  # 256 values per channel
     counts = tf.math.unsorted_segment_sum(tf.ones_like(places), places, 256 * image.shape[-1])
     last = tf.gather(counts, tf.reduce_max(places, (0, 1)))
     counts = tf.reshape(counts, [-1, 256])
@@ -337,18 +349,18 @@ def _solarize(image: Any, threshold: Any) -> Any:
 
 
 def _posterize(image: Any, bits: Any) -> Any:
-    lost = 8 - tf.cast(bits, tf.int32)
-    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, lost), lost)
+    dropped_bits = 8 - tf.cast(bits, tf.int32)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, dropped_bits), dropped_bits)
 
 
-def _colour(image: Any, factor: Any) -> Any:
-    return _blend_whole(_grey(image), image, factor)
+def _color(image: Any, factor: Any) -> Any:
+    return _blend_whole(_gray(image), image, factor)
 
 
 def _contrast(image: Any, factor: Any) -> Any:
-    grey = _grey(image)
+    gray = _gray(image)
     n = image.shape[0] * image.shape[1]
-    return _blend_whole((2 * tf.reduce_sum(grey) + n) // (2 * n), image, factor)
+    return _blend_whole((2 * tf.reduce_sum(gray) + n) // (2 * n), image, factor)
 
 
 def _brightness(image: Any, factor: Any) -> Any:
@@ -357,7 +369,7 @@ def _brightness(image: Any, factor: Any) -> Any:
 
 def _sharpness(image: Any, factor: Any) -> Any:
     height, width, _ = image.shape
-    if min(height, width) < 3:  # all edge
+    if min(height, width) < 3:  # only edge pixels
         return image
     rows = image[:-2] + image[1:-1] + image[2:]
     around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]
@@ -365,7 +377,7 @@ def _sharpness(image: Any, factor: Any) -> Any:
     return _blend_whole(tf.concat([image[:1], middle, image[-1:]], 0), image, factor)
 
 
-def _grey(image: Any) -> Any:
+def _gray(image: Any) -> Any:
     red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
     return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
 

@@ -39,7 +39,7 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(200, 200), (37, 64), (90, 41)])
-def test_squash_is_keras_load_img(tmp_path, interpolation, size):
+def test_decode_squash_is_keras_load_img(tmp_path, interpolation, size):
     path = save(tmp_path / "a.jpg", smooth(120, 161), quality=80)
     ours = decode(path, Resize(*size, interpolation=interpolation))
     keras_own = np.asarray(keras.utils.load_img(path, target_size=size, interpolation=interpolation))
@@ -49,7 +49,7 @@ def test_squash_is_keras_load_img(tmp_path, interpolation, size):
 
 
 @pytest.mark.skipif(not FLOWERS.exists(), reason="no flower images here")
-def test_the_lectures_setting_on_real_flowers():
+def test_decode_of_lecture_matches_keras_on_real_flowers():
     paths = [next(iter(sorted(folder.glob("*.jpg")))) for folder in sorted(FLOWERS.iterdir())]
     ours = decode_all(paths, Resize(200, 200, "squash", "nearest"))
     keras_own = [np.asarray(keras.utils.load_img(path, target_size=(200, 200))) for path in paths]
@@ -76,7 +76,7 @@ def scale_then_crop(
         ((300, 200), (112, 56), (85, 128)),  # a tall target, 1.5 < 2: the height decides, 200 * 128 / 300 = 85.3
     ],
 )
-def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, interpolation, image, target, size):
+def test_decode_crop_scales_then_crops_center(tmp_path, interpolation, image, target, size):
     pil_image = smooth(*image)
     path = save(tmp_path / "a.png", pil_image)
     ours = decode(path, Resize(*target, policy="crop", interpolation=interpolation)).astype(int)
@@ -89,14 +89,14 @@ def test_crop_scales_until_covered_and_cuts_the_centre(tmp_path, interpolation, 
         assert np.abs(ours - reference).max() <= 2
 
 
-def test_crop_of_the_target_size_itself_is_exact(tmp_path):
+def test_decode_crop_of_target_size_is_exact(tmp_path):
     image = noise(128, 140)
     path = save(tmp_path / "a.png", Image.fromarray(image))
     ours = decode(path, Resize(112, 112, "crop", "bicubic"))
     np.testing.assert_array_equal(ours, image[8:120, 14:126])
 
 
-def test_crop_of_a_very_long_image_stays_small(tmp_path):
+def test_decode_crop_of_long_image_stays_small(tmp_path):
     path = save(tmp_path / "long.png", Image.new("RGB", (20_000, 1), (10, 20, 30)))
     assert (decode(path, Resize(224, 224, "crop")) == (10, 20, 30)).all()
 
@@ -109,7 +109,7 @@ def test_crop_of_a_very_long_image_stays_small(tmp_path):
         ({"height": 0}, r"\b0\D+8\b"),
     ],
 )
-def test_impossible_resizes_are_refused(arguments, message):
+def test_resize_invalid_arguments_raise(arguments, message):
     with pytest.raises(UserError, match=message):
         Resize(**{"height": 8, "width": 8, **arguments})
 
@@ -130,7 +130,7 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
+def test_decode_applies_exif_orientation_once(tmp_path, suffix, orientation):
     stored = noise(2, 3)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -140,7 +140,7 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
     np.testing.assert_array_equal(decode(path, Resize(*expected.shape[:2])), expected)
 
 
-def test_damaged_exif_does_not_hide_a_image(tmp_path):
+def test_decode_ignores_damaged_exif(tmp_path):
     path = save(tmp_path / "a.webp", Image.fromarray(noise(8, 8)), lossless=True, exif=b"no TIFF header")
     with Image.open(path) as image, pytest.raises(SyntaxError):
         image.getexif()
@@ -148,7 +148,7 @@ def test_damaged_exif_does_not_hide_a_image(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr"])
-def test_modes_without_transparency_are_converted_as_keras_does(tmp_path, mode):
+def test_decode_opaque_modes_match_keras(tmp_path, mode):
     suffix = {"CMYK": ".tif", "YCbCr": ".tif"}.get(mode, ".png")
     path = save(tmp_path / f"a{suffix}", Image.fromarray(noise(9, 7)).convert(mode))
     with Image.open(path) as image:
@@ -156,13 +156,13 @@ def test_modes_without_transparency_are_converted_as_keras_does(tmp_path, mode):
     np.testing.assert_array_equal(as_is(path), np.asarray(keras.utils.load_img(path)))
 
 
-def test_cmyk_jpeg_is_converted_as_keras_does(tmp_path):
+def test_decode_cmyk_jpeg_matches_keras(tmp_path):
     path = save(tmp_path / "a.jpg", smooth(16, 24).convert("CMYK"))
     np.testing.assert_array_equal(as_is(path), np.asarray(keras.utils.load_img(path)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_composed_over_white(tmp_path, mode):
+def test_decode_composes_transparency_over_white(tmp_path, mode):
     pixels = noise(9, 7, len(mode))
     path = save(tmp_path / "a.png", Image.fromarray(pixels, mode))
     colour, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / 255
@@ -172,7 +172,7 @@ def test_transparency_is_composed_over_white(tmp_path, mode):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
-def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
+def test_decode_transparent_palette_entry_is_white(tmp_path, suffix):
     image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8), "P")
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     path = save(tmp_path / f"a{suffix}", image, transparency=1)
@@ -180,7 +180,7 @@ def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
     np.testing.assert_array_equal(as_is(path), [[red, white], [blue, red]])
 
 
-def test_a_transparent_colour_of_rgb_is_white(tmp_path):
+def test_decode_transparent_rgb_color_is_white(tmp_path):
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
     path = save(tmp_path / "a.png", image, transparency=(1, 2, 3))
     np.testing.assert_array_equal(as_is(path), [[[255, 255, 255], [4, 5, 6]]])
@@ -190,7 +190,7 @@ def test_a_transparent_colour_of_rgb_is_white(tmp_path):
     ("suffix", "dtype", "mode"),
     [(".png", "<u2", "I;16"), (".tif", "<u2", "I;16"), (".tif", ">u2", "I;16B"), (".pgm", "<i4", "I")],
 )
-def test_16_bit_greys_are_scaled_not_clipped(tmp_path, suffix, dtype, mode):
+def test_decode_16_bit_gray_is_scaled(tmp_path, suffix, dtype, mode):
     grey = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype)
     path = tmp_path / f"a{suffix}"
     if dtype == ">u2":
@@ -204,14 +204,14 @@ def test_16_bit_greys_are_scaled_not_clipped(tmp_path, suffix, dtype, mode):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
-def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
+def test_decode_animation_uses_first_frame(tmp_path, suffix):
     frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     options = {"lossless": True} if suffix == ".webp" else {}
     path = save(tmp_path / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
     assert (decode(path, Resize(3, 4)) == (255, 0, 0)).all()
 
 
-def test_every_extension_is_read(tmp_path):
+def test_decode_reads_every_extension(tmp_path):
     formats = {".jfif": "JPEG"}
     for suffix in sorted(EXTENSIONS):
         mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
@@ -219,7 +219,7 @@ def test_every_extension_is_read(tmp_path):
         assert decode(path, Resize(4, 4)).min() >= 254, suffix
 
 
-def test_the_content_counts_not_the_suffix(tmp_path):
+def test_decode_detects_format_by_content(tmp_path):
     path = save(tmp_path / "really_a_png.jpg", Image.fromarray(noise(5, 5)), format="PNG")
     np.testing.assert_array_equal(as_is(path), noise(5, 5))
 
@@ -263,7 +263,7 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
     return files
 
 
-def test_a_bad_file_is_one_sentence_with_path_reason_and_cure(tmp_path):
+def test_decode_bad_file_raises_one_user_error(tmp_path):
     for path, reason in broken_files(tmp_path).values():
         with pytest.raises(UserError) as error:
             decode(path, Resize(8, 8))
@@ -274,7 +274,7 @@ def test_a_bad_file_is_one_sentence_with_path_reason_and_cure(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_forbidden_file_is_reported(tmp_path, monkeypatch):
+def test_decode_without_permission_raises(tmp_path, monkeypatch):
     def forbidden(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -285,7 +285,7 @@ def test_a_forbidden_file_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, on damaged TIFF tags
-def test_damaged_bytes_never_escape_as_another_error(tmp_path):
+def test_decode_damaged_bytes_raise_user_error_only(tmp_path):
     rng = np.random.default_rng(0)
     for suffix in (".jpg", ".png", ".gif", ".bmp", ".tif", ".webp", ".ppm", ".avif"):
         whole = np.frombuffer(save(tmp_path / f"whole{suffix}", smooth(20, 20)).read_bytes(), np.uint8)
@@ -303,7 +303,7 @@ def images(folder: Path, n: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("workers", [None, 1, 7])
-def test_decode_all_keeps_the_order_and_counts(tmp_path, workers):
+def test_decode_all_keeps_order_and_reports_progress(tmp_path, workers):
     paths = images(tmp_path, 20)[::-1]
     done, callers = [], set()
 
@@ -319,11 +319,11 @@ def test_decode_all_keeps_the_order_and_counts(tmp_path, workers):
     assert callers == {threading.current_thread()}
 
 
-def test_decode_all_of_nothing():
+def test_decode_all_of_no_files_is_empty():
     assert decode_all([], Resize(3, 2)).shape == (0, 3, 2, 3)
 
 
-def test_all_bad_files_are_told_at_once(tmp_path):
+def test_decode_all_names_all_bad_files(tmp_path):
     bad = broken_files(tmp_path)
     three = [path for path, _ in list(bad.values())[:3]]
     with pytest.raises(UserError) as error:
@@ -334,7 +334,7 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     assert " more" not in message
 
 
-def test_of_many_bad_files_a_hundred_are_named(tmp_path):
+def test_decode_all_names_first_hundred_bad_files(tmp_path):
     paths = [tmp_path / f"{i:03}.jpg" for i in range(115)]
     with pytest.raises(UserError) as error:
         decode_all(paths, Resize(8, 8))

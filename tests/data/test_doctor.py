@@ -80,7 +80,7 @@ def given(whole, tmp_path):
     return shutil.copytree(whole / "given", tmp_path.resolve() / "given")
 
 
-def test_nothing_is_found_where_nothing_is_wrong(whole):
+def test_check_dataset_without_issues_is_empty(whole):
     for name in ("plain", "given"):
         found = diagnosis_of(whole / name)
         assert found.issues == ()
@@ -159,7 +159,7 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("kind", SINGLE)
-def test_what_is_wrong_with_a_file(plain, kind):
+def test_check_dataset_reports_issue_of_file(plain, kind):
     name, make, pattern = SINGLE[kind]
     make(plain / "ants" / name)
     paths = [f"ants/{name}"]
@@ -168,19 +168,19 @@ def test_what_is_wrong_with_a_file(plain, kind):
     assert_told(diagnosis_of(plain), plain, (kind, paths, pattern))
 
 
-def test_greys_and_cameras_jpegs_are_plain(plain):
+def test_check_dataset_accepts_gray_and_mpo(plain):
     image(997).convert("L").save(plain / "ants" / "grey.png")
     image(999).save(plain / "ants" / "photograph.jpg", "MPO", save_all=True, append_images=[image(998)])
     assert diagnosis_of(plain).issues == ()
 
 
-def test_single_colours_are_no_near_duplicates(plain):
+def test_check_dataset_single_colors_are_not_duplicates(plain):
     for colour in ("teal", "tomato"):
         Image.new("RGB", (40, 40), colour).save(plain / "ants" / f"{colour}.png")
     assert set(diagnosis_of(plain).by_kind) == {"single-color"}
 
 
-def test_a_image_under_two_labels(plain):
+def test_check_dataset_reports_label_conflict(plain):
     shutil.copy(plain / "ants" / "3.png", plain / "bees" / "z.png")
     image(4).save(plain / "bees" / "4.jpg", quality=60)
     assert_told(
@@ -191,7 +191,7 @@ def test_a_image_under_two_labels(plain):
     )
 
 
-def test_a_image_in_two_given_splits(given):
+def test_check_dataset_reports_leak(given):
     shutil.copy(given / "train" / "ants" / "1003.png", given / "validation" / "ants" / "z.png")
     image(1004).save(given / "validation" / "ants" / "1004.jpg", quality=60)
     found = diagnosis_of(given)
@@ -205,21 +205,21 @@ def test_a_image_in_two_given_splits(given):
     assert [finding.severity for finding in found.issues] == ["stops", "warns"]
 
 
-def test_a_leak_may_be_a_label_conflict_too(given):
+def test_check_dataset_reports_leak_and_label_conflict(given):
     shutil.copy(given / "train" / "ants" / "1003.png", given / "validation" / "bees" / "z.png")
     found = diagnosis_of(given)
     assert [finding.kind for finding in found.issues] == ["leak", "label-conflict"]
     assert found.issues[0].paths == found.issues[1].paths
 
 
-def test_copies_are_one_finding(plain):
+def test_check_dataset_reports_copies_once(plain):
     for name in "xyz":
         shutil.copy(plain / "ants" / "0.png", plain / "ants" / f"{name}.png")
     paths = ["ants/0.png", "ants/x.png", "ants/y.png", "ants/z.png"]
     assert_told(diagnosis_of(plain), plain, ("duplicate", paths, SAME_BYTES + r".*\b4\b.*\bants\b"))
 
 
-def test_of_many_labels_the_first_are_named(tmp_path):
+def test_check_dataset_names_first_labels_of_many(tmp_path):
     for label in "abcdefgh":
         (tmp_path / label).mkdir()
         image(0).save(tmp_path / label / "x.png")
@@ -229,19 +229,19 @@ def test_of_many_labels_the_first_are_named(tmp_path):
     assert not re.search(r"\b[fgh]\b", finding.message)
 
 
-def test_looks_are_compared_only_where_asked(plain):
+def test_check_dataset_without_threshold_compares_bytes(plain):
     image(0).save(plain / "ants" / "x.jpg", quality=60)
     shutil.copy(plain / "ants" / "1.png", plain / "ants" / "y.png")
     assert set(diagnosis_of(plain, near_duplicates=-1).by_kind) == {"duplicate"}
 
 
-def test_an_impossible_threshold_is_refused_before_any_work(plain, monkeypatch):
+def test_check_dataset_checks_threshold_before_reading(plain, monkeypatch):
     monkeypatch.setattr(doctor, "inspect_images", None)
     with pytest.raises(UserError, match="65"):
         diagnosis_of(plain, near_duplicates=65)
 
 
-def test_layout_complaints(plain):
+def test_check_dataset_reports_layout_problems(plain):
     image(999).save(plain / "loose.png")
     (plain / "cats" / "siamese.jpg").mkdir(parents=True)
     found = diagnosis_of(plain)
@@ -251,7 +251,7 @@ def test_layout_complaints(plain):
     assert found.num_blocking == 2
 
 
-def test_small_classes(plain):
+def test_check_dataset_reports_small_classes(plain):
     fill(plain / "cats", 200, n=2)
     fill(plain / "dogs", 300, n=9)
     found = diagnosis_of(plain)
@@ -264,14 +264,14 @@ def test_small_classes(plain):
         assert re.search(pattern, finding.message)
 
 
-def test_a_small_class_may_be_given_as_it_is(given):
+def test_check_dataset_small_class_with_splits_is_warning(given):
     for split in ("train", "validation"):
         fill(given / split / "cats", 2000 if split == "train" else 2100, n=1)
     assert set(diagnosis_of(given).by_kind) == {"few"}
 
 
 @pytest.mark.parametrize(("n", "kinds"), [(100, set()), (101, {"imbalance"})])
-def test_imbalance_begins_beyond_ten_to_one(plain, n, kinds):
+def test_check_dataset_reports_imbalance_above_ten(plain, n, kinds):
     fill(plain / "cats", 500, n=n)
     found = diagnosis_of(plain, near_duplicates=-1)
     assert set(found.by_kind) == kinds
@@ -279,7 +279,7 @@ def test_imbalance_begins_beyond_ten_to_one(plain, n, kinds):
         assert re.search(r"\bcats\D+101\b.*\bbees\D+10\b", finding.message)
 
 
-def test_a_file_that_is_not_the_listed_one(plain):
+def test_check_dataset_reports_changed_files(plain):
     digest = hashlib.sha256((plain / "ants" / "0.png").read_bytes()).hexdigest()
     rows = [f"{path},{path.parent.name},{digest}" for path in sorted(plain.rglob("*.png"))]
     (plain / "list.csv").write_text("\n".join(("path,label,sha256", *rows)))
@@ -289,7 +289,7 @@ def test_a_file_that_is_not_the_listed_one(plain):
 
 
 @pytest.mark.parametrize("content", [None, "README.txt"])
-def test_a_folder_without_images_is_told_not_raised(tmp_path, content):
+def test_check_dataset_without_images_reports_layout(tmp_path, content):
     if content:
         (tmp_path / content).write_text("nothing here")
     found = diagnosis_of(tmp_path)
@@ -297,14 +297,14 @@ def test_a_folder_without_images_is_told_not_raised(tmp_path, content):
     assert (found.num_blocking, found.classes) == (1, {})
 
 
-def test_only_bad_images_are_told_not_raised(tmp_path):
+def test_check_dataset_of_bad_images_only_reports_them(tmp_path):
     for label in ("ants", "bees"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "x.jpg").write_bytes(b"")
     assert set(diagnosis_of(tmp_path).by_kind) == {"empty", "few"}
 
 
-def test_the_gravest_come_first(plain):
+def test_check_dataset_sorts_by_severity(plain):
     for name in ("passed-over", "tiny", "empty", "suffix"):
         SINGLE[name][1](plain / "ants" / SINGLE[name][0].replace("x", name))
     order = list(ISSUE_TYPES)
@@ -315,7 +315,7 @@ def test_the_gravest_come_first(plain):
     )
 
 
-def test_every_suffix_has_its_format():
+def test_doctor_knows_format_of_every_suffix():
     assert doctor._FORMATS.keys() == decode.EXTENSIONS
 
 
@@ -339,7 +339,7 @@ def test_as_json(given):
     }
 
 
-def test_no_file_is_changed(plain):
+def test_check_dataset_changes_no_file(plain):
     for name, make, _ in SINGLE.values():
         place = plain / "ants" / name
         place.unlink(missing_ok=True)
@@ -354,7 +354,7 @@ def test_no_file_is_changed(plain):
     assert state() == before
 
 
-def test_the_flaws_of_the_real_flowers(shared):
+def test_check_dataset_of_real_flowers(shared):
     """The two identical pairs of shared/data/README.md, one of them a label conflict, and one alike across splits."""
     root = Path(shared).resolve() / "data" / "flowers"
     found = diagnosis_of(root)

@@ -31,26 +31,26 @@ def fault(path: Path) -> UnreadableError:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS + 1, 1), (10_489, 10_489)])
-def test_too_many_pixels_are_refused_by_the_header(tmp_path, size):
+def test_open_image_refuses_too_many_pixels_by_header(tmp_path, size):
     (tmp_path / "a.png").write_bytes(png(*size))
     assert fault(tmp_path / "a.png").kind == "oversized"
     assert "110,000,000" in str(fault(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("header", [b"P5 0 5 65535\n", b"P5 5 0 65535\n"])
-def test_no_pixels_are_no_image(tmp_path, header):
+def test_open_image_refuses_no_pixels(tmp_path, header):
     (tmp_path / "a.pgm").write_bytes(header)
     assert re.fullmatch("truncated|not-an?-[a-z]+", fault(tmp_path / "a.pgm").kind)
 
 
-def test_a_file_too_large_is_refused_unread(tmp_path, monkeypatch):
+def test_open_image_refuses_large_file_unread(tmp_path, monkeypatch):
     with (tmp_path / "a.jpg").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
     assert fault(tmp_path / "a.jpg").kind == "oversized"
 
 
-def test_images_wait_while_there_is_no_room(tmp_path, monkeypatch):
+def test_open_image_waits_for_pixel_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "_pixel_budget", image_file._PixelBudget(250))
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
     lock, inside, most = threading.Lock(), [0], [0]
@@ -73,7 +73,7 @@ def test_images_wait_while_there_is_no_room(tmp_path, monkeypatch):
     assert most[0] == 2  # of 100 pixels each
 
 
-def test_room_is_given_back_after_a_fault(tmp_path, monkeypatch):
+def test_open_image_releases_pixel_budget_after_error(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "_pixel_budget", image_file._PixelBudget(100))
     Image.new("F", (10, 10)).save(tmp_path / "a.tif")
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_room_is_given_back_after_a_fault(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "I"])
-def test_strips_change_nothing(monkeypatch, mode):
+def test_to_rgb_by_strips_is_identical(monkeypatch, mode):
     noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
     grey = noise[..., 0].astype(np.int32) * 257 if mode.startswith("I") else None
     image = Image.fromarray(noise).convert(mode) if grey is None else Image.fromarray(grey).convert(mode)
@@ -91,7 +91,7 @@ def test_strips_change_nothing(monkeypatch, mode):
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), whole)
 
 
-def test_a_palette_keeps_its_transparency_in_strips(monkeypatch):
+def test_to_rgb_by_strips_keeps_palette_transparency(monkeypatch):
     file = io.BytesIO()
     image = Image.new("P", (9, 40), 1)
     image.putpalette([10, 20, 30, 0, 0, 0])

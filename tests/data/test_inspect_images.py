@@ -24,16 +24,16 @@ def saved(path, pil_image, **options):
     return path
 
 
-def test_a_plain_image(tmp_path):
+def test_inspect_image_returns_properties(tmp_path):
     assert inspect_image(saved(tmp_path / "a.png", image())) == ImageInfo("PNG", "RGB", 60, 40, 1, 1, False)
 
 
-def test_the_content_tells_the_format(tmp_path):
+def test_inspect_image_format_is_of_content(tmp_path):
     assert inspect_image(saved(tmp_path / "a.jpg", image(), format="WEBP")).format == "WEBP"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_and_upright_size(tmp_path, orientation):
+def test_inspect_image_size_is_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     facts = inspect_image(saved(tmp_path / "a.jpg", image(), exif=exif))
@@ -43,37 +43,37 @@ def test_orientation_and_upright_size(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("value", [0, 9])
-def test_a_meaningless_orientation_turns_nothing(tmp_path, value):
+def test_inspect_image_ignores_invalid_orientation(tmp_path, value):
     exif = Image.Exif()
     exif[ORIENTATION] = value
     assert inspect_image(saved(tmp_path / "a.jpg", image(), exif=exif)).orientation == 1
 
 
-def test_damaged_metadata_turn_nothing(tmp_path):
+def test_inspect_image_ignores_damaged_metadata(tmp_path):
     path = saved(tmp_path / "a.webp", image(), lossless=True, exif=b"no TIFF header")
     assert inspect_image(path) == ImageInfo("WEBP", "RGB", 60, 40, 1, 1, False)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "I;16"])
-def test_modes_are_those_of_the_file(tmp_path, mode):
+def test_inspect_image_mode_is_of_file(tmp_path, mode):
     pil_image = (
         Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4)) if mode == "I;16" else image().convert(mode)
     )
     assert inspect_image(saved(tmp_path / "a.png", pil_image)).mode == mode
 
 
-def test_cmyk(tmp_path):
+def test_inspect_image_of_cmyk(tmp_path):
     assert inspect_image(saved(tmp_path / "a.jpg", image().convert("CMYK"))).mode == "CMYK"
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
-def test_frames(tmp_path, suffix):
+def test_inspect_image_counts_frames(tmp_path, suffix):
     frames = [image(40, 60), image(60, 40).resize((60, 40)), image(41, 60).resize((60, 40))]
     path = saved(tmp_path / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:])
     assert inspect_image(path).frames == 3
 
 
-def test_what_cameras_put_behind_a_photograph_is_no_animation(tmp_path):
+def test_inspect_image_of_mpo_has_one_frame(tmp_path):
     path = saved(tmp_path / "a.jpg", image(), format="MPO", save_all=True, append_images=[image(20, 30)])
     with Image.open(path) as pil_image:
         assert pil_image.n_frames == 2
@@ -82,17 +82,17 @@ def test_what_cameras_put_behind_a_photograph_is_no_animation(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "colour"), [(".jpg", (200, 30, 90)), (".png", (0, 0, 0)), (".gif", (7, 7, 7))])
-def test_a_single_colour(tmp_path, suffix, colour):
+def test_inspect_image_of_single_color_is_flat(tmp_path, suffix, colour):
     assert inspect_image(saved(tmp_path / f"a{suffix}", Image.new("RGB", (30, 20), colour))).flat
 
 
-def test_one_other_pixel_is_not_a_single_colour(tmp_path):
+def test_inspect_image_with_other_pixel_is_not_flat(tmp_path):
     pil_image = Image.new("RGB", (30, 20), (200, 30, 90))
     pil_image.putpixel((29, 19), (200, 31, 90))
     assert not inspect_image(saved(tmp_path / "a.png", pil_image)).flat
 
 
-def test_colours_that_only_transparency_hides_are_a_single_colour(tmp_path):
+def test_inspect_image_of_hidden_colors_is_flat(tmp_path):
     pixels = np.asarray(image(9, 9, 4)).copy()
     pixels[..., 3] = 0
     assert inspect_image(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
@@ -114,14 +114,14 @@ def broken(folder):
     return {kind: folder / kind for kind in (*contents, "unconvertible", "unreadable")}  # the last is missing
 
 
-def test_faults_have_a_kind_and_a_reason(tmp_path):
+def test_inspect_image_errors_have_kind_and_reason(tmp_path):
     found = {kind: inspect_image(path) for kind, path in broken(tmp_path).items()}
     assert {kind: fault.kind for kind, fault in found.items()} == {kind: kind for kind in found}
     assert found["unreadable"].reason == "no such file or directory"
     assert "image file is truncated" in found["truncated"].reason
 
 
-def test_many_in_order_with_progress(tmp_path):
+def test_inspect_images_keeps_order_and_reports_progress(tmp_path):
     paths = [*(saved(tmp_path / f"{n}.png", image(n + 1, 5)) for n in range(20)), tmp_path / "missing.png"]
     done, callers = [], set()
 
@@ -136,7 +136,7 @@ def test_many_in_order_with_progress(tmp_path):
     assert callers == {threading.current_thread()}
 
 
-def test_pillows_warnings_are_no_findings(tmp_path, monkeypatch):
+def test_inspect_images_silences_pillow_warnings(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", image(40, 60))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 2,400 pixels are worth a warning, 4,000 an error
     with warnings.catch_warnings():
@@ -147,6 +147,6 @@ def test_pillows_warnings_are_no_findings(tmp_path, monkeypatch):
     assert isinstance(facts, ImageInfo)
 
 
-def test_the_real_flowers_are_plain(shared):
+def test_inspect_images_of_real_flowers(shared):
     paths = sorted(Path(shared, "data", "flowers", "validation").rglob("*.jpg"))[::7]
     assert {(facts.format, facts.mode, facts.flat) for facts in inspect_images(paths)} == {("JPEG", "RGB", False)}

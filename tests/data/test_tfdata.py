@@ -48,7 +48,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["plain", "balanced"])
-def test_plain_images_are_those_of_the_order(images, labels):
+def test_train_batches_are_those_of_the_sampler(images, labels):
     order = EpochSampler(5, BATCH, N, labels)
     found = stream(images, order)
     assert len(found) == STEPS
@@ -58,7 +58,7 @@ def test_plain_images_are_those_of_the_order(images, labels):
         assert same([batch], [(IMAGES[indices], LABELS[indices], indices, passes)])
 
 
-def test_augmented_images_are_those_of_resident_ones(images):
+def test_train_batches_augmentation_matches_device(images):
     order = EpochSampler(5, BATCH, N)
     resident = jax.jit(
         lambda passes, indices: augment(example_keys(5, passes, indices), jnp.asarray(IMAGES)[indices], LECTURE)
@@ -71,7 +71,7 @@ def test_augmented_images_are_those_of_resident_ones(images):
 
 
 @pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
-def test_a_later_start_goes_on_as_the_whole_would_have(images, augmentation):
+def test_train_batches_later_start_continues(images, augmentation):
     order = EpochSampler(5, BATCH, N)
     whole = stream(images, order, augmentation=augmentation)
     assert same(stream(images, order, first=4, augmentation=augmentation), whole[4:])
@@ -79,7 +79,7 @@ def test_a_later_start_goes_on_as_the_whole_would_have(images, augmentation):
 
 
 @pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
-def test_shards_together_are_the_whole(images, augmentation):
+def test_train_batches_shards_make_the_batch(images, augmentation):
     order = EpochSampler(5, BATCH, N)
     whole = stream(images, order, augmentation=augmentation)
     shards = [stream(images, order, augmentation=augmentation, shard=(process, 3)) for process in range(3)]
@@ -88,7 +88,7 @@ def test_shards_together_are_the_whole(images, augmentation):
     assert same(together, whole)
 
 
-def test_evaluation_sees_every_image_once(images):
+def test_eval_batches_yield_every_image_once(images):
     found = list(tfdata.eval_batches(images, LABELS, BATCH))
     expected = [(IMAGES[indices], LABELS[indices], real) for indices, real in padded_batches(N, BATCH)]
     assert same(found, expected)
@@ -97,16 +97,16 @@ def test_evaluation_sees_every_image_once(images):
     assert same([tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in halves], expected)
 
 
-def test_a_batch_that_cannot_be_shared_is_a_plain_sentence(images):
+def test_train_batches_indivisible_batch_raises(images):
     with pytest.raises(UserError, match=r"batch.*\b6\b.*\b4 process"):
         stream(images, EpochSampler(5, BATCH, N), shard=(0, 4))
 
 
-def test_no_steps_are_no_batches(images):
+def test_train_batches_of_no_steps_are_none(images):
     assert stream(images, EpochSampler(5, BATCH, N), first=3, last=3) == []
 
 
-def test_an_error_on_the_way_arrives_as_it_was(images, capfd):
+def test_train_batches_reraise_read_errors_unchanged(images, capfd):
     batches = tfdata.train_batches(images, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
     next(batches)
     images.path.unlink()
@@ -126,21 +126,21 @@ class Watched:
         return self._images.read(indices)
 
 
-def test_it_reads_ahead_but_not_far_and_no_more_when_closed(images):
+def test_train_batches_prefetch_is_bounded_and_stops(images):
     watched = Watched(images)
     batches = tfdata.train_batches(watched, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
     threads = threading.active_count()
     next(batches)
     time.sleep(0.5)  # time for 10,000 reads, if nothing held it back
     ahead = watched.reads
-    assert 2 <= ahead <= 3 + tfdata.AHEAD + os.cpu_count()  # the first twice, the one given out, one a processor
+    assert 2 <= ahead <= 3 + tfdata.PREFETCH + os.cpu_count()  # the first twice, the one given out, one a processor
     batches.close()
     time.sleep(0.1)
     assert watched.reads <= ahead
     assert threading.active_count() == threads
 
 
-def test_what_was_open_is_closed(images):
+def test_train_batches_release_store_when_closed(images):
     def opened():
         return {file.resolve() for file in Path("/proc/self/fd").iterdir()}
 
@@ -151,15 +151,15 @@ def test_what_was_open_is_closed(images):
     assert images.path not in opened()
 
 
-def test_accelerators_are_hidden_from_tensorflow():
+def test_tfdata_hides_accelerators_from_tensorflow():
     assert tfdata.tf.config.get_visible_devices("GPU") == []
     assert {device.device_type for device in tfdata.tf.config.list_logical_devices()} == {"CPU"}
 
 
-def test_a_processor_that_jax_may_not_use_is_a_plain_sentence(monkeypatch):
+def test_tfdata_without_jax_cpu_backend_raises(monkeypatch):
     def unknown(backend):
         raise RuntimeError(f"Unknown backend: {backend!r} requested, but no platforms that are instances of it")
 
     monkeypatch.setattr(jax, "local_devices", unknown)
     with pytest.raises(UserError, match=r"\bJAX_PLATFORMS\b.*\bcpu\b"):
-        tfdata._processor()
+        tfdata._cpu_device()

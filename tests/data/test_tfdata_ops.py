@@ -15,18 +15,18 @@ from flaxtl.data.tfdata import apply_params
 
 HEIGHT, WIDTH, BATCH = 33, 46, 24
 
-COLOURS = {"brightness": 0.7, "channel_shift": 90, "contrast": 0.9, "saturation": 1, "hue": 0.5}
+COLORS = {"brightness": 0.7, "channel_shift": 90, "contrast": 0.9, "saturation": 1, "hue": 0.5}
 FAR = {"rotation": 170, "height_shift": 0.9, "width_shift": 0.9, "shear": 60, "zoom": 0.8, "vertical_flip": True}
-ALL = FAR | COLOURS | {"fill": "reflect", "horizontal_flip": True, "crop": 0.3, "erasing": 0.5, "randaugment": 2}
+ALL = FAR | COLORS | {"fill": "reflect", "horizontal_flip": True, "crop": 0.3, "erasing": 0.5, "randaugment": 2}
 KINDS = [ALL, *({"rotation": 170, "fill": fill, "cval": 77} for fill in FILLS)]
-KINDS += [{name: ALL[name]} for name in (*COLOURS, "erasing")]
+KINDS += [{name: ALL[name]} for name in (*COLORS, "erasing")]
 
 # Both compute in float32 with the same whole-number coordinates and factors; sums, and divisions by the hue's chroma,
 # may be ordered differently. A mean of 1,500 values of up to 255 is off by at most 255 * 1,500 * 2**-24 = 0.023 in any
 # order; everything else is thousands of times smaller.
 ORDER = 0.03
 
-# Against float64, as in test_augment.py: coordinates within 2**-15 pixels on either axis, 255 grey levels a pixel.
+# Against float64, as in test_augment.py: coordinates within 2**-15 pixels on either axis, 255 gray levels a pixel.
 GREY = 2 * 255 * 2.0**-15
 
 draw = jax.jit(
@@ -39,7 +39,7 @@ operate = jax.jit(jax.vmap(randaugment.apply_color_op, in_axes=(0, None, None)))
 
 @pytest.fixture(scope="module")
 def images():
-    """Noise, gradients and flat colours: every kind of edge, and pixels without a hue."""
+    """Noise, gradients and flat colors: every kind of edge, and pixels without a hue."""
     rng = np.random.default_rng(3)
     made = rng.integers(0, 256, (BATCH, HEIGHT, WIDTH, 3), dtype=np.uint8)
     made[8:16] = np.linspace(0, 255, WIDTH, dtype=np.uint8)[:, None] // np.array([1, 2, 3], np.uint8)
@@ -63,7 +63,7 @@ def still():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_both_appliers_agree(kind, images):
+def test_tf_apply_params_matches_jax(kind, images):
     change = draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig(**ALL))
     augmentation = AugmentConfig(**kind)  # what it leaves off is drawn, and has to be passed over
     expected = apply_by_jax(images, change, augmentation)
@@ -74,20 +74,20 @@ def test_both_appliers_agree(kind, images):
 
 
 @pytest.mark.parametrize("operation", range(9))
-def test_operations_agree_bit_for_bit(operation, images):
+def test_tf_color_ops_match_jax_exactly(operation, images):
     for strength in {3: (0, 100, 256), 4: (4, 6, 8)}.get(operation, (26 / 256, 1, 487 / 256)):
         every = tf.fill([BATCH, 1], operation), tf.fill([BATCH, 1], float(strength))
         found = tfdata.apply_color_ops(tf.constant(images), *every)
         assert np.array_equal(found, operate(images.astype(np.int32), operation, np.float32(strength)))
 
 
-def test_nothing_to_do_is_bit_for_bit_the_image(images):
+def test_tf_apply_params_of_nothing_is_identity(images):
     assert np.array_equal(ours(images, still(), AugmentConfig()), images)
     assert np.array_equal(ours(images, still(), AugmentConfig(rotation=1)), images)
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_warp_is_keras_apply_affine_transform(fill, images, monkeypatch):
+def test_tf_warp_matches_keras(fill, images, monkeypatch):
     """Keras is watched for the matrix that it makes of its parameters; ours is then given the same."""
     seen = []
 
@@ -115,7 +115,7 @@ def test_warp_is_keras_apply_affine_transform(fill, images, monkeypatch):
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_whole_pixel_moves_are_scipys_bit_for_bit(fill, images):
+def test_tf_warp_by_whole_pixels_matches_scipy_exactly(fill, images):
     """Moves of up to two widths, and of just one: where a fill mode turns round."""
     moves = np.arange(BATCH) * (HEIGHT - 1) // 4 - 2 * HEIGHT, np.arange(BATCH) * (WIDTH - 1) // 4 - 2 * WIDTH + 2
     matrices = np.stack([np.column_stack([np.eye(2), move]) for move in zip(*moves, strict=True)]).astype(np.float32)
@@ -125,10 +125,10 @@ def test_whole_pixel_moves_are_scipys_bit_for_bit(fill, images):
         assert np.array_equal(result, expected)
 
 
-def test_channel_shift_and_brightness_are_those_of_keras(images):
+def test_tf_channel_shift_and_brightness_match_keras(images):
     rng = np.random.default_rng(9)
     shifts, factors = rng.uniform(-90, 90, BATCH), rng.uniform(0.3, 1.7, BATCH)
-    # whole grey levels and 1 / 256: no product or sum is rounded, and Keras' cut to whole numbers cuts nothing else
+    # whole gray levels and 1 / 256: no product or sum is rounded, and Keras' cut to whole numbers cuts nothing else
     shifts, factors = np.round(shifts).astype(np.float32), (np.round(factors * 256) / 256).astype(np.float32)
     change = still()._replace(channel_shift=shifts, brightness=factors)
     shifted = ours(images, change, AugmentConfig(channel_shift=90))

@@ -1,6 +1,6 @@
-"""Affine maps of an image's coordinates: float32 [2, 3] that take (row, column, 1) of the output to the input.
+"""Affine maps of image coordinates: float32 [2, 3] matrices from (row, column, 1) of the output to the input.
 
-Products are written out: without a matrix product there is nothing that an accelerator would round to bfloat16.
+Products are written out, because accelerators may round matrix products to bfloat16.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 Line = tuple[jax.Array, jax.Array, jax.Array]
-"""One coordinate of the input: factor on the output's row, factor on its column, shift in pixels."""
+"""One coordinate of the input: factor of the output row, factor of the output column, shift in pixels."""
 
 
 class Affine(NamedTuple):
@@ -34,10 +34,9 @@ class Affine(NamedTuple):
 
 
 def affine_matrix(affine: Affine, height: int, width: int) -> jax.Array:
-    """float32 [2, 3]: Keras' product Rotation @ Shift @ Shear @ Zoom about the centre, and on its right the flips."""
+    """Return Keras' product Rotation @ Shift @ Shear @ Zoom around the center, then the flips: float32 [2, 3]."""
     theta, shear = jnp.deg2rad(affine.theta), jnp.deg2rad(affine.shear)
     cos, sin = jnp.cos(theta), jnp.sin(theta)
-    # about the centre, which both leave in place
     mirror_rows = jnp.where(affine.flip_vertical, -1.0, 1.0)
     mirror_columns = jnp.where(affine.flip_horizontal, -1.0, 1.0)
     return about_center(
@@ -57,16 +56,16 @@ def affine_matrix(affine: Affine, height: int, width: int) -> jax.Array:
 
 
 def about_center(row: Line, column: Line, height: int, width: int) -> jax.Array:
-    """float32 [2, 3]: a linear map about the centre (height / 2 - 0.5, width / 2 - 0.5), and a shift."""
+    """Return a linear map around the center (height / 2 - 0.5, width / 2 - 0.5) plus a shift: float32 [2, 3]."""
     middle = height / 2 - 0.5, width / 2 - 0.5
 
-    def line(by_row: jax.Array, by_column: jax.Array, shift: jax.Array, centre: float) -> jax.Array:
-        return jnp.stack([by_row, by_column, shift + (centre - by_row * middle[0] - by_column * middle[1])])
+    def line(by_row: jax.Array, by_column: jax.Array, shift: jax.Array, center: float) -> jax.Array:
+        return jnp.stack([by_row, by_column, shift + (center - by_row * middle[0] - by_column * middle[1])])
 
     return jnp.stack([line(*row, middle[0]), line(*column, middle[1])])
 
 
 def compose(outer: jax.Array, inner: jax.Array) -> jax.Array:
-    """float32 [2, 3]: `inner`, and `outer` of what it gives."""
+    """Return the map that applies `inner`, then `outer`: float32 [2, 3]."""
     product: jax.Array = outer[:, :1] * inner[0] + outer[:, 1:2] * inner[1]
     return product.at[:, 2].add(outer[:, 2])

@@ -1,13 +1,13 @@
-"""What augmentation does to an image: ranges, random draws, and one record of them that every applier reads.
+"""The config of augmentation, and the random parameters of each image that both implementations apply.
 
-Keras' ImageDataGenerator first (rotation, shifts, shear, zoom, flips, channel shift, brightness), then colour jitter,
-random-resized crops, RandAugment and random erasing. Mixing of two images is in mix.py.
+The operations of Keras' ImageDataGenerator (rotation, shifts, shear, zoom, flips, channel shift, brightness), and color
+jitter, random-resized crops, RandAugment and random erasing. Mixing of two images is in mixup.py. Both ops.py (in the
+train step) and data/tfdata.py (on the host) apply the `AugmentParams` that are drawn here.
 
-Rows and columns are meant as Keras documents them and as keras-preprocessing computed them up to release 1.1.2:
-`height_shift` moves an image up and down. Since keras-preprocessing pull request 318 (October 2020) and in every Keras
-after it the two axes are exchanged on the way (keras issue 17398: height_shift_range moves sideways) and images that
-are not square turn about a point off their centre. For square images and equal shifts, the lecture's, both draw from
-the same distribution.
+Rows and columns are as Keras documents them and as keras-preprocessing computed them up to release 1.1.2:
+`height_shift` moves an image up and down. Since keras-preprocessing pull request 318 (October 2020), and in every Keras
+since, the two axes are exchanged (keras issue 17398: height_shift_range moves sideways), and non-square images rotate
+around a point off their center. For square images and equal shifts, as in the lecture, both have the same distribution.
 """
 
 import math
@@ -24,7 +24,7 @@ from flaxtl.data.augment.affine import Affine, affine_matrix, compose
 from flaxtl.errors import UserError, unknown
 
 FILLS = ("nearest", "constant", "reflect", "wrap")
-"""What lies outside an image, in the words of scipy's `affine_transform` and of Keras' fill_mode."""
+"""How points outside an image are filled: the modes of scipy's `affine_transform` and of Keras' fill_mode."""
 
 _BELOW = {"rotation": 360.0, "height_shift": 1.0, "width_shift": 1.0, "shear": 90.0, "zoom": 1.0}
 _UP_TO = {
@@ -35,7 +35,7 @@ _UP_TO = {
     "saturation": 1.0,
     "hue": 0.5,
     "crop": 1.0,
-    "randaugment": 14,  # as many as it knows
+    "randaugment": 14,  # the number of its operations
     "magnitude": 10.0,
     "erasing": 1.0,
     "mixup": math.inf,
@@ -43,25 +43,25 @@ _UP_TO = {
 }
 
 CROP_ASPECT = 4 / 3
-"""A crop's width to height, against the image's own, is from 1 / this to this (Szegedy et al. 2015, section 6)."""
+"""The aspect ratio of a crop relative to the image is in [1 / this, this] (Szegedy et al. 2015, section 6)."""
 
 ERASED_AREA = (0.02, 0.33)
-"""Smallest and largest fraction that erasing covers (torchvision's RandomErasing; Zhong et al. 2017 go on to 0.4)."""
+"""Range of the erased fraction of the area (torchvision's RandomErasing; Zhong et al. 2017 use up to 0.4)."""
 
 ERASED_ASPECT = 3.3
-"""An erased box's height to width is from 1 / this to this (Zhong et al. 2017: 0.3 to 3.3)."""
+"""Height to width of an erased box is in [1 / this, this] (Zhong et al. 2017: 0.3 to 3.3)."""
 
-_STREAM = 0x6175676D  # "augm": keeps these keys apart from others, a dropout's say, that are folded from the same seed
+_STREAM = 0x6175676D  # "augm": separates these keys from others of the same seed, such as those of dropout
 
 
 class RngStream(IntEnum):
-    """Numbers folded into an image's key, so that switching one kind on or off moves no other's values.
+    """Numbers folded into the key of an image, so that enabling one operation does not change the draws of others.
 
-    The seven draws of the affine family use the key itself and with it the counters 0 to 6, which these stay clear of.
+    The seven affine draws use the key itself and thereby the counters 0 to 6, which these numbers avoid.
     """
 
     VERTICAL_FLIP = 256
-    COLOURS = 257
+    COLORS = 257
     CROP = 258
     RANDAUGMENT = 259
     ERASING = 260
@@ -70,24 +70,32 @@ class RngStream(IntEnum):
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far images are changed at random; the defaults leave them as they are. Hashable, so static under jit.
+    """Ranges of random augmentation; the defaults disable all of it. Hashable, so it can be static under jit.
 
-    rotation: at most so many degrees either way.
-    height_shift, width_shift: up and down, left and right, at most this fraction of the height, of the width.
-    shear: at most so many DEGREES either way, as in Keras; the lecture's 0.2 is next to nothing.
-    zoom: rows and columns are scaled on their own by a factor from 1 - zoom to 1 + zoom; above 1 shows more, smaller.
-    horizontal_flip, vertical_flip: mirror left and right, top and bottom, every second image.
-    fill: what lies outside the image: its nearest edge, a constant, its reflection, or itself again (wrap).
-    cval: that constant, a grey level 0..255.
-    brightness, contrast, saturation: a factor from 1 - value to 1 + value, value at most 1.
-    channel_shift: at most so many grey levels either way, the same for all channels.
-    hue: at most this fraction of the colour circle either way, 0.5 at most.
-    crop: random-resized crops of at least this fraction of the area; 0 is off.
-    randaugment: how many of RandAugment's operations; 0 is off. magnitude: how strong they are, 0..10.
-    erasing: the probability that a box of one random colour covers a part.
-    mixup, cutmix: alpha of the Beta(alpha, alpha) distribution that shares are drawn from; 0 is off (see mix.py).
+    Attributes:
+      rotation: largest angle in degrees, in both directions.
+      height_shift: largest shift up and down, as a fraction of the height.
+      width_shift: largest shift left and right, as a fraction of the width.
+      shear: largest angle in DEGREES, in both directions, as in Keras; the lecture's 0.2 is almost nothing.
+      zoom: rows and columns are scaled independently by factors in [1 - zoom, 1 + zoom]; above 1 zooms out.
+      horizontal_flip: mirror left and right with probability 0.5.
+      vertical_flip: mirror top and bottom with probability 0.5.
+      fill: how points outside the image are filled; see FILLS.
+      cval: gray level 0..255 for fill 'constant'.
+      brightness: factor in [1 - brightness, 1 + brightness]; at most 1. Also contrast and saturation.
+      channel_shift: largest shift in gray levels, the same for all channels.
+      contrast: see brightness.
+      saturation: see brightness.
+      hue: largest rotation of the hue as a fraction of the color circle, at most 0.5.
+      crop: smallest area of random-resized crops as a fraction of the image; 0 disables.
+      randaugment: number of RandAugment operations; 0 disables.
+      magnitude: strength of the RandAugment operations, 0..10.
+      erasing: probability that a box of random color covers a part of the image.
+      mixup: alpha of the Beta(alpha, alpha) distribution of mixup; 0 disables.
+      cutmix: alpha of the Beta(alpha, alpha) distribution of CutMix; 0 disables.
 
-    Raises UserError for values without meaning, such as 360 degrees of rotation or an unknown fill.
+    Raises:
+      UserError: a value is out of range, such as 360 degrees of rotation, or the fill is unknown.
     """
 
     rotation: float = 0
@@ -106,57 +114,57 @@ class AugmentConfig:
     hue: float = 0
     crop: float = 0
     randaugment: int = 0
-    magnitude: float = 9  # the paper's choice for ResNet-50
+    magnitude: float = 9  # as in the paper for ResNet-50
     erasing: float = 0
     mixup: float = 0
     cutmix: float = 0
 
     def __post_init__(self) -> None:
-        """Refuse values without meaning."""
+        """Validate the ranges."""
         for name, limit in _BELOW.items():
             value = getattr(self, name)
             if not 0 <= value < limit:
-                raise UserError(f"augmentation {name} is {value}; give a number from 0 to below {limit:g}")
+                raise UserError(f"augmentation.{name} is {value}. It must be at least 0 and below {limit:g}.")
         for name, most in _UP_TO.items():
             value = getattr(self, name)
             if not (0 <= value <= most and value < math.inf):
-                upwards = f"to {most:g}" if most < math.inf else "upwards"
-                raise UserError(f"augmentation {name} is {value}; give a number from 0 {upwards}")
+                upper = f" and at most {most:g}" if most < math.inf else " and finite"
+                raise UserError(f"augmentation.{name} is {value}. It must be at least 0{upper}.")
         if self.fill not in FILLS:
             raise unknown("augmentation fill", self.fill, FILLS)
 
     @property
     def is_geometric(self) -> bool:
-        """Whether pixels change place, so that images have to be warped."""
+        """Whether images are warped."""
         affine = self.rotation or self.height_shift or self.width_shift or self.shear or self.zoom
         return bool(affine or self.horizontal_flip or self.vertical_flip or self.crop or self.randaugment)
 
     @property
     def is_active(self) -> bool:
-        """Whether an image on its own is changed at all."""
-        colours = self.channel_shift or self.brightness or self.contrast or self.saturation or self.hue
-        return bool(self.is_geometric or colours or self.erasing)
+        """Whether single images are changed."""
+        colors = self.channel_shift or self.brightness or self.contrast or self.saturation or self.hue
+        return bool(self.is_geometric or colors or self.erasing)
 
     @property
     def uses_mixing(self) -> bool:
-        """Whether images are mixed with others of their batch."""
+        """Whether images are mixed with others of the batch."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class AugmentParams(NamedTuple):
-    """Everything that happens to one image, in this order; [batch, ...] from `changes`.
+    """The random parameters of one image, in the order of application; [batch, ...] from `sample_params`.
 
-    Neutral where a kind is off. apply.py has the formulas.
+    Neutral if an operation is disabled. ops.py has the formulas.
     """
 
-    operations: jax.Array
-    """int32 [randaugment]: colour operations on whole grey levels, in turn (`randaugment.Operation`, 0..8)."""
-    strengths: jax.Array
-    """float32 [randaugment]: their thresholds, bits or factors (`randaugment.Drawn`)."""
+    color_ops: jax.Array
+    """int32 [randaugment]: RandAugment's color operations in their order (`randaugment.Operation`, 0..8)."""
+    color_strengths: jax.Array
+    """float32 [randaugment]: their thresholds, bits or factors (see `randaugment.RandAugmentParams`)."""
     matrix: jax.Array
-    """float32 [2, 3]: takes (row, column, 1) of the output to where in the input its value lies."""
+    """float32 [2, 3]: maps (row, column, 1) of the output to coordinates of the input."""
     channel_shift: jax.Array
-    """float32 []: grey levels added to every channel."""
+    """float32 []: gray levels added to every channel."""
     brightness: jax.Array
     """float32 []: factor."""
     contrast: jax.Array
@@ -164,60 +172,59 @@ class AugmentParams(NamedTuple):
     saturation: jax.Array
     """float32 []: factor."""
     hue: jax.Array
-    """float32 []: turns of the colour circle, -0.5..0.5."""
-    box: jax.Array
-    """float32 [4], whole pixels: top, left, bottom, right of what is erased; top and left belong to it, bottom and
-    right no more. Nothing is erased where bottom is not below top."""
-    colour: jax.Array
-    """float32 [3], 0..255: what the box is filled with."""
+    """float32 []: turns of the color circle, -0.5..0.5."""
+    erase_box: jax.Array
+    """float32 [4], whole pixels: top, left (inclusive), bottom, right (exclusive) of the erased box; empty if all 0."""
+    erase_color: jax.Array
+    """float32 [3], 0..255: the color of the erased box."""
 
 
-def example_keys(seed: int, passes: jax.Array, indices: jax.Array) -> jax.Array:
-    """One random key an example, a pure function of (seed, pass over the data, index of the image).
+def example_keys(seed: int, epochs: jax.Array, indices: jax.Array) -> jax.Array:
+    """Return one random key per example, [batch]: a pure function of (seed, epoch, index of the image).
 
-    `passes` and `indices` are int32 [batch]; the result is a key array [batch]. The generator is named, so that the
-    same three numbers give the same draws on every machine and under every setting of JAX.
+    `epochs` and `indices` are int32 [batch]. The generator is explicit, so the draws are the same on every machine and
+    under all settings of JAX.
     """
     stream = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _STREAM)
-    return jax.vmap(lambda turn, index: jax.random.fold_in(jax.random.fold_in(stream, turn), index))(passes, indices)
+    return jax.vmap(lambda epoch, index: jax.random.fold_in(jax.random.fold_in(stream, epoch), index))(epochs, indices)
 
 
 def sample_params(keys: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> AugmentParams:
-    """What happens to each of a batch of `height` x `width` images, drawn by its own key (see `keys`).
+    """Sample the parameters of a batch of `height` x `width` images, each with its own key (see `example_keys`).
 
-    All but `keys` is static under jit. Switching a kind on or off leaves the draws of the others as they were. One
-    matrix does the crop, RandAugment's geometry, Keras' affine map and the flips, in this order.
+    All arguments but `keys` are static under jit. Enabling one operation does not change the draws of the others. One
+    matrix combines the crop, RandAugment's geometric operations, Keras' affine map and the flips, in this order.
     """
-    return jax.vmap(lambda key: _change(key, augmentation, height, width))(keys)
+    return jax.vmap(lambda key: _sample_one(key, augmentation, height, width))(keys)
 
 
-def _change(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> AugmentParams:
+def _sample_one(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> AugmentParams:
     maps = [_crop(key, augmentation.crop, height, width)] if augmentation.crop else []
     drawn = randaugment.sample_randaugment(
         jax.random.fold_in(key, RngStream.RANDAUGMENT), augmentation.randaugment, augmentation.magnitude, height, width
     )
     maps += [*drawn.maps, affine_matrix(sample_affine(key, augmentation, height, width), height, width)]
-    colours = jax.random.uniform(jax.random.fold_in(key, RngStream.COLOURS), (5,), minval=-1, maxval=1)
-    box, colour = _erasing(key, augmentation.erasing, height, width)
+    colors = jax.random.uniform(jax.random.fold_in(key, RngStream.COLORS), (5,), minval=-1, maxval=1)
+    box, color = _erasing(key, augmentation.erasing, height, width)
     return AugmentParams(
-        operations=drawn.operations,
-        strengths=drawn.strengths,
+        color_ops=drawn.operations,
+        color_strengths=drawn.strengths,
         matrix=reduce(compose, maps),
-        channel_shift=augmentation.channel_shift * colours[0],
-        brightness=1 + augmentation.brightness * colours[1],
-        contrast=1 + augmentation.contrast * colours[2],
-        saturation=1 + augmentation.saturation * colours[3],
-        hue=augmentation.hue * colours[4],
-        box=box,
-        colour=colour,
+        channel_shift=augmentation.channel_shift * colors[0],
+        brightness=1 + augmentation.brightness * colors[1],
+        contrast=1 + augmentation.contrast * colors[2],
+        saturation=1 + augmentation.saturation * colors[3],
+        hue=augmentation.hue * colors[4],
+        erase_box=box,
+        erase_color=color,
     )
 
 
 def sample_affine(key: jax.Array, augmentation: AugmentConfig, height: int, width: int) -> Affine:
-    """Random affine parameters for one image of `height` x `width` pixels, each uniform in its range.
+    """Sample the affine parameters of one image of `height` x `width` pixels, each uniform in its range.
 
-    The order of the first seven draws is Keras': theta, tx, ty, shear, zx, zy, flip. All are always drawn, so
-    switching one kind off leaves the others as they were.
+    The order of the first seven draws is that of Keras: theta, tx, ty, shear, zx, zy, flip. All are always drawn, so
+    disabling one does not change the others.
     """
     theta, tx, ty, shear, zx, zy, flip = jax.random.uniform(key, (7,), minval=-1, maxval=1)
     return Affine(
@@ -234,10 +241,10 @@ def sample_affine(key: jax.Array, augmentation: AugmentConfig, height: int, widt
 
 
 def _crop(key: jax.Array, smallest: float, height: int, width: int) -> jax.Array:
-    """float32 [2, 3] of a random-resized crop, as in Szegedy et al. 2015.
+    """Sample the matrix, float32 [2, 3], of a random-resized crop as in Szegedy et al. 2015.
 
-    The area is uniform in smallest..1 of the image, the logarithm of the aspect uniform, both sides at most the
-    image's own. The outermost pixels of the crop are never read from outside the image.
+    The area is uniform in [smallest, 1] of the image, the logarithm of the aspect ratio is uniform, and both sides are
+    at most those of the image. The outermost pixels of the crop are never read from outside the image.
     """
     area, aspect, row, column = jax.random.uniform(jax.random.fold_in(key, RngStream.CROP), (4,))
     root = jnp.sqrt(smallest + (1 - smallest) * area)
@@ -253,10 +260,10 @@ def _crop(key: jax.Array, smallest: float, height: int, width: int) -> jax.Array
 
 
 def _erasing(key: jax.Array, probability: float, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Random erasing (Zhong et al. 2017): a box float32 [4] in whole pixels and its colour float32 [3]."""
+    """Sample random erasing (Zhong et al. 2017): a box, float32 [4] in whole pixels, and its color, float32 [3]."""
     if not probability:
         return jnp.zeros(4), jnp.zeros(3)
-    chance, area, aspect, row, column, *colour = jax.random.uniform(jax.random.fold_in(key, RngStream.ERASING), (8,))
+    chance, area, aspect, row, column, *color = jax.random.uniform(jax.random.fold_in(key, RngStream.ERASING), (8,))
     least, most = ERASED_AREA
     root = jnp.sqrt((least + (most - least) * area) * height * width)
     stretch = jnp.exp((aspect - 0.5) * math.log(ERASED_ASPECT))  # the square root of the aspect
@@ -264,4 +271,4 @@ def _erasing(key: jax.Array, probability: float, height: int, width: int) -> tup
     wide = jnp.clip(jnp.round(root / stretch), 1, width)
     top, left = jnp.round((height - tall) * row), jnp.round((width - wide) * column)
     box = jnp.where(chance < probability, jnp.stack([top, left, top + tall, left + wide]), 0)
-    return box, 255 * jnp.stack(colour)
+    return box, 255 * jnp.stack(color)

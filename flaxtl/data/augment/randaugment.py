@@ -1,7 +1,7 @@
-"""RandAugment's colour operations on whole grey levels, value for value as Pillow computes them.
+"""RandAugment (Cubuk et al. 2019): random operations, and the color operations exactly as Pillow computes them.
 
-All are integer sums, or float32 products that are exact (see `randaugment.Drawn`): each is one function of the image
-on every machine and in every library.
+The color operations are integer sums, or float32 products that are exact (see `RandAugmentParams`), so the result
+is the same on every machine and in every library.
 """
 
 from enum import IntEnum
@@ -16,51 +16,51 @@ _LEVELS = 256
 
 
 def apply_color_op(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """int32 [height, width, 3], 0..255: one `randaugment.Operation` of 0..8 done to such an image.
+    """Apply one color `Operation`, 0..8, to an image: int32 [height, width, 3], 0..255.
 
-    nothing         x
+    nothing         x, unchanged
     autocontrast    floor(255 (x - lo) / (hi - lo)), lo and hi the channel's own extremes; x where they are equal
     equalize        with n[v] the count of value v in the channel, n_last that of its largest value, n the sum of all
                     and step = floor((n - n_last) / 255): floor((floor(step / 2) + sum of n[v], v < x) / step), at most
                     255; x where step is 0
     solarize        x if x < strength, else 255 - x
     posterize       the `strength` highest bits of x
-    colour          blend of x with its grey level L
+    color           blend of x with its gray level L
     contrast        blend of x with the mean of L, rounded (half up)
     brightness      blend of x with 0
     sharpness       blend of x with the sum over the 3 x 3 around x, x itself counted five times, divided by 13 and
                     rounded; x along the edge
 
-    where L = floor((19595 R + 38470 G + 7471 B + 32768) / 65536), Pillow's ITU-R 601 grey, and blend with d is
-    truncation of d + strength (x - d) to a whole number, clipped to 0..255.
+    where L = floor((19595 R + 38470 G + 7471 B + 32768) / 65536), Pillow's ITU-R 601 gray, and blend with d is
+    d + strength (x - d) truncated to an integer, clipped to 0..255.
     """
-    # vmap turns a choice into all of its branches: they are tables of 256 values, and one blend of whole images
-    grey = _grey(image)
-    toned = _look_up(image, _tables(operation, strength, _counts(image), _mean(grey)))
-    degenerate = jnp.where(operation == Operation.COLOUR, grey, _smooth(image))
-    blends = (operation == Operation.COLOUR) | (operation == Operation.SHARPNESS)
-    return jnp.where(blends, _blend_images(degenerate, image, strength), toned)
+    # Under vmap every branch of a choice is computed, so branches are tables of 256 values, and one blend of images.
+    gray = _gray(image)
+    mapped = _look_up(image, _lookup_tables(operation, strength, _counts(image), _mean(gray)))
+    degenerate = jnp.where(operation == Operation.COLOR, gray, _smooth(image))
+    blends = (operation == Operation.COLOR) | (operation == Operation.SHARPNESS)
+    return jnp.where(blends, _blend_images(degenerate, image, strength), mapped)
 
 
-def _tables(operation: jax.Array, strength: jax.Array, counts: jax.Array, mean: jax.Array) -> jax.Array:
-    """int32 [channels, 256]: what becomes of each grey level in an operation that knows no neighbours."""
+def _lookup_tables(operation: jax.Array, strength: jax.Array, counts: jax.Array, mean: jax.Array) -> jax.Array:
+    """Return the result of a pointwise operation for each gray level: int32 [channels, 256]."""
     level = jnp.arange(_LEVELS)
-    lost = jnp.where(operation == Operation.POSTERIZE, 8 - strength.astype(jnp.int32), 0)
+    dropped_bits = jnp.where(operation == Operation.POSTERIZE, 8 - strength.astype(jnp.int32), 0)
 
     def of_channel(counts: jax.Array) -> jax.Array:
         tables = {
             Operation.AUTOCONTRAST: _autocontrast(level, counts),
             Operation.EQUALIZE: _equalize(level, counts),
             Operation.SOLARIZE: jnp.where(level < strength, level, _LEVELS - 1 - level),
-            Operation.POSTERIZE: (level >> lost) << lost,
+            Operation.POSTERIZE: (level >> dropped_bits) << dropped_bits,
             Operation.CONTRAST: _blend_images(mean, level, strength),
             Operation.BRIGHTNESS: _blend_images(jnp.int32(0), level, strength),
         }
         return jnp.select([operation == kind for kind in tables], list(tables.values()), level)
 
-    # a loop, as XLA does not look into it: without, it computes all six anew for every pixel that is looked up
-    drawn_up: jax.Array = jax.lax.map(of_channel, counts)
-    return drawn_up
+    # in a loop, because XLA would otherwise recompute all six tables for every pixel
+    tables: jax.Array = jax.lax.map(of_channel, counts)
+    return tables
 
 
 def _autocontrast(level: jax.Array, counts: jax.Array) -> jax.Array:
@@ -78,28 +78,28 @@ def _equalize(level: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.minimum(spread, _LEVELS - 1), level)
 
 
-def _places(image: jax.Array) -> jax.Array:
-    """int32: every channel has 256 places of its own."""
+def _histogram_index(image: jax.Array) -> jax.Array:
+    """Return an index, int32, with 256 values per channel."""
     return image + _LEVELS * jnp.arange(image.shape[-1])
 
 
 def _counts(image: jax.Array) -> jax.Array:
-    """int32 [channels, 256]: how often each channel has each grey level."""
+    """Return the histogram of each channel, int32 [channels, 256]."""
     none = jnp.zeros(image.shape[-1] * _LEVELS, jnp.int32)
-    return none.at[_places(image)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
+    return none.at[_histogram_index(image)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
 
 
 def _look_up(image: jax.Array, tables: jax.Array) -> jax.Array:
-    return tables.ravel().at[_places(image)].get(mode="promise_in_bounds")
+    return tables.ravel().at[_histogram_index(image)].get(mode="promise_in_bounds")
 
 
-def _grey(image: jax.Array) -> jax.Array:
+def _gray(image: jax.Array) -> jax.Array:
     red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def _mean(grey: jax.Array) -> jax.Array:
-    return (2 * grey.sum() + grey.size) // (2 * grey.size)
+def _mean(gray: jax.Array) -> jax.Array:
+    return (2 * gray.sum() + gray.size) // (2 * gray.size)
 
 
 def _smooth(image: jax.Array) -> jax.Array:
@@ -118,14 +118,14 @@ def _blend_images(degenerate: jax.Array, image: jax.Array, factor: jax.Array) ->
 
 
 class Operation(IntEnum):
-    """The paper's fourteen: nothing, eight of colour (see operations.py), five of geometry."""
+    """The fourteen operations of the paper: identity, eight color operations, five geometric operations."""
 
     NOTHING = 0
     AUTOCONTRAST = 1
     EQUALIZE = 2
     SOLARIZE = 3
     POSTERIZE = 4
-    COLOUR = 5
+    COLOR = 5
     CONTRAST = 6
     BRIGHTNESS = 7
     SHARPNESS = 8
@@ -136,39 +136,38 @@ class Operation(IntEnum):
     TRANSLATE_Y = 13
 
 
-# What magnitude 10 means: the ends of the ranges in AutoAugment's table 6 (Cubuk et al. 2018), whose images have 331
-# pixels a side.
+# Magnitude 10: the ends of the ranges in AutoAugment's table 6 (Cubuk et al. 2018), for images of 331 pixels per side.
 _ROTATE = 30.0  # degrees
-_SHEAR = 0.3  # pixels along one axis a pixel of the other
+_SHEAR = 0.3  # pixels along one axis per pixel of the other
 _TRANSLATE = 150 / 331  # of the side
 _ENHANCE = 0.9  # factors from 1 - 0.9 to 1 + 0.9
-_POSTERIZE = 4  # of the 8 bits are lost
-_SOLARIZE = 256  # grey levels that the threshold sinks by
+_POSTERIZE = 4  # of the 8 bits are dropped
+_SOLARIZE = 256  # gray levels by which the threshold decreases
 
 
 class RandAugmentParams(NamedTuple):
-    """What befalls one image, one operation after another."""
+    """The n operations of one image, in their order."""
 
     operations: jax.Array
-    """int32 [n]: those of colour, 0..8; the others are NOTHING here."""
+    """int32 [n]: color operations, 0..8; NOTHING for geometric ones."""
     strengths: jax.Array
-    """float32 [n]: Solarize's threshold 0..256, Posterize's bits 4..8, the factor 0.1..1.9 of COLOUR and above; else 1.
+    """float32 [n]: Solarize's threshold 0..256, Posterize's bits 4..8, the factor 0.1..1.9 of COLOR and above; else 1.
 
-    Factors are whole multiples of 1 / 256: products with grey levels are then exact in float32, and every applier
-    truncates to the same whole numbers. (One level off before Solarize could be the whole range off after it.)
+    Factors are multiples of 1 / 256: products with gray levels are then exact in float32, and every implementation
+    truncates to the same integers. (An error of one level before Solarize could be the full range after it.)
     """
     maps: list[jax.Array]
-    """n of float32 [2, 3] (see affine.py): those of geometry, about the centre; the others are the identity here."""
+    """n matrices, float32 [2, 3] (see affine.py): geometric operations around the center; the identity for others."""
 
 
 def sample_randaugment(key: jax.Array, n: int, magnitude: float, height: int, width: int) -> RandAugmentParams:
-    """Each of n operations is one of the fourteen, with equal chance, at this magnitude, either way where two are."""
+    """Sample n of the fourteen operations with equal probability, at this magnitude, with a random direction."""
     choice, sign = jax.random.split(key)
     operation = jax.random.randint(choice, (n,), 0, len(Operation))
     level = jnp.where(jax.random.bernoulli(sign, shape=(n,)), 1.0, -1.0) * (magnitude / 10)
-    colours = jnp.where(operation <= Operation.SHARPNESS, operation, Operation.NOTHING)
+    colors = jnp.where(operation <= Operation.SHARPNESS, operation, Operation.NOTHING)
     maps = [_map(operation[i], level[i], height, width) for i in range(n)]
-    return RandAugmentParams(colours, _strength(colours, level), maps)
+    return RandAugmentParams(colors, _strength(colors, level), maps)
 
 
 def _strength(operation: jax.Array, level: jax.Array) -> jax.Array:
@@ -177,7 +176,7 @@ def _strength(operation: jax.Array, level: jax.Array) -> jax.Array:
     bits = 8 - jnp.round(_POSTERIZE * amount)
     factor = 1 + jnp.round(256 * _ENHANCE * level) / 256
     return jnp.select(
-        [operation >= Operation.COLOUR, operation == Operation.POSTERIZE, operation == Operation.SOLARIZE],
+        [operation >= Operation.COLOR, operation == Operation.POSTERIZE, operation == Operation.SOLARIZE],
         [factor, bits, threshold],
         1.0,
     )

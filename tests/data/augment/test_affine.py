@@ -12,12 +12,12 @@ def whole(lines):
     return np.concatenate([np.asarray(lines, np.float64), [[0, 0, 1]]])
 
 
-def test_nothing_is_the_identity_exactly():
+def test_affine_matrix_of_nothing_is_identity():
     for size in [(5, 9), (200, 200), (1, 1)]:
         np.testing.assert_array_equal(affine_matrix(STILL, *size), np.eye(3)[:2])
 
 
-def test_matrix_turns_about_the_centre():
+def test_matrix_turns_about_the_center():
     turned = np.asarray(affine_matrix(STILL._replace(theta=90.0, flip_horizontal=True), 5, 9))
     # float32 cosine of a right angle is -4e-8, times half a width
     np.testing.assert_allclose(turned @ [2, 4, 1], [2, 4], atol=1e-6)
@@ -34,18 +34,18 @@ def test_matrix_turns_about_the_centre():
     ],
     ids=str,
 )
-def test_flips_are_exact(flips, expected):
+def test_affine_matrix_flips_are_exact(flips, expected):
     np.testing.assert_array_equal(affine_matrix(STILL._replace(**flips), 5, 9), expected)
 
 
-def test_about_centre_leaves_the_centre_where_it_is_and_then_shifts():
+def test_about_center_keeps_center_then_shifts():
     lines = about_center((0.5, 0.25, 3.0), (-1.0, 2.0, -4.0), 7, 4)
     # halves and quarters: exact
     np.testing.assert_array_equal(np.asarray(lines) @ [3, 1.5, 1], [3 + 3, 1.5 - 4])
     np.testing.assert_array_equal(np.asarray(lines)[:, :2], [[0.5, 0.25], [-1, 2]])
 
 
-def test_compose_is_the_product_of_matrices():
+def test_compose_is_matrix_product():
     outer, inner = jnp.asarray(np.random.default_rng(5).integers(-8, 9, (2, 2, 3)) / 4, jnp.float32)
     # quarters up to 2: every product and sum is exact in float32
     np.testing.assert_array_equal(whole(compose(outer, inner)), whole(outer) @ whole(inner))

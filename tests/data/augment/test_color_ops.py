@@ -12,7 +12,7 @@ run = jax.jit(apply_color_op)
 
 
 def noise(height, width):
-    """Uneven grey levels, so that histograms differ from channel to channel."""
+    """Uneven gray levels, so that histograms differ from channel to channel."""
     uniform = np.random.default_rng(height * width).uniform(size=(height, width, 3))
     return (30 + 200 * uniform ** [0.5, 1.0, 3.0]).astype(np.uint8)
 
@@ -28,24 +28,24 @@ def pillow(image, change):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_is_nothing(size):
+def test_color_op_nothing_is_identity(size):
     image = noise(*size)
     np.testing.assert_array_equal(ours(image, Operation.NOTHING), image)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_equalize_is_pillows(size):
+def test_color_op_equalize_matches_pillow(size):
     image = noise(*size)
     np.testing.assert_array_equal(ours(image, Operation.EQUALIZE), pillow(image, ImageOps.equalize))
 
 
-def test_equalize_of_many_pixels_and_of_one_colour():
+def test_equalize_of_many_pixels_and_of_one_color():
     for image in (noise(300, 211), np.full((30, 30, 3), 77, np.uint8), np.zeros((30, 30, 3), np.uint8)):
         np.testing.assert_array_equal(ours(image, Operation.EQUALIZE), pillow(image, ImageOps.equalize))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_autocontrast_is_pillows(size):
+def test_color_op_autocontrast_matches_pillow(size):
     """Pillow multiplies by a rounded 255 / (hi - lo) and may so be one lower where the quotient is whole."""
     image = noise(*size)
     difference = ours(image, Operation.AUTOCONTRAST) - pillow(image, ImageOps.autocontrast)
@@ -59,21 +59,21 @@ def test_autocontrast_is_pillows(size):
         assert (exact.max((0, 1)) == 255).all()
 
 
-def test_autocontrast_leaves_a_channel_of_one_value():
+def test_color_op_autocontrast_keeps_constant_channel():
     image = noise(20, 20)
     image[..., 1] = 99
     assert (ours(image, Operation.AUTOCONTRAST)[..., 1] == 99).all()
 
 
 @pytest.mark.parametrize("threshold", [0, 26, 128, 256])
-def test_solarize_is_pillows(threshold):
+def test_color_op_solarize_matches_pillow(threshold):
     image = noise(40, 33)
     expected = pillow(image, lambda pil_image: ImageOps.solarize(pil_image, threshold))
     np.testing.assert_array_equal(ours(image, Operation.SOLARIZE, threshold), expected)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 7, 8])
-def test_posterize_is_pillows(bits):
+def test_color_op_posterize_matches_pillow(bits):
     image = noise(40, 33)
     expected = pillow(image, lambda pil_image: ImageOps.posterize(pil_image, bits))
     np.testing.assert_array_equal(ours(image, Operation.POSTERIZE, bits), expected)
@@ -82,7 +82,7 @@ def test_posterize_is_pillows(bits):
 @pytest.mark.parametrize(
     ("operation", "enhancer"),
     [
-        (Operation.COLOUR, ImageEnhance.Color),
+        (Operation.COLOR, ImageEnhance.Color),
         (Operation.CONTRAST, ImageEnhance.Contrast),
         (Operation.BRIGHTNESS, ImageEnhance.Brightness),
         (Operation.SHARPNESS, ImageEnhance.Sharpness),
@@ -90,13 +90,13 @@ def test_posterize_is_pillows(bits):
 )
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("size", SIZES)
-def test_enhancements_are_pillows(size, operation, enhancer, factor):
+def test_color_op_enhancements_match_pillow(size, operation, enhancer, factor):
     image = noise(*size)
     expected = pillow(image, lambda pil_image: enhancer(pil_image).enhance(factor))
     np.testing.assert_array_equal(ours(image, operation, factor), expected)
 
 
-def test_a_batch_of_different_operations_is_each_alone():
+def test_color_ops_of_batch_match_single_images():
     images = np.stack([noise(16, 18)] * 9).astype(np.int32)
     strengths = np.array([1, 1, 1, 100, 5, 1.5, 0.5, 1.25, 0.25], np.float32)
     together = jax.jit(jax.vmap(apply_color_op))(images, np.arange(9, dtype=np.int32), strengths)

@@ -42,7 +42,7 @@ def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
     return scipy.stats.kstest(values, "uniform", (low, high - low)).statistic < 1.95 / np.sqrt(len(values))
 
 
-def test_a_key_is_a_function_of_seed_pass_and_index_alone():
+def test_example_keys_depend_on_seed_epoch_and_index_only():
     passes, indices = jnp.array([0, 0, 1, 1, 2]), jnp.array([5, 6, 5, 1_000_000, 2])
     batch = jax.random.key_data(example_keys(11, passes, indices))
     for i in range(5):
@@ -56,7 +56,7 @@ def test_a_key_is_a_function_of_seed_pass_and_index_alone():
     assert len(np.unique(apart, axis=0)) == 2 * 30 * 30
 
 
-def test_the_affine_draws_never_change():
+def test_sample_affine_draws_never_change():
     """Runs are resumed: what seed 3 did to image 5 in pass 0, and to image 6 in pass 1, is written down here."""
     kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
     affine = jax.vmap(lambda key: sample_affine(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
@@ -80,7 +80,7 @@ def affine() -> Affine:
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: sample_affine(key, kinds, 100, 50)))(some_keys(MANY)))
 
 
-def test_affine_draws_are_uniform_in_keras_ranges(affine):
+def test_sample_affine_is_uniform_in_keras_ranges(affine):
     assert is_uniform(affine.theta, -30, 30)
     assert is_uniform(affine.tx, -20, 20)
     assert is_uniform(affine.ty, -10, 10)
@@ -91,15 +91,15 @@ def test_affine_draws_are_uniform_in_keras_ranges(affine):
         assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
-def test_all_kinds_are_drawn_apart(affine, many):
+def test_sample_params_are_independent(affine, many):
     crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
     tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
     drawings = [
         *affine,
         many.channel_shift, many.brightness, many.contrast, many.saturation, many.hue,
         tall * wide, wide / tall, crops[:, 0, 2], crops[:, 1, 2],
-        many.box[:, 2] > many.box[:, 0], *many.colour.T,
-        many.operations[:, 0] == 0, many.operations[:, 1] == 0,
+        many.erase_box[:, 2] > many.erase_box[:, 0], *many.erase_color.T,
+        many.color_ops[:, 0] == 0, many.color_ops[:, 1] == 0,
     ]  # fmt: skip
     correlations = np.corrcoef(np.stack(drawings)) - np.eye(len(drawings))
     among_crops = np.s_[13:17, 13:17]  # where a crop can begin does depend on its size
@@ -108,7 +108,7 @@ def test_all_kinds_are_drawn_apart(affine, many):
     assert np.abs(correlations).max() < 4.5 / np.sqrt(MANY)  # of 270 pairs
 
 
-def test_switching_one_affine_kind_off_leaves_the_others():
+def test_sample_affine_disabling_one_keeps_others():
     key = some_keys(1)[0]
     whole, part = sample_affine(key, LECTURE, 64, 64), sample_affine(key, AugmentConfig(zoom=0.2), 64, 64)
     assert (part.theta, part.tx, part.ty, part.shear, part.flip_horizontal) == (0, 0, 0, 0, False)
@@ -116,7 +116,7 @@ def test_switching_one_affine_kind_off_leaves_the_others():
     assert part.zx != part.zy
 
 
-def test_colours_are_uniform_in_their_ranges(many):
+def test_sample_params_colors_are_uniform(many):
     assert is_uniform(many.brightness, 0.6, 1.4)
     assert is_uniform(many.channel_shift, -30, 30)
     assert is_uniform(many.contrast, 0.7, 1.3)
@@ -124,12 +124,12 @@ def test_colours_are_uniform_in_their_ranges(many):
     assert is_uniform(many.hue, -0.1, 0.1)
 
 
-def test_boxes_of_erasing(many):
-    top, left, bottom, right = many.box.T
+def test_sample_params_erase_boxes(many):
+    top, left, bottom, right = many.erase_box.T
     erased = bottom > top
     assert abs(erased.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
-    assert (many.box[~erased] == 0).all()
-    assert (many.box == np.round(many.box)).all()
+    assert (many.erase_box[~erased] == 0).all()
+    assert (many.erase_box == np.round(many.erase_box)).all()
     assert ((top >= 0) & (left >= 0) & (bottom <= 100) & (right <= 50)).all()
     tall, wide = (bottom - top)[erased], (right - left)[erased]
     uncut = (tall < 100) & (wide < 50)
@@ -145,10 +145,10 @@ def test_boxes_of_erasing(many):
     assert (
         scipy.stats.kstest((top[erased] / np.maximum(free, 1))[free > 50], "uniform").statistic < 0.03
     )  # whole pixels
-    assert is_uniform(many.colour.ravel(), 0, 255)
+    assert is_uniform(many.erase_color.ravel(), 0, 255)
 
 
-def test_crops_lie_within_the_image_and_have_the_areas_and_aspects_asked_for():
+def test_sample_params_crops_have_requested_areas_and_aspects():
     crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
     tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
     np.testing.assert_array_equal(crops[:, [0, 1], [1, 0]], 0)
@@ -168,14 +168,14 @@ def test_crops_lie_within_the_image_and_have_the_areas_and_aspects_asked_for():
     assert is_uniform(first[small, 1] / (49 * (1 - wide[small])), 0, 1)
 
 
-def test_kinds_do_not_move_each_others_draws_and_one_matrix_does_crop_then_randaugment_then_keras(many):
-    colours = {"channel_shift", "hue", "saturation"}
-    of_others = colours | {"crop", "randaugment", "magnitude"}
+def test_sample_params_one_matrix_composes_independent_draws(many):
+    colors = {"channel_shift", "hue", "saturation"}
+    of_others = colors | {"crop", "randaugment", "magnitude"}
     keras = {name: value for name, value in EVERYTHING.items() if name not in of_others}
     others = {name: value for name, value in EVERYTHING.items() if name in of_others}
     first, second = (drawn(some_keys(50), AugmentConfig(**kinds), 100, 50) for kinds in (keras, others))
-    for name in ("brightness", "contrast", "box", "colour", *colours, "operations", "strengths"):
-        on, off = (first, second) if name in {"brightness", "contrast", "box", "colour"} else (second, first)
+    for name in ("brightness", "contrast", "erase_box", "erase_color", *colors, "color_ops", "color_strengths"):
+        on, off = (first, second) if name in {"brightness", "contrast", "box", "color"} else (second, first)
         np.testing.assert_array_equal(getattr(on, name), getattr(many, name)[:50])
         assert not np.array_equal(getattr(off, name), getattr(many, name)[:50])
     expected = jax.vmap(compose)(second.matrix, first.matrix)
@@ -183,27 +183,27 @@ def test_kinds_do_not_move_each_others_draws_and_one_matrix_does_crop_then_randa
     np.testing.assert_allclose(many.matrix[:50], expected, rtol=0, atol=1e-4)
 
 
-def test_nothing_is_neutral():
+def test_sample_params_of_nothing_are_neutral():
     change = drawn(some_keys(2), AugmentConfig(), 7, 9)
     neutral = AugmentParams(np.zeros((2, 0)), np.zeros((2, 0)), [np.eye(3)[:2]] * 2, 0, 1, 1, 1, 0, 0, 0)
     for name, expected in neutral._asdict().items():
         np.testing.assert_array_equal(getattr(change, name), expected)
 
 
-def test_shapes_and_dtypes(many):
+def test_sample_params_shapes_and_dtypes(many):
     shapes = {name: (value.shape[1:], value.dtype) for name, value in many._asdict().items()}
     whole, real = np.dtype(np.int32), np.dtype(np.float32)
     assert shapes == {
-        "operations": ((2,), whole),
-        "strengths": ((2,), real),
+        "color_ops": ((2,), whole),
+        "color_strengths": ((2,), real),
         "matrix": ((2, 3), real),
         "channel_shift": ((), real),
         "brightness": ((), real),
         "contrast": ((), real),
         "saturation": ((), real),
         "hue": ((), real),
-        "box": ((4,), real),
-        "colour": ((3,), real),
+        "erase_box": ((4,), real),
+        "erase_color": ((3,), real),
     }
     nothing = drawn(some_keys(2), AugmentConfig(), 7, 9)
     assert [value.dtype for value in nothing] == [value.dtype for value in many]
@@ -214,13 +214,13 @@ def test_shapes_and_dtypes(many):
     {"channel_shift": -1}, {"hue": 0.6}, {"crop": 1.1}, {"randaugment": -1}, {"magnitude": 11}, {"erasing": 2},
     {"mixup": -0.2}, {"cutmix": float("inf")}, {"mixup": float("nan")},
 ], ids=str)  # fmt: skip
-def test_values_without_meaning_are_refused(bad):
+def test_augment_config_out_of_range_raises(bad):
     ((name, value),) = bad.items()
     with pytest.raises(UserError, match=rf"\b{name}\b.*[ =]{re.escape(str(value))}\b.*\b0\b"):
         AugmentConfig(**bad)
 
 
-def test_a_misspelt_fill_is_refused():
+def test_augment_config_unknown_fill_suggests_one():
     with pytest.raises(UserError, match=r"fill.*'reflct'.*'reflect'"):
         AugmentConfig(fill="reflct")
 
@@ -230,6 +230,6 @@ def test_a_misspelt_fill_is_refused():
     ({"vertical_flip": True}, True, False), ({"crop": 0.5}, True, False), ({"randaugment": 1}, True, False),
     ({"mixup": 0.2}, False, True), ({"cutmix": 1}, False, True),
 ], ids=str)  # fmt: skip
-def test_what_is_on(kinds, moves, mixes):
+def test_augment_config_is_geometric_and_uses_mixing(kinds, moves, mixes):
     augmentation = AugmentConfig(**kinds)
     assert (augmentation.is_geometric, augmentation.uses_mixing) == (moves, mixes)

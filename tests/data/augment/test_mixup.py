@@ -26,7 +26,7 @@ def shares_of(turns, **kinds):
 
 
 @pytest.mark.parametrize("kinds", [MIXUP, CUTMIX, BOTH], ids=str)
-def test_partners_are_the_next_of_the_batch(kinds):
+def test_mix_partners_are_the_next_images(kinds):
     result = mixed(**kinds)
     np.testing.assert_array_equal(result.labels, LABELS)
     np.testing.assert_array_equal(result.labels_b, [*LABELS[1:], LABELS[0]])
@@ -35,7 +35,7 @@ def test_partners_are_the_next_of_the_batch(kinds):
     assert result.labels_b.dtype == np.int32
 
 
-def test_mixup_is_the_weighted_mean():
+def test_mixup_is_weighted_mean():
     result = mixed(**MIXUP)
     shares = np.asarray(result.lam, np.float64)[:, None, None, None]
     # a difference, a product and a sum of at most 255 in float32
@@ -43,7 +43,7 @@ def test_mixup_is_the_weighted_mean():
     np.testing.assert_allclose(result.images, shares * IMAGES + (1 - shares) * NEXT, rtol=0, atol=atol)
 
 
-def test_cutmix_pastes_one_box_and_counts_its_pixels():
+def test_cutmix_pastes_one_box_and_counts_pixels():
     result = mixed(**CUTMIX)
     own, other = (result.images == IMAGES).all(-1), (result.images == NEXT).all(-1)
     assert (own ^ other).all()
@@ -56,23 +56,23 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels():
     assert other.any((1, 2)).sum() > 0.8 * N  # next to none is empty
 
 
-def test_mixups_shares_have_their_distribution():
+def test_mixup_lam_has_beta_distribution():
     shares = shares_of(50, **MIXUP)
     # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
     assert scipy.stats.kstest(shares, scipy.stats.beta(0.4, 0.4).cdf).statistic < 1.95 / np.sqrt(shares.size)
 
 
-def test_cutmix_boxes_lie_anywhere_and_are_cut_at_the_edges():
+def test_cutmix_boxes_are_anywhere_and_clipped():
     shares = shares_of(50, **CUTMIX)
     assert shares.min() >= 0
     assert shares.max() <= 1
-    # A box of side s (a fraction) about a uniform centre shows s - s**2 / 4 of it on the average, along each axis; s**2
+    # A box of side s (a fraction) about a uniform center shows s - s**2 / 4 of it on the average, along each axis; s**2
     # is uniform, so the mean of the product is 1/2 - 1/5 + 1/48. Whole pixels of 20 change little of that.
     expected = 1 - (1 / 2 - 1 / 5 + 1 / 48)
     assert abs(shares.mean() - expected) < 4 * shares.std() / np.sqrt(shares.size) + 0.005
 
 
-def test_with_both_a_coin_is_tossed_for_every_step():
+def test_mix_with_both_selects_one_per_step():
     heads = 0
     for turn in range(40):
         shares = mixed(turn, **BOTH).lam
@@ -82,20 +82,20 @@ def test_with_both_a_coin_is_tossed_for_every_step():
     assert 8 <= heads <= 32  # 4 standard deviations of 40 fair coins
 
 
-def test_shares_are_a_function_of_the_keys_alone():
+def test_mix_lam_depends_on_keys_only():
     whole, again = mixed(**MIXUP).lam, mixed(**MIXUP).lam
     np.testing.assert_array_equal(whole, again)
     np.testing.assert_array_equal(mixed(n=1, **MIXUP).lam, whole[:1])
     assert (mixed(1, **MIXUP).lam != whole).all()
 
 
-def test_one_image_alone_is_its_own_partner():
+def test_mix_of_one_image_is_its_own_partner():
     alone = mixed(n=1, **MIXUP)
     np.testing.assert_array_equal(alone.images, IMAGES[:1])  # other + share * 0: exact
     np.testing.assert_array_equal(alone.labels_b, alone.labels)
 
 
-def test_without_a_kind_images_stay():
+def test_mix_disabled_keeps_images():
     still = mixed()
     np.testing.assert_array_equal(still.images, IMAGES)
     np.testing.assert_array_equal(still.lam, np.ones(N))

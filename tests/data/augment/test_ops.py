@@ -101,7 +101,7 @@ def away_from_jumps(image, affine, fill):
 @pytest.mark.parametrize("affine", ALONE + TOGETHER, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.usefixtures("unexchanged")
-def test_warp_is_keras_apply_transform(size, affine, fill):
+def test_warp_matches_keras_apply_transform(size, affine, fill):
     image = noise(*size)
     safe = away_from_jumps(image, affine, fill)
     result, expected = ours(image, affine, fill), keras_transform(image, affine, fill)
@@ -110,7 +110,7 @@ def test_warp_is_keras_apply_transform(size, affine, fill):
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("size", [*SIZES, (2, 3), (1, 1)])
-def test_far_outside_warp_is_scipys_affine_transform(size, fill):
+def test_warp_far_outside_matches_scipy(size, fill):
     image, random = noise(*size), np.random.default_rng(2)
     for _ in range(5):
         # quarters: exact in float32 and in fixed point, so that seams are met exactly, too
@@ -124,7 +124,7 @@ def test_far_outside_warp_is_scipys_affine_transform(size, fill):
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("affine", [a for a in ALONE + TOGETHER if not any("flip" in name for name in a)], ids=str)
-def test_on_squares_keras_of_today_is_the_same_with_the_axes_exchanged(affine, fill):
+def test_warp_on_squares_matches_keras_with_swapped_axes(affine, fill):
     image = noise(33, 33)
     safe = away_from_jumps(image, affine, fill)
     result = ours(image.swapaxes(0, 1), affine, fill)
@@ -133,13 +133,13 @@ def test_on_squares_keras_of_today_is_the_same_with_the_axes_exchanged(affine, f
 
 
 @pytest.mark.usefixtures("unexchanged")
-def test_the_lectures_size_is_keras_too():
+def test_warp_of_lecture_size_matches_keras():
     image = noise(200, 200)
     # as above, with numbers up to 256: twice the float32 part
     np.testing.assert_allclose(ours(image, TOGETHER[0]), keras_transform(image, TOGETHER[0]), rtol=0, atol=2 * GREY)
 
 
-def test_height_shift_moves_rows():
+def test_warp_height_shift_moves_rows():
     """A positive shift reads further down, so the image moves up: Keras' sign, and the axis its name says."""
     image = noise(9, 7)
     np.testing.assert_array_equal(ours(image, {"tx": 2.0})[:-2], image[2:])
@@ -150,19 +150,19 @@ def test_height_shift_moves_rows():
 @pytest.mark.parametrize(("fill", "rows"), [
     ("nearest", [0, 0, 0, 0, 1, 2]), ("reflect", [2, 1, 0, 0, 1, 2]), ("wrap", [2, 3, 4, 0, 1, 2]),
 ])  # fmt: skip
-def test_whole_pixels_of_the_fills(fill, rows):
+def test_warp_fills_whole_pixels(fill, rows):
     """Wrap's period is one short, as scipy's: row 5 is row 0 again and is not seen."""
     image = noise(6, 4)
     np.testing.assert_array_equal(ours(image, {"tx": -3.0}, fill), image[rows])
 
 
-def test_constant_begins_at_once():
+def test_warp_constant_fill_starts_at_edge():
     moved = ours(noise(6, 4), {"tx": -0.25}, "constant")
     assert (moved[0] == CVAL).all()
     assert (moved[1:] != CVAL).any(axis=(1, 2)).all()
 
 
-def test_index_and_weight_never_disagree():
+def test_warp_index_and_weight_are_consistent():
     """The reason for fixed point: a coordinate has the same bits in every compilation, and in each use within one."""
     images = jnp.asarray(noise(64, 64, (8,)))
     matrices = jax.jit(lambda own: sample_params(own, LECTURE, 64, 64).matrix)(some_keys(8))
@@ -176,7 +176,7 @@ def test_index_and_weight_never_disagree():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("size", [(16, 16), (33, 20)])
-def test_no_augmentation_is_the_identity_bit_for_bit(size, dtype):
+def test_augment_of_nothing_is_identity(size, dtype):
     images = noise(*size, (3,)).astype(dtype)
     if dtype == np.float32:
         images += np.float32(0.37)
@@ -188,7 +188,7 @@ def test_no_augmentation_is_the_identity_bit_for_bit(size, dtype):
 
 @pytest.mark.parametrize("fill", ["nearest", "constant"])
 @pytest.mark.parametrize(("kind", "mirror"), [("horizontal_flip", np.s_[:, ::-1]), ("vertical_flip", np.s_[::-1])])
-def test_flips_are_exact_and_hit_about_half(kind, mirror, fill):
+def test_augment_flips_are_exact_and_hit_half(kind, mirror, fill):
     images = noise(16, 21, (64,))
     result = np.asarray(step(some_keys(64), images, AugmentConfig(fill=fill, **{kind: True})))
     flipped = np.array([(one == before[mirror]).all() for one, before in zip(result, images, strict=True)])
@@ -198,16 +198,16 @@ def test_flips_are_exact_and_hit_about_half(kind, mirror, fill):
 
 
 NEUTRAL = AugmentParams(
-    operations=np.zeros((1, 0), np.int32),
-    strengths=np.zeros((1, 0), np.float32),
+    color_ops=np.zeros((1, 0), np.int32),
+    color_strengths=np.zeros((1, 0), np.float32),
     matrix=np.eye(3, dtype=np.float32)[None, :2],
     channel_shift=np.zeros(1, np.float32),
     brightness=np.ones(1, np.float32),
     contrast=np.ones(1, np.float32),
     saturation=np.ones(1, np.float32),
     hue=np.zeros(1, np.float32),
-    box=np.zeros((1, 4), np.float32),
-    colour=np.zeros((1, 3), np.float32),
+    erase_box=np.zeros((1, 4), np.float32),
+    erase_color=np.zeros((1, 3), np.float32),
 )
 
 
@@ -218,7 +218,7 @@ def changed(image, augmentation, **fields):
 
 
 @pytest.mark.parametrize("shift", [-37.25, 0.0, 90.5])
-def test_channel_shift_is_keras_bit_for_bit(shift):
+def test_channel_shift_matches_keras_exactly(shift):
     image = 30 + noise(20, 30) // 2  # 30..157: its own ends are not 0 and 255
     expected = keras_transform(image, {}, channel_shift_intensity=shift)
     result = changed(image, AugmentConfig(channel_shift=100), channel_shift=shift)
@@ -228,7 +228,7 @@ def test_channel_shift_is_keras_bit_for_bit(shift):
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.77, 1.0, 1.21, 2.0])
-def test_brightness_is_keras_but_for_whole_numbers(factor):
+def test_brightness_matches_keras_without_rounding(factor):
     image = noise(20, 30)
     result = changed(image, AugmentConfig(brightness=1), brightness=factor)
     # Keras gives whole numbers, cut down; the products are the same float32
@@ -236,7 +236,7 @@ def test_brightness_is_keras_but_for_whole_numbers(factor):
 
 
 @pytest.mark.usefixtures("unexchanged")
-def test_the_whole_of_keras_at_once():
+def test_augment_all_of_keras_matches_keras():
     """Keras cuts x to whole numbers before brightness f and f x after it: it is at most f + 1 darker."""
     image, factor, shift = noise(32, 47), 1.21, 33.0
     affine = TOGETHER[1] | {"flip_vertical": True}
@@ -254,18 +254,18 @@ def test_the_whole_of_keras_at_once():
 @pytest.mark.parametrize(
     ("kind", "enhancer"), [("contrast", ImageEnhance.Contrast), ("saturation", ImageEnhance.Color)]
 )
-def test_contrast_and_saturation_are_pillows_but_for_whole_numbers(kind, enhancer, factor):
+def test_contrast_and_saturation_match_pillow_without_rounding(kind, enhancer, factor):
     image = noise(20, 30)
     expected = np.asarray(enhancer(Image.fromarray(image)).enhance(factor), np.float64)
     difference = changed(image, AugmentConfig(**{kind: 1}), **{kind: factor}) - expected
-    # Pillow rounds the grey level (and its mean once more) and cuts the result down
+    # Pillow rounds the gray level (and its mean once more) and cuts the result down
     off = abs(1 - factor) * {"saturation": 0.51, "contrast": 1.01}[kind] + 1e-4
     assert difference.min() > -off
     assert difference.max() < 1 + off
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.13, 0.0, 0.021, 0.35, 0.5])
-def test_hue_is_the_standard_librarys(turns):
+def test_shift_hue_matches_colorsys(turns):
     image = np.concatenate([noise(12, 20), np.full((1, 20, 3), 77), np.zeros((1, 20, 3))]).astype(np.float32)
     image[-3:, :, 1] = image[-3:, :, 0]  # ties
     hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in (image.reshape(-1, 3) / 255.0).tolist()]
@@ -275,40 +275,40 @@ def test_hue_is_the_standard_librarys(turns):
     np.testing.assert_allclose(result, 255 * np.reshape(expected, image.shape), rtol=0, atol=255 * 2.0**-19)
 
 
-def test_erasing_covers_the_box_and_nothing_else():
+def test_erasing_covers_box_only():
     image = noise(9, 12)
-    erased = changed(image, AugmentConfig(erasing=1), box=[2, 3, 5, 12], colour=[1.5, 200, 30])
+    erased = changed(image, AugmentConfig(erasing=1), erase_box=[2, 3, 5, 12], erase_color=[1.5, 200, 30])
     expected = image.astype(np.float32)
     expected[2:5, 3:12] = [1.5, 200, 30]
     np.testing.assert_array_equal(erased, expected)
-    erased = changed(image, AugmentConfig(erasing=1), box=[0, 0, 9, 7], colour=[0, 0, 0])
+    erased = changed(image, AugmentConfig(erasing=1), erase_box=[0, 0, 9, 7], erase_color=[0, 0, 0])
     assert not erased[:, :7].any()
     np.testing.assert_array_equal(erased[:, 7:], image[:, 7:])
-    np.testing.assert_array_equal(changed(image, AugmentConfig(erasing=1), box=[0, 0, 0, 0]), image)
+    np.testing.assert_array_equal(changed(image, AugmentConfig(erasing=1), erase_box=[0, 0, 0, 0]), image)
 
 
-def test_what_is_off_is_not_looked_at():
+def test_apply_params_ignores_disabled_operations():
     image = noise(9, 12)
     wild = {"matrix": np.ones((2, 3)), "channel_shift": 50, "brightness": 2, "contrast": 0, "saturation": 0, "hue": 0.4}
-    np.testing.assert_array_equal(changed(image, AugmentConfig(), box=[0, 0, 9, 9], **wild), image)
+    np.testing.assert_array_equal(changed(image, AugmentConfig(), erase_box=[0, 0, 9, 9], **wild), image)
 
 
-def test_the_kinds_are_done_in_the_order_that_the_module_says():
+def test_apply_params_order_is_documented_one():
     images, kinds = (
         noise(40, 30, (1,)),
         ("randaugment", "channel_shift", "brightness", "contrast", "saturation", "hue"),
     )
     change = NEUTRAL._replace(
-        operations=np.array([[2, 8]], np.int32),
-        strengths=np.array([[1, 1.5]], np.float32),
+        color_ops=np.array([[2, 8]], np.int32),
+        color_strengths=np.array([[1, 1.5]], np.float32),
         matrix=np.array(view(images[0], STILL._replace(**TOGETHER[0])))[None],
         channel_shift=np.array([-31.5], np.float32),
         brightness=np.array([1.3], np.float32),
         contrast=np.array([0.7], np.float32),
         saturation=np.array([1.9], np.float32),
         hue=np.array([0.2], np.float32),
-        box=np.array([[3, 4, 9, 11]], np.float32),
-        colour=np.array([[0, 100, 200.0]], np.float32),
+        erase_box=np.array([[3, 4, 9, 11]], np.float32),
+        erase_color=np.array([[0, 100, 200.0]], np.float32),
     )
     every = dict.fromkeys(kinds, 0.5) | {"randaugment": 2, "erasing": 1, "fill": "reflect"}
     expected = jnp.asarray(images)
@@ -319,11 +319,11 @@ def test_the_kinds_are_done_in_the_order_that_the_module_says():
         assert result.dtype == jnp.float32
         assert result.min() >= 0
         assert result.max() <= 255
-        # two compilations: a few float32 roundings of grey levels, and those of a turned hue
+        # two compilations: a few float32 roundings of gray levels, and those of a turned hue
         np.testing.assert_allclose(result, expected, rtol=0, atol=255 * 2.0**-17)
 
 
-def test_the_same_key_gives_the_same_image_in_any_batch():
+def test_augment_depends_on_key_not_batch():
     images = jnp.asarray(noise(24, 24, (8,)))
     whole = step(some_keys(8), images, LECTURE)
     order = jnp.array([6, 1, 3])
@@ -331,7 +331,7 @@ def test_the_same_key_gives_the_same_image_in_any_batch():
     assert (step(some_keys(8, turn=1), images, LECTURE) != whole).any(axis=(1, 2, 3)).all()
 
 
-def test_uint8_and_float32_give_the_same_floats_within_range():
+def test_augment_of_uint8_and_float32_is_equal():
     images = noise(40, 30, (8,))
     results = [step(some_keys(8), images.astype(dtype), LECTURE) for dtype in (np.uint8, np.float32)]
     assert results[0].dtype == jnp.float32
@@ -341,8 +341,8 @@ def test_uint8_and_float32_give_the_same_floats_within_range():
     assert results[0].max() <= 255 * (1 + 2.0**-22)  # weights that sum to 1, rounded
 
 
-def test_augment_is_changes_and_apply():
+def test_augment_is_sample_then_apply():
     images = jnp.asarray(noise(20, 26, (2,)))
     one = done(images, sample_params(some_keys(2), LECTURE, 20, 26), LECTURE)
-    # two compilations of the same formula: sine and cosine within an ulp, the grey values as in GREY
+    # two compilations of the same formula: sine and cosine within an ulp, the gray values as in GREY
     np.testing.assert_allclose(step(some_keys(2), images, LECTURE), one, rtol=0, atol=GREY)

@@ -29,7 +29,7 @@ def strongest():
     return two.operations[:, 1], two.strengths[:, 1], two.maps[1]
 
 
-def test_every_operation_has_the_same_chance(strongest):
+def test_sample_randaugment_operations_are_uniform(strongest):
     operations, _, maps = strongest
     counts = [(operations == kind).sum() for kind in range(1, 9)]
     turned = maps[:, 0, 0] < 1
@@ -42,7 +42,7 @@ def test_every_operation_has_the_same_chance(strongest):
     assert scipy.stats.chisquare(counts).pvalue > 0.001  # the seed is fixed
 
 
-def test_strengths_at_the_end_of_the_range(strongest):
+def test_sample_randaugment_strengths_at_magnitude_ten(strongest):
     operations, strengths, _ = strongest
     seen = {kind: {float(each) for each in np.unique(strengths[operations == kind])} for kind in range(9)}
     enhanced = {1 - 230 / 256, 1 + 230 / 256}  # 0.9 in 256ths
@@ -52,14 +52,14 @@ def test_strengths_at_the_end_of_the_range(strongest):
         Operation.EQUALIZE: {1.0},
         Operation.SOLARIZE: {0.0},
         Operation.POSTERIZE: {4.0},
-        Operation.COLOUR: enhanced,
+        Operation.COLOR: enhanced,
         Operation.CONTRAST: enhanced,
         Operation.BRIGHTNESS: enhanced,
         Operation.SHARPNESS: enhanced,
     }
 
 
-def test_maps_at_the_end_of_the_range(strongest):
+def test_sample_randaugment_maps_at_magnitude_ten(strongest):
     operations, _, maps = strongest
     assert (maps[operations != Operation.NOTHING] == np.eye(3)[:2]).all()
     still = affine.Affine(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, False, False)
@@ -75,7 +75,7 @@ def test_maps_at_the_end_of_the_range(strongest):
     assert set(distances.argmin(1)) == set(range(11))
 
 
-def test_no_magnitude_leaves_all_but_two_operations_without_effect():
+def test_sample_randaugment_magnitude_zero_is_nearly_identity():
     nothing = drawn(0.0)
     assert (np.stack(nothing.maps) == np.eye(3)[:2]).all()
     kinds = np.arange(9, dtype=np.int32)
@@ -86,16 +86,16 @@ def test_no_magnitude_leaves_all_but_two_operations_without_effect():
 
 
 @pytest.mark.parametrize("magnitude", [0.7, 3.0, 9.0])
-def test_factors_are_whole_256ths_and_grow_with_magnitude(magnitude):
+def test_sample_randaugment_factors_are_multiples_of_256th(magnitude):
     some = drawn(magnitude)
-    factors = some.strengths[some.operations >= Operation.COLOUR]
+    factors = some.strengths[some.operations >= Operation.COLOR]
     assert (256 * factors == np.round(256 * factors)).all()
     np.testing.assert_allclose(np.abs(factors - 1), 0.09 * magnitude, rtol=0, atol=1 / 512 + 1e-6)
 
 
-def test_operations_of_one_image_are_drawn_apart():
+def test_sample_randaugment_operations_are_independent():
     together = np.histogram2d(*drawn(5.0).operations.T, bins=np.arange(-0.5, 9))[0]
-    # 14 equal chances, six of them without a colour operation
+    # 14 equal chances, six of them without a color operation
     chances = np.array([6, *[1] * 8]) / 14
     assert scipy.stats.chisquare(together.ravel(), N * np.outer(chances, chances).ravel()).pvalue > 0.001
 
