@@ -37,7 +37,7 @@ def unknown_options(text):
     """'COMMAND --option' of every option that its command does not take."""
     wrong = []
     for piece in doc_pages.code(text):
-        for command, rest in re.findall(r"(?<!from )\bflaxtl +([a-z]+)\b([^\n;&]*)", piece):
+        for command, rest in re.findall(r"(?<!from )\bflaxtl +([a-z][a-z-]*)\b([^\n;&]*)", piece):
             if command not in commands.commands():
                 wrong.append(command)
                 continue
@@ -128,7 +128,7 @@ def test_a_page_can_be_followed(page, environment, images, tmp_path):
         (tmp_path / "images").symlink_to(images)
     for folder in ("configs", "tools"):
         (tmp_path / folder).symlink_to(doc_pages.ROOT / folder)
-    command = [sys.executable, doc_pages.ROOT / "tests" / "follow.py", doc_pages.WRITTEN[page]]
+    command = [sys.executable, doc_pages.ROOT / "tests" / "helpers" / "follow_page.py", doc_pages.WRITTEN[page]]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
