@@ -112,7 +112,11 @@ def environment(tmp_path_factory):
     """The checkout's own flaxtl for every command; compiled programs and drawn flowers are kept from page to page."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"PATH": path, "PYTHONPATH": f"{doc_pages.ROOT}{os.pathsep}{doc_pages.ROOT / 'tests'}", "FLAXTL_CACHE": cache}
+    return os.environ | {
+        "PATH": path,
+        "PYTHONPATH": f"{doc_pages.ROOT}{os.pathsep}{doc_pages.ROOT / 'tests'}",
+        "FLAXTL_CACHE": cache,
+    }
 
 
 @pytest.fixture(scope="module")
