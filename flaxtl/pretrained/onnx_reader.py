@@ -41,6 +41,8 @@ def read_onnx(path: Path) -> LoadedLayers:
             continue
         if tensor.data_location == tensor.EXTERNAL:
             raise UserError(f"{path} stores {tensor.name!r} in another file. Save the model as a single file.")
+        if not isinstance(tensor.name, str):  # protobuf returns invalid UTF-8 as bytes
+            raise damaged_file(path, f"the ONNX initializer name {tensor.name!r} is not valid UTF-8")
         layer, leaf = _split_name(tensor.name)
         if leaf in layers.setdefault(layer, {}):
             raise damaged_file(path, f"ONNX initializer {tensor.name!r} exists twice")

@@ -1,7 +1,6 @@
-"""tools/fuzz.py in short, and the smallest file of each fault that it has found."""
+"""A short run of tools/fuzz.py, and a minimal file for each fault that it found."""
 
 import ast
-import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz import Fuzzer
 
 from flaxtl.config import config_from_json, load_config
 from flaxtl.data.decode import Resize, decode
@@ -18,72 +18,60 @@ from flaxtl.evaluation import predictions as predictions_file
 from flaxtl.report import galleries
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "config", "manifest", "images")
 
 
-def fuzz(tmp_path, *arguments):
+def run_fuzz(tmp_path, *arguments):
     command = [sys.executable, str(ROOT / "tools/fuzz.py"), *arguments, f"--keep={tmp_path}"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-FEW = {("h5", "keras3"): 8, ("safetensors", "onnx", "images"): 40, ("checkpoint", "config", "manifest"): 12}
+FILES = {("h5", "keras3"): 8, ("safetensors", "onnx", "images"): 40, ("checkpoint", "config", "manifest"): 12}
 
 
-@pytest.mark.parametrize(("kinds", "files"), FEW.items(), ids=["hdf5", "bytes", "runs"])
-def test_a_few_files_of_every_kind(tmp_path, kinds, files):
-    done = fuzz(tmp_path, *kinds, f"--files={files}")
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["kind", *kinds]
+@pytest.mark.parametrize(("kinds", "files"), FILES.items(), ids=["hdf5", "bytes", "runs"])
+def test_fuzz_few_files_finds_no_failure(tmp_path, kinds, files):
+    process = run_fuzz(tmp_path, *kinds, f"--files={files}")
+    assert process.returncode == 0, process.stderr
+    assert [line.split()[0] for line in process.stdout.splitlines()] == ["kind", *kinds]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_files(tmp_path, kind):
-    done = fuzz(tmp_path, kind, "--files=300", "--seed=1")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("kind", [kind for kinds in FILES for kind in kinds])
+def test_fuzz_many_files_finds_no_failure(tmp_path, kind):
+    process = run_fuzz(tmp_path, kind, "--files=300", "--seed=1")
+    assert process.returncode == 0, process.stderr
 
 
 TRAP = """
 import os, pickle, time
 from pathlib import Path
-from fuzzing import worker
-from fuzzing.subject import Subject
+from fuzzing.worker import Sample
 
 VALID = bytes(range(100))
-ACTS = {
-    "fault": lambda: 1 / 0,
-    "write": lambda: Path(OUTSIDE).touch(),
-    "unpickle": lambda: pickle.loads(pickle.dumps(Path())),
-    "memory": lambda: len(bytearray(BYTES)),
-    "hang": lambda: time.sleep(60),
-    "crash": os.abort,
-}
 
-def made(kind):
-    def make(folder):
-        (folder / "a").write_bytes(VALID)
-        return [Subject(folder, ("a",), lambda case, file: (case / file).read_bytes() == VALID or ACTS[kind]())]
-    return make
+def write_sample(folder, action):
+    (folder / "a").write_bytes(VALID)
+    return [Sample(folder, ("a",), lambda case, file: (case / file).read_bytes() == VALID or action())]
 
-for kind in ACTS:
-    globals()[kind] = made(kind)
-    worker.KINDS[kind] = f"{__name__}:{kind}"
-worker.main()
+def fault(folder): return write_sample(folder, lambda: 1 / 0)
+def write(folder): return write_sample(folder, Path(OUTSIDE).touch)
+def unpickle(folder): return write_sample(folder, lambda: pickle.loads(pickle.dumps(Path())))
+def memory(folder): return write_sample(folder, lambda: len(bytearray(2**27)))
+def hang(folder): return write_sample(folder, lambda: time.sleep(60))
+def crash(folder): return write_sample(folder, os.abort)
 """
 
 
-def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
-    outside, keep = tmp_path / "outside", tmp_path / "kept"
-    (tmp_path / "trap.py").write_text(TRAP.replace("OUTSIDE", repr(str(outside))).replace("BYTES", "2**27"))
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    nursery = importlib.import_module("fuzzing.nursery")
-    monkeypatch.setattr(nursery, "SECONDS", 2)
-    monkeypatch.setattr(nursery, "BYTES", 2**26)
-    monkeypatch.chdir(tmp_path)  # where `-m trap` is found
-    with nursery.Nursery(keep, "trap") as one:
-        seen = {kind: one.ask(kind, 0, 0).outcome for kind in ("fault", "write", "unpickle", "memory", "hang", "crash")}
-    assert seen == {kind: {"write": "forbidden", "unpickle": "forbidden"}.get(kind, kind) for kind in seen}
-    assert {file.name for file in keep.iterdir()} == {f"{kind}-0-0{end}" for kind in seen for end in ("-a", ".txt")}
+def test_fuzzer_detects_and_saves_every_kind_of_failure(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text(TRAP.replace("OUTSIDE", repr(str(tmp_path / "outside"))))
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("fault", "write", "unpickle", "memory", "hang", "crash")
+    kinds = {name: f"trap:{name}" for name in names}
+    with Fuzzer(kinds, tmp_path / "kept", max_seconds=2, max_bytes=2**26) as fuzzer:
+        outcomes = {kind: fuzzer.run(kind, 0, 0).outcome for kind in kinds}
+    assert outcomes == {kind: {"write": "forbidden", "unpickle": "forbidden"}.get(kind, kind) for kind in names}
+    saved = {file.name for file in (tmp_path / "kept").iterdir()}
+    assert saved == {f"{kind}-0-0{end}" for kind in names for end in ("-a", ".txt")}
 
 
 @pytest.mark.parametrize(
@@ -99,30 +87,30 @@ def test_what_the_tool_is_there_to_see(tmp_path, monkeypatch):
         {"phases": ["a"], "a": {}, "param_groups": [[1.5, "head/.*"]]},
     ],
 )
-def test_a_config_of_a_stranger(values):
+def test_config_from_json_invalid_is_refused(values):
     with pytest.raises(UserError):
         config_from_json(values)
 
 
-def test_a_config_that_fails_without_a_word(tmp_path):
+def test_load_config_exception_without_message_is_named(tmp_path):
     (tmp_path / "a.py").write_text("raise MemoryError")
     with pytest.raises(UserError, match="cannot be read: MemoryError"):
         load_config(str(tmp_path / "a.py"))
 
 
-def test_a_list_with_a_row_that_ends_before_its_path(tmp_path):
+def test_scan_csv_short_row_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("label,path\nred\n")
     with pytest.raises(UserError, match="row 2: it has 1 columns instead of 2"):
         csv_file.scan_csv(tmp_path / "a.csv")
 
 
-def test_a_list_with_a_name_that_no_file_can_have(tmp_path):
+def test_scan_csv_impossible_file_name_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text(f"label,path\nred,{'x' * 300}\n")
     with pytest.raises(UserError, match="row 2: cannot reach"):
         csv_file.scan_csv(tmp_path / "a.csv")
 
 
-def test_a_image_with_a_name_that_no_file_can_have_is_missing_in_the_report(tmp_path):
+def test_correct_predictions_impossible_file_name_has_no_thumbnail(tmp_path):
     predictions = predictions_file.Predictions(
         (f"/{'x' * 300}",), ("test",), np.array([0]), np.array([[0.9, 0.1]], np.float32), ("a", "b")
     )
@@ -130,8 +118,8 @@ def test_a_image_with_a_name_that_no_file_can_have_is_missing_in_the_report(tmp_
     assert (tile.uri, tile.trouble) == ("", "image cannot be read")
 
 
-def test_a_image_that_is_no_file(tmp_path):
-    os.mkfifo(tmp_path / "a.jpg")  # whose reader would wait for a writer
+def test_decode_special_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")  # opening it would block
     for path in (tmp_path / "a.jpg", Path("/dev/zero")):
         with pytest.raises(UserError, match="no ordinary file"):
             decode(path, Resize(8, 8))
@@ -143,8 +131,8 @@ FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "s
 UNPICKLING = {"torch.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle", "pandas.read_pickle"}
 
 
-def pickles_in(text):
-    """What in a source file would load a pickle, or code in another dress."""
+def pickle_uses(text):
+    """Yield everything in a source file that can load a pickle or similar code."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN)
@@ -157,15 +145,15 @@ def pickles_in(text):
             yield ast.unparse(node)
 
 
-def test_no_pickle_is_loaded():
+def test_sources_load_no_pickle():
     sources = [file for folder in ("flaxtl", "tools", "configs") for file in (ROOT / folder).rglob("*.py")]
     assert len(sources) > 50
-    assert {str(file): found for file in sources if (found := list(pickles_in(file.read_text("utf-8"))))} == {}
+    assert {str(file): uses for file in sources if (uses := list(pickle_uses(file.read_text("utf-8"))))} == {}
 
 
 @pytest.mark.parametrize(
     "text",
     ["import pickle", "from joblib import load", "np.load(f, allow_pickle=True)", "torch.load(f)", "yaml.load(f)"],
 )
-def test_a_pickle_would_be_found(text):
-    assert list(pickles_in(text))
+def test_pickle_uses_finds_pickle(text):
+    assert list(pickle_uses(text))
