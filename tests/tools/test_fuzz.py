@@ -94,7 +94,7 @@ def test_config_from_json_invalid_is_refused(values):
 
 def test_load_config_exception_without_message_is_named(tmp_path):
     (tmp_path / "a.py").write_text("raise MemoryError")
-    with pytest.raises(UserError, match="cannot be read: MemoryError"):
+    with pytest.raises(UserError, match="MemoryError"):
         load_config(str(tmp_path / "a.py"))
 
 
@@ -106,7 +106,7 @@ def test_scan_csv_short_row_is_refused(tmp_path):
 
 def test_scan_csv_impossible_file_name_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text(f"label,path\nred,{'x' * 300}\n")
-    with pytest.raises(UserError, match="row 2: cannot reach"):
+    with pytest.raises(UserError, match=r"row 2: .*File name too long"):
         csv_file.scan_csv(tmp_path / "a.csv")
 
 
@@ -115,13 +115,13 @@ def test_correct_predictions_impossible_file_name_has_no_thumbnail(tmp_path):
         (f"/{'x' * 300}",), ("test",), np.array([0]), np.array([[0.9, 0.1]], np.float32), ("a", "b")
     )
     (tile,) = galleries.correct_predictions(predictions, 1)
-    assert (tile.uri, tile.trouble) == ("", "image cannot be read")
+    assert (tile.uri, tile.problem) == ("", "image cannot be read")
 
 
 def test_decode_special_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")  # opening it would block
     for path in (tmp_path / "a.jpg", Path("/dev/zero")):
-        with pytest.raises(UserError, match="no ordinary file"):
+        with pytest.raises(UserError, match="not a regular file"):
             decode(path, Resize(8, 8))
     with pytest.raises(UserError, match="null"):
         decode(Path("a\0.jpg"), Resize(8, 8))

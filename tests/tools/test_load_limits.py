@@ -52,7 +52,7 @@ def test_write_folders_hostile_label_is_refused(tmp_path, label):
             [("path", "label"), *((f"in/{n}.png", label if n % 2 else "fine") for n in range(4))]
         )
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="cannot be a folder's name; rename it there"):
+    with pytest.raises(UserError, match="not a valid folder name"):
         split(tmp_path / "list.csv", tmp_path / "deep" / "out")
     assert tree(tmp_path) == before
 
@@ -82,7 +82,7 @@ def test_split_writer_label_with_outer_space_is_refused(tmp_path, write):
     paint(tmp_path / "in" / "b", range(4, 8))
     index = image_folder.scan_folder(tmp_path / "in")
     arguments = {"k": 2} if write is write_folds else {"fractions": {"train": 0.5, "test": 0.5}, "link": False}
-    with pytest.raises(UserError, match=r"' a' .* begins or ends with a space; rename it there"):
+    with pytest.raises(UserError, match=r"' a' .* space"):
         write(index, tmp_path / "out", **arguments, seed=0, near_duplicates=-1, notify=print)
 
 

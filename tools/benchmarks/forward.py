@@ -1,16 +1,16 @@
-"""Images a second through a network: ours, Keras' on TensorFlow and on JAX, PyTorch's."""
+"""Images per second of a forward pass: flaxtl, Keras on TensorFlow and on JAX, PyTorch."""
 
 import argparse
 from typing import Any
 
 from benchmarks import compare
-from benchmarks.turns import Way
+from benchmarks.subject import Subject
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """The options of `benchmark.py forward`."""
+    """Add the options of `benchmark.py forward`."""
     compare.define(parser)
-    parser.add_argument("--top", action="store_true", help="with ImageNet's own top in place of the lecture's head")
+    parser.add_argument("--top", action="store_true", help="use the ImageNet classifier instead of the course's head")
     parser.set_defaults(run=run)
 
 
@@ -20,4 +20,4 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     settings = compare.settings_of(options) | {"top": options.top}
     flops = with_flaxtl.forward_flops(settings)
-    return compare.run("forward", options, [Way("flaxtl", "with_flaxtl")], settings, lambda way: flops)
+    return compare.run("forward", options, [Subject("flaxtl", "with_flaxtl")], settings, lambda subject: flops)

@@ -1,10 +1,10 @@
-"""Medians taken in turns, and what they were measured on."""
+"""Rates of functions that take turns, and the machine and versions they were measured on."""
 
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,34 +13,29 @@ import jax
 PACKAGES = ("flaxtl", "jax", "jaxlib", "flax", "numpy", "pillow", "keras", "tensorflow", "tensorflow-cpu", "torch")
 
 Work = Callable[[], int]
-"""Does something once and returns how many images went through."""
+"""Does something once and returns how many images it processed."""
 
 
-def rates(ways: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Images a second of every way and repetition; a first turn, which compiles and warms up, is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+def rates(works: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
+    """Return the images per second of each function and repetition; a first turn, for warm-up, is not counted."""
+    result: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
-        for name, work in ways.items():
-            started = time.perf_counter()
+        for name, work in works.items():
+            start_time = time.perf_counter()
             images = work()
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - start_time
             if turn:
-                found[name].append(images / seconds)
-    return found
+                result[name].append(images / seconds)
+    return result
 
 
-def median(values: list[float]) -> float:
-    """The median."""
-    return statistics.median(values)
-
-
-def spread(values: list[float]) -> float:
-    """From the lowest to the highest, relative to the median."""
-    return (max(values) - min(values)) / median(values)
+def spread(values: Sequence[float]) -> float:
+    """Return (largest - smallest) / median."""
+    return (max(values) - min(values)) / statistics.median(values)
 
 
 def machine() -> dict[str, object]:
-    """The hardware, in words."""
+    """Describe the hardware."""
     return {
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
@@ -50,7 +45,7 @@ def machine() -> dict[str, object]:
 
 
 def _processor() -> str:
-    """Its name; Linux tells it in a file."""
+    """Return its name, on Linux from /proc/cpuinfo."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -58,11 +53,11 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages."""
+    result = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return result

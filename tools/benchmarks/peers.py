@@ -1,19 +1,15 @@
-"""The same work as others do it: Keras' ImageDataGenerator and PyTorch's DataLoader."""
+"""Data pipelines of others: Keras' ImageDataGenerator and PyTorch's DataLoader."""
 
-import importlib.util
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
+from benchmarks.measure import Work
 from PIL import Image
 
-from benchmarks.measure import Work
-
-LECTURE = {
+COURSE_AUGMENTATION = {
     "rotation": 30.0,
     "height_shift": 0.2,
     "width_shift": 0.2,
@@ -21,30 +17,23 @@ LECTURE = {
     "zoom": 0.2,
     "horizontal_flip": True,
 }
-"""The lecture's augmentation, in flaxtl's words."""
+"""Augmentation of the course (configs/flowers_vgg16.py)."""
 
 
-def installed(package: str) -> bool:
-    """Whether a peer can be measured."""
-    return importlib.util.find_spec(package) is not None
+def link_images(folder: Path, images: Iterable[tuple[Path, str]]) -> Path:
+    """Write FOLDER/LABEL/NUMBER.EXT as links to (path, label) pairs, for flow_from_directory; return `folder`."""
+    for number, (path, label) in enumerate(images):
+        link = folder / label / f"{number}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return folder
 
 
-@contextmanager
-def folder_of(files: list[Path]) -> Iterator[Path]:
-    """A folder of two classes that holds links to `files`, as Keras wants to be given them."""
-    with TemporaryDirectory() as place:
-        for number, file in enumerate(files):
-            link = Path(place) / str(number % 2) / f"{number}{file.suffix}"
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(file.resolve())
-        yield Path(place)
-
-
-def keras(folder: Path, side: int, batch: int, *, augmented: bool) -> Work:
-    """One pass of ImageDataGenerator.flow_from_directory."""
+def keras_work(folder: Path, side: int, batch: int, *, augmented: bool) -> Work:
+    """Return one epoch of ImageDataGenerator.flow_from_directory."""
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-    lecture = {
+    augmentation = {
         "rotation_range": 30,
         "width_shift_range": 0.2,
         "height_shift_range": 0.2,
@@ -52,23 +41,17 @@ def keras(folder: Path, side: int, batch: int, *, augmented: bool) -> Work:
         "zoom_range": 0.2,
         "horizontal_flip": True,
     }
-    generator = ImageDataGenerator(**lecture if augmented else {})
-    flow = generator.flow_from_directory(
-        str(folder), target_size=(side, side), batch_size=batch, interpolation="nearest"
-    )
-
-    def work() -> int:
-        return sum(len(next(flow)[1]) for _ in range(len(flow)))
-
-    return work
+    generator = ImageDataGenerator(**augmentation if augmented else {})
+    flow = generator.flow_from_directory(str(folder), (side, side), batch_size=batch, interpolation="nearest")
+    return lambda: sum(len(next(flow)[1]) for _ in range(len(flow)))
 
 
-def torch(files: list[Path], side: int, batch: int, workers: int, *, augmented: bool) -> Work:
-    """One pass of a DataLoader with worker processes over Pillow's own decoding and affine transform."""
+def torch_work(files: list[Path], side: int, batch: int, workers: int, *, augmented: bool) -> Work:
+    """Return one epoch of a DataLoader with worker processes, Pillow's decoding and Pillow's affine transform."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        _Images(files, side, augmented),
+        _ImageFiles(files, side, augmented),
         batch_size=batch,
         shuffle=True,
         num_workers=workers,
@@ -76,11 +59,7 @@ def torch(files: list[Path], side: int, batch: int, workers: int, *, augmented: 
         collate_fn=_collate,
         multiprocessing_context="spawn",  # JAX has threads, which a fork would break
     )
-
-    def work() -> int:
-        return sum(len(images) for images in loader)
-
-    return work
+    return lambda: sum(len(images) for images in loader)
 
 
 def _collate(images: list[np.ndarray]) -> object:
@@ -89,8 +68,8 @@ def _collate(images: list[np.ndarray]) -> object:
     return from_numpy(np.stack(images))
 
 
-class _Images:
-    """A map-style data set of image files."""
+class _ImageFiles:
+    """A map-style dataset of image files."""
 
     def __init__(self, files: list[Path], side: int, augmented: bool) -> None:
         self._files, self._side, self._augmented = files, side, augmented
@@ -107,11 +86,11 @@ class _Images:
 
 
 def _affine(side: int) -> tuple[float, ...]:
-    """A random rotation, shift, zoom and flip of the lecture's ranges, as Pillow takes them (output to input)."""
+    """Draw a rotation, shift, zoom and flip in the course's ranges, as Pillow takes them (output to input)."""
     angle = math.radians(random.uniform(-30, 30))
     zooms = random.uniform(0.8, 1.2) * random.choice((-1, 1)), random.uniform(0.8, 1.2)
     a, b = zooms[0] * math.cos(angle), -zooms[1] * math.sin(angle)
     d, e = zooms[0] * math.sin(angle), zooms[1] * math.cos(angle)
-    centre = side / 2
+    center = side / 2
     shifts = random.uniform(-0.2, 0.2) * side, random.uniform(-0.2, 0.2) * side
-    return a, b, centre - (a + b) * centre + shifts[0], d, e, centre - (d + e) * centre + shifts[1]
+    return a, b, center - (a + b) * center + shifts[0], d, e, center - (d + e) * center + shifts[1]

@@ -1,4 +1,4 @@
-"""VGG16, VGG19 and ResNet50 in PyTorch: the arithmetic of Keras' networks, for their speed; images [n, 3, h, w]."""
+"""VGG16, VGG19 and ResNet50 in PyTorch with the layers of Keras, for speed comparisons; images are [n, 3, h, w]."""
 
 from collections.abc import Iterator
 
@@ -9,22 +9,19 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Sequential):
-    """Simonyan and Zisserman 2014: five blocks of 3x3 convolutions; `top_block` is the last of them."""
-
-    features = 512
+    """Simonyan and Zisserman 2014: five blocks of 3x3 convolutions, of which `depths` are the numbers of layers."""
 
     def __init__(self, depths: tuple[int, ...]) -> None:
-        """`depths`: convolutions of each block."""
         inputs = (3, *WIDTHS)
         super().__init__(*(_block(inputs[i], WIDTHS[i], depth) for i, depth in enumerate(depths)))
 
     @property
     def top_block(self) -> nn.Module:
-        """What phase `top` trains."""
+        """The block that phase `top` trains."""
         return self[-1]
 
     def imagenet_top(self, size: int) -> nn.Module:
-        """Three dense layers."""
+        """Return the three dense layers of the ImageNet classifier."""
         cells = (size // 32) ** 2
         hidden = [nn.Linear(512 * cells, 4096), nn.ReLU(True), nn.Linear(4096, 4096), nn.ReLU(True)]
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(4096, 1000))
@@ -38,22 +35,19 @@ def _block(inputs: int, width: int, depth: int) -> nn.Module:
 
 
 class ResNet50(nn.Sequential):
-    """He et al. 2015 as in Keras: the stride on the first 1x1 convolution, biases under the batch norms."""
-
-    features = 2048
+    """He et al. 2015 as in Keras: stride in the first 1x1 convolution, biases before the batch norms."""
 
     def __init__(self) -> None:
-        """A stem and four stages."""
         stem = (*_convolution(3, 64, 7, stride=2), nn.ReLU(True), nn.MaxPool2d(3, 2, 1))
         super().__init__(nn.Sequential(*stem), *_stages())
 
     @property
     def top_block(self) -> nn.Module:
-        """What phase `top` trains."""
+        """The block that phase `top` trains."""
         return self[-1]
 
     def imagenet_top(self, size: int) -> nn.Module:
-        """Mean and one dense layer."""
+        """Return global average pooling and one dense layer."""
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
 
 
@@ -67,10 +61,9 @@ def _stages() -> Iterator[nn.Module]:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside the input, or its projection where the shape changes."""
+    """1x1, 3x3 and 1x1 convolutions, with a shortcut that is projected if the shape changes."""
 
     def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
-        """From `inputs` to 4 * `width` channels."""
         super().__init__()
         self.path = nn.Sequential(
             *_convolution(inputs, width, 1, stride),
@@ -79,11 +72,11 @@ class Bottleneck(nn.Module):
             nn.ReLU(True),
             *_convolution(width, 4 * width, 1),
         )
-        same = inputs == 4 * width
-        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(inputs, 4 * width, 1, stride))
+        projected = inputs != 4 * width
+        self.shortcut = nn.Sequential(*_convolution(inputs, 4 * width, 1, stride)) if projected else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, inputs, h, w] -> [n, 4 * width, h / stride, w / stride]."""
+        """Map [n, inputs, h, w] to [n, 4 * width, h / stride, w / stride]."""
         return torch.relu(self.path(x) + self.shortcut(x))
 
 

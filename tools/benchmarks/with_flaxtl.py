@@ -1,4 +1,4 @@
-"""flaxtl's forward pass and training step on one device, as `flaxtl train` makes them."""
+"""flaxtl's forward pass and training step on one device, built from the same functions as `flaxtl train`."""
 
 import math
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from benchmarks import peak
+from benchmarks.peers import COURSE_AUGMENTATION
+from benchmarks.subject import Trial
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from benchmarks import peak, peers
-from benchmarks.worker import Trial
 from flaxtl.config import complete_config
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.loaders import DeviceDataset, DeviceLoader
@@ -27,158 +27,148 @@ from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase, build_phases
 
 BATCHES = 4
-"""Batches of images that the training steps pick from."""
+"""Size of the training set, in batches."""
 
-RATES = {"head": {"head": 1e-3, "top": 0.0, "base": 0.0}, "top": {"head": 1e-6, "top": 1e-6, "base": 0.0}}
-"""phase -> the lecture's rate of every group."""
+LRS = {"head": {"head": 1e-3, "top": 0.0, "base": 0.0}, "top": {"head": 1e-6, "top": 1e-6, "base": 0.0}}
+"""Phase -> learning rate of each group."""
 
 
 def forward(settings: dict[str, Any]) -> Trial:
-    """The network from uint8 images to logits."""
-    model = _network(settings)
-    size = settings["size"]
-    parameters = classifier.unflatten_params(
-        _parameters(classifier.flatten_params(classifier.param_shapes(model, size, size)))
-    )
-    images = jnp.asarray(_images(settings["batch"], size))
-    run = jax.jit(lambda parameters, images: classifier.forward_logits(model, parameters, images))
-    return _trial(lambda: run(parameters, images), settings)
+    """Time the network from uint8 images to logits."""
+    model, size = _model(settings), settings["size"]
+    shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
+    params = classifier.unflatten_params(_random_params(shapes))
+    images = jnp.asarray(_random_images((settings["batch"], size, size, 3)))
+    predict = jax.jit(partial(classifier.forward_logits, model))
+    return _trial(lambda: predict(params, images), settings)
 
 
 def forward_flops(settings: dict[str, Any]) -> float:
-    """Floating-point operations an image, by XLA's own count; products with a border's zeros do not count."""
-    model, size = _network(settings), settings["size"]
-    shapes = classifier.param_shapes(model, size, size)
-    parameters = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
-    )
+    """Return the floating-point operations per image, as XLA counts them: products with padding do not count."""
+    model, size = _model(settings), settings["size"]
+    shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
+    params = classifier.unflatten_params(_abstract_params(shapes))
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     with jax.default_device(jax.devices("cpu")[0]):
-        return _flops(jax.jit(lambda p, x: classifier.forward_logits(model, p, x)).lower(parameters, images))
+        return _flops(jax.jit(partial(classifier.forward_logits, model)).lower(params, images))
 
 
 def train(settings: dict[str, Any]) -> Trial:
-    """A phase's step; with `cached`, on the outputs of its frozen layers."""
-    leg = _leg(settings, jax.devices()[0])
-    drawn = np.random.default_rng(0).integers(0, 256, leg.data.inputs.shape, np.uint8).astype(leg.data.inputs.dtype)
-    labels = np.arange(len(leg.data), dtype=np.int32) % settings["classes"]
-    state, frozen = _begin(leg, _parameters(leg.network.shapes))
-    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(drawn, labels)), leg.mesh)
-    examples = DeviceLoader(data).train_batches(leg.order, 0, 2**31, leg.augmentation)
+    """Time the step of a phase; with `cached`, on the outputs of its frozen layers."""
+    setting = _Training.build(settings, jax.devices()[0])
+    inputs = _random_images(setting.data.inputs.shape).astype(setting.data.inputs.dtype)
+    labels = np.arange(len(setting.data), dtype=np.int32) % settings["classes"]
+    state, frozen = setting.create_state(_random_params(setting.model_info.shapes))
+    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(inputs, labels)), setting.step_config.mesh)
+    batches = DeviceLoader(data).train_batches(setting.sampler, 0, 2**31, setting.step_config.augmentation)
 
     def step() -> jax.Array:
         nonlocal state
-        state = leg.step(state, frozen, next(examples))
+        state = setting.step(state, frozen, next(batches))
         return state.step
 
     return _trial(step, settings)
 
 
 def train_flops(settings: dict[str, Any]) -> float:
-    """Floating-point operations an image of a step, as `forward_flops`."""
-    leg = _leg(settings, jax.devices("cpu")[0])
-    shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leg.network.shapes.items()}
-    state, frozen = jax.eval_shape(partial(_begin, leg), shapes)
-    examples = next(DeviceLoader(leg.data).train_batches(leg.order, 0, 1, leg.augmentation))
-    return _flops(leg.step.lower(state, frozen, examples)) / settings["batch"]
+    """Return the floating-point operations per image of a training step, counted like `forward_flops`."""
+    setting = _Training.build(settings, jax.devices("cpu")[0])
+    state, frozen = jax.eval_shape(setting.create_state, _abstract_params(setting.model_info.shapes))
+    loader = DeviceLoader(setting.data)
+    batch = next(loader.train_batches(setting.sampler, 0, 1, setting.step_config.augmentation))
+    return _flops(setting.step.lower(state, frozen, batch)) / settings["batch"]
 
 
 def _flops(lowered: Any) -> float:
-    """Of the program as it was written: after compilation XLA no longer knows what its libraries compute."""
+    """Count before compilation: afterwards XLA does not know what its libraries compute."""
     return float(lowered.cost_analysis()["flops"])
 
 
-def _network(settings: dict[str, Any]) -> Classifier:
+class _Training(NamedTuple):
+    """The step of a phase and what it needs; `data` holds only shapes and dtypes."""
+
+    model_info: setup.ModelInfo
+    phase: Phase
+    step_config: train_step.StepConfig
+    sampler: EpochSampler
+    data: DeviceDataset
+    step: Any
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], device: jax.Device) -> "_Training":
+        """Build the step of the only phase of a config."""
+        config = _config(settings)
+        model_info = setup.build_model(config, settings["classes"])
+        n = BATCHES * settings["batch"]
+        (phase,) = build_phases(config, model_info.model, model_info.layers, model_info.groups, n)
+        optimizer = phase_optimizer(
+            config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
+        )
+        cut_layer = phase.cut_layer if settings["cached"] else None
+        shape, dtype = (settings["size"], settings["size"], 3), jnp.uint8
+        if cut_layer is not None:
+            (shape,) = (layer.shape for layer in model_info.layers if layer.name == cut_layer)
+            dtype = model_info.model.dtype
+        data = DeviceDataset(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
+        step_config = train_step.StepConfig(
+            model_info.model,
+            optimizer,
+            Mesh(np.array([device]), ("data",)),
+            config.seed,
+            start_layer=cut_layer,
+            augmentation=AugmentConfig(**COURSE_AUGMENTATION) if settings["augment"] and cut_layer is None else None,
+        )
+        step = train_step.make_train_step(step_config, DeviceLoader(data).sharding(step_config.mesh))
+        return cls(model_info, phase, step_config, EpochSampler(config.seed, config.batch_size, n), data, step)
+
+    def create_state(self, params: FlatParams) -> tuple[train_step.TrainState, FlatParams]:
+        """Return the state before the first step, and the frozen parameters."""
+        trainable, batch_stats, frozen = self.phase.param_groups.partition(params)
+        num_classes = self.model_info.model.head.num_classes
+        opt_state = self.step_config.optimizer.init(trainable)
+        return train_step.TrainState.create(0, trainable, batch_stats, opt_state, num_classes), frozen
+
+
+def _model(settings: dict[str, Any]) -> Classifier:
     head = None if settings["top"] else Head(settings["classes"])
     return Classifier(registry.get_spec(settings["model"]), head, dtype=setup.DTYPES[settings["dtype"]])
 
 
-class _Leg(NamedTuple):
-    """A phase's step and what it belongs to; of its `data` shapes and dtypes."""
-
-    network: setup.ModelInfo
-    phase: Phase
-    optimizer: optax.GradientTransformation
-    mesh: Mesh
-    order: EpochSampler
-    data: DeviceDataset
-    augmentation: AugmentConfig | None
-    step: Any
-
-
-def _leg(settings: dict[str, Any], device: jax.Device) -> _Leg:
-    config = _config(settings)
-    network = setup.build_model(config, settings["classes"])
-    n = BATCHES * settings["batch"]
-    (phase,) = build_phases(config, network.model, network.layers, network.groups, n)
-    transformation = phase_optimizer(
-        config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
-    )
-    mesh = Mesh(np.array([device]), ("data",))
-    cut = phase.cut_layer if settings["cached"] else None
-    augmentation = AugmentConfig(**peers.LECTURE) if settings["augment"] and cut is None else None
-    data = _data(network, cut, n, settings["size"])
-    sharding = DeviceLoader(data).sharding(mesh)
-    task = train_step.StepConfig(
-        network.model, transformation, mesh, config.seed, start_layer=cut, augmentation=augmentation
-    )
-    step = train_step.make_train_step(task, sharding)
-    return _Leg(
-        network, phase, transformation, mesh, EpochSampler(config.seed, config.batch_size, n), data, augmentation, step
-    )
-
-
-def _begin(leg: _Leg, parameters: FlatParams) -> tuple[train_step.TrainState, FlatParams]:
-    """The state before the first step, and the frozen parameters."""
-    learning, statistics, frozen = leg.phase.param_groups.partition(parameters)
-    classes = leg.network.model.head.num_classes
-    return train_step.TrainState.create(0, learning, statistics, leg.optimizer.init(learning), classes), frozen
-
-
-def _data(network: setup.ModelInfo, cut: str | None, n: int, size: int) -> DeviceDataset:
-    """Shapes and dtypes of what the steps pick from: images, or with `cut` the outputs of that layer."""
-    shape, dtype = (size, size, 3), jnp.uint8
-    if cut is not None:
-        (shape,) = (layer.shape for layer in network.layers if layer.name == cut)
-        dtype = network.model.dtype
-    return DeviceDataset(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
-
-
 def _config(settings: dict[str, Any]) -> ConfigDict:
-    given = {
-        "batch": settings["batch"],
+    values = {
+        "batch_size": settings["batch"],
         "dtype": settings["dtype"],
         "data": {"height": settings["size"], "width": settings["size"]},
         "model": {"name": settings["model"]},
         "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99},
         "phases": ("measured",),
-        "measured": {"lr": RATES[settings["phase"]]},
+        "measured": {"lr": LRS[settings["phase"]]},
     }
-    return complete_config(ConfigDict(given))
+    return complete_config(ConfigDict(values))
 
 
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
-    """Kernels drawn as He et al. 2015 do, the rest as fresh layers have it: speed needs no more than usual numbers."""
-    random = np.random.default_rng(0)
+def _random_params(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
+    """Draw He-initialized kernels, unit scales and variances, zero biases and means."""
+    rng = np.random.default_rng(0)
 
-    def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
             return np.full(shape, path.endswith(("/scale", "/var")), np.float32)
         limit = (6 / math.prod(shape[:-1])) ** 0.5
-        return limit * (2 * random.random(shape, np.float32) - 1)
+        return limit * (2 * rng.random(shape, np.float32) - 1)
 
-    return {path: jnp.asarray(value(path, shape)) for path, shape in shapes.items()}
+    return {path: jnp.asarray(draw(path, shape)) for path, shape in shapes.items()}
 
 
-def _images(n: int, size: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+def _abstract_params(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+
+
+def _random_images(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _trial(step: Any, settings: dict[str, Any]) -> Trial:
     device = jax.devices()[0]
-    return Trial(
-        step,
-        jax.block_until_ready,
-        queue=device.platform != "cpu",
-        facts={"device": device.device_kind, "peak": peak.of(device, settings["dtype"])._asdict()},
-    )
+    facts = {"device": device.device_kind, "peak": peak.peak_flops(device, settings["dtype"])._asdict()}
+    return Trial(step, jax.block_until_ready, asynchronous=device.platform != "cpu", facts=facts)

@@ -1,21 +1,20 @@
-"""The same forward pass and training step in PyTorch: channels_last, and bfloat16 by autocast."""
+"""The same forward pass and training step in PyTorch, in channels_last format; bfloat16 by autocast."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
-
+from benchmarks.subject import Trial, Unsupported
 from benchmarks.torch_networks import NETWORKS
-from benchmarks.worker import NoSuchPeer, Trial
+from torch import nn
 
 
 def forward(settings: dict[str, Any]) -> Trial:
-    """The network from float32 images to logits."""
+    """Time the network from float32 images to logits."""
     base = _base(settings)
     top = base.imagenet_top(settings["size"]) if settings["top"] else _head(base, settings)
-    model = _placed(nn.Sequential(base, top), settings).eval()
+    model = _place(nn.Sequential(base, top), settings).eval()
     images = _images(settings)
 
     def step() -> torch.Tensor:
@@ -26,22 +25,22 @@ def forward(settings: dict[str, Any]) -> Trial:
 
 
 def train(settings: dict[str, Any]) -> Trial:
-    """The step of a phase: the base is frozen, but for its top block in phase `top`."""
+    """Time the step of a phase: the base is frozen, except its top block in phase `top`."""
     base = _base(settings).requires_grad_(False)
-    base.eval()  # batch norms that do not learn go by their stored statistics
+    base.eval()  # frozen batch norms use their running statistics
     if settings["phase"] == "top":
         base.top_block.requires_grad_(True).train()
-    whole = nn.Sequential(base, _head(base, settings))
-    model = _placed(whole, settings)
-    learning = [parameter for parameter in whole.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.NAdam(learning, lr=1e-3, betas=(0.9, 0.99))
+    model = nn.Sequential(base, _head(base, settings))
+    compiled = _place(model, settings)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.NAdam(trainable, lr=1e-3, betas=(0.9, 0.99))
     images = _images(settings)
     labels = torch.arange(settings["batch"], device=_device()) % settings["classes"]
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         with _precision(settings):
-            loss = nn.functional.cross_entropy(model(images).float(), labels)
+            loss = nn.functional.cross_entropy(compiled(images).float(), labels)
         loss.backward()
         optimizer.step()
         return loss
@@ -51,23 +50,23 @@ def train(settings: dict[str, Any]) -> Trial:
 
 def _base(settings: dict[str, Any]) -> Any:
     if settings["model"] not in NETWORKS:
-        raise NoSuchPeer(f"no torch peer: only {', '.join(NETWORKS)}")
+        raise Unsupported(f"not available: PyTorch has only {', '.join(NETWORKS)}")
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # TensorFloat-32, as JAX does by default
-    torch.backends.cudnn.benchmark = True  # the fastest convolution is looked for
+    torch.set_float32_matmul_precision("high")  # TensorFloat-32, JAX's default on GPUs
+    torch.backends.cudnn.benchmark = True  # search for the fastest convolution
     return NETWORKS[settings["model"]]()
 
 
 def _head(base: Any, settings: dict[str, Any]) -> nn.Module:
-    """The lecture's."""
+    """Return the course's head."""
     hidden = (nn.LazyLinear(128), nn.ReLU(True), nn.Dropout(0.4), nn.Linear(128, settings["classes"]))
     head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *hidden)
     with torch.no_grad():
-        head(base.cpu()(torch.zeros(1, 3, settings["size"], settings["size"])))  # which tells the first one its inputs
+        head(base.cpu()(torch.zeros(1, 3, settings["size"], settings["size"])))  # initializes LazyLinear
     return head
 
 
-def _placed(model: nn.Module, settings: dict[str, Any]) -> Any:
+def _place(model: nn.Module, settings: dict[str, Any]) -> Any:
     model = model.to(_device(), memory_format=torch.channels_last)
     return torch.compile(model, mode="max-autotune" if _device() == "cuda" else None) if settings["compile"] else model
 
@@ -88,4 +87,4 @@ def _device() -> str:
 def _trial(step: Callable[[], Any]) -> Trial:
     on_gpu = _device() == "cuda"
     wait = (lambda result: torch.cuda.synchronize()) if on_gpu else (lambda result: None)
-    return Trial(step, wait, queue=on_gpu, facts={"device": torch.cuda.get_device_name() if on_gpu else "cpu"})
+    return Trial(step, wait, asynchronous=on_gpu, facts={"device": torch.cuda.get_device_name() if on_gpu else "cpu"})
