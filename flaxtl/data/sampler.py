@@ -18,8 +18,8 @@ class BatchIndices(NamedTuple):
 
     Attributes:
       indices: int32 [batch], positions in the split.
-      epochs: int32 [batch], how often the example was drawn before. No two draws of a run share (index, epoch), so
-        the pair seeds the augmentation and the dropout of a draw.
+      epochs: int32 [batch], how often the example was drawn before. No two draws of a run share (index, epoch): the
+        pair seeds the augmentation. Dropout is seeded by the step and the position in the batch.
     """
 
     indices: Indices

@@ -24,10 +24,19 @@ OptimizerFactory = Callable[..., optax.GradientTransformation]
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
 """Optimizers of optax that a config may name, besides Keras' `nadam`."""
 
-SCHEDULES = ("constant", "cosine", "linear", "step", "plateau")
-
 STEP_DECAY = {0.5: 0.1, 0.75: 0.1}
 """Schedule `step`: fraction of the steps -> factor on the rate from there on (He et al. 2016, CIFAR-10)."""
+
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+    "constant": lambda lr, steps: optax.constant_schedule(lr),
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
+    "step": lambda lr, steps: optax.piecewise_constant_schedule(
+        lr, {int(at * steps): by for at, by in STEP_DECAY.items()}
+    ),
+    "plateau": lambda lr, steps: optax.constant_schedule(lr),  # the reductions are in `TrainState.lr_scale`
+}
+"""Name in the config -> schedule of a learning rate over the steps after the warm-up."""
 
 _FROZEN = "<frozen>"  # label of parameters that get no update; not a valid group name
 
@@ -40,7 +49,7 @@ def phase_optimizer(
     Args:
       settings: the config's `optimizer`.
       param_groups: groups, their learning rates and the layers' decay.
-      schedule: one of SCHEDULES.
+      schedule: a key of SCHEDULES.
       steps: steps of the phase.
       warmup_steps: steps of linear warm-up.
     """
@@ -54,24 +63,14 @@ def lr_schedules(param_groups: ParamGroups, schedule: str, steps: int, warmup_st
 
 
 def make_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> Schedule:
-    """Return a schedule: linear warm-up from 0 to `lr`, then as named; 'cosine' and 'linear' reach 0 after `steps`.
-
-    'plateau' is constant: the reductions are in `TrainState.lr_scale`.
-    """
-    rest = max(steps - warmup_steps, 1)
-    builders: dict[str, Callable[[], Schedule]] = {
-        "constant": lambda: optax.constant_schedule(lr),
-        "cosine": lambda: optax.cosine_decay_schedule(lr, rest),
-        "linear": lambda: optax.linear_schedule(lr, 0.0, rest),
-        "step": lambda: optax.piecewise_constant_schedule(lr, {int(at * rest): by for at, by in STEP_DECAY.items()}),
-        "plateau": lambda: optax.constant_schedule(lr),
-    }
-    if name not in builders:
+    """Return a schedule: linear warm-up from 0 to `lr`, then as named; 'cosine' and 'linear' reach 0 after `steps`."""
+    if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
+    schedule = SCHEDULES[name](lr, max(steps - warmup_steps, 1))
     if not warmup_steps:
-        return builders[name]()
+        return schedule
     warmup = optax.linear_schedule(0.0, lr, warmup_steps)
-    joined: Schedule = optax.join_schedules([warmup, builders[name]()], [warmup_steps])
+    joined: Schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
     return joined
 
 

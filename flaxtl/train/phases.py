@@ -155,7 +155,7 @@ def build_phases(
             steps_per_epoch=steps_per_epoch or math.ceil(num_train / config.batch_size),
             augment=bool(settings.augment),
             param_groups=param_groups,
-            schedule=_one_of(SCHEDULES, name, "schedule", settings),
+            schedule=_one_of(tuple(SCHEDULES), name, "schedule", settings),
             plateau_factor=_fraction(name, "plateau_factor", settings),
             plateau_patience=_at_least(1, name, "plateau_patience", settings),
             warmup_steps=_at_least(0, name, "warmup_steps", settings),

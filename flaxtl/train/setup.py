@@ -17,6 +17,7 @@ from flaxtl.console import message, progress_bar
 from flaxtl.data import duplicates
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize
+from flaxtl.data.loaders import PIPELINES
 from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
@@ -33,7 +34,7 @@ from flaxtl.train.phases import Phase, build_phases
 CHOICES = {
     "sampling": ("shuffled", "balanced"),
     "on_error": ("fail", "skip"),
-    "pipeline": ("auto", "resident", "stream"),
+    "pipeline": ("auto", *PIPELINES),
 }
 """Settings below `data` with a fixed set of values."""
 

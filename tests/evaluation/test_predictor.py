@@ -22,7 +22,7 @@ from flaxtl.pretrained import download
 
 NAME = "mobilenet_0.25"
 TAP = "conv_pw_6_relu"
-BOUND = 5e-6  # of the largest value: tests/test_mobilenet.py
+BOUND = 5e-6  # of the largest value: tests/models/test_keras_parity.py
 
 
 class Place(NamedTuple):

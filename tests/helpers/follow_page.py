@@ -1,4 +1,4 @@
-"""Follow a page of the documentation as a reader would: `python tests/follow.py PAGE.md`.
+"""Follow a page of the documentation as a reader would: `python tests/helpers/follow_page.py PAGE.md`.
 
 Its blocks of bash and python are run in the working directory, one after the other, the python in one namespace.
 """
