@@ -1,9 +1,9 @@
-"""The images of docs/ that show a run, drawn by the report's own code.
+"""Draw the images of docs/ that show a run, with the code of the report.
 
     python tools/docs_images.py --workdir=runs/demo --output=docs/images/demo --samples
     python tools/docs_images.py --workdir=runs/flowers --output=docs/images/flowers
 
-`--samples` publishes images of the run; those of the drawn flowers are ours, the lecture's flowers are not.
+`--samples` also writes images of the dataset. Do this only for datasets that may be published, such as synthetic.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from flaxtl.report import plots, report
 from flaxtl.report.report import AugmentedExample, augmented_samples
 
 PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
-"""Of an image that stands alone: a page's own colours do not reach into it, so it brings a light background."""
+"""Colors of an image file, to which the colors of a page do not apply."""
 
-MARGIN = 10  # units around a drawing, which is 400 wide
-GAP = 6  # pixels between the samples
+MARGIN = 10  # around a plot, in its units; plots are 400 wide
+GAP = 6  # between samples, in pixels
 
 
 def main() -> None:
@@ -31,43 +31,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--samples", action="store_true", help="augmented images too")
+    parser.add_argument("--samples", action="store_true", help="also write augmentation.jpg")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, svg in drawn(run_files.read_run(options.workdir)).items():
-        (options.output / f"{name}.svg").write_text(alone(svg), encoding="utf-8")
+    for name, svg in draw_plots(run_files.read_run(options.workdir)).items():
+        (options.output / f"{name}.svg").write_text(make_standalone(svg), encoding="utf-8")
     if options.samples:
-        sheet(augmented_samples(load_setup(options.workdir))).save(options.output / "augmentation.jpg", quality=80)
+        make_contact_sheet(augmented_samples(load_setup(options.workdir))).save(
+            options.output / "augmentation.jpg", quality=80
+        )
 
 
-def drawn(run: run_files.RunRecord) -> dict[str, str]:
-    """Name -> SVG: curves over all phases; of the split that judges the run the confusion matrix and reliability."""
-    evaluation, trust = report.evaluation_section(run), report.calibration_section(run)
-    if evaluation is None or trust is None:
-        raise UserError(f"the run in {run.workdir} has not ended; its predictions are what is drawn here")
+def draw_plots(run: run_files.RunRecord) -> dict[str, str]:
+    """Return name -> SVG: curves of all phases; confusion matrix and reliability diagram of the evaluated split."""
+    evaluation, calibration = report.evaluation_section(run), report.calibration_section(run)
+    if evaluation is None or calibration is None:
+        raise UserError(f"The run in {run.workdir} has no predictions yet. Finish it with `flaxtl train`.")
     curves = {quantity: plots.plot_curves(run.epochs, quantity) for quantity in ("loss", "accuracy")}
-    return {**curves, "confusion": str(evaluation.confusion), "reliability": str(trust.reliability)}
+    return {**curves, "confusion": str(evaluation.confusion), "reliability": str(calibration.reliability)}
 
 
-def alone(svg: str) -> str:
-    """The image as a file of its own: with a margin, on paper, in colours of its own."""
+def make_standalone(svg: str) -> str:
+    """Add a margin, a background and colors."""
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert view, "plots.py begins each image at 0 0"
+    assert view, "the view box of report/plots.py starts at 0 0"
     width, height = (float(side) + 2 * MARGIN for side in view.groups())
     corner = f"{-MARGIN} {-MARGIN} {width:g} {height:g}"
     svg = svg.replace(view[0], f'viewBox="{corner}" color="{INK}"', 1).replace("var(--accent, #1a8f83)", ACCENT)
-    end_of_tag = svg.index(">") + 1
-    paper = f'<rect x="{-MARGIN}" y="{-MARGIN}" width="{width:g}" height="{height:g}" fill="{PAPER}"/>'
-    return f"{svg[:end_of_tag]}{paper}{svg[end_of_tag:]}\n"
+    tag_end = svg.index(">") + 1
+    background = f'<rect x="{-MARGIN}" y="{-MARGIN}" width="{width:g}" height="{height:g}" fill="{PAPER}"/>'
+    return f"{svg[:tag_end]}{background}{svg[tag_end:]}\n"
 
 
-def sheet(samples: Sequence[AugmentedExample]) -> Image.Image:
-    """A row for each original, on the left, with its augmented samples."""
+def make_contact_sheet(samples: Sequence[AugmentedExample]) -> Image.Image:
+    """Return one row per image: the original, then its augmented versions."""
     side = samples[0][0].width + GAP
     columns = 1 + len(samples[0][1])
     page = Image.new("RGB", (columns * side + GAP, len(samples) * side + GAP), PAPER)
-    for row, (original, changed) in enumerate(samples):
-        for column, image in enumerate((original, *changed)):
+    for row, (original, augmented) in enumerate(samples):
+        for column, image in enumerate((original, *augmented)):
             page.paste(image, (column * side + GAP, row * side + GAP))
     return page
 

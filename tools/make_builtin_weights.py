@@ -1,4 +1,4 @@
-"""Make the compact VGG16 base that ships with flaxtl from Keras' file.
+"""Convert Keras' VGG16 file to the compact base that is part of flaxtl.
 
     python tools/make_builtin_weights.py --weights=vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 \
         --output=flaxtl/pretrained/builtin/vgg16_notop.safetensors --precision=int8
@@ -36,7 +36,7 @@ def print_rounding(exact: ParamTree, path: Path) -> None:
 
 
 def main() -> None:
-    """Read, check, write, and tell how much was rounded away."""
+    """Convert the file and print the rounding errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="Keras' VGG16 file, with or without top")
     parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")

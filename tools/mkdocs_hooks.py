@@ -1,4 +1,4 @@
-"""What mkdocs asks for while it builds the site: the pages that the code writes itself. See mkdocs.yml."""
+"""Hooks of mkdocs (see mkdocs.yml): add the pages that are generated from the code."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from reference import commands, configs, lecture, networks
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that no one has to write."""
+    """Add the generated pages."""
     pages = {
         "notebook.md": lecture.page(Path(config.docs_dir) / "lecture.ipynb"),
         "reference/commands.md": commands.page(),
         "reference/networks.md": networks.page(),
         "reference/config.md": configs.page(),
     }
-    for place, content in pages.items():
-        files.append(File.generated(config, place, content=content))
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
     return files

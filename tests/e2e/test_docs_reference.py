@@ -1,4 +1,4 @@
-"""The pages that the code writes itself leave nothing out."""
+"""The generated documentation pages are complete."""
 
 import argparse
 import re
@@ -11,12 +11,12 @@ from flaxtl.config import DEFAULTS, PHASE_DEFAULTS, __file__, flatten_config
 from flaxtl.models import registry
 
 
-def told(name):
-    return {one.key: one for one in configs.settings(name) if not one.section}
+def settings_of(name):
+    return {setting.key: setting for setting in configs.settings(name) if not setting.is_section}
 
 
 def flat(defaults):
-    """The settings as a config has them; the fractions are one."""
+    """Flatten defaults like configs.settings, where the fractions are one setting."""
     keys = dict(flatten_config(defaults))
     fractions = {key: keys.pop(key) for key in list(keys) if key.startswith("data.fractions.")}
     return keys | (
@@ -24,23 +24,23 @@ def flat(defaults):
     )
 
 
-def test_every_setting_is_told_with_its_default():
-    assert {key: one.default for key, one in told("DEFAULTS").items()} == flat(DEFAULTS)
-    phase = {key: one.default for key, one in told("PHASE_DEFAULTS").items()}
+def test_settings_have_the_defaults_of_the_config():
+    assert {key: setting.default for key, setting in settings_of("DEFAULTS").items()} == flat(DEFAULTS)
+    phase = {key: setting.default for key, setting in settings_of("PHASE_DEFAULTS").items()}
     assert phase == PHASE_DEFAULTS.to_dict()
 
 
-def test_every_setting_has_a_comment_on_a_line_of_its_own():
-    """Of two settings on one line the comment would be told of both."""
+def test_settings_have_comments_and_separate_lines():
+    """A comment on a line with two settings would describe both."""
     for name in ("DEFAULTS", "PHASE_DEFAULTS"):
         settings = configs.settings(name)
-        assert [one.key for one in settings if not (one.meaning or one.section)] == []
-        lines = [one.line for one in settings]
+        assert [setting.key for setting in settings if not (setting.meaning or setting.is_section)] == []
+        lines = [setting.line for setting in settings]
         assert len(set(lines)) == len(lines)
 
 
-def test_the_comment_beside_a_setting_is_its_meaning():
-    batch = told("DEFAULTS")["batch_size"]
+def test_config_page_shows_comments_as_meanings():
+    batch = settings_of("DEFAULTS")["batch_size"]
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[batch.line - 1]
     assert batch.meaning
     assert line.endswith(f"  # {batch.meaning}")
@@ -48,22 +48,22 @@ def test_the_comment_beside_a_setting_is_its_meaning():
     assert f"| `batch_size`{{ #batch_size }} | integer | `32` | {markdown.text(batch.meaning)} |" in page
     assert "`data.fractions`{ #data.fractions } | numbers by name |" in page
     assert "`warmup_steps`{ #phase.warmup_steps }" in page
-    assert all(f"`{key}`{{ #" in page for key in (*told("DEFAULTS"), *told("PHASE_DEFAULTS")))
+    assert all(f"`{key}`{{ #" in page for key in (*settings_of("DEFAULTS"), *settings_of("PHASE_DEFAULTS")))
 
 
-def test_every_option_of_every_command_has_a_help():
+def test_options_of_all_commands_have_help():
     parsers = commands.commands()
     assert {"train", "predict", "models"} <= parsers.keys()
-    wanting = [
+    without_help = [
         f"{name} {option.dest}"
         for name, each in parsers.items()
         for option in commands.options(each)
         if not option.help
     ]
-    assert wanting == []
+    assert without_help == []
 
 
-def test_a_command_is_told_with_its_options():
+def test_command_page_contains_all_options():
     page = commands.page()
     for name, each in commands.commands().items():
         chapter = page.split(f"## flaxtl {name} {{ #{name} }}")[1].split("\n## ")[0]
@@ -73,27 +73,27 @@ def test_a_command_is_told_with_its_options():
     assert re.search(r"\| `--input PATH \.\.\.` \| [^|]+\. \*Required\.\* \|", page)
 
 
-def test_a_switch_has_no_value():
+def test_option_name_of_flag_has_no_value():
     parser = argparse.ArgumentParser()
     parser.add_argument("--link", action="store_true", help="hard links")
     assert [commands._name(option) for option in commands.options(parser)] == ["`--link`"]
 
 
-def test_every_network_is_told():
+def test_network_page_contains_all_models():
     page = networks.page()
-    for row in registry.MODELS.values():
-        assert page.count(f"`{row.name}`") == 2  # its figures, its paper
+    for name in registry.MODELS:
+        assert page.count(f"`{name}`") == 2  # figures and paper
     assert "| `vgg16` | 138,357,544 | 14,714,688 | 224 | 32 | 71.3 | 90.0 | `caffe` |" in page
     assert "[arXiv:1409.1556](https://arxiv.org/abs/1409.1556) | `vgg16`, `vgg19` |" in page
 
 
-def test_the_notebook_is_told_cell_by_cell():
+def test_notebook_page_contains_text_and_code():
     page = lecture.page(NOTEBOOK)
     assert re.match(r"# .*\bnotebook\n", page)
     assert lecture.DOWNLOAD in page
     assert '```python\nconfig.phases = ("frozen",)\n' in page
 
 
-def test_words_stay_words():
+def test_markdown_text_is_escaped():
     assert markdown.text("{'a': *b*} | `c_d` <e> [f]") == r"\{'a': \*b\*\} \| `c_d` &lt;e> \[f\]"
     assert markdown.code("a|b") == "`a|b`"

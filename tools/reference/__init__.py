@@ -1,1 +1,1 @@
-"""Pages of the documentation that are written by the code itself: whatever it knows is told nowhere else."""
+"""Documentation pages that are generated from the code."""

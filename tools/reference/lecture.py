@@ -1,4 +1,4 @@
-"""The notebook of the lecture as a page: its texts and its code, without outputs."""
+"""Convert the course notebook to a page with its text and code, without outputs."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ DOWNLOAD = "[Download this notebook](lecture.ipynb){ .md-button }"
 
 
 def page(notebook: Path) -> str:
-    """The page in Markdown; the notebook's first cell begins with its title."""
+    """Return the page in Markdown, with a download button below the first cell, which contains the title."""
     first, *cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join([_shown(first), DOWNLOAD, *map(_shown, cells)]) + "\n"
+    return "\n\n".join([_format(first), DOWNLOAD, *map(_format, cells)]) + "\n"
 
 
-def _shown(cell: dict[str, Any]) -> str:
+def _format(cell: dict[str, Any]) -> str:
     source = "".join(cell["source"])
     return f"```python\n{source}\n```" if cell["cell_type"] == "code" else source

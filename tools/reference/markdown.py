@@ -1,4 +1,4 @@
-"""Plain texts as Markdown: words that mean nothing to Markdown, code, tables."""
+"""Write Markdown: escaped text, code, tables."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ _SPECIAL = re.compile(r"([\\*_{}\[\]|#])")
 
 
 def text(words: str) -> str:
-    """`words` as they stand; what is in backticks stays code."""
+    """Escape a text, except code in backticks."""
     parts = re.split(r"(`[^`]+`)", words)
     return "".join(part if part.startswith("`") else _plain(part) for part in parts)
 
@@ -17,16 +17,16 @@ def _plain(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """`words` as code; a table leaves a | in it alone."""
+    """Format as code; a | in it is allowed in tables."""
     return f"`{words}`"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already."""
+    """Return a table of cells that are Markdown already."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def reference(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that a phone shows as paragraphs (docs/site.css)."""
+    """Return a table that narrow screens show as paragraphs (docs/site.css)."""
     return f'<div class="reference" markdown>\n\n{table(columns, rows)}\n\n</div>'
