@@ -23,11 +23,11 @@ lint: $(VENV)/dev.installed
 	$(BIN)/mypy
 
 # The documentation as a site that works offline: build/site/index.html. Without --quiet, because a strict
-# build does not fail for warnings that it hides. The variable silences a notice of the theme.
+# build does not fail on warnings that it hides. The variable hides a notice of the theme.
 docs: $(VENV)/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# The course exercise in full: downloads images and weights once; needs an accelerator, or a day.
+# The course exercise in full: downloads images and weights once; takes a day without an accelerator.
 flowers: $(VENV)/tfds.installed
 	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=runs/flowers
 
@@ -36,7 +36,7 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "flaxtl needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
+	  || { echo "flaxtl needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(VENV)/bin/python

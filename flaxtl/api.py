@@ -1,4 +1,4 @@
-"""The Python API: train a run and look at its results, or build a model for a training loop of your own."""
+"""The Python API: train a run and look at its results, or build a model for a custom training loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -94,12 +94,12 @@ class RunResult:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """One dict per epoch, as `pandas.DataFrame` takes them; the keys are those of metrics.jsonl."""
+        """One dict per epoch, ready for `pandas.DataFrame`, with the keys of metrics.jsonl."""
         return [epoch.to_json() for epoch in self.record.epochs]
 
     @property
     def metrics(self) -> dict[str, SplitMetrics]:
-        """Split -> metrics after the last finished phase; 'test' only once the run is evaluated."""
+        """Metrics by split after the last finished phase; 'test' is missing until the run is evaluated."""
         phases = list(self.record.summary.phases.values())
         if not phases:
             return {}
@@ -129,7 +129,7 @@ class RunResult:
         return predictor.load_run(self.workdir).predictor()
 
     def __repr__(self) -> str:
-        """Return the accuracy and where the report is."""
+        """Return one line with the accuracy and the path of the report."""
         headline = run_summary.headline(self.record)
         if headline is None:
             return f"{self.workdir}: no phase has finished yet"
@@ -154,18 +154,18 @@ def create_model(
     seed: int = 0,
     notify: Callable[[str], None] = print,
 ) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Create a model with a new head, for a training loop of your own.
+    """Create a model with a new head, for a custom training loop.
 
     Args:
-      name: a name of `list_models`.
+      name: model name, see `list_models`.
       num_classes: number of classes of the head.
-      weights: of the backbone: 'imagenet', 'builtin', 'random' or a weight file.
+      weights: backbone weights: 'imagenet', 'builtin', 'random' or a weight file.
       image_size: height and width of the images; None: the model's own.
-      pooling: of the head: 'none', 'average_2x2', 'global_average' or 'global_max'.
+      pooling: pooling of the head: 'none', 'average_2x2', 'global_average' or 'global_max'.
       units: units of the head's hidden layers.
-      dropout: rate after each hidden layer.
-      seed: of random parameters.
-      notify: receives messages about downloads.
+      dropout: dropout rate after each hidden layer.
+      seed: seed of the random parameters.
+      notify: called with messages about downloads.
 
     Returns:
       A Flax module (uint8 or float images [n, height, width, 3] with values 0..255 -> float32 logits [n, num_classes],
@@ -184,11 +184,11 @@ def create_model(
 
 
 def param_groups(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
-    """Return the group of every parameter, in the structure of `params`.
+    """Return the group of every parameter, as a pytree with the structure of `params`.
 
     Args:
       params: `variables["params"]` of a model of `create_model`.
-      rules: (group, regular expression for 'section/layer/leaf'), the first match counts; see `model.default_groups`.
+      rules: (group, regular expression for 'section/layer/leaf'); the first match wins; see `model.default_groups`.
     """
     return unflatten_params(assign_groups(list(flatten_params(dict(params))), rules))
 

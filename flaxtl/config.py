@@ -15,22 +15,22 @@ from flaxtl.errors import UserError, unknown
 
 DEFAULTS = ConfigDict(
     {
-        "seed": 0,  # of the split, the order of images, augmentation, dropout and the head's initialization
+        "seed": 0,  # random seed of the split, the order of images, augmentation, dropout and the head's initialization
         "batch_size": 32,  # images per step, over all devices
         "accum_steps": 1,  # gradient accumulation: equal parts of a batch that run one after the other, to save memory
-        "class_weights": "none",  # or balanced; or weights of the loss by class name: {'daisy': 2.0}
-        "label_smoothing": 0.0,  # share of the target probability that is spread evenly over all classes
+        "class_weights": "none",  # or balanced; or loss weights by class name: {'daisy': 2.0}
+        "label_smoothing": 0.0,  # fraction of the target probability that is spread evenly over all classes
         "deterministic": False,  # bit-identical results in every run on a GPU, with slower kernels
         "dtype": "float32",  # or bfloat16: dtype of the layers; parameters, last layer and loss are always float32
         "data": {
             "source": "synthetic",  # folder:PATH, archive:FILE, tfds:NAME, csv:FILE or synthetic
-            "classes": (),  # the class names to expect, sorted; () accepts any
+            "classes": (),  # expected class names, sorted; () accepts any
             "height": 200,  # input height of the model, in pixels
             "width": 200,  # input width of the model, in pixels; may differ from the height
             "resize": "squash",  # or crop: resize the shorter side, then crop the center
-            "interpolation": "bilinear",  # of the resize: nearest, bilinear, bicubic, lanczos, box or hamming
+            "interpolation": "bilinear",  # used by the resize: nearest, bilinear, bicubic, lanczos, box or hamming
             "sampling": "shuffled",  # or balanced: every class equally often
-            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # of images that come without splits
+            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # of the splits, if the source defines none
             "near_duplicates": 4,  # maximum bits (of 64) between perceptual hashes of duplicates; -1: equal files only
             "allow_leaks": False,  # allow the same image in two of the given splits
             "on_error": "fail",  # or skip: train without the images that cannot be read
@@ -57,7 +57,7 @@ DEFAULTS = ConfigDict(
             "horizontal_flip": False,  # flip left to right, with probability 1/2
             "vertical_flip": False,  # flip top to bottom, with probability 1/2
             "fill": "nearest",  # or constant, reflect, wrap: values of pixels outside the image
-            "cval": 0.0,  # value of pixels for fill=constant, 0 to 255
+            "cval": 0.0,  # pixel value for fill=constant, 0 to 255
             "brightness": 0.0,  # factors from 1 - brightness to 1 + brightness
             "channel_shift": 0.0,  # maximum shift of the values of a color channel, of 255
             "contrast": 0.0,  # factors from 1 - contrast to 1 + contrast
@@ -76,13 +76,13 @@ DEFAULTS = ConfigDict(
             "b2": 0.999,  # decay of the running mean of squared gradients
         },
         "param_groups": (),  # pairs (name, regular expression), the first match wins; () uses the model's own groups
-        "phases": ("frozen",),  # names, in order; each phase has its own settings
+        "phases": ("frozen",),  # phase names, in order; each phase has its own settings
         "feature_cache": {
             "views": 0,  # augmented views of each image whose frozen features are cached; 0: new views in every step
             "dir": "",  # where features of frozen layers are cached; '' for the run directory
         },
         "checkpoint": {
-            "every_seconds": 60.0,  # interval of checkpoints; others are saved when a phase ends or the run is stopped
+            "every_seconds": 60.0,  # time between checkpoints; also saved when a phase ends or the run is stopped
         },
     }
 )
@@ -114,7 +114,7 @@ RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "mo
 """Former names of settings, too different from the new ones for a suggestion by similarity."""
 
 CONFIG_DIRS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-"""Where the configs that come with flaxtl are: in an installed package, in a checkout."""
+"""Folders of the configs that come with flaxtl: in an installed package, in a checkout."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -151,7 +151,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def complete_config(values: ConfigDict) -> ConfigDict:
-    """Return a config of the defaults, replaced by `values`. Raises UserError for keys that have no default."""
+    """Return the defaults updated with `values`. Raises UserError for keys that have no default."""
     config = DEFAULTS.copy_and_resolve_references().unlock()
     for name in _check_phases(values.get("phases", DEFAULTS.phases)):
         if name in DEFAULTS:
@@ -260,13 +260,13 @@ def _add_optimizer_argument(config: ConfigDict, key: str, value: str) -> None:
     except (ValueError, SyntaxError) as error:
         raise UserError(f"--config.{key}={value} is not a Python literal, such as 0.9 or True.") from error
     if not name:
-        raise UserError(f"--config.{key}={value} names no argument. Write --config.optimizer.NAME=VALUE.")
+        raise UserError(f"--config.{key}={value} does not name an argument. Write --config.optimizer.NAME=VALUE.")
     with config.unlocked():
         config.optimizer[name] = literal
 
 
 def _names_top_group(config: ConfigDict, key: str) -> bool:
-    """Return whether `key` is the rate of a group by its own name, in a phase that calls its group `top`."""
+    """Return whether `key` sets the rate of a group by its own name in a phase that calls this group `top`."""
     phase, _, group = key.partition(".lr.")
     return bool(group) and phase in config.phases and TOP_GROUP in config[phase].lr
 
@@ -316,7 +316,7 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], prefix: str) -> None:
 
 
 def _is_phase(value: Any) -> bool:
-    """Return whether a value of a config holds the settings of a phase."""
+    """Return whether a config value holds the settings of a phase."""
     return isinstance(value, ConfigDict) and "lr" in value
 
 

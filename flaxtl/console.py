@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 140
-"""Columns of output that goes to a file or a pipe."""
+"""Width, in columns, of output to a file or a pipe."""
 
 MAX_ROWS = 50
-"""Rows of a table on the console; a longer one ends with the number of the rows that are left out."""
+"""Maximum number of rows of a console table; a longer table ends with the number of omitted rows."""
 
 _INVISIBLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: controls, surrogates, line separators
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them

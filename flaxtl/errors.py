@@ -8,7 +8,7 @@ MAX_SUGGESTIONS = 12
 
 
 class UserError(Exception):
-    """Invalid input: the message is one sentence that states what is wrong, where, and how to fix it.
+    """Invalid input: the message states what is wrong, where, and how to fix it.
 
     The command line prints the message without a traceback and exits with code 2; a notebook shows only the message.
     """

@@ -102,9 +102,9 @@ def report(options: argparse.Namespace) -> None:
 
     workdir, *others = options.workdir
     if others and options.gradcam:
-        raise UserError("--gradcam=LAYER is for the report of one run. Give one --workdir, or leave --gradcam out.")
+        raise UserError("--gradcam=LAYER applies to the report of one run. Give one --workdir, or omit --gradcam.")
     if options.output and not others:
-        raise UserError("--output=FILE.html is for a comparison. Give a second --workdir, or leave --output out.")
+        raise UserError("--output=FILE.html applies to a comparison. Give a second --workdir, or omit --output.")
     if others:
         page, comparison = write_comparison(options.workdir, options.output)
         make_console().print(comparison_table(comparison))
@@ -159,7 +159,7 @@ def split(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Check a dataset, print the findings and write the requested files; exit with code 1 if one stops training."""
+    """Check a dataset, print the findings and write the requested files; exit with code 1 if one blocks training."""
     from flaxtl.report.doctor_report import diagnose_source, doctor_tables, write_doctor_report
 
     diagnosis = diagnose_source(options.data, options.near_duplicates, make_console(stderr=True))
@@ -213,11 +213,11 @@ def _check_predict_options(options: argparse.Namespace) -> None:
     if bool(options.tap) != bool(options.npz):
         raise UserError("--tap=LAYER and --npz=FILE must be given together.")
     if options.top is not None and options.top < 1:
-        raise UserError(f"--top={options.top} shows no class. Give 1 or more.")
+        raise UserError(f"--top={options.top} would show no classes. Give 1 or more.")
     if options.weights and not options.model:
-        raise UserError("--weights=FILE is for --model=NAME; a run has its own weights.")
+        raise UserError("--weights=FILE applies only to --model=NAME; a run has its own weights.")
     if options.calibrated and options.model:
-        raise UserError("--calibrated is for --workdir=DIR; a pretrained model has no temperature.")
+        raise UserError("--calibrated applies only to --workdir=DIR; a pretrained model has no temperature.")
 
 
 def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _silence_libraries() -> None:
-    """Hide log lines and warnings of libraries about errors that flaxtl reports itself, or that stop no run."""
+    """Hide log lines and warnings of libraries about errors that flaxtl reports itself or that do not stop a run."""
     for library in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="PIL")  # large images, damaged metadata
@@ -68,7 +68,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def _fail(text: str, code: int, arguments: Sequence[str]) -> NoReturn:
-    """Print the error and exit; in a distributed run, tell the other processes."""
+    """Print the error and exit; in a distributed run, notify the other processes."""
     if "--debug" in arguments:
         traceback.print_exc()
     message(make_console(stderr=True), f"flaxtl: {text}", style="red")

@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_overrides(rest: Sequence[str], options: argparse.Namespace) -> None:
-    """Raise UserError unless all arguments that are no options are --config.key=value, and the command allows them."""
+    """Raise UserError unless all remaining arguments are --config.key=value and the command accepts them."""
     allowed = "config" in options
     for argument, following in pairwise([*rest, ""]):
         if not allowed or not argument.startswith("--config."):

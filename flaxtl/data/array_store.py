@@ -24,7 +24,7 @@ from flaxtl import fileio
 from flaxtl.errors import UserError
 
 SYNC_SECONDS = 30.0
-"""Longest time between two records of progress: a power loss costs at most this much work."""
+"""Maximum time between two progress records: a power loss costs at most this much work."""
 
 Array = npt.NDArray[Any]
 Rows = Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | slice
@@ -88,11 +88,11 @@ class ArrayStore:
 
     @property
     def progress_path(self) -> Path:
-        """Holds the number of rows of the partial file that are certainly on disk."""
+        """The file that records how many rows of the partial file are safely on disk."""
         return self.path.with_name(f".{self.path.name}.json")
 
     def exists(self) -> bool:
-        """Return whether the complete file is there."""
+        """Return whether the complete file exists."""
         try:
             with self.path.open("rb") as file:
                 return file.read(len(self.header)) == self.header and self.path.stat().st_size == self.file_bytes
@@ -100,7 +100,7 @@ class ArrayStore:
             return False
 
     def rows_done(self) -> int:
-        """Return how many rows need not be written any more."""
+        """Return the number of rows that are already written."""
         if self.exists():
             return len(self)
         try:
@@ -142,7 +142,7 @@ class ArrayStore:
 class ArrayStoreWriter:
     """Context manager that writes an `ArrayStore`; another process that wants the same file waits.
 
-    The file takes its name when the block ends without an error. There are two ways to write:
+    The file gets its final name when the block ends without an error. There are two ways to write:
 
     - `write` appends rows in order. After an error or a kill the next writer continues at `rows_done`. If the file is
       complete already, because another run was faster, nothing is written.
@@ -233,7 +233,7 @@ class ArrayStoreWriter:
 
 
 def check_space(stores: Iterable[ArrayStore], purpose: str, advice: str) -> None:
-    """Raise UserError unless the disk has room for the missing rows of all stores, which share a folder.
+    """Raise UserError unless the disk has space for the missing rows of all stores, which share a folder.
 
     Args:
       stores: the stores that will be written.

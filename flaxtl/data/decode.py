@@ -29,7 +29,7 @@ _INTERPOLATIONS = {
 
 _POLICIES = ("squash", "crop")
 
-_MAX_NAMED = 100  # bad files that an error names before it only counts them
+_MAX_NAMED = 100  # maximum number of bad files listed in an error
 
 CROP_PCT = 0.875
 """Size of the crop relative to the resized image: 224 of 256, as ImageNet networks are evaluated (timm's crop_pct)."""
@@ -148,7 +148,7 @@ def decode_into(
 
 
 def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
-    """Raise one UserError if files are `bad` (index -> reason); it names the first hundred with their reasons."""
+    """Raise one UserError if any files are `bad` (index -> reason); it lists the first hundred with their reasons."""
     if bad:
         files = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
         more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""

@@ -27,7 +27,7 @@ _PHASH_BITS = 64
 _PHASH_SIDE = 32  # imagehash.phash shrinks an image to this size for a hash of 8 x 8 bits
 _DECODE_SIDE = 8 * _PHASH_SIDE  # a JPEG decoded no smaller than this has the hash of the full image
 _MIN_CONTRAST = 8  # gray levels of 256; an image that spans fewer has no features, and its hash would be noise
-_MAX_NAMED = 3  # groups of duplicates that a message names before it only counts them
+_MAX_NAMED = 3  # maximum number of groups of duplicates listed in a message
 
 Warn = Callable[[str], None]
 Groups = Sequence[Sequence[int]]
@@ -60,8 +60,8 @@ def fingerprint_files(
       paths: the files.
       on_progress: called in the caller's thread after each file with the number of files done.
       perceptual: if False, no image is decoded, which is many times faster, and every phash is None.
-      strict: if False, a file that cannot be opened gets the SHA-256 of its path, which no image has; for callers that
-        decode the files next and report all bad ones at once.
+      strict: if False, a file that cannot be opened gets the SHA-256 of its path, which matches no image; for callers
+        that decode the files next and report all bad ones at once.
 
     Raises:
       UserError: files are empty or cannot be opened; names all of them. A file that is not an image is not an error.
@@ -114,8 +114,8 @@ def duplicate_groups(fingerprints: Sequence[Fingerprint], threshold: int) -> lis
 
     Args:
       fingerprints: one per image.
-      threshold: bits, 0 to 16; -1 compares files only. Up to 8 bits, every match among the 2,570 flower images that
-        this was tried on is correct; the first false ones appear at 10.
+      threshold: bits, 0 to 16; -1 compares files only. Up to 8 bits, every match among the 2,570 flower images of a
+        test is correct; the first false ones appear at 10.
 
     Returns:
       Disjoint groups of two or more indices, each sorted, ordered by their first index.

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 MAX_PIXELS = 110_000_000
 """Pixels of the largest image that is decoded, and of all images that are decoded at the same time.
 
-108-megapixel photographs of phones pass. A pixel takes at most 12 bytes (as stored, upright, and in RGB), so images
+Phone photos of 108 megapixels are accepted. A pixel takes at most 12 bytes (as stored, upright, and in RGB), so images
 never take more than 1.3 GB, whatever the number of threads.
 """
 

@@ -27,7 +27,7 @@ MAX_MEMORY_FRACTION = 0.5
 """Largest fraction of the memory for images and features; the rest is for the model, activations and optimizer."""
 
 READ_AHEAD = 2
-"""Batches that are read before the train step asks for them."""
+"""Number of batches that are read ahead of the train step."""
 
 Mask = npt.NDArray[np.bool_]
 ImagePixels = npt.NDArray[np.uint8]
@@ -153,7 +153,7 @@ class DeviceLoader:
         return len(self.data) // self._num_views
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """Return everything replicated: the step splits the indices itself."""
+        """Return replicated shardings: the step splits the indices itself."""
         replicated = devices.replicated_sharding(mesh)
         return IndexBatch(DeviceDataset(replicated, replicated), replicated, replicated)  # type: ignore[arg-type]  # a tree of shardings
 
@@ -199,7 +199,7 @@ class HostLoader:
         return len(self.labels)
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """Return everything split over the devices."""
+        """Return shardings that split every array over the devices."""
         split = devices.batch_sharding(mesh)
         return HostBatch(split, split, split, split)  # type: ignore[arg-type]  # a tree of shardings
 
@@ -259,7 +259,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """A text that identifies these images, in this order and size."""
+        """A string that identifies these images, in this order and size."""
         if self._digest is not None:
             return self._digest
         assert isinstance(self.images, np.ndarray), "images on disk have a digest"

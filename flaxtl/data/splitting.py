@@ -1,7 +1,7 @@
 """Stratified splits and folds: reproducible, exact in the totals, and with duplicates kept together.
 
-`stratified_split` first computes a table of counts, images per class and split, as near to the fractions as whole
-numbers can be (`allocate_counts`), and then fills it from a seeded permutation of each class.
+`stratified_split` first computes a table of counts, images per class and split, as close to the fractions as
+integers allow (`allocate_counts`), and then fills it from a seeded permutation of each class.
 """
 
 import math

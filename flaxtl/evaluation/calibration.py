@@ -170,7 +170,7 @@ class CalibrationReport:
         uncalibrated: metrics of the probabilities as predicted.
         calibrated: metrics at the run's temperature; None if it has none.
         temperature: fitted on the validation images at the end of the run, or None.
-        no_temperature_reason: why there is no temperature, a sentence without full stop; "" if there is one.
+        no_temperature_reason: why there is no temperature, a sentence without its period; "" if there is one.
         num_fitted: number of validation images that the temperature was fitted on.
         risk_coverage: accuracy against the fraction of images covered.
         coverage_points: points of the curve at COVERAGE_PERCENTS.
@@ -208,7 +208,7 @@ def calibration_report(probabilities: Probabilities, labels: IntArray, fit: Temp
 
 
 def missing_temperature_reason(fit: TemperatureFit | None) -> str:
-    """Return why a run has no temperature, a sentence without full stop; "" if it has one."""
+    """Return why a run has no temperature, as a sentence without its period; "" if it has one."""
     if fit is None:
         return "This run has no temperature yet: it has not finished"
     if fit.temperature is not None:

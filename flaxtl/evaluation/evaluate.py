@@ -1,7 +1,7 @@
 """Evaluation at the end of a run, and `flaxtl evaluate`.
 
 At the end of a run each phase is evaluated once on the test split. A temperature is fitted on the validation images;
-nothing is ever fitted on test images.
+nothing is fitted on test images.
 """
 
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ def evaluate_workdir(
 
     Args:
         workdir: run directory.
-        source: data source; None takes the run's own images.
+        source: data source; None: the run's own images.
         split: name of the split; a source that is a plain folder of classes is taken as a whole.
         console: for progress and warnings.
         tta_method: the value of --tta, to average predictions over views of each image.

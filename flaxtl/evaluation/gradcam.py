@@ -72,7 +72,7 @@ def update_heatmaps(
     """Compute and store the heatmaps of the run in `workdir`, unless they are there already.
 
     Without predictions nothing is done. If heatmaps cannot be computed because checkpoints or images are missing, the
-    reason is reported, as a report can do without them; with `layer` it is an error.
+    reason is reported, because a report does not require them; with `layer` it is an error.
 
     Args:
         workdir: run directory.

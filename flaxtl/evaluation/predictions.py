@@ -25,11 +25,11 @@ UNLABELED = -1
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Class probabilities of n images, and what is known of each image.
+    """Class probabilities of n images, and what is known about each image.
 
     Attributes:
         paths: n file names, as in the manifest or as given.
-        splits: n of train, validation, test; "" for images of no split.
+        splits: split of each image: train, validation or test; "" if it has none.
         labels: true classes as indices into `classes`, int [n]; UNLABELED if unknown.
         probabilities: float32 [n, classes] in [0, 1].
         classes: class names in the order of the model's outputs; () if only layer outputs were computed.

@@ -37,7 +37,7 @@ class Predictor(NamedTuple):
     Attributes:
         model: the network.
         params: its parameters.
-        resize: how images are brought to the input size.
+        resize: how images are resized to the input size.
         classes: what the outputs of layer 'predictions' stand for; () if the model is run for layer outputs only.
         wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
         output_layer: the last layer to run; None runs the whole network.
@@ -190,7 +190,7 @@ def load_pretrained(
         name: model name.
         weights: 'imagenet', 'builtin' or a weights file.
         taps: names of layers to return the outputs of.
-        classify: whether class probabilities are wanted. If not, and all `taps` are layers of the headless model, that
+        classify: whether class probabilities are needed. If not, and all `taps` are layers of the headless model, that
             is loaded, and weights without the top are enough.
         notify: called with messages about the download.
 

@@ -26,7 +26,7 @@ TTA_METHODS: dict[str, Callable[[RunSetup], TtaTransform]] = {
     "flip": lambda setup: tta.flip_views(setup.resize),
     "crops": lambda setup: tta.crop_views(setup.resize),
 }
-"""Values of --tta besides a number of augmented views."""
+"""Values of --tta other than a number of augmented views."""
 
 
 def make_tta(method: str) -> Callable[[RunSetup], TtaTransform]:

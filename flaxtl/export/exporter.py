@@ -68,7 +68,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
 
 
 def _check_empty(output: Path) -> Path:
-    """Return the absolute path of the new folder; raises UserError if there is something in it."""
+    """Return the absolute path of the new folder; raises UserError if it is not empty."""
     target = output.expanduser().resolve()
     try:
         is_used = target.exists() and any(target.iterdir())

@@ -21,7 +21,7 @@ from flaxtl.pretrained import loader, safetensors_io
 from flaxtl.train.setup import DTYPES
 
 WriteModel = Callable[[Path, Predictor, str], None]
-"""Writes the model and its parameters to a file, with the text of model.json if the format has a place for it."""
+"""Writes the model and its parameters to a file, with the text of model.json if the format can store it."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCH_DIM = "batch"
@@ -40,7 +40,7 @@ def image_spec(resize: Resize) -> jax.ShapeDtypeStruct:
 
 
 def write_stablehlo(file: Path, predictor: Predictor, metadata: str) -> None:
-    """Write a program with its weights for `jax.export.deserialize`; the format has no place for metadata.
+    """Write a program with its weights for `jax.export.deserialize`; the format cannot store metadata.
 
     The deserialized object also gives the StableHLO module (`mlir_module()`).
     """

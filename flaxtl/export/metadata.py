@@ -68,7 +68,7 @@ class ResizeMetadata(_Record, frozen=True):
 
 
 class ParityCheck(_Record, frozen=True):
-    """The largest difference of a probability from `flaxtl predict` on `num_images` images, and what is tolerated."""
+    """The largest difference of a probability from `flaxtl predict` on `num_images` images, and the tolerance."""
 
     num_images: int
     max_difference: float

@@ -2,7 +2,7 @@
 
 The layers are those of the ONNX model zoo's bvlcalexnet, under Caffe's names. Caffe's relu works in place, so the
 output of a convolution is after its relu. The two groups of conv2, conv4 and conv5, each of which reads only half of
-the channels, go back to the two graphics cards that the authors trained on.
+the channels, date from the two GPUs that the authors trained on.
 """
 
 from flaxtl.models.net import Net

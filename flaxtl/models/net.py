@@ -227,7 +227,7 @@ class Net(Tracer):
     def max_pool(
         self, x: Value, pool_size: int, *, name: str = "", strides: int | None = None, padding: str = "valid"
     ) -> Value:
-        """Maximum over square windows; the stride defaults to their size. Padding never is the maximum."""
+        """Maximum over square windows; the stride defaults to their size. Padding is never the maximum."""
         strides = strides or pool_size
 
         def run(x: jax.Array) -> jax.Array:

@@ -4,10 +4,10 @@ One function covers four uses, because a layer that is not needed is skipped and
 
 * whole network;
 * up to a layer (`stop`): the output of that layer is the result;
-* on from a layer (`start`): the output of that layer is given, it and everything below it are skipped;
+* from a layer on (`start`): the output of that layer is given; it and everything below it are skipped;
 * with taps: the outputs of named layers are returned as well.
 
-Running up to a layer and on from it gives the same result as running the whole network.
+Running up to a layer and then from it gives the same result as running the whole network.
 
 Arrays may be added to the outputs of named layers (`perturbations`). The gradient with respect to zeros that are added
 to a layer is the gradient with respect to its output. This also works inside a branch, where a network cannot be cut.

@@ -19,7 +19,7 @@ _DEFAULT_LEAVES = ("kernel", "bias")
 def name_leaves(layers: StoredLayers, expected: ExpectedShapes) -> LoadedLayers:
     """Name the arrays of Keras layers by position, in the order of the leaves in `expected`.
 
-    The name in the file is no guide: a kernel is `W`, `kernel` or just a number, depending on the version, and Keras 1
+    Names in the file are unreliable: a kernel is `W`, `kernel` or just a number, depending on the version, and Keras 1
     calls a variance `running_std`. Arrays beyond the expected leaves are named by their index.
 
     Keras' kernel layouts, HWIO and (in, out), are Flax's own. Only depthwise kernels differ: Keras'

@@ -1,6 +1,6 @@
 """Two kinds of layer in Keras files that need care: those with automatic names, and Normalization.
 
-A layer that was built without a name is called after its class and numbered within the session: `conv2d`, `conv2d_1`,
+A layer that was built without a name is named after its class and numbered within the session: `conv2d`, `conv2d_1`,
 ... The numbers in a file depend on what else was built before, so only their order counts.
 """
 

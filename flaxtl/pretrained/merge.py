@@ -17,7 +17,7 @@ MAX_BYTES = 768 * 2**20
 """Upper limit for all arrays of a weight file together, in any format.
 
 They are held in memory up to twice at a time, which stays below 2 GiB. The largest published file, VGG19 with its top,
-has 575 MB.
+is 575 MB.
 """
 
 ParamTree = dict[str, dict[str, NDArray[np.float32]]]
@@ -71,7 +71,7 @@ def merge_params(
     Args:
       expected: the parameters that the model needs.
       layers: the content of the file.
-      optional: layers that the file may hold although they are not expected, such as the ImageNet top when only the
+      optional: layers that the file may contain although they are not expected, such as the ImageNet top when only the
         base is wanted. They are skipped.
       source: the file's name for error messages.
 

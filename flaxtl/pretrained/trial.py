@@ -23,7 +23,7 @@ trial.main(loader.read_layers)
 """
 
 _EXIT_REFUSED = 3  # the reason is on standard output
-_EXIT_BROKEN = 1  # Python's own: the program is at fault, not the file
+_EXIT_BROKEN = 1  # Python's own: an error in the program, not in the file
 
 _MEMORY_BYTES = 2 * 2**30  # address space: two copies of merge.MAX_BYTES, and the libraries
 _CPU_SECONDS = 2  # for reading a small file, which takes about 0.02 s
@@ -35,7 +35,7 @@ def trial_read(path: Path) -> None:
     """Read the file at `path` in a child process. Takes about 0.3 s plus the time for reading it.
 
     Raises:
-      UserError: the file is refused there, or it makes the process die, hang or run out of memory.
+      UserError: the file is refused there, or it makes the process crash, hang or run out of memory.
     """
     command = [sys.executable, "-I", "-S", "-c", _CODE, os.fspath(path), *_search_path()]
     try:

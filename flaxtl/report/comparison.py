@@ -35,7 +35,7 @@ class ComparedRun:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct predictions, in [0, 1]."""
+        """Fraction of correct predictions, in [0, 1]."""
         return self.num_correct / self.num_images
 
     @property

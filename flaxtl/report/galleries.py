@@ -1,7 +1,7 @@
 """Image galleries of the report: errors, correct predictions, label issues and Grad-CAM heat maps.
 
-Images are embedded in the page as JPEG data URIs. A report may outlive its images: what can no longer be read is
-counted or replaced by a short explanation.
+Images are embedded in the page as JPEG data URIs. A report may outlive its images: those that can no longer be read
+are counted or replaced by a short explanation.
 """
 
 import base64

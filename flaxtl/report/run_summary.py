@@ -27,7 +27,7 @@ class Headline:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct predictions, in [0, 1]."""
+        """Fraction of correct predictions, in [0, 1]."""
         return self.num_correct / self.num_images
 
     @property

@@ -28,7 +28,7 @@ FOLDER_NAME = "learning_rate"
 """Folder of the results in a run directory: PHASE.html and PHASE.csv."""
 
 MIN_POINTS = 5
-"""A shorter curve suggests nothing."""
+"""Minimum number of points for a suggestion."""
 
 
 class Suggestion(NamedTuple):
@@ -85,7 +85,7 @@ def find_learning_rate(
 ) -> tuple[LrFinderResult, Path]:
     """Run a learning-rate range test and write its results to `workdir`.
 
-    Nothing else in `workdir` changes: the weights after the test are thrown away.
+    Nothing else in `workdir` changes: the weights after the test are discarded.
 
     Args:
       config: a complete config.
@@ -108,7 +108,7 @@ def find_learning_rate(
         start = load_phase_start(config, workdir, phase, console)
         result = _run_range_test(start, lr_range, console)
         page = _write_results(result, workdir / FOLDER_NAME, start)
-        if run_dir.read_summary(workdir).complete:  # cached features are of no more use
+        if run_dir.read_summary(workdir).complete:  # cached features are no longer needed
             remove_intermediate_files(start.setup)
     return result, page
 

@@ -47,7 +47,7 @@ FOLDS, FEATURES, SHARD_LOCKS = "folds", "features", "shards"
 FLAXTL = (sys.executable, "-m", "flaxtl")
 
 STOP_SECONDS = GRACE_SECONDS + 5
-"""Time for a run to stop: it has its own grace period, which starts a moment later."""
+"""Time that a run has to stop: longer than its own grace period, which starts a moment later."""
 
 
 class SweepConfig(NamedTuple):
@@ -86,7 +86,7 @@ def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, shard: str | No
 def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Console) -> bool:
     """Write the results of the runs that are complete; train nothing. Returns whether no run has failed."""
     if not (workdir / PLAN_NAME).is_file():
-        raise UserError(f"{workdir} holds no sweep yet. Leave out --collect.")
+        raise UserError(f"{workdir} does not contain a sweep yet. Omit --collect.")
     sweep = Sweep(base, workdir, plan, console)
     with sweep.processes.stop_signal.listening():
         return sweep.finish()

@@ -148,7 +148,7 @@ def test_file(workdir: Path, run: SweepRun) -> Path:
 
 
 def failure_file(workdir: Path, run: SweepRun) -> Path:
-    """Return the file that says why a run failed, until it is trained again."""
+    """Return the file with the reason why a run failed; it exists until the run is trained again."""
     return workdir / LOGS / f"{run.name}.failed"
 
 

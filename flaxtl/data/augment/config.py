@@ -35,7 +35,7 @@ _UP_TO = {
     "saturation": 1.0,
     "hue": 0.5,
     "crop": 1.0,
-    "randaugment": 14,  # the number of its operations
+    "randaugment": 14,  # number of its operations
     "magnitude": 10.0,
     "erasing": 1.0,
     "mixup": math.inf,

@@ -24,7 +24,7 @@ MAX_EXPANSION = 20
 """Largest ratio of contents to archive. Compressed images expand by a few percent, BMP photographs about fivefold."""
 
 GRACE_BYTES = 2**30
-"""Contents that every archive may have in addition, so that small archives of flat drawings pass."""
+"""Contents that every archive may have in addition, so that small archives of flat drawings are accepted."""
 
 MAX_HEADER = 2**16
 """Bytes of a tar header, which tarfile reads at once. A header may claim any size, and gzip compresses a thousandfold;
@@ -136,7 +136,7 @@ def _check_link(archive: Path, link: tarfile.TarInfo, files: set[str]) -> None:
 
 
 def _check_end(stream: BufferedIOBase, end: int) -> None:
-    # tarfile takes a cut between two members for the end; a complete archive ends in zeros.
+    # tarfile mistakes a truncation between two members for the end; a complete archive ends with zeros.
     stream.seek(end)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("its end is missing")

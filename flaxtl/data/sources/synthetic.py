@@ -1,6 +1,6 @@
 """The built-in demo dataset: five classes of drawn flowers, so that a first run needs no download.
 
-An image is a background, one to five flowers of one class, grass in front of them, and the light of the day. Everything
+An image is a background, one to five flowers of one class, grass in front of them, and lighting. Everything
 but the flower heads and their tilt comes from the same distributions for all classes: only the flowers carry the label.
 """
 
@@ -27,7 +27,7 @@ _FLOWERS: dict[str, tuple[flower_shapes.DrawFn, tuple[float, float]]] = {
 CLASSES: tuple[str, ...] = tuple(_FLOWERS)
 
 DATASET_VERSION = 1
-"""Increase it whenever the same arguments draw other images, so that a cached older dataset is not reused."""
+"""Increase it whenever the same arguments give different images, so that a cached older dataset is not reused."""
 
 _OVERSAMPLING = 3  # the foreground is drawn this many times larger and then averaged: smooth edges
 _METADATA = "dataset.json"
@@ -106,7 +106,7 @@ def _draw_image(label: str, seed: int, index: int, size: int) -> Image.Image:
 
 
 def _poses(rng: np.random.Generator, tilts: tuple[float, float]) -> list[Pose]:
-    """Place one to five flowers, as far apart as there is space; the smallest, which is the farthest, comes first."""
+    """Place one to five flowers, as far apart as space allows; the smallest, which is the farthest, comes first."""
     count = int(rng.choice(5, p=(0.42, 0.2, 0.16, 0.12, 0.1))) + 1
     typical, tilt = rng.uniform(0.29, 0.47) / count**0.45, rng.uniform(*tilts)
     positions = np.zeros((0, 2))
@@ -173,7 +173,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> Array:
 
 
 def _blend(mask: Array, low: Color, high: Color) -> Image.Image:
-    """Return the RGB image that goes from `low` to `high` as `mask` [size, size] goes from 0 to 1."""
+    """Return the RGB image that blends from `low` to `high` where `mask` [size, size] goes from 0 to 1."""
     mixed = np.asarray(low) + (np.asarray(high) - np.asarray(low)) * mask[..., None]
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
