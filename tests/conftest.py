@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, with caches of its own, against Keras on the JAX backend."""
+"""Test setup: tests run on the CPU, with separate caches, and Keras runs on the JAX backend."""
 
 import os
 import tempfile
@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["KERAS_HOME"] = _keras_home.name
 
-# Most of the time of the tests is compiling. One folder of compiled programs for the whole session: xdist's workers and
-# the processes that tests start inherit it. A folder that is already set, as for repeated runs, is used and kept.
+# Tests spend most of their time compiling, so one compilation cache serves the whole session: xdist's workers and the
+# processes that tests start inherit it. A folder that is already set, as for repeated runs, is used and kept.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="flaxtl-compiled-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
@@ -24,7 +24,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path_factory, monkeypatch):
-    """No test finds weights or data in the user's caches, or leaves any there."""
+    """Keep tests from reading weights or data in the user's caches, and from writing there."""
     place = tmp_path_factory.getbasetemp()
     with tempfile.TemporaryDirectory(prefix="caches-", dir=place, ignore_cleanup_errors=True) as caches:
         monkeypatch.setenv("FLAXTL_CACHE", f"{caches}/flaxtl")
@@ -34,7 +34,7 @@ def _own_caches(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of real images and weights that lies beside a developer's checkout."""
+    """Return the folder of real images and weights next to a developer's checkout."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("no real images and weights beside this checkout")
@@ -43,7 +43,7 @@ def shared():
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
-    """For a module that trains one small network again and again: the compiler's answers are kept and used again."""
+    """Cache compiled programs for a module that trains one small model several times."""
     from helpers import tiny_run
 
     with tiny_run.compiled_once(tmp_path_factory.mktemp("compiled")):

@@ -138,7 +138,7 @@ def test_libraries_are_those_that_pyproject_declares():
         if requirement.marker is None or requirement.marker.evaluate()
     }
     declared.add(distribution("tensorflow-datasets"))
-    declared.remove(distribution("filelock"))  # jax imports it, without asking for it
+    declared.remove(distribution("filelock"))  # jax imports it, but does not declare it
     distributions = packages_distributions()
     names = set()
     for imported in IMPORTS:

@@ -100,7 +100,7 @@ def test_load_config_replaces_the_optimizer_as_a_whole(write):
         ("head.units=()", ()),
         ("head.dropout=0", 0.0),
         ("frozen.lr.head=3e-6", 3e-6),
-        ("frozen.lr.base=3e-6", 3e-6),  # the config has the whole number 0 there
+        ("frozen.lr.base=3e-6", 3e-6),  # the config has the integer 0 there
         ("frozen.augment=True", True),
         ("frozen.augment=false", False),
         ("data.source=folder:/a=b:c", "folder:/a=b:c"),

@@ -59,7 +59,7 @@ def test_decode_of_lecture_matches_keras_on_real_flowers():
 def scale_then_crop(
     image: Image.Image, size: tuple[int, int], height: int, width: int, interpolation: str
 ) -> np.ndarray:
-    """Everything is scaled to `size` (width, height), then the centre is cut out."""
+    """Scale the whole image to `size` (width, height), then crop the center."""
     whole = image.resize(size, Image.Resampling[interpolation.upper()])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return np.asarray(whole.crop((left, top, left + width, top + height)))
@@ -85,7 +85,7 @@ def test_decode_crop_scales_then_crops_center(tmp_path, interpolation, image, ta
         # A sample that falls exactly between two source pixels may go to either.
         assert (ours == reference).mean() > 0.97
     else:
-        # Pillow rounds to 8 bits between its two passes; cropping first may turn their order: 1 for each rounding.
+        # Pillow rounds to 8 bits between its two passes, whose order may change if cropped first: 1 per rounding.
         assert np.abs(ours - reference).max() <= 2
 
 

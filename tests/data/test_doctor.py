@@ -1,4 +1,4 @@
-"""What the doctor finds in a data set, one kind after the other, and that it changes nothing."""
+"""Issues that flaxtl doctor finds, by type, and that it changes no file."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ EACH = 10
 
 
 def image(number, side=48):
-    """Soft shapes in colour: no two numbers look alike."""
+    """Smooth colored shapes: images of different numbers are not similar."""
     cells = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -42,7 +42,7 @@ def diagnosis_of(folder, near_duplicates=4):
 
 
 def told(diagnosis, root):
-    """(kind, paths below the root, message) of every finding."""
+    """Return (type, paths relative to the root, message) of every issue."""
     return [
         (finding.kind, [path.relative_to(root).as_posix() for path in finding.paths], finding.message)
         for finding in diagnosis.issues
@@ -50,7 +50,7 @@ def told(diagnosis, root):
 
 
 def assert_told(diagnosis, root, *expected):
-    """The findings are these (kind, paths, pattern of the message), in this order."""
+    """Assert that the issues are these (type, paths, pattern of the message), in this order."""
     found = told(diagnosis, root)
     assert [each[:2] for each in found] == [each[:2] for each in expected]
     for (*_, message), (*_, pattern) in zip(found, expected, strict=True):
@@ -59,7 +59,7 @@ def assert_told(diagnosis, root, *expected):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """ROOT/{plain,given}: two classes, 10 sound images in each, without and with given splits."""
+    """ROOT/{plain,given}: two classes of 10 valid images, without and with defined splits."""
     root = tmp_path_factory.mktemp("whole").resolve()
     fill(root / "plain" / "ants", 0)
     fill(root / "plain" / "bees", 100)
@@ -155,7 +155,7 @@ SINGLE = {
         SAME_LOOKS + r".*\b2\b.*\bants\b",
     ),
 }
-"""kind -> a file that is put beside the ants, how, and what the finding must say about it."""
+"""type -> a file that is added to the ants, how, and what the message must contain."""
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -355,7 +355,7 @@ def test_check_dataset_changes_no_file(plain):
 
 
 def test_check_dataset_of_real_flowers(shared):
-    """The two identical pairs of shared/data/README.md, one of them a label conflict, and one alike across splits."""
+    """The two identical pairs of shared/data/README.md, one a label conflict, and a near-duplicate across splits."""
     root = Path(shared).resolve() / "data" / "flowers"
     found = diagnosis_of(root)
     assert found.num_blocking == 0

@@ -114,7 +114,7 @@ def prints(*hashes: int | None) -> list[Fingerprint]:
 
 
 def clustered(n: int, seed: int) -> list[int]:
-    """n different hashes; many are a few bits from one another."""
+    """n different hashes; many differ in a few bits only."""
     rng = np.random.default_rng(seed)
     centers = rng.integers(0, 2**64, n // 10, dtype=np.uint64)
     hashes: set[int] = set()

@@ -1,4 +1,4 @@
-"""What is too large is refused before it takes memory, and what is large waits for its turn."""
+"""Images that are too large are refused before they take memory; large ones are decoded one at a time."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from flaxtl.data.image_file import MAX_FILE_BYTES, MAX_PIXELS, UnreadableError, 
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG whose header claims so many pixels of one bit, and that holds none."""
+    """A PNG without pixels whose header claims that many one-bit pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = (header, b"IDAT" + zlib.compress(b""), b"IEND")
     body = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
@@ -45,7 +45,7 @@ def test_open_image_refuses_no_pixels(tmp_path, header):
 
 def test_open_image_refuses_large_file_unread(tmp_path, monkeypatch):
     with (tmp_path / "a.jpg").open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no disk space
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
     assert fault(tmp_path / "a.jpg").kind == "oversized"
 

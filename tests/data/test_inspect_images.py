@@ -1,4 +1,4 @@
-"""Facts about single files."""
+"""Properties of single image files."""
 
 import struct
 import threading
@@ -99,7 +99,7 @@ def test_inspect_image_of_hidden_colors_is_flat(tmp_path):
 
 
 def broken(folder):
-    """kind -> a file of that kind of fault."""
+    """type of damage -> a file with it."""
     whole = saved(folder / "whole.jpg", image()).read_bytes()
     header = struct.pack("<IiiHHIIiiII", 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)  # of a BMP: 40,000 x 40,000
     contents = {
@@ -138,7 +138,7 @@ def test_inspect_images_keeps_order_and_reports_progress(tmp_path):
 
 def test_inspect_images_silences_pillow_warnings(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", image(40, 60))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 2,400 pixels are worth a warning, 4,000 an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 2,400 pixels cause a warning, 4,000 an error
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.warns(Image.DecompressionBombWarning):

@@ -127,7 +127,7 @@ def test_make_manifest_permutation_is_the_documented_one(two: DatasetIndex) -> N
 def test_make_manifest_keeps_near_duplicates_together(tmp_path: Path) -> None:
     for number, label in enumerate("ab"):
         paint(tmp_path / label, range(100 * number, 100 * number + 20))
-        for twin in range(6):  # the same images, smaller and compressed
+        for twin in range(6):  # the same images, smaller and recompressed
             small = image(100 * number + twin).resize((48, 48))
             small.save(tmp_path / label / f"small{twin}.jpg", quality=70)
     shutil.copy(tmp_path / "a" / "9.png", tmp_path / "b" / "conflict.png")
@@ -152,7 +152,7 @@ def test_make_manifest_keeps_near_duplicates_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def leaking(tmp_path: Path) -> Path:
-    """Given splits with one image in both, and one that is nearly in both."""
+    """Defined splits with one image in both, and a near-duplicate across them."""
     for number, split in enumerate(("train", "validation")):
         for offset, label in enumerate("ab"):
             first = 100 * number + 50 * offset
@@ -169,7 +169,7 @@ def test_make_manifest_leaking_splits_raise(leaking: Path) -> None:
     assert re.search(r"\b1 \w", text)
     assert re.search(r"\btrain/a/0\.png\b[^,;]*\bvalidation/a/same\.png\b", text)
     assert all(fact in text for fact in (str(leaking.resolve()), "flaxtl doctor", "--config.data.allow_leaks=true"))
-    assert ".jpg" not in text  # nearly the same is not refused
+    assert ".jpg" not in text  # near-duplicates are not refused
 
 
 def test_make_manifest_allowed_and_near_leaks_warn(leaking: Path) -> None:

@@ -1,4 +1,4 @@
-"""`flaxtl split`: folders and lists, complete or absent, the same wherever the images lie."""
+"""`flaxtl split`: folders and lists, complete or absent, and independent of the location of the images."""
 
 import csv
 import hashlib

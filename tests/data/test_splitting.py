@@ -23,7 +23,7 @@ def labels(**sizes: int) -> list[str]:
 
 
 def table(names: list[str], splits: list[str]) -> dict[str, list[int]]:
-    """class -> images of each split of the lecture"""
+    """class -> images per split in the lecture"""
     found = Counter(zip(names, splits, strict=True))
     return {label: [found[label, split] for split in LECTURE] for label in sorted(set(names))}
 
@@ -222,4 +222,4 @@ def test_allocate_counts_bounds_precede_totals() -> None:
     low = np.array([[6, 0], [0, 0]])
     assert allocate_counts([6, 4], [0.5, 0.5], low).tolist() == [[6, 0], [0, 4]]  # 5 and 5 is impossible
     low = np.array([[4, 0], [0, 0]])
-    assert allocate_counts([6, 4], [0.5, 0.5], low).tolist() == [[4, 2], [1, 3]]  # the other class makes up for it
+    assert allocate_counts([6, 4], [0.5, 0.5], low).tolist() == [[4, 2], [1, 3]]  # the other class compensates

@@ -16,13 +16,13 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.sampler import EpochSampler, padded_batches
 from flaxtl.errors import UserError
 
-N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two passes, and images twice in one batch
+N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two epochs, and images twice in one batch
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
 
 LABELS = (np.arange(N, dtype=np.int32) * 7) % 5
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 24, 31, 3), dtype=np.uint8)
 
-# The two appliers compute the same float32 sums, perhaps in another order: see test_streaming_apply.py.
+# Both implementations compute the same float32 sums, perhaps in another order: see test_tfdata_ops.py.
 ORDER = 0.03
 
 
@@ -131,9 +131,9 @@ def test_train_batches_prefetch_is_bounded_and_stops(images):
     batches = tfdata.train_batches(watched, LABELS, EpochSampler(5, BATCH, N), 0, 10_000, None)
     threads = threading.active_count()
     next(batches)
-    time.sleep(0.5)  # time for 10,000 reads, if nothing held it back
+    time.sleep(0.5)  # time for 10,000 reads, if nothing limited them
     ahead = watched.reads
-    assert 2 <= ahead <= 3 + tfdata.PREFETCH + os.cpu_count()  # the first twice, the one given out, one a processor
+    assert 2 <= ahead <= 3 + tfdata.PREFETCH + os.cpu_count()  # the first twice, the yielded one, one per core
     batches.close()
     time.sleep(0.1)
     assert watched.reads <= ahead

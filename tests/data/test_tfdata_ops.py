@@ -21,12 +21,12 @@ ALL = FAR | COLORS | {"fill": "reflect", "horizontal_flip": True, "crop": 0.3, "
 KINDS = [ALL, *({"rotation": 170, "fill": fill, "cval": 77} for fill in FILLS)]
 KINDS += [{name: ALL[name]} for name in (*COLORS, "erasing")]
 
-# Both compute in float32 with the same whole-number coordinates and factors; sums, and divisions by the hue's chroma,
+# Both compute in float32 with the same integer coordinates and factors; sums, and divisions by the hue's chroma,
 # may be ordered differently. A mean of 1,500 values of up to 255 is off by at most 255 * 1,500 * 2**-24 = 0.023 in any
 # order; everything else is thousands of times smaller.
 ORDER = 0.03
 
-# Against float64, as in test_augment.py: coordinates within 2**-15 pixels on either axis, 255 gray levels a pixel.
+# Against float64, as in test_ops.py: coordinates within 2**-15 pixels on either axis, 255 gray levels a pixel.
 GREY = 2 * 255 * 2.0**-15
 
 draw = jax.jit(
@@ -58,14 +58,14 @@ def ours(images, change, augmentation):
 
 
 def still():
-    """Changes that leave images where they are."""
+    """Parameters that do not move the image."""
     return draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_tf_apply_params_matches_jax(kind, images):
     change = draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig(**ALL))
-    augmentation = AugmentConfig(**kind)  # what it leaves off is drawn, and has to be passed over
+    augmentation = AugmentConfig(**kind)  # disabled operations are drawn too, and must be ignored
     expected = apply_by_jax(images, change, augmentation)
     found = ours(images, change, augmentation)
     assert found.dtype == np.float32
@@ -88,7 +88,7 @@ def test_tf_apply_params_of_nothing_is_identity(images):
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_tf_warp_matches_keras(fill, images, monkeypatch):
-    """Keras is watched for the matrix that it makes of its parameters; ours is then given the same."""
+    """Record the matrix that Keras computes from its parameters, and apply the same one."""
     seen = []
 
     def watched(channel, matrix, offset, **options):
@@ -110,13 +110,13 @@ def test_tf_warp_matches_keras(fill, images, monkeypatch):
         matrices.append(seen[-1])
     change = still()._replace(matrix=np.array(matrices, np.float32))
     found = ours(images, change, AugmentConfig(rotation=1, fill=fill, cval=77))
-    # 'constant' and 'wrap' jump, so within rounding of an edge either side would be right: of these draws none is there
+    # 'constant' and 'wrap' jump, so within rounding of an edge both sides are correct: none of these draws is there
     np.testing.assert_allclose(found, expected, rtol=0, atol=GREY)
 
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_tf_warp_by_whole_pixels_matches_scipy_exactly(fill, images):
-    """Moves of up to two widths, and of just one: where a fill mode turns round."""
+    """Shifts of up to two widths, and of exactly one, where a fill mode repeats."""
     moves = np.arange(BATCH) * (HEIGHT - 1) // 4 - 2 * HEIGHT, np.arange(BATCH) * (WIDTH - 1) // 4 - 2 * WIDTH + 2
     matrices = np.stack([np.column_stack([np.eye(2), move]) for move in zip(*moves, strict=True)]).astype(np.float32)
     found = ours(images, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
@@ -128,7 +128,7 @@ def test_tf_warp_by_whole_pixels_matches_scipy_exactly(fill, images):
 def test_tf_channel_shift_and_brightness_match_keras(images):
     rng = np.random.default_rng(9)
     shifts, factors = rng.uniform(-90, 90, BATCH), rng.uniform(0.3, 1.7, BATCH)
-    # whole gray levels and 1 / 256: no product or sum is rounded, and Keras' cut to whole numbers cuts nothing else
+    # integer gray levels and 1 / 256: no product or sum is rounded, and Keras' truncation changes nothing else
     shifts, factors = np.round(shifts).astype(np.float32), (np.round(factors * 256) / 256).astype(np.float32)
     change = still()._replace(channel_shift=shifts, brightness=factors)
     shifted = ours(images, change, AugmentConfig(channel_shift=90))

@@ -1,4 +1,4 @@
-"""The Python API: a run and its results in a notebook, and a model for a training loop of one's own."""
+"""The Python API: a run and its results in a notebook, and a model for a custom training loop."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The documentation: what its blocks say exists, they run, and its site needs no network.
+"""The documentation: the names in its code blocks exist, the blocks run, and the site works offline.
 
 Blocks of ```bash and ```python are run, page by page, in a folder that holds configs/, tools/ and images/, in which
 is a folder of images for each class. What cannot run in a test is ```text or ```console.
@@ -22,7 +22,7 @@ LANGUAGES = {"bash", "python", "text", "console", "json", ""}
 DRAWS_ITS_OWN = "docs/own_images.md"  # folder of images
 PLACEHOLDERS = {"key", "KEY"}
 FILES = {".py", ".json", ".csv", ".safetensors"}
-"""What `data.json` ends in, which is no setting of data."""
+"""Suffixes of file names such as `data.json`, which are not settings of data."""
 
 TEXTS = {name: file.read_text(encoding="utf-8") for name, file in doc_pages.WRITTEN.items()}
 TEXTS["docs/lecture.ipynb"] = lecture.page(doc_pages.NOTEBOOK)
@@ -67,7 +67,7 @@ SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 
 
 def is_setting(key):
-    """Whether a config may have it: one of the defaults, one of a phase, or an argument of an optimizer."""
+    """Whether a config may have this key: a default, a setting of a phase, or an argument of an optimizer."""
     first, _, rest = key.partition(".")
     if key in SETTINGS or key in ATOMIC_SETTINGS or key in PLACEHOLDERS or first == "optimizer":
         return True
@@ -98,7 +98,7 @@ def test_commands_options_and_settings_exist(page):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_blocks_say_whether_they_run(page):
-    """A misspelt language would never be run; mermaid would be fetched over the network."""
+    """A block with a misspelled language would never run; mermaid would be fetched over the network."""
     assert {block.language for block in doc_pages.blocks(TEXTS[page])} <= LANGUAGES
 
 
@@ -109,7 +109,7 @@ def test_no_block_is_overlooked():
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """The checkout's own flaxtl for every command; compiled programs and drawn flowers are kept from page to page."""
+    """Run the checkout's flaxtl in every command; pages share compiled programs and the synthetic dataset."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = str(tmp_path_factory.mktemp("cache"))
     return os.environ | {
@@ -121,7 +121,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """What the reader has brought along."""
+    """Files that a reader is expected to have."""
     return synthetic.generate_dataset(tmp_path_factory.mktemp("brought") / "images", per_class=12)
 
 
@@ -138,7 +138,7 @@ def test_a_page_can_be_followed(page, environment, images, tmp_path):
 
 
 class Requests(HTMLParser):
-    """What a browser would fetch for a page from elsewhere."""
+    """External resources that a browser would fetch for a page."""
 
     def __init__(self):
         super().__init__()
@@ -157,7 +157,7 @@ def test_the_site_asks_nothing_of_the_network(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "site"]
     subprocess.run(command, cwd=doc_pages.ROOT, check=True)
     built = list((tmp_path / "site").rglob("*.html"))
-    assert len(built) > len(doc_pages.WRITTEN)  # README is no page of it, but the generated ones are
+    assert len(built) > len(doc_pages.WRITTEN)  # README is not a page of the site, but the generated pages are
     for file in built:
         reader = Requests()
         reader.feed(file.read_text(encoding="utf-8"))

@@ -71,7 +71,7 @@ def test_run_directory_has_its_documented_files(place):
         "report",
         "tensorboard",
     }
-    assert "features" not in names  # only a run that may have to go on needs them
+    assert "features" not in names  # only a run that may be resumed needs them
 
 
 def test_summary_has_every_phase_and_split(place):

@@ -1,4 +1,4 @@
-"""docs/lecture.ipynb runs from top to bottom, and shows what it promises."""
+"""docs/lecture.ipynb runs from top to bottom and shows the expected results."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ ACCURACY = re.compile(r"\b([\d.]+)\s?%[^%\d]*\b120 test\b")
 
 
 def result(cell, kind):
-    """What the last line of a cell came to, as that MIME type; '' where it came to nothing."""
+    """Return the result of a cell's last line, as that MIME type; '' if it has none."""
     outputs = [each for each in cell.get("outputs", ()) if each["output_type"] == "execute_result"]
     return outputs[0]["data"].get(kind, "") if outputs else ""
 
@@ -38,7 +38,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert len(runs) == 2  # the frozen base alone, all three phases
     for cell in runs:
         accuracy = ACCURACY.search(result(cell, "text/plain"))
-        assert float(accuracy[1]) > 60  # a fifth would be chance
+        assert float(accuracy[1]) > 60  # chance is 20 %
         assert result(cell, "text/html").count("<svg") == 3  # loss, accuracy, confusion matrix
     assert sum(bool(result(cell, "image/png")) for cell in notebook.cells) == 3  # classes, augmentation, errors
     heads = ast.literal_eval(result(notebook.cells[-2], "text/plain"))

@@ -142,7 +142,7 @@ def test_risk_coverage_ties_share_a_threshold():
         (81, (0.25, 5, 3)),
         (80, (0.5, 4, 2)),
         (60, (0.75, 3, 2)),
-        (40, (0.75, 3, 2)),  # two of five would do, but the third is as sure as the second
+        (40, (0.75, 3, 2)),  # two of five would be enough, but the third has the same confidence as the second
         (20, (float(np.float32(0.9)), 1, 1)),
         (1, (float(np.float32(0.9)), 1, 1)),
     ],

@@ -1,4 +1,4 @@
-"""Grad-CAM against Keras' own networks on JAX, and against what is known on paper.
+"""Grad-CAM against Keras' own networks on JAX, and against results derived by hand.
 
 The references differ by the order of float32 sums, one after another through the layers below the map: up to
 1e-6 of the largest value of a map was measured on CPU. The bound is four times that.

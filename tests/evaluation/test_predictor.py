@@ -142,7 +142,7 @@ def test_predict_backbone_taps_need_no_top_weights(place, run_predict, tmp_path)
 
 
 def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monkeypatch):
-    """Five files in batches of two: the second lacks the file that is not an image, the third is half empty."""
+    """Five files in batches of two: the second skips the file that is not an image, the third is half empty."""
     compiled = []
 
     def counting(model, parameters, x, **options):
@@ -175,7 +175,7 @@ def test_image_batches_large_images_one_per_batch(place, monkeypatch):
 
 
 def test_predict_pretrained_weights_from_cache(place, run_predict, tmp_path):
-    """The file with the top has the base in it: it serves for either."""
+    """The file with the top contains the base, so it works for both."""
     models = Path(os.environ["KERAS_HOME"]) / "models"
     models.mkdir(parents=True)
     cached = models / registry.get_spec(NAME).weights.name

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views, their mean, what it gains, and the command."""
+"""Test-time augmentation: the views, their mean, its effect, and the command."""
 
 import json
 import re
@@ -189,7 +189,7 @@ def test_all_views_and_batches_compile_once(run, val_images, monkeypatch, method
 
 @pytest.mark.slow
 def test_tta_streamed_images_equal_resident_images(run, tmp_path):
-    """Each has its own index: a view by the config is drawn by it."""
+    """Each image has its own index, which seeds its augmented views."""
     workdir = shutil.copytree(run.setup.workdir, tmp_path / "run")
     settings = json.loads((workdir / "config.json").read_text())
     results = {}

@@ -1,1 +1,1 @@
-"""What tests share: small inputs, small runs, and readers of what flaxtl writes."""
+"""Shared by tests: small inputs, small runs, and readers of files that flaxtl writes."""

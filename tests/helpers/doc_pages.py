@@ -9,7 +9,7 @@ NOTEBOOK = ROOT / "docs" / "lecture.ipynb"
 WRITTEN = {
     file.relative_to(ROOT).as_posix(): file for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
-"""Name -> file of every page that was written by hand, but for the notebook."""
+"""Name -> file of every page that is written by hand, except the notebook."""
 
 FENCED = re.compile(
     r"^(?P<indent>[ \t]*)(?P<fence>`{3,})[ \t]*(?P<language>\w*)[^\n`]*\n(?P<body>.*?)^(?P=indent)(?P=fence)[ \t]*$",
@@ -19,7 +19,7 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
 class Block(NamedTuple):
-    """A fenced block: its language ('' where none is told), the line of the page that it begins after, and its text."""
+    """A fenced block: its language ('' if none is given), the line of the page that it begins after, and its text."""
 
     language: str
     line: int
@@ -36,10 +36,10 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def inline(markdown: str) -> list[str]:
-    """What stands in backticks within the sentences of a page."""
+    """Return the inline code of a page."""
     return INLINE.findall(FENCED.sub("", markdown))
 
 
 def code(markdown: str) -> list[str]:
-    """All code of a page, a command on one line: its blocks, and what its sentences quote."""
+    """Return all code of a page, each command on one line: its blocks and its inline code."""
     return [re.sub(r"\\\n\s*", " ", block.text) for block in blocks(markdown)] + inline(markdown)

@@ -1,4 +1,4 @@
-"""Follow a page of the documentation as a reader would: `python tests/helpers/follow_page.py PAGE.md`.
+"""Run the code of a documentation page: `python tests/helpers/follow_page.py PAGE.md`.
 
 Its blocks of bash and python are run in the working directory, one after the other, the python in one namespace.
 """
@@ -11,7 +11,7 @@ from helpers import doc_pages
 
 
 def main(page: Path) -> None:
-    """Stop at the first block that fails, and say where it stands."""
+    """Stop at the first block that fails and print its position."""
     namespace = {"__name__": "__main__"}
     for block in doc_pages.blocks(page.read_text(encoding="utf-8")):
         if block.language in ("bash", "python"):
@@ -21,7 +21,7 @@ def main(page: Path) -> None:
         elif block.language == "python":
             exec(
                 compile("\n" * block.line + block.text, str(page), "exec"), namespace
-            )  # tracebacks tell the page's line
+            )  # tracebacks show the line of the page
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Folders of files for tests of what is made of them: names alone, or soft images that no two are alike."""
+"""Folders of test files: empty ones, or smooth images that are not similar to each other."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from PIL import Image
 
 
 def fill(folder: Path, n: int, prefix: str = "", suffix: str = ".jpg") -> None:
-    """n files in `folder` that differ from each other and are no images."""
+    """Write n different files that are not images to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         (folder / f"{prefix}{i:04d}{suffix}").write_bytes(f"{folder.name}/{prefix}{i}".encode())
 
 
 def image(number: int, side: int = 64) -> Image.Image:
-    """Soft shapes in colour; those of any two numbers are far apart to a perceptual hash."""
+    """Smooth colored shapes; the perceptual hashes of any two numbers are far apart."""
     cells = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
 

@@ -210,7 +210,7 @@ def keras_dropouts(network):
 
 
 def batch_norms_and_dropouts(name, side):
-    """Return the same two of flaxtl's network, as it passes them to Flax."""
+    """Return both tables, of batch norms and dropouts, for flaxtl's network, with the values passed to Flax."""
     batch_norms, dropouts = {}, {}
     run_dropout = Net.dropout
 

@@ -1,9 +1,9 @@
-"""Runs one `flaxtl` command in this process and kills it, without a chance to clean up, at its N-th moment.
+"""Run one `flaxtl` command in this process and kill it, without a chance to clean up, at its N-th moment.
 
     python tests/helpers/kill_at.py N SIGNAL train --config=... --workdir=...
 
-Moments are what a run consists of: each step, each batch of an evaluation, each row, each file that takes its name,
-each part of a checkpoint. The last line of the output says how many there were; with N = 0 nothing is killed.
+Moments are the events of a run: each step, each batch of an evaluation, each row, each file that gets its final name,
+each part of a checkpoint. The last line of the output gives their number; with N = 0 nothing is killed.
 """
 
 import os
@@ -37,7 +37,7 @@ def made_counted(maker, at, number):
 
 
 def watch(at, number):
-    """Make everything that a run does tell that it is about to be done."""
+    """Report every moment of a run just before it happens."""
     for name in ("make_train_step", "make_scanned_steps", "make_eval_step"):
         setattr(train_step, name, made_counted(getattr(train_step, name), at, number))
     logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)

@@ -22,21 +22,21 @@ class Launched(Place):
         return self.train(program, workdir, *more, stderr=subprocess.STDOUT)
 
     def run(self, workdir, processes, devices, *more):
-        """(exit code, everything that was said)."""
+        """Return (exit code, output)."""
         process = self.start(workdir, processes, devices, *more)
         said, _ = process.communicate(timeout=400)
         return process.returncode, said
 
 
 def outcome(workdir):
-    """Measures and answers of a run without its clock."""
+    """Return metrics and predictions of a run, without timings."""
     epochs, phases = tiny_run.told(workdir)
     rows = [line.split(",") for line in (workdir / "predictions.csv").read_text().splitlines()]
     return epochs, phases, rows[0], [row[:4] for row in rows[1:]], np.array([row[4:] for row in rows[1:]], float)
 
 
 def compare(found, expected):
-    """The reduction over devices adds up in another order where they lie otherwise: some 2**-23, a step."""
+    """Assert equal results. Devices in another layout sum in another order: a difference of about 2**-23 per step."""
     for ours, theirs in zip(found[0], expected[0], strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():

@@ -1,4 +1,4 @@
-"""The smallest run that still has everything: 24 drawn images, two blocks of VGG16, frozen, then fine-tuned."""
+"""The smallest run with all features: 24 synthetic images, two blocks of VGG16, frozen, then fine-tuned."""
 
 import io
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ FINETUNE = {"head": 1e-3, "block2": 1e-4, "base": 0.0}
 
 
 def patch(colour, number):
-    """uint8 [32, 32, 3]: noise around a colour, so that no two images are alike."""
+    """uint8 [32, 32, 3]: noise around a color, so that no two images are similar."""
     noise = np.random.default_rng([*colour, number]).integers(-40, 41, (SIDE, SIDE, 3))
     return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
 
@@ -46,7 +46,7 @@ def images(folder):
 
 
 def config(folder, **changes):
-    """A complete config: batch 4, 12 training and 6 validation and test images, 3 steps an epoch, 2 + 2 epochs.
+    """A complete config: batch 4, 12 training and 6 validation and test images, 3 steps per epoch, 2 + 2 epochs.
 
     `changes` replace settings: batch_size=2, or phase settings such as frozen={...} merged into the phase's own.
     """
@@ -81,18 +81,18 @@ def config(folder, **changes):
 
 
 def setup(folder, workdir, **changes):
-    """What `config` comes to, ready for steps and phases."""
+    """Return the setup of `config`."""
     made = config(folder, **changes)
     return build_setup(made, workdir, make_manifest(scan_folder(folder), made.data.fractions.to_dict(), made.seed))
 
 
 def parameters(network, settings):
-    """Fresh parameters, all of them."""
+    """Return new parameters of the whole model."""
     return backbone.initial_params(settings, network.model, notify=lambda text: None).params
 
 
 def inputs(prepared, split, directory, cuts):
-    """The images of one split, as the loop holds them."""
+    """Return the images of one split, as the epoch loop uses them."""
     examples = prepared.manifest.of_split(split)
     decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
     return SplitData(
@@ -108,12 +108,12 @@ def inputs(prepared, split, directory, cuts):
 
 
 def quiet():
-    """A console that nobody sees."""
+    """Return a console whose output is only recorded."""
     return Console(file=io.StringIO(), width=200)
 
 
 def texts(console):
-    """What was said on a `quiet` console."""
+    """Return the output of a `quiet` console."""
     return console.file.getvalue()
 
 
@@ -127,7 +127,7 @@ def digests(outcome):
 
 
 def told(workdir):
-    """What a run says of itself, without its clock."""
+    """Return the summary of a run, without timings."""
     epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in metrics(workdir)]
     phases = run_dir.read_summary(workdir).to_json()["phases"]
     for facts in phases.values():
@@ -158,13 +158,13 @@ def stop_at(monkeypatch, owner, name, call, *, after=False):
 
 @contextmanager
 def bar(title, total):
-    """A progress bar that nobody sees."""
+    """A progress bar without output."""
     yield lambda done: None
 
 
 @contextmanager
 def compiled_quickly():
-    """Where nothing depends on how well the compiler does its work, and most of the time is its."""
+    """Disable compiler optimizations, where they do not matter and compiling takes most of the time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -175,7 +175,7 @@ def compiled_quickly():
 
 @contextmanager
 def compiled_once(directory):
-    """Every phase compiles its steps anew; within, the compiler's answers are kept in `directory` and used again."""
+    """Cache compiled programs in `directory`, because every phase compiles its steps anew."""
     settings = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

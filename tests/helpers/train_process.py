@@ -1,4 +1,4 @@
-"""A folder of images and a config of two short phases, and the real command run on them in real processes."""
+"""A folder of images and a config of two short phases, and `flaxtl` commands on them in separate processes."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def get_config():
 
 
 class Place:
-    """`frozen` and `finetune` are what the config says of the two phases beside their rates."""
+    """`frozen` and `finetune` are the settings of the two phases other than their learning rates."""
 
     def __init__(self, folder: Path, frozen: str, finetune: str) -> None:
         self.folder = folder

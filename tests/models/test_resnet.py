@@ -43,7 +43,7 @@ def test_resnet_v2_convolutions_before_a_batch_norm_have_no_bias():
 
 
 def test_resnet_layers_are_in_file_order():
-    """By depth: the projection is among the layers that it runs beside."""
+    """By depth: the projection is listed among the layers parallel to it."""
     shapes = expected_shapes(Classifier(registry.get_spec("resnet50")))
     block = [name.removeprefix("conv3_block1_") for name in shapes if name.startswith("conv3_block1_")]
     assert block == ["1_conv", "1_bn", "2_conv", "2_bn", "0_conv", "3_conv", "0_bn", "3_bn"]

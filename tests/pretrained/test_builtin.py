@@ -56,7 +56,7 @@ def test_tool_reproduces_the_builtin_file(tmp_path):
     command = [sys.executable, TOOL, f"--weights={VGG16}", f"--output={output}", "--precision=int8"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     made, kept = safetensors_io.read_safetensors(output), safetensors_io.read_safetensors(BUILTIN)
-    assert made.metadata == kept.metadata  # whose order in the file is left to chance by safetensors
+    assert made.metadata == kept.metadata  # safetensors writes metadata in random order
     for layer, leaves in EXPECTED.items():
         for leaf in leaves:
             np.testing.assert_array_equal(made.layers[layer][leaf].values, kept.layers[layer][leaf].values)

@@ -1,4 +1,4 @@
-"""What a damaged or hostile file does to a C library must not reach this process."""
+"""A crash or hang of a C library on a damaged or hostile file must not affect this process."""
 
 import os
 import re

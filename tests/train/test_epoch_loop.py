@@ -71,7 +71,7 @@ def test_plateau_reduces_rates_where_keras_does(whole, log, name):
         else:
             assert all(group not in row["lrs"] for row in found)
     falls = len(re.findall(rf"^.*\b{name}\b.*\bvalidation_accuracy\b.*\bepoch \d", tiny_run.texts(log), re.MULTILINE))
-    last = keras_lrs([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the last epoch's own fall is told too
+    last = keras_lrs([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the reduction in the last epoch is logged too
     assert falls == -np.log2(last)
 
 

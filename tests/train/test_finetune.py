@@ -1,4 +1,4 @@
-"""Every family is fine-tuned: its head and its top block learn, batch norms among them, and nothing below moves."""
+"""Fine-tuning of every family: head and top block are trained, including batch norms; nothing below changes."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def compile_quickly(tmp_path_factory):
 
 
 def make_config(name, folder="unused", **changes):
-    """Two phases of the network's own groups at the smallest size: the head learns, then the top block with it."""
+    """Two phases with the model's own groups at the smallest size: train the head, then also the top block."""
     side = registry.get_spec(name).min_input_size
     settings = {
         "data": {"source": f"folder:{folder}", "height": side, "width": side},
@@ -160,7 +160,7 @@ def test_train_step_every_family_updates_trainable_params_only(name):
 
 
 def toy(net, x, top):
-    """A convolution and two batch norms, one with settings of its own."""
+    """A convolution and two batch norms, one with other settings."""
     x = net.conv(x, 6, 3, name="conv")
     x = net.batch_norm(x, momentum=0.9, epsilon=0.01, name="first")
     x = net.activation(x, "relu", name="relu")
@@ -222,7 +222,7 @@ BLOCKS_6_AND_7 = (("head", "head/.*"), ("top", "backbone/(?:block[67]|top_).*"),
 
 
 class Dropping:
-    """EfficientNetB0, of which blocks 6 and 7 learn, up to a layer that drops examples as a whole."""
+    """EfficientNetB0 with blocks 6 and 7 trained, up to a layer that drops whole examples."""
 
     def __init__(self):
         self.made = World(make_config("efficientnetb0", param_groups=BLOCKS_6_AND_7))

@@ -105,7 +105,7 @@ def test_lr_points_end_at_divergence():
 
 
 def test_lr_points_noisy_first_batches_do_not_end_the_curve():
-    """A network that is good already: the mean of the first batches rises 40 times, and that says nothing."""
+    """A model that is good already: the mean of the first batches rises 40 times, which means nothing."""
     points = tuple(lr_points(range(100), [0.01, 0.79] + [0.02, 0.1] * 49, 10))
     assert len(points) == 100
     assert max(point.smoothed_loss for point in points[:10]) > 4 * points[0].smoothed_loss

@@ -1,4 +1,4 @@
-"""Processes that are killed or signalled, and resumed: the result equals that of an undisturbed run."""
+"""Runs that are killed or signaled, and resumed: the result equals that of an uninterrupted run."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FINETUNE = "epochs=2, schedule='cosine', ema=0.9, layer_decay=0.8"
 
 
 class Killed(Place):
-    """Runs that end themselves at a moment of their own."""
+    """Runs that kill themselves at a chosen moment."""
 
     def __init__(self, folder):
         super().__init__(folder, FROZEN, FINETUNE)
@@ -31,7 +31,7 @@ class Killed(Place):
         )
 
     def run(self, workdir, at=0, number="SIGKILL", every=0.0):
-        """(exit code, what was said, moments)."""
+        """Return (exit code, output, number of moments)."""
         process = self.start(workdir, at, number, every)
         out, err = process.communicate(timeout=300)
         last = out.splitlines()[-1:]
@@ -40,7 +40,7 @@ class Killed(Place):
 
 
 def outcome(workdir):
-    """Everything that a run leaves but its clock: measures, answers, summary and hashes of all kept parameters."""
+    """Return the results of a run, without timings: metrics, predictions, summary, hashes of saved parameters."""
     epochs, phases = tiny_run.told(workdir)
     kept = sorted((workdir / "checkpoints" / "phases").iterdir())
     hashes = [json.loads((place / "facts" / "metadata").read_text())["sha256"] for place in kept]
@@ -54,11 +54,11 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """The undisturbed run: what it left, and how many moments it has."""
+    """The uninterrupted run: its results, and its number of moments."""
     code, said, moments = place.run(place.folder / "whole")
     assert code == 0, said
     found = outcome(place.folder / "whole")
-    assert [row["lrs"]["head"] for row in found[0][:3]] == [1e-2, 1e-2, 1e-3]  # a plateau was met
+    assert [row["lrs"]["head"] for row in found[0][:3]] == [1e-2, 1e-2, 1e-3]  # a plateau was reached
     return found, moments
 
 
@@ -135,7 +135,7 @@ main(sys.argv[2:])
 
 @pytest.mark.slow
 def test_full_disk_is_one_error_and_loses_nothing(place, whole, tmp_path):
-    """A file may grow to so many bytes and no more, which meets the writer as a full disk does."""
+    """Limit the size of a file; to the writer this looks like a full disk."""
     workdir = tmp_path / "run"
     arguments = ["train", f"--config={place.folder / 'config.py'}", f"--workdir={workdir}"]
     arguments += [f"--config.data.source=folder:{place.folder / 'images'}", "--config.checkpoint.every_seconds=0"]

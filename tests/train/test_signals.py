@@ -52,7 +52,7 @@ def test_listening_restores_previous_handlers():
 def test_listening_end_cancels_grace_period():
     with StopSignal(grace_seconds=0.2).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
-    time.sleep(0.5)  # without the end of the grace, the process of this test would be gone
+    time.sleep(0.5)  # if the grace period did not end here, it would end the process of this test
 
 
 def test_listening_in_thread_does_nothing():
@@ -87,4 +87,4 @@ def test_process_exits_after_grace_period():
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
     assert re.fullmatch(r"flaxtl: .+\n", err)
-    assert 0.4 < time.monotonic() - started < 10  # the lower bound is the grace, the upper a slow machine's
+    assert 0.4 < time.monotonic() - started < 10  # lower bound: the grace period; upper: a slow machine

@@ -225,7 +225,7 @@ def test_train_step_ema_averages_params_and_leaves_training_alone(world):
 
 
 def test_train_step_lr_scale_multiplies_updates_without_recompiling(world):
-    """Plain gradient descent from equal weights: half the rate, half the way."""
+    """Plain gradient descent from equal weights: half the learning rate gives half the update."""
     phase, settings = world.frozen, {"name": "sgd"}
     transformation = phase_optimizer(settings, phase.param_groups, "constant", phase.steps, 0)
     task = train_step.StepConfig(world.setup.model_info.model, transformation, world.setup.mesh, 3, start_layer=CUT)
@@ -251,7 +251,7 @@ def test_train_step_lr_scale_multiplies_updates_without_recompiling(world):
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("phase", ["frozen", "finetune"])
 def test_train_step_accum_steps_equal_whole_batch(world, phase, parts):
-    """With dropout, and augmented: what happens to an image does not depend on which others pass with it."""
+    """With dropout and augmentation: the result for an image does not depend on the others in its batch."""
     which = getattr(world, phase)
     options = {"augmentation": world.setup.augmentation} if phase == "finetune" else {}
     whole, expected = world.losses(which, world.images, **options)

@@ -28,7 +28,7 @@ def train(config, workdir):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """A run that nothing disturbed."""
+    """An uninterrupted run."""
     return train(tiny_run.config(folder, **PHASES), tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -197,8 +197,8 @@ def test_train_other_config_is_rejected(whole, folder):
 
 
 def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_path):
-    # Too slow to change an answer: the first epoch stays the best. On a CPU, buffers that a checkpoint has seen are
-    # not donated; without checkpoints a best that shared the state's buffers would be lost.
+    # The rate is too low to change a prediction: the first epoch stays the best. On CPU, saved buffers are not donated;
+    # without checkpoints, best parameters that share the state's buffers would be lost.
     frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy", "epochs": 5, "patience": 2}
     settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
     stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")

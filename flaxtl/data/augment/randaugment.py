@@ -21,8 +21,8 @@ def apply_color_op(image: jax.Array, operation: jax.Array, strength: jax.Array) 
     nothing         x, unchanged
     autocontrast    floor(255 (x - lo) / (hi - lo)), lo and hi the channel's own extremes; x where they are equal
     equalize        with n[v] the count of value v in the channel, n_last the count of its largest value, n the sum of
-                    all and step = floor((n - n_last) / 255): floor((floor(step / 2) + sum of n[v], v < x) / step), at most
-                    255; x where step is 0
+                    all and step = floor((n - n_last) / 255): floor((floor(step / 2) + sum of n[v], v < x) / step), at
+                    most 255; x where step is 0
     solarize        x if x < strength, else 255 - x
     posterize       the `strength` highest bits of x
     color           blend of x with its gray level L

@@ -8,7 +8,7 @@ STILL = Affine(theta=0.0, tx=0.0, ty=0.0, shear=0.0, zx=1.0, zy=1.0, flip_horizo
 
 
 def whole(lines):
-    """[3, 3]: with the line that is left out."""
+    """Append the omitted last row: [3, 3]."""
     return np.concatenate([np.asarray(lines, np.float64), [[0, 0, 1]]])
 
 

@@ -46,7 +46,7 @@ def test_equalize_of_many_pixels_and_of_one_color():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_color_op_autocontrast_matches_pillow(size):
-    """Pillow multiplies by a rounded 255 / (hi - lo) and may so be one lower where the quotient is whole."""
+    """Pillow multiplies by a rounded 255 / (hi - lo), so it may be one lower where the quotient is an integer."""
     image = noise(*size)
     difference = ours(image, Operation.AUTOCONTRAST) - pillow(image, ImageOps.autocontrast)
     exact = ours(image, Operation.AUTOCONTRAST)

@@ -29,7 +29,7 @@ def some_keys(n: int, seed: int = 3, turn: int = 0) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def many() -> AugmentParams:
-    """Twenty thousand changes of everything, of images of 100 x 50 pixels."""
+    """Parameters of all operations for 20,000 images of 100 x 50 pixels."""
     return jax.tree.map(np.asarray, drawn(some_keys(MANY), AugmentConfig(**EVERYTHING), 100, 50))
 
 
@@ -38,7 +38,7 @@ def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
     # float32 ends, such as 1 - 0.2
     assert values.min() >= low - 1e-6 * abs(low)
     assert values.max() <= high + 1e-6 * abs(high)
-    # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
+    # Kolmogorov-Smirnov distance; it exceeds 1.95 / sqrt(n) by chance once in a thousand, and the seed is fixed
     return scipy.stats.kstest(values, "uniform", (low, high - low)).statistic < 1.95 / np.sqrt(len(values))
 
 
@@ -57,7 +57,7 @@ def test_example_keys_depend_on_seed_epoch_and_index_only():
 
 
 def test_sample_affine_draws_never_change():
-    """Runs are resumed: what seed 3 did to image 5 in pass 0, and to image 6 in pass 1, is written down here."""
+    """Resumed runs need the same draws; here: seed 3, image 5 in epoch 0 and image 6 in epoch 1."""
     kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
     affine = jax.vmap(lambda key: sample_affine(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
     expected = [
@@ -102,7 +102,7 @@ def test_sample_params_are_independent(affine, many):
         many.color_ops[:, 0] == 0, many.color_ops[:, 1] == 0,
     ]  # fmt: skip
     correlations = np.corrcoef(np.stack(drawings)) - np.eye(len(drawings))
-    among_crops = np.s_[13:17, 13:17]  # where a crop can begin does depend on its size
+    among_crops = np.s_[13:17, 13:17]  # the possible positions of a crop depend on its size
     assert np.abs(correlations[among_crops]).max() > 0.1
     correlations[among_crops] = 0
     assert np.abs(correlations).max() < 4.5 / np.sqrt(MANY)  # of 270 pairs
@@ -139,7 +139,7 @@ def test_sample_params_erase_boxes(many):
     assert area.max() < 0.33 * (1 + 0.5 / 22) ** 2
     assert aspect.min() > (1 / 3.3) * (1 - 0.5 / 5.5) / (1 + 0.5 / 18)
     assert aspect.max() < 3.3 * (1 + 0.5 / 18) / (1 - 0.5 / 5.5)
-    assert abs(np.median(aspect) - 1) < 0.2  # as many tall as wide, but for those that are cut
+    assert abs(np.median(aspect) - 1) < 0.2  # as many tall as wide, except those that are clipped
     # tall boxes of every second image or less touch both edges; the others lie anywhere
     free = 100 - tall
     assert (

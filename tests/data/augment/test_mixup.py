@@ -58,7 +58,7 @@ def test_cutmix_pastes_one_box_and_counts_pixels():
 
 def test_mixup_lam_has_beta_distribution():
     shares = shares_of(50, **MIXUP)
-    # Kolmogorov-Smirnov distance; 1.95 / sqrt(n) is passed by chance once in a thousand, and the seed is fixed
+    # Kolmogorov-Smirnov distance; it exceeds 1.95 / sqrt(n) by chance once in a thousand, and the seed is fixed
     assert scipy.stats.kstest(shares, scipy.stats.beta(0.4, 0.4).cdf).statistic < 1.95 / np.sqrt(shares.size)
 
 
@@ -66,7 +66,7 @@ def test_cutmix_boxes_are_anywhere_and_clipped():
     shares = shares_of(50, **CUTMIX)
     assert shares.min() >= 0
     assert shares.max() <= 1
-    # A box of side s (a fraction) about a uniform center shows s - s**2 / 4 of it on the average, along each axis; s**2
+    # A box of side s (a fraction) about a uniform center shows s - s**2 / 4 of it on average, along each axis; s**2
     # is uniform, so the mean of the product is 1/2 - 1/5 + 1/48. Whole pixels of 20 change little of that.
     expected = 1 - (1 / 2 - 1 / 5 + 1 / 48)
     assert abs(shares.mean() - expected) < 4 * shares.std() / np.sqrt(shares.size) + 0.005

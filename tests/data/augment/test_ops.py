@@ -53,7 +53,7 @@ def scipy_name_that_keras_uses(monkeypatch):
 
 @pytest.fixture
 def unexchanged(monkeypatch):
-    """Keras without its exchange of the axes: exchanging them once more undoes it (see augment.py)."""
+    """Keras with its exchange of the axes undone, by exchanging them again (see config.py)."""
     centred = keras_image.transform_matrix_offset_center
 
     def exchanged(product, height, width):
@@ -82,7 +82,7 @@ def ours(image, affine, fill="nearest"):
 
 
 def away_from_jumps(image, affine, fill):
-    """bool [h, w]: where rounding of a coordinate cannot carry it over a jump.
+    """bool [h, w]: where rounding a coordinate cannot move it across a discontinuity.
 
     'constant' jumps at the outermost pixels, and 'wrap', whose period is one pixel short, at every seam.
     """
@@ -140,7 +140,7 @@ def test_warp_of_lecture_size_matches_keras():
 
 
 def test_warp_height_shift_moves_rows():
-    """A positive shift reads further down, so the image moves up: Keras' sign, and the axis its name says."""
+    """A positive shift reads further down, so the image moves up: Keras' sign, along the axis of its name."""
     image = noise(9, 7)
     np.testing.assert_array_equal(ours(image, {"tx": 2.0})[:-2], image[2:])
     np.testing.assert_array_equal(ours(image, {"tx": 2.0})[-2:], image[[-1, -1]])
@@ -212,7 +212,7 @@ NEUTRAL = AugmentParams(
 
 
 def changed(image, augmentation, **fields):
-    """One image, as `fields` of its Change say."""
+    """Return one image with these `fields` of its parameters."""
     fields = {name: np.asarray(value, np.float32)[None] for name, value in fields.items()}
     return np.asarray(done(image[None], NEUTRAL._replace(**fields), augmentation)[0])
 
@@ -231,13 +231,13 @@ def test_channel_shift_matches_keras_exactly(shift):
 def test_brightness_matches_keras_without_rounding(factor):
     image = noise(20, 30)
     result = changed(image, AugmentConfig(brightness=1), brightness=factor)
-    # Keras gives whole numbers, cut down; the products are the same float32
+    # Keras truncates to integers; the products are the same float32
     np.testing.assert_array_equal(np.floor(result), keras_transform(image, {}, brightness=factor))
 
 
 @pytest.mark.usefixtures("unexchanged")
 def test_augment_all_of_keras_matches_keras():
-    """Keras cuts x to whole numbers before brightness f and f x after it: it is at most f + 1 darker."""
+    """Keras truncates x before brightness f, and f x after it: it is at most f + 1 darker."""
     image, factor, shift = noise(32, 47), 1.21, 33.0
     affine = TOGETHER[1] | {"flip_vertical": True}
     expected = keras_transform(image, affine, channel_shift_intensity=shift, brightness=factor)
@@ -247,7 +247,7 @@ def test_augment_all_of_keras_matches_keras():
     difference = result - expected
     assert difference.min() > -factor * GREY
     assert difference.max() < factor + 1 + factor * GREY
-    assert 0.5 < difference.mean() < 1.3  # about half a level each time, but for what is clipped
+    assert 0.5 < difference.mean() < 1.3  # about half a level each time, except for clipped values
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.6, 2.0])
@@ -258,7 +258,7 @@ def test_contrast_and_saturation_match_pillow_without_rounding(kind, enhancer, f
     image = noise(20, 30)
     expected = np.asarray(enhancer(Image.fromarray(image)).enhance(factor), np.float64)
     difference = changed(image, AugmentConfig(**{kind: 1}), **{kind: factor}) - expected
-    # Pillow rounds the gray level (and its mean once more) and cuts the result down
+    # Pillow rounds the gray level (and the mean again) and truncates the result
     off = abs(1 - factor) * {"saturation": 0.51, "contrast": 1.01}[kind] + 1e-4
     assert difference.min() > -off
     assert difference.max() < 1 + off
@@ -319,7 +319,7 @@ def test_apply_params_order_is_documented_one():
         assert result.dtype == jnp.float32
         assert result.min() >= 0
         assert result.max() <= 255
-        # two compilations: a few float32 roundings of gray levels, and those of a turned hue
+        # two compilations: a few float32 roundings of gray levels, and those of a rotated hue
         np.testing.assert_allclose(result, expected, rtol=0, atol=255 * 2.0**-17)
 
 

@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(path: Path, into: Path) -> str:
-    """The one sentence with which `path` is refused; nothing may be left behind."""
+    """Return the error for `path`; nothing may be left behind."""
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
         extract_archive(path, into)
@@ -95,7 +95,7 @@ def test_extract_refuses_names_outside_folder(tmp_path: Path, name: str, kind: s
     [
         (tarfile.SYMTYPE, "link", "/etc/passwd"),
         (tarfile.SYMTYPE, "a/link", "../../outside.jpg"),
-        (tarfile.SYMTYPE, "link", "."),  # a folder: later members could walk through it
+        (tarfile.SYMTYPE, "link", "."),  # a folder: later members could be written through it
         (tarfile.SYMTYPE, "link", "later.jpg"),
         (tarfile.LNKTYPE, "link", "/etc/passwd"),
         (tarfile.LNKTYPE, "link", "../outside.jpg"),
@@ -108,7 +108,7 @@ def test_extract_refuses_links_to_other_than_earlier_files(tmp_path: Path, kind:
 
 
 def test_extract_refuses_members_through_links(tmp_path: Path) -> None:
-    """Neither below a link to a file, nor over one, into what lies outside or into another member."""
+    """Nothing is written below or over a link to a file, neither outside nor to another member."""
     link = special("link", tarfile.SYMTYPE, "a/1.jpg")
     path = tar_of(tmp_path / "f.tar", ("a/1.jpg", b"one"), link, ("link/evil.jpg", b"x"))
     assert re.search(rf"{tmp_path / 'out'}\b.*\blink/evil\.jpg\b", refused(path, tmp_path / "out"))
@@ -186,7 +186,7 @@ def test_extract_refuses_truncated_archive(tmp_path: Path, name: str, part: floa
 
 
 def test_extract_refuses_tar_cut_between_members(tmp_path: Path) -> None:
-    # Where tarfile on its own sees nothing wrong: after the header and the data (512 bytes each) of the first member.
+    # Where tarfile itself detects nothing: after the header and the data (512 bytes each) of the first member.
     path = tar_of(tmp_path / "f.tar", ("1.jpg", b"one"), ("2.jpg", b"two"))
     path.write_bytes(path.read_bytes()[:1024])
     told = refused(path, tmp_path / "out")

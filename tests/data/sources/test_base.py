@@ -1,4 +1,4 @@
-"""Sources: one string names one index of images; folders are created once."""
+"""Sources: one string names a source, and its folders are created once."""
 
 import re
 import tarfile
@@ -21,7 +21,7 @@ def images(root: Path, *classes: str) -> Path:
 
 
 def packed(path: Path, root: Path) -> Path:
-    """`root`, by its own name, in an archive."""
+    """Return an archive of `root` under its own name."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as bundle:
             for file in sorted(root.rglob("*.jpg")):

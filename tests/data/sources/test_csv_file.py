@@ -14,7 +14,7 @@ from flaxtl.errors import UserError
 
 @pytest.fixture
 def table(tmp_path: Path):
-    """Writes the text of a CSV file beside the images in/0000.jpg to in/0003.jpg."""
+    """Return a function that writes a CSV file next to the images in/0000.jpg to in/0003.jpg."""
     fill(tmp_path / "in", 4)
 
     def write(text: str, encoding: str = "utf-8") -> Path:

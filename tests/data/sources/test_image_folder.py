@@ -85,7 +85,7 @@ def test_scan_folder_returns_absolute_paths(two: Path, monkeypatch: pytest.Monke
 
 
 def faulty(root: Path) -> dict[str, str]:
-    """Makes one faulty folder for every sentence; its name, and a pattern of the facts that are told."""
+    """Create one invalid folder per message: folder name -> pattern of the facts in the message."""
     (root / "empty").mkdir()
     for case in ("bare", "nested", "loose", "extra", "twice", "hollow", "unlabelled"):
         split = case in ("extra", "twice", "hollow", "unlabelled")

@@ -1,4 +1,4 @@
-"""The drawn flowers: the same every time, whole or not there at all."""
+"""The synthetic flowers: reproducible, and written completely or not at all."""
 
 import re
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_generate_dataset_refuses_incomplete_or_other_folder(tmp_path: Path) -> 
 
 
 def test_generate_dataset_not_writable_raises(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")  # beneath a file not even root can make a folder
+    (tmp_path / "file").write_text("in the way")  # not even root can create a folder below a file
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file/synthetic\b"):
         synthetic.generate_dataset(tmp_path / "file" / "synthetic", per_class=1, size=32)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/file(?!/)\b"):

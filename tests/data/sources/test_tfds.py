@@ -1,4 +1,4 @@
-"""TFDS sets become class folders with the very bytes that went in. No network: the sets are made here."""
+"""TFDS datasets become class folders with the original encoded images. The datasets are created here, offline."""
 
 import io
 import os
@@ -22,7 +22,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 gcs_utils = pytest.importorskip("tensorflow_datasets.core.utils.gcs_utils")
 
 KEYS = ("image", "label")
-NAMES = ["tulips", "daisy/white", "roses"]  # neither sorted nor all fit for a folder name
+NAMES = ["tulips", "daisy/white", "roses"]  # not sorted, and not all valid as folder names
 
 
 def encoded(seed: int, kind: str = "JPEG") -> bytes:
@@ -35,7 +35,7 @@ def encoded(seed: int, kind: str = "JPEG") -> bytes:
 def made(
     data_dir: Path, splits: dict[str, int], file_format: str = "tfrecord", unlabelled: str = "", keys: Any = KEYS
 ) -> str:
-    """Prepares a set of JPEG and PNG images as TFDS itself would; `splits` gives the number of examples of each."""
+    """Prepares a dataset of JPEG and PNG images as TFDS does; `splits` gives the number of examples per split."""
 
     class TinyPlants(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc,call-arg]
         VERSION = tfds.core.Version("1.0.0")
@@ -65,7 +65,7 @@ def original(split: str, i: int) -> bytes:
 
 
 def expected(splits: dict[str, int], nested: bool) -> set[tuple[str, str, bytes]]:
-    """(folder, suffix, bytes) of every image. TFDS shuffles as it writes: the number in a name is not foretold."""
+    """(folder, suffix, bytes) of every image. TFDS shuffles while writing, so the number in a name is arbitrary."""
     return {
         (
             (f"{split}/" if nested else "") + NAMES[i % 3].replace("/", "-"),
