@@ -11,24 +11,31 @@ import hashlib
 import math
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from load_commands import Commands, Row, draw_image, in_process, write_config, write_images
-from PIL import ExifTags, Image
+from load_commands import (
+    GIANT_SIDE,
+    LARGEST_SIDE,
+    Commands,
+    Row,
+    draw_image,
+    in_process,
+    write_config,
+    write_images,
+    write_largest_images,
+    write_too_large_images,
+)
 
 from flaxtl.data import duplicates, splitting
 from flaxtl.data.duplicates import Fingerprint
-from flaxtl.data.image_file import MAX_PIXELS
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import csv_file
 
@@ -157,11 +164,6 @@ def _write_list(table: Path, labels: list[str]) -> None:
             rows.writerow((f"listed/{number}.png", label))
 
 
-GIANT_SIDE = 20_000
-LARGEST_SIDE = int(MAX_PIXELS**0.5)
-SPARSE_BYTES = 3 * 2**30
-
-
 def giant_load(folder: Path) -> Iterator[Row]:
     """Run the commands on images that are too large, then on several of the largest allowed."""
     for size, write, codes in (
@@ -180,49 +182,6 @@ def giant_load(folder: Path) -> Iterator[Row]:
             yield run(f"train without them, {size}", "train", f"--config={config}", f"--workdir={workdir}")
         yield run(f"predict, {size}", "predict", f"--workdir={workdir}", f"--input={images}", codes=codes)
         yield run(f"report, {size}", "report", f"--workdir={workdir}")
-
-
-def write_too_large_images(folder: Path) -> None:
-    """Write small images, and some that are too large to be decoded or read."""
-    Image.MAX_IMAGE_PIXELS = None
-    write_images(folder, ("a", "b"), 10)
-    write_png_bomb(folder / "a" / "bomb.png", GIANT_SIDE)
-    Image.new("RGB", (GIANT_SIDE, GIANT_SIDE), "green").save(folder / "a" / "giant.jpg")
-    Image.new("L", (GIANT_SIDE, GIANT_SIDE), 77).save(folder / "b" / "giant.png", compress_level=1)
-    with (folder / "b" / "sparse.jpg").open("wb") as file:
-        file.truncate(SPARSE_BYTES)
-
-
-def write_largest_images(folder: Path) -> None:
-    """Write small images, and images of the largest size allowed in several formats, one with an EXIF rotation."""
-    write_images(folder, ("a", "b"), 10)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    for number, (mode, suffix, options) in enumerate(
-        (
-            ("RGB", "jpg", {}),
-            ("RGB", "jpg", {"progressive": True}),
-            ("RGBA", "png", {"compress_level": 1}),
-            ("I;16", "png", {"compress_level": 1}),
-            ("CMYK", "jpg", {}),
-            ("P", "gif", {}),
-            ("RGBA", "png", {"compress_level": 1, "exif": exif}),
-        )
-    ):
-        image = Image.new(mode, (LARGEST_SIDE, LARGEST_SIDE), 40 * number)
-        image.save(folder / "ab"[number % 2] / f"large{number}.{suffix}", **options)
-
-
-def write_png_bomb(file: Path, side: int) -> None:
-    """Write a valid PNG of side x side black pixels, a few kilobytes large."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    compressor, row = zlib.compressobj(9), bytes(1 + side // 8)  # one bit per pixel
-    content = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
 
 
 HOSTILE_CLASSES = (

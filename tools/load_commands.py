@@ -3,10 +3,12 @@
 import math
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
+
+from flaxtl.data.image_file import MAX_PIXELS
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
@@ -29,6 +33,10 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({config!r})
 """
+
+GIANT_SIDE = 20_000
+LARGEST_SIDE = int(MAX_PIXELS**0.5)
+SPARSE_BYTES = 3 * 2**30
 
 
 @dataclass(frozen=True)
@@ -126,3 +134,46 @@ def write_images(folder: Path, classes: Iterable[str], per_class: int, side: int
         for number in range(index * per_class, (index + 1) * per_class):
             draw_image(number, side).save(folder / name / f"{number:06}.png", compress_level=1)
     return folder
+
+
+def write_too_large_images(folder: Path) -> None:
+    """Write small images, and some that are too large to be decoded or read."""
+    Image.MAX_IMAGE_PIXELS = None
+    write_images(folder, ("a", "b"), 10)
+    write_png_bomb(folder / "a" / "bomb.png", GIANT_SIDE)
+    Image.new("RGB", (GIANT_SIDE, GIANT_SIDE), "green").save(folder / "a" / "giant.jpg")
+    Image.new("L", (GIANT_SIDE, GIANT_SIDE), 77).save(folder / "b" / "giant.png", compress_level=1)
+    with (folder / "b" / "sparse.jpg").open("wb") as file:
+        file.truncate(SPARSE_BYTES)
+
+
+def write_largest_images(folder: Path) -> None:
+    """Write small images, and images of the largest size allowed in several formats, one with an EXIF rotation."""
+    write_images(folder, ("a", "b"), 10)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for number, (mode, suffix, options) in enumerate(
+        (
+            ("RGB", "jpg", {}),
+            ("RGB", "jpg", {"progressive": True}),
+            ("RGBA", "png", {"compress_level": 1}),
+            ("I;16", "png", {"compress_level": 1}),
+            ("CMYK", "jpg", {}),
+            ("P", "gif", {}),
+            ("RGBA", "png", {"compress_level": 1, "exif": exif}),
+        )
+    ):
+        image = Image.new(mode, (LARGEST_SIDE, LARGEST_SIDE), 40 * number)
+        image.save(folder / "ab"[number % 2] / f"large{number}.{suffix}", **options)
+
+
+def write_png_bomb(file: Path, side: int) -> None:
+    """Write a valid PNG of side x side black pixels, a few kilobytes large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    compressor, row = zlib.compressobj(9), bytes(1 + side // 8)  # one bit per pixel
+    content = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
