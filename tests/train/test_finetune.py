@@ -84,7 +84,7 @@ class World:
     def __init__(self, config, name="finetune"):
         self.model_info = build_model(config, num_classes=3)
         phases = build_phases(
-            config, self.model_info.model, self.model_info.layers, self.model_info.groups, n_train=2 * BATCH
+            config, self.model_info.model, self.model_info.layers, self.model_info.groups, num_train=2 * BATCH
         )
         self.phase = next(phase for phase in phases if phase.name == name)
         self.parameters = drawn(self.model_info.shapes)
@@ -110,7 +110,7 @@ class World:
 def gradients(state):
     """path -> Nadam's mean of the gradients, of everything that it keeps one of."""
     nadams = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, NadamState))
-    means = [item for node in nadams if isinstance(node, NadamState) for item in node.first.items()]
+    means = [item for node in nadams if isinstance(node, NadamState) for item in node.mu.items()]
     return {path: mean for path, mean in means if not isinstance(mean, optax.MaskedNode)}
 
 
@@ -226,20 +226,16 @@ class Dropping:
 
     def __init__(self):
         self.made = World(make_config("efficientnetb0", param_groups=BLOCKS_6_AND_7))
-        self.parts = self.made.phase.param_groups.partition(self.made.parameters)
-        self.params = param_groups.layers_in_train_mode(
-            [*self.parts.params, *self.parts.batch_stats], self.parts.frozen
-        )
+        params, batch_stats, frozen = self.made.phase.param_groups.partition(self.made.parameters)
+        self.train_layers = param_groups.layers_in_train_mode([*params, *batch_stats], frozen)
         self.images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
 
     @partial(jax.jit, static_argnums=0, static_argnames=("stop", "start", "taps", "training"))
     def run(self, given, key, *, training=True, **cuts):
-        parameters, learning = (
-            unflatten_params(self.made.parameters),
-            self.learning if training else frozenset(),
-        )
-        keys = jax.random.split(key, len(given))
-        return forward(self.made.model_info.model, parameters, given, train_layers=learning, dropout_keys=keys, **cuts)
+        params, keys = unflatten_params(self.made.parameters), jax.random.split(key, len(given))
+        train_layers = self.train_layers if training else frozenset()
+        model = self.made.model_info.model
+        return forward(model, params, given, train_layers=train_layers, dropout_keys=keys, **cuts)
 
 
 @pytest.fixture(scope="module")
@@ -291,11 +287,11 @@ def test_feature_key_depends_on_batch_stats_below_the_cut(tmp_path):
     made = World(make_config("mobilenet_0.25"))
     held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
     cut, net = made.phase.cut_layer, made.model_info
-    inputs = SplitData(net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
+    inputs = SplitData("train", net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
 
     def key(path=None):
         changed = {} if path is None else {path: made.parameters[path] + 1}
-        return inputs._key(cut, param_digests(made.parameters | changed))
+        return inputs._key(cut, inputs._plain.views, param_digests(made.parameters | changed))
 
     assert key("backbone/conv1_bn/mean") != key() != key("backbone/conv_pw_11_bn/var")
     assert key("backbone/conv_dw_12_bn/mean") == key()
