@@ -128,7 +128,7 @@ def row_functions(folder: Path, n: int) -> Iterator[Row]:
     yield _timed(f"split {n // 20:,} classes", lambda: splitting.stratified_split(many, [], parts, 0, print))
     for bits in (0, 4, 8):
         yield _timed(f"near-duplicates, {bits} bits", lambda b=bits: duplicates.duplicate_groups(fingerprints, b))
-    frames = _fingerprints(n, mask=2**18 - 1)  # like frames of a film: 46 of 64 bits are equal
+    frames = _fingerprints(n, mask=2**18 - 1)  # like frames of a video: 46 of 64 bits are equal
     yield _timed("near-duplicates, one long series", lambda: duplicates.duplicate_groups(frames, 4))
 
 

@@ -122,7 +122,7 @@ def write_config(file: Path, source: str, **data: object) -> Path:
 
 
 def draw_image(seed: int, side: int = 32) -> Image.Image:
-    """Draw soft color patches; no two seeds look alike to a perceptual hash."""
+    """Draw smooth color patches; the perceptual hashes of different seeds are far apart."""
     cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
 

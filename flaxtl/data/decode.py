@@ -73,7 +73,7 @@ class Resize:
 
 
 class ImageSink(Protocol):
-    """Where decoded images are stored, one by one and from many threads: an array, or a file."""
+    """Destination of decoded images, which are stored one by one and from many threads: an array or a file."""
 
     def __setitem__(self, index: int, image: np.ndarray, /) -> None:
         """Store `image`, uint8 [height, width, 3], as number `index`."""

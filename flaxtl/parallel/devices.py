@@ -59,7 +59,7 @@ def make_deterministic() -> None:
 
 
 def check_batch_size(num_devices: int, batch_size: int, accum_steps: int = 1) -> None:
-    """Raise UserError unless each microbatch can be split evenly over all devices, so that none is idle."""
+    """Raise UserError unless each microbatch can be split evenly over all devices, so that no device is idle."""
     if accum_steps < 1:
         raise UserError(f"accum_steps is {accum_steps}; it must be at least 1.")
     divisor = num_devices * accum_steps

@@ -4,7 +4,7 @@ phases/K  all parameters after K phases: where phase K starts. The highest is th
 latest/N  the N-th save of the progress within a phase: train state, best parameters, early stopping. Frozen parameters
           are those of phases/K and not saved again.
 
-Each checkpoint has a hash of all its arrays. A damaged one, such as a power loss leaves, is reported and moved to
+Each checkpoint has a hash of all its arrays. A damaged one, such as after a power loss, is reported and moved to
 checkpoints/damaged, and the run continues from the one before.
 """
 
@@ -29,13 +29,13 @@ from flaxtl.train.run_records import Count, Record
 from flaxtl.train.train_step import TrainState
 
 MAX_LATEST = 2
-"""Saves of progress that are kept: the one before is there if the last one is damaged."""
+"""Number of progress checkpoints that are kept: if the last one is damaged, the one before is used."""
 
 RETRY = "Free some disk space and run the same command again."
 
 
 class EarlyStopping(NamedTuple):
-    """Epochs done in the phase, and the best value of its monitored metric with the epoch that had it."""
+    """Epochs done in the phase, and the best value of its monitored metric, with its epoch."""
 
     epoch: int
     best_value: float | None
@@ -87,7 +87,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for name in ("_phases", "_latest"):
             if name in vars(self):
-                # After an error that one counts, not one of a write that it interrupted.
+                # After an error, that error is raised, not one of a write that it interrupted.
                 with suppress(Exception) if error else self._write_errors():
                     getattr(self, name).close()
 

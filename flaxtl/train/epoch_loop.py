@@ -208,7 +208,7 @@ class PhaseTrainer:
             self.stop_signal.stop()
 
     def _after_epoch(self, progress: PhaseProgress) -> None:
-        """As `_maybe_checkpoint`. The clocks of several processes differ, so they agree here on whether to save."""
+        """Do the same after an epoch. The clocks of several processes differ, so they agree here on whether to save."""
         stop = processes.process_count() == 1 and self.stop_signal.requested
         if processes.any_process(self._save_is_due() or stop):
             self._save(progress)

@@ -67,7 +67,7 @@ class CutLayers(NamedTuple):
 
 
 class SplitData:
-    """The images of one split and the cached features of them; gives the loaders of both.
+    """The images of one split and their cached features; creates the loaders of both.
 
     Args:
       split: name of the split, for progress bars.
@@ -107,12 +107,12 @@ class SplitData:
 
     @property
     def digest(self) -> str:
-        """A text that identifies the images."""
+        """A string that identifies the images."""
         return self._images.digest
 
     @property
     def device_bytes(self) -> int:
-        """Memory that the split takes on each device."""
+        """Memory that the split uses on each device."""
         return self._image_bytes + (self._features[1].nbytes if self._features else 0)
 
     def image_loader(self) -> Loader:
@@ -292,7 +292,7 @@ def _dispatch_ahead(items: Iterable[Item]) -> Iterator[Item]:
 def param_digests(params: Mapping[str, jax.Array]) -> dict[str, str]:
     """Return the SHA-256 of each parameter's bytes, as they are on the device now.
 
-    Arrays are copied first, because a jax.Array keeps what was once fetched of it.
+    Arrays are copied first, because a jax.Array caches its value once it has been fetched to the host.
     """
     copies = ((path, np.asarray(jnp.copy(value))) for path, value in params.items())
     return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in copies}

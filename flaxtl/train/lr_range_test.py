@@ -41,14 +41,14 @@ DIVERGENCE_FACTOR = 4.0
 MIN_STEPS = 10
 
 SKIPPED_FRACTION = 10
-"""One of so many steps, at the start, is ignored: an average of a few batches is noisy (fastai's num_it // 10)."""
+"""The first 1 / SKIPPED_FRACTION of the steps are ignored: their average is still noisy (fastai's num_it // 10)."""
 
 FETCH_STEPS = 10
 """Number of steps after which losses are fetched, so that the device does not wait after each step."""
 
 
 class LrRange(NamedTuple):
-    """Learning rates of a range test: `steps` rates from `min_lr` to `max_lr`, each the same multiple of the last."""
+    """Learning rates of a range test: `steps` rates from `min_lr` to `max_lr`, in a geometric sequence."""
 
     min_lr: float
     max_lr: float
@@ -93,7 +93,7 @@ class LrCurve(NamedTuple):
 
     @property
     def usable_points(self) -> tuple[LrPoint, ...]:
-        """The points to draw conclusions from."""
+        """The points that are not skipped."""
         return self.points[self.num_skipped :]
 
     @property

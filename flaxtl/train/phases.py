@@ -134,7 +134,7 @@ def build_phases(
       num_train: number of training images.
       unused_groups: groups that `model.output_layer` leaves without parameters; their learning rates are ignored.
     """
-    optimizer_factory(config.optimizer)  # finds mistakes before anything is computed; each phase makes its own
+    optimizer_factory(config.optimizer)  # reports errors before anything is computed; each phase creates its own
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
     if not 0 <= config.label_smoothing < 1:

@@ -73,7 +73,7 @@ def is_run(workdir: Path) -> bool:
 def create_run_dir(
     workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[LayerRecord], summary: RunSummary
 ) -> None:
-    """Write the files that identify a run. config.json is written last, as the sign that all others are there."""
+    """Write the files that identify a run. config.json is written last, so if it exists, all others do."""
     if not processes.is_main_process():
         return
     workdir.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from flaxtl.errors import UserError
 
 FORMAT_VERSION = 2
-"""Of config.json and summary.json. Files of the first edition, format 1, do not have the key `format_version`."""
+"""Format of config.json and summary.json. Files of the first edition, format 1, have no key `format_version`."""
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 Amount = Annotated[float, Meta(ge=0, le=1e15)]

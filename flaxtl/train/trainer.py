@@ -73,7 +73,7 @@ def train(
         if run_dir.read_summary(workdir).complete and (workdir / "predictions.csv").is_file():
             message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
-    # 2. Manifest: images and their splits. It is made once, which may take minutes, and belongs to the run.
+    # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     check_names(config)
     manifest = load_manifest(workdir) if resume else build_manifest(config, workdir, console)
     # 3. Every setting of the config.
@@ -242,7 +242,7 @@ def _clean_loader(
 
 
 def _other_splits_bytes(splits: Mapping[str, SplitData], split: str) -> int:
-    """Return the memory that all other splits take on each device."""
+    """Return the memory that all other splits use on each device."""
     return sum(data.device_bytes for name, data in splits.items() if name != split)
 
 

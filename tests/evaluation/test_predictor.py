@@ -77,7 +77,7 @@ def run_predict(capsys):
 
 
 def decoded(probabilities, top, tmp_path, monkeypatch):
-    """Keras' decode_predictions, with the file that it would download made from ours."""
+    """Keras' decode_predictions, with the file that it would download created from flaxtl's."""
     index = tmp_path / "imagenet_class_index.json"
     index.write_text(json.dumps({str(number): each for number, each in enumerate(imagenet.imagenet_classes())}))
     monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", None)

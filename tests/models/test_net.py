@@ -74,7 +74,7 @@ def draw(generator, shape):
 
 
 def test_stop_then_start_equals_the_whole_network(vgg16):
-    """Layer by layer outside of jit, where each operation is computed on its own, alike in both."""
+    """Layer by layer outside of jit, where each operation is computed separately, in the same way in both."""
     model, params, images = vgg16
     whole = forward(model, params, images, taps=tuple(BASE))
     assert np.ptp(whole.logits) > 0

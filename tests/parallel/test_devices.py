@@ -29,7 +29,7 @@ def no_compilation_cache():
 
 
 def numbers(error):
-    """The whole numbers in an error, in order."""
+    """Return the integers in an error message, in order."""
     return [int(number) for number in re.findall(r"\d+", str(error))]
 
 

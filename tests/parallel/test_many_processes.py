@@ -40,7 +40,7 @@ def test_streamed_run_of_two_processes_equals_one_process(place, one, tmp_path):
     code, output = place.run(tmp_path / "run", 2, 2, "--config.data.pipeline=stream")
     assert code == 0, output
     for ours, theirs in zip(outcome(tmp_path / "run")[0], one[0], strict=True):
-        # The two appliers of augmentation differ by at most 0.03 grey levels of 255.
+        # The two implementations of augmentation differ by at most 0.03 gray levels of 255.
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's models, built here with timm's names and random weights, equal ours with the converted file.
+"""PyTorch's models, built here with timm's names and random weights, equal flaxtl's with the converted file.
 
 PyTorch and XLA order the sums of a layer differently. Measured, relative to the largest output: EfficientNetB0 1.1e-6,
 DenseNet121 1.4e-6 (PyTorch's epsilon is 1e-5 and Keras' 1.001e-5, which is less than rounding), VGG16 2.0e-6 where the
@@ -128,7 +128,7 @@ def efficientnet_b0(net, x):
 
 
 class Outputs(NamedTuple):
-    """PyTorch's output and ours from the converted file, channels last."""
+    """Return PyTorch's output and flaxtl's from the converted file, channels last."""
 
     theirs: np.ndarray
     ours: np.ndarray

@@ -296,7 +296,7 @@ EMA_DECAY = 0.7
 
 
 def test_ema_update_matches_keras():
-    """A dense layer trained by Keras on ten batches; ours follows the weights that it had after each."""
+    """A dense layer trained by Keras on ten batches; flaxtl's EMA is computed from its weights after each batch."""
     import keras
 
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, activation="softmax")])
