@@ -220,7 +220,11 @@ def train_and_report(config: Any, workdir: Path, console: Console, command: str)
     lock = run_dir.run_dir_lock(workdir) if is_main else nullcontext()
     if not is_main:
         console = Console(quiet=True)
-    with processes.exit_on_peer_loss(), lock, StopSignal(processes.request_stop).listening() as stop_signal:
+    with (
+        processes.exit_on_peer_loss(),
+        lock,
+        StopSignal(processes.request_stop, signals=processes.stop_signals()).listening() as stop_signal,
+    ):
         if config.deterministic and jax.default_backend() == "gpu":
             message(console, "deterministic=true: using deterministic kernels, some of which are slower.")
         result = trainer.train(config, workdir, console, command, stop_signal)

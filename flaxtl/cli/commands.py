@@ -25,7 +25,7 @@ def train(options: argparse.Namespace) -> None:
     from flaxtl.parallel import processes
 
     config = load_config(options.config, options.overrides)
-    processes.initialize(options.coordinator, options.processes, options.process, from_cluster=options.distributed)
+    processes.initialize(options.coordinator, options.processes, options.process, detect_cluster=options.distributed)
     train_and_report(config, options.workdir, make_console(), options.command_line)
 
 

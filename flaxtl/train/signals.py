@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: dict[int, int] = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+"""Signals that stop a run -> the signals that they stand for; see `processes.stop_signals`."""
 
 GRACE_SECONDS = 25.0
 """Time to stop after a signal: Slurm, Kubernetes and TPU preemption kill a process after 30 seconds."""
@@ -37,10 +38,16 @@ class StopSignal:
     Args:
       on_request: called when a signal is recorded.
       grace_seconds: time until the process exits.
+      signals: signals to handle -> the signals that they stand for.
     """
 
-    def __init__(self, on_request: Callable[[], None] = lambda: None, grace_seconds: float = GRACE_SECONDS) -> None:
-        self._on_request, self._grace_seconds = on_request, grace_seconds
+    def __init__(
+        self,
+        on_request: Callable[[], None] = lambda: None,
+        grace_seconds: float = GRACE_SECONDS,
+        signals: Mapping[int, int] = SIGNALS,
+    ) -> None:
+        self._on_request, self._signals, self._grace_seconds = on_request, signals, grace_seconds
         self._number: int | None = None
         self._deferred = False
 
@@ -64,7 +71,7 @@ class StopSignal:
         done = threading.Event()
         threading.Thread(target=self._exit_after_grace, args=(read_end, done), daemon=True).start()
         previous_fd = signal.set_wakeup_fd(write_end)
-        previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        previous_handlers = {number: signal.signal(number, self._handle) for number in self._signals}
         try:
             yield self
         finally:
@@ -84,6 +91,7 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        number = self._signals[number]
         if self._number is not None or not self._deferred:
             raise StopRequested(number)
         self._number = number
@@ -96,6 +104,6 @@ class StopSignal:
         """
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while received := pipe.read(1):
-                if (number := received[0]) in SIGNALS and not done.wait(self._grace_seconds):
+                if (number := self._signals.get(received[0])) and not done.wait(self._grace_seconds):
                     os.write(2, b"flaxtl: stopped after the grace period; work since the last checkpoint is lost\n")
                     os._exit(exit_code(number))

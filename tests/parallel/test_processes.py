@@ -1,6 +1,6 @@
-"""Several processes on this machine: they meet, agree, and end in bounded time when one of them is gone.
+"""Several processes on this machine connect, agree, and exit in bounded time if one of them is gone.
 
-What the processes run are the few lines of `PROGRAM` and a test's own; they talk over CPU collectives.
+They run the lines of `PROGRAM` and a test's own, with CPU collectives.
 """
 
 import errno
@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 
 from flaxtl.errors import UserError
-from flaxtl.parallel import devices
-from flaxtl.parallel import processes as hosts
+from flaxtl.parallel import devices, processes
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "tools" / "launch_local.py"
@@ -33,22 +32,23 @@ PROGRAM = f"""
 import os, signal, sys, time
 import jax, numpy as np
 from flaxtl.errors import UserError
-from flaxtl.train import hosts, mesh as meshes
+from flaxtl.parallel import devices, processes
 
-number, processes, port = map(int, sys.argv[1:4])
+number, count, port = map(int, sys.argv[1:4])
 
 def meet(**changes):
-    flags = dict(coordinator=f"127.0.0.1:{{port}}", processes=processes, process=number, from_cluster=False)
-    hosts.join(**flags | changes, seconds=30, heartbeat={HEARTBEAT})
+    flags = dict(coordinator=f"127.0.0.1:{{port}}", num_processes=count, process_id=number, detect_cluster=False)
+    processes.initialize(**flags | changes, init_timeout=30, heartbeat_timeout={HEARTBEAT})
 
 def mean_over_all(steps, before=lambda step: None):
     "A collective a step, as training has it; before(step) comes before each."
-    mesh = meshes.make(8)
-    mean = jax.jit(lambda x: x.mean(), in_shardings=meshes.batched(mesh), out_shardings=meshes.replicated(mesh))
-    batch = hosts.spread(np.arange(8, dtype=np.float32), meshes.batched(mesh))
+    mesh = devices.make_mesh(8)
+    split, whole = devices.batch_sharding(mesh), devices.replicated_sharding(mesh)
+    mean = jax.jit(lambda x: x.mean(), in_shardings=split, out_shardings=whole)
+    batch = processes.put_global(np.arange(8, dtype=np.float32), split)
     for step in range(steps):
         before(step)
-        if hosts.agreed_to_stop(step):
+        if processes.should_stop(step):
             return step
         found = mean(batch)
         assert float(found) == 3.5
@@ -59,9 +59,9 @@ def kill(victim, at):
 """
 
 
-def lost(number, processes):
+def lost(number, num_processes):
     """What such a process says at its end: which of how many it is."""
-    return rf"flaxtl: .*\bprocess {number}\b.*\b{processes}\b"
+    return rf"(?i)flaxtl: .*\bprocess {number}\b.*\b{num_processes}\b"
 
 
 class Ended(NamedTuple):
@@ -71,17 +71,17 @@ class Ended(NamedTuple):
 
 
 @contextmanager
-def started(program, processes, environment=lambda number: {}):
+def started(program, num_processes, environment=lambda number: {}):
     """The processes while they run; none is left behind."""
     command = [sys.executable, "-c", PROGRAM + program]
     running = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     try:
-        for number in range(processes):
+        for number in range(num_processes):
             running.append(
                 subprocess.Popen(
-                    [*command, str(number), str(processes), str(port)],
+                    [*command, str(number), str(num_processes), str(port)],
                     cwd=ROOT,
                     env={**os.environ, "JAX_PLATFORMS": "cpu", **environment(number)},
                     stdout=subprocess.PIPE,
@@ -96,10 +96,10 @@ def started(program, processes, environment=lambda number: {}):
             process.wait()
 
 
-def run(program, processes=2, environment=lambda number: {}):
+def run(program, num_processes=2, environment=lambda number: {}):
     """How each process ended."""
     began = time.monotonic()
-    with started(program, processes, environment) as running:
+    with started(program, num_processes, environment) as running:
         outputs = [process.communicate(timeout=120)[0] for process in running]
         return [
             Ended(process.returncode, time.monotonic() - began, output)
@@ -121,70 +121,68 @@ def run(program, processes=2, environment=lambda number: {}):
         ((None, None, None), True, r"(?i)(?=.*\bcluster\b)(?=.*\bsrun\b)"),
     ],
 )
-def test_flags_that_make_no_run_are_told(flags, from_cluster, facts):
+def test_initialize_with_invalid_flags_names_them(flags, from_cluster, facts):
     with pytest.raises(UserError, match=facts):
-        hosts.initialize(*flags, from_cluster=from_cluster)
+        processes.initialize(*flags, detect_cluster=from_cluster)
 
 
-def test_a_port_that_is_taken_and_a_coordinator_that_is_absent_are_told():
+def test_initialize_with_bad_coordinator_names_address():
     """jax would end the whole process over either."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=rf"(?=.*\b{port}\b)(?=.*{os.strerror(errno.EADDRINUSE)})"):
-            hosts.initialize(f"127.0.0.1:{port}", 2, 0, from_cluster=False)
+            processes.initialize(f"127.0.0.1:{port}", 2, 0, detect_cluster=False)
     with pytest.raises(UserError, match=rf"(?=.*\b127\.0\.0\.1:{port}\b)(?=.*\b0 s)"):
-        hosts.initialize(f"127.0.0.1:{port}", 2, 1, from_cluster=False, seconds=0)
+        processes.initialize(f"127.0.0.1:{port}", 2, 1, detect_cluster=False, init_timeout=0)
 
 
-def test_a_single_process_needs_nobody():
-    hosts.initialize(None, None, None, from_cluster=False)
+def test_single_process_needs_no_others():
+    processes.initialize(None, None, None, detect_cluster=False)
     assert not jax.distributed.is_initialized()
-    assert (hosts.process_count(), hosts.is_main_process(), hosts.any_process(True), hosts.any_process(False)) == (
-        1,
-        True,
-        True,
-        False,
-    )
-    hosts.barrier("alone")
-    hosts.assert_equal("the config", "abc")
-    hosts.request_stop()
-    assert not hosts.should_stop(1)
-    hosts.shutdown()
+    assert (processes.process_count(), processes.is_main_process()) == (1, True)
+    assert processes.any_process(True)
+    assert not processes.any_process(False)
+    processes.barrier("alone")
+    processes.assert_equal("the config", "abc")
+    processes.request_stop()
+    assert not processes.should_stop(1)
+    processes.shutdown()
     with pytest.raises(SystemExit, match="2"):
-        hosts.end(2)
-    with pytest.raises(ValueError, match="Gloo"), hosts.exit_on_peer_loss():
+        processes.end(2)
+    with pytest.raises(ValueError, match="Gloo"), processes.exit_on_peer_loss():
         raise ValueError("Gloo failed")
 
 
-def test_spread_copies_what_a_step_may_be_given():
+def test_put_global_returns_a_copy():
     whole = jax.numpy.arange(6.0)
-    placed = hosts.put_global(whole, devices.replicated_sharding(devices.make_mesh(6)))
+    placed = processes.put_global(whole, devices.replicated_sharding(devices.make_mesh(6)))
     jax.jit(lambda x: x * 0, donate_argnums=0)(placed)
     assert placed.is_deleted()
     np.testing.assert_array_equal(whole, np.arange(6.0))
 
 
 TOGETHER = """
-meet(coordinator=None, processes=None, process=None, from_cluster=True)
-assert hosts.count() == 2 and hosts.writes() == (number == 0)
-assert hosts.any_of(number == 1) and not hosts.any_of(False)
-hosts.barrier("here")
-hosts.same("the config", "one")
+meet(coordinator=None, num_processes=None, process_id=None, detect_cluster=True)
+assert processes.process_count() == 2 and processes.is_main_process() == (number == 0)
+assert processes.any_process(number == 1) and not processes.any_process(False)
+processes.barrier("here")
+processes.assert_equal("the config", "one")
 try:
-    hosts.same("the manifest", str(number))
+    processes.assert_equal("the manifest", str(number))
 except UserError as error:
     print(error)
-whole = hosts.spread(np.arange(4), meshes.replicated(meshes.make(2)))
+whole = processes.put_global(np.arange(4), devices.replicated_sharding(devices.make_mesh(2)))
 np.testing.assert_array_equal(whole, np.arange(4))
-signal.signal(signal.SIGTERM, lambda *_: (print("SIGTERM"), hosts.tell_all()))
-told = lambda step: os.kill(os.getpid(), signal.SIGTERM) if (number, step) == (1, 5) else None
-print("stopped before step", mean_over_all(400, told))
-hosts.leave()
+requested = [wanted for wanted, meant in processes.stop_signals().items() if meant == signal.SIGTERM]
+signal.signal(requested[0], lambda *_: (print("SIGTERM"), processes.request_stop()))
+terminate = lambda step: os.kill(os.getppid(), signal.SIGTERM) if (number, step) == (1, 5) else None
+print("stopped before step", mean_over_all(400, terminate))
+processes.shutdown()
 assert not jax.distributed.is_initialized()
 """
 
 
-def test_two_processes_of_slurm_agree():
+def test_two_slurm_processes_agree_on_values_and_stop_step():
     """The step to stop at too, when one of them hears SIGTERM."""
 
     def slurm(number):
@@ -205,25 +203,25 @@ def test_two_processes_of_slurm_agree():
 
 
 @pytest.mark.parametrize(
-    ("processes", "victim"),
+    ("num_processes", "victim"),
     [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
 )
-def test_a_killed_process_ends_the_others(processes, victim):
+def test_killed_process_ends_the_others(num_processes, victim):
     """Within a collective; process 0 has the coordination service besides."""
-    program = f"meet()\nwith hosts.exit_on_peer_loss():\n    mean_over_all(1000, kill({victim}, 5))"
-    ended = run(program, processes)
+    program = f"meet()\nwith processes.exit_on_peer_loss():\n    mean_over_all(1000, kill({victim}, 5))"
+    ended = run(program, num_processes)
     assert ended[victim].code == -signal.SIGKILL
     for number, other in enumerate(ended):
         if number != victim:
-            assert other.code == hosts.EXIT_PEER_LOST, other.output
-            assert re.match(lost(number, processes), other.output.splitlines()[-1])
+            assert other.code == processes.EXIT_PEER_LOST, other.output
+            assert re.match(lost(number, num_processes), other.output.splitlines()[-1])
             assert other.output.count("flaxtl: ") == 1
             assert other.seconds < 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_silent_process_is_noticed_outside_a_collective(number):
+def test_silent_process_is_noticed_by_its_heartbeats(number):
     """By its heartbeats; the survivor does nothing but sleep, or wait for a process that is there and hangs."""
     program = f"""
 meet()
@@ -239,33 +237,33 @@ time.sleep(60)
         began = time.monotonic()
         rest = first.communicate(timeout=60)[0]
         assert time.monotonic() - began < 3 * HEARTBEAT
-        assert first.returncode == hosts.EXIT_PEER_LOST
+        assert first.returncode == processes.EXIT_PEER_LOST
         assert re.search(lost(0, 2), rest.splitlines()[-1])
         second.kill()
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_is_told_by_it_and_ends_the_others():
+def test_error_of_one_process_ends_the_others():
     program = """
 def fail(step):
     if (number, step) == (1, 5):
         raise UserError("mine")
 meet()
 try:
-    with hosts.exit_on_peer_loss():
+    with processes.exit_on_peer_loss():
         mean_over_all(1000, fail)
 except UserError as error:
     print(error)
-    hosts.end(2)
+    processes.end(2)
 """
     first, second = run(program)
-    assert (first.code, second.code) == (hosts.EXIT_PEER_LOST, 2)
+    assert (first.code, second.code) == (processes.EXIT_PEER_LOST, 2)
     assert re.search(lost(0, 2), first.output)
     assert second.output.endswith("mine\n")
 
 
 @pytest.mark.slow
-def test_an_error_of_all_processes_is_told_by_each():
+def test_error_of_all_processes_keeps_each_exit_code():
     """Also by those that end after process 0, and with it the coordination service."""
     first, second = run("meet()\nmean_over_all(2)\nprint('ours')\nhosts.end(2)")
     assert (first.code, second.code) == (2, 2)
@@ -275,10 +273,12 @@ def test_an_error_of_all_processes_is_told_by_each():
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_come_are_not_waited_for():
-    (ended,) = run("hosts.join(f'127.0.0.1:{port}', 2, 0, from_cluster=False, seconds=3)", processes=1)
-    assert ended.code == hosts.EXIT_PEER_LOST
-    assert re.match(r"flaxtl: .*\b3 s", ended.output.splitlines()[-1])
+def test_initialize_without_the_others_times_out():
+    (ended,) = run(
+        "processes.initialize(f'127.0.0.1:{port}', 2, 0, detect_cluster=False, init_timeout=3)", num_processes=1
+    )
+    assert ended.code == processes.EXIT_PEER_LOST
+    assert re.match(r"flaxtl: .*\bprocess 0 of 2\b.*\bdid not start\b", ended.output.splitlines()[-1], re.IGNORECASE)
 
 
 def launch(folder, stand_in, *arguments, **options):
@@ -290,7 +290,7 @@ def launch(folder, stand_in, *arguments, **options):
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_the_launcher_gives_flags_and_relays(tmp_path):
+def test_launcher_passes_flags_and_relays_output(tmp_path):
     stand_in = "print(*sys.argv[1:], os.environ['XLA_FLAGS'])"
     process = launch(tmp_path, stand_in, "--processes=2", "--devices-per-process=3", "--", "train", "--workdir=w")
     said, prefixed = process.communicate(timeout=30)
@@ -303,14 +303,14 @@ def test_the_launcher_gives_flags_and_relays(tmp_path):
     assert prefixed == "[1] " + said.replace("--process=0", "--process=1")
 
 
-def test_the_launcher_ends_with_the_code_of_the_cause(tmp_path):
-    stand_in = f"time.sleep(0.2)\nsys.exit({hosts.EXIT_PEER_LOST} if sys.argv[-1] == '--process=0' else 3)"
+def test_launcher_exits_with_the_code_of_the_cause(tmp_path):
+    stand_in = f"time.sleep(0.2)\nsys.exit({processes.EXIT_PEER_LOST} if sys.argv[-1] == '--process=0' else 3)"
     process = launch(tmp_path, stand_in, "--processes=3", "--", "train")
     process.communicate(timeout=30)
     assert process.returncode == 3
 
 
-def test_the_launcher_passes_sigterm_on(tmp_path):
+def test_launcher_forwards_sigterm(tmp_path):
     stand_in = """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 print("ready", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The same run on 1, 2 and 8 pretended devices."""
+"""The same run on 1, 2 and 8 simulated devices."""
 
 import json
 import os
@@ -12,17 +12,14 @@ import pytest
 ONE_RUN = """
 import json, sys
 from pathlib import Path
-import jax, numpy as np, small
-from flaxtl.results.judge import judge
-from flaxtl.train import loop
-from flaxtl.train.checkpoint import Checkpoints
+import jax, numpy as np
+from helpers import tiny_run
+from flaxtl.evaluation.evaluate import evaluate_run
+from flaxtl.train import trainer
 folder, workdir, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-config = small.config(folder, **settings)
-outcome = loop.train(config, workdir, small.quiet(), "flaxtl train")
-judge(outcome, small.quiet())
-with Checkpoints(workdir) as checkpoints:
-    last = checkpoints.restore_phase(len(outcome.setup.phases), outcome.setup.abstract_params())
-np.savez(workdir / "last.npz", **{path.replace("/", "."): np.asarray(value) for path, value in last.items()})
+result = trainer.train(tiny_run.config(folder, **settings), workdir, tiny_run.quiet(), "flaxtl train")
+params = evaluate_run(result, tiny_run.quiet())
+np.savez(workdir / "params.npz", **{path.replace("/", "."): np.asarray(value) for path, value in params.items()})
 print(jax.device_count())
 """
 
@@ -33,14 +30,14 @@ MOBILENET = {
     "phases": ("finetune",),
     "finetune": {"epochs": 4, "lr": {"head": 1e-2, "block2": 1e-3, "base": 1e-3}},
 }
-"""Every batch norm learns; 8 steps, each of 8 of 12 images. 6 images of validation and test do not fill a batch."""
+"""All batch norms train, 8 steps of 8 of 12 images; the 6 images of validation and test do not fill a batch."""
 
 
-class Made:
-    """What a run made on so many devices."""
+class FinishedRun:
+    """The results of a run on a number of devices."""
 
     def __init__(self, folder, workdir, devices, settings):
-        paths = os.pathsep.join(str(place) for place in (Path(__file__).parent, Path(__file__).parents[2]))
+        paths = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
         environment = os.environ | {
             "PYTHONPATH": paths,
             "JAX_PLATFORMS": "cpu",
@@ -52,32 +49,32 @@ class Made:
         assert done.stdout.split() == [str(devices)]
         self.rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         self.phases = json.loads((workdir / "summary.json").read_text())["phases"]
-        with np.load(workdir / "last.npz") as arrays:
-            self.parameters = dict(arrays)
+        with np.load(workdir / "params.npz") as arrays:
+            self.params = dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def one(folder, tmp_path_factory):
-    return Made(folder, tmp_path_factory.mktemp("runs") / "one", 1, MOBILENET)
+    return FinishedRun(folder, tmp_path_factory.mktemp("runs") / "one", 1, MOBILENET)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
-def test_more_devices_learn_the_same(folder, one, tmp_path, devices):
-    """Sums over the devices are added up in another order.
+def test_run_on_more_devices_gives_the_same_result(folder, one, tmp_path, devices):
+    """Sums over devices are computed in another order.
 
-    Measured: losses equal in every digit (2 devices) and to 1.2e-7 (8); parameters and statistics within 1.2e-7. The
-    bounds are ten times that: another machine's vector width orders the sums otherwise.
+    Measured: losses equal (2 devices) and within 1.2e-7 (8), parameters and batch statistics within 1.2e-7. The bounds
+    are ten times that, as sums depend on the machine's vector width.
     """
-    found = Made(folder, tmp_path / "run", devices, MOBILENET)
-    assert [row["step"] for row in found.rows] == [row["step"] for row in one.rows] == [2, 4, 6, 8]
-    for ours, theirs in zip(found.rows, one.rows, strict=True):
+    run_on_many = FinishedRun(folder, tmp_path / "run", devices, MOBILENET)
+    assert [row["step"] for row in run_on_many.rows] == [row["step"] for row in one.rows] == [2, 4, 6, 8]
+    for ours, theirs in zip(run_on_many.rows, one.rows, strict=True):
         for key in ("train_loss", "validation_loss"):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-6), key
         for key in ("train_accuracy", "validation_accuracy"):
             assert ours[key] == theirs[key]
-    measured, expected = (made.phases["finetune"]["test"] for made in (found, one))
+    measured, expected = (run.phases["finetune"]["test"] for run in (run_on_many, one))
     assert (measured["n"], measured["accuracy"]) == (6, expected["accuracy"])
-    for path, value in one.parameters.items():
-        np.testing.assert_allclose(found.parameters[path], value, rtol=0, atol=1.2e-6, err_msg=path)
-    assert any(path.endswith(".var") for path in one.parameters)
+    for path, value in one.params.items():
+        np.testing.assert_allclose(run_on_many.params[path], value, rtol=0, atol=1.2e-6, err_msg=path)
+    assert any(path.endswith(".var") for path in one.params)

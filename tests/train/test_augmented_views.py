@@ -33,7 +33,7 @@ def little_memory(monkeypatch):
     monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
 
 
-def looking(prepared, directory, cuts=CUTS, **changes):
+def view_data(prepared, directory, cuts=CUTS, **changes):
     """The training images in float32 views."""
     views = AugmentedViews(np.dtype(np.float32), K, SEED, FLIPS)._replace(**changes)
     clean = tiny_run.inputs(prepared, "train", directory, CUTS)
@@ -55,10 +55,10 @@ def no_bar(title, total):
     raise AssertionError(f"computed: {title}")
 
 
-def given(feed, first=0, last=15):
+def given(loader, first=0, last=15):
     """What the training steps get, as arrays: inputs and labels, [batch, ...] each."""
     found = []
-    for examples in feed.train_batches(EpochSampler(SEED, 4, 12), first, last, None):
+    for examples in loader.train_batches(EpochSampler(SEED, 4, 12), first, last, None):
         examples = jax.tree.map(jnp.asarray, examples)
         found.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.labels)))
     return found
@@ -87,14 +87,14 @@ def directly(prepared, parameters, images):
     [(np.float32, 1e-5), (feature_cache.VIEWS_DTYPE, 2**-8)],
     ids=["float32", "bfloat16"],
 )
-def test_a_step_is_given_what_the_prefix_makes_of_fresh_augmentation(prepared, parameters, tmp_path, dtype, rounded):
-    data = looking(prepared, tmp_path, dtype=np.dtype(dtype))
+def test_views_equal_features_of_fresh_augmentation(prepared, parameters, tmp_path, dtype, rounded):
+    data = view_data(prepared, tmp_path, dtype=np.dtype(dtype))
     direct = directly(prepared, parameters, data.image_loader().data.inputs)
     labels = prepared.manifest.labels(prepared.manifest.of_split("train"))
-    feed = data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
-    assert isinstance(feed, DeviceLoader)
-    assert len(feed) == 12
-    for step, (features, answers) in enumerate(given(feed)):  # five passes: the views come again after three
+    loader = data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
+    assert isinstance(loader, DeviceLoader)
+    assert len(loader) == 12
+    for step, (features, answers) in enumerate(given(loader)):  # five passes: the views come again after three
         indices, passes = EpochSampler(SEED, 4, 12).batch(step)
         expected = direct[indices * K + passes % K]
         assert features.dtype == dtype
@@ -102,30 +102,30 @@ def test_a_step_is_given_what_the_prefix_makes_of_fresh_augmentation(prepared, p
         assert np.array_equal(answers, labels[indices])
 
 
-def test_one_pass_serves_all_cuts_and_later_runs(prepared, parameters, tmp_path):
-    told = []
+def test_views_of_all_cut_layers_are_computed_once(prepared, parameters, tmp_path):
+    calls = []
 
     def bar(title, total):
-        told.append((title, total))
+        calls.append((title, total))
         return tiny_run.bar(title, total)
 
-    data = looking(prepared, tmp_path)
+    data = view_data(prepared, tmp_path)
     first = [given(data.feature_loader(cut, parameters, bar, num_views=K)) for cut in CUTS]
-    ((title, total),) = told
+    ((title, total),) = calls
     assert total == 36
     assert re.search(r"\b3\b.*\bblock1_pool\b", title)
     assert [batches[0][0].shape for batches in first] == [(4, 16, 16, 64), (4, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
-    again = looking(prepared, tmp_path)
+    again = view_data(prepared, tmp_path)
     assert all(
         same(given(again.feature_loader(cut, parameters, no_bar, num_views=K)), found)
         for cut, found in zip(CUTS, first, strict=True)
     )
 
 
-def test_other_views_have_a_file_of_their_own(prepared, parameters, tmp_path):
-    looking(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar, num_views=K)
-    looking(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, no_bar, num_views=K)
+def test_feature_key_depends_on_views(prepared, parameters, tmp_path):
+    view_data(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar, num_views=K)
+    view_data(prepared, tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, no_bar, num_views=K)
     for changes in (
         {"num_views": 2},
         {"seed": 6},
@@ -133,18 +133,20 @@ def test_other_views_have_a_file_of_their_own(prepared, parameters, tmp_path):
         {"dtype": feature_cache.VIEWS_DTYPE},
     ):
         with pytest.raises(AssertionError, match=rf"computed: .*\b{changes.get('num_views', K)}\b.*\bblock1_pool"):
-            looking(prepared, tmp_path, CUTS[:1], **changes).feature_loader(
+            view_data(prepared, tmp_path, CUTS[:1], **changes).feature_loader(
                 CUTS[0], parameters, no_bar, num_views=changes.get("num_views", K)
             )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, feature_cache.VIEWS_DTYPE], ids=["float32", "bfloat16"])
-def test_a_file_is_read_as_the_device_holds_it(monkeypatch, prepared, parameters, tmp_path, dtype):
-    held = looking(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(
+def test_host_and_device_loader_of_views_agree(monkeypatch, prepared, parameters, tmp_path, dtype):
+    held = view_data(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(
         CUTS[0], parameters, tiny_run.bar, num_views=K
     )
     monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
-    mapped = looking(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(CUTS[0], parameters, no_bar, num_views=K)
+    mapped = view_data(prepared, tmp_path, dtype=np.dtype(dtype)).feature_loader(
+        CUTS[0], parameters, no_bar, num_views=K
+    )
     assert (type(held), type(mapped), len(mapped)) == (DeviceLoader, HostLoader, 12)
     assert same(given(mapped), given(held))
     assert same(given(mapped, 7), given(held)[7:])
@@ -153,38 +155,38 @@ def test_a_file_is_read_as_the_device_holds_it(monkeypatch, prepared, parameters
         assert np.array_equal(*(jax.tree.map(jnp.asarray, examples).inputs(0, None) for examples in (ours, theirs)))
 
 
-def test_what_lies_beside_them_is_counted(monkeypatch, prepared, parameters, tmp_path):
+def test_feature_loader_counts_reserved_bytes(monkeypatch, prepared, parameters, tmp_path):
     n_bytes = 12 * K * 8 * 8 * 128 * 4
     monkeypatch.setattr(
         devices, "device_memory", lambda mesh: (2 * (n_bytes + 100), "memory")
     )  # half of it may be taken
-    data = looking(prepared, tmp_path)
+    data = view_data(prepared, tmp_path)
     assert isinstance(
         data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K, reserved_bytes=100), DeviceLoader
     )
     assert data.device_bytes == n_bytes
-    again = looking(prepared, tmp_path)
+    again = view_data(prepared, tmp_path)
     assert isinstance(again.feature_loader(CUTS[1], parameters, no_bar, num_views=K, reserved_bytes=101), HostLoader)
     assert again.device_bytes == 0
 
 
-def test_a_feed_that_is_closed_early_reads_no_further(monkeypatch, prepared, parameters, tmp_path, little_memory):
-    feed = looking(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
+def test_host_loader_closed_early_stops_reading(monkeypatch, prepared, parameters, tmp_path, little_memory):
+    loader = view_data(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
     calls = []
     read = ArrayStore.read
     monkeypatch.setattr(ArrayStore, "read", lambda store, rows: calls.append(rows) or read(store, rows))
-    batches = feed.train_batches(EpochSampler(SEED, 4, 12), 0, 1000, None)
+    batches = loader.train_batches(EpochSampler(SEED, 4, 12), 0, 1000, None)
     next(batches)
     batches.close()
     assert len(calls) <= 3
 
 
-def test_a_file_that_is_lost_meanwhile_is_told(prepared, parameters, tmp_path, little_memory):
-    feed = looking(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
+def test_host_loader_of_deleted_file_names_it(prepared, parameters, tmp_path, little_memory):
+    loader = view_data(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
     for file in tmp_path.iterdir():
         file.unlink()
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/block2_pool-.*\.npy\b"):
-        given(feed)
+        given(loader)
 
 
 class Stop(Exception):
@@ -192,40 +194,40 @@ class Stop(Exception):
 
 
 def stopping_bar(at):
-    """A progress bar that raises when so many rows are done, and the list of what it was told."""
-    told = []
+    """A progress bar that raises once `at` rows are done, and the list of its advances."""
+    calls = []
 
     def advance(rows):
-        told.append(rows)
-        if sum(told) >= at:
+        calls.append(rows)
+        if sum(calls) >= at:
             raise Stop
 
-    return lambda title, total: nullcontext(advance), told
+    return lambda title, total: nullcontext(advance), calls
 
 
-def test_a_computation_that_was_ended_goes_on_where_it_was(prepared, parameters, tmp_path):
-    whole = looking(prepared, tmp_path / "whole")
+def test_interrupted_extraction_continues(prepared, parameters, tmp_path):
+    whole = view_data(prepared, tmp_path / "whole")
     whole.feature_loader(CUTS[0], parameters, tiny_run.bar, num_views=K)
     bar, _ = stopping_bar(16)
     with pytest.raises(Stop):
-        looking(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
+        view_data(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
     assert not list((tmp_path / "parts").glob("[!.]*.npy"))
-    bar, told = stopping_bar(99)
-    looking(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
-    assert told == [16, 4, 4, 4, 4, 4]
+    bar, calls = stopping_bar(99)
+    view_data(prepared, tmp_path / "parts").feature_loader(CUTS[0], parameters, bar, num_views=K)
+    assert calls == [16, 4, 4, 4, 4, 4]
     files = [sorted((tmp_path / name).iterdir()) for name in ("whole", "parts")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatch, prepared, parameters, tmp_path):
+def test_extraction_on_small_disk_fails_before_computing(monkeypatch, prepared, parameters, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**5))
-    bar, told = stopping_bar(99)
+    bar, calls = stopping_bar(99)
     facts = rf"(?=.*\b[1-9]\.\d MB)(?=.*{re.escape(str(tmp_path))})(?=.*\b0\.1 MB)"
     with pytest.raises(UserError, match=facts):
-        looking(prepared, tmp_path).feature_loader(CUTS[0], parameters, bar, num_views=K)
-    assert told == []
+        view_data(prepared, tmp_path).feature_loader(CUTS[0], parameters, bar, num_views=K)
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -238,12 +240,12 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(monkeypatc
         ),
     ],
 )
-def test_settings_that_cannot_be_kept(folder, tmp_path, changes, facts):
+def test_invalid_view_settings_are_named(folder, tmp_path, changes, facts):
     with pytest.raises(UserError, match=facts):
         tiny_run.setup(folder, tmp_path, **changes)
 
 
-def test_mixing_of_whole_networks_asks_for_no_views(folder, tmp_path):
+def test_mixing_without_cut_layer_allows_views_setting(folder, tmp_path):
     whole = {"frozen": {"lr": {"head": 1e-3, "base": 1e-3}, "augment": True}, "phases": ("frozen",)}
     groups = (("head", "head/.*"), ("base", "backbone/.*"))
     settings = {"feature_cache": {"views": 4}, "augmentation": {"mixup": 1.0}, "param_groups": groups}
@@ -255,7 +257,7 @@ def test_mixing_of_whole_networks_asks_for_no_views(folder, tmp_path):
 
 
 def train(folder, workdir, **changes):
-    """The epochs' measures, and what was said."""
+    """The epochs' measures, and what was output."""
     console = tiny_run.quiet()
     trainer.train(tiny_run.config(folder, **AUGMENTED | changes), workdir, console, "flaxtl train")
     return tiny_run.metrics(workdir), tiny_run.texts(console)
@@ -269,33 +271,33 @@ def compare(ours, theirs, rel):
 
 
 @pytest.mark.parametrize("phases", [("frozen",), pytest.param(("frozen", "finetune"), marks=pytest.mark.slow)])
-def test_as_many_views_as_passes_are_fresh_augmentation(monkeypatch, folder, tmp_path, phases):
+def test_run_with_a_view_per_epoch_equals_fresh_augmentation(monkeypatch, folder, tmp_path, phases):
     passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 images
-    fresh, said = train(folder, tmp_path / "fresh", phases=phases)
-    assert "views" not in said
+    fresh, output = train(folder, tmp_path / "fresh", phases=phases)
+    assert "views" not in output
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "VIEWS_DTYPE", np.dtype(np.float32))
-        epochs, said = train(folder, tmp_path / "views", phases=phases, feature_cache={"views": passes})
+        epochs, output = train(folder, tmp_path / "views", phases=phases, feature_cache={"views": passes})
     compare(epochs, fresh, rel=1e-5)  # the sums of another program, through 12 steps at most; here all bits are equal
     for phase in phases:
-        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", said, re.MULTILINE)
+        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", output, re.MULTILINE)
         assert not re.search(r"\bfile\b", line)
     # once for these, once for the clean validation images
-    assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", said, re.MULTILINE)) == 2
+    assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", output, re.MULTILINE)) == 2
     if "finetune" in phases:
         epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, feature_cache={"views": passes})
         compare(epochs, fresh, rel=2e-3)  # 8 bits of each feature, rounded up and down alike
 
 
 @pytest.mark.slow
-def test_a_run_from_a_file_is_that_from_the_device(monkeypatch, folder, tmp_path):
+def test_run_reading_features_from_disk_equals_device(monkeypatch, folder, tmp_path):
     settings = {"data": tiny_run.config(folder).data.to_dict() | {"pipeline": "resident", "sampling": "balanced"}}
-    settings["features"] = {"views": 2, "directory": str(tmp_path / "features")}
+    settings["feature_cache"] = {"views": 2, "dir": str(tmp_path / "features")}
     held, _ = train(folder, tmp_path / "held", **settings)
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
     assert len(files) == 4
     monkeypatch.setattr(devices, "device_memory", lambda mesh: (1000, "a small device's memory"))
-    mapped, said = train(folder, tmp_path / "mapped", **settings)
+    mapped, output = train(folder, tmp_path / "mapped", **settings)
     compare(mapped, held, rel=1e-5)
-    assert re.search(r"^.*\bfinetune\b.*\b2 views\b.*\bfile\b", said, re.MULTILINE)
+    assert re.search(r"^.*\bfinetune\b.*\b2 views\b.*\bfile\b", output, re.MULTILINE)
     assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}

@@ -17,7 +17,7 @@ def no_bar(title, total):
     raise AssertionError(f"computed: {title}")
 
 
-def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
+def test_features_equal_the_direct_forward_pass(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS)
     images = inputs.image_loader().data.inputs
     for cut in CUTS:
@@ -29,37 +29,37 @@ def test_features_are_the_direct_forward(prepared, parameters, tmp_path):
         assert len(found) == len(inputs) == 12
 
 
-def test_one_pass_serves_all_cuts_and_a_last_batch_that_is_not_full(prepared, parameters, tmp_path):
+def test_features_of_all_cut_layers_are_computed_at_once(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "validation", tmp_path, [*CUTS, CUTS[0]])
-    told = []
+    titles = []
 
     def bar(title, total):
-        told.append((title, total))
+        titles.append((title, total))
         return tiny_run.bar(title, total)
 
     shapes = [inputs.feature_loader(cut, parameters, bar).data.inputs.shape for cut in CUTS]
-    ((title, total),) = told
+    ((title, total),) = titles
     assert "block1_pool" in title
     assert total == 6
     assert shapes == [(6, 16, 16, 64), (6, 8, 8, 128)]
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
 
 
-def test_splits_share_one_program(prepared, parameters, tmp_path):
+def test_feature_extraction_compiles_once_for_all_splits(prepared, parameters, tmp_path):
     feature_cache._forward_fn.cache_clear()
     for split in ("train", "validation"):
         tiny_run.inputs(prepared, split, tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
     assert feature_cache._forward_fn.cache_info().misses == 1
 
 
-def test_features_are_read_back_and_not_computed(prepared, parameters, tmp_path):
+def test_cached_features_are_not_recomputed(prepared, parameters, tmp_path):
     first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
     again = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, no_bar)
     assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
 @pytest.mark.parametrize("keep", [0, 64, 5000])
-def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
+def test_damaged_feature_file_is_recomputed(prepared, parameters, tmp_path, keep):
     first = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1]).feature_loader(CUTS[0], parameters, tiny_run.bar)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_computed_again(prepared, parameters, tmp_path, keep):
     assert file.read_bytes() == whole
 
 
-def test_bfloat16_features_are_read_back(folder, tmp_path):
+def test_cached_bfloat16_features_are_not_recomputed(folder, tmp_path):
     prepared = tiny_run.setup(folder, tmp_path, dtype="bfloat16")
     parameters = tiny_run.parameters(prepared.model_info, prepared.config)
     first = tiny_run.inputs(prepared, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
@@ -78,7 +78,7 @@ def test_bfloat16_features_are_read_back(folder, tmp_path):
     assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
-def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, parameters, folder, tmp_path):
+def test_feature_key_depends_on_weights_images_and_dtype(prepared, parameters, folder, tmp_path):
     def files(of=prepared, split="train", weights=parameters):
         before = set(tmp_path.iterdir())
         tiny_run.inputs(of, split, tmp_path, CUTS[:1]).feature_loader(CUTS[0], weights, tiny_run.bar)
@@ -96,7 +96,7 @@ def test_other_weights_pixels_or_precision_have_a_file_of_their_own(prepared, pa
     assert files(weights=moved("head/predictions/bias")) == 0
 
 
-def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_path):
+def test_features_in_memory_are_dropped_if_weights_change(prepared, parameters, tmp_path):
     inputs = tiny_run.inputs(prepared, "train", tmp_path, CUTS[:1])
     first = inputs.feature_loader(CUTS[0], parameters, tiny_run.bar)
     path = "backbone/block1_conv2/bias"
@@ -104,21 +104,21 @@ def test_changed_weights_are_not_answered_from_memory(prepared, parameters, tmp_
     assert not np.array_equal(first.data.inputs, other.data.inputs)
 
 
-def test_a_directory_that_cannot_be_written_to(prepared, parameters, tmp_path):
+def test_unwritable_feature_cache_dir_is_named(prepared, parameters, tmp_path):
     (tmp_path / "file").touch()
     inputs = tiny_run.inputs(prepared, "train", tmp_path / "file", CUTS[:1])
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))):
         inputs.feature_loader(CUTS[0], parameters, tiny_run.bar)
 
 
-def test_digest_tells_one_changed_bit():
+def test_param_digests_change_with_one_bit():
     value = jnp.arange(3.0)
     assert feature_cache.param_digests({"a": value}) == feature_cache.param_digests({"a": jnp.array([0.0, 1.0, 2.0])})
     assert feature_cache.param_digests({"a": value}) != feature_cache.param_digests({"a": jnp.nextafter(value, 9.0)})
     assert feature_cache.param_digests({"a": jnp.zeros(3)}) != feature_cache.param_digests({"a": -jnp.zeros(3)})
 
 
-def test_digest_does_not_believe_what_an_array_remembers(monkeypatch):
+def test_param_digests_read_the_device_not_a_cached_copy(monkeypatch):
     """On an accelerator `_npy_value` is kept from the first fetch; here it is planted."""
     value = jnp.arange(3.0)
     honest = feature_cache.param_digests({"a": value})
