@@ -265,7 +265,7 @@ except UserError as error:
 @pytest.mark.slow
 def test_error_of_all_processes_keeps_each_exit_code():
     """Also by those that end after process 0, and with it the coordination service."""
-    first, second = run("meet()\nmean_over_all(2)\nprint('ours')\nhosts.end(2)")
+    first, second = run("meet()\nmean_over_all(2)\nprint('ours')\nprocesses.end(2)")
     assert (first.code, second.code) == (2, 2)
     assert first.output.endswith("ours\n")
     assert second.output.endswith("ours\n")
