@@ -9,7 +9,7 @@ import pytest
 from helpers import doc_pages
 from nbclient import NotebookClient
 
-ACCURACY = re.compile(r"\b([\d.]+)\s?%[^%\d]*\b120 test\b")
+ACCURACY = re.compile(r"\btest accuracy ([\d.]+)\s?%\s\(120 images\)")
 
 
 def result(cell, kind):
