@@ -168,11 +168,19 @@ def complete_config(values: ConfigDict) -> ConfigDict:
 
 
 def prune_phases(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a complete config without the settings of phases that `config.phases` does not list."""
+    """Return a copy of a complete config without the settings of phases that `config.phases` does not list.
+
+    Raises:
+      UserError: `config.phases` lists a phase that has no settings.
+    """
+    names = [name for name, value in config.items() if _is_phase(value)]
+    for name in config.phases:
+        if name not in names:
+            raise unknown("phase", name, names)
     pruned = config.copy_and_resolve_references()
     with pruned.unlocked():
-        for name, value in config.items():
-            if _is_phase(value) and name not in config.phases:
+        for name in names:
+            if name not in config.phases:
                 del pruned[name]
     return pruned
 

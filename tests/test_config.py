@@ -157,6 +157,8 @@ def test_override_that_is_no_rate_of_the_top_group_is_refused(write, key):
         ("frozen.lr.haed=1", [r"\bfrozen\.lr\.haed\b.*\bfrozen\.lr\.head\b"]),
         ("seed", [r"--config\.seed(?!=)", r"--config\.seed=\S"]),
         ("phases=()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
+        ("phases=('frozn',)", [r"\bphase 'frozn'.*'frozen'"]),
+        ("phases=('data',)", [r"\bphase 'data'.*\bfrozen\b"]),
     ],
 )
 def test_override_of_unknown_setting_is_refused(error_of, override, facts):

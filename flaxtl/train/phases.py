@@ -142,8 +142,6 @@ def build_phases(
     backbone_layers = [layer.name for layer in layers if layer.section == "backbone"]
     phases: list[Phase] = []
     for name in config.phases:
-        if name not in config:
-            raise UserError(f"phases lists {name!r}, but the config has no settings c.{name}")
         settings = config[name]
         lrs = {group: lr for group, lr in _lrs(config, model, settings.lr).items() if group not in unused_groups}
         lr_scales = layer_decay_scales(groups, backbone_layers, _fraction(name, "layer_decay", settings))

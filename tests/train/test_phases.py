@@ -193,11 +193,3 @@ def test_build_phases_layer_decay_counts_layers_up_to_output_layer(net):
 def test_build_phases_invalid_setting_is_rejected(net, changes, facts):
     with pytest.raises(UserError, match=facts):
         plan(net, **changes)
-
-
-def test_build_phases_phase_without_settings_is_rejected(net):
-    config = ConfigDict(
-        {"batch_size": 4, "phases": ("frozen",), "optimizer": {"name": "nadam"}, "label_smoothing": 0.0}
-    )
-    with pytest.raises(UserError, match=r"\bphases\b.*'frozen'"):
-        phases.build_phases(config, net.model, net.layers, net.groups, 12)
