@@ -35,6 +35,7 @@ from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
+from flaxtl.train.param_groups import layer_of
 
 Item = TypeVar("Item")
 
@@ -199,7 +200,7 @@ class SplitData:
             str(model.dtype),
             layer,
             repr(views),
-            *sorted(f"{path}={digest}" for path, digest in digests.items() if path.split("/")[1] in needed_layers),
+            *sorted(f"{path}={digest}" for path, digest in digests.items() if layer_of(path) in needed_layers),
         ]
         return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 

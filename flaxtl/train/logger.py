@@ -17,6 +17,7 @@ from flaxtl.console import make_progress, make_table, message, progress_bar
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
+from flaxtl.train.param_groups import layer_of
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, LayerRecord
 from flaxtl.train.setup import ModelInfo
@@ -122,7 +123,7 @@ def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_so
     for group in dict.fromkeys(model_info.groups.values()):
         paths = [path for path, name in model_info.groups.items() if name == group]
         num_params = sum(math.prod(model_info.shapes[path]) for path in paths)
-        num_layers = len({path.split("/")[1] for path in paths})
+        num_layers = len(set(map(layer_of, paths)))
         source = weights_source if any(path.startswith("backbone/") for path in paths) else "random (Glorot)"
         lrs = (_format_lrs(phase, group) for phase in phases)
         rows.append((group, str(num_layers), f"{num_params:,}", *lrs, source))

@@ -14,7 +14,7 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
 from flaxtl.train.optimizers import SCHEDULES, Schedule, layer_decay_scales, lr_schedules, optimizer_factory
-from flaxtl.train.param_groups import ParamGroups, make_param_groups
+from flaxtl.train.param_groups import ParamGroups, layer_of, make_param_groups
 
 HIGHER_IS_BETTER = {
     "validation_loss": False,
@@ -178,9 +178,7 @@ def find_cut_layer(
     None if there is no such layer, or if its outputs for `num_images` images would exceed FEATURE_CACHE_BYTES.
     """
     active = {
-        path.split("/")[1]
-        for path in param_groups.groups
-        if path.startswith("backbone/") and param_groups.is_active(path)
+        layer_of(path) for path in param_groups.groups if path.startswith("backbone/") and param_groups.is_active(path)
     }
     frozen = takewhile(lambda layer: layer.section == "backbone" and layer.name not in active, layers)
     candidates = set(cut_points(layers))
