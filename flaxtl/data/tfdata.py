@@ -3,14 +3,16 @@
 The only module that imports TensorFlow; it hides all accelerators from TensorFlow, because their memory belongs to JAX.
 Import it only where images are streamed; without TensorFlow the import raises a UserError with the install command.
 
-Augmentation uses the draws of augment/config.py and the formulas of augment/ops.py and augment/randaugment.py, compiled
-by XLA for the CPU, one program per batch. Coordinates are the same fixed-point numbers, so both implementations read
-the same pixels; weights and colors are float32 in both, summed in an order that XLA chooses.
+Augmentation uses the draws of augment/config.py, and the constants and shared formulas of augment/ops.py and
+augment/randaugment.py, which document the operations. It is compiled by XLA for the CPU, one program per batch.
+Coordinates are the same fixed-point numbers, so both implementations read the same pixels; weights and colors are
+float32 in both, summed in an order that XLA chooses.
 """
 
 import os
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.array_store import ArrayStore
+from flaxtl.data.augment import ops
 from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_keys, sample_params
-from flaxtl.data.sampler import EpochSampler, Indices, padded_batches, process_slice
+from flaxtl.data.augment.randaugment import Operation, rounded_mean, smooth_inside, stretch, to_gray
+from flaxtl.data.sampler import EpochSampler, Indices, process_slice
 from flaxtl.errors import UserError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads both variables at import
@@ -92,22 +96,6 @@ def train_batches(
         yield TrainBatch(*batch)
 
 
-def eval_batches(
-    store: ArrayStore, labels: Indices, batch: int, shard: tuple[int, int] = (0, 1)
-) -> Generator[tuple[Images, Indices, npt.NDArray[np.bool_]], None, None]:
-    """Yield every image once, in order: (images uint8 [batch, height, width, 3], labels int32 [batch], mask [batch]).
-
-    The last batch is padded with image 0, where `mask` is False. For `shard` and closing see `train_batches`.
-    """
-    batches = list(padded_batches(len(store), batch))
-
-    def read(number: int) -> Arrays:
-        indices, mask = process_slice(batches[number][0], *shard), process_slice(batches[number][1], *shard)
-        return store.read(indices), labels[indices], mask
-
-    yield from _map_batches(range(len(batches)), read, lambda *parts: parts)  # type: ignore[misc]
-
-
 @lru_cache(maxsize=4)
 def _sampler(
     seed: int, augmentation: AugmentConfig, height: int, width: int
@@ -167,12 +155,20 @@ def _map_batches(
         readers.clear()  # TensorFlow keeps `recorded` until the process ends, and thereby everything it refers to
 
 
-# ---------------------------------------------------------------- augmentation: the formulas of augment/ops.py
-
-_BITS = 16  # fraction bits of a coordinate, as in augment/ops.py
-_ONE = 1 << _BITS
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+TF = SimpleNamespace(
+    arange=tf.range,
+    astype=tf.cast,
+    bitwise_and=tf.bitwise.bitwise_and,
+    clip=tf.clip_by_value,
+    float32=tf.float32,
+    int32=tf.int32,
+    maximum=tf.maximum,
+    minimum=tf.minimum,
+    right_shift=tf.bitwise.right_shift,
+    round=tf.round,
+    where=tf.where,
+)
+"""What augment/ops.py and augment/randaugment.py call `xp`."""
 
 
 def apply_params(images: Any, params: AugmentParams, augmentation: AugmentConfig) -> Any:
@@ -204,10 +200,10 @@ def _apply(images: Any, params: AugmentParams, augmentation: AugmentConfig) -> A
     if augmentation.brightness:
         images = _clip(_each(params.brightness) * images)
     if augmentation.contrast:
-        mean = tf.reduce_mean(_luma(images), (1, 2, 3), keepdims=True)
+        mean = tf.reduce_mean(ops.luma(images), (1, 2, 3), keepdims=True)
         images = _blend(mean, images, params.contrast)
     if augmentation.saturation:
-        images = _blend(_luma(images), images, params.saturation)
+        images = _blend(ops.luma(images), images, params.saturation)
     if augmentation.hue:
         images = _shift_hue(images, params.hue)
     if augmentation.erasing:
@@ -218,47 +214,12 @@ def _apply(images: Any, params: AugmentParams, augmentation: AugmentConfig) -> A
 def _warp(images: Any, matrix: Any, fill: str, cval: float) -> Any:
     """Transform every image by its matrix [2, 3]: float32 [batch, height, width, 3]; see `ops.warp`."""
     _, height, width, channels = images.shape
-    row, column = (_coordinate(matrix[:, axis], height, width) for axis in (0, 1))
-    top, down = _pixel_and_weight(row, height, fill)
-    left, right = _pixel_and_weight(column, width, fill)
-    bottom, beside = tf.minimum(top + 1, height - 1), tf.minimum(left + 1, width - 1)
     pixels = tf.reshape(images, [-1, height * width, channels])
 
-    def corner(row: Any, column: Any) -> Any:
+    def pixel_at(row: Any, column: Any) -> Any:
         return tf.cast(tf.gather(pixels, row * width + column, batch_dims=1), tf.float32)
 
-    above = corner(top, left) * (1 - right) + corner(top, beside) * right
-    below = corner(bottom, left) * (1 - right) + corner(bottom, beside) * right
-    pixels_out = above * (1 - down) + below * down
-    if fill == "constant":
-        inside = (row >= 0) & (row <= (height - 1) * _ONE) & (column >= 0) & (column <= (width - 1) * _ONE)
-        return tf.where(inside[..., tf.newaxis], pixels_out, cval)
-    return pixels_out
-
-
-def _coordinate(line: Any, height: int, width: int) -> Any:
-    """Return the input coordinates along one axis, int32 [batch, height, width], in pixels times 2**16.
-
-    `line` is float32 [batch, 3]. Each term is rounded separately, as in ops.py: both get the same integers.
-    """
-    rows, columns = tf.range(height, dtype=tf.float32)[:, tf.newaxis], tf.range(width, dtype=tf.float32)
-    by_row, by_column, constant = (line[:, i, tf.newaxis, tf.newaxis] for i in range(3))
-    return sum(tf.cast(tf.round(term * _ONE), tf.int32) for term in (by_row * rows, by_column * columns, constant))
-
-
-def _pixel_and_weight(position: Any, size: int, fill: str) -> tuple[Any, Any]:
-    """Return the pixel to read, int32 [batch, h, w], and the weight of the next one, float32 [batch, h, w, 1]."""
-    edge = (size - 1) * _ONE
-    if fill == "reflect":
-        period = 2 * size * _ONE
-        folded = position % period
-        position = tf.minimum(folded, period - _ONE - folded)
-    elif fill == "wrap" and size > 1:
-        back = edge - -position % edge
-        position = tf.where(position < 0, back, tf.where(position > edge, position % edge, position))
-    position = tf.clip_by_value(position, 0, edge)
-    fraction = tf.cast(tf.bitwise.bitwise_and(position, _ONE - 1), tf.float32) / _ONE
-    return tf.bitwise.right_shift(position, _BITS), fraction[..., tf.newaxis]
+    return ops.interpolate(TF, pixel_at, matrix, height, width, fill, cval)
 
 
 def _each(factor: Any) -> Any:
@@ -268,10 +229,6 @@ def _each(factor: Any) -> Any:
 
 def _clip(images: Any) -> Any:
     return tf.clip_by_value(images, 0.0, 255.0)
-
-
-def _luma(images: Any) -> Any:
-    return sum(weight * images[..., i : i + 1] for i, weight in enumerate(_LUMA))
 
 
 def _blend(degenerate: Any, images: Any, factor: Any) -> Any:
@@ -289,7 +246,7 @@ def _shift_hue(images: Any, turns: Any) -> Any:
         (green - blue) * step,
         tf.where(value == green, 2 + (blue - red) * step, 4 + (red - green) * step),
     )
-    k = (tf.constant([5.0, 3.0, 1.0]) + hue[..., tf.newaxis] + 6 * _each(turns)) % 6
+    k = (tf.constant(ops.HUE_OFFSETS) + hue[..., tf.newaxis] + 6 * _each(turns)) % 6
     return value[..., tf.newaxis] - chroma[..., tf.newaxis] * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)
 
 
@@ -301,19 +258,17 @@ def _erase(images: Any, box: Any, color: Any) -> Any:
     return tf.where(covered[..., tf.newaxis], color[:, tf.newaxis, tf.newaxis], images)
 
 
-# ---------------------------------------------------------------- RandAugment: the formulas of augment/randaugment.py
-
-
 def apply_color_ops(images: Any, operations: Any, strengths: Any) -> Any:
     """Apply the color operations of every image in their order: int32 [batch, height, width, 3], 0..255.
 
     `images` are uint8 [batch, height, width, 3], `operations` int32 and `strengths` float32 [batch, n].
     """
-    kinds = (_nothing, _autocontrast, _equalize, _solarize, _posterize, _color, _contrast, _brightness, _sharpness)
 
     def one(image: Any, drawn: tuple[Any, Any]) -> Any:
         operation, strength = drawn
-        return tf.switch_case(operation, [lambda kind=kind: kind(image, strength) for kind in kinds])
+        return tf.switch_case(
+            operation, {int(kind): lambda apply=apply: apply(image, strength) for kind, apply in COLOR_OPS.items()}
+        )
 
     def all_of(parts: tuple[Any, Any, Any]) -> Any:
         image, *drawn = parts
@@ -321,15 +276,6 @@ def apply_color_ops(images: Any, operations: Any, strengths: Any) -> Any:
 
     # image by image, so that only the selected one of the nine operations is computed
     return tf.map_fn(all_of, (tf.cast(images, tf.int32), operations, strengths), fn_output_signature=tf.int32)
-
-
-def _nothing(image: Any, _: Any) -> Any:
-    return image
-
-
-def _autocontrast(image: Any, _: Any) -> Any:
-    low, high = tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
-    return tf.where(high > low, 255 * (image - low) // tf.maximum(high - low, 1), image)
 
 
 def _equalize(image: Any, _: Any) -> Any:
@@ -344,44 +290,40 @@ def _equalize(image: Any, _: Any) -> Any:
     return tf.where(step > 0, tf.minimum(tf.gather(tf.reshape(table, [-1]), places), 255), image)
 
 
-def _solarize(image: Any, threshold: Any) -> Any:
-    return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
-
-
 def _posterize(image: Any, bits: Any) -> Any:
     dropped_bits = 8 - tf.cast(bits, tf.int32)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, dropped_bits), dropped_bits)
 
 
-def _color(image: Any, factor: Any) -> Any:
-    return _blend_whole(_gray(image), image, factor)
-
-
 def _contrast(image: Any, factor: Any) -> Any:
-    gray = _gray(image)
-    n = image.shape[0] * image.shape[1]
-    return _blend_whole((2 * tf.reduce_sum(gray) + n) // (2 * n), image, factor)
-
-
-def _brightness(image: Any, factor: Any) -> Any:
-    return _blend_whole(0, image, factor)
+    mean = rounded_mean(tf.reduce_sum(to_gray(TF, image)), image.shape[0] * image.shape[1])
+    return _blend_integers(mean, image, factor)
 
 
 def _sharpness(image: Any, factor: Any) -> Any:
     height, width, _ = image.shape
     if min(height, width) < 3:  # only edge pixels
         return image
-    rows = image[:-2] + image[1:-1] + image[2:]
-    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]
-    middle = tf.concat([image[1:-1, :1], (2 * around + 13) // 26, image[1:-1, -1:]], 1)
-    return _blend_whole(tf.concat([image[:1], middle, image[-1:]], 0), image, factor)
+    middle = tf.concat([image[1:-1, :1], smooth_inside(image), image[1:-1, -1:]], 1)
+    return _blend_integers(tf.concat([image[:1], middle, image[-1:]], 0), image, factor)
 
 
-def _gray(image: Any) -> Any:
-    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
-    return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
-
-
-def _blend_whole(degenerate: Any, image: Any, factor: Any) -> Any:
+def _blend_integers(degenerate: Any, image: Any, factor: Any) -> Any:
     mixed = tf.cast(degenerate, tf.float32) + factor * tf.cast(image - degenerate, tf.float32)
     return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.int32)
+
+
+COLOR_OPS = {
+    Operation.NOTHING: lambda image, _: image,
+    Operation.AUTOCONTRAST: lambda image, _: stretch(
+        TF, image, tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
+    ),
+    Operation.EQUALIZE: _equalize,
+    Operation.SOLARIZE: lambda image, threshold: tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image),
+    Operation.POSTERIZE: _posterize,
+    Operation.COLOR: lambda image, factor: _blend_integers(to_gray(TF, image), image, factor),
+    Operation.CONTRAST: _contrast,
+    Operation.BRIGHTNESS: lambda image, factor: _blend_integers(0, image, factor),
+    Operation.SHARPNESS: _sharpness,
+}
+"""(image, strength) -> image, int32 [height, width, 3]; `randaugment.apply_color_op` has the formulas."""

@@ -13,7 +13,7 @@ from flaxtl.data import tfdata
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
-from flaxtl.data.sampler import EpochSampler, padded_batches
+from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 
 N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two epochs, and images twice in one batch
@@ -86,15 +86,6 @@ def test_train_batches_shards_make_the_batch(images, augmentation):
     assert {batch.images.shape[0] for shard in shards for batch in shard} == {2}
     together = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
     assert same(together, whole)
-
-
-def test_eval_batches_yield_every_image_once(images):
-    found = list(tfdata.eval_batches(images, LABELS, BATCH))
-    expected = [(IMAGES[indices], LABELS[indices], real) for indices, real in padded_batches(N, BATCH)]
-    assert same(found, expected)
-    assert sum(real.sum() for _, _, real in found) == N
-    halves = zip(*(tfdata.eval_batches(images, LABELS, BATCH, (process, 2)) for process in range(2)), strict=True)
-    assert same([tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in halves], expected)
 
 
 def test_train_batches_indivisible_batch_raises(images):

@@ -12,8 +12,14 @@ With x a gray level as float32, L = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) a
 8. erase_box      every pixel of rows top..bottom - 1 and columns left..right - 1 is `erase_color`
 
 Keras flips between 3 and 4; here flips are part of the matrix, with the same result. Keras truncates to integers before
-and after brightness; here values are not truncated. data/tfdata.py implements the same formulas in TensorFlow.
+and after brightness; here values are not truncated.
+
+data/tfdata.py implements the same operations in TensorFlow, with the constants of this module. What both compute in the
+same way takes `xp`: jax.numpy, or TensorFlow's functions by the names that they have there.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +27,14 @@ import jax.numpy as jnp
 from flaxtl.data.augment.config import AugmentConfig, AugmentParams, sample_params
 from flaxtl.data.augment.randaugment import apply_color_op
 
-_BITS = 16  # fraction bits of a fixed-point coordinate; the integer part reaches +-32,767 pixels
-_ONE = 1 << _BITS
+FRACTION_BITS = 16
+"""Fraction bits of a fixed-point coordinate; the integer part reaches +-32,767 pixels."""
 
-_LUMA = (0.299, 0.587, 0.114)
+ONE = 1 << FRACTION_BITS
+"""One pixel as a fixed-point coordinate."""
+
+HUE_OFFSETS = (5.0, 3.0, 1.0)
+"""n in `shift_hue` for red, green, blue."""
 
 
 def augment(keys: jax.Array, images: jax.Array, augmentation: AugmentConfig) -> jax.Array:
@@ -59,9 +69,9 @@ def _apply(image: jax.Array, params: AugmentParams, augmentation: AugmentConfig)
     if augmentation.brightness:
         image = _clip(params.brightness * image)
     if augmentation.contrast:
-        image = _blend(_luma(image.mean((0, 1))), image, params.contrast)
+        image = _blend(luma(image.mean((0, 1))), image, params.contrast)
     if augmentation.saturation:
-        image = _blend(_luma(image), image, params.saturation)
+        image = _blend(luma(image), image, params.saturation)
     if augmentation.hue:
         image = shift_hue(image, params.hue)
     if augmentation.erasing:
@@ -85,61 +95,79 @@ def warp(image: jax.Array, matrix: jax.Array, fill: str = "nearest", cval: float
     """
     height, width, channels = image.shape
     pixels = image.reshape(-1, channels)  # gathering with one index per pixel is faster than with two
-    rows, columns = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
-    row, column = _coordinate(matrix[0], rows, columns), _coordinate(matrix[1], rows, columns)
-    top, down = _pixel_and_weight(row, height, fill)
-    left, right = _pixel_and_weight(column, width, fill)
-    bottom, beside = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
 
-    def corner(row: jax.Array, column: jax.Array) -> jax.Array:
+    def pixel_at(row: jax.Array, column: jax.Array) -> jax.Array:
         return pixels.at[row * width + column].get(mode="promise_in_bounds").astype(jnp.float32)
 
-    above = corner(top, left) * (1 - right) + corner(top, beside) * right
-    below = corner(bottom, left) * (1 - right) + corner(bottom, beside) * right
+    warped: jax.Array = interpolate(jnp, pixel_at, matrix, height, width, fill, cval)
+    return warped
+
+
+def interpolate(
+    xp: Any, pixel_at: Callable[[Any, Any], Any], matrix: Any, height: int, width: int, fill: str, cval: float
+) -> Any:
+    """Return what `warp` returns: float32 [..., height, width, channels].
+
+    Args:
+      xp: see above.
+      pixel_at: (row, column), int32 [..., height, width] -> the pixels there, float32 [..., height, width, channels].
+      matrix: float32 [..., 2, 3].
+      height: of the images.
+      width: of the images.
+      fill: see `warp`.
+      cval: see `warp`.
+    """
+    row, column = (_coordinate(xp, matrix[..., axis, :], height, width) for axis in (0, 1))
+    top, down = _pixel_and_weight(xp, row, height, fill)
+    left, right = _pixel_and_weight(xp, column, width, fill)
+    bottom, beside = xp.minimum(top + 1, height - 1), xp.minimum(left + 1, width - 1)
+    above = pixel_at(top, left) * (1 - right) + pixel_at(top, beside) * right
+    below = pixel_at(bottom, left) * (1 - right) + pixel_at(bottom, beside) * right
     pixels_out = above * (1 - down) + below * down
     if fill == "constant":
-        return jnp.where((_inside(row, height) & _inside(column, width))[..., None], pixels_out, cval)
+        return xp.where((_inside(row, height) & _inside(column, width))[..., None], pixels_out, cval)
     return pixels_out
 
 
-def _coordinate(line: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return the input coordinates along one axis, int32 [h, w], in pixels times 2**16.
+def _coordinate(xp: Any, line: Any, height: int, width: int) -> Any:
+    """Return the input coordinates along one axis, int32 [..., h, w], in pixels times ONE; `line` is float32 [..., 3].
 
     Fixed point, because the index and the weight must be consistent. XLA may compute a shared sum twice to save memory,
     once for each use, and contract one copy to a fused multiply-add: in floating point one is then 9.9999995 and the
     other 10.0, and a pixel is off by one. Integer sums have one value. Each term is rounded before the sum, so there is
     nothing to contract.
     """
-    terms = (line[0] * rows, line[1] * columns, line[2])
-    return sum((jnp.round(term * _ONE).astype(jnp.int32) for term in terms), start=jnp.int32(0))
+    rows, columns = xp.arange(height, dtype=xp.float32)[:, None], xp.arange(width, dtype=xp.float32)
+    by_row, by_column, constant = (line[..., i, None, None] for i in range(3))
+    return sum(xp.astype(xp.round(term * ONE), xp.int32) for term in (by_row * rows, by_column * columns, constant))
 
 
-def _inside(position: jax.Array, size: int) -> jax.Array:
-    return (position >= 0) & (position <= (size - 1) * _ONE)
+def _inside(position: Any, size: int) -> Any:
+    return (position >= 0) & (position <= (size - 1) * ONE)
 
 
-def _pixel_and_weight(position: jax.Array, size: int, fill: str) -> tuple[jax.Array, jax.Array]:
-    """Return the pixel to read at a coordinate, int32 [h, w], and the weight of the next one, float32 [h, w, 1]."""
-    edge = (size - 1) * _ONE
+def _pixel_and_weight(xp: Any, position: Any, size: int, fill: str) -> tuple[Any, Any]:
+    """Return the pixel to read, int32 [..., h, w], and the weight of the next one, float32 [..., h, w, 1]."""
+    edge = (size - 1) * ONE
     if fill == "reflect":
-        period = 2 * size * _ONE
+        period = 2 * size * ONE
         folded = position % period
-        position = jnp.minimum(folded, period - _ONE - folded)
+        position = xp.minimum(folded, period - ONE - folded)
     elif fill == "wrap" and size > 1:
         back = edge - -position % edge
-        position = jnp.where(position < 0, back, jnp.where(position > edge, position % edge, position))
-    position = jnp.clip(position, 0, edge)
-    fraction = (position & (_ONE - 1)).astype(jnp.float32) / _ONE
-    return position >> _BITS, fraction[..., None]
+        position = xp.where(position < 0, back, xp.where(position > edge, position % edge, position))
+    position = xp.clip(position, 0, edge)
+    fraction = xp.astype(xp.bitwise_and(position, ONE - 1), xp.float32) / ONE
+    return xp.right_shift(position, FRACTION_BITS), fraction[..., None]
 
 
 def _clip(image: jax.Array) -> jax.Array:
     return jnp.clip(image, 0, 255)
 
 
-def _luma(image: jax.Array) -> jax.Array:
-    """Return the luma, float32 [h, w, 1]. A sum, because accelerators may round matrix products to bfloat16."""
-    return sum((weight * image[..., i : i + 1] for i, weight in enumerate(_LUMA)), start=jnp.float32(0))
+def luma(images: Any) -> Any:
+    """Return the luma L, float32 [..., 1]. A sum, because accelerators may round matrix products to bfloat16."""
+    return 0.299 * images[..., :1] + 0.587 * images[..., 1:2] + 0.114 * images[..., 2:]
 
 
 def _blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -161,7 +189,7 @@ def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
         (green - blue) * step,
         jnp.where(value == green, 2 + (blue - red) * step, 4 + (red - green) * step),
     )
-    k = jnp.array([5.0, 3.0, 1.0]) + (hue + 6 * turns)[..., None]
+    k = jnp.array(HUE_OFFSETS) + (hue + 6 * turns)[..., None]
     k -= 6 * jnp.floor(k / 6)
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 

@@ -1,11 +1,11 @@
 """RandAugment (Cubuk et al. 2019): random operations, and the color operations exactly as Pillow computes them.
 
 The color operations are integer sums, or float32 products that are exact (see `RandAugmentParams`), so the result
-is the same on every machine and in every library.
+is the same on every machine and in every library. data/tfdata.py computes them in TensorFlow; `xp` is as in ops.py.
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,108 +13,6 @@ import jax.numpy as jnp
 from flaxtl.data.augment.affine import about_center
 
 _LEVELS = 256
-
-
-def apply_color_op(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """Apply one color `Operation`, 0..8, to an image: int32 [height, width, 3], 0..255.
-
-    nothing         x, unchanged
-    autocontrast    floor(255 (x - lo) / (hi - lo)), lo and hi the channel's own extremes; x where they are equal
-    equalize        with n[v] the count of value v in the channel, n_last the count of its largest value, n the sum of
-                    all and step = floor((n - n_last) / 255): floor((floor(step / 2) + sum of n[v], v < x) / step), at
-                    most 255; x where step is 0
-    solarize        x if x < strength, else 255 - x
-    posterize       the `strength` highest bits of x
-    color           blend of x with its gray level L
-    contrast        blend of x with the mean of L, rounded (half up)
-    brightness      blend of x with 0
-    sharpness       blend of x with the sum over the 3 x 3 around x, x itself counted five times, divided by 13 and
-                    rounded; x along the edge
-
-    where L = floor((19595 R + 38470 G + 7471 B + 32768) / 65536), Pillow's ITU-R 601 gray, and blend with d is
-    d + strength (x - d) truncated to an integer, clipped to 0..255.
-    """
-    # Under vmap every branch of a choice is computed, so branches are tables of 256 values, and one blend of images.
-    gray = _gray(image)
-    mapped = _look_up(image, _lookup_tables(operation, strength, _counts(image), _mean(gray)))
-    degenerate = jnp.where(operation == Operation.COLOR, gray, _smooth(image))
-    blends = (operation == Operation.COLOR) | (operation == Operation.SHARPNESS)
-    return jnp.where(blends, _blend_images(degenerate, image, strength), mapped)
-
-
-def _lookup_tables(operation: jax.Array, strength: jax.Array, counts: jax.Array, mean: jax.Array) -> jax.Array:
-    """Return the result of a pointwise operation for each gray level: int32 [channels, 256]."""
-    level = jnp.arange(_LEVELS)
-    dropped_bits = jnp.where(operation == Operation.POSTERIZE, 8 - strength.astype(jnp.int32), 0)
-
-    def of_channel(counts: jax.Array) -> jax.Array:
-        tables = {
-            Operation.AUTOCONTRAST: _autocontrast(level, counts),
-            Operation.EQUALIZE: _equalize(level, counts),
-            Operation.SOLARIZE: jnp.where(level < strength, level, _LEVELS - 1 - level),
-            Operation.POSTERIZE: (level >> dropped_bits) << dropped_bits,
-            Operation.CONTRAST: _blend_images(mean, level, strength),
-            Operation.BRIGHTNESS: _blend_images(jnp.int32(0), level, strength),
-        }
-        return jnp.select([operation == kind for kind in tables], list(tables.values()), level)
-
-    # in a loop, because XLA would otherwise recompute all six tables for every pixel
-    tables: jax.Array = jax.lax.map(of_channel, counts)
-    return tables
-
-
-def _autocontrast(level: jax.Array, counts: jax.Array) -> jax.Array:
-    low = jnp.argmax(counts > 0)
-    high = _LEVELS - 1 - jnp.argmax(counts[::-1] > 0)
-    stretched = (_LEVELS - 1) * (level - low) // jnp.maximum(high - low, 1)
-    return jnp.where(high > low, stretched, level)
-
-
-def _equalize(level: jax.Array, counts: jax.Array) -> jax.Array:
-    upto = jnp.cumsum(counts)
-    last = counts[_LEVELS - 1 - jnp.argmax(counts[::-1] > 0)]
-    step = (upto[-1] - last) // (_LEVELS - 1)
-    spread = (step // 2 + upto - counts) // jnp.maximum(step, 1)
-    return jnp.where(step > 0, jnp.minimum(spread, _LEVELS - 1), level)
-
-
-def _histogram_index(image: jax.Array) -> jax.Array:
-    """Return an index, int32, with 256 values per channel."""
-    return image + _LEVELS * jnp.arange(image.shape[-1])
-
-
-def _counts(image: jax.Array) -> jax.Array:
-    """Return the histogram of each channel, int32 [channels, 256]."""
-    none = jnp.zeros(image.shape[-1] * _LEVELS, jnp.int32)
-    return none.at[_histogram_index(image)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
-
-
-def _look_up(image: jax.Array, tables: jax.Array) -> jax.Array:
-    return tables.ravel().at[_histogram_index(image)].get(mode="promise_in_bounds")
-
-
-def _gray(image: jax.Array) -> jax.Array:
-    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
-    return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-
-
-def _mean(gray: jax.Array) -> jax.Array:
-    return (2 * gray.sum() + gray.size) // (2 * gray.size)
-
-
-def _smooth(image: jax.Array) -> jax.Array:
-    height, width, _ = image.shape
-    padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image
-    row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
-    edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    return jnp.where(edge, image, (2 * around + 13) // 26)
-
-
-def _blend_images(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    mixed = degenerate + factor * (image - degenerate)
-    return jnp.clip(mixed, 0, _LEVELS - 1).astype(jnp.int32)
 
 
 class Operation(IntEnum):
@@ -158,6 +56,121 @@ class RandAugmentParams(NamedTuple):
     """
     maps: list[jax.Array]
     """n matrices, float32 [2, 3] (see affine.py): geometric operations around the center; the identity for others."""
+
+
+def apply_color_op(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
+    """Apply one color `Operation`, 0..8, to an image: int32 [height, width, 3], 0..255.
+
+    nothing         x, unchanged
+    autocontrast    floor(255 (x - lo) / (hi - lo)), lo and hi the channel's own extremes; x where they are equal
+    equalize        with n[v] the count of value v in the channel, n_last the count of its largest value, n the sum of
+                    all and step = floor((n - n_last) / 255): floor((floor(step / 2) + sum of n[v], v < x) / step), at
+                    most 255; x where step is 0
+    solarize        x if x < strength, else 255 - x
+    posterize       the `strength` highest bits of x
+    color           blend of x with its gray level L
+    contrast        blend of x with the mean of L, rounded (half up)
+    brightness      blend of x with 0
+    sharpness       blend of x with the sum over the 3 x 3 around x, x itself counted five times, divided by 13 and
+                    rounded; x along the edge
+
+    where L = floor((19595 R + 38470 G + 7471 B + 32768) / 65536), Pillow's ITU-R 601 gray, and blend with d is
+    d + strength (x - d) truncated to an integer, clipped to 0..255.
+    """
+    # Under vmap every branch of a choice is computed, so branches are tables of 256 values, and one blend of images.
+    gray = to_gray(jnp, image)
+    mean = rounded_mean(gray.sum(), gray.size)
+    mapped = _look_up(image, _lookup_tables(operation, strength, _counts(image), mean))
+    degenerate = jnp.where(operation == Operation.COLOR, gray, _smooth(image))
+    blends = (operation == Operation.COLOR) | (operation == Operation.SHARPNESS)
+    return jnp.where(blends, _blend_images(degenerate, image, strength), mapped)
+
+
+def _lookup_tables(operation: jax.Array, strength: jax.Array, counts: jax.Array, mean: jax.Array) -> jax.Array:
+    """Return the result of a pointwise operation for each gray level: int32 [channels, 256]."""
+    level = jnp.arange(_LEVELS)
+    dropped_bits = jnp.where(operation == Operation.POSTERIZE, 8 - strength.astype(jnp.int32), 0)
+
+    def of_channel(counts: jax.Array) -> jax.Array:
+        tables = {
+            Operation.AUTOCONTRAST: _autocontrast(level, counts),
+            Operation.EQUALIZE: _equalize(level, counts),
+            Operation.SOLARIZE: jnp.where(level < strength, level, _LEVELS - 1 - level),
+            Operation.POSTERIZE: (level >> dropped_bits) << dropped_bits,
+            Operation.CONTRAST: _blend_images(mean, level, strength),
+            Operation.BRIGHTNESS: _blend_images(jnp.int32(0), level, strength),
+        }
+        return jnp.select([operation == kind for kind in tables], list(tables.values()), level)
+
+    # in a loop, because XLA would otherwise recompute all six tables for every pixel
+    tables: jax.Array = jax.lax.map(of_channel, counts)
+    return tables
+
+
+def _autocontrast(level: jax.Array, counts: jax.Array) -> jax.Array:
+    low = jnp.argmax(counts > 0)
+    high = _LEVELS - 1 - jnp.argmax(counts[::-1] > 0)
+    stretched: jax.Array = stretch(jnp, level, low, high)
+    return stretched
+
+
+def stretch(xp: Any, x: Any, low: Any, high: Any) -> Any:
+    """Return gray levels x such that `low` becomes 0 and `high` becomes 255; x where both are equal."""
+    return xp.where(high > low, (_LEVELS - 1) * (x - low) // xp.maximum(high - low, 1), x)
+
+
+def _equalize(level: jax.Array, counts: jax.Array) -> jax.Array:
+    upto = jnp.cumsum(counts)
+    last = counts[_LEVELS - 1 - jnp.argmax(counts[::-1] > 0)]
+    step = (upto[-1] - last) // (_LEVELS - 1)
+    spread = (step // 2 + upto - counts) // jnp.maximum(step, 1)
+    return jnp.where(step > 0, jnp.minimum(spread, _LEVELS - 1), level)
+
+
+def _histogram_index(image: jax.Array) -> jax.Array:
+    """Return an index, int32, with 256 values per channel."""
+    return image + _LEVELS * jnp.arange(image.shape[-1])
+
+
+def _counts(image: jax.Array) -> jax.Array:
+    """Return the histogram of each channel, int32 [channels, 256]."""
+    none = jnp.zeros(image.shape[-1] * _LEVELS, jnp.int32)
+    return none.at[_histogram_index(image)].add(1, mode="promise_in_bounds").reshape(-1, _LEVELS)
+
+
+def _look_up(image: jax.Array, tables: jax.Array) -> jax.Array:
+    return tables.ravel().at[_histogram_index(image)].get(mode="promise_in_bounds")
+
+
+def to_gray(xp: Any, image: Any) -> Any:
+    """Return the gray level L of every pixel, int32 [height, width, 1]."""
+    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
+    return xp.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
+
+
+def rounded_mean(total: Any, count: int) -> Any:
+    """Return total / count, rounded half up, int32."""
+    return (2 * total + count) // (2 * count)
+
+
+def _smooth(image: jax.Array) -> jax.Array:
+    height, width, _ = image.shape
+    smooth = smooth_inside(jnp.pad(image, ((1, 1), (1, 1), (0, 0))))
+    row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
+    edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
+    return jnp.where(edge, image, smooth)
+
+
+def smooth_inside(image: Any) -> Any:
+    """Return Pillow's SMOOTH filter without the edge: int32 [height - 2, width - 2, 3]."""
+    rows = image[:-2] + image[1:-1] + image[2:]
+    around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]
+    return rounded_mean(around, 13)
+
+
+def _blend_images(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
+    mixed = degenerate + factor * (image - degenerate)
+    return jnp.clip(mixed, 0, _LEVELS - 1).astype(jnp.int32)
 
 
 def sample_randaugment(key: jax.Array, n: int, magnitude: float, height: int, width: int) -> RandAugmentParams:
