@@ -1,9 +1,10 @@
-"""File operations: atomic writes, locks, CSV, disk space and the cache folder."""
+"""File operations: atomic files and folders, locks, CSV, disk space and the cache folder."""
 
 import csv
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -42,6 +43,31 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it is renamed to `target` only if the block ends without an error.
+
+    An interrupted process leaves no `target`, so a folder of that name is always complete. If another process was
+    faster, its folder is kept and this one is removed.
+
+    Raises:
+      UserError: `target` cannot be created, or the block raised an OSError such as a full disk.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            folder = Path(scratch, target.name)
+            folder.mkdir()
+            yield folder
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise UserError(f"Cannot create the folder {target} ({error}). Check disk space and permissions.") from error
 
 
 def file_lock(path: Path, *, wait: bool) -> BufferedRandom | None:

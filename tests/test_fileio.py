@@ -6,7 +6,7 @@ import pytest
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_write, atomic_write_text, check_disk_space
+from flaxtl.fileio import atomic_folder, atomic_write, atomic_write_text, check_disk_space
 
 
 def test_atomic_write_replaces_file_at_the_end(tmp_path):
@@ -35,6 +35,33 @@ def test_atomic_write_text_of_invalid_unicode_keeps_old_file(tmp_path):
         atomic_write_text(path, "new\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_appears_at_the_end_only(tmp_path):
+    filling = atomic_folder(tmp_path / "out")
+    folder = filling.__enter__()
+    (folder / "half").write_bytes(b"x")
+    assert not (tmp_path / "out").exists()
+    filling.__exit__(None, None, None)
+    assert [(file.name, file.read_bytes()) for file in (tmp_path / "out").iterdir()] == [("half", b"x")]
+
+
+def test_atomic_folder_keeps_the_first_of_two(tmp_path):
+    with atomic_folder(tmp_path / "out") as slow:
+        (slow / "slow").write_bytes(b"")
+        with atomic_folder(tmp_path / "out") as fast:
+            (fast / "fast").write_bytes(b"")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["fast"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_atomic_folder_not_writable_raises(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),
+        atomic_folder(tmp_path / "file" / "out"),
+    ):
+        pass
 
 
 def test_check_disk_space_names_both_sizes_and_advice(tmp_path, monkeypatch):

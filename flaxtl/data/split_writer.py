@@ -11,10 +11,10 @@ from typing import NamedTuple
 from flaxtl import fileio
 from flaxtl.data import duplicates, manifest, splitting
 from flaxtl.data.duplicates import Fingerprint
-from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.csv_file import COLUMNS
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, parse_split_name
 from flaxtl.errors import UserError
+from flaxtl.fileio import atomic_folder
 
 _MAX_NAME = 255  # bytes of a file name on the file systems of Linux; no other allows more
 

@@ -4,16 +4,14 @@ import gzip
 import posixpath
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
 from flaxtl.errors import UserError
+from flaxtl.fileio import atomic_folder
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -31,31 +29,6 @@ MAX_HEADER = 2**16
 file names on Linux have at most 4,096 bytes."""
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it is renamed to `target` only if the block ends without an error.
-
-    An interrupted process leaves no `target`, so a folder of that name is always complete. If another process was
-    faster, its folder is kept and this one is removed.
-
-    Raises:
-      UserError: `target` cannot be created, or the block raised an OSError such as a full disk.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            folder = Path(scratch, target.name)
-            folder.mkdir()
-            yield folder
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
-    except OSError as error:
-        raise UserError(f"Cannot create the folder {target} ({error}). Check disk space and permissions.") from error
 
 
 def extract_archive(archive: Path, target: Path) -> Path:

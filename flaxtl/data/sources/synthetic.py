@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from flaxtl.data.sources import flower_shapes
-from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.flower_shapes import Array, Canvas, Color, Pose
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import atomic_folder
 
 # Each class with the range of tilts at which it is usually photographed. Sorted; names of the TensorFlow flowers.
 _FLOWERS: dict[str, tuple[flower_shapes.DrawFn, tuple[float, float]]] = {

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxtl.data.sources.archive import atomic_folder
 from flaxtl.data.sources.image_folder import SPLITS
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import atomic_folder
 
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
 """First bytes of the encodings that TFDS' Image feature accepts (tf.io.decode_image) -> file suffix."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flaxtl.data.sources import archive
-from flaxtl.data.sources.archive import atomic_folder, extract_archive
+from flaxtl.data.sources.archive import extract_archive
 from flaxtl.errors import UserError
 
 FILES = {
@@ -254,30 +254,3 @@ def test_extract_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         extract_archive(path, tmp_path / "out")
     assert written
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_atomic_folder_appears_at_the_end_only(tmp_path: Path) -> None:
-    filling = atomic_folder(tmp_path / "out")
-    folder = filling.__enter__()
-    (folder / "half").write_bytes(b"x")
-    assert not (tmp_path / "out").exists()
-    filling.__exit__(None, None, None)
-    assert contents(tmp_path / "out") == {"half": b"x"}
-
-
-def test_atomic_folder_keeps_the_first_of_two(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as slow:
-        (slow / "slow").write_bytes(b"")
-        with atomic_folder(tmp_path / "out") as fast:
-            (fast / "fast").write_bytes(b"")
-    assert contents(tmp_path / "out") == {"fast": b""}
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_atomic_folder_not_writable_raises(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with (
-        pytest.raises(UserError, match=rf"{tmp_path / 'file' / 'out'} .*File exists"),
-        atomic_folder(tmp_path / "file" / "out"),
-    ):
-        pass
