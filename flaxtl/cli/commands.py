@@ -25,6 +25,8 @@ def train(options: argparse.Namespace) -> None:
     from flaxtl.parallel import processes
 
     config = load_config(options.config, options.overrides)
+    if options.distributed or options.coordinator is not None:
+        processes.fork_supervisor(options.process, options.processes)
     processes.initialize(options.coordinator, options.processes, options.process, detect_cluster=options.distributed)
     train_and_report(config, options.workdir, make_console(), options.command_line)
 

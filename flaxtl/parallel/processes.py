@@ -3,8 +3,8 @@
 Process 0 alone writes files and prints. In a run of one process all functions return at once.
 
 When another process is gone, jax ends this one from C++ (SIGABRT). Its handler of SIGTERM is the one by which all
-processes agree on a step to stop at. So `initialize` forks: the child is the process of the run, and its parent, the
-supervisor, passes signals on to it and turns SIGABRT into a message and an exit code.
+processes agree on a step to stop at. So the command line first calls `fork_supervisor`: the child is the process of the
+run, and its parent, the supervisor, passes signals on to it and turns SIGABRT into a message and an exit code.
 """
 
 import hashlib
@@ -74,7 +74,6 @@ def initialize(
         return
     if coordinator is not None:
         _check_address(coordinator, listens=process_id == 0, timeout=init_timeout)
-    _fork_supervisor(process_id, num_processes)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -91,6 +90,27 @@ def initialize(
             f"No cluster found in the environment ({_first_line(error)}). Start with srun, mpirun, on a TPU pod or in "
             "a Kubernetes job, or give --coordinator, --processes and --process."
         ) from error
+
+
+def fork_supervisor(process_id: int | None, num_processes: int | None) -> None:
+    """Continue in a child process; the parent waits for it and exits with its code.
+
+    Call it before `initialize`, in a process that has not used jax yet: its threads do not survive a fork.
+
+    Args:
+      process_id: number of this process, for the message; None if it is not known yet.
+      num_processes: number of processes, likewise.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    alive_read, alive_write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(alive_read)  # the other end is closed when this process ends, however it ends
+        _supervise(child, process_id, num_processes)
+    os.close(alive_write)
+    os.setpgid(0, 0)  # Ctrl-C goes to the supervisor alone, which passes it on
+    threading.Thread(target=_exit_with_supervisor, args=(alive_read,), daemon=True).start()
 
 
 def shutdown() -> None:
@@ -207,20 +227,6 @@ def is_connection_error(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _fork_supervisor(process_id: int | None, num_processes: int | None) -> None:
-    """Continue in a child process; the parent waits for it and exits with its code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    alive_read, alive_write = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(alive_read)  # the other end is closed when this process ends, however it ends
-        _supervise(child, process_id, num_processes)
-    os.close(alive_write)
-    os.setpgid(0, 0)  # Ctrl-C goes to the supervisor alone, which passes it on
-    threading.Thread(target=_exit_with_supervisor, args=(alive_read,), daemon=True).start()
 
 
 def _supervise(child: int, process_id: int | None, num_processes: int | None) -> NoReturn:

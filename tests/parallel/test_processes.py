@@ -38,6 +38,7 @@ number, count, port = map(int, sys.argv[1:4])
 
 def meet(**changes):
     flags = dict(coordinator=f"127.0.0.1:{{port}}", num_processes=count, process_id=number, detect_cluster=False)
+    processes.fork_supervisor(number, count)
     processes.initialize(**flags | changes, init_timeout=30, heartbeat_timeout={HEARTBEAT})
 
 def mean_over_all(steps, before=lambda step: None):
