@@ -2,20 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
-PARALLEL ?= --numprocesses=2 --dist=loadfile
+PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint docs flowers clean
+.PHONY: demo test slow exhaustive lint docs flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(PYTEST) -m "not slow and not exhaustive"
 
+# What takes longer, with the compiler's optimizations as users have them.
 slow: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m slow $(PARALLEL)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow
+
+# All networks at full size, thousands of mutants, limits of load: hours. One group: make exhaustive GROUP=networks
+exhaustive: $(VENV)/dev.installed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m exhaustive $(if $(GROUP),--group=$(GROUP))
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["helpers.processor_time"]
+
 _keras_home = tempfile.TemporaryDirectory(prefix="flaxtl-keras-")  # removed when the process ends
 
 # Before anything imports jax or keras: both read these once. A user's keras.json could change the data format.
@@ -20,6 +22,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Without optimizations, compiling takes a third less; `make slow` and `make exhaustive` test the optimized programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +43,6 @@ def shared():
     if not folder.is_dir():
         pytest.skip("no real images and weights beside this checkout")
     return folder
-
-
-@pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """Cache compiled programs for a module that trains one small model several times."""
-    from helpers import tiny_run
-
-    with tiny_run.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

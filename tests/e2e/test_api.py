@@ -17,7 +17,6 @@ from flaxtl.errors import UserError
 from flaxtl.train.signals import StopRequested
 
 
-@pytest.mark.usefixtures("compile_once")
 def test_train_returns_results_and_repeats_nothing(tmp_path):
     place = Place(tmp_path / "user", "epochs=1", "epochs=1")
     config = api.load_config(str(place.folder / "config.py"), f"data.source=folder:{place.folder / 'images'}")

@@ -26,14 +26,12 @@ from flaxtl.evaluation.predictor import load_run
 from flaxtl.train import train_step, trainer
 from flaxtl.train.eval_loop import Evaluation, evaluate
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 OWN = Resize(tiny_run.SIDE, tiny_run.SIDE)
 LARGER = 37  # 32 / 0.875 = 36.57
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory, compile_once):
+def run(folder, tmp_path_factory):
     """A trained run of one short phase."""
     workdir, phases = tmp_path_factory.mktemp("runs") / "run", {"phases": ("frozen",), "frozen": {"epochs": 1}}
     trainer.train(tiny_run.config(folder, **phases), workdir, tiny_run.quiet(), "flaxtl train")

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
@@ -171,25 +170,3 @@ def compiled_quickly():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-
-
-@contextmanager
-def compiled_once(directory):
-    """Cache compiled programs in `directory`, because every phase compiles its steps anew."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    _configure(settings)
-    try:
-        yield
-    finally:
-        _configure(before)
-
-
-def _configure(settings):
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # which reads them when it is first used

@@ -20,8 +20,6 @@ from flaxtl.parallel import devices
 from flaxtl.train import datasets, feature_cache, trainer
 from flaxtl.train.feature_cache import AugmentedViews, CutLayers, SplitData
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 CUTS = ("block1_pool", "block2_pool")
 K, SEED = 3, 5
 FLIPS = AugmentConfig(rotation=20.0, horizontal_flip=True)

@@ -18,8 +18,6 @@ from flaxtl.train.eval_loop import evaluate_metrics
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.train_step import StepConfig, TrainState
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 # Accuracies of 6 images: they are equal more often than not.
 PLATEAU = {"schedule": "plateau", "monitor": "validation_accuracy", "plateau_factor": 0.5, "plateau_patience": 2}
 PHASES = {

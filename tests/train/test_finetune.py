@@ -44,8 +44,8 @@ BATCH = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_quickly(tmp_path_factory):
-    with tiny_run.compiled_quickly(), tiny_run.compiled_once(tmp_path_factory.mktemp("compiled")):
+def compile_quickly():
+    with tiny_run.compiled_quickly():
         yield
 
 

@@ -31,8 +31,6 @@ from flaxtl.train.run_records import RunSummary
 from flaxtl.train.train_step import make_train_step
 from flaxtl.train.trainer import initial_state, make_step_config, select_loader
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 SPLIT = ParamGroups(
     {"head/a/kernel": "head", "backbone/b/kernel": "top", "backbone/c/kernel": "base"},
     {"head": 2e-3, "top": 5e-4, "base": 0.0},

@@ -19,8 +19,6 @@ from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.train_step import Ema, TrainState
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 CUT = "block2_pool"
 
 

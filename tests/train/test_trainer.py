@@ -19,9 +19,6 @@ from flaxtl.train.setup import build_setup
 PHASES = {"frozen": {"epochs": 3, "patience": 9}, "finetune": {"epochs": 2, "schedule": "cosine", "warmup_steps": 2}}
 
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
-
 def train(config, workdir):
     return trainer.train(config, workdir, tiny_run.quiet(), "flaxtl train")
 

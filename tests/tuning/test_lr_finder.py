@@ -16,8 +16,6 @@ from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange
 from flaxtl.tuning import lr_finder
 from flaxtl.tuning.lr_finder import LrFinderResult, suggest_lrs
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
