@@ -1,46 +1,155 @@
 """Measure speed next to Keras and PyTorch, in one run on one machine: `python tools/benchmark.py KIND`.
 
-    data     images per second from file to batch
     forward  images per second of a forward pass
-    train    images per second of training steps
+    train    images per second of train steps
+    data     images per second of decoding, and of augmentation
     job      a whole `flaxtl train`, from start-up to report
-    growth   its time against the number of images, classes or devices
 
-Prints a table; --json=FILE also writes the figures with the hardware and versions. Figures are medians. Implementations
-take turns, so that a slow moment of the machine affects all of them.
+Each measurement runs in a process of its own. Implementations take turns, so that a slow moment of the machine affects
+all of them; figures are medians of the turns, and relative speeds medians of the ratios in each turn. --json=FILE also
+writes the figures with hardware and versions. Peers that are not installed are left out, and the table says so.
 """
 
 import argparse
 import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from benchmarks import data, forward, growth, job, measure, train
+from benchmarks import job
+from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare
 
 from flaxtl.errors import UserError
 
-KINDS = {"data": data, "forward": forward, "train": train, "job": job, "growth": growth}
+PACKAGES = ("flaxtl", "jax", "jaxlib", "flax", "numpy", "pillow", "keras", "tensorflow", "tensorflow-cpu", "torch")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(required=True, metavar="KIND")
-    for name, module in KINDS.items():
-        kind = kinds.add_parser(name, help=module.__doc__.splitlines()[0])
-        module.define(kind)
-        kind.add_argument("--repeats", type=int, help="number of repetitions (default: %(default)s)")
-        kind.add_argument("--json", type=Path, metavar="FILE")
-    options, rest = parser.parse_known_args()
-    options.overrides = [argument for argument in rest if "config" in options and argument.startswith("--config.")]
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    options.overrides = [argument for argument in rest if options.kind == "job" and argument.startswith("--config.")]
     if unknown := [argument for argument in rest if argument not in options.overrides]:
         parser.error(f"unknown option: {' '.join(unknown)}")
     try:
-        figures = options.run(options)
+        figures = KINDS[options.kind](options)
     except UserError as error:
         parser.error(str(error))
-    figures |= {"machine": measure.machine(), "versions": measure.versions()}
     if options.json:
+        figures = {"kind": options.kind, **figures, "environment": environment()}
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all kinds."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--repeats", type=int, default=3, help="number of turns (default: %(default)s)")
+    common.add_argument("--json", type=Path, metavar="FILE")
+    step = argparse.ArgumentParser(add_help=False, parents=[common])
+    step.add_argument("--batch", type=int, default=32, help="batch size (default: %(default)s)")
+    step.add_argument("--size", type=int, default=200, help="height and width of the images (default: %(default)s)")
+    step.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)g)")
+    step.add_argument("--peers", default="all", metavar="NAMES", help=f"all, none, or some of {', '.join(PEERS)}")
+    network = argparse.ArgumentParser(add_help=False, parents=[step])
+    network.add_argument("--model", default="vgg16", help="model of the registry (default: %(default)s)")
+    network.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kinds.add_parser("forward", parents=[network], help="images per second of a forward pass")
+    train = kinds.add_parser("train", parents=[network], help="images per second of train steps")
+    train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the top block too")
+    data = kinds.add_parser("data", parents=[step], help="images per second of decoding, and of augmentation")
+    data.add_argument("--source", default="synthetic", help="as data.source of flaxtl train (default: %(default)s)")
+    data.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
+    whole = kinds.add_parser("job", parents=[common], help="a whole `flaxtl train`, which gets all --config.key=value")
+    whole.add_argument("--config", default="flowers_vgg16", metavar="NAME|FILE[:VARIANT]")
+    whole.add_argument(
+        "--peer", nargs="?", const="keras-tensorflow", choices=("keras-tensorflow", "keras-jax"),
+        help="also train with the course's Keras script; needs a config with one phase without augmentation",
+    )  # fmt: skip
+    return parser
+
+
+def select_peers(names: str, peers: dict[str, Subject]) -> list[Subject]:
+    """Return the peers that an option names."""
+    selected = {"all": list(peers), "none": []}.get(names, names.split(","))
+    if unknown := set(selected) - set(peers):
+        raise UserError(f"Unknown peer {', '.join(sorted(unknown))}; known: {', '.join(peers)}.")
+    return [peers[name] for name in selected]
+
+
+def run_forward(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a forward pass from images to logits."""
+    settings = network_settings(options)
+    subjects = [Subject("flaxtl"), *select_peers(options.peers, PEERS)]
+    rows = compare(_title("forward", settings), "forward", subjects, settings, options.repeats)
+    return {"settings": settings, "rows": rows}
+
+
+def run_train(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the step of a phase, from images and (as without augmentation or with cached views) from features."""
+    settings = network_settings(options) | {"phase": options.phase}
+    ours = [Subject("flaxtl", settings={"cached": False}), Subject("flaxtl, cached", settings={"cached": True})]
+    subjects = [*ours, *select_peers(options.peers, PEERS)]
+    title = _title(f"train, phase {options.phase}", settings)
+    return {"settings": settings, "rows": compare(title, "train", subjects, settings, options.repeats)}
+
+
+def network_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all subjects need; `top_block` is the pattern of the parameters that phase `top` adds."""
+    from flaxtl.models import registry
+
+    spec = registry.get_spec(options.model)
+    common = {name: getattr(options, name) for name in ("batch", "size", "dtype", "seconds")}
+    return {"model": spec.name, "top_block": dict(spec.groups)[spec.top_group], **common}
+
+
+def _title(name: str, settings: dict[str, Any]) -> str:
+    size = settings["size"]
+    return f"{name}: {settings['model']}, batch size {settings['batch']}, {size} x {size}, {settings['dtype']}"
+
+
+def run_data(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure decoding, from files, and augmentation, from what is kept between epochs; the peers keep nothing."""
+    from flaxtl import fileio
+    from flaxtl.data.sources import base
+
+    peers = select_peers(options.peers, DATA_PEERS)
+    in_memory = Subject("flaxtl, in memory", settings={"to_file": False, "streamed": False})
+    on_disk = Subject("flaxtl, streamed", packages=("tensorflow",), settings={"to_file": True, "streamed": True})
+    images = base.open_source(options.source, fileio.cache_dir("data")).images
+    images = images[:: max(1, len(images) // options.images)][: options.images]  # from all classes
+    figures: dict[str, Any] = {"images": len(images)}
+    with TemporaryDirectory() as parent:
+        pairs = ((image.path, "ab"[number % 2]) for number, image in enumerate(images))
+        settings = {"folder": str(job.link_images(Path(parent) / "images", pairs))}
+        settings |= {name: getattr(options, name) for name in ("batch", "size", "seconds")}
+        for function in ("decode", "augment"):
+            title = f"{function}: {len(images)} images at {options.size} x {options.size}, batch size {options.batch}"
+            figures[function] = compare(title, function, [in_memory, on_disk, *peers], settings, options.repeats)
+    return figures | {"settings": settings}
+
+
+KINDS = {"forward": run_forward, "train": run_train, "data": run_data, "job": job.run}
+
+
+def environment() -> dict[str, object]:
+    """Return processor, system, and the versions of Python and of the installed packages."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package.name: package.version for package in distributions() if package.name in PACKAGES},
+    }
 
 
 if __name__ == "__main__":

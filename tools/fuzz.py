@@ -4,35 +4,74 @@ Each file is a valid one with some bits, byte ranges, numbers or words changed. 
 UserError. Anything else is a failure:
 
     fault      another exception
-    hang       more than 20 seconds
-    memory     more than 2 GiB
+    hang       more than 60 seconds
+    memory     more than 4 GiB
     crash      the process ended
     forbidden  a write outside the file's folder, a pickle, a network connection, another program
 
-File N of a seed is always the same; `--only=N` repeats it. Files that fail are saved in --keep=DIR as KIND-SEED-N-NAME,
-with the error in a .txt file. Exit code 1 if any file failed.
+Files that fail are saved in --keep=DIR as KIND-SEED-NUMBER-NAME, with the error in a .txt file; exit code 1 if any did.
+The files of a seed are always the same, except those of a run, which contain times.
 """
 
 import argparse
-import multiprocessing
+import faulthandler
+import json
 import os
-import re
 import shutil
 import signal
 import sys
-import tempfile
+import threading
 import time
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from random import Random
+from subprocess import Popen
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-from fuzzing.worker import ENVIRONMENT, KINDS, Result, serve
+from fresh_process import peak_mebibytes, start
+from fuzz_mutations import mutate
 
-PASSED = ("accepted", "refused")
+KINDS = {
+    "h5": "fuzz_weight_files:keras_legacy",
+    "keras3": "fuzz_weight_files:keras_v3",
+    "safetensors": "fuzz_weight_files:safetensors",
+    "onnx": "fuzz_weight_files:onnx",
+    "checkpoint": "fuzz_run_files:checkpoint",
+    "run": "fuzz_run_files:run",
+    "lists": "fuzz_run_files:lists",
+    "images": "fuzz_run_files:images",
+}
+"""Kind -> function that writes its valid files into a folder and returns them as samples."""
+
+READING, PASSED = "reading", ("accepted", "refused")
 OUTCOMES = (*PASSED, "fault", "hang", "crash", "memory", "forbidden")
-MAX_SECONDS = 20
-MAX_BYTES = 2 * 2**30
-START_SECONDS = 120  # imports, and writing the valid files of a kind
+MAX_SECONDS, MAX_MEBIBYTES = 60.0, 4096.0
+
+
+class Sample(NamedTuple):
+    """A folder of valid files, the names of those that may be damaged, and their reader.
+
+    `read` gets a copy of the folder and the name of the damaged file. Files of `text` are damaged as text too.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    read: Callable[[Path, str], None]
+    text: bool = False
+
+
+class Result(NamedTuple):
+    """Number and name of a damaged file, READING or one of OUTCOMES, and the error message."""
+
+    number: int
+    file: str
+    outcome: str
+    message: str = ""
 
 
 def main() -> None:
@@ -41,148 +80,158 @@ def main() -> None:
     parser.add_argument("kinds", nargs="+", choices=(*KINDS, "all"), metavar="KIND", help=", ".join((*KINDS, "all")))
     parser.add_argument("--files", type=int, default=2000, help="files of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="N", help="only this file")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="save failing files here")
-    parser.add_argument("--verbose", action="store_true", help="print the outcome of every file")
     options = parser.parse_args()
-    numbers = range(options.files) if options.only is None else (options.only,)
     print(f"{'kind':12}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES) + f"{'seconds':>11}")
     failures = 0
-    with Fuzzer(KINDS, options.keep) as fuzzer:
+    with TemporaryDirectory(prefix="flaxtl-fuzz-") as scratch:
         for kind in KINDS if "all" in options.kinds else options.kinds:
             start_time, counts = time.monotonic(), Counter[str]()
-            for number in numbers:
-                result = fuzzer.run(kind, options.seed, number)
+            for result in fuzz(KINDS[kind], options.seed, range(options.files), Path(scratch)):
                 counts[result.outcome] += 1
-                if options.verbose or result.outcome not in PASSED:
-                    print(f"{kind} {number} ({result.file}): {result.outcome} {result.message}", file=sys.stderr)
-            failures += sum(count for outcome, count in counts.items() if outcome not in PASSED)
+                if result.outcome not in PASSED:
+                    failures += 1
+                    name = f"{kind} {result.number} ({result.file})"
+                    print(f"{name}: {result.outcome} {result.message}", file=sys.stderr)
+                    save(result, Path(scratch), options.keep, f"{kind}-{options.seed}-{result.number}")
             seconds = time.monotonic() - start_time
             print(f"{kind:12}" + "".join(f"{counts[outcome]:11}" for outcome in OUTCOMES) + f"{seconds:11.1f}")
     sys.exit(bool(failures))
 
 
-class Fuzzer:
-    """Run files in a worker process, limit its time and memory, and replace it when a file ends it.
+def save(result: Result, scratch: Path, keep: Path | None, name: str) -> None:
+    """Save a file that failed, and its error."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        damaged = scratch / f"case-{result.number}" / result.file
+        shutil.copyfile(damaged, keep / f"{name}-{damaged.name}")
+        (keep / f"{name}.txt").write_text(f"{result.outcome}\n{result.message}\n", errors="replace")
 
-    Args:
-      kinds: kind -> "module:function" that writes its valid files (see fuzzing/worker.py).
-      keep: folder for failing files.
+
+def fuzz(
+    function: str,
+    seed: int,
+    numbers: Sequence[int],
+    scratch: Path,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    max_mebibytes: float = MAX_MEBIBYTES,
+) -> Iterator[Result]:
+    """Damage and read files in a process of its own, which is replaced when a file ends it; yield their results."""
+    (scratch / "tmp").mkdir(exist_ok=True)
+    environment = dict.fromkeys(("TMPDIR", "FLAXTL_CACHE"), str(scratch / "tmp"))
+    environment |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    while numbers:
+        last, errors = None, scratch / "stderr"
+        arguments = (function, seed, list(numbers), str(scratch), max_seconds)
+        with (
+            errors.open("wb") as stderr,
+            start("fuzz:read_damaged_files", *arguments, environment=environment, stderr=stderr) as process,
+        ):
+            threading.Thread(target=_limit_memory, args=(process, max_mebibytes), daemon=True).start()
+            for line in process.stdout or ():
+                last = Result(*json.loads(line))
+                if last.outcome != READING:
+                    yield last
+        message = errors.read_text(errors="replace")[-3000:]
+        if last is None:
+            raise RuntimeError(f"The valid files of {function} cannot be read: {message}")
+        if last.outcome == READING:
+            stopped = "memory" if process.returncode == -signal.SIGKILL else "crash"
+            outcome = "hang" if "Timeout (" in message else stopped
+            yield last._replace(outcome=outcome, message=f"exit code {process.returncode}: {message}")
+        numbers = numbers[numbers.index(last.number) + 1 :]
+
+
+def _limit_memory(process: Popen[str], max_mebibytes: float) -> None:
+    while process.poll() is None:
+        if peak_mebibytes(process.pid) > max_mebibytes:
+            process.kill()
+        time.sleep(0.05)
+
+
+def read_damaged_files(
+    function: str, seed: int, numbers: Sequence[int], folder: str, max_seconds: float
+) -> Iterator[Result]:
+    """Write valid files, and read each of them undamaged; then damage and read one for each number.
+
+    Each is announced before it is read. What failed stays in FOLDER/case-NUMBER.
+    """
+    warnings.simplefilter("ignore")
+    faulthandler.enable()
+    scratch = Path(folder)
+    valid = scratch / "valid" / function.partition(":")[2]
+    shutil.rmtree(valid, ignore_errors=True)
+    valid.mkdir(parents=True)
+    samples: list[Sample] = resolve_name(function)(valid)
+    for sample in samples:
+        sample.read(_copy(sample.folder, scratch / "case-valid"), sample.files[0])
+    audit = Audit(scratch)
+    for number in numbers:
+        random = Random(f"{function} {seed} {number}")
+        sample = random.choice(samples)
+        file, case = random.choice(sample.files), _copy(sample.folder, scratch / f"case-{number}")
+        (case / file).write_bytes(mutate((case / file).read_bytes(), random, text=sample.text))
+        yield Result(number, file, READING)
+        faulthandler.dump_traceback_later(max_seconds, exit=True)
+        audit.violations = []
+        outcome, message = _read(sample, case, file)
+        violations, audit.violations = audit.violations, None
+        faulthandler.cancel_dump_traceback_later()
+        if violations:
+            outcome, message = "forbidden", "\n".join(violations)
+        if outcome in PASSED:
+            shutil.rmtree(case)
+        yield Result(number, file, outcome, message)
+
+
+def _copy(folder: Path, case: Path) -> Path:
+    shutil.rmtree(case, ignore_errors=True)
+    return Path(shutil.copytree(folder, case))
+
+
+def _read(sample: Sample, case: Path, file: str) -> tuple[str, str]:
+    from flaxtl.errors import UserError
+
+    try:
+        sample.read(case, file)
+    except UserError as error:
+        return "refused", str(error)
+    except BaseException:
+        return "fault", traceback.format_exc(limit=-12)
+    return "accepted", ""
+
+
+class Audit:
+    """Collects forbidden actions in `violations`, unless it is None, from Python's audit events.
+
+    Forbidden are writes outside `scratch`, pickles, connections, and programs other than this Python. The audit hook
+    stays for the life of the process.
     """
 
-    def __init__(
-        self,
-        kinds: Mapping[str, str],
-        keep: Path | None,
-        *,
-        max_seconds: float = MAX_SECONDS,
-        max_bytes: int = MAX_BYTES,
-    ) -> None:
-        self._kinds, self._keep = kinds, keep
-        self._max_seconds, self._max_bytes = max_seconds, max_bytes
-        self._folder = tempfile.TemporaryDirectory(prefix="flaxtl-fuzz-")
-        self._scratch = Path(self._folder.name)
-        self._process: multiprocessing.process.BaseProcess | None = None
+    _CHANGES = frozenset(
+        f"os.{name}" for name in ("rename", "remove", "mkdir", "rmdir", "link", "symlink", "truncate", "chmod", "utime")
+    )
+    _FORBIDDEN = frozenset(("pickle.find_class", "socket.connect", "os.system", "os.exec", "os.posix_spawn"))
+    _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-    def __enter__(self) -> "Fuzzer":
-        """Start no process yet."""
-        return self
+    def __init__(self, scratch: Path) -> None:
+        self.violations: list[str] | None = None
+        self._allowed = (str(scratch.resolve()) + os.sep, os.devnull)
+        sys.addaudithook(self._on_event)
 
-    def __exit__(self, *_: object) -> None:
-        """End the worker and delete its folder."""
-        self._stop()
-        self._folder.cleanup()
-
-    def run(self, kind: str, seed: int, number: int) -> Result:
-        """Damage and read one file. A hang is tried twice, because the machine may be busy."""
-        result = self._run(kind, seed, number)
-        return self._run(kind, seed, number) if result.outcome == "hang" else result
-
-    def _run(self, kind: str, seed: int, number: int) -> Result:
-        if self._process is None:
-            self._start()
-        if kind not in self._prepared:
-            self._prepare(kind)
-        result = self._request((kind, f"{seed} {number}"), self._max_seconds)
-        if result.outcome not in PASSED:
-            self._save(f"{kind}-{seed}-{number}", result)
-        if result.outcome in ("hang", "crash", "memory"):
-            self._stop()
-        return result
-
-    def _start(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        (self._scratch / "tmp").mkdir(parents=True)
-        os.environ.update(ENVIRONMENT)
-        context = multiprocessing.get_context("spawn")
-        self._connection, connection = context.Pipe()
-        self._process = context.Process(target=serve, args=(connection, self._scratch, dict(self._kinds)), daemon=True)
-        self._process.start()
-        connection.close()
-        self._prepared: set[str] = set()
-        self._base_bytes = 0
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process = None
-
-    def _prepare(self, kind: str) -> None:
-        result = self._request((kind, None), START_SECONDS)
-        if result.outcome != "accepted":
-            raise RuntimeError(f"The valid files of {kind!r} cannot be read: {result.outcome} {result.message}")
-        self._prepared.add(kind)
-        assert self._process is not None
-        self._base_bytes = _peak_bytes(self._process.pid)
-
-    def _request(self, request: tuple[str, str | None], seconds: float) -> Result:
-        assert self._process is not None
-        assert self._process.pid is not None
-        self._connection.send(request)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._connection.poll(0.05):
-                try:
-                    result: Result = self._connection.recv()
-                except EOFError:
-                    self._process.join()
-                    return self._interrupted("crash", f"exit code {self._process.exitcode}: {self._stderr()}")
-                return result._replace(outcome="memory") if self._growth() > self._max_bytes else result
-            if self._growth() > self._max_bytes:
-                return self._interrupted("memory", f"{self._growth():,} bytes")
-        os.kill(self._process.pid, signal.SIGUSR1)  # faulthandler writes the traceback
-        time.sleep(0.5)
-        return self._interrupted("hang", f"no result after {seconds} s: {self._stderr()}")
-
-    def _growth(self) -> int:
-        """Peak memory in bytes, minus the peak after the valid files were written."""
-        assert self._process is not None
-        return _peak_bytes(self._process.pid) - self._base_bytes if self._base_bytes else 0
-
-    def _stderr(self) -> str:
-        return (self._scratch / "stderr").read_text(errors="replace")[-3000:]
-
-    def _interrupted(self, outcome: str, message: str) -> Result:
-        """The damaged file is the newest one."""
-        files = sorted((self._scratch / "case").rglob("*"), key=lambda file: file.lstat().st_mtime_ns)
-        return Result(files[-1].name if files else "?", outcome, message)
-
-    def _save(self, name: str, result: Result) -> None:
-        damaged = next(iter(sorted((self._scratch / "case").rglob(Path(result.file).name))), None)
-        if self._keep is not None and damaged is not None:
-            self._keep.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(damaged, self._keep / f"{name}-{damaged.name}")
-            (self._keep / f"{name}.txt").write_text(f"{result.outcome}\n{result.message}\n", errors="replace")
-
-
-def _peak_bytes(pid: int | None) -> int:
-    """Return the peak resident memory of a process (Linux), or 0 if unknown."""
-    try:
-        match = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0
-    return 1024 * int(match[1]) if match else 0
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.violations is None:
+            return
+        if event in self._CHANGES or (event == "open" and arguments[2] & self._WRITE_FLAGS):
+            path = arguments[0]
+            full = "" if isinstance(path, int) else os.path.realpath(os.fsdecode(path))  # int: an open file
+            if full and not full.startswith(self._allowed) and not full.endswith(".pyc"):
+                self.violations.append(f"{event} {full}")
+        elif event in self._FORBIDDEN:
+            self.violations.append(f"{event} {arguments}")
+        elif event == "subprocess.Popen" and os.fsdecode(arguments[0]) != sys.executable:
+            self.violations.append(f"{event} {arguments[1]}")
 
 
 if __name__ == "__main__":

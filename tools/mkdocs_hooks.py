@@ -4,13 +4,13 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from reference import commands, configs, lecture, networks
+from reference import commands, configs, markdown, networks
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     pages = {
-        "notebook.md": lecture.page(Path(config.docs_dir) / "lecture.ipynb"),
+        "notebook.md": markdown.notebook_page(Path(config.docs_dir) / "lecture.ipynb"),
         "reference/commands.md": commands.page(),
         "reference/networks.md": networks.page(),
         "reference/config.md": configs.page(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import doc_pages
-from reference import commands, lecture
+from reference import commands, markdown
 
 from flaxtl.config import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS, flatten_config
 from flaxtl.data.sources import synthetic
@@ -25,7 +25,7 @@ FILES = {".py", ".json", ".csv", ".safetensors"}
 """Suffixes of file names such as `data.json`, which are not settings of data."""
 
 TEXTS = {name: file.read_text(encoding="utf-8") for name, file in doc_pages.WRITTEN.items()}
-TEXTS["docs/lecture.ipynb"] = lecture.page(doc_pages.NOTEBOOK)
+TEXTS["docs/lecture.ipynb"] = markdown.notebook_page(doc_pages.NOTEBOOK)
 FOLLOWED = [
     name
     for name, text in TEXTS.items()

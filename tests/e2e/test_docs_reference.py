@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from helpers.doc_pages import NOTEBOOK
-from reference import commands, configs, lecture, markdown, networks
+from reference import commands, configs, markdown, networks
 
 from flaxtl.config import DEFAULTS, PHASE_DEFAULTS, __file__, flatten_config
 from flaxtl.models import registry
@@ -88,9 +88,9 @@ def test_network_page_contains_all_models():
 
 
 def test_notebook_page_contains_text_and_code():
-    page = lecture.page(NOTEBOOK)
+    page = markdown.notebook_page(NOTEBOOK)
     assert re.match(r"# .*\bnotebook\n", page)
-    assert lecture.DOWNLOAD in page
+    assert markdown.DOWNLOAD in page
     assert '```python\nconfig.phases = ("frozen",)\n' in page
 
 

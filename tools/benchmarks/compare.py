@@ -1,147 +1,127 @@
-"""What the kinds `forward` and `train` share: options, peers, and the table of the comparison."""
+"""Measure several implementations of the same work in turns, and compare them in a table."""
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.measure import spread
-from benchmarks.subject import Subject
+from fresh_process import ProcessError, call
 
 from flaxtl import console
-from flaxtl.models import registry
 
-PEERS = {
-    "keras-tensorflow": Subject(
-        "Keras 3 on TensorFlow", "with_keras", ("keras", "tensorflow"), environment={"KERAS_BACKEND": "tensorflow"}
-    ),
-    "keras-jax": Subject("Keras 3 on JAX", "with_keras", ("keras", "jax"), environment={"KERAS_BACKEND": "jax"}),
-    "torch": Subject("PyTorch", "with_torch", ("torch",), settings={"compile": False}),
-    "torch-compiled": Subject("PyTorch, compiled", "with_torch", ("torch",), settings={"compile": True}),
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-REFERENCES = {"TensorFlow": ("keras-tensorflow",), "JAX": ("keras-jax",), "PyTorch": ("torch", "torch-compiled")}
-"""Column of speed ratios -> peers, of which the fastest is the reference."""
+
+class Subject(NamedTuple):
+    """An implementation: functions of benchmarks.MODULE, measured if all `packages` are installed."""
+
+    name: str
+    module: str = "with_flaxtl"
+    packages: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = {}
+    environment: Mapping[str, str] = {}
+
+    def missing(self) -> str:
+        """Return why it cannot be measured here, or ''."""
+        missing = [package for package in self.packages if not find_spec(package)]
+        return f"not installed: {', '.join(missing)}" if missing else ""
+
+    def measure(self, function: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure a function in a process of its own, or return {"note": why that is impossible}."""
+        if note := self.missing():
+            return {"note": note}
+        arguments = (self.module, function, {**settings, **self.settings})
+        try:
+            return dict(call("benchmarks.trial:measure", *arguments, environment=ENVIRONMENT | dict(self.environment)))
+        except ProcessError as error:
+            return {"note": f"failed: {error}"}
 
 
-def define(parser: argparse.ArgumentParser) -> None:
-    """Add the options of both kinds."""
-    parser.add_argument("--model", default="vgg16", help="model of the registry (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="batch size (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=200, help="height and width of the images (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--classes", type=int, default=5, help="outputs of the new head (default: %(default)s)")
-    parser.add_argument(
-        "--peers", type=_peers, default=tuple(PEERS), metavar="NAMES", help=f"none, or some of {', '.join(PEERS)}"
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)g)")
-    parser.set_defaults(repeats=3)
+def keras(backend: str, name: str) -> Subject:
+    """Return Keras 3 with a backend."""
+    return Subject(name, "with_keras", ("keras", backend), environment={"KERAS_BACKEND": backend})
 
 
-def _peers(names: str) -> tuple[str, ...]:
-    peers = () if names == "none" else tuple(names.split(","))
-    if unknown := set(peers) - set(PEERS):
-        raise argparse.ArgumentTypeError(f"unknown peer {', '.join(sorted(unknown))}; known: {', '.join(PEERS)}")
-    return peers
+PEERS = {
+    "keras-tensorflow": keras("tensorflow", "Keras 3 on TensorFlow"),
+    "keras-jax": keras("jax", "Keras 3 on JAX"),
+    "torch": Subject("PyTorch", "with_torch", ("torch", "torchvision"), {"compile": False}),
+    "torch-compiled": Subject("PyTorch, compiled", "with_torch", ("torch", "torchvision"), {"compile": True}),
+}
+
+DATA_PEERS = {
+    "keras-tensorflow": keras("tensorflow", "Keras' ImageDataGenerator"),
+    "torch": Subject("PyTorch's DataLoader", "with_torch", ("torch", "torchvision")),
+}
 
 
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of all subjects; `top_block` is the pattern of the parameters that phase `top` adds."""
-    spec = registry.get_spec(options.model)
-    return {
-        "model": spec.name,
-        "preprocessing": spec.preprocessing,
-        "top_block": dict(spec.groups)[spec.top_group],
-        **{name: getattr(options, name) for name in ("batch", "size", "dtype", "classes", "seconds")},
-    }
+MEDIANS = ("images_per_second", "cpu_seconds_per_image", "peak_mebibytes", "flop_per_image", "matmul_flop_per_second")
 
 
-def run(
-    function: str,
-    options: argparse.Namespace,
-    subjects: Sequence[Subject],
-    settings: Mapping[str, Any],
-    count_flops: Callable[[Subject], float],
-) -> dict[str, Any]:
-    """Measure flaxtl's subjects and the peers in turns (A B C A B C ...), print a table, and return the figures."""
-    subjects = [*subjects, *(PEERS[name] for name in options.peers)]
-    results: dict[str, list[dict[str, Any]]] = {subject.name: [] for subject in subjects}
-    for _ in range(options.repeats):
-        for subject in subjects:
-            if not any("note" in result for result in results[subject.name]):
-                results[subject.name].append(subject.run(function, settings))
-    peak = next((result["peak"] for runs in results.values() for result in runs if "peak" in result), None)
-    rows = [
-        _row(subject.name, results[subject.name], count_flops(subject), options.batch, peak) for subject in subjects
-    ]
-    _add_ratios(rows)
-    _print(function, settings, rows, peak)
-    return {"kind": function, "settings": dict(settings), "peak": peak, "rows": rows}
+def compare(
+    title: str, function: str, subjects: Sequence[Subject], settings: Mapping[str, Any], repeats: int
+) -> list[dict[str, Any]]:
+    """Measure the subjects in turns (A B C A B C ...), print a table, and return its rows.
 
-
-def _row(
-    name: str, results: Sequence[Mapping[str, Any]], flops: float, batch: int, peak: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return all figures of one subject."""
-    measured = [result for result in results if "note" not in result]
-    rates = [result["images_per_second"] for result in measured]
-    row: dict[str, Any] = {
-        "subject": name,
-        "device": measured[0]["device"] if measured else None,
-        "images_per_second": rates,
-        "flop_per_image": flops,
-        "note": next((result["note"] for result in results if "note" in result), ""),
-        "median": None,
-    }
-    if rates:
-        rate = median(rates)
-        row |= {"median": rate, "spread": spread(rates), "milliseconds": 1000 * batch / rate}
-        row |= {"cpu_milliseconds": 1000 * batch * median(result["cpu_seconds_per_image"] for result in measured)}
-        row |= {"flop_per_second": rate * flops, "fraction_of_peak": rate * flops / peak["rate"] if peak else None}
-    return row
-
-
-def _add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to every row how many times faster it is than each reference."""
-    medians = {row["subject"]: row["median"] for row in rows if row["median"]}
+    A subject that cannot be measured, or fails, is not tried again.
+    """
+    rows: list[dict[str, Any]] = [{"subject": subject.name, "turns": [], "note": ""} for subject in subjects]
+    for _ in range(repeats):
+        for subject, row in zip(subjects, rows, strict=True):
+            if not row["note"]:
+                result = subject.measure(function, settings)
+                row["note"] = result.get("note", "")
+                row["turns"] += [] if row["note"] else [result]
     for row in rows:
-        row["times_faster_than"] = {}
-        for reference, peers in REFERENCES.items():
-            rates = [medians[PEERS[peer].name] for peer in peers if PEERS[peer].name in medians]
-            if rates and row["median"]:
-                row["times_faster_than"][reference] = row["median"] / max(rates)
+        for key in MEDIANS:
+            values = [turn[key] for turn in row["turns"] if turn.get(key) is not None]
+            row[key] = median(values) if values else None
+        row["times"] = {other["subject"]: _ratio(row, other) for other in rows if row["turns"] and other["turns"]}
+    _print(title, rows, settings["batch"])
+    return rows
 
 
-def _print(
-    function: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], peak: Mapping[str, Any] | None
-) -> None:
-    size = settings["size"]
-    title = f"{function}: {settings['model']}, batch size {settings['batch']}, {size} x {size}, {settings['dtype']}"
-    columns = ("implementation", "images/s", "spread", "ms/batch", "CPU ms/batch", "GFLOP/image", "TFLOP/s", "of peak")
-    columns += tuple(f"x {name}" for name in REFERENCES)
+def _ratio(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return how many times faster a row is than another: the median of the turns of both."""
+    pairs = zip(row["turns"], other["turns"], strict=False)
+    return median(ours["images_per_second"] / theirs["images_per_second"] for ours, theirs in pairs)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return (largest - smallest) / median."""
+    return (max(values) - min(values)) / median(values)
+
+
+def _print(title: str, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
+    cells = [_cells(row, rows[0], batch) for row in rows]
+    columns = list(dict.fromkeys(column for row in cells for column, text in row.items() if text))
     terminal = console.make_console()
-    terminal.print(console.make_table(title, (*columns, "device"), [_cells(row) for row in rows]))
+    table = [[row.get(column, "") for column in columns] for row in cells]
+    terminal.print(console.make_table(title, columns, table))
     for row in rows:
         if row["note"]:
             console.message(terminal, f"{row['subject']}: {row['note']}")
-    if peak:
-        text = f"peak: {peak['rate'] / 1e12:,.3g} TFLOP/s ({peak['source']}); a multiply-add is 2 FLOP"
-        console.message(terminal, text)
+    devices = {turn["device"] for row in rows for turn in row["turns"] if "device" in turn}
+    console.message(terminal, f"device: {', '.join(sorted(devices)) or 'cpu'}")
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    if row["median"] is None:
-        return (row["subject"], row["note"].split(":")[0], *[""] * (7 + len(REFERENCES)))
-    ratios = row["times_faster_than"]
-    return (
-        row["subject"],
-        f"{row['median']:,.1f}",
-        f"{row['spread']:.0%}",
-        f"{row['milliseconds']:,.1f}",
-        f"{row['cpu_milliseconds']:,.1f}",
-        f"{row['flop_per_image'] / 1e9:,.2f}",
-        f"{row['flop_per_second'] / 1e12:,.3g}",
-        f"{row['fraction_of_peak']:.0%}" if row["fraction_of_peak"] else "",
-        *(f"{ratios[name]:.2f}" if name in ratios else "" for name in REFERENCES),
-        row["device"],
-    )
+def _cells(row: Mapping[str, Any], first: Mapping[str, Any], batch: int) -> dict[str, str]:
+    """Format a row; the peers need as many operations as flaxtl, the first row."""
+    if not row["turns"]:
+        return {"implementation": row["subject"], "images/s": row["note"].split(":")[0]}
+    rate, cpu_seconds, memory = (row[key] for key in MEDIANS[:3])
+    operations, peak = row["flop_per_image"] or first["flop_per_image"], first["matmul_flop_per_second"]
+    return {
+        "implementation": row["subject"],
+        "images/s": f"{rate:,.1f}",
+        "spread": f"{spread([turn['images_per_second'] for turn in row['turns']]):.0%}",
+        "ms/batch": f"{1000 * batch / rate:,.1f}",
+        "CPU ms/batch": f"{1000 * batch * cpu_seconds:,.1f}" if cpu_seconds else "",
+        "MiB": f"{memory:,.0f}" if memory else "",
+        "of a matmul": f"{rate * operations / peak:.0%}" if operations and peak else "",
+        **{f"x {name}": f"{times:.2f}" for name, times in row["times"].items() if not name.startswith("flaxtl")},
+    }

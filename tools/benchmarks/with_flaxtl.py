@@ -1,22 +1,25 @@
-"""flaxtl's forward pass and training step on one device, built from the same functions as `flaxtl train`."""
+"""flaxtl's decoding, augmentation, forward pass and train step, built from the same functions as `flaxtl train`."""
 
 import math
+import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import peak
-from benchmarks.peers import COURSE_AUGMENTATION
-from benchmarks.subject import Trial
+from benchmarks.trial import CLASSES, Trial, image_files
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxtl.config import complete_config
+from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig
-from flaxtl.data.loaders import DeviceDataset, DeviceLoader
+from flaxtl.data.decode import Resize, decode_all, decode_into
+from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostLoader, Loader, bits
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
@@ -24,7 +27,7 @@ from flaxtl.models.head import Head
 from flaxtl.parallel import devices
 from flaxtl.train import setup, train_step
 from flaxtl.train.optimizers import phase_optimizer
-from flaxtl.train.phases import Phase, build_phases
+from flaxtl.train.phases import build_phases
 
 BATCHES = 4
 """Size of the training set, in batches."""
@@ -32,106 +35,79 @@ BATCHES = 4
 LRS = {"head": {"head": 1e-3, "top": 0.0, "base": 0.0}, "top": {"head": 1e-6, "top": 1e-6, "base": 0.0}}
 """Phase -> learning rate of each group."""
 
+AUGMENTATION = AugmentConfig(
+    rotation=30.0, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True
+)
+"""Augmentation of the course (configs/flowers_vgg16.py)."""
+
+MATMUL_SIDE, CPU_MATMUL_SIDE = 8192, 2048
+"""Side of the square matrices that are multiplied: large enough for full speed."""
+
 
 def forward(settings: dict[str, Any]) -> Trial:
     """Time the network from uint8 images to logits."""
-    model, size = _model(settings), settings["size"]
+    size, dtype = settings["size"], setup.DTYPES[settings["dtype"]]
+    model = Classifier(registry.get_spec(settings["model"]), Head(CLASSES), dtype=dtype)
     shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
     params = classifier.unflatten_params(_random_params(shapes))
     images = jnp.asarray(_random_images((settings["batch"], size, size, 3)))
     predict = jax.jit(partial(classifier.forward_logits, model))
-    return _trial(lambda: predict(params, images), settings)
-
-
-def forward_flops(settings: dict[str, Any]) -> float:
-    """Return the floating-point operations per image, as XLA counts them: products with padding do not count."""
-    model, size = _model(settings), settings["size"]
-    shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
-    params = classifier.unflatten_params(_abstract_params(shapes))
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    with jax.default_device(jax.devices("cpu")[0]):
-        return _flops(jax.jit(partial(classifier.forward_logits, model)).lower(params, images))
+    return _trial(lambda: predict(params, images), predict.lower(params, images), settings)
 
 
 def train(settings: dict[str, Any]) -> Trial:
     """Time the step of a phase; with `cached`, on the outputs of its frozen layers."""
-    setting = _Training.build(settings, jax.devices()[0])
-    inputs = _random_images(setting.data.inputs.shape).astype(setting.data.inputs.dtype)
-    labels = np.arange(len(setting.data), dtype=np.int32) % settings["classes"]
-    state, frozen = setting.create_state(_random_params(setting.model_info.shapes))
-    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(inputs, labels)), setting.step_config.mesh)
-    batches = DeviceLoader(data).train_batches(setting.sampler, 0, 2**31, setting.step_config.augmentation)
+    config, batch, size = _config(settings), settings["batch"], settings["size"]
+    info = setup.build_model(config, CLASSES)
+    (phase,) = build_phases(config, info.model, info.layers, info.groups, BATCHES * batch)
+    optimizer = phase_optimizer(config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    cut_layer = phase.cut_layer if settings["cached"] else None
+    step_config = train_step.StepConfig(info.model, optimizer, mesh, config.seed, start_layer=cut_layer)
+
+    inputs = _random_images((BATCHES * batch, size, size, 3))
+    if cut_layer is not None:
+        (shape,) = (layer.shape for layer in info.layers if layer.name == cut_layer)
+        inputs = bits(_random_images((BATCHES * batch, *shape)).astype(info.model.dtype))
+    labels = np.arange(len(inputs), dtype=np.int32) % CLASSES
+    trainable, batch_stats, frozen = phase.param_groups.partition(_random_params(info.shapes))
+    state = train_step.TrainState.create(0, trainable, batch_stats, optimizer.init(trainable), CLASSES)
+    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(inputs, labels)), mesh)
+    loader = DeviceLoader(data)
+    batches = loader.train_batches(EpochSampler(config.seed, batch, len(labels)), 0, 2**31, None)
+    update = train_step.make_train_step(step_config, loader.sharding(mesh))
+    lowered = update.lower(state, frozen, next(batches))
 
     def step() -> jax.Array:
         nonlocal state
-        state = setting.step(state, frozen, next(batches))
+        state = update(state, frozen, next(batches))
         return state.step
 
-    return _trial(step, settings)
+    return _trial(step, lowered, settings)
 
 
-def train_flops(settings: dict[str, Any]) -> float:
-    """Return the floating-point operations per image of a training step, counted like `forward_flops`."""
-    setting = _Training.build(settings, jax.devices("cpu")[0])
-    state, frozen = jax.eval_shape(setting.create_state, _abstract_params(setting.model_info.shapes))
-    loader = DeviceLoader(setting.data)
-    batch = next(loader.train_batches(setting.sampler, 0, 1, setting.step_config.augmentation))
-    return _flops(setting.step.lower(state, frozen, batch)) / settings["batch"]
+def _trial(step: Any, lowered: Any, settings: dict[str, Any]) -> Trial:
+    """Count operations before compilation: afterwards XLA does not know what its libraries compute."""
+    device = jax.devices()[0]
+    facts = {
+        "device": device.device_kind,
+        "flop_per_image": lowered.cost_analysis()["flops"] / settings["batch"],
+        "matmul_flop_per_second": matmul_rate(device, settings["dtype"]),
+    }
+    return Trial(step, settings["batch"], jax.block_until_ready, asynchronous=device.platform != "cpu", facts=facts)
 
 
-def _flops(lowered: Any) -> float:
-    """Count before compilation: afterwards XLA does not know what its libraries compute."""
-    return float(lowered.cost_analysis()["flops"])
-
-
-class _Training(NamedTuple):
-    """The step of a phase and what it needs; `data` holds only shapes and dtypes."""
-
-    model_info: setup.ModelInfo
-    phase: Phase
-    step_config: train_step.StepConfig
-    sampler: EpochSampler
-    data: DeviceDataset
-    step: Any
-
-    @classmethod
-    def build(cls, settings: dict[str, Any], device: jax.Device) -> "_Training":
-        """Build the step of the only phase of a config."""
-        config = _config(settings)
-        model_info = setup.build_model(config, settings["classes"])
-        n = BATCHES * settings["batch"]
-        (phase,) = build_phases(config, model_info.model, model_info.layers, model_info.groups, n)
-        optimizer = phase_optimizer(
-            config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
-        )
-        cut_layer = phase.cut_layer if settings["cached"] else None
-        shape, dtype = (settings["size"], settings["size"], 3), jnp.uint8
-        if cut_layer is not None:
-            (shape,) = (layer.shape for layer in model_info.layers if layer.name == cut_layer)
-            dtype = model_info.model.dtype
-        data = DeviceDataset(jax.ShapeDtypeStruct((n, *shape), dtype), jax.ShapeDtypeStruct((n,), jnp.int32))
-        step_config = train_step.StepConfig(
-            model_info.model,
-            optimizer,
-            Mesh(np.array([device]), ("data",)),
-            config.seed,
-            start_layer=cut_layer,
-            augmentation=AugmentConfig(**COURSE_AUGMENTATION) if settings["augment"] and cut_layer is None else None,
-        )
-        step = train_step.make_train_step(step_config, DeviceLoader(data).sharding(step_config.mesh))
-        return cls(model_info, phase, step_config, EpochSampler(config.seed, config.batch_size, n), data, step)
-
-    def create_state(self, params: FlatParams) -> tuple[train_step.TrainState, FlatParams]:
-        """Return the state before the first step, and the frozen parameters."""
-        trainable, batch_stats, frozen = self.phase.param_groups.partition(params)
-        num_classes = self.model_info.model.head.num_classes
-        opt_state = self.step_config.optimizer.init(trainable)
-        return train_step.TrainState.create(0, trainable, batch_stats, opt_state, num_classes), frozen
-
-
-def _model(settings: dict[str, Any]) -> Classifier:
-    head = None if settings["top"] else Head(settings["classes"])
-    return Classifier(registry.get_spec(settings["model"]), head, dtype=setup.DTYPES[settings["dtype"]])
+def matmul_rate(device: jax.Device, dtype: str) -> float:
+    """Return the operations per second of the fastest of five products of square matrices."""
+    side = CPU_MATMUL_SIDE if device.platform == "cpu" else MATMUL_SIDE
+    factor = jax.device_put(jnp.ones((side, side), dtype), device)
+    multiply = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(1 + 5):
+        start_time = time.perf_counter()
+        multiply(factor, factor).block_until_ready()
+        seconds.append(time.perf_counter() - start_time)
+    return 2 * side**3 / min(seconds[1:])  # the first compiles
 
 
 def _config(settings: dict[str, Any]) -> ConfigDict:
@@ -160,15 +136,43 @@ def _random_params(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
     return {path: jnp.asarray(draw(path, shape)) for path, shape in shapes.items()}
 
 
-def _abstract_params(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-
-
 def _random_images(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _trial(step: Any, settings: dict[str, Any]) -> Trial:
-    device = jax.devices()[0]
-    facts = {"device": device.device_kind, "peak": peak.peak_flops(device, settings["dtype"])._asdict()}
-    return Trial(step, jax.block_until_ready, asynchronous=device.platform != "cpu", facts=facts)
+def decode(settings: dict[str, Any]) -> Trial:
+    """Time decoding of all images, into memory or into a file."""
+    files, resize = image_files(settings), _resize(settings)
+
+    def decode_to_new_file() -> None:
+        with TemporaryDirectory() as folder:
+            _decode_to_file(files, resize, Path(folder))
+
+    step = decode_to_new_file if settings["to_file"] else lambda: decode_all(files, resize)
+    return Trial(step, len(files))
+
+
+def augment(settings: dict[str, Any]) -> Trial:
+    """Time batches of decoded images, augmented on the device, or by tf.data on the host and copied to the device."""
+    files, resize, batch = image_files(settings), _resize(settings), settings["batch"]
+    labels, mesh = np.zeros(len(files), np.int32), devices.make_mesh(batch)
+    if settings["streamed"]:
+        store = _decode_to_file(files, resize, Path(settings["folder"]).parent)
+        loader: Loader = HostLoader(store, labels, mesh)
+        use = jax.device_put
+    else:
+        loader = DeviceLoader(devices.replicate(DeviceDataset(decode_all(files, resize), labels), mesh))
+        use = jax.jit(lambda examples: examples.inputs(0, AUGMENTATION))
+    batches = loader.train_batches(EpochSampler(0, batch, len(files)), 0, 2**31, AUGMENTATION)
+    return Trial(lambda: use(next(batches)), batch, jax.block_until_ready)
+
+
+def _resize(settings: dict[str, Any]) -> Resize:
+    return Resize(settings["size"], settings["size"], "squash", "nearest")
+
+
+def _decode_to_file(files: list[Path], resize: Resize, folder: Path) -> ArrayStore:
+    store = ArrayStore(folder / "images.npy", (len(files), resize.height, resize.width, 3), np.dtype(np.uint8))
+    with ArrayStoreWriter(store) as writer:
+        decode_into(writer, files, resize)
+    return store

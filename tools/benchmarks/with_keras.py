@@ -1,6 +1,6 @@
-"""The same forward pass and training step in Keras 3, with the backend of KERAS_BACKEND; and the course's own script.
+"""The same work in Keras 3, with the backend of KERAS_BACKEND; and the course's own script.
 
-Inputs are preprocessed float32 images on the device, while flaxtl's model includes preprocessing.
+Networks get preprocessed float32 images on the device, while flaxtl's models include preprocessing.
 """
 
 import re
@@ -10,20 +10,19 @@ from typing import Any
 
 import keras
 import numpy as np
-from benchmarks.subject import Trial, Unsupported
+from benchmarks.trial import CLASSES, Trial, Unsupported
+from fresh_process import peak_mebibytes
 from keras.applications.imagenet_utils import preprocess_input
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
-
-NADAM = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.99}
 
 
 def forward(settings: dict[str, Any]) -> Trial:
     """Time the network, compiled by the backend's own means."""
     _set_precision(settings)
-    model = _network(settings) if settings["top"] else _add_head(_network(settings), settings["classes"])
+    model = _add_head(_network(settings), CLASSES)
     images = keras.ops.convert_to_tensor(_images(settings))
     run = _compiled(model)
-    return _trial(lambda: run(images))
+    return _trial(lambda: run(images), settings)
 
 
 def train(settings: dict[str, Any]) -> Trial:
@@ -33,12 +32,31 @@ def train(settings: dict[str, Any]) -> Trial:
     for layer in base.layers:
         in_top_block = re.fullmatch(settings["top_block"], f"backbone/{layer.name}/kernel")
         layer.trainable = settings["phase"] == "top" and bool(in_top_block)
-    model = _add_head(base, settings["classes"])
-    _compile_model(model)
+    model = _add_head(base, CLASSES)
     images = keras.ops.convert_to_tensor(_images(settings))
-    labels = np.eye(settings["classes"], dtype=np.float32)[np.arange(settings["batch"]) % settings["classes"]]
+    labels = np.eye(CLASSES, dtype=np.float32)[np.arange(settings["batch"]) % CLASSES]
     labels = keras.ops.convert_to_tensor(labels)
-    return _trial(lambda: model.train_on_batch(images, labels))
+    return _trial(lambda: model.train_on_batch(images, labels), settings)
+
+
+def decode(settings: dict[str, Any]) -> Trial:
+    """Time an epoch of ImageDataGenerator.flow_from_directory without augmentation."""
+    return _generator_trial(ImageDataGenerator(), settings)
+
+
+def augment(settings: dict[str, Any]) -> Trial:
+    """Time the same with the course's augmentation; every epoch decodes the images again."""
+    shifts = {"width_shift_range": 0.2, "height_shift_range": 0.2}
+    generator = ImageDataGenerator(rotation_range=30, shear_range=0.2, zoom_range=0.2, horizontal_flip=True, **shifts)
+    return _generator_trial(generator, settings)
+
+
+def _generator_trial(generator: ImageDataGenerator, settings: dict[str, Any]) -> Trial:
+    size = (settings["size"], settings["size"])
+    flow = generator.flow_from_directory(
+        settings["folder"], size, batch_size=settings["batch"], interpolation="nearest"
+    )
+    return Trial(lambda: [next(flow) for _ in range(len(flow))], flow.samples)
 
 
 def course(settings: dict[str, Any]) -> dict[str, Any]:
@@ -52,31 +70,26 @@ def course(settings: dict[str, Any]) -> dict[str, Any]:
         base.load_weights(settings["weights"])
     base.trainable = False
     model = _add_head(base, settings["classes"])
-    _compile_model(model)
-    timer = _EpochTimer()
-    history = model.fit(
+    marks: list[tuple[float, float]] = []
+
+    def mark(*_: object) -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    model.fit(
         _endless(_image_flow(settings, "train", shuffle=True)),
         validation_data=_image_flow(settings, "validation", shuffle=False),
         steps_per_epoch=settings["steps"],
         epochs=settings["epochs"],
-        callbacks=[timer],
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=mark, on_epoch_end=mark)],
         verbose=0,
-    ).history
-    return {"epoch_seconds": timer.seconds, "validation_accuracy": history["val_accuracy"]}
-
-
-class _EpochTimer(keras.callbacks.Callback):
-    """Measure the seconds of every epoch, including validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        self._start_time = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
-        self.seconds.append(time.perf_counter() - self._start_time)
+    )
+    epochs = list(zip(marks[::2], marks[1::2], strict=True))
+    return {
+        "epoch_seconds": [end[0] - start[0] for start, end in epochs],
+        "epoch_cpu_seconds": [end[1] - start[1] for start, end in epochs],
+        "cpu_seconds": time.process_time(),
+        "mebibytes": peak_mebibytes(),
+    }
 
 
 def _endless(flow: Any) -> Iterator[Any]:
@@ -94,7 +107,7 @@ def _image_flow(settings: dict[str, Any], split: str, *, shuffle: bool) -> Any:
 
 
 def _add_head(base: Any, classes: int) -> Any:
-    """Return a base with the course's head."""
+    """Return a base with the course's head, loss and optimizer."""
     head = (
         keras.layers.AveragePooling2D(2),
         keras.layers.Flatten(),
@@ -102,27 +115,19 @@ def _add_head(base: Any, classes: int) -> Any:
         keras.layers.Dropout(0.4),
         keras.layers.Dense(classes, activation="softmax", dtype="float32"),
     )
-    return keras.Sequential([base, *head])
-
-
-def _compile_model(model: Any) -> None:
-    """Compile with the course's loss and optimizer."""
-    model.compile(keras.optimizers.Nadam(**NADAM), loss="categorical_crossentropy", metrics=["accuracy"])
+    model = keras.Sequential([base, *head])
+    optimizer = keras.optimizers.Nadam(learning_rate=1e-3, beta_1=0.9, beta_2=0.99)
+    model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
+    return model
 
 
 def _network(settings: dict[str, Any]) -> Any:
     """Return the network of this name in keras.applications, with random weights."""
-    builders = {_bare(name): builder for name, builder in vars(keras.applications).items() if name[:1].isupper()}
-    if _bare(settings["model"]) not in builders:
+    builders = {name.lower(): builder for name, builder in vars(keras.applications).items() if name[:1].isupper()}
+    name, size = re.sub("[-_]", "", settings["model"]), settings["size"]
+    if name not in builders:
         raise Unsupported(f"not available: keras.applications has no {settings['model']}")
-    size = settings["size"]
-    return builders[_bare(settings["model"])](
-        weights=None, include_top=settings["top"], input_shape=(size, size, 3), classes=1000
-    )
-
-
-def _bare(name: str) -> str:
-    return re.sub("[-_]", "", name.lower())
+    return builders[name](weights=None, include_top=False, input_shape=(size, size, 3))
 
 
 def _set_precision(settings: dict[str, Any]) -> None:
@@ -138,7 +143,7 @@ def _compiled(model: Any) -> Callable[[Any], Any]:
     if keras.backend.backend() == "tensorflow":
         import tensorflow
 
-        return tensorflow.function(lambda x: model(x, training=False), jit_compile=_is_accelerated())
+        return tensorflow.function(lambda x: model(x, training=False), jit_compile=_device() != "cpu")
     import jax
 
     trainable, other = ([v.value for v in kind] for kind in (model.trainable_variables, model.non_trainable_variables))
@@ -146,21 +151,11 @@ def _compiled(model: Any) -> Callable[[Any], Any]:
     return lambda x: run(trainable, other, x)
 
 
-def _trial(step: Callable[[], Any]) -> Trial:
-    return Trial(step, keras.ops.convert_to_numpy, asynchronous=_is_accelerated(), facts={"device": _device()})
-
-
-def _is_accelerated() -> bool:
-    return not _device().lower().startswith("cpu")
+def _trial(step: Callable[[], Any], settings: dict[str, Any]) -> Trial:
+    wait, facts = keras.ops.convert_to_numpy, {"device": _device()}
+    return Trial(step, settings["batch"], wait, asynchronous=_device() != "cpu", facts=facts)
 
 
 def _device() -> str:
-    """Return the kind of device that Keras uses."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
-        gpus = tensorflow.config.list_physical_devices("GPU")
-        return tensorflow.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "cpu"
-    import jax
-
-    return jax.devices()[0].device_kind
+    """Return the kind of device that Keras uses: 'cpu', 'gpu' or 'tpu'."""
+    return keras.distribution.list_devices()[0].split(":")[0]

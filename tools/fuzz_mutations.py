@@ -37,15 +37,6 @@ def mutate(content: bytes, random: Random, *, text: bool) -> bytes:
     return content
 
 
-def _position(content: bytes, random: Random) -> int:
-    return random.randrange(len(content) + 1)
-
-
-def _span(content: bytes, random: Random) -> slice:
-    start = _position(content, random)
-    return slice(start, start + min(int(random.expovariate(1 / 16)) + 1, 4096))
-
-
 def _flip_bits(content: bytes, random: Random) -> bytes:
     changed = bytearray(content)
     for _ in range(random.randint(1, 8) if content else 0):
@@ -53,33 +44,18 @@ def _flip_bits(content: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
-def _replace(content: bytes, random: Random) -> bytes:
-    span = _span(content, random)
-    return content[: span.start] + random.randbytes(len(content[span])) + content[span.stop :]
-
-
-def _number(content: bytes, random: Random) -> bytes:
-    number, start = random.choice(NUMBERS), _position(content, random)
-    return content[:start] + number + content[start + len(number) :]
-
-
-def _insert(content: bytes, random: Random) -> bytes:
-    span = _span(content, random)
-    return content[: span.start] + random.randbytes(span.stop - span.start) + content[span.start :]
-
-
-def _delete(content: bytes, random: Random) -> bytes:
-    span = _span(content, random)
-    return content[: span.start] + content[span.stop :]
-
-
-def _duplicate(content: bytes, random: Random) -> bytes:
-    span, start = _span(content, random), _position(content, random)
-    return content[:start] + content[span] * random.randint(1, 3) + content[start:]
+def _splice(content: bytes, random: Random) -> bytes:
+    """Replace a range, which may be empty, by random bytes, a copy of another range, an edge number, or nothing."""
+    start, other = (random.randrange(len(content) + 1) for _ in range(2))
+    length = min(int(random.expovariate(1 / 16)) + 1, 4096)
+    copies = content[other : other + length] * random.randint(1, 3)
+    piece = random.choice((random.randbytes(length), copies, random.choice(NUMBERS), b""))
+    end = start + (random.choice((0, len(piece))) if piece else length)
+    return content[:start] + piece + content[end:]
 
 
 def _truncate(content: bytes, random: Random) -> bytes:
-    return content[: _position(content, random)]
+    return content[: random.randrange(len(content) + 1)]
 
 
 def _word(content: bytes, random: Random) -> bytes:
@@ -92,33 +68,18 @@ def _word(content: bytes, random: Random) -> bytes:
     return content[: match.start()] + word + content[match.end() :]
 
 
-def _line(content: bytes, random: Random) -> bytes:
-    """Delete, move or duplicate a line."""
-    lines = content.splitlines(keepends=True)
-    if lines:
-        line = lines.pop(random.randrange(len(lines)))
-        for _ in range(random.randrange(3)):
-            lines.insert(random.randint(0, len(lines)), line)
-    return b"".join(lines)
-
-
 def _json(content: bytes, random: Random) -> bytes:
     """Change a value of a JSON document, or of one of its lines (JSONL)."""
-    try:
-        return _encode(_change_value(json.loads(content), random))
-    except (ValueError, RecursionError):
-        pass
     lines = content.split(b"\n")
     number = random.randrange(len(lines))
-    try:
-        lines[number] = _encode(_change_value(json.loads(lines[number]), random))
-    except (ValueError, RecursionError):
-        return content
-    return b"\n".join(lines)
-
-
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
+    for before, document, after in (([], content, []), (lines[:number], lines[number], lines[number + 1 :])):
+        try:
+            value = _change_value(json.loads(document), random)
+        except (ValueError, RecursionError):
+            continue
+        changed = json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
+        return b"\n".join([*before, changed, *after])
+    return content
 
 
 def _change_value(value: Any, random: Random) -> Any:
@@ -138,7 +99,5 @@ def _change_value(value: Any, random: Random) -> Any:
     return value
 
 
-_BINARY: list[Callable[[bytes, Random], bytes]] = [
-    _flip_bits, _flip_bits, _replace, _number, _number, _insert, _delete, _duplicate, _truncate,
-]  # fmt: skip
-_TEXT: list[Callable[[bytes, Random], bytes]] = [_word, _word, _line, _json, _json, _json]
+_BINARY: list[Callable[[bytes, Random], bytes]] = [_flip_bits, _flip_bits, _splice, _splice, _splice, _truncate]
+_TEXT: list[Callable[[bytes, Random], bytes]] = [_word, _word, _json, _json]

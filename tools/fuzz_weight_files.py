@@ -1,13 +1,12 @@
-"""Valid weight files of a network of four layers, and their readers."""
+"""Valid weight files of a network of four layers, and their readers, for fuzz.py."""
 
-import io
 import json
 import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
-from fuzzing.worker import Sample
+from fuzz import Sample
 from ml_dtypes import bfloat16
 
 from flaxtl.pretrained import safetensors_io
@@ -54,43 +53,37 @@ def _write_legacy(file: h5py.File, name: str) -> None:
 def keras_v3(folder: Path) -> list[Sample]:
     """Write Keras 3's layout: `.weights.h5`, and `.keras` archives, stored as Keras writes them and compressed."""
     with h5py.File(folder / "k.weights.h5", "w") as file:
-        _write_nested(file)
-    stream = io.BytesIO()
-    with h5py.File(stream, "w") as file:
-        _write_nested(file)
+        for number, (layer, leaves) in enumerate(TREE.items()):
+            group = file.create_group(f"layers/conv2d_{number}/vars")
+            group.attrs["name"] = layer
+            for index, values in enumerate(leaves.values()):
+                group.create_dataset(str(index), data=values)
+        file.create_group("optimizer/vars").create_dataset("0", data=np.zeros(3, np.float32))
+    members = {
+        "metadata.json": b'{"keras_version": "3.12.0"}',
+        "config.json": b'{"module": "keras", "class_name": "Functional"}',
+        "model.weights.h5": (folder / "k.weights.h5").read_bytes(),
+    }
     for name, method in (("stored.keras", zipfile.ZIP_STORED), ("deflated.keras", zipfile.ZIP_DEFLATED)):
         with zipfile.ZipFile(folder / name, "w", method) as archive:
-            for member, content in (
-                ("metadata.json", b'{"keras_version": "3.12.0"}'),
-                ("config.json", b'{"module": "keras", "class_name": "Functional"}'),
-                ("model.weights.h5", stream.getvalue()),
-            ):
-                archive.writestr(zipfile.ZipInfo(member), content, method)
+            for member, content in members.items():
+                archive.writestr(zipfile.ZipInfo(member), content, method)  # ZipInfo: no time of writing
     return [Sample(folder, (name,), _load) for name in ("k.weights.h5", "stored.keras", "deflated.keras")]
-
-
-def _write_nested(file: h5py.File) -> None:
-    for number, (layer, leaves) in enumerate(TREE.items()):
-        group = file.create_group(f"layers/conv2d_{number}/vars")
-        group.attrs["name"] = layer
-        for index, values in enumerate(leaves.values()):
-            group.create_dataset(str(index), data=values)
-    file.create_group("optimizer/vars").create_dataset("0", data=np.zeros(3, np.float32))
 
 
 def safetensors(folder: Path) -> list[Sample]:
     """Write flaxtl's own format in three precisions, and one with PyTorch's names."""
-    for precision in ("float32", "bfloat16", "int8"):
-        safetensors_io.write_safetensors(folder / f"{precision}.safetensors", TREE, {"architecture": "tiny"}, precision)
+    own = [f"{precision}.safetensors" for precision in ("float32", "bfloat16", "int8")]
+    for name in own:
+        safetensors_io.write_safetensors(folder / name, TREE, {"architecture": "tiny"}, Path(name).stem)
     torch = {
         "features.0": {"weight": np.zeros((4, 3, 3, 3), np.float32), "bias": np.zeros(4, np.float32)},
         "classifier.3": {"weight": np.zeros((2, 4), np.float32), "bias": np.zeros(2, np.float32)},
     }
-    safetensors_io.write_safetensors(folder / "torch.safetensors", torch, {"format": "pt"})
-    content = (folder / "torch.safetensors").read_bytes().replace(b"features.0/", b"features.0.")
-    (folder / "torch.safetensors").write_bytes(content.replace(b"classifier.3/", b"classifier.3."))
-    own = [Sample(folder, (f"{precision}.safetensors",), _load) for precision in ("float32", "bfloat16", "int8")]
-    return [*own, Sample(folder, ("torch.safetensors",), _load_timm)]
+    file = folder / "torch.safetensors"
+    safetensors_io.write_safetensors(file, torch, {"format": "pt"})
+    file.write_bytes(file.read_bytes().replace(b"features.0/", b"features.0.").replace(b"r.3/", b"r.3."))
+    return [*(Sample(folder, (name,), _load) for name in own), Sample(folder, (file.name,), _load_timm)]
 
 
 def onnx(folder: Path) -> list[Sample]:

@@ -1,0 +1,34 @@
+"""tools/fresh_process.py: functions and commands in processes of their own."""
+
+import os
+import sys
+
+import fresh_process
+import pytest
+
+
+def test_call_returns_the_result_of_another_process():
+    assert fresh_process.call("os:getpid") != os.getpid()
+    assert fresh_process.call("json:dumps", {"a": 1}) == '{"a": 1}'
+
+
+def test_call_of_failing_function_raises_its_last_line():
+    with pytest.raises(fresh_process.ProcessError, match="ValueError: invalid literal"):
+        fresh_process.call("builtins:int", "x")
+
+
+def test_start_yields_the_results_of_a_generator_line_by_line(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text("def count(n):\n    print('noise')\n    yield from range(n)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with fresh_process.start("counting:count", 3) as process:
+        assert [line.strip() for line in process.stdout] == ["0", "1", "2"]
+
+
+def test_run_command_measures_and_writes_output(tmp_path):
+    program = "import sys; print('hello'); x = bytearray(2**26); sys.exit(3)"
+    output = tmp_path / "output.txt"
+    measured = fresh_process.run_command([sys.executable, "-c", program], output=output, folder=tmp_path)
+    assert measured.code == 3
+    assert output.read_text() == "hello\n"
+    assert 64 < measured.mebibytes < 256
+    assert 0 < measured.cpu_seconds < 5
