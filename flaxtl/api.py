@@ -1,7 +1,7 @@
 """The Python API: train a run and look at its results, or build a model for a custom training loop."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,17 +31,19 @@ from flaxtl.train.optimizers import make_optimizer
 from flaxtl.train.param_groups import Rule, assign_groups
 from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
+from flaxtl.train.trainer import TrainResult
 
 __all__ = [
     "RunResult",
     "create_model",
+    "evaluate_and_report",
     "list_models",
     "load_config",
     "load_run",
     "make_optimizer",
     "param_groups",
     "train",
-    "train_and_report",
+    "training_session",
 ]
 
 
@@ -65,8 +67,11 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
       UserError: config or images are invalid.
       KeyboardInterrupt: the kernel was interrupted; call again to resume.
     """
+    config, workdir = prune_phases(config), Path(workdir)
     try:
-        train_and_report(prune_phases(config), Path(workdir), make_console(), "flaxtl.train")
+        with training_session(config, workdir) as (console, stop_signal):
+            result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)
+            evaluate_and_report(result, console)
     except StopRequested as stopped:
         raise KeyboardInterrupt from stopped
     return RunResult(workdir)
@@ -198,40 +203,43 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in registry.MODELS if fnmatchcase(name, pattern.lower())]
 
 
-def train_and_report(config: Any, workdir: Path, console: Console, command: str) -> None:
-    """Train or resume a run, evaluate it and write its report.
+@contextmanager
+def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, StopSignal]]:
+    """Prepare this process for training in `workdir`: compilation cache, determinism, lock, signals, lost processes.
 
-    Every process of a distributed run calls it, after `processes.initialize`; only the main process writes.
+    Every process of a distributed run enters it, after `processes.initialize`; only the main process writes and prints.
 
     Args:
       config: a complete config.
       workdir: the run directory.
-      console: for messages.
-      command: recorded in summary.json.
+
+    Yields:
+      A console for messages, and the signal that requests a stop.
 
     Raises:
-      UserError: invalid input, or another process uses `workdir`.
-      StopRequested: a signal stopped the run.
+      UserError: another process uses `workdir`.
     """
     devices.enable_compilation_cache()
     if config.deterministic:
         devices.make_deterministic()
     is_main = processes.is_main_process()
-    lock = run_dir.run_dir_lock(workdir) if is_main else nullcontext()
-    if not is_main:
-        console = Console(quiet=True)
+    console = make_console() if is_main else Console(quiet=True)
     with (
         processes.exit_on_peer_loss(),
-        lock,
+        run_dir.run_dir_lock(workdir) if is_main else nullcontext(),
         StopSignal(processes.request_stop, signals=processes.stop_signals()).listening() as stop_signal,
     ):
         if config.deterministic and jax.default_backend() == "gpu":
             message(console, "deterministic=true: using deterministic kernels, some of which are slower.")
-        result = trainer.train(config, workdir, console, command, stop_signal)
-        params = evaluate_run(result, console) if result is not None else None
-        processes.shutdown()
-        if result is not None and params is not None and is_main:
-            run = TrainedRun(result.setup, params, result.setup.phases[-1].name)
-            gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
-            path = report.write_report(workdir, augmented=augmented_samples(result.setup))
-            message(console, f"Report: {path}")
+        yield console, stop_signal
+
+
+def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
+    """Evaluate a trained run and write its report; None: the run was already complete."""
+    params = evaluate_run(result, console) if result is not None else None
+    processes.shutdown()
+    if result is not None and params is not None and processes.is_main_process():
+        run, workdir = TrainedRun(result.setup, params, result.setup.phases[-1].name), result.setup.workdir
+        gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
+        path = report.write_report(workdir, augmented=augmented_samples(result.setup))
+        message(console, f"Report: {path}")

@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> None:
     """Train or resume a run, evaluate it and write its report."""
-    from flaxtl.api import train_and_report
+    from flaxtl.api import evaluate_and_report, training_session
     from flaxtl.config import load_config
     from flaxtl.parallel import processes
+    from flaxtl.train import trainer
 
     config = load_config(options.config, options.overrides)
     if options.distributed or options.coordinator is not None:
         processes.fork_supervisor(options.process, options.processes)
     processes.initialize(options.coordinator, options.processes, options.process, detect_cluster=options.distributed)
-    train_and_report(config, options.workdir, make_console(), options.command_line)
+    with training_session(config, options.workdir) as (console, stop_signal):
+        result = trainer.train(config, options.workdir, console, options.command_line, stop_signal)
+        evaluate_and_report(result, console)
 
 
 def lr_find(options: argparse.Namespace) -> None:

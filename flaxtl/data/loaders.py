@@ -58,7 +58,7 @@ class DeviceDataset(NamedTuple):
 def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return bfloat16 as uint16 of the same bits, and any other dtype unchanged.
 
-    XLA on CPU has no bfloat16 gather: within a scanned step it would convert the whole array to float32 each time.
+    XLA on CPU has no bfloat16 gather: within a loop over steps it would convert the whole array to float32 each time.
     """
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 

@@ -1,17 +1,16 @@
-"""The epochs of a phase: `PhaseTrainer` runs them, a `Stepper` makes their steps.
+"""The epochs of a phase: `PhaseTrainer.run` is the training loop, `StepCalls` divides its steps into device calls.
 
-A stepper calls the device once per step, or once for many steps. The latter takes no host time between steps, but
-signals and checkpoints wait until the call returns. So the first epoch goes step by step, and after it a call takes
-about CALL_SECONDS.
+A call makes one step or many. Many take no host time between steps, but signals and checkpoints wait until the call
+returns. So the first epoch goes step by step, and after it a call takes about CALL_SECONDS.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -84,49 +83,48 @@ class PhaseTrainer:
         with (
             self.stop_signal.deferred(),
             self.logger.log_phase(phase.name, phase.epochs, progress.early_stopping.epoch) as log_epoch,
-            closing(self._make_stepper(step)) as stepper,
+            closing(self._make_calls(step)) as calls,
         ):
-            while progress.early_stopping.epoch < phase.epochs and not self._should_stop_early(progress):
-                epoch_start = time.monotonic()
-                progress = self._run_steps(progress, step, stepper)
+            while not self._is_done(progress):
+                start_time, throttle = time.monotonic(), DispatchThrottle()
+                progress = self._begin_epoch(progress, step)
+                epoch_end = self._epoch_start(progress) + phase.steps_per_epoch
+                for next_step, inputs in calls.inputs(step, epoch_end):
+                    state = calls.train_step(progress.state, self.frozen, *inputs)
+                    progress = progress._replace(state=state)
+                    self._log_start_up(state)
+                    throttle.push(jnp.copy(state.step))  # a copy, because the next call donates the state
+                    self._maybe_checkpoint(progress, next_step)
+                step = epoch_end
+                calls.end_epoch(progress.state)
                 progress, metrics = self._end_epoch(progress)
-                log_epoch(metrics.replace(seconds=time.monotonic() - epoch_start))
-                step = self._epoch_start(progress)
+                log_epoch(metrics.replace(seconds=time.monotonic() - start_time))
                 self._after_epoch(progress)
-        epoch, _, best_epoch = progress.early_stopping
-        if phase.patience and best_epoch < epoch:
-            stopped = f"stopped early after epoch {epoch}; " if epoch < phase.epochs else ""
-            self.logger.info(f"{phase.name}: {stopped}best epoch: {best_epoch} (its weights are kept)")
+        self._log_best_epoch(progress)
         return progress
 
-    def _make_stepper(self, first_step: int) -> "Stepper":
-        """Return the stepper of the phase from global step `first_step` on."""
-        cfg, loader = self.step_config, self.train_loader
-        if isinstance(loader, DeviceLoader) and uses_scan(cfg, self.setup.model_info.backbone_layers[-1]):
-            return ScannedStepper(cfg, self.frozen, loader, self.setup.sampler(), self.phase.steps_per_epoch)
-        return PerStepper(cfg, self.frozen, loader, self.setup.sampler(), first_step, self.phase.last_step)
+    def _make_calls(self, first_step: int) -> "StepCalls":
+        """Return the calls of the phase from global step `first_step` on."""
+        cfg, loader, sampler = self.step_config, self.train_loader, self.setup.sampler()
+        if isinstance(loader, DeviceLoader) and uses_multi_step(cfg, self.setup.model_info.backbone_layers[-1]):
+            return MultiStepCalls(cfg, loader, sampler, self.phase.steps_per_epoch)
+        return SingleStepCalls(cfg, loader, sampler, first_step, self.phase.last_step)
 
     def _epoch_start(self, progress: PhaseProgress) -> int:
         """Return the first global step of the current epoch."""
         return self.phase.first_step + progress.early_stopping.epoch * self.phase.steps_per_epoch
 
-    def _should_stop_early(self, progress: PhaseProgress) -> bool:
-        epoch, _, best_epoch = progress.early_stopping
-        return bool(self.phase.patience) and epoch - best_epoch >= self.phase.patience
+    def _is_done(self, progress: PhaseProgress) -> bool:
+        """Return whether the phase has ended: all epochs are done, or early stopping applies."""
+        phase, (epoch, _, best_epoch) = self.phase, progress.early_stopping
+        return epoch >= phase.epochs or (bool(phase.patience) and epoch - best_epoch >= phase.patience)
 
-    def _run_steps(self, progress: PhaseProgress, step: int, stepper: "Stepper") -> PhaseProgress:
-        """Make the steps from `step`, which may be within the epoch, to the end of the epoch."""
-        first = self._epoch_start(progress)
-        if step == first:
-            zero = devices.replicate(MetricSums.zero(len(self.setup.manifest.classes)), self.setup.mesh)
-            progress = progress._replace(state=progress.state._replace(metrics=zero))
-        throttle = DispatchThrottle()
-        for done, state in stepper.steps(progress.state, step, first + self.phase.steps_per_epoch):
-            progress = progress._replace(state=state)
-            self._log_start_up(state)
-            throttle.push(jnp.copy(state.step))  # a copy, because the next call donates the state
-            self._maybe_checkpoint(progress, done)
-        return progress
+    def _begin_epoch(self, progress: PhaseProgress, step: int) -> PhaseProgress:
+        """Reset the training metrics, unless the phase resumes at a `step` within the epoch."""
+        if step > self._epoch_start(progress):
+            return progress
+        zero = devices.replicate(MetricSums.zero(len(self.setup.manifest.classes)), self.setup.mesh)
+        return progress._replace(state=progress.state._replace(metrics=zero))
 
     def _log_start_up(self, state: TrainState) -> None:
         """Log, once per run, the time that reading, computing features and compiling took before the first step."""
@@ -163,6 +161,12 @@ class PhaseTrainer:
         early_stopping = progress.early_stopping._replace(epoch=epoch)
         state = self._reduce_lr_on_plateau(state, early_stopping)
         return PhaseProgress(state, progress.best_params, early_stopping), metrics
+
+    def _log_best_epoch(self, progress: PhaseProgress) -> None:
+        epoch, _, best_epoch = progress.early_stopping
+        if self.phase.patience and best_epoch < epoch:
+            stopped = f"stopped early after epoch {epoch}; " if epoch < self.phase.epochs else ""
+            self.logger.info(f"{self.phase.name}: {stopped}best epoch: {best_epoch} (its weights are kept)")
 
     def _reduce_lr_on_plateau(self, state: TrainState, early_stopping: EarlyStopping) -> TrainState:
         """Reduce the learning rates if the schedule is 'plateau' and the monitored metric no longer improves."""
@@ -256,17 +260,26 @@ class DispatchThrottle:
             self._pending.popleft().block_until_ready()
 
 
-class Stepper(Protocol):
-    """Makes training steps on the device."""
+class StepCalls(Protocol):
+    """How the steps of a phase are divided into calls to the device."""
 
-    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
-        """Make the global steps from `first` to below `last`; yield the next step and the state after each call."""
+    train_step: Callable[..., TrainState]
+    """`train_step.train_step`, for one step or many, compiled: (state, frozen params, *inputs) -> state.
+
+    The given state is donated.
+    """
+
+    def inputs(self, first: int, last: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Yield the inputs of each call, after the step that follows it; the calls make steps `first` to `last` - 1."""
+
+    def end_epoch(self, state: TrainState) -> None:
+        """Take note that the calls of an epoch, or of the rest of one, were made and result in `state`."""
 
     def close(self) -> None:
         """Stop reading ahead."""
 
 
-def uses_scan(cfg: StepConfig, backbone_output: str) -> bool:
+def uses_multi_step(cfg: StepConfig, backbone_output: str) -> bool:
     """Whether to make many steps per call, for data in device memory.
 
     XLA's convolutions on CPU are tens of times slower inside a loop, so on CPU only phases on outputs of the whole
@@ -277,53 +290,47 @@ def uses_scan(cfg: StepConfig, backbone_output: str) -> bool:
     return jax.default_backend() != "cpu" or cfg.start_layer == backbone_output
 
 
-class ScannedStepper:
-    """Makes many steps per call to the device, but none beyond the end of an epoch."""
+class MultiStepCalls:
+    """Many steps per call to the device, but none beyond the end of an epoch."""
 
-    def __init__(
-        self, cfg: StepConfig, frozen: FlatParams, loader: DeviceLoader, sampler: EpochSampler, steps_per_epoch: int
-    ) -> None:
-        self._run = train_step.make_scanned_steps(cfg, loader.sharding(cfg.mesh))
-        self._frozen, self._loader, self._sampler = frozen, loader, sampler
+    def __init__(self, cfg: StepConfig, loader: DeviceLoader, sampler: EpochSampler, steps_per_epoch: int) -> None:
+        self.train_step = train_step.make_multi_step(cfg, loader.sharding(cfg.mesh))
+        self._loader, self._sampler = loader, sampler
         self._steps_per_epoch, self._steps_per_call = steps_per_epoch, 1
+        self._start_time, self._num_steps = 0.0, 0
 
-    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
-        """See `Stepper`. Measures the speed, for the number of steps per call in the next epoch."""
-        start, count = time.monotonic(), last - first
+    def inputs(self, first: int, last: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """See `StepCalls`; the inputs are all batches of the epoch, the first step of the call and its end."""
+        self._start_time, self._num_steps = time.monotonic(), last - first
         batches = self._loader.stacked_batches(self._sampler, first, last, self._steps_per_epoch)
-        for begin in range(0, count, self._steps_per_call):
-            end = min(begin + self._steps_per_call, count)
-            state = self._run(state, self._frozen, batches, np.int32(begin), np.int32(end))
-            yield first + end, state
+        for begin in range(0, self._num_steps, self._steps_per_call):
+            end = min(begin + self._steps_per_call, self._num_steps)
+            yield first + end, (batches, np.int32(begin), np.int32(end))
+
+    def end_epoch(self, state: TrainState) -> None:
+        """Measure the speed, for the number of steps per call in the next epoch."""
         state.step.block_until_ready()
-        steps_per_second = count / (time.monotonic() - start)
+        steps_per_second = self._num_steps / (time.monotonic() - self._start_time)
         self._steps_per_call = min(max(int(CALL_SECONDS * steps_per_second), 1), self._steps_per_epoch)
 
     def close(self) -> None:
         """Do nothing: the data is in device memory."""
 
 
-class PerStepper:
-    """Makes one step per call to the device, with batches that are read ahead."""
+class SingleStepCalls:
+    """One step per call to the device, with batches that are read ahead."""
 
-    def __init__(
-        self,
-        cfg: StepConfig,
-        frozen: FlatParams,
-        loader: Loader,
-        sampler: EpochSampler,
-        first_step: int,
-        last_step: int,
-    ) -> None:
-        self._step = train_step.make_train_step(cfg, loader.sharding(cfg.mesh))
+    def __init__(self, cfg: StepConfig, loader: Loader, sampler: EpochSampler, first_step: int, last_step: int) -> None:
+        self.train_step = train_step.make_train_step(cfg, loader.sharding(cfg.mesh))
         self._batches = loader.train_batches(sampler, first_step, last_step, cfg.augmentation)
-        self._frozen = frozen
 
-    def steps(self, state: TrainState, first: int, last: int) -> Iterator[tuple[int, TrainState]]:
-        """See `Stepper`; `first` must be the step after the last one made."""
+    def inputs(self, first: int, last: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """See `StepCalls`; the input is the batch. `first` must be the step after the last call."""
         for step, batch in zip(range(first, last), self._batches, strict=False):
-            state = self._step(state, self._frozen, batch)
-            yield step + 1, state
+            yield step + 1, (batch,)
+
+    def end_epoch(self, state: TrainState) -> None:
+        """Do nothing: the number of steps per call is fixed."""
 
     def close(self) -> None:
         """Stop the threads that read batches."""

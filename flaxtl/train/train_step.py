@@ -1,8 +1,8 @@
 """The compiled steps: training, evaluation and test-time augmentation.
 
 A training step is a pure function (state, frozen params, batch) -> state. It draws its randomness from the seed, the
-step number and the position of the example, so that resuming, splitting a batch, and scanning over many steps give the
-same numbers. Nothing in it waits for the host.
+step number and the position of the example, so that resuming, splitting a batch, and making many steps in one call give
+the same numbers. Nothing in it waits for the host.
 """
 
 from collections.abc import Callable
@@ -137,7 +137,7 @@ class StepConfig(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
-ScannedSteps = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
+MultiStep = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
 TtaStep = Callable[[np.int32, FlatParams, Batch, Mask], tuple[jax.Array, MetricSums]]
 
 
@@ -153,7 +153,7 @@ def make_train_step(cfg: StepConfig, sharding: Batch) -> TrainStep:
     return jax.jit(partial(train_step, cfg), donate_argnums=0, in_shardings=shardings, out_shardings=replicated)
 
 
-def make_scanned_steps(cfg: StepConfig, sharding: Batch) -> ScannedSteps:
+def make_multi_step(cfg: StepConfig, sharding: Batch) -> MultiStep:
     """Return the jitted (state, frozen params, batches, first, last) -> state after steps first..last-1 of an epoch.
 
     One program serves any number of steps, without the host in between; the result does not depend on how the steps

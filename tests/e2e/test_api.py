@@ -45,7 +45,7 @@ def test_train_stop_request_interrupts_the_cell(monkeypatch, tmp_path):
     def stopped(*_):
         raise StopRequested(signal.SIGINT)
 
-    monkeypatch.setattr(api, "train_and_report", stopped)
+    monkeypatch.setattr(api.trainer, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         api.train(api.load_config(str(configs / "demo.py")), tmp_path)
 

@@ -38,7 +38,7 @@ def made_counted(maker, at, number):
 
 def watch(at, number):
     """Report every moment of a run just before it happens."""
-    for name in ("make_train_step", "make_scanned_steps", "make_eval_step"):
+    for name in ("make_train_step", "make_multi_step", "make_eval_step"):
         setattr(train_step, name, made_counted(getattr(train_step, name), at, number))
     logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)
     for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):

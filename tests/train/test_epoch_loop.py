@@ -1,4 +1,4 @@
-"""The epochs of a phase: plateaus, EMA, resuming; and its steppers, which make one or many steps per call."""
+"""The epochs of a phase: plateaus, EMA, resuming; and their calls to the device, of one or many steps each."""
 
 import re
 from contextlib import closing
@@ -13,7 +13,7 @@ from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices, processes
 from flaxtl.train import epoch_loop, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.epoch_loop import PerStepper, PhaseTrainer, ScannedStepper, uses_scan
+from flaxtl.train.epoch_loop import MultiStepCalls, PhaseTrainer, SingleStepCalls, uses_multi_step
 from flaxtl.train.eval_loop import evaluate_metrics
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.train_step import StepConfig, TrainState
@@ -86,7 +86,7 @@ def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole,
         with pytest.raises(KeyboardInterrupt):
             train(folder, tmp_path / "run")
     made = []
-    for maker in ("make_train_step", "make_scanned_steps"):
+    for maker in ("make_train_step", "make_multi_step"):
         make = getattr(train_step, maker)
         monkeypatch.setattr(train_step, maker, lambda *given, make=make: made.append(make(*given)) or made[-1])
     resumed = train(folder, tmp_path / "run")
@@ -140,18 +140,20 @@ class World:
         state = TrainState.create(phase.first_step, params, batch_stats, optimizer.init(params), 3)
         return cfg, frozen, devices.replicate(state, setup.mesh)
 
-    def scanned(self, phase, loader, **options):
+    def multi_step(self, phase, loader, **options):
         cfg, frozen, state = self.start(phase, **options)
-        return ScannedStepper(cfg, frozen, loader, self.sampler, phase.steps_per_epoch), state
+        return MultiStepCalls(cfg, loader, self.sampler, phase.steps_per_epoch), frozen, state
 
 
-def advance(stepper, state, spans):
+def advance(calls, frozen, state, spans):
     """Return the steps after which calls returned, and the last state, of going through spans of steps."""
     returned = []
-    with closing(stepper):
+    with closing(calls):
         for first, last in spans:
-            steps, states = zip(*stepper.steps(state, first, last), strict=True)
-            returned, state = [*returned, *steps], states[-1]
+            for step, inputs in calls.inputs(first, last):
+                state = calls.train_step(state, frozen, *inputs)
+                returned.append(step)
+            calls.end_epoch(state)
     return returned, state
 
 
@@ -159,56 +161,56 @@ def equal(ours, theirs):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
-def test_scanned_stepper_calls_of_any_length_are_bit_identical(world, monkeypatch):
+def test_multi_step_calls_of_any_length_are_bit_identical(world, monkeypatch):
     phase, spans = world.setup.phases[0], [(0, 2), (2, 4), (4, 6)]
-    made, make = [], train_step.make_scanned_steps
-    monkeypatch.setattr(train_step, "make_scanned_steps", lambda *given: made.append(make(*given)) or made[-1])
+    made, make = [], train_step.make_multi_step
+    monkeypatch.setattr(train_step, "make_multi_step", lambda *given: made.append(make(*given)) or made[-1])
     monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e-9)  # one step per call
-    returned, one_by_one = advance(*world.scanned(phase, world.features, start_layer=CUT), spans)
+    returned, one_by_one = advance(*world.multi_step(phase, world.features, start_layer=CUT), spans)
     assert returned == [1, 2, 3, 4, 5, 6]
     monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e9)  # from the second epoch on, one epoch per call
-    returned, at_once = advance(*world.scanned(phase, world.features, start_layer=CUT), spans)
+    returned, at_once = advance(*world.multi_step(phase, world.features, start_layer=CUT), spans)
     assert returned == [1, 2, 4, 6]
     assert equal(one_by_one, at_once)
     resumed_spans = [(0, 1), (1, 2), *spans[1:]]
-    returned, resumed = advance(*world.scanned(phase, world.features, start_layer=CUT), resumed_spans)
+    returned, resumed = advance(*world.multi_step(phase, world.features, start_layer=CUT), resumed_spans)
     assert returned == [1, 2, 4, 6]  # an epoch that was interrupted
     assert equal(one_by_one, resumed)
     assert [run._cache_size() for run in made] == [1, 1, 1]
 
 
-def test_scanned_stepper_makes_the_steps_of_per_stepper(world):
+def test_multi_step_calls_make_the_steps_of_single_ones(world):
     phase = world.setup.phases[0]
-    _, scanned = advance(*world.scanned(phase, world.features, start_layer=CUT), [(0, 2), (2, 4)])
+    _, many = advance(*world.multi_step(phase, world.features, start_layer=CUT), [(0, 2), (2, 4)])
     cfg, frozen, state = world.start(phase, start_layer=CUT)
-    stepper = PerStepper(cfg, frozen, world.features, world.sampler, 0, 4)
-    returned, stepped = advance(stepper, state, [(0, 2), (2, 4)])
+    calls = SingleStepCalls(cfg, world.features, world.sampler, 0, 4)
+    returned, stepped = advance(calls, frozen, state, [(0, 2), (2, 4)])
     assert returned == [1, 2, 3, 4]
-    assert int(stepped.step) == int(scanned.step) == 4
+    assert int(stepped.step) == int(many.step) == 4
     # Measured 0. XLA may fuse the two programs differently, and a loss is a sum of 16 terms.
-    np.testing.assert_allclose(scanned.metrics.loss, stepped.metrics.loss, rtol=16 * 2.0**-24)
+    np.testing.assert_allclose(many.metrics.loss, stepped.metrics.loss, rtol=16 * 2.0**-24)
 
 
-def test_uses_scan_trained_convolutions_on_cpu_is_false(world, monkeypatch):
+def test_uses_multi_step_trained_convolutions_on_cpu_is_false(world, monkeypatch):
     phase, options = world.setup.phases[1], {"augmentation": world.setup.augmentation}
     cfg, frozen, state = world.start(phase, **options)
-    assert not uses_scan(cfg, CUT)
+    assert not uses_multi_step(cfg, CUT)
     first = phase.first_step
-    stepper = PerStepper(cfg, frozen, world.images, world.sampler, first, phase.last_step)
-    _, stepped = advance(stepper, state, [(first, first + 2)])
+    calls = SingleStepCalls(cfg, world.images, world.sampler, first, phase.last_step)
+    _, stepped = advance(calls, frozen, state, [(first, first + 2)])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert uses_scan(cfg, CUT)
-    _, scanned = advance(*world.scanned(phase, world.images, **options), [(first, first + 2)])
+    assert uses_multi_step(cfg, CUT)
+    _, many = advance(*world.multi_step(phase, world.images, **options), [(first, first + 2)])
     # Losses of 8 images, summed: convolutions inside a loop add up in another order.
-    np.testing.assert_allclose(scanned.metrics.loss, stepped.metrics.loss, rtol=1e-5)
-    assert scanned.metrics.count.sum() == 8
+    np.testing.assert_allclose(many.metrics.loss, stepped.metrics.loss, rtol=1e-5)
+    assert many.metrics.count.sum() == 8
 
 
-def test_uses_scan_several_processes_is_false(world, monkeypatch):
+def test_uses_multi_step_several_processes_is_false(world, monkeypatch):
     cfg, *_ = world.start(world.setup.phases[0], start_layer=CUT)
-    assert uses_scan(cfg, CUT)
+    assert uses_multi_step(cfg, CUT)
     monkeypatch.setattr(processes, "process_count", lambda: 2)
-    assert not uses_scan(cfg, CUT)
+    assert not uses_multi_step(cfg, CUT)
 
 
 def test_stacked_batches_are_the_batches_of_the_steps(world):

@@ -327,7 +327,7 @@ def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder
     shapes = whole.setup.model_info.shapes
     assert facts["trainable_params"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
 
-    for number, (owner, call) in enumerate([(PhaseTrainer, ("_run_steps", 3)), (Checkpoints, ("save_phase", 3))]):
+    for number, (owner, call) in enumerate([(PhaseTrainer, ("_begin_epoch", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"
         with monkeypatch.context() as patch:
             tiny_run.stop_at(patch, owner, *call)

@@ -75,8 +75,8 @@ def test_train_phases_change_trained_layers_only(whole):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        pytest.param(PhaseTrainer, "_run_steps", 2, False, id="within a phase"),
-        pytest.param(PhaseTrainer, "_run_steps", 5, False, id="within the last phase"),
+        pytest.param(PhaseTrainer, "_begin_epoch", 2, False, id="within a phase"),
+        pytest.param(PhaseTrainer, "_begin_epoch", 5, False, id="within the last phase"),
         pytest.param(Checkpoints, "save_latest", 2, False, id="between a row and its checkpoint"),
         pytest.param(trainer, "_start_run", 1, True, id="after the start"),
         pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint"),
@@ -96,7 +96,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
         made.append(maker(*given, **named))
         return made[-1]
 
-    for maker in (train_step.make_train_step, train_step.make_scanned_steps, train_step.make_eval_step):
+    for maker in (train_step.make_train_step, train_step.make_multi_step, train_step.make_eval_step):
         monkeypatch.setattr(train_step, maker.__name__, partial(kept, maker))
     resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.
@@ -108,7 +108,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
 def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, tmp_path):
     rarely = tiny_run.config(folder, **PHASES, checkpoint={"every_seconds": 3600.0})
     with monkeypatch.context() as patch:
-        tiny_run.stop_at(patch, PhaseTrainer, "_run_steps", 3)
+        tiny_run.stop_at(patch, PhaseTrainer, "_begin_epoch", 3)
         with pytest.raises(KeyboardInterrupt):
             train(rarely, tmp_path / "run")
     assert len(read_metrics(tmp_path / "run")) == 2
@@ -118,7 +118,7 @@ def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, 
 
 
 def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, whole, folder, tmp_path):
-    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_run_steps", 5)
+    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_begin_epoch", 5)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
@@ -129,7 +129,7 @@ def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, who
 
 def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_path):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_run_steps", 3)
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 3)
     (workdir / "metrics.jsonl").unlink()
     resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
     assert "metrics.jsonl" in tiny_run.texts(console)
@@ -140,7 +140,7 @@ def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_pat
 @pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), ("phases", "gone")])
 def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp_path, which, harm):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_run_steps", 5)  # within the second phase
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 5)  # within the second phase
     newest = max((workdir / "checkpoints" / which).iterdir(), key=lambda place: int(place.name))
     files = sorted(file for file in newest.rglob("*") if file.is_file() and file.stat().st_size)
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -158,7 +158,7 @@ def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp
 
 def test_train_changed_images_are_rejected_on_resume(monkeypatch, folder, tmp_path):
     own = shutil.copytree(folder, tmp_path / "images")
-    interrupt(monkeypatch, own, tmp_path / "run", PhaseTrainer, "_run_steps", 2)
+    interrupt(monkeypatch, own, tmp_path / "run", PhaseTrainer, "_begin_epoch", 2)
     changed = own / "red" / "3.png"
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(UserError, match=rf"\b1\b.*{re.escape(str(changed))}(?![\w/])"):
@@ -181,7 +181,7 @@ def test_train_complete_run_is_left_unchanged(whole, folder, tmp_path):
 
 
 def test_train_finished_phases_are_not_repeated(monkeypatch, whole, folder):
-    monkeypatch.setattr(PhaseTrainer, "_run_steps", None)
+    monkeypatch.setattr(PhaseTrainer, "_begin_epoch", None)
     before = tiny_run.told(whole.setup.workdir)
     assert train(tiny_run.config(folder, **PHASES), whole.setup.workdir) is not None
     assert tiny_run.told(whole.setup.workdir) == before
