@@ -3,7 +3,7 @@
     flaxtl train --config=folder --config.data.source=folder:PATH --workdir=runs/mine
 
 Usually, only the source and --config.model.name=NAME need to change; `flaxtl models` lists the models.
-`top` is the top block of the model, such as block5 in VGG16 or conv5 in ResNet50; `flaxtl summary` shows its layers.
+`top` is the last block of the model, such as block5 in VGG16 or conv5 in ResNet50; `flaxtl summary` shows its layers.
 All other settings have the defaults of flaxtl/config.py.
 """
 

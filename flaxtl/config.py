@@ -92,7 +92,7 @@ PHASE_DEFAULTS = ConfigDict(
         "epochs": 10,  # maximum; early stopping (patience) may end the phase sooner
         "steps_per_epoch": 0,  # 0: every training image once
         "augment": False,  # augment the training images
-        "lr": {},  # learning rate of each parameter group, 0.0 if frozen; `top` is the model's own top block
+        "lr": {},  # learning rate of each parameter group, 0.0 if frozen; `top` is the backbone's last block
         "schedule": "constant",  # or cosine, linear: down to 0; step: times 0.1 at 1/2 and 3/4 of the steps; or plateau
         "plateau_factor": 0.1,  # in (0, 1): multiplies the learning rate at every plateau
         "plateau_patience": 10,  # epochs without improvement that make a plateau
@@ -104,8 +104,8 @@ PHASE_DEFAULTS = ConfigDict(
     }
 )
 
-TOP_GROUP = "top"
-"""In a phase's `lr`: the model's own group between head and base, such as block5 in VGG16 or conv5 in ResNet50."""
+LAST_BLOCK = "top"
+"""In a phase's `lr`: the last block of any backbone, the group block5 in VGG16 or conv5 in ResNet50."""
 
 ATOMIC_SETTINGS = frozenset({"optimizer", "data.fractions"})
 """Sections that a config file replaces as a whole; all others are merged key by key."""
@@ -140,8 +140,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             continue
         if key.startswith("optimizer."):
             _add_optimizer_argument(config, key, value)
-        elif _names_top_group(config, key):
-            _rename_top_group(config, key)
+        elif _names_last_block(config, key):
+            _rename_last_block(config, key)
         else:
             raise _unknown_key(key, known)
     config = _apply_overrides(config, overrides)
@@ -273,19 +273,19 @@ def _add_optimizer_argument(config: ConfigDict, key: str, value: str) -> None:
         config.optimizer[name] = literal
 
 
-def _names_top_group(config: ConfigDict, key: str) -> bool:
+def _names_last_block(config: ConfigDict, key: str) -> bool:
     """Return whether `key` sets the rate of a group by its own name in a phase that calls this group `top`."""
     phase, _, group = key.partition(".lr.")
-    return bool(group) and phase in config.phases and TOP_GROUP in config[phase].lr
+    return bool(group) and phase in config.phases and LAST_BLOCK in config[phase].lr
 
 
-def _rename_top_group(config: ConfigDict, key: str) -> None:
+def _rename_last_block(config: ConfigDict, key: str) -> None:
     """Replace `top` by the group's own name, which `key` gives."""
     phase, _, group = key.partition(".lr.")
     rates = config[phase].lr
     with config.unlocked():
-        rates[group] = rates[TOP_GROUP]
-        del rates[TOP_GROUP]
+        rates[group] = rates[LAST_BLOCK]
+        del rates[LAST_BLOCK]
 
 
 def _apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

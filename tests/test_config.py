@@ -135,7 +135,7 @@ def test_override_given_twice_uses_the_last(write):
 TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
 
 
-def test_override_of_the_top_groups_own_name_replaces_top(write):
+def test_override_of_the_last_blocks_own_name_replaces_top(write):
     file = write(TOP)
     assert load_config(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
     named = load_config(file, ["--config.frozen.lr.block5=3e-6"])
@@ -144,7 +144,7 @@ def test_override_of_the_top_groups_own_name_replaces_top(write):
 
 
 @pytest.mark.parametrize("key", ["frozen.lr", "frzen.lr.block5", "frozen.lr.", "frozen.block5"])
-def test_override_that_is_no_rate_of_the_top_group_is_refused(write, key):
+def test_override_that_is_no_rate_of_the_last_block_is_refused(write, key):
     with pytest.raises(UserError):
         load_config(write(TOP), [f"--config.{key}=3e-6"])
 

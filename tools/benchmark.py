@@ -106,7 +106,7 @@ def network_settings(options: argparse.Namespace) -> dict[str, Any]:
 
     spec = registry.get_spec(options.model)
     common = {name: getattr(options, name) for name in ("batch", "size", "dtype", "seconds")}
-    return {"model": spec.name, "top_block": dict(spec.groups)[spec.top_group], **common}
+    return {"model": spec.name, "top_block": dict(spec.groups)[spec.last_block], **common}
 
 
 def _title(name: str, settings: dict[str, Any]) -> str:

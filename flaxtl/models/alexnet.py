@@ -56,7 +56,7 @@ MODELS = (
         num_params_no_top=2_334_080,
         top1=57.1,
         top5=80.2,
-        groups=default_groups(top="conv5", layers="conv5"),
+        groups=default_groups(last_block="conv5", layers="conv5"),
         license="unrestricted (E. Shelhamer, BVLC)",
         paper="doi:10.1145/3065386",
         input_size=227,

@@ -56,7 +56,7 @@ def _norm_relu(net: Net, x: Value, bn_name: str, relu_name: str) -> Value:
 _densenet_spec = partial(
     ModelSpec,
     preprocessing="torch",
-    groups=default_groups(top="conv5", layers="conv5_.*|bn"),
+    groups=default_groups(last_block="conv5", layers="conv5_.*|bn"),
     license="BSD-3-Clause (Z. Liu)",
     paper="arXiv:1608.06993",
 )

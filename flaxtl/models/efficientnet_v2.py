@@ -129,7 +129,7 @@ MODELS = (
         num_params_no_top=5_919_312,
         top1=78.7,
         top5=94.3,
-        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
     ),
     _small_spec(
         name="efficientnetv2-b1",
@@ -142,7 +142,7 @@ MODELS = (
         num_params_no_top=6_931_124,
         top1=79.8,
         top5=95.0,
-        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=240,
     ),
     _small_spec(
@@ -156,7 +156,7 @@ MODELS = (
         num_params_no_top=8_769_374,
         top1=80.5,
         top5=95.1,
-        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=260,
     ),
     _small_spec(
@@ -170,7 +170,7 @@ MODELS = (
         num_params_no_top=12_930_622,
         top1=82.0,
         top5=95.8,
-        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=300,
     ),
     _large_spec(
@@ -184,7 +184,7 @@ MODELS = (
         num_params_no_top=20_331_360,
         top1=83.9,
         top5=96.7,
-        groups=default_groups(top="block6", layers="block6.*|top_.*"),
+        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=384,
     ),
     _large_spec(
@@ -198,7 +198,7 @@ MODELS = (
         num_params_no_top=53_150_388,
         top1=85.3,
         top5=97.4,
-        groups=default_groups(top="block7", layers="block7.*|top_.*"),
+        groups=default_groups(last_block="block7", layers="block7.*|top_.*"),
         input_size=480,
     ),
     _large_spec(
@@ -212,7 +212,7 @@ MODELS = (
         num_params_no_top=117_746_848,
         top1=85.7,
         top5=97.5,
-        groups=default_groups(top="block7", layers="block7.*|top_.*"),
+        groups=default_groups(last_block="block7", layers="block7.*|top_.*"),
         input_size=480,
     ),
 )

@@ -41,5 +41,5 @@ class ImageClassifier(nn.Module):
 
     @property
     def default_groups(self) -> Groups:
-        """The rules of the usual parameter groups: head, top block, rest of the backbone."""
+        """The rules of the usual parameter groups: head, last block, rest of the backbone."""
         return self.classifier.spec.groups

@@ -137,7 +137,7 @@ _inception_spec = partial(
 )
 
 # Counts, files and hashes: Keras' inception_v3.py and inception_resnet_v2.py. Accuracies: README of keras-applications.
-# The numbers in the groups are those of the unnamed layers from the top block on.
+# The numbers in the groups are those of the unnamed layers from the last block on.
 MODELS = (
     _inception_spec(
         name="inception_v3",
@@ -150,7 +150,7 @@ MODELS = (
         num_params_no_top=21_802_784,
         top1=77.898,
         top5=93.720,
-        groups=default_groups(top="mixed9_10", layers=r"\w+_(7[6-9]|[89]\d)"),
+        groups=default_groups(last_block="mixed9_10", layers=r"\w+_(7[6-9]|[89]\d)"),
         paper="arXiv:1512.00567",
     ),
     _inception_spec(
@@ -166,7 +166,7 @@ MODELS = (
         num_params_no_top=54_336_736,
         top1=80.256,
         top5=95.252,
-        groups=default_groups(top="block8", layers=r"block8_.*|conv_7b.*|\w+_(16[3-9]|1[7-9]\d|20\d)"),
+        groups=default_groups(last_block="block8", layers=r"block8_.*|conv_7b.*|\w+_(16[3-9]|1[7-9]\d|20\d)"),
         paper="arXiv:1602.07261",
     ),
 )

@@ -141,7 +141,7 @@ MODELS = (
         num_params_no_top=4_269_716,
         top1=74.366,
         top5=91.854,
-        groups=default_groups(top="last_stage", layers=".*_(?:reduce_8|9|1[0-2])"),
+        groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_8|9|1[0-2])"),
     ),
     _nasnet_spec(
         name="nasnet_large",
@@ -154,7 +154,7 @@ MODELS = (
         num_params_no_top=84_916_818,
         top1=82.498,
         top5=96.004,
-        groups=default_groups(top="last_stage", layers=".*_(?:reduce_12|1[3-8])"),
+        groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_12|1[3-8])"),
         input_size=331,
     ),
 )

@@ -88,14 +88,14 @@ def _norm_relu(net: Net, x: Value, name: str) -> Value:
 _resnet_spec = partial(
     ModelSpec,
     preprocessing="caffe",
-    groups=default_groups(top="conv5", layers="conv5_.*"),
+    groups=default_groups(last_block="conv5", layers="conv5_.*"),
     license="MIT (K. He)",
     paper="arXiv:1512.03385",
 )
 _resnet_v2_spec = partial(
     ModelSpec,
     preprocessing="tf",
-    groups=default_groups(top="conv5", layers="conv5_.*|post_bn"),
+    groups=default_groups(last_block="conv5", layers="conv5_.*|post_bn"),
     license="BSD-3-Clause (Facebook)",
     paper="arXiv:1603.05027",
 )

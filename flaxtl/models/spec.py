@@ -45,7 +45,7 @@ class ModelSpec:
       num_params_no_top: the same of the backbone.
       top1: accuracy in percent on the ImageNet validation set, one center crop, as published.
       top5: top-5 accuracy, likewise.
-      groups: default param groups: the head, the top block of the backbone, the rest.
+      groups: default param groups: the head, the last block of the backbone, the rest.
       license: of the published weights.
       paper: arXiv identifier or DOI.
       input_size: side in pixels of the square images that the weights were published for.
@@ -70,8 +70,8 @@ class ModelSpec:
     builtin: str = ""
 
     @property
-    def top_group(self) -> str:
-        """Name of the group that holds the top block of the backbone: the second of `groups`."""
+    def last_block(self) -> str:
+        """Name of the group of the backbone's last block, the second of `groups`; `top` in a phase's `lr`."""
         return self.groups[1][0]
 
 
@@ -80,11 +80,11 @@ def keras_weights(path: str, *, md5: str = "", root: str = KERAS_APPLICATIONS) -
     return WeightsFile(path.rsplit("/", 1)[-1], f"{root}/{path}", md5)
 
 
-def default_groups(*, top: str, layers: str) -> Groups:
-    """Return the usual three groups: 'head', the top block and 'base'.
+def default_groups(*, last_block: str, layers: str) -> Groups:
+    """Return the usual three groups: 'head', the last block and 'base'.
 
     Args:
-      top: name of the group of the top block.
-      layers: regular expression over the names of the layers of the top block.
+      last_block: name of its group.
+      layers: regular expression over the names of the layers of the last block.
     """
-    return (("head", "head/.*"), (top, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))
+    return (("head", "head/.*"), (last_block, f"backbone/(?:{layers})/.*"), ("base", "backbone/.*"))

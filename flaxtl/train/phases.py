@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxtl.config import TOP_GROUP
+from flaxtl.config import LAST_BLOCK
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
@@ -191,8 +191,8 @@ def find_cut_layer(
 
 def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, float]:
     """Return group -> learning rate; `top` is replaced by its group's name, unless the config has its own groups."""
-    top = TOP_GROUP if config.param_groups else model.spec.top_group
-    return {top if group == TOP_GROUP else group: float(lr) for group, lr in lrs.items()}
+    last_block = LAST_BLOCK if config.param_groups else model.spec.last_block
+    return {last_block if group == LAST_BLOCK else group: float(lr) for group, lr in lrs.items()}
 
 
 def _check_views(config: Any, phases: Sequence[Phase]) -> None:

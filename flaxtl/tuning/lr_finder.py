@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from flaxtl.config import TOP_GROUP
+from flaxtl.config import LAST_BLOCK
 from flaxtl.console import make_table, progress_bar
 from flaxtl.errors import join_names
 from flaxtl.fileio import atomic_write, write_csv
@@ -125,7 +125,7 @@ def _run_range_test(start: PhaseStart, lr_range: LrRange, console: Console) -> L
         curve = range_test(start, lr_range, partial(progress_bar, console), advance)
     lrs, named = phase.param_groups.lrs, config[phase.name].lr
     max_lr = max(lrs.values())
-    lr_ratios = {group if group in named else TOP_GROUP: lr / max_lr for group, lr in lrs.items() if lr}
+    lr_ratios = {group if group in named else LAST_BLOCK: lr / max_lr for group, lr in lrs.items() if lr}
     return LrFinderResult(phase.name, lr_range, curve, lr_ratios, suggest_lrs(curve))
 
 

@@ -129,7 +129,7 @@ QUICK = ("resnet50", "efficientnetb0")
 def test_folder_config_works_with_every_model(name):
     net, phases = model_and_phases(load("folder.py", f"--config.model.name={name}"))
     assert net.model.spec.name == name
-    top = net.model.spec.top_group
+    top = net.model.spec.last_block
     assert [group for group, rate in phases[-1].param_groups.lrs.items() if rate] == ["head", top]
     assert {group: rate for group, rate in phases[0].param_groups.lrs.items() if rate} == {"head": 1e-3}
     assert any(net.groups[path] == top and phases[-1].param_groups.is_trainable(path) for path in net.groups)

@@ -20,7 +20,7 @@ def test_nasnet_large_skips_a_reduction(name, read):
 
 
 @pytest.mark.parametrize("name", ["nasnet_mobile", pytest.param("nasnet_large", marks=pytest.mark.slow)])
-def test_nasnet_top_group_is_the_last_reduction_and_stage(name):
+def test_nasnet_last_block_is_the_last_reduction_and_stage(name):
     spec, num_cells = registry.get_spec(name), CELLS[name]
     layers = list(classifier.param_shapes(Classifier(spec, Head(2, "global_average")), 32, 32)["backbone"])
     top = [layer for layer in layers if re.fullmatch(dict(spec.groups)["last_stage"], f"backbone/{layer}/kernel")]

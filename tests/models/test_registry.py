@@ -80,11 +80,11 @@ def test_spec_is_complete(spec):
         ("efficientnetb0", "block6d_add"),
     ],
 )
-def test_top_group_is_everything_above_a_layer(name, below):
+def test_last_block_is_everything_above_a_layer(name, below):
     spec, head = get_spec(name), Head(2, "global_average")
     layers = expected_shapes(Classifier(spec, head)).keys()
     above = layers - expected_shapes(Classifier(spec, head, output_layer=below)).keys()
-    rule = dict(spec.groups)[spec.top_group]
+    rule = dict(spec.groups)[spec.last_block]
     assert {layer for layer in layers if re.fullmatch(rule, f"backbone/{layer}/kernel")} == above
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of every family: head and top block are trained, including batch norms; nothing below changes."""
+"""Fine-tuning of every family: head and last block are trained, including batch norms; nothing below changes."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def compile_quickly():
 
 
 def make_config(name, folder="unused", **changes):
-    """Two phases with the model's own groups at the smallest size: train the head, then also the top block."""
+    """Two phases with the model's own groups at the smallest size: train the head, then also the last block."""
     side = registry.get_spec(name).min_input_size
     settings = {
         "data": {"source": f"folder:{folder}", "height": side, "width": side},
@@ -140,7 +140,7 @@ def test_train_step_every_family_updates_trainable_params_only(name):
     before = param_digests(made.parameters)
     step, state, frozen = made.run()
     assert step._cache_size() == 1
-    split, own = made.phase.param_groups, registry.get_spec(name).top_group
+    split, own = made.phase.param_groups, registry.get_spec(name).last_block
     assert {group for group, rate in split.lrs.items() if rate} == {"head", own}
     assert {split.groups[path] for path in frozen} == {"base"}
     assert state.updated_params.keys() | frozen.keys() == made.parameters.keys()

@@ -72,7 +72,7 @@ def test_find_cut_layer_too_large_outputs_gives_none(layers):
         ((*GROUPS[:1], ("base", ".*")), {"head": 0.1, "top": 0.2, "base": 0.0}, r"frozen\.lr\b.*'top'"),
     ],
 )
-def test_build_phases_top_is_the_models_top_group(own, lr, facts):
+def test_build_phases_top_is_the_last_block(own, lr, facts):
     config = tiny_run.config(
         "unused", param_groups=own, model={"name": "vgg16", "output_layer": ""}, phases=("frozen",)
     )

@@ -9,7 +9,7 @@ import pytest
 from helpers.train_process import Place
 
 from flaxtl.cli.main import main
-from flaxtl.config import TOP_GROUP, load_config
+from flaxtl.config import LAST_BLOCK, load_config
 from flaxtl.report.templating import round_lr
 from flaxtl.train.feature_cache import FeatureExtractor
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange
@@ -130,7 +130,7 @@ def result_of(losses):
     lr_range = LrRange(1e-6, 1.0, len(losses))
     points = tuple(LrPoint(lr, loss, loss) for lr, loss in zip(lr_range.lrs().tolist(), losses, strict=True))
     curve = LrCurve(points, lr_range.num_skipped)
-    return LrFinderResult("finetune", lr_range, curve, {"head": 1.0, TOP_GROUP: 0.1}, suggest_lrs(curve))
+    return LrFinderResult("finetune", lr_range, curve, {"head": 1.0, LAST_BLOCK: 0.1}, suggest_lrs(curve))
 
 
 FALLING = [*np.linspace(2, 1, 20), *np.linspace(1.1, 3, 10)]
