@@ -7,11 +7,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flaxtl.cli.parser import DEFAULT_TOP
-from flaxtl.console import make_console, message
+from flaxtl.console import make_console, message, progress_bar
 from flaxtl.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,21 +147,32 @@ def summary(options: argparse.Namespace) -> None:
 
 def split(options: argparse.Namespace) -> None:
     """Split images into folders or folds, and print the number of images per class and split."""
-    from flaxtl.report.tables import split_into_folders, split_into_folds
+    from flaxtl import fileio
+    from flaxtl.data import split_writer
+    from flaxtl.data.sources.base import open_source
+    from flaxtl.report.tables import split_table
 
-    console, near_duplicates = make_console(stderr=True), options.near_duplicates
-    if options.kfold is not None:
-        if options.fractions or options.link:
-            _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
-        table = split_into_folds(options.source, options.output, options.kfold, options.seed, near_duplicates, console)
-    elif options.fractions is not None:
-        table = split_into_folders(
-            options.source, options.output, options.fractions, options.seed, near_duplicates, options.link, console
-        )
-    else:
+    k, output, seed, console = options.kfold, options.output, options.seed, make_console(stderr=True)
+    if k is None and options.fractions is None:
         raise UserError("Give --fractions=0.5,0.2,0.3 for folders, or --kfold=5 for cross-validation.")
-    make_console().print(table)
-    message(make_console(), f"written: {options.output}")
+    if k is not None and (options.fractions or options.link):
+        _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
+    fractions = split_writer.parse_fractions(options.fractions) if k is None else {}
+    index = open_source(options.source, fileio.cache_dir("data"))
+    with progress_bar(console, "splitting", len(index.images) * (2 if k is None else 1)) as advance:
+        shared = {
+            "near_duplicates": options.near_duplicates,
+            "notify": partial(message, console),
+            "on_progress": lambda done: advance(1),
+        }
+        if k is None:
+            splits = [split for split, part in fractions.items() if part > 0]
+            counts = split_writer.write_folders(index, output, fractions, seed, link=options.link, **shared)
+        else:
+            splits = [f"fold {number}" for number in range(1, k + 1)]
+            counts = split_writer.write_folds(index, output, k, seed, **shared)
+    make_console().print(split_table(splits, counts))
+    message(make_console(), f"written: {output}")
 
 
 def doctor(options: argparse.Namespace) -> None:

@@ -275,8 +275,8 @@ class ImageSet:
         return self._loader
 
 
-def choose_loader(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
-    """Choose the pipeline for decoded images, 'resident' or 'stream', and return it with a message.
+def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
+    """Return what `data.pipeline=auto` selects for decoded images, 'resident' or 'stream', and a message that says why.
 
     Args:
       n_bytes: size of the decoded images.

@@ -36,9 +36,8 @@ from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.datasets import decode_examples, remove_intermediate_files
+from flaxtl.train.datasets import SplitData, decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
-from flaxtl.train.feature_cache import SplitData
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import Count, Fraction, Record, SplitMetrics, TemperatureFit, load_json
 from flaxtl.train.setup import RunSetup

@@ -6,7 +6,7 @@ An architecture is a function that calls the methods of a `Net`:
 
 Each call is one layer, under the name that Keras gives it, so an architecture reads like Keras' own source, and its
 parameters are held flat, by layer name. A call without a name gets Keras' automatic name: `conv2d`, `conv2d_1`, ...
-`Tracer`, the base class, decides which layers run and which are skipped.
+`LayerRunner`, the base class, decides which layers run and which are skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxtl.models.layers import GLOROT, DepthwiseConv, SeparableConv
-from flaxtl.models.tracer import OPERATION, Tracer, Value
+from flaxtl.models.tracer import OPERATION, LayerRunner, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
@@ -36,7 +36,7 @@ Border = tuple[tuple[int, int], tuple[int, int]]
 """((top, bottom), (left, right)) in pixels."""
 
 
-class Net(Tracer):
+class Net(LayerRunner):
     """A network that is run layer by layer.
 
     Images and feature maps are [batch, height, width, channels]. `padding` is Keras': 'valid' adds no zeros, 'same'

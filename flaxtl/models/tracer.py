@@ -45,7 +45,7 @@ class Layer(NamedTuple):
 
 
 @dataclass
-class Tracer:
+class LayerRunner:
     """Run a network, or a part of it, layer by layer, and record its layers and outputs.
 
     Settings:

@@ -7,23 +7,19 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from flaxtl import fileio
-from flaxtl.console import make_table, message, printable, progress_bar, truncate_rows
-from flaxtl.data import split_writer
+from flaxtl.console import make_table, printable, truncate_rows
 from flaxtl.data.sources.base import open_source
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download
-from flaxtl.train.logger import layer_records
 from flaxtl.train.phases import Phase, build_phases
+from flaxtl.train.run_dir import layer_records
 from flaxtl.train.setup import ModelInfo, build_model
 
 WEIGHTS_LEGEND = (
@@ -157,43 +153,14 @@ def _format_shape(shape: Sequence[int]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def split_into_folders(
-    source: str, output: Path, fractions: str, seed: int, near_duplicates: int, link: bool, console: Console
-) -> Table:
-    """Split a data source into folders, see `split_writer.write_folders`; return the images by class and split."""
-    parts = split_writer.parse_fractions(fractions)
-    index = open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", 2 * len(index.images)) as advance:
-        counts = split_writer.write_folders(
-            index,
-            output,
-            parts,
-            seed,
-            near_duplicates=near_duplicates,
-            link=link,
-            notify=partial(message, console),
-            on_progress=lambda done: advance(1),
-        )
-    return _split_table([split for split, part in parts.items() if part > 0], counts)
+def split_table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Table:
+    """Return the number of images per class and split.
 
+    Args:
+      splits: names of the splits.
+      counts: number of images by (class, split).
+    """
 
-def split_into_folds(source: str, output: Path, k: int, seed: int, near_duplicates: int, console: Console) -> Table:
-    """Split a data source into k folds, see `split_writer.write_folds`; return the images by class and fold."""
-    index = open_source(source, fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", len(index.images)) as advance:
-        counts = split_writer.write_folds(
-            index,
-            output,
-            k,
-            seed,
-            near_duplicates=near_duplicates,
-            notify=partial(message, console),
-            on_progress=lambda done: advance(1),
-        )
-    return _split_table([f"fold {number}" for number in range(1, k + 1)], counts)
-
-
-def _split_table(splits: Sequence[str], counts: Counter[tuple[str, str]]) -> Table:
     def row(name: str, numbers: Sequence[int]) -> list[str]:
         return [printable(name), *(f"{n:,}" for n in (*numbers, sum(numbers)))]
 

@@ -1,27 +1,187 @@
-"""The splits of a run: images decoded into memory or into a file, and the feature caches of them."""
+"""The splits of a run: images decoded into memory or into a file, their cached features, and the loaders of both."""
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from flaxtl import __version__
 from flaxtl.console import make_progress, message
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.decode import ImageSink, Resize, decode_into, raise_unreadable
-from flaxtl.data.loaders import ImagePixels, ImageSet, choose_loader
+from flaxtl.data.loaders import (
+    MAX_MEMORY_FRACTION,
+    DeviceDataset,
+    DeviceLoader,
+    HostLoader,
+    ImagePixels,
+    ImageSet,
+    Loader,
+    bits,
+    choose_pipeline,
+)
 from flaxtl.data.manifest import Example
-from flaxtl.parallel import devices
-from flaxtl.train.feature_cache import VIEWS_DTYPE, AugmentedViews, CutLayers, SplitData
+from flaxtl.errors import UserError
+from flaxtl.models.classifier import Classifier, FlatParams
+from flaxtl.models.tracer import Layer
+from flaxtl.parallel import devices, processes
+from flaxtl.train.feature_cache import (
+    VIEWS_DTYPE,
+    AugmentedViews,
+    CutLayers,
+    FeatureExtractor,
+    ProgressFn,
+    param_digests,
+)
+from flaxtl.train.param_groups import layer_of
 from flaxtl.train.setup import RunSetup, build_setup
 
 MAX_LISTED = 10
 """Skipped images that are named on the console; summary.json names all."""
+
+
+class SplitData:
+    """The images of one split and their cached features; creates the loaders of both.
+
+    Args:
+      split: name of the split, for progress bars.
+      model: the classifier.
+      layers: its layers, in order.
+      mesh: devices to compute on.
+      images: the decoded images.
+      cut_layers: cut layers of the phases without augmentation; one run over the images computes all of them.
+      cache_dir: folder of the feature files.
+      batch_size: images per step when features are computed.
+      augmented: cut layers and views of the phases with augmentation, if their features are cached.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        model: Classifier,
+        layers: Sequence[Layer],
+        mesh: Mesh,
+        images: ImageSet,
+        cut_layers: Sequence[str],
+        cache_dir: Path,
+        batch_size: int,
+        augmented: CutLayers | None = None,
+    ) -> None:
+        self._split, self._model, self._mesh, self._images = split, model, mesh, images
+        self._cache_dir, self._batch_size = cache_dir, batch_size
+        self._shapes = {layer.name: layer.shape for layer in layers if layer.section == "backbone"}
+        self._order = list(self._shapes)
+        self._plain = CutLayers(cut_layers, AugmentedViews(np.dtype(model.dtype)))
+        self._augmented = augmented
+        self._image_bytes = 0
+        self._features: tuple[Path, jax.Array] | None = None  # in device memory
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def digest(self) -> str:
+        """A string that identifies the images."""
+        return self._images.digest
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory that the split uses on each device."""
+        return self._image_bytes + (self._features[1].nbytes if self._features else 0)
+
+    def image_loader(self) -> Loader:
+        """Return the loader of the images."""
+        self._features = None
+        loader = self._images.loader(self._mesh)
+        if isinstance(loader, DeviceLoader):
+            self._image_bytes = loader.data.inputs.nbytes
+        return loader
+
+    def feature_loader(
+        self, cut_layer: str, params: FlatParams, progress: ProgressFn, num_views: int = 0, reserved_bytes: int = 0
+    ) -> Loader:
+        """Return the loader of a layer's outputs; compute them if they are not cached.
+
+        Args:
+          cut_layer: the layer.
+          params: all parameters.
+          progress: makes the progress bar.
+          num_views: augmented views of each image, 0: the image itself. Epoch e sees view `e % num_views`.
+          reserved_bytes: device memory that is needed for other data. Features that do not fit are read from the file.
+        """
+        cuts = self._augmented if num_views else self._plain
+        assert cuts is not None, "views are announced at construction"
+        assert cuts.views.num_views == max(num_views, 1), "so is their number"
+        digests = param_digests({path: value for path, value in params.items() if path.startswith("backbone/")})
+        layers = sorted(set(cuts.layers), key=self._order.index)
+        stores = {layer: self._store(layer, cuts.views, digests) for layer in layers}
+        store, labels = stores[cut_layer], self._images.labels
+        if self._features is None or self._features[0] != store.path:
+            self._features = None
+            self._extract_missing(stores, cut_layer, cuts.views, params, progress)
+            if not self._fits_on_device(store, reserved_bytes):
+                return HostLoader(store, labels, self._mesh, cuts.views.num_views)
+            self._features = store.path, self._replicate(bits(store.read()))
+        data = DeviceDataset(self._features[1], self._replicate(np.repeat(labels, cuts.views.num_views)))
+        return DeviceLoader(data, cuts.views.num_views)
+
+    def _extract_missing(
+        self,
+        stores: Mapping[str, ArrayStore],
+        cut_layer: str,
+        views: AugmentedViews,
+        params: FlatParams,
+        progress: ProgressFn,
+    ) -> None:
+        """Compute all stores that are missing, unless that of `cut_layer` is there."""
+        missing = {layer: store for layer, store in stores.items() if processes.any_process(not store.exists())}
+        if cut_layer not in missing:
+            return
+        suffix = "" if views.augmentation is None else f", {views.num_views} views"
+        title = f"Computing features: {self._split}{suffix} ({cut_layer})"
+        with progress(title, len(self) * views.num_views) as advance:
+            extractor = FeatureExtractor(self._model, self._mesh, params)
+            extractor.extract(missing, self._images, views, self._batch_size, advance)
+        if processes.any_process(not stores[cut_layer].exists()):
+            raise UserError(
+                f"Process 0 wrote features to {self._cache_dir}, but not every process can read them there. "
+                "Set feature_cache.dir to a folder that all processes share."
+            )
+
+    def _fits_on_device(self, store: ArrayStore, reserved_bytes: int) -> bool:
+        """Return whether the features fit into the device memory of every process."""
+        memory, _ = devices.device_memory(self._mesh)
+        needed = store.nbytes + self._image_bytes + reserved_bytes
+        return not processes.any_process(needed > MAX_MEMORY_FRACTION * memory)
+
+    def _replicate(self, array: Any) -> jax.Array:
+        return processes.put_global(array, devices.replicated_sharding(self._mesh))
+
+    def _store(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> ArrayStore:
+        shape = (len(self) * views.num_views, *self._shapes[layer])
+        return ArrayStore(self._cache_dir / f"{self._key(layer, views, digests)}.npy", shape, views.dtype)
+
+    def _key(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> str:
+        """Return a name that identifies everything that the outputs of `layer` depend on."""
+        needed_layers = set(self._order[: self._order.index(layer) + 1])
+        model = self._model
+        parts = [
+            __version__,
+            jax.default_backend(),
+            self._images.digest,
+            model.spec.name,
+            str(model.dtype),
+            layer,
+            repr(views),
+            *sorted(f"{path}={digest}" for path, digest in digests.items() if layer_of(path) in needed_layers),
+        ]
+        return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
 
 class DecodedSplits(NamedTuple):
@@ -101,7 +261,7 @@ def _decode(
     n, height, width = len(examples), setup.resize.height, setup.resize.width
     pipeline = setup.config.data.pipeline
     if pipeline == "auto":
-        pipeline, reason = choose_loader(3 * n * height * width, *devices.device_memory(setup.mesh))
+        pipeline, reason = choose_pipeline(3 * n * height * width, *devices.device_memory(setup.mesh))
         message(console, reason)
     if pipeline == "stream":
         return _decode_to_disk(setup, examples, console, skip=skip)

@@ -1,4 +1,4 @@
-"""What a run reports: tables of param groups and layers, messages, progress, metrics.jsonl and TensorBoard events."""
+"""What a run reports: a table of param groups, messages, progress, metrics.jsonl and TensorBoard events."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
 from flaxtl.train.param_groups import layer_of
 from flaxtl.train.phases import Phase
-from flaxtl.train.run_records import EpochMetrics, LayerRecord
+from flaxtl.train.run_records import EpochMetrics
 from flaxtl.train.setup import ModelInfo
 
 
@@ -129,25 +129,6 @@ def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_so
         rows.append((group, str(num_layers), f"{num_params:,}", *lrs, source))
     rows.append(("schedule", "", "", *(_format_schedule(phase) for phase in phases), ""))
     return make_table("Learning rates", columns, rows)
-
-
-def layer_records(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> list[LayerRecord]:
-    """Return the entries of layers.json, for the run directory and for `flaxtl summary`."""
-    records = []
-    for layer in model_info.layers:
-        prefix = f"{layer.section}/{layer.name}/"
-        paths = [path for path in model_info.shapes if path.startswith(prefix)]
-        record = LayerRecord(
-            layer=layer.name,
-            kind=layer.kind,
-            shape=list(layer.shape),
-            params=model_info.count(prefix),
-            group=model_info.groups[paths[0]] if paths else "",
-            trained_in=[phase.name for phase in phases if any(map(phase.param_groups.is_trainable, paths))],
-            source="" if not paths else weights_source if layer.section == "backbone" else "random",
-        )
-        records.append(record)
-    return records
 
 
 def _json_line(metrics: EpochMetrics) -> str:

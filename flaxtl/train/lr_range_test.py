@@ -22,8 +22,8 @@ from flaxtl.parallel import devices
 from flaxtl.pretrained import backbone
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.datasets import load_splits
-from flaxtl.train.feature_cache import ProgressFn, SplitData
+from flaxtl.train.datasets import SplitData, load_splits
+from flaxtl.train.feature_cache import ProgressFn
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import Schedule, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups

@@ -16,7 +16,9 @@ from flaxtl.config import config_differences, config_from_json, config_to_json
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
+from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import LayerRecord, PhaseSummary, RunSummary, load_versioned, with_version
+from flaxtl.train.setup import ModelInfo
 
 LOCK_NAME = ".lock"
 
@@ -87,6 +89,25 @@ def create_run_dir(
     )
     _write_summary(workdir, summary)
     _write_json(workdir / "config.json", with_version(config))
+
+
+def layer_records(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> list[LayerRecord]:
+    """Return the entries of layers.json, for the run directory and for `flaxtl summary`."""
+    records = []
+    for layer in model_info.layers:
+        prefix = f"{layer.section}/{layer.name}/"
+        paths = [path for path in model_info.shapes if path.startswith(prefix)]
+        record = LayerRecord(
+            layer=layer.name,
+            kind=layer.kind,
+            shape=list(layer.shape),
+            params=model_info.count(prefix),
+            group=model_info.groups[paths[0]] if paths else "",
+            trained_in=[phase.name for phase in phases if any(map(phase.param_groups.is_trainable, paths))],
+            source="" if not paths else weights_source if layer.section == "backbone" else "random",
+        )
+        records.append(record)
+    return records
 
 
 def load_config(workdir: Path) -> Any:

@@ -24,10 +24,10 @@ from flaxtl.pretrained import backbone
 from flaxtl.pretrained.backbone import InitialParams
 from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
-from flaxtl.train.datasets import load_splits
+from flaxtl.train.datasets import SplitData, load_splits
 from flaxtl.train.epoch_loop import PhaseTrainer
-from flaxtl.train.feature_cache import ProgressFn, SplitData, param_digests
-from flaxtl.train.logger import MetricLogger, layer_records, param_group_table
+from flaxtl.train.feature_cache import ProgressFn, param_digests
+from flaxtl.train.logger import MetricLogger, param_group_table
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import RunSummary, SplitMetrics, WeightsSource
@@ -302,7 +302,7 @@ def _start_run(
     setup: RunSetup, initial: InitialParams, checkpoints: Checkpoints, command: str, skipped: Mapping[str, str]
 ) -> FlatParams:
     """Write the files of a new run directory and the first checkpoint; return the parameters on the mesh."""
-    layers = layer_records(setup.model_info, setup.phases, initial.source)
+    layers = run_dir.layer_records(setup.model_info, setup.phases, initial.source)
     weights = WeightsSource(path=setup.config.weights.path, source=initial.source)
     summary = RunSummary(command=command, weights=weights, skipped=dict(skipped))
     run_dir.create_run_dir(setup.workdir, config_to_json(setup.config), setup.manifest, layers, summary)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
-from flaxtl.data.loaders import PIPELINES, DeviceDataset, DeviceLoader, HostLoader, ImageSet, bits, choose_loader
+from flaxtl.data.loaders import PIPELINES, DeviceDataset, DeviceLoader, HostLoader, ImageSet, bits, choose_pipeline
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices
 
@@ -73,14 +73,14 @@ def test_image_set_loaders_from_memory_and_disk_agree(tmp_path):
         (10**13, 10**11, "stream"),
     ],
 )
-def test_choose_loader_keeps_images_in_half_of_the_memory(num_bytes, memory_bytes, expected):
-    pipeline, _ = choose_loader(num_bytes, memory_bytes, "device memory")
+def test_choose_pipeline_keeps_images_in_half_of_the_memory(num_bytes, memory_bytes, expected):
+    pipeline, _ = choose_pipeline(num_bytes, memory_bytes, "device memory")
     assert pipeline == expected
     assert pipeline in PIPELINES
 
 
-def test_choose_loader_reason_names_sizes_and_memory():
-    _, reason = choose_loader(440_400_000, 24 * 10**9, "device memory")
+def test_choose_pipeline_reason_names_sizes_and_memory():
+    _, reason = choose_pipeline(440_400_000, 24 * 10**9, "device memory")
     assert re.search(r"\b440\.4 MB\b.*\bdevice memory\b", reason)
-    _, reason = choose_loader(60 * 10**9, 24 * 10**9, "device memory")
+    _, reason = choose_pipeline(60 * 10**9, 24 * 10**9, "device memory")
     assert re.search(r"\b60\.0 GB\b.*\b50%.*\b24\.0 GB\b.*\bdevice memory\b", reason)

@@ -16,7 +16,8 @@ from flaxtl.data.sources.image_folder import scan_folder
 from flaxtl.pretrained import backbone
 from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.feature_cache import SplitData, param_digests
+from flaxtl.train.datasets import SplitData
+from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.logger import read_metrics
 from flaxtl.train.setup import build_setup
 

@@ -18,7 +18,8 @@ from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train import datasets, feature_cache, trainer
-from flaxtl.train.feature_cache import AugmentedViews, CutLayers, SplitData
+from flaxtl.train.datasets import SplitData
+from flaxtl.train.feature_cache import AugmentedViews, CutLayers
 
 CUTS = ("block1_pool", "block2_pool")
 K, SEED = 3, 5

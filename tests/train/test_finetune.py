@@ -24,8 +24,9 @@ from flaxtl.models.efficientnet import STAGES, list_blocks
 from flaxtl.parallel import devices
 from flaxtl.train import param_groups, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
+from flaxtl.train.datasets import SplitData
 from flaxtl.train.epoch_loop import PhaseTrainer
-from flaxtl.train.feature_cache import SplitData, param_digests
+from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import NadamState, phase_optimizer
 from flaxtl.train.phases import Phase, build_phases
