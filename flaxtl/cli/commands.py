@@ -241,9 +241,9 @@ def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":
     from flaxtl.evaluation.predictor import load_pretrained
 
     classify = any((options.top, options.csv, options.json, not options.tap))
-    pretrained = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _notify)
-    message(make_console(), f"weights: {pretrained.source}")
-    return pretrained.predictor
+    predictor, source = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _notify)
+    message(make_console(), f"weights: {source}")
+    return predictor
 
 
 def _load_run(workdir: Path) -> "TrainedRun":

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,24 +37,7 @@ tf.config.set_visible_devices([], "GPU")
 PREFETCH = 2
 """Finished batches that wait for the training step, in addition to those in progress (at most one per core)."""
 
-Images = npt.NDArray[Any]
 Arrays = tuple[npt.NDArray[Any], ...]
-
-
-class TrainBatch(NamedTuple):
-    """A batch of training examples on the host.
-
-    Attributes:
-      images: uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255.
-      labels: class indices, int32 [batch].
-      indices: int32 [batch]; see `sampler.BatchIndices`.
-      epochs: int32 [batch]; see `sampler.BatchIndices`.
-    """
-
-    images: Images
-    labels: Indices
-    indices: Indices
-    epochs: Indices
 
 
 def train_batches(
@@ -65,8 +48,11 @@ def train_batches(
     last_step: int,
     augmentation: AugmentConfig | None,
     shard: tuple[int, int] = (0, 1),
-) -> Generator[TrainBatch, None, None]:
-    """Yield the batches of the training steps from `first_step` to below `last_step`.
+) -> Generator[Arrays, None, None]:
+    """Yield the batch of each training step, `first_step` to `last_step` - 1: (images, labels, indices, epochs).
+
+    Images are uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255. The rest are int32 [batch]:
+    class indices, and what `sampler.BatchIndices` describes.
 
     Augmentation is a function of (seed, epoch, index), the same as for images in device memory, so a stream that starts
     at a later step continues the uninterrupted one. Closing the generator stops reading ahead.
@@ -92,8 +78,7 @@ def train_batches(
             images = apply_params(images, AugmentParams(*params), augmentation)
         return images, labels, indices, epochs
 
-    for batch in _map_batches(range(first_step, last_step), read, finish):
-        yield TrainBatch(*batch)
+    yield from _map_batches(range(first_step, last_step), read, finish)
 
 
 @lru_cache(maxsize=4)

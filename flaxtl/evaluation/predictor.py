@@ -174,16 +174,9 @@ def load_temperature(workdir: Path) -> float:
     return fit.temperature
 
 
-class PretrainedModel(NamedTuple):
-    """A pretrained model, and a description of where its weights come from."""
-
-    predictor: Predictor
-    source: str
-
-
 def load_pretrained(
     name: str, weights: str, taps: Sequence[str], classify: bool, notify: Callable[[str], None]
-) -> PretrainedModel:
+) -> tuple[Predictor, str]:
     """Load a model of the registry with pretrained weights.
 
     Args:
@@ -193,6 +186,9 @@ def load_pretrained(
         classify: whether class probabilities are needed. If not, and all `taps` are layers of the headless model, that
             is loaded, and weights without the top are enough.
         notify: called with messages about the download.
+
+    Returns:
+        The predictor, and a description of where its weights come from.
 
     Raises:
         UserError: a layer is unknown, or no matching weights are found.
@@ -218,7 +214,7 @@ def load_pretrained(
         wordnet_ids=tuple(entry.wordnet_id for entry in classes),
         output_layer=headless_layers[-1] if use_headless else None,
     )
-    return PretrainedModel(predictor, source)
+    return predictor, source
 
 
 def _backbone_layers(model: Classifier) -> list[str]:

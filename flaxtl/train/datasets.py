@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -184,21 +184,9 @@ class SplitData:
         return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
 
 
-class DecodedSplits(NamedTuple):
-    """The decoded images of a run.
-
-    Attributes:
-      setup: the setup, whose manifest has readable images only.
-      splits: split name -> its data.
-      skipped: path -> reason, for images that cannot be read.
-    """
-
-    setup: RunSetup
-    splits: dict[str, SplitData]
-    skipped: dict[str, str]
-
-
-def load_splits(setup: RunSetup, splits: Sequence[str], console: Console, *, may_skip: bool) -> DecodedSplits:
+def load_splits(
+    setup: RunSetup, splits: Sequence[str], console: Console, *, may_skip: bool
+) -> tuple[RunSetup, dict[str, SplitData], dict[str, str]]:
     """Decode all images of `splits`.
 
     Args:
@@ -206,6 +194,9 @@ def load_splits(setup: RunSetup, splits: Sequence[str], console: Console, *, may
       splits: names of splits.
       console: where progress and skipped images are shown.
       may_skip: allow `data.on_error=skip` to remove unreadable images from the manifest.
+
+    Returns:
+      The setup, whose manifest has readable images only; split name -> its data; path -> reason, for skipped images.
 
     Raises:
       UserError: images cannot be read; one error lists those of all splits.
@@ -223,7 +214,7 @@ def load_splits(setup: RunSetup, splits: Sequence[str], console: Console, *, may
         last = first + len(members)
         split_data[split] = _split_data(setup, split, _image_set(setup, members, images, first, last))
         first = last
-    return DecodedSplits(setup, split_data, skipped)
+    return setup, split_data, skipped
 
 
 def decode_examples(setup: RunSetup, examples: Sequence[Example], console: Console) -> ImageSet:

@@ -39,10 +39,10 @@ def stream(images, order, first=0, last=STEPS, augmentation=None, shard=(0, 1)):
     return list(tfdata.train_batches(images, LABELS, order, first, last, augmentation, shard))
 
 
-def same(found, expected):
-    return len(found) == len(expected) and all(
+def same(actual, expected):
+    return len(actual) == len(expected) and all(
         np.array_equal(*parts)
-        for one, other in zip(found, expected, strict=True)
+        for one, other in zip(actual, expected, strict=True)
         for parts in zip(one, other, strict=True)
     )
 
@@ -50,24 +50,24 @@ def same(found, expected):
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["plain", "balanced"])
 def test_train_batches_are_those_of_the_sampler(images, labels):
     order = EpochSampler(5, BATCH, N, labels)
-    found = stream(images, order)
-    assert len(found) == STEPS
-    for step, batch in enumerate(found):
-        indices, passes = order.batch(step)
-        assert batch.images.dtype == np.uint8
-        assert same([batch], [(IMAGES[indices], LABELS[indices], indices, passes)])
+    batches = stream(images, order)
+    assert len(batches) == STEPS
+    for step, batch in enumerate(batches):
+        indices, epochs = order.batch(step)
+        assert batch[0].dtype == np.uint8
+        assert same([batch], [(IMAGES[indices], LABELS[indices], indices, epochs)])
 
 
 def test_train_batches_augmentation_matches_device(images):
     order = EpochSampler(5, BATCH, N)
     resident = jax.jit(
-        lambda passes, indices: augment(example_keys(5, passes, indices), jnp.asarray(IMAGES)[indices], LECTURE)
+        lambda epochs, indices: augment(example_keys(5, epochs, indices), jnp.asarray(IMAGES)[indices], LECTURE)
     )
     for step, batch in enumerate(stream(images, order, augmentation=LECTURE)):
-        indices, passes = order.batch(step)
-        assert same([batch[1:]], [(LABELS[indices], indices, passes)])
-        assert batch.images.dtype == np.float32
-        np.testing.assert_allclose(batch.images, resident(passes, indices), rtol=0, atol=ORDER)
+        indices, epochs = order.batch(step)
+        assert same([batch[1:]], [(LABELS[indices], indices, epochs)])
+        assert batch[0].dtype == np.float32
+        np.testing.assert_allclose(batch[0], resident(epochs, indices), rtol=0, atol=ORDER)
 
 
 @pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
@@ -83,7 +83,7 @@ def test_train_batches_shards_make_the_batch(images, augmentation):
     order = EpochSampler(5, BATCH, N)
     whole = stream(images, order, augmentation=augmentation)
     shards = [stream(images, order, augmentation=augmentation, shard=(process, 3)) for process in range(3)]
-    assert {batch.images.shape[0] for shard in shards for batch in shard} == {2}
+    assert {batch[0].shape[0] for shard in shards for batch in shard} == {2}
     together = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
     assert same(together, whole)
 

@@ -67,18 +67,18 @@ def test_tf_apply_params_matches_jax(kind, images):
     change = draw(jnp.arange(BATCH, dtype=jnp.int32), AugmentConfig(**ALL))
     augmentation = AugmentConfig(**kind)  # disabled operations are drawn too, and must be ignored
     expected = apply_by_jax(images, change, augmentation)
-    found = ours(images, change, augmentation)
-    assert found.dtype == np.float32
-    assert not np.array_equal(found, images)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ORDER)
+    actual = ours(images, change, augmentation)
+    assert actual.dtype == np.float32
+    assert not np.array_equal(actual, images)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=ORDER)
 
 
 @pytest.mark.parametrize("operation", range(9))
 def test_tf_color_ops_match_jax_exactly(operation, images):
     for strength in {3: (0, 100, 256), 4: (4, 6, 8)}.get(operation, (26 / 256, 1, 487 / 256)):
         every = tf.fill([BATCH, 1], operation), tf.fill([BATCH, 1], float(strength))
-        found = tfdata.apply_color_ops(tf.constant(images), *every)
-        assert np.array_equal(found, operate(images.astype(np.int32), operation, np.float32(strength)))
+        actual = tfdata.apply_color_ops(tf.constant(images), *every)
+        assert np.array_equal(actual, operate(images.astype(np.int32), operation, np.float32(strength)))
 
 
 def test_tf_apply_params_of_nothing_is_identity(images):
@@ -109,9 +109,9 @@ def test_tf_warp_matches_keras(fill, images, monkeypatch):
         )  # fmt: skip
         matrices.append(seen[-1])
     change = still()._replace(matrix=np.array(matrices, np.float32))
-    found = ours(images, change, AugmentConfig(rotation=1, fill=fill, cval=77))
+    actual = ours(images, change, AugmentConfig(rotation=1, fill=fill, cval=77))
     # 'constant' and 'wrap' jump, so within rounding of an edge both sides are correct: none of these draws is there
-    np.testing.assert_allclose(found, expected, rtol=0, atol=GREY)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=GREY)
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -119,8 +119,8 @@ def test_tf_warp_by_whole_pixels_matches_scipy_exactly(fill, images):
     """Shifts of up to two widths, and of exactly one, where a fill mode repeats."""
     moves = np.arange(BATCH) * (HEIGHT - 1) // 4 - 2 * HEIGHT, np.arange(BATCH) * (WIDTH - 1) // 4 - 2 * WIDTH + 2
     matrices = np.stack([np.column_stack([np.eye(2), move]) for move in zip(*moves, strict=True)]).astype(np.float32)
-    found = ours(images, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
-    for image, move, result in zip(images.astype(np.float32), zip(*moves, strict=True), found, strict=True):
+    actual = ours(images, still()._replace(matrix=matrices), AugmentConfig(rotation=1, fill=fill, cval=77))
+    for image, move, result in zip(images.astype(np.float32), zip(*moves, strict=True), actual, strict=True):
         expected = scipy.ndimage.shift(image, [-move[0], -move[1], 0], order=1, mode=fill, cval=77)
         assert np.array_equal(result, expected)
 
