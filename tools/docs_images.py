@@ -37,9 +37,8 @@ def main() -> None:
     for name, svg in draw_plots(run_files.read_run(options.workdir)).items():
         (options.output / f"{name}.svg").write_text(make_standalone(svg), encoding="utf-8")
     if options.samples:
-        make_contact_sheet(augmented_samples(load_setup(options.workdir))).save(
-            options.output / "augmentation.jpg", quality=80
-        )
+        page = make_contact_sheet(augmented_samples(load_setup(options.workdir)))
+        page.save(options.output / "augmentation.jpg", quality=80)
 
 
 def draw_plots(run: run_files.RunRecord) -> dict[str, str]:

@@ -42,34 +42,22 @@ def main() -> None:
 
 def start(processes: int, devices: int | None, command: Sequence[str]) -> list[subprocess.Popen[str]]:
     """Start the processes, each in its own session, so that a signal reaches it once."""
-    address = f"--coordinator=127.0.0.1:{free_port()}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"  # a free port
     environment = dict(os.environ)
     if devices is not None:
-        environment["JAX_PLATFORMS"] = "cpu"
-        flags = environment.get("XLA_FLAGS", "")
-        environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
     started = []
     for number in range(processes):
-        arguments_of_process = [address, f"--processes={processes}", f"--process={number}"]
-        arguments = [sys.executable, "-m", "flaxtl", *command, *arguments_of_process]
-        process = subprocess.Popen(
-            arguments,
-            env=environment,
-            text=True,
-            start_new_session=True,
-            stdout=subprocess.PIPE if number else None,
-            stderr=subprocess.STDOUT if number else None,
-        )
+        place = (f"--coordinator={address}", f"--processes={processes}", f"--process={number}")
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if number else {}
+        arguments = [sys.executable, "-m", "flaxtl", *command, *place]
+        process = subprocess.Popen(arguments, env=environment, text=True, start_new_session=True, **output)
         if process.stdout is not None:
             threading.Thread(target=relay, args=(number, process.stdout)).start()
         started.append(process)
     return started
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def relay(number: int, lines: Iterable[str]) -> None:

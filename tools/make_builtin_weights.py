@@ -8,15 +8,12 @@ import argparse
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.pretrained import safetensors_io
 from flaxtl.pretrained.backbone import expected_shapes, optional_layers
 from flaxtl.pretrained.loader import load_weights
-from flaxtl.pretrained.merge import ParamTree
 
 METADATA = {
     "architecture": "vgg16",
@@ -25,18 +22,8 @@ METADATA = {
 }
 
 
-def print_rounding(exact: ParamTree, path: Path) -> None:
-    """Print, for each kernel, the rounding error relative to the largest and to the mean absolute weight."""
-    rounded = safetensors_io.read_safetensors(path).layers
-    print(f"{'layer':14} {'max error / max':>16} {'mean error / mean':>18}")
-    for layer, leaves in exact.items():
-        kernel = leaves["kernel"]
-        error = np.abs(rounded[layer]["kernel"].values - kernel)
-        print(f"{layer:14} {error.max() / np.abs(kernel).max():16.5f} {error.mean() / np.abs(kernel).mean():18.5f}")
-
-
 def main() -> None:
-    """Convert the file and print the rounding errors."""
+    """Convert the file and print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="Keras' VGG16 file, with or without top")
     parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
@@ -50,7 +37,6 @@ def main() -> None:
     metadata = METADATA | {"source_file": arguments.weights.name, "source_md5": source_md5}
     safetensors_io.write_safetensors(arguments.output, loaded.params, metadata, arguments.precision)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes, from {loaded.format}")
-    print_rounding(loaded.params, arguments.output)
 
 
 if __name__ == "__main__":

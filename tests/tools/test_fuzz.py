@@ -38,9 +38,15 @@ def test_fuzz_few_files_finds_no_failure(tmp_path, kind, files):
 
 
 @pytest.mark.slow
+def test_fuzz_few_files_of_a_run_finds_no_failure(tmp_path):
+    process = run_fuzz(tmp_path, "checkpoint", "run", "lists", "images", "--files=10")
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.exhaustive("mutants")
 @pytest.mark.parametrize("kind", KINDS)
-def test_fuzz_many_files_finds_no_failure(tmp_path, kind):
-    process = run_fuzz(tmp_path, kind, "--files=300", "--seed=1")
+def test_fuzz_thousands_of_files_finds_no_failure(tmp_path, kind):
+    process = run_fuzz(tmp_path, kind, "--files=2000", "--seed=1")
     assert process.returncode == 0, process.stderr
 
 

@@ -28,8 +28,8 @@ def test_row_functions_on_hundred_thousand_rows_pass():
     assert [row for row in load.row_functions(load.ROWS) if not row.passed] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["classes", "names"])
+@pytest.mark.exhaustive("load")
+@pytest.mark.parametrize("name", load.LOADS)
 def test_commands_under_load_pass(tmp_path, name):
     assert [row for row in load.LOADS[name](tmp_path, 1.0) if not row.passed] == []
 
