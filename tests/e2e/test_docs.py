@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import reference
 from helpers import doc_pages
-from reference import commands, markdown
 
 from flaxtl.config import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS, flatten_config
 from flaxtl.data.sources import synthetic
@@ -25,7 +25,7 @@ FILES = {".py", ".json", ".csv", ".safetensors"}
 """Suffixes of file names such as `data.json`, which are not settings of data."""
 
 TEXTS = {name: file.read_text(encoding="utf-8") for name, file in doc_pages.WRITTEN.items()}
-TEXTS["docs/lecture.ipynb"] = markdown.notebook_page(doc_pages.NOTEBOOK)
+TEXTS["docs/lecture.ipynb"] = reference.notebook_page(doc_pages.NOTEBOOK)
 FOLLOWED = [
     name
     for name, text in TEXTS.items()
@@ -38,10 +38,10 @@ def unknown_options(text):
     wrong = []
     for piece in doc_pages.code(text):
         for command, rest in re.findall(r"(?<!from )\bflaxtl +([a-z][a-z-]*)\b([^\n;&]*)", piece):
-            if command not in commands.commands():
+            if command not in reference.commands():
                 wrong.append(command)
                 continue
-            taken = {flag for option in commands.commands()[command]._actions for flag in option.option_strings}
+            taken = {flag for option in reference.commands()[command]._actions for flag in option.option_strings}
             given = re.findall(r"(?<![\w-])(--[a-z][a-z-]*)(?![\w.-])", rest)
             wrong += [f"{command} {flag}" for flag in given if flag not in taken]
     return wrong

@@ -4,19 +4,19 @@ import argparse
 import re
 from pathlib import Path
 
+import reference
 from helpers.doc_pages import NOTEBOOK
-from reference import commands, configs, markdown, networks
 
 from flaxtl.config import DEFAULTS, PHASE_DEFAULTS, __file__, flatten_config
 from flaxtl.models import registry
 
 
 def settings_of(name):
-    return {setting.key: setting for setting in configs.settings(name) if not setting.is_section}
+    return {setting.key: setting for setting in reference.settings(name) if not setting.is_section}
 
 
 def flat(defaults):
-    """Flatten defaults like configs.settings, where the fractions are one setting."""
+    """Flatten defaults like reference.settings, where the fractions are one setting."""
     keys = dict(flatten_config(defaults))
     fractions = {key: keys.pop(key) for key in list(keys) if key.startswith("data.fractions.")}
     return keys | (
@@ -33,7 +33,7 @@ def test_settings_have_the_defaults_of_the_config():
 def test_settings_have_comments_and_separate_lines():
     """A comment on a line with two settings would describe both."""
     for name in ("DEFAULTS", "PHASE_DEFAULTS"):
-        settings = configs.settings(name)
+        settings = reference.settings(name)
         assert [setting.key for setting in settings if not (setting.meaning or setting.is_section)] == []
         lines = [setting.line for setting in settings]
         assert len(set(lines)) == len(lines)
@@ -44,30 +44,30 @@ def test_config_page_shows_comments_as_meanings():
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[batch.line - 1]
     assert batch.meaning
     assert line.endswith(f"  # {batch.meaning}")
-    page = configs.page()
-    assert f"| `batch_size`{{ #batch_size }} | integer | `32` | {markdown.text(batch.meaning)} |" in page
+    page = reference.config_page()
+    assert f"| `batch_size`{{ #batch_size }} | integer | `32` | {reference.text(batch.meaning)} |" in page
     assert "`data.fractions`{ #data.fractions } | numbers by name |" in page
     assert "`warmup_steps`{ #phase.warmup_steps }" in page
     assert all(f"`{key}`{{ #" in page for key in (*settings_of("DEFAULTS"), *settings_of("PHASE_DEFAULTS")))
 
 
 def test_options_of_all_commands_have_help():
-    parsers = commands.commands()
+    parsers = reference.commands()
     assert {"train", "predict", "models"} <= parsers.keys()
     without_help = [
         f"{name} {option.dest}"
         for name, each in parsers.items()
-        for option in commands.options(each)
+        for option in reference.options(each)
         if not option.help
     ]
     assert without_help == []
 
 
 def test_command_page_contains_all_options():
-    page = commands.page()
-    for name, each in commands.commands().items():
+    page = reference.commands_page()
+    for name, each in reference.commands().items():
         chapter = page.split(f"## flaxtl {name} {{ #{name} }}")[1].split("\n## ")[0]
-        for option in commands.options(each):
+        for option in reference.options(each):
             assert f"`{option.option_strings[-1]}" in chapter
     assert re.search(r"\| `--split train\|validation\|test` \| [^|]+\. \*Default:\* `test`\. \|", page)
     assert re.search(r"\| `--input PATH \.\.\.` \| [^|]+\. \*Required\.\* \|", page)
@@ -76,11 +76,11 @@ def test_command_page_contains_all_options():
 def test_option_name_of_flag_has_no_value():
     parser = argparse.ArgumentParser()
     parser.add_argument("--link", action="store_true", help="hard links")
-    assert [commands._name(option) for option in commands.options(parser)] == ["`--link`"]
+    assert [reference._name(option) for option in reference.options(parser)] == ["`--link`"]
 
 
 def test_network_page_contains_all_models():
-    page = networks.page()
+    page = reference.networks_page()
     for name in registry.MODELS:
         assert page.count(f"`{name}`") == 2  # figures and paper
     assert "| `vgg16` | 138,357,544 | 14,714,688 | 224 | 32 | 71.3 | 90.0 | `caffe` |" in page
@@ -88,12 +88,12 @@ def test_network_page_contains_all_models():
 
 
 def test_notebook_page_contains_text_and_code():
-    page = markdown.notebook_page(NOTEBOOK)
+    page = reference.notebook_page(NOTEBOOK)
     assert re.match(r"# .*\bnotebook\n", page)
-    assert markdown.DOWNLOAD in page
+    assert reference.DOWNLOAD in page
     assert '```python\nconfig.phases = ("frozen",)\n' in page
 
 
 def test_markdown_text_is_escaped():
-    assert markdown.text("{'a': *b*} | `c_d` <e> [f]") == r"\{'a': \*b\*\} \| `c_d` &lt;e> \[f\]"
-    assert markdown.code("a|b") == "`a|b`"
+    assert reference.text("{'a': *b*} | `c_d` <e> [f]") == r"\{'a': \*b\*\} \| `c_d` &lt;e> \[f\]"
+    assert reference.code("a|b") == "`a|b`"
