@@ -19,7 +19,7 @@ CACHE_SETTINGS = (
 
 @pytest.fixture
 def no_compilation_cache():
-    """jax without a compilation cache; its settings are restored afterwards."""
+    """Switch jax's compilation cache off; restore its settings afterwards."""
     before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
     jax.config.update("jax_compilation_cache_dir", None)
     yield

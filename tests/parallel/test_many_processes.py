@@ -18,7 +18,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(place):
-    """One process with four devices."""
+    """The results of one process with four devices."""
     code, output = place.run(place.folder / "one", 1, 4)
     assert code == 0, output
     return outcome(place.folder / "one")
@@ -44,8 +44,8 @@ def test_streamed_run_of_two_processes_equals_one_process(place, one, tmp_path):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
-def wait_for_steps(workdir, n):
-    """Wait until that many epochs have been logged."""
+def wait_for_epochs(workdir, n):
+    """Wait until `n` epochs have been logged."""
     until = time.monotonic() + 300
     while not (workdir / "metrics.jsonl").is_file() or len((workdir / "metrics.jsonl").read_text().splitlines()) < n:
         assert time.monotonic() < until
@@ -53,7 +53,7 @@ def wait_for_steps(workdir, n):
 
 
 def members(launcher):
-    """Process ids of the launcher's children, in order."""
+    """Return the process ids of the launcher's children, in order."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [int(child) for child in children]
 
@@ -63,7 +63,7 @@ def members(launcher):
 def test_killed_process_ends_the_others_and_run_resumes(place, one, tmp_path, victim):
     workdir, often = tmp_path / "run", "--config.checkpoint.every_seconds=0"
     launcher = place.start(workdir, 2, 2, often)
-    wait_for_steps(workdir, 3)
+    wait_for_epochs(workdir, 3)
     os.kill(members(launcher)[victim], signal.SIGKILL)
     killed = time.monotonic()
     output, _ = launcher.communicate(timeout=120)
@@ -79,7 +79,7 @@ def test_killed_process_ends_the_others_and_run_resumes(place, one, tmp_path, vi
 def test_sigterm_to_one_process_stops_all_at_one_step(place, tmp_path):
     workdir = tmp_path / "run"
     launcher = place.start(workdir, 2, 1, "--config.finetune.epochs=400", "--config.checkpoint.every_seconds=3600")
-    wait_for_steps(workdir, 4)
+    wait_for_epochs(workdir, 4)
     os.kill(members(launcher)[1], signal.SIGTERM)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + signal.SIGTERM, output

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "tools" / "launch_local.py"
 
 HEARTBEAT = 8
-"""Seconds: shorter than a user's, and long enough for two cores that do other things besides."""
+"""Heartbeat timeout in seconds: shorter than the default, and long enough for a busy machine with two cores."""
 
 PROGRAM = f"""
 import os, signal, sys, time
@@ -42,7 +42,7 @@ def meet(**changes):
     processes.initialize(**flags | changes, init_timeout=30, heartbeat_timeout={HEARTBEAT})
 
 def mean_over_all(steps, before=lambda step: None):
-    "A collective a step, as training has it; before(step) comes before each."
+    "Run one collective per step, as training does, and call before(step) before each."
     mesh = devices.make_mesh(8)
     split, whole = devices.batch_sharding(mesh), devices.replicated_sharding(mesh)
     mean = jax.jit(lambda x: x.mean(), in_shardings=split, out_shardings=whole)
@@ -51,8 +51,7 @@ def mean_over_all(steps, before=lambda step: None):
         before(step)
         if processes.should_stop(step):
             return step
-        found = mean(batch)
-        assert float(found) == 3.5
+        assert float(mean(batch)) == 3.5
         time.sleep(0.05)
 
 def kill(victim, at):
@@ -61,11 +60,13 @@ def kill(victim, at):
 
 
 def lost(number, num_processes):
-    """What such a process says at its end: which of how many it is."""
+    """Return a pattern for the last message of a process that lost another one."""
     return rf"(?i)flaxtl: .*\bprocess {number}\b.*\b{num_processes}\b"
 
 
 class Ended(NamedTuple):
+    """How a process ended: exit code, seconds from the start, output."""
+
     code: int
     seconds: float
     output: str
@@ -73,7 +74,7 @@ class Ended(NamedTuple):
 
 @contextmanager
 def started(program, num_processes, environment=lambda number: {}):
-    """The processes while they run; none is left behind."""
+    """Start processes, and kill those that are left at the end."""
     command = [sys.executable, "-c", PROGRAM + program]
     running = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -98,7 +99,7 @@ def started(program, num_processes, environment=lambda number: {}):
 
 
 def run(program, num_processes=2, environment=lambda number: {}):
-    """How each process ended."""
+    """Run processes to their end."""
     began = time.monotonic()
     with started(program, num_processes, environment) as running:
         outputs = [process.communicate(timeout=120)[0] for process in running]
@@ -128,7 +129,7 @@ def test_initialize_with_invalid_flags_names_them(flags, from_cluster, facts):
 
 
 def test_initialize_with_bad_coordinator_names_address():
-    """jax would end the whole process over either."""
+    """In both cases jax would end the whole process."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=rf"(?=.*\b{port}\b)(?=.*{os.strerror(errno.EADDRINUSE)})"):
@@ -184,7 +185,7 @@ assert not jax.distributed.is_initialized()
 
 
 def test_two_slurm_processes_agree_on_values_and_stop_step():
-    """The step to stop at too, when one of them hears SIGTERM."""
+    """They also agree on the step to stop at, if one of them gets SIGTERM."""
 
     def slurm(number):
         names = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -208,7 +209,7 @@ def test_two_slurm_processes_agree_on_values_and_stop_step():
     [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
 )
 def test_killed_process_ends_the_others(num_processes, victim):
-    """Within a collective; process 0 has the coordination service besides."""
+    """The others wait in a collective. Process 0 also runs the coordination service."""
     program = f"meet()\nwith processes.exit_on_peer_loss():\n    mean_over_all(1000, kill({victim}, 5))"
     ended = run(program, num_processes)
     assert ended[victim].code == -signal.SIGKILL
@@ -223,7 +224,7 @@ def test_killed_process_ends_the_others(num_processes, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_silent_process_is_noticed_by_its_heartbeats(number):
-    """By its heartbeats; the survivor does nothing but sleep, or wait for a process that is there and hangs."""
+    """Process 0 sleeps, so only the missing heartbeats show that process 1 was killed or hangs."""
     program = f"""
 meet()
 mean_over_all(2)
@@ -265,7 +266,7 @@ except UserError as error:
 
 @pytest.mark.slow
 def test_error_of_all_processes_keeps_each_exit_code():
-    """Also by those that end after process 0, and with it the coordination service."""
+    """Also if a process ends after process 0, and thereby after the coordination service."""
     first, second = run("meet()\nmean_over_all(2)\nprint('ours')\nprocesses.end(2)")
     assert (first.code, second.code) == (2, 2)
     assert first.output.endswith("ours\n")
@@ -283,7 +284,7 @@ def test_initialize_without_the_others_times_out():
 
 
 def launch(folder, stand_in, *arguments, **options):
-    """The launcher with a program that stands in for flaxtl, found before it."""
+    """Start the launcher with a program that is imported in place of flaxtl."""
     (folder / "flaxtl").mkdir()
     (folder / "flaxtl" / "__init__.py").touch()
     (folder / "flaxtl" / "__main__.py").write_text("import os, signal, sys, time\n" + stand_in)
@@ -294,14 +295,14 @@ def launch(folder, stand_in, *arguments, **options):
 def test_launcher_passes_flags_and_relays_output(tmp_path):
     stand_in = "print(*sys.argv[1:], os.environ['XLA_FLAGS'])"
     process = launch(tmp_path, stand_in, "--processes=2", "--devices-per-process=3", "--", "train", "--workdir=w")
-    said, prefixed = process.communicate(timeout=30)
-    words = said.split()
+    output, prefixed = process.communicate(timeout=30)
+    words = output.split()
     assert process.returncode == 0
     assert words[:2] == ["train", "--workdir=w"]
     assert words[2].startswith("--coordinator=127.0.0.1:")
     assert words[3:5] == ["--processes=2", "--process=0"]
     assert words[-1] == "--xla_force_host_platform_device_count=3"
-    assert prefixed == "[1] " + said.replace("--process=0", "--process=1")
+    assert prefixed == "[1] " + output.replace("--process=0", "--process=1")
 
 
 def test_launcher_exits_with_the_code_of_the_cause(tmp_path):

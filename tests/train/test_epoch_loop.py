@@ -104,7 +104,8 @@ def test_ema_params_are_validated_and_saved(folder, tmp_path):
         with Checkpoints(workdir) as checkpoints:
             kept.append(checkpoints.restore_phase(1, run.setup.abstract_params()))
     plain, averaged = rows_of
-    assert averaged["train_loss"] == plain["train_loss"]
+    # Two programs: equal if compiled with optimizations; without, a float32 sum was rounded differently.
+    assert averaged["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-6)
     assert averaged["validation_loss"] != plain["validation_loss"]
     data = tiny_run.inputs(run.setup, "validation", tmp_path, []).image_loader()
     step = train_step.make_eval_step(run.setup.model_info.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
