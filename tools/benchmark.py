@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     kinds.add_parser("forward", parents=[network], help="images per second of a forward pass")
     train = kinds.add_parser("train", parents=[network], help="images per second of train steps")
-    train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the top block too")
+    train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the last block too")
     data = kinds.add_parser("data", parents=[step], help="images per second of decoding, and of augmentation")
     data.add_argument("--source", default="synthetic", help="as data.source of flaxtl train (default: %(default)s)")
     data.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
@@ -101,12 +101,12 @@ def run_train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def network_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what all subjects need; `top_block` is the pattern of the parameters that phase `top` adds."""
+    """Return what all subjects need; `last_block` is the pattern of the parameters that phase `top` adds."""
     from flaxtl.models import registry
 
     spec = registry.get_spec(options.model)
     common = {name: getattr(options, name) for name in ("batch", "size", "dtype", "seconds")}
-    return {"model": spec.name, "top_block": dict(spec.groups)[spec.last_block], **common}
+    return {"model": spec.name, "last_block": dict(spec.groups)[spec.last_block], **common}
 
 
 def _title(name: str, settings: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ def train(settings: dict[str, Any]) -> Trial:
     _set_precision(settings)
     base = _network(settings)
     for layer in base.layers:
-        in_top_block = re.fullmatch(settings["top_block"], f"backbone/{layer.name}/kernel")
-        layer.trainable = settings["phase"] == "top" and bool(in_top_block)
+        in_last_block = re.fullmatch(settings["last_block"], f"backbone/{layer.name}/kernel")
+        layer.trainable = settings["phase"] == "top" and bool(in_last_block)
     model = _add_head(base, CLASSES)
     images = keras.ops.convert_to_tensor(_images(settings))
     labels = np.eye(CLASSES, dtype=np.float32)[np.arange(settings["batch"]) % CLASSES]

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import get_model
 
-TOP_BLOCKS = {"vgg16": 24, "vgg19": 28}
+LAST_BLOCKS = {"vgg16": 24, "vgg19": 28}
 """Index of block5_conv1 in torchvision's list of layers."""
 
 
@@ -31,11 +31,11 @@ def forward(settings: dict[str, Any]) -> Trial:
 
 
 def train(settings: dict[str, Any]) -> Trial:
-    """Time the step of a phase: the base is frozen, except its top block in phase `top`."""
-    base, top_block = _backbone(settings)
+    """Time the step of a phase: the base is frozen, except its last block in phase `top`."""
+    base, last_block = _backbone(settings)
     base.requires_grad_(False).eval()  # frozen batch norms use their running statistics
     if settings["phase"] == "top":
-        top_block.requires_grad_(True).train()
+        last_block.requires_grad_(True).train()
     model = nn.Sequential(base, _head(base, settings))
     compiled = _place(model, settings)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -78,14 +78,14 @@ def _loader_trial(settings: dict[str, Any], *augmentation: Any) -> Trial:
 def _backbone(settings: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """Return a network without its head, and the block that phase `top` trains."""
     name = settings["model"]
-    if name not in (*TOP_BLOCKS, "resnet50"):
-        raise Unsupported(f"not available: only {', '.join(TOP_BLOCKS)} and resnet50 are compared with PyTorch")
+    if name not in (*LAST_BLOCKS, "resnet50"):
+        raise Unsupported(f"not available: only {', '.join(LAST_BLOCKS)} and resnet50 are compared with PyTorch")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32, JAX's default on GPUs
     torch.backends.cudnn.benchmark = True  # search for the fastest convolution
     network = get_model(name, weights=None)
-    if name in TOP_BLOCKS:
-        return network.features, network.features[TOP_BLOCKS[name] :]
+    if name in LAST_BLOCKS:
+        return network.features, network.features[LAST_BLOCKS[name] :]
     for stage in (network.layer2, network.layer3, network.layer4):  # strides as in Keras: in the first 1x1 convolution
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return nn.Sequential(*list(network.children())[:-2]), network.layer4
