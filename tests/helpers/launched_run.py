@@ -30,7 +30,7 @@ class Launched(Place):
 
 def outcome(workdir):
     """Return metrics and predictions of a run, without timings."""
-    epochs, phases = tiny_run.told(workdir)
+    epochs, phases = tiny_run.results(workdir)
     rows = [line.split(",") for line in (workdir / "predictions.csv").read_text().splitlines()]
     return epochs, phases, rows[0], [row[:4] for row in rows[1:]], np.array([row[4:] for row in rows[1:]], float)
 

@@ -126,12 +126,12 @@ def digests(outcome):
         return [param_digests(checkpoints.restore_phase(number, prepared.abstract_params())) for number in done]
 
 
-def told(workdir):
-    """Return the summary of a run, without timings."""
+def results(workdir):
+    """Return the metrics of all epochs, and the phases of summary.json, without timings."""
     epochs = [{key: value for key, value in row.items() if key != "seconds"} for row in metrics(workdir)]
     phases = run_dir.read_summary(workdir).to_json()["phases"]
-    for facts in phases.values():
-        del facts["wall_seconds"]
+    for phase in phases.values():
+        del phase["wall_seconds"]
     return epochs, phases
 
 

@@ -56,11 +56,11 @@ def no_bar(title, total):
 
 def given(loader, first=0, last=15):
     """What the training steps get, as arrays: inputs and labels, [batch, ...] each."""
-    found = []
+    batches = []
     for examples in loader.train_batches(EpochSampler(SEED, 4, 12), first, last, None):
         examples = jax.tree.map(jnp.asarray, examples)
-        found.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.labels)))
-    return found
+        batches.append((np.asarray(examples.inputs(SEED, None)), np.asarray(examples.labels)))
+    return batches
 
 
 def same(ours, theirs):
@@ -117,8 +117,8 @@ def test_views_of_all_cut_layers_are_computed_once(prepared, parameters, tmp_pat
     assert sorted(file.name.split("-")[0] for file in tmp_path.iterdir()) == list(CUTS)
     again = view_data(prepared, tmp_path)
     assert all(
-        same(given(again.feature_loader(cut, parameters, no_bar, num_views=K)), found)
-        for cut, found in zip(CUTS, first, strict=True)
+        same(given(again.feature_loader(cut, parameters, no_bar, num_views=K)), batches)
+        for cut, batches in zip(CUTS, first, strict=True)
     )
 
 

@@ -49,25 +49,25 @@ def keras_lrs(values, rate, patience):
     watch = keras.callbacks.ReduceLROnPlateau("value", factor=0.5, patience=patience, mode="max", min_delta=0)
     watch.set_model(model)
     watch.on_train_begin()
-    found = []
+    lrs = []
     for epoch, value in enumerate(values):
-        found.append(float(model.optimizer.learning_rate))
+        lrs.append(float(model.optimizer.learning_rate))
         watch.on_epoch_end(epoch, {"value": value})
-    return found
+    return lrs
 
 
 @pytest.mark.parametrize("name", list(PHASES))
 def test_plateau_reduces_rates_where_keras_does(whole, log, name):
     (phase,) = (phase for phase in whole.setup.phases if phase.name == name)
-    found = [row for row in tiny_run.metrics(whole.setup.workdir) if row["phase"] == name]
-    values = [row["validation_accuracy"] for row in found]
+    epochs = [row for row in tiny_run.metrics(whole.setup.workdir) if row["phase"] == name]
+    values = [row["validation_accuracy"] for row in epochs]
     for group, rate in phase.param_groups.lrs.items():
         if rate:
             expected = keras_lrs(values, rate, phase.plateau_patience)
-            assert [row["lrs"][group] for row in found] == pytest.approx(expected, rel=1e-6)  # Keras': float32
+            assert [row["lrs"][group] for row in epochs] == pytest.approx(expected, rel=1e-6)  # Keras': float32
             assert expected[-1] < rate
         else:
-            assert all(group not in row["lrs"] for row in found)
+            assert all(group not in row["lrs"] for row in epochs)
     falls = len(re.findall(rf"^.*\b{name}\b.*\bvalidation_accuracy\b.*\bepoch \d", tiny_run.texts(log), re.MULTILINE))
     last = keras_lrs([*values, 0.0], 1.0, phase.plateau_patience)[-1]  # the reduction in the last epoch is logged too
     assert falls == -np.log2(last)
@@ -91,7 +91,7 @@ def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole,
         monkeypatch.setattr(train_step, maker, lambda *given, make=make: made.append(make(*given)) or made[-1])
     resumed = train(folder, tmp_path / "run")
     assert {step._cache_size() for step in made} == {1}
-    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 

@@ -148,9 +148,9 @@ def test_train_step_every_family_updates_trainable_params_only(name):
     assert state.updated_params.keys().isdisjoint(frozen)
     assert {path.rsplit("/")[-1] in BATCH_STATS for path in state.params} == {False}
 
-    found, none = gradients(state), taken_out(made.model_info)
-    assert found.keys() == state.params.keys()
-    assert [path for path in found if path not in none and not np.any(found[path])] == []
+    grads, none = gradients(state), taken_out(made.model_info)
+    assert grads.keys() == state.params.keys()
+    assert [path for path in grads if path not in none and not np.any(grads[path])] == []
     after = param_digests(state.updated_params)
     assert [path for path in after if path not in none and after[path] == before[path]] == []
     assert param_digests(frozen) == {path: before[path] for path in frozen}
@@ -322,11 +322,11 @@ def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder
     assert {path for path in changed if param_groups.is_batch_stat(path)} == {
         path for path in start if split.is_active(path) and param_groups.is_batch_stat(path)
     }
-    facts = tiny_run.told(tmp_path / "whole")[1]["finetune"]
-    assert facts["best_epoch"] == 1
-    assert facts["frozen_arrays_verified"] == sum(not split.is_active(path) for path in start)
+    summary = tiny_run.results(tmp_path / "whole")[1]["finetune"]
+    assert summary["best_epoch"] == 1
+    assert summary["frozen_arrays_verified"] == sum(not split.is_active(path) for path in start)
     shapes = whole.setup.model_info.shapes
-    assert facts["trainable_params"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
+    assert summary["trainable_params"] == sum(math.prod(shapes[path]) for path in shapes if split.is_trainable(path))
 
     for number, (owner, call) in enumerate([(PhaseTrainer, ("_begin_epoch", 3)), (Checkpoints, ("save_phase", 3))]):
         workdir = tmp_path / f"{number}"
@@ -335,7 +335,7 @@ def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder
             with pytest.raises(KeyboardInterrupt):
                 train(folder, name, workdir)
         resumed = train(folder, name, workdir)
-        assert tiny_run.told(workdir) == tiny_run.told(tmp_path / "whole")
+        assert tiny_run.results(workdir) == tiny_run.results(tmp_path / "whole")
         assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
     evaluate_run(whole, tiny_run.quiet())
@@ -343,8 +343,10 @@ def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder
     assert param_digests(opened.params) == finetuned
     images = np.concatenate([whole.splits[split].image_loader().data.inputs for split in ("validation", "test")])
     direct = jax.nn.softmax(forward_logits(opened.setup.model_info.model, unflatten_params(opened.params), images))
-    found = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
-    np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)  # six digits in the file, float32 in two orders
+    probabilities = predictions.read_predictions(tmp_path / "whole" / "predictions.csv").probabilities
+    np.testing.assert_allclose(
+        probabilities, direct, rtol=0, atol=1e-5
+    )  # six digits in the file, float32 in two orders
 
 
 @pytest.mark.parametrize("last", ["conv4_block6_out", "conv5_block2_out"])

@@ -41,7 +41,7 @@ class Killed(Place):
 
 def outcome(workdir):
     """Return the results of a run, without timings: metrics, predictions, summary, hashes of saved parameters."""
-    epochs, phases = tiny_run.told(workdir)
+    epochs, phases = tiny_run.results(workdir)
     kept = sorted((workdir / "checkpoints" / "phases").iterdir())
     hashes = [json.loads((place / "metadata" / "metadata").read_text())["sha256"] for place in kept]
     return epochs, phases, hashes, (workdir / "predictions.csv").read_bytes()

@@ -38,7 +38,7 @@ def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
 
 def test_train_writes_metrics_and_summary(whole):
     workdir = whole.setup.workdir
-    epochs, phases = tiny_run.told(workdir)
+    epochs, phases = tiny_run.results(workdir)
     expected = [("frozen", 1, 3), ("frozen", 2, 6), ("frozen", 3, 9), ("finetune", 1, 12), ("finetune", 2, 15)]
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == expected
     losses = [row["validation_loss"] for row in epochs[:3]]
@@ -101,7 +101,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
     resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.
     assert {step._cache_size() for step in made} <= {0, 1}
-    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
@@ -113,7 +113,7 @@ def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, 
             train(rarely, tmp_path / "run")
     assert len(read_metrics(tmp_path / "run")) == 2
     resumed = train(rarely, tmp_path / "run")
-    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
@@ -123,7 +123,7 @@ def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, who
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
     resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
-    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
@@ -133,7 +133,7 @@ def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_pat
     (workdir / "metrics.jsonl").unlink()
     resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
     assert "metrics.jsonl" in tiny_run.texts(console)
-    assert tiny_run.told(workdir) == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(workdir) == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
@@ -152,7 +152,7 @@ def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp
     resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
     assert str(workdir / "checkpoints" / "damaged" / f"{which}-{newest.name}") in tiny_run.texts(console)
     assert [place.name for place in (workdir / "checkpoints" / "damaged").iterdir()] == [f"{which}-{newest.name}"]
-    assert tiny_run.told(workdir) == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(workdir) == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
@@ -182,9 +182,9 @@ def test_train_complete_run_is_left_unchanged(whole, folder, tmp_path):
 
 def test_train_finished_phases_are_not_repeated(monkeypatch, whole, folder):
     monkeypatch.setattr(PhaseTrainer, "_begin_epoch", None)
-    before = tiny_run.told(whole.setup.workdir)
+    before = tiny_run.results(whole.setup.workdir)
     assert train(tiny_run.config(folder, **PHASES), whole.setup.workdir) is not None
-    assert tiny_run.told(whole.setup.workdir) == before
+    assert tiny_run.results(whole.setup.workdir) == before
 
 
 def test_train_other_config_is_rejected(whole, folder):
@@ -200,7 +200,7 @@ def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_pat
     settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
     stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")
     one_epoch = train(tiny_run.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
-    epochs, phases = tiny_run.told(tmp_path / "stopped")
+    epochs, phases = tiny_run.results(tmp_path / "stopped")
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == [
         ("frozen", 1, 3),
         ("frozen", 2, 6),
@@ -224,7 +224,7 @@ def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
     fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
     workdir = tmp_path / "run"
     settings = tiny_run.config(folder, frozen=fast, phases=("frozen",))
-    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as told:
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as error:
         train(settings, workdir)
     assert read_metrics(workdir) == []
     facts = run_dir.read_summary(workdir).nonfinite_step.to_json()
@@ -232,7 +232,7 @@ def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
     train_images = setup.manifest.of_split("train")
     expected = [train_images[index].path for index in setup.sampler().batch(1).indices]
     assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}
-    assert ", ".join(expected) in str(told.value)
+    assert ", ".join(expected) in str(error.value)
     # The state before the step that failed: one step was made. The same command fails again at the same step.
     with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):
         train(settings, workdir)

@@ -346,7 +346,7 @@ def test_sweep_run_equals_flaxtl_train(tmp_path, capsys):
     run_flaxtl(*sweeps.arguments(grid(8), "--seeds=0"))
     run_flaxtl("train", *sweeps.arguments("--config.head.units=8")[1:2], f"--workdir={tmp_path / 'one'}",
          f"--config.data.source=folder:{tmp_path / 'images'}", "--config.head.units=8")  # fmt: skip
-    assert tiny_run.told(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == tiny_run.told(tmp_path / "one")[0]
+    assert tiny_run.results(sweeps.workdir / "runs" / "head.units=8,seed=0")[0] == tiny_run.results(tmp_path / "one")[0]
     metrics = json.loads((sweeps.workdir / "test" / "head.units=8,seed=0.json").read_text())
     expected = json.loads((tmp_path / "one" / "summary.json").read_text())["phases"]["frozen"]["test"]
     assert metrics["accuracy"] == expected["accuracy"]

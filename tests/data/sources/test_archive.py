@@ -189,9 +189,9 @@ def test_extract_refuses_tar_cut_between_members(tmp_path: Path) -> None:
     # Where tarfile itself detects nothing: after the header and the data (512 bytes each) of the first member.
     path = tar_of(tmp_path / "f.tar", ("1.jpg", b"one"), ("2.jpg", b"two"))
     path.write_bytes(path.read_bytes()[:1024])
-    told = refused(path, tmp_path / "out")
-    assert DAMAGED.search(told)
-    assert re.search(r"(?i)\bend\b|truncated|incomplete", told)
+    message = refused(path, tmp_path / "out")
+    assert DAMAGED.search(message)
+    assert re.search(r"(?i)\bend\b|truncated|incomplete", message)
 
 
 @pytest.mark.parametrize("name", ["f.tgz", "f.zip"])
