@@ -31,7 +31,7 @@ MAX_FUNCTION_SECONDS = 20.0  # a quadratic algorithm takes minutes
 MAX_PAGE_MIB = 4.0  # a page must open at once, also on a phone
 
 CLASSES, ROWS, ROW_CLASSES = 1_000, 100_000, 100
-GROWTH = (1_000, 3_000, 10_000, 30_000)
+GROWTH = (1_000, 3_000, 10_000)
 GIANT_SIDE, LARGEST_SIDE, SPARSE_BYTES = 20_000, int(MAX_PIXELS**0.5), 3 * 2**30
 
 TINY = (
