@@ -354,6 +354,7 @@ def test_check_dataset_changes_no_file(plain):
     assert state() == before
 
 
+@pytest.mark.slow
 def test_check_dataset_of_real_flowers(shared):
     """The two identical pairs of shared/data/README.md, one a label conflict, and a near-duplicate across splits."""
     root = Path(shared).resolve() / "data" / "flowers"

@@ -16,6 +16,8 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 
+pytestmark = pytest.mark.needs_tf
+
 N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two epochs, and images twice in one batch
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
 
@@ -78,7 +80,9 @@ def test_train_batches_later_start_continues(images, augmentation):
     assert same(stream(images, order, augmentation=augmentation), whole)
 
 
-@pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "augmentation", [None, pytest.param(LECTURE, marks=pytest.mark.slow)], ids=["plain", "augmented"]
+)
 def test_train_batches_shards_make_the_batch(images, augmentation):
     order = EpochSampler(5, BATCH, N)
     whole = stream(images, order, augmentation=augmentation)

@@ -2,7 +2,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,7 +10,6 @@ from flaxtl.data.augment.affine import Affine, compose
 from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_keys, sample_affine, sample_params
 from flaxtl.errors import UserError
 
-LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
 EVERYTHING = {
     "rotation": 30, "height_shift": 0.2, "width_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
     "vertical_flip": True, "brightness": 0.4, "channel_shift": 30, "contrast": 0.3, "saturation": 0.6, "hue": 0.1,
@@ -19,12 +17,16 @@ EVERYTHING = {
 }  # fmt: skip
 MANY = 20_000
 
+# what else is on in the draw that the tests of crops use
+WITH_CROPS = ("crop", "brightness", "contrast", "erasing")
+
 drawn = jax.jit(sample_params, static_argnums=(1, 2, 3))
+drawn_affine = jax.jit(jax.vmap(sample_affine, in_axes=(0, None, None, None)), static_argnums=(1, 2, 3))
 keys_of = jax.jit(example_keys)
 
 
-def some_keys(n: int, seed: int = 3, turn: int = 0) -> jax.Array:
-    return keys_of(seed, np.full(n, turn), np.arange(n))
+def some_keys(n: int) -> jax.Array:
+    return keys_of(3, np.zeros(MANY, int), np.arange(MANY))[:n]
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +45,22 @@ def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
 
 
 def test_example_keys_depend_on_seed_epoch_and_index_only():
-    passes, indices = jnp.array([0, 0, 1, 1, 2]), jnp.array([5, 6, 5, 1_000_000, 2])
-    batch = jax.random.key_data(example_keys(11, passes, indices))
+    passes, indices = np.array([0, 0, 1, 1, 2]), np.array([5, 6, 5, 1_000_000, 2])
+    batch = jax.random.key_data(keys_of(11, passes, indices))
     for i in range(5):
-        np.testing.assert_array_equal(
-            jax.random.key_data(example_keys(11, passes[i : i + 1], indices[i : i + 1]))[0], batch[i]
-        )
+        alone = jax.random.key_data(keys_of(11, passes[i : i + 1], indices[i : i + 1]))
+        np.testing.assert_array_equal(alone[0], batch[i])
     untagged = jax.random.fold_in(jax.random.fold_in(jax.random.key(11), 0), 5)
     assert (jax.random.key_data(untagged) != batch[0]).any()
-    grid = jnp.meshgrid(jnp.arange(30), jnp.arange(30))
-    apart = jnp.concatenate([jax.random.key_data(example_keys(seed, *map(jnp.ravel, grid))) for seed in (11, 12)])
+    grid = np.indices((30, 30)).reshape(2, -1)
+    apart = np.concatenate([jax.random.key_data(keys_of(seed, *grid)) for seed in (11, 12)])
     assert len(np.unique(apart, axis=0)) == 2 * 30 * 30
 
 
 def test_sample_affine_draws_never_change():
     """Resumed runs need the same draws; here: seed 3, image 5 in epoch 0 and image 6 in epoch 1."""
     kinds = AugmentConfig(rotation=1, height_shift=0.5, width_shift=0.5, shear=1, zoom=0.5, horizontal_flip=True)
-    affine = jax.vmap(lambda key: sample_affine(key, kinds, 2, 2))(example_keys(3, np.array([0, 1]), np.array([5, 6])))
+    affine = drawn_affine(keys_of(3, np.array([0, 1]), np.array([5, 6])), kinds, 2, 2)
     expected = [
         [-0.05719470977783203, -0.8983354568481445],
         [-0.7684948444366455, 0.829965353012085],
@@ -76,8 +77,20 @@ def test_sample_affine_draws_never_change():
 @pytest.fixture(scope="module")
 def affine() -> Affine:
     """The affine part of `many`."""
-    kinds = AugmentConfig(**EVERYTHING)
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: sample_affine(key, kinds, 100, 50)))(some_keys(MANY)))
+    return jax.tree.map(np.asarray, drawn_affine(some_keys(MANY), AugmentConfig(**EVERYTHING), 100, 50))
+
+
+@pytest.fixture(scope="module")
+def with_crops() -> AugmentParams:
+    """The part of `many` that WITH_CROPS names: the only geometric operation is the crop."""
+    kinds = AugmentConfig(**{name: EVERYTHING[name] for name in WITH_CROPS})
+    return jax.tree.map(np.asarray, drawn(some_keys(MANY), kinds, 100, 50))
+
+
+@pytest.fixture(scope="module")
+def crops(with_crops) -> np.ndarray:
+    """The matrices of 20,000 crops of 100 x 50 pixels."""
+    return with_crops.matrix
 
 
 def test_sample_affine_is_uniform_in_keras_ranges(affine):
@@ -91,9 +104,8 @@ def test_sample_affine_is_uniform_in_keras_ranges(affine):
         assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
-def test_sample_params_are_independent(affine, many):
-    crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
-    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+def test_sample_params_are_independent(affine, many, crops):
+    tall, wide = crops[:, 0, 0], crops[:, 1, 1]
     drawings = [
         *affine,
         many.channel_shift, many.brightness, many.contrast, many.saturation, many.hue,
@@ -108,12 +120,11 @@ def test_sample_params_are_independent(affine, many):
     assert np.abs(correlations).max() < 4.5 / np.sqrt(MANY)  # of 270 pairs
 
 
-def test_sample_affine_disabling_one_keeps_others():
-    key = some_keys(1)[0]
-    whole, part = sample_affine(key, LECTURE, 64, 64), sample_affine(key, AugmentConfig(zoom=0.2), 64, 64)
-    assert (part.theta, part.tx, part.ty, part.shear, part.flip_horizontal) == (0, 0, 0, 0, False)
-    assert (part.zx, part.zy) == (whole.zx, whole.zy)
-    assert part.zx != part.zy
+def test_sample_affine_disabling_one_keeps_others(affine):
+    whole, part = affine, drawn_affine(some_keys(MANY), AugmentConfig(zoom=0.2), 100, 50)
+    assert not np.any([part.theta, part.tx, part.ty, part.shear, part.flip_horizontal])
+    np.testing.assert_array_equal([part.zx, part.zy], [whole.zx, whole.zy])
+    assert (np.asarray(part.zx) != part.zy).all()
 
 
 def test_sample_params_colors_are_uniform(many):
@@ -148,11 +159,10 @@ def test_sample_params_erase_boxes(many):
     assert is_uniform(many.erase_color.ravel(), 0, 255)
 
 
-def test_sample_params_crops_have_requested_areas_and_aspects():
-    crops = drawn(some_keys(MANY), AugmentConfig(crop=0.3), 100, 50).matrix
-    tall, wide = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+def test_sample_params_crops_have_requested_areas_and_aspects(crops):
+    tall, wide = crops[:, 0, 0], crops[:, 1, 1]
     np.testing.assert_array_equal(crops[:, [0, 1], [1, 0]], 0)
-    first, last = np.asarray(crops[:, :, 2]), np.asarray(crops @ np.array([99.0, 49.0, 1.0], np.float32))
+    first, last = crops[:, :, 2], crops @ np.array([99.0, 49.0, 1.0], np.float32)
     assert first.min() >= 0
     # float32 of products of two numbers below 100
     assert (last <= np.array([99, 49]) + 2e-5).all()
@@ -168,19 +178,17 @@ def test_sample_params_crops_have_requested_areas_and_aspects():
     assert is_uniform(first[small, 1] / (49 * (1 - wide[small])), 0, 1)
 
 
-def test_sample_params_one_matrix_composes_independent_draws(many):
-    colors = {"channel_shift", "hue", "saturation"}
-    of_others = colors | {"crop", "randaugment", "magnitude"}
-    keras = {name: value for name, value in EVERYTHING.items() if name not in of_others}
-    others = {name: value for name, value in EVERYTHING.items() if name in of_others}
-    first, second = (drawn(some_keys(50), AugmentConfig(**kinds), 100, 50) for kinds in (keras, others))
-    for name in ("brightness", "contrast", "erase_box", "erase_color", *colors, "color_ops", "color_strengths"):
-        on, off = (first, second) if name in {"brightness", "contrast", "erase_box", "erase_color"} else (second, first)
-        np.testing.assert_array_equal(getattr(on, name), getattr(many, name)[:50])
-        assert not np.array_equal(getattr(off, name), getattr(many, name)[:50])
-    expected = jax.vmap(compose)(second.matrix, first.matrix)
+def test_sample_params_one_matrix_composes_independent_draws(many, with_crops):
+    others = AugmentConfig(**{name: value for name, value in EVERYTHING.items() if name not in WITH_CROPS})
+    second = drawn(some_keys(MANY), others, 100, 50)
+    for name in set(many._fields) - {"matrix"}:
+        in_first = name in {"brightness", "contrast", "erase_box", "erase_color"}
+        on, off = (with_crops, second) if in_first else (second, with_crops)
+        np.testing.assert_array_equal(getattr(on, name), getattr(many, name))
+        assert not np.array_equal(getattr(off, name), getattr(many, name))
+    expected = jax.jit(jax.vmap(compose))(with_crops.matrix, second.matrix)
     # the same products, of numbers up to 100, summed in another order
-    np.testing.assert_allclose(many.matrix[:50], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(many.matrix, expected, rtol=0, atol=1e-4)
 
 
 def test_sample_params_of_nothing_are_neutral():
