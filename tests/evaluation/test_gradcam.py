@@ -93,6 +93,7 @@ def vgg16():
     return model, params, with_head(base, "block5_pool", params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["block5_conv3", "block4_conv1"])
 def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
     model, params, network = vgg16
@@ -106,6 +107,7 @@ def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
     assert np.abs(heatmaps[0, 0] - heatmaps[0, 1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_gradcam_maps_inside_residual_block_equal_keras(images):
     """The model cannot be split there: the other branch is a second, constant input of the Keras model."""
     base = keras_zoo.keras_network("resnet50", SIDE, include_top=False)
@@ -160,10 +162,10 @@ def test_gradcam_maps_bfloat16_model_equal_float32(linear, images):
         ("vgg16", "block3_pool", "block3_conv3"),
         ("alexnet", None, "conv5"),
         ("googlenet", None, "inception_5b_output"),
-        ("resnet50", None, "conv5_block3_out"),
-        ("inception_v3", None, "mixed10"),
-        ("xception", None, "block14_sepconv2_act"),
-        ("mobilenet_v2", None, "out_relu"),
+        pytest.param("mobilenet_v2", None, "out_relu", marks=pytest.mark.slow),
+        pytest.param("resnet50", None, "conv5_block3_out", marks=pytest.mark.slow),
+        pytest.param("inception_v3", None, "mixed10", marks=pytest.mark.slow),
+        pytest.param("xception", None, "block14_sepconv2_act", marks=pytest.mark.slow),
     ],
 )
 def test_default_layer_is_last_spatial_feature_layer(name, last, expected):
@@ -182,7 +184,12 @@ def test_default_layer_small_images_chooses_earlier_layer():
     [
         ("vgg16", "block5_conv33", "'block5_conv33'.*'block5_conv3'"),
         ("vgg16", "dense_1", r"'dense_1'.*\b128\b.*'block5_conv3'"),
-        ("efficientnetb0", "block1a_se_expand", r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'"),
+        pytest.param(
+            "efficientnetb0",
+            "block1a_se_expand",
+            r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_check_layer_unsuitable_layer_names_alternative(name, layer, facts):

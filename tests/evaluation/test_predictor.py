@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import keras_zoo
-from helpers.image_folders import image
+from helpers.image_folders import image, paint
 from keras.src.applications import imagenet_utils
 
 from flaxtl.cli import main
@@ -85,6 +85,7 @@ def decoded(probabilities, top, tmp_path, monkeypatch):
     return imagenet_utils.decode_predictions(probabilities, top)
 
 
+@pytest.mark.slow
 def test_predict_classes_and_scores_equal_keras(place, run_predict, tmp_path, monkeypatch):
     code, out, err = run_predict(
         f"--weights={place.whole}",
@@ -113,6 +114,7 @@ def test_predict_classes_and_scores_equal_keras(place, run_predict, tmp_path, mo
         assert len(line) == 1 + 3 * 3
 
 
+@pytest.mark.slow
 def test_predict_taps_equal_keras_layer_outputs(place, run_predict, tmp_path):
     file = tmp_path / "out.npz"
     glob = place.images / "[0-9].*"
@@ -127,6 +129,7 @@ def test_predict_taps_equal_keras_layer_outputs(place, run_predict, tmp_path):
     keras_zoo.assert_outputs_close(place.outputs, {layer: arrays[layer] for layer in (TAP, "predictions")}, BOUND)
 
 
+@pytest.mark.slow
 def test_predict_backbone_taps_need_no_top_weights(place, run_predict, tmp_path):
     file = tmp_path / "out.npz"
     arguments = (f"--weights={place.base}", "--input", *readable(place.images), f"--tap={TAP}", f"--npz={file}")
@@ -141,6 +144,7 @@ def test_predict_backbone_taps_need_no_top_weights(place, run_predict, tmp_path)
         assert re.search(r"\bconv_preds\b.*top", err)
 
 
+@pytest.mark.slow
 def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monkeypatch):
     """Five files in batches of two: the second skips the file that is not an image, the third is half empty."""
     compiled = []
@@ -168,12 +172,14 @@ def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monke
     )
 
 
-def test_image_batches_large_images_one_per_batch(place, monkeypatch):
+def test_image_batches_large_images_one_per_batch(tmp_path, monkeypatch):
+    paint(tmp_path, range(4))
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 100)
-    batches = predictor.ImageBatches(readable(place.images), Resize(20, 20))
+    batches = predictor.ImageBatches(sorted(tmp_path.iterdir()), Resize(20, 20))
     assert [images.shape for images, _ in batches] == [(1, 20, 20, 3)] * 4
 
 
+@pytest.mark.slow
 def test_predict_pretrained_weights_from_cache(place, run_predict, tmp_path):
     """The file with the top contains the base, so it works for both."""
     models = Path(os.environ["KERAS_HOME"]) / "models"
@@ -187,19 +193,22 @@ def test_predict_pretrained_weights_from_cache(place, run_predict, tmp_path):
         assert re.search(rf"\b{re.escape(cached.name)} .*\bKeras\b", out.splitlines()[0])
 
 
-def test_predict_offline_without_cache_names_url_and_option(place, run_predict, monkeypatch):
+def test_predict_offline_without_cache_names_url_and_option(tmp_path, run_predict, monkeypatch):
+    paint(tmp_path, range(1))
+
     def offline(*arguments):
         raise OSError("no network")
 
     monkeypatch.setattr(download, "_download", offline)
-    code, out, err = run_predict("--input", place.images)
+    code, out, err = run_predict("--input", tmp_path)
     url = registry.get_spec(NAME).weights.url
     assert (code, out) == (2, "")
     assert re.search(rf"{re.escape(url)} .*--weights=FILE", err.splitlines()[-1])
 
 
-def test_predict_unknown_layer_fails_before_loading_weights(place, run_predict):
-    code, _, err = run_predict("--input", place.images, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
+def test_predict_unknown_layer_fails_before_loading_weights(tmp_path, run_predict):
+    paint(tmp_path, range(1))
+    code, _, err = run_predict("--input", tmp_path, "--tap=conv_pw_6_rlu", "--npz=unwritten.npz")
     assert code == 2
     assert re.fullmatch(r"flaxtl: .*'conv_pw_6_rlu'.*'conv_pw_6_relu'.*\n", err)
     assert not Path("unwritten.npz").exists()

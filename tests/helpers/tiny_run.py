@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from flaxtl.config import complete_config
+from flaxtl.config import complete_config, config_to_json
 from flaxtl.data.loaders import ImageSet
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import scan_folder
@@ -19,6 +19,7 @@ from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.logger import read_metrics
+from flaxtl.train.run_records import RunSummary
 from flaxtl.train.setup import build_setup
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
@@ -89,6 +90,17 @@ def setup(folder, workdir, **changes):
 def parameters(network, settings):
     """Return new parameters of the whole model."""
     return backbone.initial_params(settings, network.model, notify=lambda text: None).params
+
+
+def untrained(folder, workdir, **changes):
+    """Write a run directory as after its phases, but with new parameters; returns `workdir`."""
+    prepared = setup(folder, workdir, **changes)
+    records = run_dir.layer_records(prepared.model_info, prepared.phases, weights_source="")
+    settings, summary = config_to_json(prepared.config), RunSummary(command="flaxtl train")
+    run_dir.create_run_dir(workdir, settings, prepared.manifest, records, summary)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_phase(len(prepared.phases), parameters(prepared.model_info, prepared.config))
+    return workdir
 
 
 def inputs(prepared, split, directory, cuts):

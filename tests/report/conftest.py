@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import finished_run
 
+from flaxtl.report import plots
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
@@ -17,3 +19,10 @@ def finished(tmp_path_factory):
 def workdir(finished, tmp_path):
     """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Pages without their SVG plots: drawing them takes most of the time, and test_plots.py tests them."""
+    for name in ("plot_confusion", "plot_reliability", "plot_risk_coverage", "plot_curves"):
+        monkeypatch.setattr(plots, name, lambda *arguments: "<svg></svg>")

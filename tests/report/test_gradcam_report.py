@@ -10,42 +10,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.finished_run import Page
-from helpers.tiny_run import images
+from helpers.tiny_run import images, untrained
 
 from flaxtl.cli.main import main
 from flaxtl.data.decode import Resize
 from flaxtl.evaluation import gradcam, run_files
 from flaxtl.evaluation.gradcam import HeatmapSet
+from flaxtl.evaluation.predictions import Predictions, write_predictions
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.report import report
 
-CONFIG = """
-from ml_collections import ConfigDict
+pytestmark = pytest.mark.usefixtures("unplotted")
 
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.25, validation=0.25, test=0.5))
-    c.weights = dict(path="builtin")
-    c.model = dict(name="vgg16", output_layer="block2_pool")
-    c.head = dict(pooling="global_average", units=(), dropout=0.0)
-    c.augmentation = dict(horizontal_flip=True)
-    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen",)
-    c.frozen = dict(epochs=1, augment=True, lr=dict(head=1e-6, base=0.0))
-    return c
-"""
-"""An almost untrained head: some of the 12 test predictions are correct, some wrong."""
+SETTINGS = {
+    "data": {"height": 32, "width": 32, "fractions": {"train": 0.25, "validation": 0.25, "test": 0.5}},
+    "head": {"pooling": "global_average", "units": (), "dropout": 0.0},
+    "phases": ("frozen",),
+}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder with images/ and a finished run/."""
+    """A folder with images/ and a run/ whose predictions are drawn: some of the 12 of the test split are correct."""
     folder = tmp_path_factory.mktemp("user")
     images(folder / "images")
-    (folder / "config.py").write_text(CONFIG)
-    source = f"--config.data.source=folder:{folder / 'images'}"
-    main(["train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}", source])
+    data = SETTINGS["data"] | {"source": f"folder:{folder / 'images'}"}
+    run = load_run(untrained(folder / "images", folder / "run", **SETTINGS | {"data": data}))
+    manifest = run.setup.manifest
+    examples = [example for split in ("validation", "test") for example in manifest.of_split(split)]
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), len(examples)).astype(np.float32)
+    paths, splits = (tuple(getattr(each, name) for each in examples) for name in ("path", "split"))
+    predictions = Predictions(paths, splits, manifest.labels(examples), probabilities, tuple(manifest.classes))
+    write_predictions(folder / "run" / "predictions.csv", predictions)
+    gradcam.update_heatmaps(folder / "run", lambda: run, not_called)
+    report.write_report(folder / "run")
     return folder
 
 
@@ -85,7 +83,7 @@ def heatmap_pairs(workdir):
     return gradcam.heatmap_targets(run_files.read_run(workdir))
 
 
-def test_train_stores_heatmaps(finished):
+def test_update_heatmaps_stores_those_of_the_shown_images(finished):
     run = finished / "run"
     pairs, stored = heatmap_pairs(run), gradcam.read_heatmaps(run)
     errors = [pair for pair in pairs.values() if pair[0] != pair[1]]

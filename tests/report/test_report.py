@@ -15,9 +15,12 @@ from flaxtl.evaluation.predictions import read_predictions, write_predictions
 from flaxtl.report import report
 from flaxtl.report.report import AugmentedExample
 
+pytestmark = pytest.mark.usefixtures("unplotted")
+
 
 @pytest.fixture(scope="module")
 def html(finished):
+    """The page with its plots: made before they are switched off for a test, because it is of the module."""
     image = Image.new("RGB", (20, 20), "red")
     path = report.write_report(finished, augmented=[AugmentedExample(image, [image, image.rotate(30)])])
     assert path == finished / "report" / "index.html"
