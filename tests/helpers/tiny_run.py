@@ -71,7 +71,7 @@ def config(folder, **changes):
         "optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99},
         "param_groups": GROUPS,
         "phases": tuple(phases),
-        "checkpoint": {"every_seconds": 0.0},
+        "checkpoint": {"every_seconds": 3600.0},
     }
     for key, value in changes.items():
         if key in phases:

@@ -17,6 +17,11 @@ from flaxtl.train.setup import build_setup
 
 # The best weights are handed on from `frozen`, the last ones from `finetune`.
 PHASES = {"frozen": {"epochs": 3, "patience": 9}, "finetune": {"epochs": 2, "schedule": "cosine", "warmup_steps": 2}}
+ALWAYS = {"every_seconds": 0.0}  # a checkpoint after every step
+
+
+def make_config(folder):
+    return tiny_run.config(folder, **PHASES, checkpoint=ALWAYS)
 
 
 def train(config, workdir):
@@ -33,7 +38,7 @@ def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
     with monkeypatch.context() as patch:
         tiny_run.stop_at(patch, owner, name, call, after=after)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_run.config(folder, **PHASES), workdir)
+            train(make_config(folder), workdir)
 
 
 def test_train_writes_metrics_and_summary(whole):
@@ -75,14 +80,14 @@ def test_train_phases_change_trained_layers_only(whole):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        pytest.param(PhaseTrainer, "_begin_epoch", 2, False, id="within a phase"),
+        pytest.param(PhaseTrainer, "_begin_epoch", 2, False, id="within a phase", marks=pytest.mark.slow),
         pytest.param(PhaseTrainer, "_begin_epoch", 5, False, id="within the last phase"),
         pytest.param(Checkpoints, "save_latest", 2, False, id="between a row and its checkpoint"),
-        pytest.param(trainer, "_start_run", 1, True, id="after the start"),
-        pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint"),
+        pytest.param(trainer, "_start_run", 1, True, id="after the start", marks=pytest.mark.slow),
+        pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint", marks=pytest.mark.slow),
         pytest.param(Checkpoints, "save_phase", 2, False, id="before the end of a phase is kept"),
-        pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept"),
-        pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept"),
+        pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept", marks=pytest.mark.slow),
+        pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept", marks=pytest.mark.slow),
     ],
 )
 def test_train_interrupted_anywhere_resumes_bit_identically(
@@ -98,7 +103,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
 
     for maker in (train_step.make_train_step, train_step.make_multi_step, train_step.make_eval_step):
         monkeypatch.setattr(train_step, maker.__name__, partial(kept, maker))
-    resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
+    resumed = train(make_config(folder), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.
     assert {step._cache_size() for step in made} <= {0, 1}
     assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
@@ -106,7 +111,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
 
 
 def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, tmp_path):
-    rarely = tiny_run.config(folder, **PHASES, checkpoint={"every_seconds": 3600.0})
+    rarely = tiny_run.config(folder, **PHASES)
     with monkeypatch.context() as patch:
         tiny_run.stop_at(patch, PhaseTrainer, "_begin_epoch", 3)
         with pytest.raises(KeyboardInterrupt):
@@ -122,22 +127,23 @@ def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, who
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
-    resumed = train(tiny_run.config(folder, **PHASES), tmp_path / "run")
-    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
+    resumed = train(make_config(folder), tmp_path / "run")
+    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
+@pytest.mark.slow
 def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_path):
     workdir, console = tmp_path / "run", tiny_run.quiet()
     interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 3)
     (workdir / "metrics.jsonl").unlink()
-    resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
+    resumed = trainer.train(make_config(folder), workdir, console, "flaxtl train")
     assert "metrics.jsonl" in tiny_run.texts(console)
     assert tiny_run.results(workdir) == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-@pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), ("phases", "gone")])
+@pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), pytest.param("phases", "gone", marks=pytest.mark.slow)])
 def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp_path, which, harm):
     workdir, console = tmp_path / "run", tiny_run.quiet()
     interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 5)  # within the second phase
@@ -149,7 +155,7 @@ def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp
     else:
         size = largest.stat().st_size
         largest.write_bytes(largest.read_bytes()[: size // 2] if harm == "cut" else bytes(size))
-    resumed = trainer.train(tiny_run.config(folder, **PHASES), workdir, console, "flaxtl train")
+    resumed = trainer.train(make_config(folder), workdir, console, "flaxtl train")
     assert str(workdir / "checkpoints" / "damaged" / f"{which}-{newest.name}") in tiny_run.texts(console)
     assert [place.name for place in (workdir / "checkpoints" / "damaged").iterdir()] == [f"{which}-{newest.name}"]
     assert tiny_run.results(workdir) == tiny_run.results(whole.setup.workdir)
@@ -162,7 +168,7 @@ def test_train_changed_images_are_rejected_on_resume(monkeypatch, folder, tmp_pa
     changed = own / "red" / "3.png"
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(UserError, match=rf"\b1\b.*{re.escape(str(changed))}(?![\w/])"):
-        train(tiny_run.config(own, **PHASES), tmp_path / "run")
+        train(make_config(own), tmp_path / "run")
 
 
 def test_train_complete_run_is_left_unchanged(whole, folder, tmp_path):
@@ -197,7 +203,7 @@ def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_pat
     # The rate is too low to change a prediction: the first epoch stays the best. On CPU, saved buffers are not donated;
     # without checkpoints, best parameters that share the state's buffers would be lost.
     frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy", "epochs": 5, "patience": 2}
-    settings = {"frozen": frozen, "finetune": {"epochs": 1}, "checkpoint": {"every_seconds": 3600.0}}
+    settings = {"frozen": frozen, "finetune": {"epochs": 1}}
     stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")
     one_epoch = train(tiny_run.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
     epochs, phases = tiny_run.results(tmp_path / "stopped")
