@@ -139,10 +139,11 @@ def test_summary_of_a_pretrained_model(flaxtl):
             ["conv1_bn", "batch norm", "112x112x8", "32"],
             ["475,544", "5,472", "218,544"],
         ),
-        (
+        pytest.param(
             "EfficientNet-B0",
             ["stem_bn", "batch norm", "112x112x32", "128"],
             ["5,330,571", "42,016", "7", "4,049,571"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -119,12 +119,19 @@ def test_flowers_vgg16_scratch_skips_the_frozen_phase():
     assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
 
 
-QUICK = ("resnet50", "efficientnetb0")
+QUICK = ("vgg16", "mobilenet_0.25")
 
 
 @pytest.mark.parametrize(
     "name",
-    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in registry.MODELS if name not in QUICK)],
+    [
+        *QUICK,
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive("networks"))
+            for name in registry.MODELS
+            if name not in QUICK
+        ),
+    ],
 )
 def test_folder_config_works_with_every_model(name):
     net, phases = model_and_phases(load("folder.py", f"--config.model.name={name}"))

@@ -236,6 +236,7 @@ def test_train_in_the_workdir_of_another_config_is_refused(place, capsys):
     assert re.search(r"\bseed\b\D+\b0\b\D+\b9\b", error)
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_the_run_and_keeps_earlier_phases(place, capsys):
     arguments = [f"--config={place / 'config.py'}", f"--workdir={place / 'nan'}"]
     source = f"--config.data.source=folder:{place / 'images'}"

@@ -10,8 +10,8 @@ from collections import defaultdict
 
 import pytest
 
-LIMIT = 5.0
-"""Seconds of processor time that one test of the fast set may take, and one of its fixtures' setups."""
+LIMITS = {"setup": 15.0, "call": 5.0}
+"""Seconds of processor time that a test of the fast set may take, and its fixtures, which several tests share."""
 
 SLOWEST = 10
 """Number of tests in the table at the end."""
@@ -64,9 +64,9 @@ def _measured(item, when):
     seconds = _processor_seconds() - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     item.user_properties += [(COST, (when, seconds)), (MEMORY, peak)]
-    if _group(item) == "fast" and seconds > LIMIT:
+    if _group(item) == "fast" and seconds > LIMITS[when]:
         pytest.fail(
-            f"The {when} took {seconds:.1f} s of processor time; a test of the fast set may take {LIMIT:g}. "
+            f"The {when} took {seconds:.1f} s of processor time; a test of the fast set may take {LIMITS[when]:g}. "
             "Use a smaller size, share a fixture, or mark the test slow.",
             pytrace=False,
         )

@@ -269,7 +269,8 @@ def compare(ours, theirs, rel):
             assert one[key] == pytest.approx(other[key], rel=rel), (one["phase"], one["epoch"], key)
 
 
-@pytest.mark.parametrize("phases", [("frozen",), pytest.param(("frozen", "finetune"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", [("frozen",), ("frozen", "finetune")])
 def test_run_with_a_view_per_epoch_equals_fresh_augmentation(monkeypatch, folder, tmp_path, phases):
     passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 images
     fresh, output = train(folder, tmp_path / "fresh", phases=phases)

@@ -129,6 +129,7 @@ def damages(data):
     yield "one bit", data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
 
 
+@pytest.mark.slow
 def test_restore_latest_with_any_damaged_file_is_exact_or_falls_back(tmp_path, mesh, monkeypatch):
     monkeypatch.setitem(globals(), "LARGE", (3, 5))
     folder = saved(tmp_path / "whole", mesh, 4, 5)

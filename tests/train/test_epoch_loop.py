@@ -95,6 +95,7 @@ def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole,
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
+@pytest.mark.slow
 def test_ema_params_are_validated_and_saved(folder, tmp_path):
     rows_of, kept = [], []
     for decay in (0.0, 0.9):
@@ -193,14 +194,19 @@ def test_multi_step_calls_make_the_steps_of_single_ones(world):
 
 
 def test_uses_multi_step_trained_convolutions_on_cpu_is_false(world, monkeypatch):
+    cfg, *_ = world.start(world.setup.phases[1])
+    assert not uses_multi_step(cfg, CUT)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert uses_multi_step(cfg, CUT)
+
+
+@pytest.mark.slow
+def test_multi_step_calls_of_trained_convolutions_make_the_same_steps(world):
     phase, options = world.setup.phases[1], {"augmentation": world.setup.augmentation}
     cfg, frozen, state = world.start(phase, **options)
-    assert not uses_multi_step(cfg, CUT)
     first = phase.first_step
     calls = SingleStepCalls(cfg, world.images, world.sampler, first, phase.last_step)
     _, stepped = advance(calls, frozen, state, [(first, first + 2)])
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert uses_multi_step(cfg, CUT)
     _, many = advance(*world.multi_step(phase, world.images, **options), [(first, first + 2)])
     # Losses of 8 images, summed: convolutions inside a loop add up in another order.
     np.testing.assert_allclose(many.metrics.loss, stepped.metrics.loss, rtol=1e-5)

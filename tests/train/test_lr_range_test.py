@@ -145,7 +145,7 @@ def seen(monkeypatch):
     return states, made
 
 
-@pytest.mark.parametrize("name", ["frozen", "finetune"])
+@pytest.mark.parametrize("name", ["frozen", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_range_test_makes_the_steps_of_training(starts, seen, name):
     """14 steps are more than four epochs."""
     start = starts[name]

@@ -79,11 +79,12 @@ def chain(place, whole, workdir, kills, seed):
     return done
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_identically(place, whole, tmp_path):
     assert chain(place, whole, tmp_path / "run", kills=3, seed=0) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("processes")
 def test_run_killed_at_twenty_random_moments_resumes(place, whole, tmp_path):
     kills, seed = 0, 1
     while kills < 20:
@@ -91,7 +92,8 @@ def test_run_killed_at_twenty_random_moments_resumes(place, whole, tmp_path):
         seed += 1
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_signal_saves_the_current_step(place, whole, tmp_path, number, code):
     expected, moments = whole
     started = time.monotonic()

@@ -209,13 +209,14 @@ def test_train_step_applies_mixing(world):
     assert mixed[0] != plain[0]
 
 
+@pytest.mark.slow
 def test_train_step_ema_averages_params_and_leaves_training_alone(world):
-    average = Ema(0.5, first_step=7)
-    state, frozen = world.start(world.finetune, 7)
+    average, phase, options = Ema(0.5, first_step=7), world.frozen, {"feed": world.features, "start_layer": CUT}
+    state, frozen = world.start(phase, 7)
     state = state._replace(ema_params=devices.replicate(state.params, world.setup.mesh))
-    step, plain = world.step(world.finetune, ema=average), world.step(world.finetune)
-    other, expected = world.start(world.finetune, 7)[0], None
-    for examples in world.images.train_batches(EpochSampler(3, 4, len(world.images)), 0, 3, None):
+    step, plain = world.new_step(phase, ema=average, **options), world.new_step(phase, **options)
+    other, expected = world.start(phase, 7)[0], None
+    for examples in world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 3, None):
         state, other = step(state, frozen, examples), plain(other, frozen, examples)
         now = {path: np.array(value) for path, value in other.params.items()}
         expected = now if expected is None else {path: 0.5 * expected[path] + 0.5 * now[path] for path in now}

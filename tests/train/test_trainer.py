@@ -16,7 +16,10 @@ from flaxtl.train.logger import read_metrics
 from flaxtl.train.setup import build_setup
 
 # The best weights are handed on from `frozen`, the last ones from `finetune`.
-PHASES = {"frozen": {"epochs": 3, "patience": 9}, "finetune": {"epochs": 2, "schedule": "cosine", "warmup_steps": 2}}
+PHASES = {
+    "frozen": {"epochs": 2, "steps_per_epoch": 2, "patience": 9},
+    "finetune": {"epochs": 2, "steps_per_epoch": 2, "schedule": "cosine", "warmup_steps": 2},
+}
 ALWAYS = {"every_seconds": 0.0}  # a checkpoint after every step
 
 
@@ -43,20 +46,20 @@ def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
 
 def test_train_writes_metrics_and_summary(whole):
     workdir = whole.setup.workdir
-    epochs, phases = tiny_run.results(workdir)
-    expected = [("frozen", 1, 3), ("frozen", 2, 6), ("frozen", 3, 9), ("finetune", 1, 12), ("finetune", 2, 15)]
+    epochs, phases = tiny_run.told(workdir)
+    expected = [("frozen", 1, 2), ("frozen", 2, 4), ("finetune", 1, 6), ("finetune", 2, 8)]
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == expected
-    losses = [row["validation_loss"] for row in epochs[:3]]
+    losses = [row["validation_loss"] for row in epochs[:2]]
     best = losses.index(min(losses))
     assert phases["frozen"] == {
-        "epochs": 3,
-        "steps": 9,
+        "epochs": 2,
+        "steps": 4,
         "best_epoch": best + 1,
         "trainable_params": 128 * 8 + 8 + 8 * 3 + 3,
         "frozen_arrays_verified": 8,
         "lrs": tiny_run.FROZEN,
         "augment": False,
-        "train": {"accuracy": epochs[best]["train_accuracy"], "loss": epochs[best]["train_loss"], "n": 12},
+        "train": {"accuracy": epochs[best]["train_accuracy"], "loss": epochs[best]["train_loss"], "n": 8},
         "validation": {
             "loss": losses[best],
             "accuracy": epochs[best]["validation_accuracy"],
@@ -65,7 +68,7 @@ def test_train_writes_metrics_and_summary(whole):
         },
     }
     assert phases["finetune"]["frozen_arrays_verified"] == 4
-    assert phases["finetune"]["validation"]["loss"] == epochs[4]["validation_loss"]
+    assert phases["finetune"]["validation"]["loss"] == epochs[3]["validation_loss"]
     assert json.loads((workdir / "config.json").read_text())["frozen"]["patience"] == 9
     assert run_dir.read_summary(workdir).command == "flaxtl train"
 
@@ -77,17 +80,18 @@ def test_train_phases_change_trained_layers_only(whole):
     assert changed == {"block2_conv1", "block2_conv2", "dense_1", "predictions"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        pytest.param(PhaseTrainer, "_begin_epoch", 2, False, id="within a phase", marks=pytest.mark.slow),
-        pytest.param(PhaseTrainer, "_begin_epoch", 5, False, id="within the last phase"),
-        pytest.param(Checkpoints, "save_latest", 2, False, id="between a row and its checkpoint"),
-        pytest.param(trainer, "_start_run", 1, True, id="after the start", marks=pytest.mark.slow),
-        pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint", marks=pytest.mark.slow),
+        pytest.param(PhaseTrainer, "_begin_epoch", 2, False, id="within a phase"),
+        pytest.param(PhaseTrainer, "_begin_epoch", 4, False, id="within the last phase"),
+        pytest.param(Checkpoints, "save_latest", 2, False, id="before a checkpoint"),
+        pytest.param(trainer, "_start_run", 1, True, id="after the start"),
+        pytest.param(run_dir, "create_run_dir", 1, True, id="before the first checkpoint"),
         pytest.param(Checkpoints, "save_phase", 2, False, id="before the end of a phase is kept"),
-        pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept", marks=pytest.mark.slow),
-        pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept", marks=pytest.mark.slow),
+        pytest.param(Checkpoints, "save_phase", 2, True, id="after the end of a phase is kept"),
+        pytest.param(Checkpoints, "save_phase", 3, False, id="before the end of the run is kept"),
     ],
 )
 def test_train_interrupted_anywhere_resumes_bit_identically(
@@ -113,17 +117,18 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
 def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, tmp_path):
     rarely = tiny_run.config(folder, **PHASES)
     with monkeypatch.context() as patch:
-        tiny_run.stop_at(patch, PhaseTrainer, "_begin_epoch", 3)
+        tiny_run.stop_at(patch, PhaseTrainer, "_begin_epoch", 2)
         with pytest.raises(KeyboardInterrupt):
             train(rarely, tmp_path / "run")
-    assert len(read_metrics(tmp_path / "run")) == 2
+    assert len(read_metrics(tmp_path / "run")) == 1
     resumed = train(rarely, tmp_path / "run")
     assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
+@pytest.mark.slow
 def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, whole, folder, tmp_path):
-    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_begin_epoch", 5)
+    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_begin_epoch", 4)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
@@ -135,7 +140,7 @@ def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, who
 @pytest.mark.slow
 def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_path):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 3)
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 2)
     (workdir / "metrics.jsonl").unlink()
     resumed = trainer.train(make_config(folder), workdir, console, "flaxtl train")
     assert "metrics.jsonl" in tiny_run.texts(console)
@@ -143,10 +148,11 @@ def test_train_lost_metrics_repeat_the_phase(monkeypatch, whole, folder, tmp_pat
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
-@pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), pytest.param("phases", "gone", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "harm"), [("latest", "cut"), ("phases", "gone")])
 def test_train_damaged_checkpoint_is_quarantined(monkeypatch, whole, folder, tmp_path, which, harm):
     workdir, console = tmp_path / "run", tiny_run.quiet()
-    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 5)  # within the second phase
+    interrupt(monkeypatch, folder, workdir, PhaseTrainer, "_begin_epoch", 4)  # within the second phase
     newest = max((workdir / "checkpoints" / which).iterdir(), key=lambda place: int(place.name))
     files = sorted(file for file in newest.rglob("*") if file.is_file() and file.stat().st_size)
     largest = max(files, key=lambda file: file.stat().st_size)

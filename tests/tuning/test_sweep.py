@@ -259,7 +259,8 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(2, 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_sweep_after_a_signal_resumes(sweeps, number, code):
     everything = grid(20, 15, 30)
     command = [sys.executable, "-c", WRAPPED, FAKE_TRAIN[1], *sweeps.arguments(everything)]
