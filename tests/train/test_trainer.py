@@ -46,7 +46,7 @@ def interrupt(monkeypatch, folder, workdir, owner, name, call, after=False):
 
 def test_train_writes_metrics_and_summary(whole):
     workdir = whole.setup.workdir
-    epochs, phases = tiny_run.told(workdir)
+    epochs, phases = tiny_run.results(workdir)
     expected = [("frozen", 1, 2), ("frozen", 2, 4), ("finetune", 1, 6), ("finetune", 2, 8)]
     assert [(row["phase"], row["epoch"], row["step"]) for row in epochs] == expected
     losses = [row["validation_loss"] for row in epochs[:2]]
@@ -133,7 +133,7 @@ def test_train_partial_metrics_line_and_lost_phase_are_repeated(monkeypatch, who
         file.write('{"phase": "finet')
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "phases" / "1")
     resumed = train(make_config(folder), tmp_path / "run")
-    assert tiny_run.told(tmp_path / "run") == tiny_run.told(whole.setup.workdir)
+    assert tiny_run.results(tmp_path / "run") == tiny_run.results(whole.setup.workdir)
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
