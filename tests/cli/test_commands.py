@@ -242,7 +242,7 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
         (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
         (["summary", f"--config={DEMO}", "--config.model.output_layer=block5"], ["'block5'", "'block5_pool'"]),
-        (["summary", f"--config={DEMO}", "--config.phases=late"], ["phases", "'late'"]),
+        (["summary", f"--config={DEMO}", "--config.phases=late"], ["'late'", "augmented, finetune, frozen"]),
         (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
         (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),
         (["predict", "--workdir=x", "--input=y", "--npz=z"], ["--tap=LAYER", "--npz=FILE"]),

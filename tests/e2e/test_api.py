@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +18,7 @@ from flaxtl.errors import UserError
 from flaxtl.train.signals import StopRequested
 
 
+@pytest.mark.slow
 def test_train_returns_results_and_repeats_nothing(tmp_path):
     place = Place(tmp_path / "user", "epochs=1", "epochs=1")
     config = api.load_config(str(place.folder / "config.py"), f"data.source=folder:{place.folder / 'images'}")
@@ -83,7 +85,7 @@ def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
 def test_create_model_trains_unlisted_groups_stay_frozen():
     model, variables = api.create_model("mobilenet_0.25", num_classes=3, weights="random", image_size=32)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    logits = model.apply(variables, images)
+    logits = jax.eval_shape(model.apply, variables, images)
     assert (logits.shape, logits.dtype) == ((4, 3), np.float32)
     groups = api.param_groups(variables["params"], model.default_groups)
     assert jax.tree.structure(groups) == jax.tree.structure(variables["params"])
@@ -91,11 +93,8 @@ def test_create_model_trains_unlisted_groups_stay_frozen():
 
     @jax.jit
     def updates(params):
-        def loss(params):
-            logits = model.apply({**variables, "params": params}, images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, np.array([0, 1, 2, 0])).mean()
-
-        return tx.update(jax.grad(loss)(params), tx.init(params), params)[0]
+        gradients = jax.tree.map(jnp.ones_like, params)
+        return tx.update(gradients, tx.init(params), params)[0]
 
     changed = jax.tree.map(lambda update: bool(np.any(update)), updates(variables["params"]))
     assert all(jax.tree.leaves(changed["head"]))
@@ -106,12 +105,11 @@ def test_create_model_train_mode_updates_batch_stats_and_drops_out():
     model, variables = api.create_model("mobilenet_0.25", 3, "random", image_size=32, units=(8,), dropout=0.5)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
 
-    def run(seed):
-        return model.apply(
-            variables, images, train=True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"]
-        )
+    @jax.jit
+    def run(key):
+        return model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
 
-    (first, changes), (second, _) = run(0), run(1)
+    (first, changes), (second, _) = run(jax.random.key(0)), run(jax.random.key(1))
     assert not np.array_equal(first, second)
     moved = jax.tree.map(np.array_equal, changes["batch_stats"], variables["batch_stats"])
     assert not any(jax.tree.leaves(moved))
