@@ -1,7 +1,7 @@
 """A model as one function of images: preprocessing, backbone and head."""
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -195,10 +195,7 @@ def forward_logits(model: Classifier, params: Params, x: jax.Array, *, start: st
 def list_layers(model: Classifier, height: int, width: int) -> list[Layer]:
     """Return the layers of `model` for images of that size, in Keras' order. Nothing is computed."""
     check_input_size(model.spec, height, width)
-    layers: list[Layer] = []
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    jax.eval_shape(lambda key, x: model.init(key, x, trace=layers), jax.random.key(0), images)
-    return layers
+    return list(_trace(model, height, width).layers)
 
 
 def param_shapes(model: Classifier, height: int, width: int) -> NestedParams[tuple[int, ...]]:
@@ -207,14 +204,12 @@ def param_shapes(model: Classifier, height: int, width: int) -> NestedParams[tup
     Raises:
       UserError: the backbone ends inside a branch, so that the output of another branch would be unused.
     """
-    layers = list_layers(model, height, width)
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    shapes = _from_variables(jax.tree.map(lambda leaf: tuple(leaf.shape), variables))
+    check_input_size(model.spec, height, width)
+    layers, shapes = _trace(model, height, width)
     ordered: NestedParams[tuple[int, ...]] = {section: {} for section in shapes}
     for layer in layers:
         if layer.name in shapes[layer.section]:
-            ordered[layer.section][layer.name] = shapes[layer.section][layer.name]
+            ordered[layer.section][layer.name] = dict(shapes[layer.section][layer.name])
     if unused := [name for name in shapes["backbone"] if name not in ordered["backbone"]]:
         below = {layer.name for layer in layers if layer.section == "backbone"}
         whole = list_layers(model.clone(output_layer=None), height, width)
@@ -224,6 +219,19 @@ def param_shapes(model: Classifier, height: int, width: int) -> NestedParams[tup
             f"be unused. Set model.output_layer to a layer that all paths pass through, such as {suggestion!r}."
         )
     return ordered
+
+
+class _Trace(NamedTuple):
+    layers: tuple[Layer, ...]
+    shapes: NestedParams[tuple[int, ...]]  # in any order, and also of layers that nothing reads
+
+
+@lru_cache(maxsize=32)  # every command needs the result several times, and a deep network takes seconds
+def _trace(model: Classifier, height: int, width: int) -> _Trace:
+    layers: list[Layer] = []
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, trace=layers), jax.random.key(0), images)
+    return _Trace(tuple(layers), _from_variables(jax.tree.map(lambda leaf: tuple(leaf.shape), variables)))
 
 
 def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Params:

@@ -1,5 +1,6 @@
 """Flax modules of the convolutions that Flax does not have: depthwise (fast on CPU) and separable."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,12 +79,15 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pa
         )
 
     def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _sum_of_shifts(x, kernel, strides, padding)
+        total: jax.Array = _sum_of_shifts(x, kernel, strides, padding)
+        return total
 
     output: jax.Array = lax.platform_dependent(x, kernel, cpu=sum_of_shifts, default=xla_conv)
     return output
 
 
+# Inlined, so that the program is the same; but traced once a shape, where NASNet repeats shapes often.
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _sum_of_shifts(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:
     """Add up the shifted image times each position of the kernel, in float32 as XLA does."""
     rows, columns = kernel.shape[:2]

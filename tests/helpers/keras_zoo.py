@@ -2,8 +2,10 @@
 
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import jax
@@ -11,13 +13,18 @@ import keras
 import numpy as np
 import pytest
 from flax import linen as nn
+from keras.src.applications import densenet as keras_densenet
+from keras.src.applications import efficientnet as keras_efficientnet
+from keras.src.applications import efficientnet_v2 as keras_v2
+from keras.src.applications import nasnet as keras_nasnet
+from keras.src.applications import resnet as keras_resnet
 from keras.src.legacy.saving import legacy_h5_format
 
-from flaxtl.models import classifier, registry
+from flaxtl.models import classifier, efficientnet_v2, registry
 from flaxtl.models.classifier import Classifier, forward
 from flaxtl.models.head import Head
 from flaxtl.models.net import Net
-from flaxtl.pretrained.backbone import optional_layers
+from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
 from flaxtl.pretrained.loader import load_weights
 from helpers import tiny_run
 
@@ -59,6 +66,90 @@ KERAS_MODELS = {
 """Name in the registry -> Keras' builder."""
 
 
+class Short(NamedTuple):
+    """A network of a family with fewer blocks than any published one.
+
+    Attributes:
+      published: name of a published network with the same preprocessing.
+      keras: Keras' builder.
+      settings: arguments of flaxtl's builder.
+    """
+
+    published: str
+    keras: Callable[..., keras.Model]
+    settings: dict[str, Any]
+
+
+def _resnet_blocks(stack, strides, *depths):
+    """Return Keras' function from the output of the stem to that of the last block."""
+
+    def run(x):
+        for stage, depth in enumerate(depths, start=2):
+            x = stack(x, 32 * 2 ** (stage - 1), depth, name=f"conv{stage}", **strides.get(stage, {}))
+        return x
+
+    return run
+
+
+def _repeat(stages, repeats):
+    return tuple(stage._replace(repeats=count) for stage, count in zip(stages, repeats, strict=True))
+
+
+_RESNET = _resnet_blocks(keras_resnet.stack_residual_blocks_v1, {2: {"stride1": 1}}, 2, 1, 1, 1)
+_RESNET_V2 = _resnet_blocks(keras_resnet.stack_residual_blocks_v2, {5: {"stride1": 1}}, 3, 2, 2, 2)
+_V2_REPEATS = (1, 2, 1, 1, 2, 1)
+_V2_STAGES = [
+    {**stage, "num_repeat": count}
+    for stage, count in zip(keras_v2.DEFAULT_BLOCKS_ARGS["efficientnetv2-b0"], _V2_REPEATS, strict=True)
+]
+SHORT_MODELS = {
+    "short_resnet": Short(
+        "resnet50", partial(keras_resnet.ResNet, _RESNET, preact=False, use_bias=True), {"depths": (2, 1, 1, 1)}
+    ),
+    "short_resnet_v2": Short(
+        "resnet50v2", partial(keras_resnet.ResNet, _RESNET_V2, preact=True, use_bias=True), {"depths": (3, 2, 2, 2)}
+    ),
+    "short_densenet": Short("densenet121", partial(keras_densenet.DenseNet, [2, 1, 1, 1]), {"depths": (2, 1, 1, 1)}),
+    "short_nasnet": Short(
+        "nasnet_mobile",
+        partial(
+            keras_nasnet.NASNet,
+            penultimate_filters=192,
+            num_blocks=1,
+            stem_block_filters=8,
+            skip_reduction=False,
+            default_size=224,
+        ),
+        {"stem": 8, "channels": 8, "cells": 1, "skip": False},
+    ),
+    "short_efficientnet": Short(  # one or two blocks a stage
+        "efficientnetb0",
+        partial(keras_efficientnet.EfficientNet, 0.5, 0.5, 224, weights_name="b0", name="short"),
+        {"width": 0.5, "depth": 0.5, "dropout": 0.2},
+    ),
+    "short_efficientnet_v2": Short(
+        "efficientnetv2-b0",
+        partial(keras_v2.EfficientNetV2, 1.0, 1.0, 224, blocks_args=_V2_STAGES, name="efficientnetv2-b0"),
+        {"stages": _repeat(efficientnet_v2.B0, _V2_REPEATS), "stem": 32},
+    ),
+}
+
+
+def get_spec(name):
+    """Return the record of a model of the registry, or of a short one."""
+    if name not in SHORT_MODELS:
+        return registry.get_spec(name)
+    short = SHORT_MODELS[name]
+    spec = registry.get_spec(short.published)
+    return replace(spec, name=name, build=partial(spec.build.func, **short.settings))
+
+
+def family(name):
+    """Return the name of the function that builds the network: 'resnet', 'resnet_v2', ..."""
+    build = get_spec(name).build
+    return getattr(build, "func", build).__name__
+
+
 class Pair(NamedTuple):
     """Keras' network and flaxtl's, with the same weights, and images for both."""
 
@@ -71,26 +162,49 @@ class Pair(NamedTuple):
 def keras_network(name, height, width=None, *, include_top, **settings):
     """Build a network of keras.applications with random weights and layer names as in a fresh session.
 
-    The values of Normalization layers stay as Keras' `settings` made them.
+    Preprocessing inside the network is that of the published weights.
     """
     shape = (height, width or height, 3)
     settings = {"weights": None, "include_top": include_top, "input_shape": shape} | settings
     keras.backend.clear_session()
     with pytest.MonkeyPatch.context() as patch:
-        # All weights are drawn below; Keras would compile a random generator for every shape.
-        patch.setattr(keras.initializers.VarianceScaling, "__call__", _zeros)
-        network = KERAS_MODELS[name](**settings)
+        without_initializers(patch)
+        if family(name) == "efficientnet":
+            _without_download(patch)  # Keras adds a layer to the preprocessing if the weights are the published ones
+            settings["weights"] = "imagenet"
+        network = _keras_builder(name)(**settings)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            layer.set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
+            layer.finalize_state()
     randomize(network)
     return network
+
+
+def without_initializers(patch):
+    """Make all variables zero: Keras compiles its initializers for every shape."""
+    for kind in (keras.initializers.VarianceScaling, keras.initializers.Zeros, keras.initializers.Ones):
+        patch.setattr(kind, "__call__", _zeros)
 
 
 def _zeros(initializer, shape, dtype=None):
     return np.zeros(shape, dtype)
 
 
+def _without_download(patch):
+    """Let weights='imagenet' load nothing, at any image size."""
+    patch.setattr(keras.src.utils.file_utils, "get_file", lambda *_, **__: "")
+    patch.setattr(keras.Model, "load_weights", lambda *_: None)
+    patch.setattr(keras.src.applications.imagenet_utils, "obtain_input_shape", lambda shape, **_: shape)
+
+
+def _keras_builder(name):
+    return SHORT_MODELS[name].keras if name in SHORT_MODELS else KERAS_MODELS[name]
+
+
 def preprocessing(name):
     """Return `preprocess_input` of the Keras module that contains the network."""
-    builder = KERAS_MODELS[name]
+    builder = KERAS_MODELS[SHORT_MODELS[name].published if name in SHORT_MODELS else name]
     return sys.modules[getattr(builder, "func", builder).__module__].preprocess_input
 
 
@@ -101,17 +215,17 @@ def randomize(network, seed=0):
     def draw(layer, variable):
         shape, kind = variable.shape, variable.path.rsplit("/", 1)[1]
         if kind in ("gamma", "moving_variance"):
-            return rng.uniform(0.5, 1.5, shape)
+            return 0.5 + rng.random(shape, np.float32)
         if len(shape) < 2:
-            return 0.1 * rng.standard_normal(shape)
+            return 0.1 * rng.standard_normal(shape, np.float32)
         depthwise = kind == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv2D)
         fan_in = np.prod(shape[:-2]) if depthwise else np.prod(shape[:-1])
         gain = 1 if kind == "depthwise_kernel" else 2  # there is no relu between the kernels of a SeparableConv2D
-        return rng.standard_normal(shape) * np.sqrt(gain / fan_in)
+        return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(gain / fan_in))
 
     for layer in network.layers:
         if layer.weights and not isinstance(layer, keras.layers.Normalization):
-            layer.set_weights([draw(layer, variable).astype("float32") for variable in layer.weights])
+            layer.set_weights([draw(layer, variable) for variable in layer.weights])
 
 
 def scale_weights(network, pattern, factor):
@@ -142,16 +256,14 @@ def save_keras3(network, path):
 
 def flaxtl_model(name, *, include_top, dtype="float32"):
     """Return the published network, or its backbone under a small head."""
-    return Classifier(
-        registry.get_spec(name), None if include_top else Head(2, "global_average"), dtype=np.dtype(dtype)
-    )
+    return Classifier(get_spec(name), None if include_top else Head(2, "global_average"), dtype=np.dtype(dtype))
 
 
 def load_params(name, path, height, width=None, *, include_top):
     """Read the weights of a network from a file, as flaxtl does."""
-    model = flaxtl_model(name, include_top=include_top)
-    shapes = classifier.param_shapes(model, height, width or height)["backbone"]
-    return {"backbone": load_weights(path, shapes, optional_layers(model.spec)).params}
+    shapes = param_shapes(name, height, width, include_top=include_top)
+    optional = param_shapes(name, height, width, include_top=True).keys()
+    return {"backbone": load_weights(path, shapes, optional, trusted=True).params}
 
 
 def random_images(height, width):
@@ -160,13 +272,17 @@ def random_images(height, width):
 
 @tiny_run.compiled_quickly()
 def compare_outputs(pair, layers, bound, preprocess=lambda x: x):
-    """Assert that the outputs of `layers` and the logits are equal; the Keras network has no softmax."""
-    tensors = {layer: pair.keras.get_layer(layer).output for layer in layers} | {"logits": pair.keras.output}
+    """Assert that the outputs of `layers` are equal, and the logits of a network with them; Keras' has no softmax."""
+    tensors = {layer: pair.keras.get_layer(layer).output for layer in layers}
+    run = jax.jit(lambda params, x: forward(pair.model, params, x, taps=tuple(layers)))
+    result = run(pair.params, pair.images)
+    outputs = dict(result.taps)
+    if result.logits is not None:
+        tensors["logits"], outputs["logits"] = pair.keras.output, result.logits
+        np.testing.assert_allclose(result.output, jax.nn.softmax(result.logits), rtol=1e-5)
     # `predict` compiles the network as one program; calling it would compile every layer separately.
     expected = keras.Model(pair.keras.input, tensors).predict(preprocess(pair.images.astype("float32")), verbose=0)
-    result = jax.jit(lambda params, x: forward(pair.model, params, x, taps=tuple(layers)))(pair.params, pair.images)
-    np.testing.assert_allclose(result.output, jax.nn.softmax(result.logits), rtol=1e-5)
-    assert_outputs_close(result.taps | {"logits": result.logits}, expected, bound)
+    assert_outputs_close(outputs, expected, bound)
 
 
 def assert_outputs_close(outputs, expected, bound):
@@ -177,10 +293,10 @@ def assert_outputs_close(outputs, expected, bound):
         np.testing.assert_allclose(outputs[name], values, rtol=0, atol=atol, err_msg=name)
 
 
-def keras_layer_names(network):
-    """Return the names of Keras' layers in order, without the input and what preprocesses it."""
+def keras_layers(network):
+    """Return the (name, output shape) of Keras' layers in order, without the input and what preprocesses it."""
     first = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization)
-    return [layer.name for layer in network.layers if not isinstance(layer, first)]
+    return [(layer.name, layer.output.shape[1:]) for layer in network.layers if not isinstance(layer, first)]
 
 
 def layer_names(name, height, width=None, *, include_top):
@@ -189,11 +305,15 @@ def layer_names(name, height, width=None, *, include_top):
     return [layer.name for layer in layers if layer.section == "backbone"]
 
 
+def param_shapes(name, height, width=None, *, include_top):
+    """Return layer -> leaf -> shape of the backbone."""
+    model = flaxtl_model(name, include_top=include_top)
+    return classifier.param_shapes(model, height, width or height)["backbone"]
+
+
 def count_params(name, height=None, width=None, *, include_top):
     """Return the number of parameters and batch statistics, at the published size unless another is given."""
-    model = flaxtl_model(name, include_top=include_top)
-    side = model.spec.input_size
-    shapes = classifier.param_shapes(model, height or side, width or side)["backbone"]
+    shapes = param_shapes(name, height or get_spec(name).input_size, width, include_top=include_top)
     return sum(int(np.prod(shape)) for leaves in shapes.values() for shape in leaves.values())
 
 
@@ -209,7 +329,7 @@ def keras_dropouts(network):
     return {layer.name: (layer.rate, layer.noise_shape == (None, 1, 1, 1)) for layer in layers}
 
 
-def batch_norms_and_dropouts(name, side):
+def batch_norms_and_dropouts(model, height, width):
     """Return both tables, of batch norms and dropouts, for flaxtl's network, with the values passed to Flax."""
     batch_norms, dropouts = {}, {}
     run_dropout = Net.dropout
@@ -226,5 +346,7 @@ def batch_norms_and_dropouts(name, side):
 
     with nn.intercept_methods(record_norm), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Net, "dropout", record_dropout)
-        classifier.list_layers(flaxtl_model(name, include_top=True), side, side)
-    return batch_norms, dropouts
+        classifier._trace.cache_clear()  # a cached result would not show the calls
+        layers = classifier.list_layers(model, height, width)
+    existing = {layer.name for layer in layers}  # Net.dropout is called for layers after the last one as well
+    return batch_norms, {name: dropouts[name] for name in dropouts if name in existing}

@@ -33,7 +33,7 @@ class Pair(NamedTuple):
 
 def make_pair(name, light_name, path, height, width, *, include_top):
     """Save a light model with random weights to `path` and read flaxtl's weights from there."""
-    reference = fill_light_model(light_name, height, width)
+    reference = fill_light_model(light_name, height, width, include_top=include_top)
     onnx.save(reference, path)
     model = keras_zoo.flaxtl_model(name, include_top=include_top)
     side = model.spec.input_size
@@ -41,19 +41,24 @@ def make_pair(name, light_name, path, height, width, *, include_top):
     return Pair(reference, model, params, keras_zoo.random_images(height, width))
 
 
-def fill_light_model(light_name, height, width):
-    """Return the light model for two images of that size, with random arrays."""
+def fill_light_model(light_name, height, width, *, include_top):
+    """Return the light model for two images of that size, with random arrays; without its top, up to the flattening."""
     model, rng = onnx.load(LIGHT_MODELS / f"light_{light_name}.onnx"), np.random.default_rng(0)
     graph = model.graph
+    if not include_top:
+        top = next(number for number, node in enumerate(graph.node) if node.op_type in ("Reshape", "Gemm"))
+        del graph.node[top:]
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "ConstantOfShape":
             arrays[node.output[0]] = np.empty(arrays.pop(node.input[0]), np.float32)
+    used = {name for node in graph.node for name in node.input}
     initializers = [
         numpy_helper.from_array(
             random_weights(rng, array.shape) if array.dtype == np.float32 else any_batch_size(array), name
         )
         for name, array in arrays.items()
+        if name in used
     ]
     nodes = [node for node in graph.node if node.op_type != "ConstantOfShape"]
     image = helper.make_tensor_value_info("data_0", FLOAT, [2, 3, height, width])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import keras_zoo
 
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
@@ -140,10 +141,10 @@ def test_classifier_without_head_is_the_published_network():
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50v2", "densenet121", "efficientnetb0"])
+@pytest.mark.parametrize("name", ["short_resnet", "short_resnet_v2", "short_densenet", "short_efficientnet"])
 def test_bfloat16_reaches_every_layer(name):
     """Except a border around the pixels, which are float32 up to the first convolution. Parameters stay float32."""
-    model = Classifier(registry.get_spec(name), Head(2, "global_average"), dtype=jnp.bfloat16)
+    model = Classifier(keras_zoo.get_spec(name), Head(2, "global_average"), dtype=jnp.bfloat16)
     layers = [layer for layer in classifier.list_layers(model, 64, 64) if layer.section == "backbone"]
     run = partial(model.init_with_output, taps=tuple(layer.name for layer in layers))
     result, variables = jax.eval_shape(run, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
@@ -156,9 +157,9 @@ def test_bfloat16_reaches_every_layer(name):
     ("name", "start"),
     [
         ("mobilenet_0.25", "conv_pw_6_relu"),
-        ("mobilenet_v2_0.35", "block_6_project_BN"),
-        ("mobilenet_v3_small", "expanded_conv_3_project_bn"),
-        ("nasnet_mobile", "stem_bn1"),
+        pytest.param("mobilenet_v2_0.35", "block_6_project_BN", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", "expanded_conv_3_project_bn", marks=pytest.mark.slow),
+        pytest.param("nasnet_mobile", "stem_bn1", marks=pytest.mark.slow),
     ],
 )
 def test_start_gives_the_same_shapes_as_the_whole(name, start):

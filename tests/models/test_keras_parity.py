@@ -6,15 +6,18 @@ largest value of an output: three times the largest deviation measured on CPU. I
 where random activations grow to 40 and 1,000 and relu6 keeps 6 of that, with the rounding errors of the whole.
 """
 
+import math
 from typing import NamedTuple
 
+import jax
 import keras
 import numpy as np
 import pytest
 from helpers import keras_zoo
 
-from flaxtl.models import registry
-from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier
+from flaxtl.pretrained.loader import load_weights
 
 
 class Family(NamedTuple):
@@ -38,7 +41,7 @@ FAMILIES = {
     "vgg": Family(5e-6, (75, 53), ("block1_conv2", "block2_pool", "block4_conv1", "block5_conv3", "block5_pool")),
     "resnet": Family(
         4e-6,
-        (75, 75),  # 38, 19, 10, 5, 3
+        (43, 43),  # 22, 11, 6, 3, 2
         (
             "conv1_bn",  # the border of the first convolution; epsilon
             "pool1_pool",  # the border of the pool
@@ -52,7 +55,7 @@ FAMILIES = {
     ),
     "resnet_v2": Family(
         4e-6,
-        (75, 75),
+        (43, 43),
         (
             "conv1_conv",  # a batch norm or relu after it
             "pool1_pool",  # the border of the pool: its zeros win over negative values
@@ -67,7 +70,7 @@ FAMILIES = {
     ),
     "densenet": Family(
         4e-6,
-        (75, 75),  # 38, 19, 9, 4, 2
+        (43, 43),  # 22, 11, 5, 2, 1
         (
             "conv1_bn",  # the border of the first convolution
             "pool1",  # the border of the pool
@@ -116,7 +119,7 @@ FAMILIES = {
     ),
     "mobilenet": Family(
         4e-6,
-        (75, 75),  # 38, 19, 10, 5
+        (43, 43),  # 22, 11, 6, 3
         (
             "conv_dw_2",  # zeros at the bottom and right of an even size
             "conv_dw_4",  # and of an odd size
@@ -125,7 +128,7 @@ FAMILIES = {
     ),
     "mobilenet_v2": Family(
         6e-5,
-        (75, 75),
+        (43, 43),
         (
             "expanded_conv_project_BN",
             "block_1_depthwise",  # zeros at the bottom and right of an even size
@@ -136,7 +139,7 @@ FAMILIES = {
     ),
     "mobilenet_v3": Family(
         7e-5,
-        (75, 75),
+        (43, 43),
         (
             "conv",  # preprocessing, which is part of Keras' network
             "expanded_conv_3_depthwise_bn",
@@ -147,7 +150,7 @@ FAMILIES = {
     ),
     "nasnet": Family(
         2.4e-6,
-        (75, 75),  # 37, 19, 10, 5
+        (43, 43),  # 21, 11, 6, 3
         (
             "stem_bn1",  # a border around the first convolution
             "reduction_left3_stem_1",  # an average pool that does not count the zeros of the layer before it
@@ -161,96 +164,135 @@ FAMILIES = {
     ),
     "efficientnet": Family(
         6e-6,
-        (91, 91),  # 46, 23, 12, 6
+        (43, 43),  # 22, 11, 6, 3
         ("stem_conv", "block3a_se_excite", "block6b_add", "top_activation"),
         r"block\d[b-z]_project_bn",
         0.2,
     ),
     "efficientnet_v2": Family(
         6e-6,
-        (91, 91),
+        (43, 43),
         ("stem_conv", "block1a_project_activation", "block3b_add", "block5a_se_excite", "top_activation"),
         r"(stem|block\d[b-z]_project)_bn",
         0.2,
     ),
 }
 
-FAST = {
-    *("vgg16", "vgg19", "resnet50", "resnet50v2", "densenet121", "inception_v3", "xception", "mobilenet_0.25"),
-    *("mobilenet_v2_0.35", "mobilenet_v3_small", "efficientnetb0", "efficientnetv2-b0"),
-}
+
+class Case(NamedTuple):
+    """A network, at the image size of its family unless another is given.
+
+    Attributes:
+      end: its last layer; '' for the whole network.
+    """
+
+    name: str
+    end: str = ""
+    size: tuple[int, int] = ()
+
+    def __str__(self):
+        return "-".join(map(str, filter(None, (self.name, self.end, *self.size))))
+
+
+FAST = (
+    Case("vgg16"),
+    Case("mobilenet_0.25"),
+    Case("short_resnet"),
+    Case("short_resnet_v2", "conv3_block2_out"),
+    Case("short_densenet"),
+    Case("short_efficientnet", "block4b_add"),
+    Case("short_efficientnet_v2"),
+    Case("short_nasnet", "reduction_concat_stem_1"),
+    Case("mobilenet_v2_0.35", "block_4_add"),
+    Case("mobilenet_v3_small", "expanded_conv_4_add"),
+    Case("inception_v3", "mixed4", (75, 75)),
+    Case("xception", "add_3"),
+)
+SLOW = tuple(
+    map(
+        Case,
+        (
+            *("vgg19", "resnet50", "resnet50v2", "densenet121", "inception_v3", "inception_resnet_v2", "xception"),
+            *("mobilenet", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetb0"),
+            "efficientnetv2-b0",
+        ),
+    )
+)
+EXHAUSTIVE = (
+    *(Case(name) for name in keras_zoo.KERAS_MODELS if not {Case(name)} & {*FAST, *SLOW}),
+    *(
+        Case(name, size=(registry.get_spec(name).input_size,) * 2)
+        for name in ("vgg16", "vgg19", *(f"efficientnetb{number}" for number in range(8)), "efficientnetv2-b0")
+    ),
+)
 
 IN_KERAS_ONLY = {"efficientnet": 7}
 """Numbers in Keras' Normalization layer (mean, variance, count), which is preprocessing in flaxtl."""
 
 
-def family_of(name):
-    if name.startswith("efficientnet"):
-        return "efficientnet_v2" if "v2" in name else "efficientnet"
-    if name.startswith("resnet"):
-        return "resnet_v2" if name.endswith("v2") else "resnet"
-    return max((family for family in FAMILIES if name.startswith(family)), key=len)
-
-
 @pytest.fixture(
     scope="module",
-    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in keras_zoo.KERAS_MODELS],
+    params=[
+        *FAST,
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW),
+        *(pytest.param(case, marks=pytest.mark.exhaustive("networks")) for case in EXHAUSTIVE),
+    ],
+    ids=str,
 )
-def name(request):
-    return request.param
+def case(request):
+    family = FAMILIES[keras_zoo.family(request.param.name)]
+    return request.param._replace(size=request.param.size or family.size)
 
 
 @pytest.fixture(scope="module")
-def network(name):
-    """Keras' whole network, without softmax."""
-    family = FAMILIES[family_of(name)]
-    network = keras_zoo.keras_network(name, *family.size, include_top=True, classifier_activation=None)
-    return keras_zoo.scale_weights(network, family.damped, family.factor)
+def network(case):
+    """Keras' network without softmax."""
+    family = FAMILIES[keras_zoo.family(case.name)]
+    network = keras_zoo.keras_network(case.name, *case.size, include_top=True, classifier_activation=None)
+    keras_zoo.scale_weights(network, family.damped, family.factor)
+    return keras.Model(network.input, network.get_layer(case.end).output) if case.end else network
 
 
-def test_layers_and_param_counts_equal_keras(name, network):
-    family, spec = family_of(name), registry.get_spec(name)
-    size = FAMILIES[family].size
-    assert keras_zoo.layer_names(name, *size, include_top=True) == keras_zoo.keras_layer_names(network)
-    norms, dropouts = keras_zoo.batch_norms_and_dropouts(name, size[0])
+@pytest.fixture(scope="module")
+def model(case):
+    return Classifier(keras_zoo.get_spec(case.name), output_layer=case.end or None)
+
+
+@pytest.fixture(scope="module")
+def params(case, network, model, tmp_path_factory):
+    """The weights of `network`, read from a file in Keras' legacy layout."""
+    path = keras_zoo.save_legacy(network, tmp_path_factory.mktemp("weights") / "whole.h5")
+    shapes = classifier.param_shapes(model, *case.size)["backbone"]
+    params = load_weights(path, shapes, trusted=True).params
+    path.unlink()
+    return {"backbone": params}
+
+
+def test_layers_and_param_counts_equal_keras(case, network, model):
+    norms, dropouts = keras_zoo.batch_norms_and_dropouts(model, *case.size)
     assert norms == keras_zoo.keras_batch_norms(network)
     assert dropouts == keras_zoo.keras_dropouts(network)
-    extra = IN_KERAS_ONLY.get(family, 0)
-    assert keras_zoo.count_params(name, *size, include_top=True) + extra == network.count_params()
-    assert keras_zoo.count_params(name, include_top=True) + extra == spec.num_params
-    assert keras_zoo.count_params(name, include_top=False) + extra == spec.num_params_no_top
+    layers = classifier.list_layers(model, *case.size)
+    assert [(layer.name, layer.shape) for layer in layers] == keras_zoo.keras_layers(network)
+    shapes = jax.tree.leaves(classifier.param_shapes(model, *case.size), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    extra = IN_KERAS_ONLY.get(keras_zoo.family(case.name), 0)
+    assert sum(map(math.prod, shapes)) + extra == network.count_params()
 
 
-def test_outputs_equal_keras(name, network, tmp_path, monkeypatch):
-    """Weights are read from files with and without top, in both of Keras' layouts."""
-    family, size = FAMILIES[family_of(name)], FAMILIES[family_of(name)].size
-    preprocess = keras_zoo.preprocessing(name)
-    path = tmp_path / "whole.h5"
-    if family_of(name) == "efficientnet":
-        network = imagenet_efficientnet(name, network, path, monkeypatch)
-    else:
-        keras_zoo.save_legacy(network, path)
-    params = keras_zoo.load_params(name, path, *size, include_top=True)
+def test_outputs_equal_keras(case, network, model, params):
+    family = FAMILIES[keras_zoo.family(case.name)]
+    existing = {layer.name for layer in classifier.list_layers(model, *case.size)}
+    taps = [layer for layer in (*family.taps, case.end) if layer in existing]
+    pair = keras_zoo.Pair(network, model, params, keras_zoo.random_images(*case.size))
+    keras_zoo.compare_outputs(pair, taps, family.bound, keras_zoo.preprocessing(case.name))
 
-    last = keras_zoo.layer_names(name, *size, include_top=False)[-1]
+
+@pytest.mark.slow
+def test_weight_files_without_top_equal_those_with_it(case, network, params, tmp_path):
+    """In both of Keras' layouts."""
+    last = keras_zoo.layer_names(case.name, *case.size, include_top=False)[-1]
     backbone = keras.Model(network.input, network.get_layer(last).output)
     for save in (keras_zoo.save_legacy, keras_zoo.save_keras3):
-        tree = keras_zoo.load_params(name, save(backbone, tmp_path / "base.h5"), *size, include_top=False)["backbone"]
+        file = save(backbone, tmp_path / "base.h5")
+        tree = keras_zoo.load_params(case.name, file, *case.size, include_top=False)["backbone"]
         np.testing.assert_equal(tree, {layer: params["backbone"][layer] for layer in tree})
-
-    model = keras_zoo.flaxtl_model(name, include_top=True)
-    pair = keras_zoo.Pair(network, model, params, keras_zoo.random_images(*size))
-    keras_zoo.compare_outputs(pair, family.taps, family.bound, preprocess)
-
-
-def imagenet_efficientnet(name, network, path, monkeypatch):
-    """Rebuild an EfficientNet as weights='imagenet' does, which changes its preprocessing; `path` is its download."""
-    family = FAMILIES["efficientnet"]
-    network.get_layer("normalization").set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
-    keras_zoo.save_legacy(network, path)
-    monkeypatch.setattr(keras.src.utils.file_utils, "get_file", lambda *_, **__: str(path))
-    # Keras accepts only the published image size together with these weights.
-    monkeypatch.setattr(keras.src.applications.imagenet_utils, "obtain_input_shape", lambda shape, **_: shape)
-    settings = {"include_top": True, "weights": "imagenet", "classifier_activation": None}
-    published = keras_zoo.keras_network(name, *family.size, **settings)
-    return keras_zoo.scale_weights(published, family.damped, family.factor)

@@ -1,5 +1,7 @@
 """The sum over a kernel's positions that replaces XLA's convolution on CPU."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +23,43 @@ def random_inputs(height, width, channels, rows, columns, dtype=jnp.float32):
     return jnp.asarray(x, dtype), jnp.asarray(random.normal(size=(rows, columns, 1, channels)), dtype)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
-@pytest.mark.parametrize("shape", [(9, 7, 5, 3, 3), (8, 10, 3, 5, 5), (6, 7, 2, 1, 4), (5, 5, 4, 5, 5)])
+FAST = (
+    ((9, 7, 5, 3, 3), (1, 1), "SAME"),
+    ((8, 10, 3, 5, 5), (2, 2), "SAME"),
+    ((6, 7, 2, 1, 4), (2, 1), "SAME"),
+    ((6, 7, 2, 1, 4), (2, 2), "VALID"),
+    ((5, 5, 4, 5, 5), (2, 1), "VALID"),
+)
+ALL = tuple(
+    itertools.product(
+        ((9, 7, 5, 3, 3), (8, 10, 3, 5, 5), (6, 7, 2, 1, 4), (5, 5, 4, 5, 5)),
+        ((1, 1), (2, 2), (2, 1)),
+        ("SAME", "VALID"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "padding"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)],
+)
 def test_depthwise_conv_and_gradients_equal_xla(shape, strides, padding):
     x, kernel = random_inputs(*shape)
 
-    def squares(convolve, x, kernel):
-        return (convolve(x, kernel, strides, padding) ** 2).sum()
+    @jax.jit
+    def outputs_and_gradients(x, kernel):
+        def squares(x, kernel, convolve):
+            output = convolve(x, kernel, strides, padding)
+            return (output**2).sum(), output
 
-    ours, theirs = (convolve(x, kernel, strides, padding) for convolve in (layers.depthwise_conv, xla_conv))
-    assert ours.shape == theirs.shape
+        run = jax.grad(squares, argnums=(0, 1), has_aux=True)
+        return run(x, kernel, layers.depthwise_conv), run(x, kernel, xla_conv)
+
+    (gradients, output), (expected_gradients, expected) = outputs_and_gradients(x, kernel)
+    assert output.shape == expected.shape
     # Up to 25 products of normal numbers, summed in another order.
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=25 * 2.0**-22)
-    for gradient, expected in zip(
-        *(jax.grad(squares, argnums=(1, 2))(convolve, x, kernel) for convolve in (layers.depthwise_conv, xla_conv)),
-        strict=True,
-    ):
+    np.testing.assert_allclose(output, expected, rtol=0, atol=25 * 2.0**-22)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 

@@ -56,7 +56,7 @@ CASES = {
         ("alexnet", 75, 100),
         pytest.param("alexnet", 227, 227, marks=pytest.mark.slow),
         ("googlenet", 75, 100),
-        ("googlenet", 224, 224),
+        pytest.param("googlenet", 224, 224, marks=pytest.mark.slow),
     ],
 )
 def test_backbone_equals_onnx(name, height, width, tmp_path):
@@ -66,9 +66,8 @@ def test_backbone_equals_onnx(name, height, width, tmp_path):
     keras_zoo.assert_outputs_close(onnx_zoo.flaxtl_outputs(pair, case.backbone), expected, BOUND)
 
 
-@pytest.mark.parametrize(
-    ("name", "side"), [("alexnet", 224), pytest.param("alexnet", 227, marks=pytest.mark.slow), ("googlenet", 224)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side"), [("alexnet", 224), ("alexnet", 227), ("googlenet", 224)])
 def test_whole_network_equals_onnx(name, side, tmp_path):
     """AlexNet at the zoo's and at Caffe's size; fc6 reads [height, width, channels], in the file channels first.
 

@@ -3,7 +3,6 @@
 import re
 
 import keras
-import numpy as np
 import pytest
 from helpers import keras_zoo
 
@@ -11,7 +10,7 @@ from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.models.imagenet import PREPROCESSING
-from flaxtl.models.registry import MODELS, get_spec
+from flaxtl.models.registry import FAMILIES, MODELS, get_spec
 from flaxtl.pretrained.backbone import expected_shapes
 
 
@@ -25,18 +24,20 @@ def keras_weights_file(name, monkeypatch, **settings):
     def get_file(fname, origin, *, file_hash="", **_):
         raise _DownloadError(fname, origin, file_hash or "")
 
-    def zeros(self, shape, dtype=None):  # Keras compiles an initializer for every shape
-        return np.zeros(shape, "float32")
-
-    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
+    keras_zoo.without_initializers(monkeypatch)
     monkeypatch.setattr(keras.src.utils.file_utils, "get_file", get_file)
     with pytest.raises(_DownloadError) as error:
         keras_zoo.KERAS_MODELS[name](weights="imagenet", **settings)
     return error.value.args
 
 
+FAST = "mobilenet_0.25"
+FIRST = [family.MODELS[0].name for family in FAMILIES]
+OTHERS = [name for name in keras_zoo.KERAS_MODELS if name != FAST]
+
+
 @pytest.mark.parametrize(
-    "name", [name if name == "vgg16" else pytest.param(name, marks=pytest.mark.slow) for name in keras_zoo.KERAS_MODELS]
+    "name", [FAST, *(pytest.param(name, marks=pytest.mark.exhaustive("networks")) for name in OTHERS)]
 )
 def test_weights_files_are_those_of_keras(name, monkeypatch):
     spec = get_spec(name)
@@ -68,22 +69,45 @@ def test_spec_is_complete(spec):
 
 
 @pytest.mark.parametrize(
-    ("name", "below"),
+    "name",
     [
-        ("inception_v3", "mixed8"),
-        ("inception_resnet_v2", "mixed_7a"),
-        ("xception", "add_10"),
-        ("mobilenet", "conv_pw_11_relu"),
-        ("mobilenet_v2", "block_12_add"),
-        ("mobilenet_v3_small", "expanded_conv_7_add"),
-        ("mobilenet_v3_large", "expanded_conv_11_project_bn"),
-        ("efficientnetb0", "block6d_add"),
+        FAST,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in FIRST),
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive("networks"))
+            for name in MODELS
+            if name not in (FAST, *FIRST)
+        ),
     ],
 )
-def test_last_block_is_everything_above_a_layer(name, below):
+def test_num_params_are_those_of_the_network(name):
+    """The layers and parameters are compared with Keras in test_keras_parity.py."""
+    spec = get_spec(name)
+    extra = 7 if keras_zoo.family(name) == "efficientnet" else 0  # of Keras' Normalization layer
+    assert keras_zoo.count_params(name, include_top=True) + extra == spec.num_params
+    assert keras_zoo.count_params(name, include_top=False) + extra == spec.num_params_no_top
+
+
+TOPS = {
+    "mobilenet": "conv_pw_11_relu",
+    "mobilenet_v2": "block_12_add",
+    "mobilenet_v3_small": "expanded_conv_7_add",
+    "mobilenet_v3_large": "expanded_conv_11_project_bn",
+    "xception": "add_10",
+    "efficientnetb0": "block6d_add",
+    "inception_v3": "mixed8",
+    "inception_resnet_v2": "mixed_7a",
+}
+"""Network -> last layer below its last block."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "mobilenet" else pytest.param(name, marks=pytest.mark.slow) for name in TOPS]
+)
+def test_last_block_is_everything_above_a_layer(name):
     spec, head = get_spec(name), Head(2, "global_average")
     layers = expected_shapes(Classifier(spec, head)).keys()
-    above = layers - expected_shapes(Classifier(spec, head, output_layer=below)).keys()
+    above = layers - expected_shapes(Classifier(spec, head, output_layer=TOPS[name])).keys()
     rule = dict(spec.groups)[spec.last_block]
     assert {layer for layer in layers if re.fullmatch(rule, f"backbone/{layer}/kernel")} == above
 

@@ -14,7 +14,6 @@ from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained import backbone
 from flaxtl.pretrained.backbone import convert_weights_file, expected_shapes, headless_model, optional_layers
-from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
 from flaxtl.pretrained.loader import load_weights
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.setup import build_model
@@ -113,9 +112,6 @@ def test_convert_keeps_every_array_with_and_without_top(name, tmp_path):
     """Batch statistics included, from both layouts that Keras writes."""
     spec = registry.get_spec(name)
     whole = keras_zoo.keras_network(name, spec.input_size, include_top=True)
-    for layer in whole.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.set_weights([*map(np.float32, PUBLISHED_NORMALIZATION), np.int32(0)])
     last, optional = keras_zoo.layer_names(name, spec.input_size, include_top=False)[-1], optional_layers(spec)
     base = keras.Model(whole.input, whole.get_layer(last).output)
     for network, model in ((whole, Classifier(spec)), (base, headless_model(spec))):
