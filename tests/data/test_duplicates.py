@@ -171,6 +171,7 @@ def test_duplicate_groups_threshold_out_of_range_raises(threshold: int) -> None:
         duplicate_groups([], threshold)
 
 
+@pytest.mark.slow
 def test_duplicate_groups_of_a_video_take_seconds() -> None:
     """2 s of one core; the 5,000,000,000 pairs, of which every 70th is near, would not fit into memory."""
     hashes = np.unique(np.random.default_rng(0).integers(0, 2**18, 100_000, dtype=np.uint64)).tolist()
@@ -179,6 +180,7 @@ def test_duplicate_groups_of_a_video_take_seconds() -> None:
     assert time.process_time() - started < 30
 
 
+@pytest.mark.slow
 def test_duplicate_groups_of_a_hundred_thousand_images_take_seconds() -> None:
     """0.2 s of one core; comparing all pairs would take minutes."""
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64).tolist()

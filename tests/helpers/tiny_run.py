@@ -93,13 +93,20 @@ def parameters(network, settings):
 
 
 def untrained(folder, workdir, **changes):
-    """Write a run directory as after its phases, but with new parameters; returns `workdir`."""
+    """Write a run directory as after its phases, but with random parameters; returns `workdir`.
+
+    NumPy draws the parameters: nothing is compiled.
+    """
     prepared = setup(folder, workdir, **changes)
     records = run_dir.layer_records(prepared.model_info, prepared.phases, weights_source="")
     settings, summary = config_to_json(prepared.config), RunSummary(command="flaxtl train")
     run_dir.create_run_dir(workdir, settings, prepared.manifest, records, summary)
+    rng, params = np.random.default_rng(prepared.config.seed), {}
+    for path, leaf in prepared.abstract_params().items():
+        deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if len(leaf.shape) > 1 else 0.0
+        params[path] = rng.normal(0, deviation, leaf.shape).astype(leaf.dtype)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save_phase(len(prepared.phases), parameters(prepared.model_info, prepared.config))
+        checkpoints.save_phase(len(prepared.phases), params)
     return workdir
 
 

@@ -47,14 +47,13 @@ def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
 def test_example_keys_depend_on_seed_epoch_and_index_only():
     passes, indices = np.array([0, 0, 1, 1, 2]), np.array([5, 6, 5, 1_000_000, 2])
     batch = jax.random.key_data(keys_of(11, passes, indices))
-    for i in range(5):
-        alone = jax.random.key_data(keys_of(11, passes[i : i + 1], indices[i : i + 1]))
-        np.testing.assert_array_equal(alone[0], batch[i])
+    backward = jax.random.key_data(keys_of(11, passes[::-1], indices[::-1]))
+    np.testing.assert_array_equal(backward[::-1], batch)
     untagged = jax.random.fold_in(jax.random.fold_in(jax.random.key(11), 0), 5)
     assert (jax.random.key_data(untagged) != batch[0]).any()
-    grid = np.indices((30, 30)).reshape(2, -1)
+    grid = np.indices((100, MANY // 100)).reshape(2, -1)
     apart = np.concatenate([jax.random.key_data(keys_of(seed, *grid)) for seed in (11, 12)])
-    assert len(np.unique(apart, axis=0)) == 2 * 30 * 30
+    assert len(np.unique(apart, axis=0)) == 2 * MANY
 
 
 def test_sample_affine_draws_never_change():

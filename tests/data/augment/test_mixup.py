@@ -26,7 +26,7 @@ def shares_of(turns, **kinds):
     return np.concatenate([mixed(turn, **kinds).lam for turn in range(turns)])
 
 
-@pytest.mark.parametrize("kinds", [MIXUP, CUTMIX, BOTH], ids=str)
+@pytest.mark.parametrize("kinds", [MIXUP, CUTMIX, pytest.param(BOTH, marks=pytest.mark.slow)], ids=str)
 def test_mix_partners_are_the_next_images(kinds):
     result = mixed(**kinds)
     np.testing.assert_array_equal(result.labels, LABELS)
@@ -73,6 +73,7 @@ def test_cutmix_boxes_are_anywhere_and_clipped():
     assert abs(shares.mean() - expected) < 4 * shares.std() / np.sqrt(shares.size) + 0.005
 
 
+@pytest.mark.slow
 def test_mix_with_both_selects_one_per_step():
     heads = 0
     for turn in range(40):
