@@ -48,6 +48,7 @@ def test_forward_flops_of_vgg16_match_its_layers():
     assert exact < trial.facts["flop_per_image"] < exact * 1.002
 
 
+@pytest.mark.slow
 def test_train_trial_on_cached_features_updates_state_with_fewer_flops():
     images, cached = (with_flaxtl.train(SMALL | {"phase": "head", "cached": cached}) for cached in (False, True))
     assert cached.facts["flop_per_image"] < 0.1 * images.facts["flop_per_image"]

@@ -30,7 +30,7 @@ def run_fuzz(tmp_path, *arguments):
 KINDS = ("h5", "keras3", "safetensors", "onnx", "checkpoint", "run", "lists", "images")
 
 
-@pytest.mark.parametrize(("kind", "files"), [("h5", 4), ("safetensors", 30)])
+@pytest.mark.parametrize(("kind", "files"), [pytest.param("h5", 4, marks=pytest.mark.slow), ("safetensors", 30)])
 def test_fuzz_few_files_finds_no_failure(tmp_path, kind, files):
     process = run_fuzz(tmp_path, kind, f"--files={files}")
     assert process.returncode == 0, process.stderr
