@@ -43,16 +43,20 @@ def place(tmp_path_factory):
     network = keras_zoo.keras_network(NAME, 224, include_top=True)
     last = network.get_layer("conv_preds")
     last.set_weights([array / 10 for array in last.get_weights()])  # else the softmax saturates: scores of 1 and 0
-    base = keras.Model(network.input, network.get_layer("conv_pw_13_relu").output)
     images = root / "images"
     images.mkdir()
     for number, size in enumerate(((300, 200), (90, 250), (224, 224), (640, 480))):
         image(number, 256).resize(size).save(images / f"{number}.{'png' if number % 2 else 'jpg'}")
     (images / "2b.png").write_text("no image")
-    whole, alone = keras_zoo.save_legacy(network, root / "whole.h5"), keras_zoo.save_legacy(base, root / "base.h5")
     pixels = decode_all(readable(images), Resize(224, 224, "crop", "bicubic"))
     model = keras.Model(network.input, {layer: network.get_layer(layer).output for layer in (TAP, "predictions")})
-    outputs = model.predict(keras_zoo.preprocessing(NAME)(pixels.astype("float32")), verbose=0)
+    pixels = keras_zoo.preprocessing(NAME)(pixels.astype("float32"))
+    kernel, bias = last.get_weights()
+    # the mean of the logits over the images becomes 0: else all would have the same best class
+    last.set_weights([kernel, bias - np.log(model.predict(pixels, verbose=0)["predictions"]).mean(0)])
+    outputs = model.predict(pixels, verbose=0)
+    base = keras.Model(network.input, network.get_layer("conv_pw_13_relu").output)
+    whole, alone = keras_zoo.save_legacy(network, root / "whole.h5"), keras_zoo.save_legacy(base, root / "base.h5")
     return Place(whole, alone, images, outputs)
 
 
