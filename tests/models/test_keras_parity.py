@@ -230,15 +230,17 @@ IN_KERAS_ONLY = {"efficientnet": 7}
 """Numbers in Keras' Normalization layer (mean, variance, count), which is preprocessing in flaxtl."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *FAST,
-        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW),
-        *(pytest.param(case, marks=pytest.mark.exhaustive("networks")) for case in EXHAUSTIVE),
-    ],
-    ids=str,
-)
+PUBLISHED = [
+    *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW),
+    *(pytest.param(case, marks=pytest.mark.exhaustive("networks")) for case in EXHAUSTIVE),
+]
+
+published_networks = pytest.mark.parametrize("case", PUBLISHED, ids=str, indirect=True)
+all_networks = pytest.mark.parametrize("case", [*PUBLISHED, *FAST], ids=str, indirect=True)
+# A network has the same number in both lists: pytest runs its tests one after the other, and builds it once.
+
+
+@pytest.fixture(scope="module")
 def case(request):
     family = FAMILIES[keras_zoo.family(request.param.name)]
     return request.param._replace(size=request.param.size or family.size)
@@ -268,6 +270,7 @@ def params(case, network, model, tmp_path_factory):
     return {"backbone": params}
 
 
+@all_networks
 def test_layers_and_param_counts_equal_keras(case, network, model):
     norms, dropouts = keras_zoo.batch_norms_and_dropouts(model, *case.size)
     assert norms == keras_zoo.keras_batch_norms(network)
@@ -279,6 +282,7 @@ def test_layers_and_param_counts_equal_keras(case, network, model):
     assert sum(map(math.prod, shapes)) + extra == network.count_params()
 
 
+@all_networks
 def test_outputs_equal_keras(case, network, model, params):
     family = FAMILIES[keras_zoo.family(case.name)]
     existing = {layer.name for layer in classifier.list_layers(model, *case.size)}
@@ -287,7 +291,7 @@ def test_outputs_equal_keras(case, network, model, params):
     keras_zoo.compare_outputs(pair, taps, family.bound, keras_zoo.preprocessing(case.name))
 
 
-@pytest.mark.slow
+@published_networks
 def test_weight_files_without_top_equal_those_with_it(case, network, params, tmp_path):
     """In both of Keras' layouts."""
     last = keras_zoo.layer_names(case.name, *case.size, include_top=False)[-1]
