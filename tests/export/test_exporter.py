@@ -252,7 +252,7 @@ def test_export_without_readable_images_raises(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("form", [pytest.param("stablehlo", marks=pytest.mark.slow), "onnx"])
 def test_export_bfloat16_run(folder, parameters, form, tmp_path):
     run = TrainedRun(tiny_run.setup(folder, tmp_path / "run", dtype="bfloat16"), parameters, "finetune")
     check = exporter.export_run(run, tmp_path / form, form)

@@ -50,6 +50,7 @@ def test_builtin_file_rounds_the_published_weights():
         assert (np.abs(builtin[layer]["kernel"] - leaves["kernel"]) <= step * 0.50001).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VGG16.exists(), reason="needs the real VGG16 file")
 def test_tool_reproduces_the_builtin_file(tmp_path):
     output = tmp_path / "made.safetensors"

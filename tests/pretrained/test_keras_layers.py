@@ -38,16 +38,18 @@ WITH_TOP = BASE | {"dense": {"kernel": (4, 2), "bias": (2,)}}
 
 def two_branches():
     """The Keras model of WITH_TOP with random values."""
-    x = inputs = keras.Input((4, 4, 3))
-    x = layers.Conv2D(4, 1, use_bias=False)(x)
-    short = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(x))
-    long = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(x))
-    long = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(long))
-    x = layers.Add()([short, long])
-    x = layers.SeparableConv2D(4, 3, padding="same", use_bias=False)(x)
-    for _ in range(2):
-        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
-    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D()(x))))
+    with pytest.MonkeyPatch.context() as patch:
+        keras_zoo.without_initializers(patch)
+        x = inputs = keras.Input((4, 4, 3))
+        x = layers.Conv2D(4, 1, use_bias=False)(x)
+        short = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(x))
+        long = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(x))
+        long = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(long))
+        x = layers.Add()([short, long])
+        x = layers.SeparableConv2D(4, 3, padding="same", use_bias=False)(x)
+        for _ in range(2):
+            x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.GlobalAveragePooling2D()(x))))
     keras_zoo.randomize(model)
     return model
 

@@ -102,22 +102,22 @@ def test_load_nested_model_with_and_without_head(nested, tmp_path, write, filena
     write(model, tmp_path / filename)
     head = model.get_layer("predictions")
     convolutions = [model.get_layer("vgg").get_layer(name) for name in EXPECTED]
-    assert_holds(load_weights(tmp_path / filename, EXPECTED | HEAD).params, *convolutions, head)
-    base_only = load_weights(tmp_path / filename, EXPECTED, optional={"predictions"})
+    assert_holds(load_weights(tmp_path / filename, EXPECTED | HEAD, trusted=True).params, *convolutions, head)
+    base_only = load_weights(tmp_path / filename, EXPECTED, optional={"predictions"}, trusted=True)
     assert_holds(base_only.params, *convolutions)
     assert {(row.layer, row.leaf) for row in base_only.rows if row.status == "skipped"} == {
         ("predictions", "kernel"),
         ("predictions", "bias"),
     }
     with pytest.raises(UserError, match=r"\+ predictions/kernel \(80, 3\)"):
-        load_weights(tmp_path / filename, EXPECTED)
+        load_weights(tmp_path / filename, EXPECTED, trusted=True)
 
 
 @written_by
 def test_load_bfloat16_widens_exactly(keras, tmp_path, write, filename, file_format):
     base = make_base(keras, dtype="bfloat16")
     write(base, tmp_path / filename)
-    loaded = load_weights(tmp_path / filename, EXPECTED)
+    loaded = load_weights(tmp_path / filename, EXPECTED, trusted=True)
     for name in EXPECTED:
         kernel, _ = base.get_layer(name).get_weights()
         np.testing.assert_array_equal(loaded.params[name]["kernel"], kernel.astype(np.float32))
@@ -129,8 +129,8 @@ def test_load_detects_format_by_content(keras, tmp_path):
     save_legacy_weights(base, tmp_path / "legacy.weights.h5")  # Keras itself cannot load this one
     base.save_weights(tmp_path / "new.weights.h5")
     shutil.move(tmp_path / "new.weights.h5", tmp_path / "new.bin")
-    first = load_weights(tmp_path / "legacy.weights.h5", EXPECTED)
-    second = load_weights(tmp_path / "new.bin", EXPECTED)
+    first = load_weights(tmp_path / "legacy.weights.h5", EXPECTED, trusted=True)
+    second = load_weights(tmp_path / "new.bin", EXPECTED, trusted=True)
     assert first.format.startswith("legacy")
     assert second.format == "Keras 3 .weights.h5"
     for layer, leaves in EXPECTED.items():

@@ -27,9 +27,7 @@ try:
     import torch
     from torch.nn import functional as F
 except ImportError:
-    torch = None
-
-needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
+    torch = None  # not in the dev extra, because only exhaustive tests use it
 
 BOUND = 6e-6
 
@@ -149,12 +147,12 @@ def compare(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
     return Outputs(theirs, np.asarray(result.logits if top else result.output))
 
 
-@needs_torch
+@pytest.mark.exhaustive("torch")
 @pytest.mark.parametrize(
     ("name", "network", "epsilon"),
     [
         ("efficientnetb0", efficientnet_b0, 1e-3),
-        pytest.param("densenet121", densenet121, 1e-5, marks=pytest.mark.slow),
+        ("densenet121", densenet121, 1e-5),
     ],
 )
 def test_converted_model_with_torch_preprocessing_equals_pytorch(name, network, epsilon, tmp_path):
@@ -163,7 +161,7 @@ def test_converted_model_with_torch_preprocessing_equals_pytorch(name, network, 
     np.testing.assert_allclose(both.ours, both.theirs, rtol=0, atol=BOUND * np.abs(both.theirs).max())
 
 
-@needs_torch
+@pytest.mark.exhaustive("torch")
 def test_converted_vgg_adapts_to_caffe_preprocessing(tmp_path):
     """The middle of the 7x7 outputs, which sees 212x212 of 224x224 pixels, is equal. The others also see the border.
 
@@ -206,8 +204,7 @@ def test_read_vgg_fc1_reorders_inputs(module, tmp_path):
     [
         "vgg16",
         "densenet121",
-        "efficientnetb0",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnetb7")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnetb0")),
     ],
 )
 def test_module_names_cover_every_layer(network):
