@@ -127,7 +127,7 @@ class RunResult:
         Args:
           inputs: image files, folders or glob patterns.
         """
-        return self._predictor.predict(predictor.find_images([str(path) for path in inputs]))
+        return self._predictor.predict(predictor.find_images([str(path) for path in inputs]).images)
 
     @cached_property
     def _predictor(self) -> predictor.Predictor:

@@ -83,14 +83,17 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Print a table of predictions and write the requested files."""
+    from flaxtl.data.file_listing import describe_skipped
     from flaxtl.evaluation.predictions import predictions_table, write_outputs
     from flaxtl.evaluation.predictor import find_images, load_temperature
 
     _check_predict_options(options)
-    paths, top = find_images(options.input), options.top or DEFAULT_TOP
+    listing, top = find_images(options.input), options.top or DEFAULT_TOP
+    if listing.skipped:
+        _notify(describe_skipped(listing.skipped))
     predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
     temperature = load_temperature(options.workdir) if options.calibrated else None
-    predictions = predictor.predict(paths, options.tap)
+    predictions = predictor.predict(listing.images, options.tap)
     if temperature is not None:
         predictions = predictions.at_temperature(temperature)
     make_console().print(predictions_table(predictions, top))

@@ -14,7 +14,22 @@ from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open
 from flaxtl.errors import UserError, unknown
 
 EXTENSIONS = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
 """Suffixes of image files, in lower case; the format is detected from the content."""
 

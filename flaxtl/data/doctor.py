@@ -166,7 +166,7 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *(issue for path, result in zip(paths, results, strict=True) for issue in _file_issues(path, result)),
         *_equal_file_issues(readable, fingerprints),
         *_near_duplicate_issues(readable, fingerprints, groups),
-        *(Issue("passed-over", (path,), "unsupported file type") for path in source_report.skipped_files),
+        *(Issue("passed-over", (path,), reason) for path, reason in source_report.index.skipped),
         *_class_issues(source_report.index),
         *_split_issues(readable, groups),
     ]
@@ -264,6 +264,7 @@ _FORMATS = {
     ".gif": "GIF",
     ".jfif": "JPEG",
     ".jpeg": "JPEG",
+    ".jp2": "JPEG2000",
     ".jpg": "JPEG",
     ".pbm": "PPM",
     ".pgm": "PPM",

@@ -20,9 +20,18 @@ never take more than 1.3 GB, whatever the number of threads.
 MAX_FILE_BYTES = 2**29
 """Bytes of the largest file that is read: MAX_PIXELS of 4 bytes, uncompressed."""
 
-# Pillow's names of the formats of `decode.EXTENSIONS`, the usual ones first. Naming them keeps Pillow from trying its
-# other formats on an untrusted file: for PostScript it would start an interpreter.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""Pillow's names of the formats of `decode.EXTENSIONS`, the usual ones first.
+
+Naming them keeps Pillow from trying its other formats on an untrusted file: for PostScript it would start an
+interpreter.
+"""
+
+SIGNATURE_BYTES = 32
+"""Bytes at the start of a file that tell its format."""
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 # The transposition that turns the stored pixels upright, by EXIF Orientation (Exif 2.32, section 4.6.4).
 _UPRIGHT = {
@@ -124,9 +133,10 @@ def _open(path: Path) -> Image.Image:
     if not content:
         raise UnreadableError("empty", "the file is empty")
     try:
-        image = Image.open(BytesIO(content), formats=_FORMATS)
+        image = Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableError("not-an-image", "not an image of a known format") from error
+        reason = foreign_format(content[:SIGNATURE_BYTES]) or "not an image of a known format"
+        raise UnreadableError("not-an-image", reason) from error
     except Image.DecompressionBombError as error:
         raise _oversized() from error
     except Exception as error:
@@ -136,6 +146,21 @@ def _open(path: Path) -> Image.Image:
     if not image.width * image.height:
         raise UnreadableError("truncated", "truncated or damaged: the header claims no pixels")
     return image
+
+
+def matching_formats(start: bytes) -> list[str]:
+    """Return the names in FORMATS of which the first SIGNATURE_BYTES of a file may be; [] for most other files."""
+    Image.init()
+    return [name for name in FORMATS if (accept := Image.OPEN[name][1]) is not None and accept(start) is True]
+
+
+def foreign_format(start: bytes) -> str | None:
+    """Return the name of an image format that cannot be read, with advice, from the first bytes of a file, or None."""
+    if start[4:8] == b"ftyp" and (start[8:12] in _HEIC_BRANDS or (start[8:12] == b"mif1" and b"heic" in start)):
+        return "a HEIC image: convert it to JPEG or PNG, for example with the package pillow-heif"
+    if start.startswith(_JXL_SIGNATURES):
+        return "a JPEG XL image: convert it to JPEG or PNG, for example with the package pillow-jxl-plugin"
+    return None
 
 
 def _load(image: Image.Image, min_side: int | None) -> None:

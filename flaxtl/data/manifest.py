@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,10 +32,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a run. `classes` are sorted: class index i means `classes[i]` everywhere."""
+    """The images of a run.
+
+    Attributes:
+      classes: sorted; class index i means `classes[i]` everywhere.
+      examples: the images.
+      skipped_files: number of other files in the folders of the source; 0 if the manifest was read from its file.
+    """
 
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
+    skipped_files: int = field(default=0, compare=False)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -61,7 +68,7 @@ class Manifest:
         if lost := sorted(before - after):
             split, label = lost[0]
             raise UserError(f"None of the {split} images of the class {label!r} can be read. Repair or replace them.")
-        return Manifest(self.classes, kept)
+        return replace(self, examples=kept)
 
     def write(self, path: Path) -> None:
         """Write the manifest as CSV (path,label,split,sha256), atomically."""
@@ -143,8 +150,8 @@ def make_manifest(
       seed: 0 or more.
       near_duplicates: the threshold of `duplicates.duplicate_groups`; -1 compares files only and decodes no image.
       allow_leaks: whether equal files in two defined splits only cause a warning.
-      warn: called with each warning: near-duplicates in two defined splits, equal files with two labels, and totals
-        that had to change because of groups of duplicates.
+      warn: called with each warning: the notes of the index, near-duplicates in two defined splits, equal files with
+        two labels, and totals that had to change because of groups of duplicates.
       on_progress: called with the number of files that are fingerprinted.
 
     Returns:
@@ -155,6 +162,8 @@ def make_manifest(
         an error here: the decoder reports all files that cannot be read.
     """
     run_fractions = _check_run_fractions(fractions, seed)
+    for note in index.notes:
+        warn(note)
     for problem in find_problems(index):
         raise UserError(problem)
     images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, strict=False)
@@ -166,7 +175,7 @@ def make_manifest(
         splits = _add_validation(index, images, similar, run_fractions, seed, warn)
     else:
         splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
-    return _sorted_manifest(images, splits, fingerprints)
+    return replace(_sorted_manifest(images, splits, fingerprints), skipped_files=index.num_skipped)
 
 
 def _add_validation(

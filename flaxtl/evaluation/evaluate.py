@@ -170,7 +170,7 @@ def evaluate_workdir(
     run = load_run(workdir)
     views = make_views(run.setup) if make_views else None
     classes = run.setup.manifest.classes
-    examples = _collect_examples(run.setup.manifest, source, split)
+    examples = _collect_examples(run.setup.manifest, source, split, console)
     labels = run.setup.manifest.labels(examples)
     evaluation, tta_fields = _evaluate_examples(run, examples, views, console)
     train_digests = {example.sha256 for example in run.setup.manifest.of_split("train")}
@@ -205,10 +205,13 @@ def brief_result(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("classes", "confusion_matrix")}
 
 
-def _collect_examples(run_manifest: Manifest, source: str | None, split: str) -> tuple[Example, ...]:
+def _collect_examples(run_manifest: Manifest, source: str | None, split: str, console: Console) -> tuple[Example, ...]:
     if source is None:
         return run_manifest.of_split(split)
-    source_manifest = manifest.collect_examples(base.open_source(source, fileio.cache_dir("data")), split)
+    index = base.open_source(source, fileio.cache_dir("data"))
+    for note in index.notes:
+        message(console, note)
+    source_manifest = manifest.collect_examples(index, split)
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
     if unknown_classes:
         raise UserError(

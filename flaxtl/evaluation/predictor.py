@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.decode import EXTENSIONS, Resize, decode
+from flaxtl.data.decode import Resize, decode
+from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, walk_images
 from flaxtl.data.loaders import Mask
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
@@ -232,29 +233,33 @@ def eval_resize(spec: ModelSpec) -> Resize:
     return Resize(spec.input_size, spec.input_size, policy="crop", interpolation="bicubic")
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
+def find_images(inputs: Sequence[str]) -> FolderImages:
     """Return the image files that `inputs` stand for: files, all images below folders, and matches of globs.
 
-    Sorted within each input, without duplicates.
+    Sorted within each input, without duplicates. Files are images whatever they are called; in folders,
+    `file_listing.skip_reason` decides.
 
     Raises:
-        UserError: an input matches no image.
+        UserError: an input matches no image, or a folder cannot be read.
     """
     paths: dict[Path, None] = {}
+    skipped: dict[SkippedFile, None] = {}
     for text in inputs:
         path = Path(text).expanduser()
-        if path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path), file))
-        elif has_magic(text) and not path.exists():
-            matches = [Path(match) for match in sorted(glob(str(path), recursive=True)) if Path(match).is_file()]  # noqa: PTH207
-        else:
-            matches = [path] if path.is_file() else []
-        if not matches:
-            raise UserError(f"No images found at {text!r}. Give image files, folders or globs to --input.")
-        paths.update(dict.fromkeys(matches))
-    return list(paths)
+        matches = [path]
+        if has_magic(text) and not path.exists():
+            matches = [Path(match) for match in sorted(glob(str(path), recursive=True))]  # noqa: PTH207
+        listings = [walk_images(match) if match.is_dir() else _as_listing(match) for match in matches]
+        if not any(listing.images for listing in listings):
+            others = [file for listing in listings for file in listing.skipped]
+            reason = f" {describe_skipped(others)}." if others else ""
+            raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or globs to --input.")
+        for listing in listings:
+            paths.update(dict.fromkeys(listing.images))
+            skipped.update(dict.fromkeys(listing.skipped))
+    return FolderImages(list(paths), list(skipped))
 
 
-def _is_image(relative_path: Path, file: Path) -> bool:
-    hidden = any(part.startswith(".") for part in relative_path.parts)
-    return file.suffix.lower() in EXTENSIONS and not hidden and file.is_file()
+def _as_listing(path: Path) -> FolderImages:
+    """Return the listing of one file, or an empty one if there is no such file."""
+    return FolderImages([path] if path.is_file() else [], [])

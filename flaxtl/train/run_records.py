@@ -118,6 +118,7 @@ class RunSummary(Record, frozen=True):
       versions: package -> version.
       weights: initial weights.
       skipped: path -> reason, of images that could not be read.
+      skipped_files: number of files in the folders of the data source that are not images.
       phases: phase name -> its summary, once it has ended.
       timings: name of a part of the run -> seconds.
       wall_seconds: duration, over all resumed runs.
@@ -133,6 +134,7 @@ class RunSummary(Record, frozen=True):
     versions: dict[str, str] = {}
     weights: WeightsSource | None = None
     skipped: dict[str, str] = {}
+    skipped_files: Count = 0
     phases: dict[str, PhaseSummary] = {}
     timings: dict[str, Amount] = {}
     wall_seconds: Amount = 0.0

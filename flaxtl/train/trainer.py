@@ -304,7 +304,8 @@ def _start_run(
     """Write the files of a new run directory and the first checkpoint; return the parameters on the mesh."""
     layers = run_dir.layer_records(setup.model_info, setup.phases, initial.source)
     weights = WeightsSource(path=setup.config.weights.path, source=initial.source)
-    summary = RunSummary(command=command, weights=weights, skipped=dict(skipped))
+    skipped_files = setup.manifest.skipped_files
+    summary = RunSummary(command=command, weights=weights, skipped=dict(skipped), skipped_files=skipped_files)
     run_dir.create_run_dir(setup.workdir, config_to_json(setup.config), setup.manifest, layers, summary)
     params = devices.replicate(initial.params, setup.mesh)
     checkpoints.save_phase(0, params)

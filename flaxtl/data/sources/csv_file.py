@@ -39,7 +39,7 @@ def scan_csv(file: Path) -> DatasetIndex:
 def inspect_csv(file: Path) -> IndexReport:
     """List the images of a CSV file with all problems. Raises UserError only if the file is not such a table."""
     index, problems = _read(file)
-    return IndexReport(index, (*problems, *find_problems(index)), ())
+    return IndexReport(index, (*problems, *find_problems(index)))
 
 
 def _read(file: Path) -> tuple[DatasetIndex, list[str]]:

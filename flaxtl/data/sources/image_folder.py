@@ -1,12 +1,13 @@
 """Image folders as sources, and the index of a source: image files with labels and, if given, splits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from flaxtl.data.decode import EXTENSIONS
+from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason
 from flaxtl.errors import UserError, join_names
 
 SPLITS = ("train", "validation", "test")
@@ -19,7 +20,6 @@ _SPLIT_NAMES = {
     "valid": "validation",
     "test": "test",
 }
-_JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,19 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """The images of a source, and the folder or file (`origin`) that they were listed from."""
+    """The images of a source.
+
+    Attributes:
+      images: in the order of the source.
+      origin: the folder or file that they were listed from.
+      skipped: visible files of the folder that are not images, sorted.
+      notes: one message for each thing that a user should know about how the source was read.
+    """
 
     images: tuple[SourceImage, ...]
     origin: str
+    skipped: tuple[SkippedFile, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -62,6 +71,11 @@ class DatasetIndex:
         """Whether the source defines the splits."""
         return bool(self.splits)
 
+    @property
+    def num_skipped(self) -> int:
+        """The number of skipped files, without those beside the class folders: a license, a manifest."""
+        return sum(file.path.parent != Path(self.origin) for file in self.skipped)
+
 
 @dataclass(frozen=True)
 class IndexReport:
@@ -70,12 +84,10 @@ class IndexReport:
     Attributes:
       index: the images that could be listed in spite of the problems.
       problems: one message for each problem that prevents training on the source.
-      skipped_files: files that are not images by their suffix; hidden files are not listed.
     """
 
     index: DatasetIndex
     problems: tuple[str, ...]
-    skipped_files: tuple[Path, ...]
 
 
 def scan_folder(folder: Path) -> DatasetIndex:
@@ -84,7 +96,7 @@ def scan_folder(folder: Path) -> DatasetIndex:
     FOLDER/{train,validation,test}/CLASS/*: with splits ('val' and 'valid' mean validation, in upper or lower case).
     FOLDER/CLASS/*: without splits; a class may be called 'train' if it contains no folders.
 
-    Images are files with a suffix of `decode.EXTENSIONS`; other files and hidden ones are ignored. A misplaced image
+    `file_listing.skip_reason` decides which files are images; hidden files are ignored. A misplaced image
     (beside the class folders, or in a folder within a class) is an error: no image is dropped silently.
 
     Returns:
@@ -103,7 +115,7 @@ def inspect_folder(folder: Path) -> IndexReport:
     """List the images of a folder with all problems. Raises UserError only if the folder does not exist."""
     scan = _FolderScan(_check_folder(folder))
     index = scan.index()
-    return IndexReport(index, (*scan.problems, *find_problems(index)), tuple(sorted(scan.skipped_files)))
+    return IndexReport(index, (*scan.problems, *find_problems(index)))
 
 
 def find_problems(index: DatasetIndex) -> tuple[str, ...]:
@@ -137,21 +149,12 @@ def _missing_classes(index: DatasetIndex) -> list[str]:
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in `folder`, sorted by name, without hidden ones and those that file managers create."""
-    return sorted(path for path in folder.iterdir() if _is_visible(path) and path.is_dir())
+    return sorted(path for path in folder.iterdir() if is_visible(path) and path.is_dir())
 
 
 def parse_split_name(name: str) -> str | None:
     """Return the split that a name means ('Val' is validation), or None."""
     return _SPLIT_NAMES.get(name.lower())
-
-
-def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in _JUNK
-
-
-def _is_image(path: Path) -> bool:
-    """By its suffix. A broken link counts, so that it is reported as missing; a pipe or a device does not."""
-    return path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists())
 
 
 def _check_folder(folder: Path) -> Path:
@@ -177,7 +180,7 @@ class _FolderScan:
         self.root = root
         self.images: list[SourceImage] = []
         self.problems: list[str] = []
-        self.skipped_files: list[Path] = []
+        self.skipped: list[SkippedFile] = []
         top = self._list(root)
         inner = {folder: self._list(folder) for folder in top.folders}
         if any(parse_split_name(folder.name) and entries.folders for folder, entries in inner.items()):
@@ -189,18 +192,20 @@ class _FolderScan:
             self._add_classes(root, top, inner, None)
 
     def index(self) -> DatasetIndex:
-        return DatasetIndex(tuple(self.images), str(self.root))
+        inside = [file for file in self.skipped if file.path.parent != self.root]  # not a license or a manifest
+        notes = (describe_skipped(inside),) if inside else ()
+        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)), notes)
 
     def _list(self, folder: Path) -> _Entries:
         entries = _Entries([], [])
         try:
-            for path in sorted(path for path in folder.iterdir() if _is_visible(path)):
+            for path in sorted(path for path in folder.iterdir() if is_visible(path)):
                 if path.is_dir():
                     entries.folders.append(path)
-                elif _is_image(path):
+                elif (reason := skip_reason(path)) is None:
                     entries.images.append(path)
                 else:
-                    self.skipped_files.append(path)
+                    self.skipped.append(SkippedFile(path, reason))
         except OSError as error:  # also if the folder may be listed but not entered
             self.problems.append(f"Cannot read the folder {folder}: {error.strerror}. Correct its permissions.")
             return _Entries([], [])
@@ -240,7 +245,11 @@ class _FolderScan:
                 )
             elif not images:
                 suffixes = ", ".join(sorted(EXTENSIONS))
-                self.problems.append(f"The class folder {folder} contains no images ({suffixes}). Fill or remove it.")
+                others = [file for file in self.skipped if file.path.parent == folder]
+                found = f" {describe_skipped(others)}." if others else ""
+                self.problems.append(
+                    f"The class folder {folder} contains no images ({suffixes}).{found} Fill or remove it."
+                )
             self.images += [SourceImage(path, folder.name, split) for path in images]
 
     def _check_no_images(self, folder: Path, entries: _Entries) -> None:

@@ -93,9 +93,9 @@ def test_scan_csv_bad_row_is_named_by_number(table, row: str, fault: str) -> Non
     assert row_told == "4"
     assert re.search(fault, told), told
     report = inspect_csv(file)
-    index, problems, skipped = report.index, report.problems, report.skipped_files
+    index, problems = report.index, report.problems
     assert problems[0] == str(caught.value)
-    assert (len(index.images), skipped) == (2, ())
+    assert (len(index.images), index.skipped) == (2, ())
 
 
 @pytest.mark.parametrize(

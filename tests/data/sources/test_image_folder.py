@@ -67,7 +67,8 @@ def test_scan_folder_ignores_hidden_and_other_files(two: Path) -> None:
         (two / stray).write_bytes(b"x")
     assert scan_folder(two) == plain
     root = two.resolve()
-    assert inspect_folder(two).skipped_files == (root / "LICENSE.txt", root / "cats" / "notes.txt")
+    skipped = inspect_folder(two).index.skipped
+    assert [file.path for file in skipped] == [root / "LICENSE.txt", root / "cats" / "notes.txt"]
 
 
 def test_scan_folder_accepts_suffixes_in_any_case(two: Path) -> None:
@@ -169,7 +170,7 @@ def test_inspect_folder_with_circular_links_ends(two: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
 def test_inspect_folder_skips_named_pipe(two: Path) -> None:
     os.mkfifo(two / "cats" / "pipe.jpg")
-    assert inspect_folder(two).skipped_files == (two.resolve() / "cats" / "pipe.jpg",)
+    assert [file.path for file in inspect_folder(two).index.skipped] == [two.resolve() / "cats" / "pipe.jpg"]
 
 
 def test_find_problems_names_what_training_lacks() -> None:

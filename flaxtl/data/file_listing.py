@@ -1,0 +1,120 @@
+"""Decide which files of a folder are images, and list those below it: one answer for every command."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from flaxtl.data.decode import EXTENSIONS
+from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
+from flaxtl.errors import UserError
+
+_JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
+
+# Camera RAW files look like TIFF, but what Pillow would read from them is the small preview.
+_RAW_SUFFIXES = frozenset(
+    (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+)
+
+_MAX_SUFFIXES = 8  # suffixes that a message lists
+
+
+class SkippedFile(NamedTuple):
+    """A file that flaxtl cannot read as an image, and why: 'unsupported file type', or what it is and what to do."""
+
+    path: Path
+    reason: str
+
+
+class FolderImages(NamedTuple):
+    """Image files below a folder, sorted, and the other files."""
+
+    images: list[Path]
+    skipped: list[SkippedFile]
+
+
+def is_visible(path: Path) -> bool:
+    """Return whether a file or folder is neither hidden nor written by a file manager."""
+    return not path.name.startswith(".") and path.name.lower() not in _JUNK
+
+
+def skip_reason(path: Path) -> str | None:
+    """Return why a file is not an image that flaxtl can read, or None if it is one.
+
+    A known suffix is enough, and the decoder reports the file if it is none (a broken link counts, so that it is
+    reported as missing). Any other file is an image if its first bytes say so and its header can be read.
+    """
+    if path.suffix.lower() in EXTENSIONS:
+        return None if path.is_file() or not path.exists() else "not a regular file"
+    if not path.is_file():  # reading a named pipe would wait forever
+        return "not a regular file"
+    if path.suffix.lower() in _RAW_SUFFIXES:
+        return "a camera RAW image: convert it to JPEG or PNG"
+    try:
+        with path.open("rb") as file:
+            start = file.read(SIGNATURE_BYTES)
+    except OSError as error:
+        return f"cannot be read ({(error.strerror or str(error)).lower()})"
+    if foreign := foreign_format(start):
+        return foreign
+    return None if matching_formats(start) and _has_header(path) else "unsupported file type"
+
+
+def _has_header(path: Path) -> bool:
+    """Return whether Pillow can read the header: text may begin with the two letters of a BMP or PPM file."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True  # an image, which the decoder reports as too large
+    except Exception:  # Pillow's readers raise almost any exception on bytes of something else
+        return False
+
+
+def walk_images(folder: Path) -> FolderImages:
+    """Return all images below a folder, also in linked folders; a link to a folder that contains it is not followed.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
+    listing = FolderImages([], [])
+    for path in _walk(folder, frozenset()):
+        if (reason := skip_reason(path)) is None:
+            listing.images.append(path)
+        else:
+            listing.skipped.append(SkippedFile(path, reason))
+    listing.images.sort()
+    return listing
+
+
+def _walk(folder: Path, outer: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the visible files below a folder; `outer` are the devices and inodes of the folders around it."""
+    try:
+        status = folder.stat()
+        entries = sorted(Path(entry.path) for entry in os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}. Correct its permissions.") from error
+    inode = (status.st_dev, status.st_ino)
+    if inode in outer:
+        return
+    for path in filter(is_visible, entries):
+        if path.is_dir():
+            yield from _walk(path, outer | {inode})
+        else:
+            yield path
+
+
+def describe_skipped(skipped: Sequence[SkippedFile]) -> str:
+    """Return one line about skipped files, with the number of each suffix, the most frequent first."""
+    counts = Counter(file.path.suffix.lower() or "without suffix" for file in skipped)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    suffixes = [f"{suffix} {n:,}" for suffix, n in ordered[:_MAX_SUFFIXES]]
+    if len(ordered) > _MAX_SUFFIXES:
+        suffixes.append(f"others {sum(n for _, n in ordered[_MAX_SUFFIXES:]):,}")
+    what = "file that is not an image" if len(skipped) == 1 else "files that are not images"
+    advice = sorted({file.reason for file in skipped if ":" in file.reason})
+    hints = "".join(f". {reason[0].upper()}{reason[1:]}" for reason in advice)
+    return f"Skipped {len(skipped):,} {what} flaxtl can read: {', '.join(suffixes)}{hints}"
