@@ -5,11 +5,12 @@ latest/N  the N-th save of the progress within a phase: train state, best parame
           are those of phases/K and not saved again.
 
 Each checkpoint has a hash of all its arrays. A damaged one, such as after a power loss, is reported and moved to
-checkpoints/damaged, and the run continues from the one before.
+checkpoints/damaged, and the run continues from the one before. Those of phases are read back when they are written.
 """
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import numpy.typing as npt
 import orbax.checkpoint as ocp
 
 from flaxtl import fileio
@@ -32,6 +34,9 @@ MAX_LATEST = 2
 """Number of progress checkpoints that are kept: if the last one is damaged, the one before is used."""
 
 RETRY = "Free some disk space and run the same command again."
+
+PLAIN_PATH = re.compile(r"(?!/(gs|s3|az|hf)/)[\w/.,+=@#%~ -]*")
+"""Paths that orbax, etils and TensorStore take literally: others contain patterns, escapes or the schemes of URLs."""
 
 
 class EarlyStopping(NamedTuple):
@@ -80,6 +85,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, report: Callable[[str], None] = lambda text: None) -> None:
         self._root = workdir.resolve() / "checkpoints"
         self._report = report
+        self._link: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -90,6 +96,8 @@ class Checkpoints:
                 # After an error, that error is raised, not one of a write that it interrupted.
                 with suppress(Exception) if error else self._write_errors():
                     getattr(self, name).close()
+        if self._link:
+            self._link.cleanup()
 
     def num_phases(self) -> int | None:
         """Return the number of phases that have ended; None if the run has no checkpoint."""
@@ -97,17 +105,20 @@ class Checkpoints:
         return step
 
     def save_phase(self, num_phases: int, params: FlatParams) -> None:
-        """Save all parameters after `num_phases` phases; returns when they are on disk."""
+        """Save all parameters after `num_phases` phases; returns when they are on disk and can be read."""
         metadata = ParamsMetadata(sha256=_hash((params,)))
         items = {"params": ocp.args.StandardSave(params), "metadata": ocp.args.JsonSave(metadata.to_json())}
         self._save(self._phases, num_phases, items, params)
+        self._verify(num_phases, params)
 
-    def restore_phase(self, num_phases: int, abstract_params: Mapping[str, jax.ShapeDtypeStruct]) -> FlatParams:
+    def restore_phase(
+        self, num_phases: int, abstract_params: Mapping[str, jax.ShapeDtypeStruct | npt.NDArray[Any]]
+    ) -> FlatParams:
         """Return all parameters after `num_phases` phases.
 
         Args:
           num_phases: number of phases that have ended.
-          abstract_params: shapes and shardings.
+          abstract_params: shapes and shardings; NumPy arrays for arrays in the memory of the host.
         """
         metadata = _read_metadata(self._phases, num_phases, ParamsMetadata)
         items = {"params": ocp.args.StandardRestore(dict(abstract_params))}
@@ -168,18 +179,18 @@ class Checkpoints:
         return None
 
     @cached_property
-    def _phases(self) -> ocp.CheckpointManager:
+    def _phases(self) -> "_Manager":
         return self._manager("phases", None)
 
     @cached_property
-    def _latest(self) -> ocp.CheckpointManager:
+    def _latest(self) -> "_Manager":
         return self._manager("latest", MAX_LATEST)
 
-    def _manager(self, name: str, max_to_keep: int | None) -> ocp.CheckpointManager:
+    def _manager(self, name: str, max_to_keep: int | None) -> "_Manager":
         # Synchronous, so that a failed write is reported where it was requested, and no thread outlives the run.
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=False)
         try:
-            manager = _Manager(self._root / name, options=options)
+            manager = _Manager(self._literal_root() / name, self._root / name, options)
             manager.latest_step()  # reads the folder
         except Exception as error:  # orbax raises many types for damaged files
             if processes.is_connection_error(error):
@@ -190,7 +201,27 @@ class Checkpoints:
             ) from error
         return manager
 
-    def _save(self, manager: ocp.CheckpointManager, number: int, items: dict[str, Any], arrays: Any) -> None:
+    def _literal_root(self) -> Path:
+        """Return the folder of the checkpoints as orbax finds it: through a link if its path has special characters."""
+        if PLAIN_PATH.fullmatch(str(self._root)):
+            return self._root
+        if self._link is None:
+            self._link = tempfile.TemporaryDirectory(prefix="flaxtl-")
+            Path(self._link.name, "run").symlink_to(self._root.parent)
+        return Path(self._link.name, "run", self._root.name)
+
+    def _verify(self, num_phases: int, params: FlatParams) -> None:
+        """Read a new checkpoint of a phase, into the memory of the host, and compare it with what was saved."""
+        like = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in params.items()}
+        try:
+            self.restore_phase(num_phases, like)
+        except UserError as error:
+            raise UserError(
+                f"Checkpoint {_path(self._phases, num_phases)} was written, but cannot be read back. Check the disk, "
+                "or use a --workdir on another one."
+            ) from error
+
+    def _save(self, manager: "_Manager", number: int, items: dict[str, Any], arrays: Any) -> None:
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         fileio.check_disk_space(self._root.parent, num_bytes, "A checkpoint needs", RETRY)
         with self._write_errors():
@@ -203,9 +234,9 @@ class Checkpoints:
         except Exception as error:  # orbax and TensorStore raise many types for a full disk
             raise UserError(f"Cannot write a checkpoint to {self._root} ({_reason(error)}). {RETRY}") from error
 
-    def _discard(self, manager: ocp.CheckpointManager, number: int, reason: str) -> None:
+    def _discard(self, manager: "_Manager", number: int, reason: str) -> None:
         """Move a checkpoint to checkpoints/damaged."""
-        source = Path(manager.directory) / str(number)
+        source = _path(manager, number)
         target = self._root / "damaged" / f"{source.parent.name}-{number}"
         self._report(f"{reason} Moved it to {target}; continuing from the checkpoint before.")
         if processes.is_main_process():
@@ -215,12 +246,18 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
+    """A checkpoint manager of `directory`, whose name in messages is `shown`."""
+
+    def __init__(self, directory: Path, shown: Path, options: ocp.CheckpointManagerOptions) -> None:
+        self.shown = shown
+        super().__init__(directory, options=options)
+
     def reached_preemption(self, step: int) -> bool:
         """Return False: the epoch loop asks `processes.should_stop` with its own step numbers."""
         return False
 
 
-def _read_metadata(manager: ocp.CheckpointManager, number: int, kind: type[Metadata]) -> Metadata:
+def _read_metadata(manager: _Manager, number: int, kind: type[Metadata]) -> Metadata:
     values = _read(manager, number, {"metadata": ocp.args.JsonRestore()}).metadata
     try:
         return kind.from_json(values, _path(manager, number))
@@ -228,7 +265,7 @@ def _read_metadata(manager: ocp.CheckpointManager, number: int, kind: type[Metad
         raise _damaged(manager, number) from error
 
 
-def _restore(manager: ocp.CheckpointManager, number: int, sha256: str, items: dict[str, Any]) -> Any:
+def _restore(manager: _Manager, number: int, sha256: str, items: dict[str, Any]) -> Any:
     """Return the items, after checking that their arrays are those that were saved."""
     restored = _read(manager, number, items)
     if processes.any_process(_hash(tuple(restored[name] for name in items)) != sha256):
@@ -236,7 +273,7 @@ def _restore(manager: ocp.CheckpointManager, number: int, sha256: str, items: di
     return restored
 
 
-def _read(manager: ocp.CheckpointManager, number: int, items: dict[str, Any]) -> Any:
+def _read(manager: _Manager, number: int, items: dict[str, Any]) -> Any:
     restored, problem = None, None
     try:
         restored = manager.restore(number, args=ocp.args.Composite(**items))
@@ -259,12 +296,12 @@ def _quarantine(source: Path, target: Path) -> None:
         raise UserError(f"Cannot move the damaged checkpoint {source} ({error.strerror}). Delete it.") from error
 
 
-def _damaged(manager: ocp.CheckpointManager, number: int) -> UserError:
+def _damaged(manager: _Manager, number: int) -> UserError:
     return UserError(f"Checkpoint {_path(manager, number)} is damaged, or belongs to another run.")
 
 
-def _path(manager: ocp.CheckpointManager, number: int) -> Path:
-    return Path(manager.directory) / str(number)
+def _path(manager: _Manager, number: int) -> Path:
+    return manager.shown / str(number)
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,5 +1,6 @@
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.parallel import devices
-from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress, _reason
+from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress, _Manager, _reason
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.param_groups import ParamGroups
@@ -59,6 +60,47 @@ def test_restore_phase_returns_saved_params(tmp_path, mesh):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.num_phases() == 2
         assert all(same(checkpoints.restore_phase(done, abstract(phases[0])), phases[done]) for done in range(3))
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]/run", "a\\b", "**", "gs:/run", "\udcff"])
+def test_checkpoints_in_a_path_with_special_characters_are_read(tmp_path, mesh, name):
+    workdir, params = tmp_path / name, devices.replicate({"head/out/kernel": jnp.ones((2, 3))}, mesh)
+    workdir.mkdir(parents=True)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_phase(0, params)
+        link = Path(checkpoints._link.name)
+    assert not link.exists()
+    assert (workdir / "checkpoints/phases/0").is_dir()
+    assert [folder.name for folder in tmp_path.iterdir()] == [name.partition("/")[0]]  # "a/b" for "a\\b" would be new
+    with Checkpoints(workdir) as checkpoints:
+        assert same(checkpoints.restore_phase(0, abstract(params)), params)
+
+
+def test_messages_name_a_path_with_special_characters_itself(tmp_path, mesh):
+    messages, like = [], {"head/out/kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    workdir = tmp_path / "a[1]"
+    (workdir / "checkpoints/phases/0").mkdir(parents=True)
+    with Checkpoints(workdir, messages.append) as checkpoints:
+        assert checkpoints.restore_last_phase(like) is None
+    (text,) = messages
+    assert f"Checkpoint {workdir}/checkpoints/phases/0 is damaged" in text
+    assert f"Moved it to {workdir}/checkpoints/damaged/phases-0;" in text
+    assert (workdir / "checkpoints/damaged/phases-0").is_dir()
+
+
+def test_save_phase_reads_the_checkpoint_back(tmp_path, mesh, monkeypatch):
+    save = _Manager.save
+
+    def save_on_a_bad_disk(manager, number, **arguments):
+        save(manager, number, **arguments)
+        shutil.rmtree(manager.shown / str(number) / "params")
+
+    monkeypatch.setattr(_Manager, "save", save_on_a_bad_disk)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/checkpoints/phases/0\b.*cannot be read back"),
+    ):
+        checkpoints.save_phase(0, devices.replicate({"head/out/kernel": jnp.ones((2, 3))}, mesh))
 
 
 def test_restore_latest_is_bit_identical_after_donation(tmp_path, mesh):
