@@ -16,7 +16,7 @@ test: $(VENV)/dev.installed
 
 # What takes longer, with the compiler's optimizations as users have them.
 slow: $(VENV)/dev.installed
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "slow and not exhaustive"
 
 # All networks at full size, thousands of mutants, limits of load: hours. One group: make exhaustive GROUP=networks
 exhaustive: $(VENV)/dev.installed

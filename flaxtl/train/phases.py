@@ -166,7 +166,7 @@ def build_phases(
         phases.append(phase)
     if len({phase.name for phase in phases}) < len(phases):
         raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}; give each its own name and settings")
-    _check_views(config, phases)
+    _check_mixing(config, phases)
     return tuple(phases)
 
 
@@ -195,8 +195,8 @@ def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, 
     return {last_block if group == LAST_BLOCK else group: float(lr) for group, lr in lrs.items()}
 
 
-def _check_views(config: Any, phases: Sequence[Phase]) -> None:
-    """Check that cached views are not combined with mixing, which needs the other images of a batch."""
+def _check_mixing(config: Any, phases: Sequence[Phase]) -> None:
+    """Check that mixing finds the other images of a batch: there is more than one, and they are not cached views."""
     num_views = config.feature_cache.views
     mixing = [name for name in ("mixup", "cutmix") if config.augmentation[name]]
     if num_views < 0:
@@ -207,6 +207,11 @@ def _check_views(config: Any, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"feature_cache.views={num_views} caches views of single images, but augmentation.{mixing[0]} mixes images "
             f"anew in every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
+        )
+    if config.batch_size == 1 and mixing and any(phase.augment for phase in phases):
+        raise UserError(
+            f"augmentation.{mixing[0]} mixes the images of a batch, but batch_size is 1. Set batch_size to at least 2, "
+            f"or augmentation.{mixing[0]}=0."
         )
 
 

@@ -7,7 +7,7 @@ the same numbers. Nothing in it waits for the host.
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,12 +178,11 @@ def make_multi_step(cfg: StepConfig, sharding: Batch) -> MultiStep:
 
 def train_step(cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch) -> TrainState:
     """Run one training step: gradients, optimizer, EMA, metrics."""
-    batch = _shard(batch, cfg.mesh)
-    dropout_keys = _dropout_keys(cfg.seed, state.step, len(batch.arrays[0]))
+    examples = _make_examples(cfg, _shard(batch, cfg.mesh), state.step)
     if cfg.accum_steps == 1:
-        grads = compute_grads(cfg, state, frozen, batch, dropout_keys)
+        grads = compute_grads(cfg, state, frozen, examples)
     else:
-        grads = _accumulate_grads(cfg, state, frozen, batch, dropout_keys)
+        grads = _accumulate_grads(cfg, state, frozen, examples)
     updates, opt_state = cfg.optimizer.update(grads.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda update: state.lr_scale * update, updates))
     new_state = state._replace(
@@ -207,20 +206,26 @@ class StepGrads(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Class indices [batch], and the weight of this label in each example's loss."""
+    """Class indices [batch], and the weight of this label in each example's loss, float32 [batch]."""
 
     labels: jax.Array
-    weight: jax.Array | float
+    weight: jax.Array
 
 
-def compute_grads(
-    cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch, dropout_keys: jax.Array
-) -> StepGrads:
+class Examples(NamedTuple):
+    """The inputs of the model [batch, ...], their labels (two each if images are mixed) and keys of their dropout."""
+
+    inputs: jax.Array
+    targets: tuple[Target, ...]
+    dropout_keys: jax.Array
+
+
+def compute_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, examples: Examples) -> StepGrads:
     """Run the forward and backward pass over one (micro)batch.
 
     Only `state.params` is differentiated; `frozen` is constant, so XLA drops its backward pass.
     """
-    inputs, targets = _inputs_and_targets(batch, cfg.seed, cfg.augmentation)
+    inputs, targets, dropout_keys = examples
     train_layers = layers_in_train_mode(state.updated_params, frozen)
 
     def loss_fn(params: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
@@ -233,26 +238,20 @@ def compute_grads(
         return losses.mean(), (output.logits, flatten_params(output.batch_stats))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    metrics = batch_metrics(logits, batch.labels, jnp.ones(len(logits), bool), _weighted_losses(logits, targets))
+    labels, losses = _main_labels(targets), _weighted_losses(logits, targets)
+    metrics = batch_metrics(logits, labels, jnp.ones(len(logits), bool), losses)
     return StepGrads(loss, grads, {path: batch_stats[path] for path in state.batch_stats}, metrics)
 
 
-def _accumulate_grads(
-    cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch, dropout_keys: jax.Array
-) -> StepGrads:
+def _accumulate_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, examples: Examples) -> StepGrads:
     """Run the microbatches of a batch in turn: mean loss and gradients, summed metrics, the last statistics."""
-    microbatches = jax.tree.map(
-        lambda array: _microbatches(array, cfg.accum_steps, cfg.mesh), (batch.arrays, dropout_keys)
-    )
+    microbatches = jax.tree.map(lambda array: _microbatches(array, cfg.accum_steps, cfg.mesh), examples)
 
-    def microbatch_grads(batch_stats: FlatParams, arrays: Any) -> StepGrads:
-        batch_arrays, keys = arrays
-        return compute_grads(
-            cfg, state._replace(batch_stats=batch_stats), frozen, batch.with_arrays(batch_arrays), keys
-        )
+    def microbatch_grads(batch_stats: FlatParams, microbatch: Examples) -> StepGrads:
+        return compute_grads(cfg, state._replace(batch_stats=batch_stats), frozen, microbatch)
 
-    def add(total: StepGrads, arrays: Any) -> tuple[StepGrads, None]:
-        grads = microbatch_grads(total.batch_stats, arrays)
+    def add(total: StepGrads, microbatch: Examples) -> tuple[StepGrads, None]:
+        grads = microbatch_grads(total.batch_stats, microbatch)
         loss, summed = jax.tree.map(jnp.add, (total.loss, total.grads), (grads.loss, grads.grads))
         return StepGrads(loss, summed, grads.batch_stats, total.metrics + grads.metrics), None
 
@@ -294,15 +293,25 @@ def _dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     return keys
 
 
-def _inputs_and_targets(
-    batch: Batch, seed: int, augmentation: AugmentConfig | None
-) -> tuple[jax.Array, tuple[Target, ...]]:
-    """Return the model's inputs, augmented and mixed, and their labels."""
-    inputs, labels = batch.inputs(seed, augmentation), batch.labels
-    if augmentation is None or not augmentation.uses_mixing:
-        return inputs, (Target(labels, 1.0),)
-    mixed = mix(example_keys(seed, batch.epochs, batch.indices), inputs, labels, augmentation)
-    return mixed.images, (Target(mixed.labels, mixed.lam), Target(mixed.labels_b, 1 - mixed.lam))
+def _make_examples(cfg: StepConfig, batch: Batch, step: jax.Array) -> Examples:
+    """Augment and mix a whole batch: the partners in mixing do not depend on how the batch is divided afterwards."""
+    inputs, labels = batch.inputs(cfg.seed, cfg.augmentation), batch.labels
+    dropout_keys = _dropout_keys(cfg.seed, step, len(labels))
+    if cfg.augmentation is None or not cfg.augmentation.uses_mixing:
+        return Examples(inputs, (Target(labels, jnp.ones(len(labels))),), dropout_keys)
+    mixed = mix(example_keys(cfg.seed, batch.epochs, batch.indices), inputs, labels, cfg.augmentation)
+    targets = Target(mixed.labels, mixed.lam), Target(mixed.labels_b, 1 - mixed.lam)
+    return Examples(mixed.images, targets, dropout_keys)
+
+
+def _main_labels(targets: tuple[Target, ...]) -> jax.Array:
+    """Return each example's label of the largest weight, int32 [batch]; Keras counts accuracy against it, too."""
+    main, *others = targets
+    labels, weight = main
+    for other in others:
+        labels = jnp.where(other.weight > weight, other.labels, labels)
+        weight = jnp.maximum(other.weight, weight)
+    return labels
 
 
 def _weighted_losses(

@@ -181,11 +181,20 @@ def bar(title, total):
     yield lambda done: None
 
 
-@contextmanager
 def compiled_quickly():
     """Disable compiler optimizations, where they do not matter and compiling takes most of the time."""
+    return _optimizations(disabled=True)
+
+
+def compiled_as_users_do():
+    """Enable compiler optimizations: without them, two programs may round the same formula differently."""
+    return _optimizations(disabled=False)
+
+
+@contextmanager
+def _optimizations(disabled):
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", disabled)
     try:
         yield
     finally:

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from helpers.launched_run import Launched, compare, outcome
 
+pytestmark = pytest.mark.multiprocess
+
+DEAR = pytest.mark.exhaustive("processes")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -25,7 +29,7 @@ def one(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=DEAR)])
 def test_run_of_several_processes_equals_one_process(place, one, tmp_path, processes, devices):
     code, output = place.run(tmp_path / "run", processes, devices)
     assert code == 0, output
@@ -35,7 +39,7 @@ def test_run_of_several_processes_equals_one_process(place, one, tmp_path, proce
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"]
 
 
-@pytest.mark.slow
+@DEAR
 def test_streamed_run_of_two_processes_equals_one_process(place, one, tmp_path):
     code, output = place.run(tmp_path / "run", 2, 2, "--config.data.pipeline=stream")
     assert code == 0, output
@@ -59,7 +63,7 @@ def members(launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=DEAR)])
 def test_killed_process_ends_the_others_and_run_resumes(place, one, tmp_path, victim):
     workdir, often = tmp_path / "run", "--config.checkpoint.every_seconds=0"
     launcher = place.start(workdir, 2, 2, often)

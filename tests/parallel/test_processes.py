@@ -22,6 +22,8 @@ import pytest
 from flaxtl.errors import UserError
 from flaxtl.parallel import devices, processes
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "tools" / "launch_local.py"
 
@@ -206,7 +208,7 @@ def test_two_slurm_processes_agree_on_values_and_stop_step():
 
 @pytest.mark.parametrize(
     ("num_processes", "victim"),
-    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.exhaustive("processes"))],
 )
 def test_killed_process_ends_the_others(num_processes, victim):
     """The others wait in a collective. Process 0 also runs the coordination service."""
@@ -277,7 +279,9 @@ def test_error_of_all_processes_keeps_each_exit_code():
 @pytest.mark.slow
 def test_initialize_without_the_others_times_out():
     (ended,) = run(
-        "processes.initialize(f'127.0.0.1:{port}', 2, 0, detect_cluster=False, init_timeout=3)", num_processes=1
+        "processes.fork_supervisor(0, 2)\n"
+        "processes.initialize(f'127.0.0.1:{port}', 2, 0, detect_cluster=False, init_timeout=3)",
+        num_processes=1,
     )
     assert ended.code == processes.EXIT_PEER_LOST
     assert re.match(r"flaxtl: .*\bprocess 0 of 2\b.*\bdid not start\b", ended.output.splitlines()[-1], re.IGNORECASE)

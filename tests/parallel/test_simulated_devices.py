@@ -33,20 +33,42 @@ MOBILENET = {
 """All batch norms train, 8 steps of 8 of 12 images; the 6 images of validation and test do not fill a batch."""
 
 
+def run_python(devices, *arguments):
+    """Run Python with a number of simulated devices; return its output."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def steps(folder, tmp_path_factory):
+    """Three steps of training the head on one and on two devices: 'DEVICES NAME' -> array."""
+    result = tmp_path_factory.mktemp("steps") / "result.npz"
+    run_python(2, "-m", "helpers.steps_on_devices", str(folder), str(result))
+    with np.load(result) as arrays:
+        return dict(arrays)
+
+
+def test_steps_on_two_devices_equal_steps_on_one(steps):
+    names = {name.split(" ", 1)[1] for name in steps}
+    assert len(names) == 3 + 4
+    assert steps["2 count"].sum() == 12
+    for name in names:
+        # Sums of four examples in another order; Nadam divides by roots of small numbers, as in accumulation.
+        np.testing.assert_allclose(steps[f"2 {name}"], steps[f"1 {name}"], rtol=2e-6, atol=5e-6, err_msg=name)
+
+
 class FinishedRun:
     """The results of a run on a number of devices."""
 
     def __init__(self, folder, workdir, devices, settings):
-        paths = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
-        environment = os.environ | {
-            "PYTHONPATH": paths,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        command = [sys.executable, "-c", ONE_RUN, str(folder), str(workdir), json.dumps(settings)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(devices)]
+        output = run_python(devices, "-c", ONE_RUN, str(folder), str(workdir), json.dumps(settings))
+        assert output.split() == [str(devices)]
         self.rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         self.phases = json.loads((workdir / "summary.json").read_text())["phases"]
         with np.load(workdir / "params.npz") as arrays:

@@ -5,6 +5,8 @@ import re
 import pytest
 from helpers.launched_run import Launched, compare, outcome
 
+pytestmark = pytest.mark.multiprocess
+
 VIEWS = ("--config.feature_cache.views=2", "--config.frozen.augment=True", "--config.data.pipeline=resident")
 
 

@@ -33,10 +33,10 @@ from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import build_model
 from flaxtl.train.train_step import TrainState
 
-SLOW = ("mobilenet_0.25", "vgg16", "alexnet", "resnet50", "densenet121", "mobilenet_v2_0.35", "efficientnetb0")
+SLOW = ("mobilenet_0.25", "vgg16", "alexnet", "resnet50", "efficientnetb0")
 EXHAUSTIVE = (
     *("googlenet", "resnet50v2", "inception_v3", "inception_resnet_v2", "xception"),
-    *("mobilenet_v3_small", "nasnet_mobile", "efficientnetv2-b0"),
+    *("densenet121", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetv2-b0"),
 )
 FAMILIES = (
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),

@@ -185,6 +185,7 @@ def test_build_phases_layer_decay_counts_layers_up_to_output_layer(net):
             r"(?=.*'plateau')(?=.*\bfrozen\.plateau_patience\b).*\bfrozen\.patience\b\D*10\b",
         ),
         ({"batch_size": 0}, r"\bbatch\w*\b.*\b0\b"),
+        ({"batch_size": 1, "augmentation": {"cutmix": 1.0}}, r"\baugmentation\.cutmix\b.*\bbatch_size\b.*\b1\b"),
         ({"label_smoothing": 1.0}, r"\blabel_smoothing\b.*\b1\b"),
         ({"optimizer": {"name": "nadm"}}, "optimizer.*'nadm'.*'nadam'"),
         ({"phases": ("frozen", "finetune", "frozen")}, "phases.*frozen, finetune, frozen"),

@@ -210,6 +210,7 @@ def test_train_step_applies_mixing(world):
 
 
 @pytest.mark.slow
+@tiny_run.compiled_as_users_do()
 def test_train_step_ema_averages_params_and_leaves_training_alone(world):
     average, phase, options = Ema(0.5, first_step=7), world.frozen, {"feed": world.features, "start_layer": CUT}
     state, frozen = world.start(phase, 7)
@@ -267,6 +268,29 @@ def test_train_step_accum_steps_equal_whole_batch(world, phase, parts):
         np.testing.assert_allclose(state.params[path], value, rtol=0, atol=5e-6, err_msg=path)
     assert state.metrics.count.tolist() == expected.metrics.count.tolist()
     assert state.metrics.correct.tolist() == expected.metrics.correct.tolist()
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [{"mixup": 0.4, "cutmix": 1.0}, *(pytest.param({k: 0.4}, marks=pytest.mark.slow) for k in ("mixup", "cutmix"))],
+)
+def test_train_step_accum_steps_with_mixing_equal_whole_batch(world, kinds):
+    """With microbatches of one image, too: partners are drawn from the whole batch."""
+    options = {"augmentation": replace(world.setup.augmentation, **kinds)}
+    whole, expected = world.losses(world.finetune, world.images, **options)
+    parts, state = world.losses(world.finetune, world.images, accum_steps=4, **options)
+    np.testing.assert_allclose(parts, whole, rtol=2e-6)  # as without mixing
+    for path, value in expected.params.items():
+        np.testing.assert_allclose(state.params[path], value, rtol=0, atol=5e-6, err_msg=path)
+    assert state.metrics.correct.tolist() == expected.metrics.correct.tolist()
+
+
+def test_main_labels_are_those_of_the_larger_weight():
+    """An oracle that knows the larger part of every mixed image has an accuracy of 1."""
+    weight = jnp.array([0.9, 0.5, 0.2])
+    targets = train_step.Target(jnp.array([0, 1, 2]), weight), train_step.Target(jnp.array([1, 2, 0]), 1 - weight)
+    assert train_step._main_labels(targets).tolist() == [0, 1, 0]
+    assert train_step._main_labels(targets[:1]).tolist() == [0, 1, 2]
 
 
 def test_train_step_nonfinite_loss_freezes_state(world):

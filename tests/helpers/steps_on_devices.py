@@ -1,0 +1,42 @@
+"""Train three steps on one and on all simulated devices: python -m helpers.steps_on_devices IMAGES RESULT.npz."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flaxtl.data.sampler import EpochSampler
+from flaxtl.parallel import devices
+from flaxtl.train import train_step
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.train_step import TrainState
+from helpers import tiny_run
+
+
+def train(setup, num_devices):
+    """Return name -> array of the trained parameters and metric sums."""
+    axis = setup.mesh.axis_names
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), axis)
+    setup, phase = replace(setup, mesh=mesh), setup.phases[0]
+    params = tiny_run.parameters(setup.model_info, setup.config)
+    trainable, batch_stats, frozen = phase.param_groups.partition(params)
+    loader = tiny_run.inputs(setup, "train", setup.workdir / str(num_devices), []).image_loader()
+    optimizer = phase_optimizer(setup.config.optimizer, phase.param_groups, "constant", 3, 0)
+    cfg = train_step.StepConfig(setup.model_info.model, optimizer, mesh, 3)
+    step = train_step.make_train_step(cfg, loader.sharding(mesh))
+    state = devices.replicate(TrainState.create(0, trainable, batch_stats, optimizer.init(trainable), 3), mesh)
+    for batch in loader.train_batches(EpochSampler(3, 4, len(loader)), 0, 3, None):
+        state = step(state, frozen, batch)
+    assert step._cache_size() == 1
+    assert len(state.step.sharding.device_set) == num_devices
+    sums = {"loss": state.metrics.loss, "correct": state.metrics.correct, "count": state.metrics.count}
+    return {name: np.asarray(value) for name, value in (sums | state.params).items()}
+
+
+if __name__ == "__main__":
+    images, result = map(Path, sys.argv[1:])
+    setup = tiny_run.setup(images, result.parent)
+    arrays = {f"{n} {name}": array for n in (1, jax.device_count()) for name, array in train(setup, n).items()}
+    np.savez(result, **{name.replace("/", "."): array for name, array in arrays.items()})
