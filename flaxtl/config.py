@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,21 +132,23 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: the file is missing or broken, a key does not exist, or a value has the wrong type.
     """
     config = complete_config(_read_config_file(spec))
-    if any(override.startswith("--config.optimizer.name=") for override in overrides):
+    values = dict(_parse_overrides(overrides))  # the last one of a setting that is given twice
+    if "optimizer.name" in values:
         with config.unlocked():  # the other arguments belong to the optimizer that is replaced
-            config.optimizer = ConfigDict({"name": config.optimizer.name})
+            config.optimizer = ConfigDict({"name": ""})
     known = dict(flatten_config(config))
-    for key, value in _parse_overrides(overrides):
-        if key in known:
-            continue
-        if key.startswith("optimizer."):
-            _add_optimizer_argument(config, key, value)
+    for key in list(values):
+        if key.startswith("optimizer.") and known.get(key) is None:  # config_flags cannot override None
+            _set_optimizer_argument(config, key, values.pop(key))
+        elif key in known:
+            if isinstance(known[key], tuple):
+                values[key] = _tuple_literal(values[key])
         elif _names_last_block(config, key):
             _rename_last_block(config, key)
         else:
             raise _unknown_key(key, known)
-    config = _apply_overrides(config, overrides)
-    _check_seed(config.seed)
+    config = _apply_overrides(config, values)
+    _check_values(config)
     _check_phases(config.phases)
     return prune_phases(config)
 
@@ -157,13 +160,10 @@ def complete_config(values: ConfigDict) -> ConfigDict:
         if name in DEFAULTS:
             raise UserError(f"A phase cannot be called {name!r}: a setting has this name. Rename it in phases.")
         if name not in values:
-            raise unknown("phase", name, [key for key in values if _is_phase(values[key])])
+            raise unknown("phase", name, [key for key in values if _is_phase(key, values[key])])
         config[name] = PHASE_DEFAULTS.copy_and_resolve_references().unlock()
     _merge(config, values, "")
-    _check_seed(config.seed)
-    for rule in config.param_groups:
-        if not isinstance(rule, tuple | list) or [type(part) for part in rule] != [str, str]:
-            raise UserError(f"Setting 'param_groups' contains {rule!r}. Give pairs (name, regular expression).")
+    _check_values(config)
     return config.lock()
 
 
@@ -173,7 +173,7 @@ def prune_phases(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: `config.phases` lists a phase that has no settings.
     """
-    names = [name for name, value in config.items() if _is_phase(value)]
+    names = [name for name, value in config.items() if _is_phase(name, value)]
     for name in config.phases:
         if name not in names:
             raise unknown("phase", name, names)
@@ -260,11 +260,11 @@ def _parse_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _add_optimizer_argument(config: ConfigDict, key: str, value: str) -> None:
-    """Add an argument of the optimizer that the config does not have; the type is that of the literal `value`."""
+def _set_optimizer_argument(config: ConfigDict, key: str, value: str) -> None:
+    """Set an argument of the optimizer that the config does not have; the type is that of the literal `value`."""
     name = key.removeprefix("optimizer.")
     try:
-        literal = ast.literal_eval(value)
+        literal = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
     except (ValueError, SyntaxError) as error:
         raise UserError(f"--config.{key}={value} is not a Python literal, such as 0.9 or True.") from error
     if not name:
@@ -288,10 +288,21 @@ def _rename_last_block(config: ConfigDict, key: str) -> None:
         del rates[LAST_BLOCK]
 
 
-def _apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+def _tuple_literal(text: str) -> str:
+    """Return names with commas between them, 'roses,daisy', as a tuple, "('roses', 'daisy')"; others as they are."""
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+        if "," in inner or not text:
+            return repr(tuple(name.strip() for name in inner.split(",") if name.strip()))
+    return text
+
+
+def _apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """Return the config with the values of the overrides, converted to the types of the settings."""
     values = flags.FlagValues()
-    arguments = ["flaxtl", *overrides]
+    arguments = ["flaxtl", *(f"--config.{key}={value}" for key, value in overrides.items())]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
@@ -310,7 +321,7 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         path = prefix + key
         if key not in config:
-            if _is_phase(value):
+            if _is_phase(key, value):
                 raise UserError(f"The config has settings c.{path} of a phase that is not in phases. Add or remove it.")
             raise _unknown_key(path, dict(flatten_config(config, prefix)))
         if key == "class_weights" and isinstance(value, ConfigDict):
@@ -323,9 +334,9 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], prefix: str) -> None:
             config[key] = _check_type(path, value, config[key])
 
 
-def _is_phase(value: Any) -> bool:
+def _is_phase(name: str, value: Any) -> bool:
     """Return whether a config value holds the settings of a phase."""
-    return isinstance(value, ConfigDict) and "lr" in value
+    return name not in DEFAULTS and isinstance(value, ConfigDict) and "lr" in value
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
@@ -357,9 +368,16 @@ def _check_type(path: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:  # the range of jax.random.key
-        raise UserError(f"The seed is {seed}. Give a number from 0 to 2**63 - 1.")
+def _check_values(config: ConfigDict) -> None:
+    """Raise UserError for a seed, number or rule that no run can use."""
+    if not 0 <= config.seed < 2**63:  # the range of jax.random.key
+        raise UserError(f"The seed is {config.seed}. Give a number from 0 to 2**63 - 1.")
+    for key, value in flatten_config(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"Setting {key!r} is {value}. Give a finite number.")
+    for rule in config.param_groups:
+        if not isinstance(rule, tuple | list) or [type(part) for part in rule] != [str, str]:
+            raise UserError(f"Setting 'param_groups' contains {rule!r}. Give pairs (name, regular expression).")
 
 
 def _check_phases(phases: Any) -> Sequence[str]:

@@ -135,6 +135,26 @@ def test_override_given_twice_uses_the_last(write):
 TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "expected"),
+    [
+        (["head.units=256", "head.units=64"], "head.units", (64,)),
+        (["head.units=(256,128)", "seed=1", "head.units=(32,)"], "head.units", (32,)),
+        (["head.units=256", "head.units="], "head.units", ()),
+        (["data.classes=roses,daisy"], "data.classes", ("roses", "daisy")),
+        (["data.classes=(roses, red rose)"], "data.classes", ("roses", "red rose")),
+        (["data.classes=('a, b','c')"], "data.classes", ("a, b", "c")),
+        (["data.classes=roses"], "data.classes", ("roses",)),
+        (["phases=second,first"], "phases", ("second", "first")),
+    ],
+)
+def test_override_of_a_tuple_is_a_list_of_names(write, overrides, key, expected):
+    phases = "c.first = dict(lr=dict(head=1e-3))", "c.second = dict(lr=dict(head=1e-4))"
+    file = write("c.phases = ('first', 'second')", *phases)
+    values = dict(flatten_config(load_config(file, [f"--config.{override}" for override in overrides])))
+    assert values[key] == expected
+
+
 def test_override_of_the_last_blocks_own_name_replaces_top(write):
     file = write(TOP)
     assert load_config(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
@@ -180,6 +200,18 @@ def test_override_of_unknown_setting_is_refused(error_of, override, facts):
 )
 def test_override_of_a_renamed_setting_names_the_new_one(error_of, old, new):
     assert f"'{old}'. Did you mean '{new}'?" in error_of(SMALLEST, overrides=[f"--config.{old}=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "facts"),
+    [
+        ("frozen.lr.head=inf", [r"'frozen\.lr\.head' is inf\b"]),
+        ("checkpoint.every_seconds=nan", [r"'checkpoint\.every_seconds' is nan\b"]),
+        ("param_groups=head,base", [r"'param_groups' contains 'head'"]),
+    ],
+)
+def test_override_with_an_impossible_value_is_refused(error_of, override, facts):
+    assert missing(facts, error_of(SMALLEST, overrides=[f"--config.{override}"])) == []
 
 
 @pytest.mark.parametrize("override", ["seed=many", "seed=1.5", "frozen.augment=perhaps", "head.dropout=x"])
@@ -328,3 +360,23 @@ def test_override_adds_an_optimizer_argument(write):
     for override in ("optimizer.weight_decay=abc", "optimizer.=3", "optimizer=3", "head.optimizer.x=1"):
         with pytest.raises(UserError):
             load_config(file, [f"--config.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("line", "override", "name", "expected"),
+    [
+        ("", "lr=0.1", "lr", 0.1),  # not the settings of a phase: the optimizer refuses it, with a better sentence
+        ("", "nesterov=true", "nesterov", True),
+        ("", "mask=None", "mask", None),
+        ("c.optimizer = dict(name='sgd', momentum=None)", "momentum=0.9", "momentum", 0.9),
+    ],
+)
+def test_override_sets_any_optimizer_argument(write, line, override, name, expected):
+    config = load_config(write(SMALLEST, line), [f"--config.optimizer.{override}"])
+    assert config.optimizer[name] == expected
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_override_of_the_name_of_an_optimizer_without_one(write):
+    file = write(SMALLEST, "c.optimizer = dict(b1=0.8)")
+    assert load_config(file, ["--config.optimizer.name=adam"]).optimizer.to_dict() == {"name": "adam"}

@@ -5,6 +5,7 @@ in the log are values of the same schedules that the optimizer is built from.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxtl.errors import unknown
+from flaxtl.errors import UserError, unknown
 from flaxtl.train.param_groups import ParamGroups, layer_of
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -23,6 +24,9 @@ OptimizerFactory = Callable[..., optax.GradientTransformation]
 
 OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", "sgd")
 """Optimizers of optax that a config may name, besides Keras' `nadam`."""
+
+FRACTION_ARGUMENTS = frozenset({"b1", "b2", "decay", "momentum"})
+"""Arguments of optimizers that are decay rates of running means: from 0 to below 1."""
 
 STEP_DECAY = {0.5: 0.1, 0.75: 0.1}
 """Schedule `step`: fraction of the steps -> factor on the rate from there on (He et al. 2016, CIFAR-10)."""
@@ -141,21 +145,42 @@ def optimizer_factory(settings: Mapping[str, Any]) -> OptimizerFactory:
       settings: the config's `optimizer`: a name, and keyword arguments of the optimizer.
 
     Raises:
-      UserError: for an unknown optimizer or argument.
+      UserError: for an unknown optimizer or argument, or a value that it cannot have.
     """
     name = str(settings.get("name", ""))
     arguments = {key: value for key, value in settings.items() if key != "name"}
     if name != "nadam" and name not in OPTIMIZERS:
         raise unknown("optimizer", name, ("nadam", *OPTIMIZERS))
     make: OptimizerFactory = nadam if name == "nadam" else getattr(optax, name)
-    signature = set(inspect.signature(make).parameters)
-    known = signature - {"learning_rate", "mask"}
-    for key in arguments:
+    signature = inspect.signature(make).parameters
+    known = signature.keys() - {"learning_rate", "mask"}
+    for key, value in arguments.items():
+        if key in ("lr", "learning_rate"):
+            raise UserError(
+                f"optimizer.{key} is not a setting of {name}: each phase sets the learning rate of each of its groups. "
+                "Set PHASE.lr.GROUP, such as --config.frozen.lr.head=1e-3."
+            )
         if key not in known:
             raise unknown(f"setting of the optimizer {name}", key, known)
+        _check_argument(key, value, signature[key].default)
     if "mask" in signature:
         arguments["mask"] = _weight_decay_mask
     return lambda lr: make(lr, **arguments)
+
+
+def _check_argument(key: str, value: Any, default: Any) -> None:
+    """Raise UserError for a value that an argument of an optimizer cannot have; `default` gives its type."""
+    if value == default or key.endswith("dtype"):
+        return
+    if isinstance(default, bool):
+        is_valid, allowed = isinstance(value, bool), "True or False"
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_fraction = key in FRACTION_ARGUMENTS
+        is_valid = is_number and (0 <= value < 1 if is_fraction else 0 <= value < math.inf)
+        allowed = "a number of at least 0 and below 1" if is_fraction else "a number of at least 0"
+    if not is_valid:
+        raise UserError(f"optimizer.{key} is {value!r}; it must be {allowed}")
 
 
 def _weight_decay_mask(params: optax.Params) -> optax.Params:

@@ -158,7 +158,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
             f"--workdir={workdir} is inside the data source {listing.origin} and would become a part of it. "
             "Use another --workdir."
         )
-    expected = tuple(data.classes)
+    expected = tuple(map(str, data.classes))  # an override 1,2 is read as numbers
     if expected and expected != listing.classes:
         raise UserError(
             f"{data.source} has the classes {join_names(listing.classes)}, but the config expects "

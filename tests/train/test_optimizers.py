@@ -125,7 +125,16 @@ def test_make_schedule_unknown_name_suggests_similar():
         ({"b1": 0.9}, r"''.*\badabelief\b"),
         ({"name": "nadam", "bb1": 0.9}, r"(?=.*\bnadam\b).*'bb1'.*'b1'"),
         ({"name": "sgd", "momentun": 0.9}, r"(?=.*\bsgd\b).*'momentun'.*'momentum'"),
-        ({"name": "adam", "learning_rate": 1.0}, r"(?=.*\badam\b).*'learning_rate'"),
+        ({"name": "adam", "learning_rate": 1.0}, r"optimizer\.learning_rate\b.*\badam\b.*\bfrozen\.lr\.head\b"),
+        ({"name": "nadam", "lr": 1.0}, r"optimizer\.lr\b.*\bnadam\b.*\bfrozen\.lr\.head\b"),
+        ({"name": "nadam", "b1": 2}, r"optimizer\.b1 is 2\b.*\bbelow 1\b"),
+        ({"name": "adam", "b2": float("nan")}, r"optimizer\.b2 is nan\b.*\bbelow 1\b"),
+        ({"name": "sgd", "momentum": True}, r"optimizer\.momentum is True\b.*\bnumber\b"),
+        ({"name": "sgd", "nesterov": 1.5}, r"optimizer\.nesterov is 1\.5\b.*\bTrue or False\b"),
+        ({"name": "adamw", "weight_decay": -0.1}, r"optimizer\.weight_decay is -0\.1\b.*\bat least 0\b"),
+        ({"name": "adamw", "eps": None}, r"optimizer\.eps is None\b.*\bnumber\b"),
+        ({"name": "rmsprop", "decay": "0.9"}, r"optimizer\.decay is '0\.9'.*\bnumber\b"),
+        ({"name": "adamw", "mask": None}, r"(?=.*\badamw\b).*'mask'"),
     ],
 )
 def test_optimizer_factory_unknown_name_or_argument_is_rejected(settings, facts):
@@ -162,9 +171,16 @@ def test_weight_decay_applies_to_trained_kernels_only(name):
     assert moved == ["head/out/kernel"]
 
 
-def test_optimizer_factory_mask_is_rejected():
-    with pytest.raises(UserError, match=r"(?=.*\badamw\b).*'mask'"):
-        optimizers.optimizer_factory({"name": "adamw", "mask": True})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "sgd", "momentum": None, "nesterov": True},
+        {"name": "adam", "b1": 0, "eps": 1, "mu_dtype": "bfloat16"},
+        {"name": "rmsprop", "momentum": 0.9, "centered": True},
+    ],
+)
+def test_optimizer_factory_takes_valid_arguments(settings):
+    assert optimizers.optimizer_factory(settings)(0.1).init({"w": jnp.ones(2)}) is not None
 
 
 def test_layer_decay_scales_fall_from_the_head_down():
