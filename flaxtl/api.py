@@ -18,6 +18,7 @@ from flaxtl.evaluation import gradcam, predictor, run_files
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.predictor import TrainedRun
+from flaxtl.fileio import user_path
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, flatten_params, unflatten_params
 from flaxtl.models.head import Head
@@ -67,7 +68,7 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
       UserError: config or images are invalid.
       KeyboardInterrupt: the kernel was interrupted; call again to resume.
     """
-    config, workdir = prune_phases(config), Path(workdir)
+    config, workdir = prune_phases(config), user_path(workdir)
     try:
         with training_session(config, workdir) as (console, stop_signal):
             result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)
@@ -94,7 +95,7 @@ class RunResult:
     """
 
     def __init__(self, workdir: str | Path) -> None:
-        self.workdir = Path(workdir)
+        self.workdir = user_path(workdir)
         self.record = run_files.read_run(self.workdir)
 
     @property

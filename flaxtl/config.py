@@ -241,8 +241,9 @@ def _read_config_file(spec: str) -> ConfigDict:
 
 def _find_config(name: str) -> Path:
     """Return the config file, or the config of that name that comes with flaxtl."""
-    if Path(name).is_file():
-        return Path(name)
+    file = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    if file.is_file():
+        return file
     configs = {file.stem: file for folder in CONFIG_DIRS for file in sorted(folder.glob("*.py"))}
     if name in configs:
         return configs[name]

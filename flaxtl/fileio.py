@@ -14,6 +14,18 @@ from typing import IO, Any
 from flaxtl.errors import UserError
 
 
+def user_path(text: str | Path) -> Path:
+    """Return a path that a user has given, with a leading `~` replaced by the home folder.
+
+    Shells do not replace it in `--workdir=~/runs`. Raises UserError if there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        name = Path(text).parts[0]
+        raise UserError(f"Cannot use {str(text)!r}: the home folder of {name} is unknown. Write ./{name}.") from error
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` when the block ends without an error.
@@ -127,7 +139,7 @@ def cache_dir(name: str) -> Path:
     """Return the cache folder `name`: in $FLAXTL_CACHE, or in the system's folder for caches."""
     root = os.environ.get("FLAXTL_CACHE")
     if root:
-        return Path(root).expanduser() / name
+        return user_path(root) / name
     import pooch  # here, because it loads an HTTP client that most runs do not need
 
     return Path(pooch.os_cache("flaxtl")) / name

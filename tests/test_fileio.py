@@ -84,3 +84,12 @@ def test_write_csv_does_not_quote_plain_rows():
     stream = io.StringIO(newline="")
     fileio.write_csv(stream, [("a", 1), ("b c", 0.5)])
     assert stream.getvalue() == "a,1\nb c,0.5\n"
+
+
+def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fileio.user_path("~/runs/a") == tmp_path / "runs/a"
+    assert fileio.user_path("~") == tmp_path
+    assert str(fileio.user_path("runs/~/a")) == "runs/~/a"
+    with pytest.raises(UserError, match=r"~no-such-user\b.*home folder.*\./~no-such-user"):
+        fileio.user_path("~no-such-user/runs")

@@ -197,7 +197,7 @@ def convert(options: argparse.Namespace) -> None:
     from flaxtl.pretrained.backbone import convert_weights_file
 
     make_console().print(
-        convert_weights_file(options.model, Path(options.weights), options.output, timm=options.layout == "timm")
+        convert_weights_file(options.model, options.weights, options.output, timm=options.layout == "timm")
     )
 
 

@@ -4,11 +4,11 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import NoReturn
 
 from flaxtl import __version__
 from flaxtl.errors import UserError
+from flaxtl.fileio import user_path
 
 DEFAULT_TOP = 5
 """Classes that `flaxtl predict` shows for each image."""
@@ -96,7 +96,7 @@ def _add_config_option(parser: argparse._ActionsContainer, *, required: bool = T
 
 def _add_train_options(parser: Parser) -> None:
     _add_config_option(parser)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("--workdir", required=True, type=user_path, metavar="DIR", help="run directory")
     distributed = parser.add_argument_group(
         "distributed training", "start the same command in every process, with a --workdir that all of them share"
     )
@@ -115,7 +115,7 @@ def _add_lr_find_options(parser: Parser) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="run directory (created if missing); results go to DIR/learning_rate",
     )
@@ -132,7 +132,11 @@ def _add_lr_find_options(parser: Parser) -> None:
 def _add_sweep_options(parser: Parser) -> None:
     _add_config_option(parser)
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="directory of the sweep; each run gets its own in it"
+        "--workdir",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="directory of the sweep; each run gets its own in it",
     )
     parser.add_argument(
         "--grid",
@@ -167,7 +171,7 @@ def _add_evaluate_options(parser: Parser) -> None:
         help="test-time augmentation: average the probabilities of an image and its mirror image, of ten crops, or of "
         "N random views with the run's augmentation. Choose it on --split=validation",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the JSON object to FILE")
 
 
 def _add_predict_options(parser: Parser) -> None:
@@ -189,8 +193,8 @@ def _add_predict_options(parser: Parser) -> None:
     parser.add_argument(
         "--calibrated", action="store_true", help="calibrated probabilities, with the temperature of --workdir"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per image")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the top classes of every image")
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write one row per image")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the top classes of every image")
     parser.add_argument(
         "--tap",
         action="append",
@@ -199,20 +203,23 @@ def _add_predict_options(parser: Parser) -> None:
         help="write the output of LAYER to --npz; repeat the option for several layers. If only layers of the backbone "
         "of --model are tapped, and --top, --csv and --json are not given, weights without the top layers are enough",
     )
-    parser.add_argument("--npz", type=Path, metavar="FILE", help="file for --tap: 'path' and one array per layer")
+    parser.add_argument("--npz", type=user_path, metavar="FILE", help="file for --tap: 'path' and one array per layer")
 
 
 def _add_report_options(parser: Parser) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=Path,
+        type=user_path,
         action="append",
         metavar="DIR",
         help="run directory; repeat the option to compare runs",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="file for the comparison (default: DIR/report/comparison.html)"
+        "--output",
+        type=user_path,
+        metavar="FILE.html",
+        help="file for the comparison (default: DIR/report/comparison.html)",
     )
     parser.add_argument(
         "--gradcam", metavar="LAYER", help="layer for the heat maps (default: last base layer with spatial output)"
@@ -231,7 +238,7 @@ def _add_summary_options(parser: Parser) -> None:
 
 def _add_split_options(parser: Parser) -> None:
     parser.add_argument("--source", required=True, metavar="SOURCE", help="images to split")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new or empty directory")
+    parser.add_argument("--output", required=True, type=user_path, metavar="DIR", help="new or empty directory")
     parser.add_argument(
         "--fractions",
         metavar="FRACTIONS",
@@ -247,16 +254,20 @@ def _add_split_options(parser: Parser) -> None:
 def _add_doctor_options(parser: Parser) -> None:
     parser.add_argument("--data", required=True, metavar="SOURCE", help="images to check")
     _add_near_duplicates_option(parser, "report near-duplicates")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML report with thumbnails")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument("--html", type=user_path, metavar="FILE", help="write an HTML report with thumbnails")
 
 
 def _add_convert_options(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="architecture of the weights")
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="weight file: Keras (.h5, .keras), ONNX or safetensors"
+        "--weights",
+        required=True,
+        type=user_path,
+        metavar="FILE",
+        help="weight file: Keras (.h5, .keras), ONNX or safetensors",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument("--output", required=True, type=user_path, metavar="FILE.safetensors", help="file to write")
     parser.add_argument(
         "--layout", choices=("timm",), help="layout of a safetensors file: timm (parameter names and axes of PyTorch)"
     )
@@ -265,7 +276,7 @@ def _add_convert_options(parser: Parser) -> None:
 def _add_export_options(parser: Parser) -> None:
     _add_run_option(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="new or empty directory (default: WORKDIR/export/FORMAT)"
+        "--output", type=user_path, metavar="DIR", help="new or empty directory (default: WORKDIR/export/FORMAT)"
     )
     parser.add_argument(
         "--format",
@@ -280,7 +291,7 @@ def _add_run_option(parser: argparse._ActionsContainer, *, required: bool = True
     parser.add_argument(
         "--workdir",
         required=required,
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="run directory of a trained model",
     )

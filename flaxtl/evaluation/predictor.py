@@ -18,6 +18,7 @@ from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
+from flaxtl.fileio import user_path
 from flaxtl.models import classifier, imagenet, registry
 from flaxtl.models.classifier import Classifier, FlatParams, Params, forward, unflatten_params
 from flaxtl.models.spec import ModelSpec
@@ -245,7 +246,7 @@ def find_images(inputs: Sequence[str]) -> FolderImages:
     paths: dict[Path, None] = {}
     skipped: dict[SkippedFile, None] = {}
     for text in inputs:
-        path = Path(text).expanduser()
+        path = user_path(text)
         matches = [path]
         if has_magic(text) and not path.exists():
             matches = [Path(match) for match in sorted(glob(str(path), recursive=True))]  # noqa: PTH207

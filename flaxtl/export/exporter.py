@@ -69,7 +69,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
 
 def _check_empty(output: Path) -> Path:
     """Return the absolute path of the new folder; raises UserError if it is not empty."""
-    target = output.expanduser().resolve()
+    target = output.resolve()
     try:
         is_used = target.exists() and any(target.iterdir())
     except OSError as error:

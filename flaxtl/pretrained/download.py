@@ -64,15 +64,15 @@ def resolve_weights(
         if builtin is None:
             raise UserError(f"flaxtl does not include {filename}. Use {option}=imagenet or the path of a file.")
         return ResolvedWeights(builtin, "built into flaxtl", trusted=True)
-    path = Path(weights).expanduser()
+    path = fileio.user_path(weights)
     if not path.exists():
-        raise UserError(f"Weight file {weights!r} does not exist. Use the path of a file, 'imagenet' or 'builtin'.")
+        raise UserError(f"Weight file '{path}' does not exist. Use the path of a file, 'imagenet' or 'builtin'.")
     return ResolvedWeights(path, "given path")
 
 
 def cached_files(filename: str) -> list[ResolvedWeights]:
     """Return the files of that name in Keras' cache and in flaxtl's, in this order. Their content is not checked."""
-    keras_cache = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"  # keras.utils.get_file
+    keras_cache = fileio.user_path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"  # keras.utils.get_file
     caches = ((keras_cache, "Keras' cache"), (fileio.cache_dir("weights"), "flaxtl's cache"))
     return [ResolvedWeights(folder / filename, name) for folder, name in caches if (folder / filename).is_file()]
 

@@ -28,6 +28,7 @@ from flaxtl.data.loaders import (
 )
 from flaxtl.data.manifest import Example
 from flaxtl.errors import UserError
+from flaxtl.fileio import user_path
 from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
@@ -229,7 +230,7 @@ def decode_examples(setup: RunSetup, examples: Sequence[Example], console: Conso
 
 def feature_cache_dir(setup: RunSetup) -> Path:
     """Return the folder of cached features: `feature_cache.dir`, or one in the run directory."""
-    return Path(setup.config.feature_cache.dir or setup.workdir / "features")
+    return user_path(setup.config.feature_cache.dir or setup.workdir / "features")
 
 
 def remove_intermediate_files(setup: RunSetup) -> None:

@@ -1,14 +1,17 @@
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_run
+from ml_collections import ConfigDict
 
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.train import feature_cache
+from flaxtl.train.datasets import feature_cache_dir
 
 CUTS = ("block1_pool", "block2_pool")
 
@@ -125,3 +128,12 @@ def test_param_digests_read_the_device_not_a_cached_copy(monkeypatch):
     value._npy_value = np.array([7.0, 7.0, 7.0], np.float32)
     assert jax.device_get(value).tolist() == [7.0, 7.0, 7.0]
     assert feature_cache.param_digests({"a": value}) == honest
+
+
+def test_feature_cache_dir_expands_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = ConfigDict({"feature_cache": {"dir": "~/cache"}})
+    setup = SimpleNamespace(config=config, workdir=tmp_path / "run")
+    assert feature_cache_dir(setup) == tmp_path / "cache"
+    config.feature_cache.dir = ""
+    assert feature_cache_dir(setup) == tmp_path / "run/features"
