@@ -65,6 +65,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "rotated": IssueType(False, "Rotated by EXIF", "nothing: it is read upright; Keras and tf.image ignore the tag"),
     "animated": IssueType(False, "Several frames", "nothing, if the first frame is representative: only it is used"),
     "passed-over": IssueType(False, "Skipped", "nothing, if it is not meant to be an image"),
+    "note": IssueType(False, "How the source was read", "nothing, if this is correct"),
     "few": IssueType(False, "Small class", "add images: there are too few to train on and to evaluate with"),
     "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
 }
@@ -167,6 +168,7 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *_equal_file_issues(readable, fingerprints),
         *_near_duplicate_issues(readable, fingerprints, groups),
         *(Issue("passed-over", (path,), reason) for path, reason in source_report.index.skipped),
+        *(Issue("note", (), note) for note in source_report.index.notes),
         *_class_issues(source_report.index),
         *_split_issues(readable, groups),
     ]

@@ -150,7 +150,7 @@ def make_manifest(
       seed: 0 or more.
       near_duplicates: the threshold of `duplicates.duplicate_groups`; -1 compares files only and decodes no image.
       allow_leaks: whether equal files in two defined splits only cause a warning.
-      warn: called with each warning: the notes of the index, near-duplicates in two defined splits, equal files with
+      warn: called with each warning: the messages of the index, near-duplicates in two defined splits, equal files with
         two labels, and totals that had to change because of groups of duplicates.
       on_progress: called with the number of files that are fingerprinted.
 
@@ -162,8 +162,8 @@ def make_manifest(
         an error here: the decoder reports all files that cannot be read.
     """
     run_fractions = _check_run_fractions(fractions, seed)
-    for note in index.notes:
-        warn(note)
+    for message in index.messages:
+        warn(message)
     for problem in find_problems(index):
         raise UserError(problem)
     images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, strict=False)
@@ -175,7 +175,7 @@ def make_manifest(
         splits = _add_validation(index, images, similar, run_fractions, seed, warn)
     else:
         splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
-    return replace(_sorted_manifest(images, splits, fingerprints), skipped_files=index.num_skipped)
+    return replace(_sorted_manifest(images, splits, fingerprints), skipped_files=len(index.skipped_inside))
 
 
 def _add_validation(

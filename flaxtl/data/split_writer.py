@@ -153,8 +153,8 @@ def _prepare(
     index: DatasetIndex, near_duplicates: int, notify: Notify, on_progress: Progress | None
 ) -> tuple[list[SourceImage], list[Fingerprint], list[list[int]]]:
     """Return the images in a fixed order, their fingerprints, and the groups that stay together."""
-    for note in index.notes:
-        notify(note)
+    for message in index.messages:
+        notify(message)
     if index.has_splits:
         notify(f"Splitting all images again: the splits of {index.origin} ({', '.join(index.splits)}) are not kept.")
     images, fingerprints = manifest.fingerprint_images(index, near_duplicates, on_progress)

@@ -209,8 +209,8 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str, co
     if source is None:
         return run_manifest.of_split(split)
     index = base.open_source(source, fileio.cache_dir("data"))
-    for note in index.notes:
-        message(console, note)
+    for text in index.messages:
+        message(console, text)
     source_manifest = manifest.collect_examples(index, split)
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
     if unknown_classes:

@@ -1,11 +1,13 @@
 """CSV files as sources: labels come from a table and not from the names of folders."""
 
-import csv
 import re
 import stat
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+from flaxtl.data.sources import csv_text
+from flaxtl.data.sources.csv_text import Table
 from flaxtl.data.sources.image_folder import (
     SPLITS,
     DatasetIndex,
@@ -17,15 +19,18 @@ from flaxtl.data.sources.image_folder import (
 from flaxtl.errors import UserError
 
 COLUMNS = ("path", "label", "split", "sha256")
-"""The columns that a CSV file may have; the first two are required."""
+"""The columns that are read from a CSV file; the first two are required."""
+
+_LONE_BYTE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, read with surrogateescape
 
 
 def scan_csv(file: Path) -> DatasetIndex:
     """List the images of a CSV file in the order of its rows.
 
-    The first row names the columns, in any order: path and label, and optionally split and sha256. Relative paths are
-    relative to the folder of the file. A split is train, validation ('val', 'valid') or test, for every image or for
-    none. The text is UTF-8, with or without a byte-order mark; empty rows are skipped.
+    The first row names the columns, in any order: path and label, and optionally split and sha256; others are ignored.
+    Relative paths are relative to the folder of the file. A split is train, validation ('val', 'valid') or test, for
+    every image or for none. The delimiter is a comma, a semicolon or a tab. The text is UTF-8, UTF-16 with a byte-order
+    mark, or Windows-1252. Empty rows are skipped, and rows that begin with '#', unless there is such a file.
 
     Raises:
       UserError: the file cannot be read or is not such a table, or a row is invalid (the header is row 1).
@@ -44,19 +49,58 @@ def inspect_csv(file: Path) -> IndexReport:
 
 def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
     file = file.expanduser()
-    header, *rows = _read_rows(file)
-    columns = _parse_header(file, header)
     folder = file.resolve().parent
+    content = csv_text.read_bytes(file)
+    notes = []
+    text = csv_text.decode_text(file, content)
+    table = _read_table(file, text)
+    if _LONE_BYTE.search(text) and _is_another_encoding(table, folder):
+        table = _read_table(file, csv_text.decode_text(file, content, csv_text.WINDOWS_ENCODING))
+        notes.append(f"{file} is not UTF-8. It was read as Windows-1252, the encoding of Excel; check the class names.")
+    if ignored := sorted(set(table.header) - {*COLUMNS, ""}):
+        notes.append(f"{file}: ignored the columns {', '.join(ignored)}. Only {', '.join(COLUMNS)} are used.")
+    images, problems = _parse_rows(file, table, folder)
+    return DatasetIndex(tuple(images), str(file), notes=tuple(notes)), problems
+
+
+def _read_table(file: Path, text: str) -> Table:
+    """Return the table; it has a path and a label, and each of COLUMNS at most once."""
+    table = csv_text.parse_table(file, text, {"path", "label"})
+    known = [name for name in table.header if name in COLUMNS]
+    if not {"path", "label"} <= set(known) or len(set(known)) < len(known):
+        raise UserError(
+            f"The first row of {file} is {','.join(table.header)!r}. It must name the columns path and label, "
+            "optionally split and sha256, once each, separated by commas, semicolons or tabs."
+        )
+    return table
+
+
+def _is_another_encoding(table: Table, folder: Path) -> bool:
+    """Return whether bytes that are not UTF-8 are text: in a label, or in a path that does not exist."""
+    return any(
+        _LONE_BYTE.search(cells["label"])
+        or (_LONE_BYTE.search(cells["path"]) and _file_problem(folder / cells["path"]) is not None)
+        for cells in (_name_cells(table.header, row) for _, row in table.rows)
+    )
+
+
+def _name_cells(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+    """Return the cells of the known columns by name; missing ones are empty."""
+    return {name: cell for name, cell in zip_longest(header, row, fillvalue="") if name in COLUMNS}
+
+
+def _parse_rows(file: Path, table: Table, folder: Path) -> tuple[list[SourceImage], list[str]]:
+    """Return the images of the valid rows and the problems of the others."""
     images: dict[Path, SourceImage] = {}
     problems: list[str] = []
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
+    for number, row in table.rows:
+        cells = _name_cells(table.header, row)
         image = _parse_row(cells, folder)
+        if row[0].startswith("#") and _file_problem(image.path):
+            continue
         problem = _row_problem(cells, image)
-        if len(row) != len(columns):
-            problem = f"it has {len(row)} columns instead of {len(columns)}"
+        if len(row) < len(table.header) or any(row[len(table.header) :]):
+            problem = f"it has {len(row)} columns instead of {len(table.header)}"
         elif image.path in images:
             problem = f"{image.path} is listed twice"
         if problem:
@@ -65,31 +109,7 @@ def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
             images[image.path] = image
     if not images and not problems:
         problems.append(f"{file} lists no images. Add one row per image.")
-    return DatasetIndex(tuple(images.values()), str(file)), problems
-
-
-def _read_rows(file: Path) -> list[list[str]]:
-    """Return all rows; the first one is the header."""
-    try:
-        # File names need not be Unicode: surrogateescape preserves their bytes.
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = list(csv.reader(stream, strict=True))
-    except OSError as error:
-        raise UserError(f"Cannot read the CSV file {file}: {error.strerror}. Check the path.") from error
-    except csv.Error as error:
-        raise UserError(f"{file} is not a table of comma-separated values ({error}). Correct it.") from error
-    return rows or [[]]
-
-
-def _parse_header(file: Path, header: Sequence[str]) -> list[str]:
-    names = [name.strip().lower() for name in header]
-    unexpected = set(names) - set(COLUMNS)
-    if unexpected or not {"path", "label"} <= set(names) or len(set(names)) < len(names):
-        raise UserError(
-            f"The first row of {file} is {','.join(header)!r}. It must name the columns path and label, optionally "
-            "split and sha256, separated by commas."
-        )
-    return names
+    return list(images.values()), problems
 
 
 def _parse_row(cells: Mapping[str, str], folder: Path) -> SourceImage:

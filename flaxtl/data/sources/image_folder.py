@@ -47,7 +47,7 @@ class DatasetIndex:
       images: in the order of the source.
       origin: the folder or file that they were listed from.
       skipped: visible files of the folder that are not images, sorted.
-      notes: one message for each thing that a user should know about how the source was read.
+      notes: one message for each thing that a user should know about how the source was read; see `messages`.
     """
 
     images: tuple[SourceImage, ...]
@@ -72,9 +72,15 @@ class DatasetIndex:
         return bool(self.splits)
 
     @property
-    def num_skipped(self) -> int:
-        """The number of skipped files, without those beside the class folders: a license, a manifest."""
-        return sum(file.path.parent != Path(self.origin) for file in self.skipped)
+    def skipped_inside(self) -> tuple[SkippedFile, ...]:
+        """The skipped files without those beside the class folders, such as a license or a manifest."""
+        return tuple(file for file in self.skipped if file.path.parent != Path(self.origin))
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What every command that uses the images tells: the notes, and one line about skipped files."""
+        skipped = self.skipped_inside
+        return (*self.notes, describe_skipped(skipped)) if skipped else self.notes
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,7 @@ class _FolderScan:
             self._add_classes(root, top, inner, None)
 
     def index(self) -> DatasetIndex:
-        inside = [file for file in self.skipped if file.path.parent != self.root]  # not a license or a manifest
-        notes = (describe_skipped(inside),) if inside else ()
-        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)), notes)
+        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)))
 
     def _list(self, folder: Path) -> _Entries:
         entries = _Entries([], [])

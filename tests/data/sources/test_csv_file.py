@@ -102,8 +102,8 @@ def test_scan_csv_bad_row_is_named_by_number(table, row: str, fault: str) -> Non
     ("text", "fact"),
     [
         ("", r"\bpath\b.*\blabel\b"),
-        ("path;label\nin/0000.jpg;a\n", r"'path;label'.*\bpath\b.*\blabel\b"),
-        ("path,label,Splitt\n", "'path,label,Splitt'"),
+        ("path|label\nin/0000.jpg|a\n", r"'path\|label'.*\bpath\b.*\blabel\b"),
+        ("id,label\n1,a\n", r"'id,label'.*\bpath\b.*\blabel\b"),
         ("path,label,label\n", "'path,label,label'"),
         ("path,label\n", r"list\.csv\b.*\brow\b"),
         ('path,label\n"in/0000.jpg,a', r"list\.csv\b.*\bunexpected end of data\b"),
@@ -135,3 +135,60 @@ def test_scan_csv_with_named_pipe_raises(table, tmp_path: Path) -> None:
 def test_scan_csv_impossible_path_is_a_row_problem(table, name: str) -> None:
     with pytest.raises(UserError, match=rf"\brow 2\b.*{re.escape(name)}"):
         scan_csv(table(f"path,label\n{name},a\n"))
+
+
+PLAIN = "path,label\nin/0000.jpg,Gänse\nin/0001.jpg,b\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("start", "delimiter"), [("", ","), ("", ";"), ("", "\t"), ("sep=;\n", ";"), ("SEP=\t\n", "\t")]
+)
+def test_scan_csv_detects_encoding_and_delimiter(table, encoding, start, delimiter):
+    mark = "\ufeff" if encoding.endswith(("-le", "-be")) else ""
+    index = scan_csv(table(mark + (start + PLAIN.replace(",", delimiter)).replace("\n", "\r\n"), encoding))
+    assert [(image.path.name, image.label) for image in index.images] == [("0000.jpg", "Gänse"), ("0001.jpg", "b")]
+    assert index.notes == ()
+
+
+def test_scan_csv_in_windows_encoding_says_so(table, tmp_path):
+    (tmp_path / "in" / "Rübe.jpg").write_bytes(b"1")
+    file = table("path;label\nin/Rübe.jpg;a – b\nin/0001.jpg;c\n", "cp1252")
+    index = scan_csv(file)
+    assert index.classes == ("a – b", "c")
+    assert index.images[0].path == tmp_path.resolve() / "in" / "Rübe.jpg"
+    assert index.messages == (
+        f"{file} is not UTF-8. It was read as Windows-1252, the encoding of Excel; check the class names.",
+    )
+    index = scan_csv(table("path;label\nin/Rübe.jpg;a\n", "cp1252"))  # the encoding shows in a path only
+    assert index.images[0].path.name == "Rübe.jpg"
+
+
+def test_scan_csv_in_unknown_encoding_raises(table):
+    file = table("")
+    file.write_bytes(b"path,label\nin/0000.jpg,a\x81\n")  # undefined in Windows-1252
+    with pytest.raises(UserError, match=r"list\.csv.*UTF-8.*byte 24"):
+        scan_csv(file)
+
+
+def test_scan_csv_ignores_comments_and_other_columns(table, tmp_path):
+    (tmp_path / "#1.jpg").write_bytes(b"1")
+    rows = (
+        "# by hand; in 2026",
+        ",id,path,label,note",
+        "0,7,in/0000.jpg,a,",
+        "#0,8,in/9.jpg,a,",
+        ",,,,",
+        "0,9,in/0001.jpg,b,x,,",
+    )
+    index = scan_csv(table("\n".join(rows)))
+    assert [(image.path.name, image.label) for image in index.images] == [("0000.jpg", "a"), ("0001.jpg", "b")]
+    (note,) = index.notes
+    assert "ignored the columns id, note." in note
+    index = scan_csv(table("path,label\n#1.jpg,a\n#2.jpg,a\nin/0000.jpg,b\n"))
+    assert [image.path.name for image in index.images] == ["#1.jpg", "0000.jpg"]
+
+
+def test_scan_csv_counts_rows_of_the_file(table):
+    with pytest.raises(UserError, match=r"\brow 5: .*/in/0009\.jpg"):
+        scan_csv(table("sep=;\n# note\npath;label\nin/0000.jpg;a\nin/0009.jpg;b\n"))
