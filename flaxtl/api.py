@@ -220,6 +220,7 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
     Raises:
       UserError: another process uses `workdir`.
     """
+    devices.check_backend()
     devices.enable_compilation_cache()
     if config.deterministic:
         devices.make_deterministic()

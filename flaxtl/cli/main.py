@@ -6,7 +6,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
 
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _silence_libraries()
     try:
         options = parse_arguments(arguments)
-        COMMANDS[options.command](options)
+        with _backend_errors():
+            COMMANDS[options.command](options)
     except UserError as error:
         _fail(str(error), 2, arguments)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
@@ -51,6 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "RESOURCE_EXHAUSTED" in str(error):
             _fail("The device is out of memory. Lower --config.batch_size or raise --config.accum_steps.", 2, arguments)
         _fail(f"Internal error ({type(error).__name__}: {error}). Add --debug for the traceback.", 1, arguments)
+
+
+@contextmanager
+def _backend_errors() -> Iterator[None]:
+    """Raise UserError in place of what jax raises, where it is first used, for a platform that it cannot use."""
+    try:
+        yield
+    except (RuntimeError, AssertionError):
+        if "jax" in sys.modules:
+            from flaxtl.parallel import devices
+
+            devices.check_backend()
+        raise
 
 
 def _silence_libraries() -> None:

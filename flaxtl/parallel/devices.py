@@ -19,6 +19,33 @@ MAX_CACHE_BYTES = 2**30
 """Size of the compilation cache; the least recently used programs are removed first."""
 
 
+BACKENDS = {
+    "cuda": "pip install 'flaxtl[gpu]', for NVIDIA GPUs",
+    "gpu": "pip install 'flaxtl[gpu]', for NVIDIA GPUs",
+    "rocm": "docs.jax.dev/en/latest/installation.html, for AMD GPUs",
+    "tpu": "pip install 'jax[tpu]', on a TPU machine",
+}
+"""Name of an accelerator in JAX_PLATFORMS -> how to install jax for it."""
+
+
+def check_backend() -> None:
+    """Raise UserError if jax cannot use the platform that JAX_PLATFORMS requests."""
+    requested = jax.config.values["jax_platforms"]
+    if not requested:
+        return
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: the plugin of an accelerator is not installed
+        jax.config.update("jax_platforms", None)
+        available = sorted({device.platform for device in jax.devices()})
+        jax.config.update("jax_platforms", requested)
+        install = " or ".join(BACKENDS[name] for name in requested.split(",") if name in BACKENDS)
+        advice = f"Install jax for it ({install}), or unset" if install else "Correct or unset"
+        raise UserError(
+            f"JAX_PLATFORMS={requested}, but jax finds only {' and '.join(available)} here. {advice} JAX_PLATFORMS."
+        ) from error
+
+
 def make_mesh(batch_size: int) -> Mesh:
     """Return a mesh with one axis, 'data', of as many devices as divide the batch evenly."""
     num_devices = max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0)

@@ -14,6 +14,7 @@ from flaxtl import __version__, fileio
 from flaxtl.cli import commands, main
 from flaxtl.errors import UserError
 from flaxtl.models import registry
+from flaxtl.parallel import devices
 from flaxtl.pretrained import safetensors_io
 
 ROOT = Path(__file__).parents[2]
@@ -339,6 +340,29 @@ def test_error_of_the_machine_exits_with_one_line(capsys, monkeypatch, error, fa
     assert error_output.startswith("flaxtl: ")
     assert [fact for fact in facts if fact not in error_output] == []
     assert error_output.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_platform_that_jax_cannot_use_exits_with_one_line():
+    code, environment = "from flaxtl.cli.main import main; main()", os.environ | {"JAX_PLATFORMS": "typo"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "summary", "--model=vgg16"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"flaxtl: JAX_PLATFORMS=typo\b.*\bunset\b.*\n", done.stderr)
+
+
+def test_error_of_jax_itself_asks_for_the_platform(error_lines, monkeypatch):
+    def fail(options):
+        raise AssertionError  # what jax raises without the plugin of the platform
+
+    def check_backend():
+        raise UserError("JAX_PLATFORMS=cuda, but ...")
+
+    monkeypatch.setitem(commands.COMMANDS, "models", fail)
+    monkeypatch.setattr(devices, "check_backend", check_backend)
+    assert error_lines("models") == ["flaxtl: JAX_PLATFORMS=cuda, but ..."]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import os
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -106,3 +107,31 @@ def test_machine_name_depends_on_processor_features(monkeypatch):
     assert name == devices._machine_name()
     monkeypatch.setattr(devices.Path, "read_text", lambda *args, **options: "flags\t: other\n")
     assert devices._machine_name() != name
+
+
+@pytest.mark.parametrize(
+    ("platforms", "facts"),
+    [
+        ("cuda", r"JAX_PLATFORMS=cuda\b.*\bonly cpu\b.*'flaxtl\[gpu\]'.*\bunset JAX_PLATFORMS\b"),
+        ("tpu", r"JAX_PLATFORMS=tpu\b.*\bonly cpu\b.*'jax\[tpu\]'"),
+        ("typo", r"JAX_PLATFORMS=typo\b.*\bonly cpu\b.*\bCorrect or unset\b"),
+    ],
+)
+def test_check_backend_that_jax_cannot_use_names_it(monkeypatch, platforms, facts):
+    def find_devices():
+        if jax.config.values["jax_platforms"] is None:
+            return [SimpleNamespace(platform="cpu")]
+        raise AssertionError if platforms == "cuda" else RuntimeError("Unable to initialize backend")
+
+    before = jax.config.values["jax_platforms"]
+    monkeypatch.setattr(jax, "devices", find_devices)
+    try:
+        jax.config.update("jax_platforms", platforms)
+        with pytest.raises(UserError, match=facts):
+            devices.check_backend()
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def test_check_backend_that_jax_can_use_passes():
+    devices.check_backend()
