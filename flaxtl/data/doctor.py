@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from flaxtl.config import DEFAULTS
 from flaxtl.data import duplicates, splitting
+from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage
@@ -66,6 +67,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "animated": IssueType(False, "Several frames", "nothing, if the first frame is representative: only it is used"),
     "passed-over": IssueType(False, "Skipped", "nothing, if it is not meant to be an image"),
     "note": IssueType(False, "How the source was read", "nothing, if this is correct"),
+    "similar-classes": IssueType(False, "Classes that look alike", "rename them if they are the same class"),
     "few": IssueType(False, "Small class", "add images: there are too few to train on and to evaluate with"),
     "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
 }
@@ -335,7 +337,9 @@ def _group_issues(members: Sequence[SourceImage], what: str, leak: str, duplicat
 
 
 def _class_issues(index: DatasetIndex) -> Iterator[Issue]:
-    """Yield small classes and class imbalance."""
+    """Yield classes that look alike, small classes and class imbalance."""
+    for names in similar_classes(index.classes):
+        yield Issue("similar-classes", (), f"separate classes: {show_difference(names)}")
     counts = Counter(image.label for image in index.images)
     for label, n in sorted(counts.items()):
         if n < MIN_CLASS_SIZE:

@@ -264,6 +264,13 @@ def test_check_dataset_reports_small_classes(plain):
         assert re.search(pattern, finding.message)
 
 
+def test_check_dataset_reports_classes_that_look_alike(plain):
+    (plain / "Ants ").mkdir()
+    shutil.move(plain / "ants" / "0.png", plain / "Ants " / "0.png")
+    (issue,) = diagnosis_of(plain).by_kind["similar-classes"]
+    assert issue.message == "separate classes: 'Ants ' / 'ants'"
+
+
 def test_check_dataset_small_class_with_splits_is_warning(given):
     for split in ("train", "validation"):
         fill(given / split / "cats", 2000 if split == "train" else 2100, n=1)

@@ -1,11 +1,12 @@
 """Image folders as sources, and the index of a source: image files with labels and, if given, splits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxtl.data.class_names import describe_similar, show_difference, similar_classes
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason
 from flaxtl.errors import UserError, join_names
@@ -78,9 +79,9 @@ class DatasetIndex:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What every command that uses the images tells: the notes, and one line about skipped files."""
-        skipped = self.skipped_inside
-        return (*self.notes, describe_skipped(skipped)) if skipped else self.notes
+        """What every command that uses the images tells: the notes, skipped files, and classes that look alike."""
+        skipped = describe_skipped(self.skipped_inside) if self.skipped_inside else None
+        return (*self.notes, *filter(None, (skipped, describe_similar(self.classes))))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,12 @@ def inspect_folder(folder: Path) -> IndexReport:
 
 
 def find_problems(index: DatasetIndex) -> tuple[str, ...]:
-    """Return what prevents training on these images: one class only, no training images, classes missing in a split."""
+    """Return what prevents training on these images.
+
+    Class names that are not text, one class only, no training images, or classes missing in a split.
+    """
+    if garbled := [label for label in index.classes if _has_lone_bytes(label)]:
+        return (f"{index.origin} has the class {garbled[0]!r}, which is not text in UTF-8. Rename its folder.",)
     if index.images and len(index.classes) < 2:
         return (f"{index.origin} has only one class, {index.classes[0]!r}. A classifier needs at least two.",)
     if not index.has_splits:
@@ -140,17 +146,29 @@ def find_problems(index: DatasetIndex) -> tuple[str, ...]:
     return tuple(problems)
 
 
+def _has_lone_bytes(name: str) -> bool:
+    """Return whether a name has bytes that are not UTF-8: files with the class names would not be, either."""
+    return any("\udc80" <= char <= "\udcff" for char in name)
+
+
 def _missing_classes(index: DatasetIndex) -> list[str]:
     classes: dict[str, set[str]] = {split: set() for split in index.splits}
     for image in index.images:
         if image.split:
             classes[image.split].add(image.label)
+    alike = similar_classes(index.classes)
     return [
-        f"The {split} images of {index.origin} lack the class(es) {join_names(missing)} of the other splits. Every "
-        "split needs the same classes."
+        f"The {split} images of {index.origin} lack the class(es) {join_names(missing)} of the other splits"
+        f"{_explain_missing(missing, present, alike)}. Every split needs the same classes."
         for split, present in classes.items()
         if (missing := sorted(set(index.classes) - present))
     ]
+
+
+def _explain_missing(missing: Sequence[str], present: Set[str], alike: Sequence[tuple[str, ...]]) -> str:
+    """Return the names that look like the missing ones in the same split, so that their difference shows; or ''."""
+    groups = [names for names in alike if set(names) & set(missing) and set(names) & present]
+    return f", but have names that look alike: {join_names(map(show_difference, groups))}" if groups else ""
 
 
 def subfolders(folder: Path) -> list[Path]:
