@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from flaxtl.evaluation import calibration
 from flaxtl.fileio import atomic_write
 
 FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
+
+_PREFIXED = re.compile(rf"(p_)*({'|'.join(FIXED_COLUMNS)})")
 
 UNLABELED = -1
 """Label of an image of unknown class."""
@@ -105,11 +108,24 @@ class ClassScore(NamedTuple):
     wordnet_id: str
 
 
+def class_column(name: str) -> str:
+    """Return the title of the probability column of a class: its name, or p_NAME for a name of FIXED_COLUMNS.
+
+    A class that is called p_NAME gets another prefix, so that no two columns of a file have the same title.
+    """
+    return f"p_{name}" if _PREFIXED.fullmatch(name) else name
+
+
+def _class_of_column(title: str) -> str:
+    """Return the class of a probability column; the inverse of `class_column`."""
+    return title.removeprefix("p_") if _PREFIXED.fullmatch(title) else title
+
+
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions.csv, atomically."""
     # surrogateescape: a Linux file name need not be valid UTF-8, and must be read back as the same bytes
     with atomic_write(path, errors="surrogateescape", newline="") as file:
-        fileio.write_csv(file, [(*FIXED_COLUMNS, *predictions.classes)])
+        fileio.write_csv(file, [(*FIXED_COLUMNS, *map(class_column, predictions.classes))])
         fileio.write_csv(file, _rows(predictions))
 
 
@@ -148,7 +164,7 @@ def _parse(file: TextIO, path: Path) -> Predictions:
     rows = csv.reader(file)
     header = next(rows, [])
     num_fixed = len(FIXED_COLUMNS)
-    classes = tuple(header[num_fixed:])
+    classes = tuple(map(_class_of_column, header[num_fixed:]))
     if tuple(header[:num_fixed]) != FIXED_COLUMNS or not classes:
         raise _not_predictions(path, f"the first line must be {','.join(FIXED_COLUMNS)} and the class names")
     class_index = {name: index for index, name in enumerate(classes)}
@@ -210,13 +226,14 @@ def write_outputs(
 
 
 def write_csv(file: Path, predictions: Predictions, k: int) -> None:
-    """Write one row per image: path, prediction, confidence, and a probability column per class.
+    """Write one row per image: path, prediction, confidence, and a probability column per class; see `class_column`.
 
     ImageNet has too many classes for columns, and two pairs of them share a name. Its rows hold the WordNet ID, then
     prediction_2, confidence_2, wordnet_id_2 and so on up to the k-th best class.
     """
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        header = _ranked_columns(k) if predictions.wordnet_ids else ["prediction", "confidence", *predictions.classes]
+        classes = map(class_column, predictions.classes)
+        header = _ranked_columns(k) if predictions.wordnet_ids else ["prediction", "confidence", *classes]
         rows = (
             _ranked_cells(predictions, row, k) if predictions.wordnet_ids else _class_cells(predictions, row)
             for row in range(len(predictions.paths))

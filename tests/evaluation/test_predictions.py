@@ -96,3 +96,22 @@ def test_read_predictions_invalid_file_names_file_and_reason(tmp_path, content, 
     with pytest.raises(UserError, match=reason) as error:
         predictions_file.read_predictions(path)
     assert str(path) in str(error.value)
+
+
+def test_write_csv_class_named_like_a_column_gets_a_prefix(tmp_path):
+    classes = ("confidence", "label", "p_path", "p_rose", "path", "prediction", "split")
+    probabilities = np.arange(7, dtype=np.float32)[None] / 21
+    predictions = Predictions(("x.jpg",), ("test",), np.array([1]), probabilities, classes)
+    titles = "p_confidence,p_label,p_p_path,p_rose,p_path,p_prediction,p_split"
+    predictions_file.write_predictions(tmp_path / "a.csv", predictions)
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == f"{COLUMNS},{titles}"
+    back = predictions_file.read_predictions(tmp_path / "a.csv")
+    assert (back.classes, back.labels.tolist()) == (classes, [1])
+    assert back.probabilities.tolist() == probabilities.tolist()
+    predictions_file.write_csv(tmp_path / "b.csv", predictions, 1)
+    assert (tmp_path / "b.csv").read_text().splitlines()[0] == f"path,prediction,confidence,{titles}"
+
+
+def test_read_predictions_accepts_columns_without_prefix(tmp_path):
+    (tmp_path / "old.csv").write_text(f"{COLUMNS},label,rose\nx.jpg,test,label,rose,0.75,0.25,0.75\n")
+    assert predictions_file.read_predictions(tmp_path / "old.csv").classes == ("label", "rose")
