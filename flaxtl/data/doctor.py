@@ -50,6 +50,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "unreadable": IssueType(True, "Unreadable", _BAD_FILE),
     "empty": IssueType(True, "Empty", _BAD_FILE),
     "not-an-image": IssueType(True, "Not an image", _BAD_FILE),
+    "undecodable": IssueType(True, "Not decodable", "save it as an 8-bit JPEG or PNG; or --config.data.on_error=skip"),
     "truncated": IssueType(True, "Truncated or damaged", _BAD_FILE),
     "oversized": IssueType(True, "Oversized", _BAD_FILE),
     "unconvertible": IssueType(True, "Not convertible to RGB", _BAD_FILE),

@@ -19,6 +19,9 @@ _RAW_SUFFIXES = frozenset(
     (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
 )
 
+# Formats that the first bytes tell for certain: files of them that cannot be decoded are reported, not skipped.
+_CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP"))
+
 _MAX_SUFFIXES = 8  # suffixes that a message lists
 
 
@@ -60,7 +63,9 @@ def skip_reason(path: Path) -> str | None:
         return f"cannot be read ({(error.strerror or str(error)).lower()})"
     if foreign := foreign_format(start):
         return foreign
-    return None if matching_formats(start) and _has_header(path) else "unsupported file type"
+    formats = matching_formats(start)
+    is_image = not _CLEAR_FORMATS.isdisjoint(formats) or (formats and _has_header(path))
+    return None if is_image else "unsupported file type"
 
 
 def _has_header(path: Path) -> bool:

@@ -10,6 +10,8 @@ from stat import S_ISDIR, S_ISREG
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
+from flaxtl.data.png_chunks import without_metadata
+
 MAX_PIXELS = 110_000_000
 """Pixels of the largest image that is decoded, and of all images that are decoded at the same time.
 
@@ -56,8 +58,8 @@ class UnreadableError(Exception):
     """Why a file cannot be used as an image; the message is the reason.
 
     Attributes:
-      kind: 'unreadable' (cannot be opened), 'empty', 'not-an-image', 'oversized', 'truncated' (or damaged) or
-        'unconvertible' (to RGB).
+      kind: 'unreadable' (cannot be opened), 'empty', 'not-an-image', 'undecodable' (a variant of a known format that
+        Pillow cannot read), 'oversized', 'truncated' (or damaged) or 'unconvertible' (to RGB).
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -104,10 +106,10 @@ def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]
     """
     size = _check_size(path)
     with _large_file if size > _LARGE_FILE else nullcontext():
-        image = _open(path)
+        content = _read_bytes(path)
+        image = _ignoring_metadata(_open, content)
         with _pixel_budget.take(image.width * image.height):
-            _load(image, min_side)
-            yield image
+            yield _ignoring_metadata(lambda file: _load(image if file is content else _open(file), min_side), content)
 
 
 def _check_size(path: Path) -> int:
@@ -124,19 +126,33 @@ def _check_size(path: Path) -> int:
     return size
 
 
-def _open(path: Path) -> Image.Image:
-    """Return the image with its header read and checked."""
+def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise _unreadable(error) from error
     if not content:
         raise UnreadableError("empty", "the file is empty")
+    return content
+
+
+def _ignoring_metadata(read: Callable[[bytes], Image.Image], content: bytes) -> Image.Image:
+    """Return `read(content)`; if that fails, try a PNG again without the metadata, which must not decide."""
+    try:
+        return read(content)
+    except UnreadableError as error:
+        pixels_only = without_metadata(content) if error.kind != "oversized" else None
+        if pixels_only is None or pixels_only == content:
+            raise
+        return read(pixels_only)
+
+
+def _open(content: bytes) -> Image.Image:
+    """Return the image with its header read and checked."""
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        reason = foreign_format(content[:SIGNATURE_BYTES]) or "not an image of a known format"
-        raise UnreadableError("not-an-image", reason) from error
+        raise _unidentified(content) from error
     except Image.DecompressionBombError as error:
         raise _oversized() from error
     except Exception as error:
@@ -163,13 +179,28 @@ def foreign_format(start: bytes) -> str | None:
     return None
 
 
-def _load(image: Image.Image, min_side: int | None) -> None:
+def _unidentified(content: bytes) -> UnreadableError:
+    """Return the error for a file without a valid header, with the reason of the decoder if its format is known."""
+    start = content[:SIGNATURE_BYTES]
+    if foreign := foreign_format(start):
+        return UnreadableError("not-an-image", foreign)
+    for name in matching_formats(start):
+        try:
+            Image.OPEN[name][0](BytesIO(content), "")
+        except Exception as error:
+            return UnreadableError("undecodable", f"a {name} file that cannot be decoded: {_reason(error)}")
+    return UnreadableError("not-an-image", "not an image of a known format")
+
+
+def _load(image: Image.Image, min_side: int | None) -> Image.Image:
     try:
         if min_side is not None:
             image.draft(None, (min_side, min_side))
         image.load()
     except Exception as error:
+        image.close()  # frees its pixels before it is read again
         raise _damaged(error) from error
+    return image
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:
@@ -182,7 +213,12 @@ def _oversized() -> UnreadableError:
 
 def _damaged(error: Exception) -> UnreadableError:
     # Pillow's readers raise almost any exception on damaged bytes: SyntaxError, struct.error, ...
-    return UnreadableError("truncated", f"truncated or damaged: {str(error) or type(error).__name__}")
+    return UnreadableError("truncated", f"truncated or damaged: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return "invalid header" if text == "not identified by this driver" else text
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
