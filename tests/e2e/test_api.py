@@ -82,8 +82,14 @@ def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
         api.load_config(str(tmp_path / "user" / "config.py"), "frozen.epoch=3")
 
 
-def test_create_model_trains_unlisted_groups_stay_frozen():
-    model, variables = api.create_model("mobilenet_0.25", num_classes=3, weights="random", image_size=32)
+@pytest.fixture(scope="module")
+def created():
+    """Return a model and its variables."""
+    return api.create_model("mobilenet_0.25", 3, "random", image_size=32, units=(8,), dropout=0.5)
+
+
+def test_create_model_trains_unlisted_groups_stay_frozen(created):
+    model, variables = created
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     logits = jax.eval_shape(model.apply, variables, images)
     assert (logits.shape, logits.dtype) == ((4, 3), np.float32)
@@ -101,8 +107,8 @@ def test_create_model_trains_unlisted_groups_stay_frozen():
     assert not any(jax.tree.leaves(changed["backbone"]))
 
 
-def test_create_model_train_mode_updates_batch_stats_and_drops_out():
-    model, variables = api.create_model("mobilenet_0.25", 3, "random", image_size=32, units=(8,), dropout=0.5)
+def test_create_model_train_mode_updates_batch_stats_and_drops_out(created):
+    model, variables = created
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
 
     @jax.jit

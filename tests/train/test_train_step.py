@@ -254,7 +254,7 @@ def test_train_step_lr_scale_multiplies_updates_without_recompiling(world):
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize(("phase", "parts"), [("frozen", 4), ("finetune", 2)])
+@pytest.mark.parametrize(("phase", "parts"), [("frozen", 4), pytest.param("finetune", 2, marks=pytest.mark.slow)])
 def test_train_step_accum_steps_equal_whole_batch(world, phase, parts):
     """With dropout and augmentation: the result for an image does not depend on the others in its batch."""
     which, data, options = world.frozen, world.features, {"start_layer": CUT}
