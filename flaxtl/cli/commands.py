@@ -105,6 +105,7 @@ def predict(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """Write the report of one run, or a comparison of several."""
     from flaxtl.evaluation.gradcam import update_heatmaps
+    from flaxtl.evaluation.moved_images import relocate_run
     from flaxtl.evaluation.predictor import load_run, load_setup
     from flaxtl.report.comparison import comparison_table, write_comparison
     from flaxtl.report.report import augmented_samples, write_report
@@ -114,13 +115,23 @@ def report(options: argparse.Namespace) -> None:
         raise UserError("--gradcam=LAYER applies to the report of one run. Give one --workdir, or omit --gradcam.")
     if options.output and not others:
         raise UserError("--output=FILE.html applies to a comparison. Give a second --workdir, or omit --output.")
+    if options.data and others:
+        raise UserError("--data=SOURCE applies to the report of one run. Give one --workdir, or omit --data.")
     if others:
         page, comparison = write_comparison(options.workdir, options.output)
         make_console().print(comparison_table(comparison))
     else:
+        if options.data:
+            relocate_run(workdir, options.data, _notify)
         setup = load_setup(workdir)
         update_heatmaps(workdir, lambda: load_run(workdir), _notify, options.gradcam)
         page = write_report(workdir, augmented=augmented_samples(setup))
+        num_missing = sum(not Path(example.path).exists() for example in setup.manifest.examples)
+        if num_missing:
+            _notify(
+                f"{num_missing:,} of the {len(setup.manifest.examples):,} images of the run do not exist; those of an "
+                "earlier report are kept. If the images were moved, give their source: --data=folder:PATH."
+            )
     message(make_console(), f"report: {page}")
 
 
@@ -203,12 +214,17 @@ def convert(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Export a trained run and print how far its predictions are from those of the run."""
+    from flaxtl.evaluation.moved_images import relocate_loaded
     from flaxtl.export.exporter import export_run
 
     output = options.output or options.workdir / "export" / options.format
-    check = export_run(_load_run(options.workdir), output, options.format)
+    run = _load_run(options.workdir)
+    if options.data:
+        run = relocate_loaded(run, options.data, _notify)
+    check = export_run(run, output, options.format)
     console = make_console()
-    message(console, f"Export verified on {check.num_images} images (max. difference {check.max_difference:.2g})")
+    kind = "synthetic images, as those of the run do not exist" if check.synthetic else "images"
+    message(console, f"Export verified on {check.num_images} {kind} (max. difference {check.max_difference:.2g})")
     message(console, f"written: {output}")
 
 

@@ -158,7 +158,11 @@ def _add_sweep_options(parser: Parser) -> None:
 
 def _add_evaluate_options(parser: Parser) -> None:
     _add_run_option(parser)
-    parser.add_argument("--data", metavar="SOURCE", help="evaluate on other images (default: the run's own)")
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="evaluate on other images, or on the run's own that were moved (default: the run's own)",
+    )
     parser.add_argument(
         "--split",
         default="test",
@@ -222,6 +226,11 @@ def _add_report_options(parser: Parser) -> None:
         help="file for the comparison (default: DIR/report/comparison.html)",
     )
     parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="where the images of the run are now, if they were moved; they are found by their SHA-256",
+    )
+    parser.add_argument(
         "--gradcam", metavar="LAYER", help="layer for the heat maps (default: last base layer with spatial output)"
     )
 
@@ -275,6 +284,12 @@ def _add_convert_options(parser: Parser) -> None:
 
 def _add_export_options(parser: Parser) -> None:
     _add_run_option(parser)
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="where the images of the run are now, if they were moved; without any, the export is verified on "
+        "synthetic images",
+    )
     parser.add_argument(
         "--output", type=user_path, metavar="DIR", help="new or empty directory (default: WORKDIR/export/FORMAT)"
     )

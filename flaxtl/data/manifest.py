@@ -222,6 +222,36 @@ def collect_examples(index: DatasetIndex, split: str) -> Manifest:
     return _sorted_manifest(images, [split] * len(images), fingerprints)
 
 
+def hash_images(index: DatasetIndex) -> list[Example]:
+    """Return all images of a source with their SHA-256, for `relocate`; `split` is "" without defined splits."""
+    images, fingerprints = fingerprint_images(index, near_duplicates=-1, strict=False)
+    rows = zip(images, fingerprints, strict=True)
+    return [Example(str(image.path), image.label, image.split or "", own.sha256) for image, own in rows]
+
+
+def relocate(manifest: Manifest, files: Sequence[Example]) -> tuple[Manifest, list[Example]]:
+    """Return the manifest with the paths of `files` that have the SHA-256 of its images, and the images without one.
+
+    Order, labels and splits stay; images that are not found keep their path. Of several equal files, each image gets
+    its own, that with its file name if there is one.
+    """
+    candidates: dict[str, list[str]] = {}
+    for file in files:
+        candidates.setdefault(file.sha256, []).append(file.path)
+    examples, missing = [], []
+    for example in manifest.examples:
+        paths = candidates.get(example.sha256, [])
+        if paths:
+            name = Path(example.path).name
+            path = min(paths, key=lambda path: Path(path).name != name)
+            paths.remove(path)
+            examples.append(replace(example, path=path))
+        else:
+            missing.append(example)
+            examples.append(example)
+    return replace(manifest, examples=tuple(examples)), missing
+
+
 def fingerprint_images(
     index: DatasetIndex,
     near_duplicates: int,

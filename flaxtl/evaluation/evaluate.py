@@ -19,6 +19,7 @@ from flaxtl.data import manifest
 from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import base
+from flaxtl.data.sources.image_folder import DatasetIndex
 from flaxtl.errors import UserError, join_names
 from flaxtl.evaluation import calibration, classification
 from flaxtl.evaluation.predictions import Predictions, write_predictions
@@ -158,7 +159,8 @@ def evaluate_workdir(
 
     Args:
         workdir: run directory.
-        source: data source; None: the run's own images.
+        source: data source; None: the run's own images. If these are not where they were, and `source` has all of
+            the split, they are evaluated.
         split: name of the split; a source that is a plain folder of classes is taken as a whole.
         console: for progress and warnings.
         tta_method: the value of --tta, to average predictions over views of each image.
@@ -207,10 +209,19 @@ def brief_result(result: dict[str, Any]) -> dict[str, Any]:
 
 def _collect_examples(run_manifest: Manifest, source: str | None, split: str, console: Console) -> tuple[Example, ...]:
     if source is None:
-        return run_manifest.of_split(split)
+        examples = run_manifest.of_split(split)
+        if missing := [example.path for example in examples if not Path(example.path).exists()]:
+            raise UserError(
+                f"{len(missing):,} of the {len(examples):,} {split} images of the run do not exist, such as "
+                f"{missing[0]}. If they were moved, give their source: --data=folder:PATH."
+            )
+        return examples
     index = base.open_source(source, fileio.cache_dir("data"))
     for text in index.messages:
         message(console, text)
+    if not index.has_splits and (moved := _moved_examples(run_manifest, index, split)):
+        message(console, f"{source} has all {len(moved):,} {split} images of the run: evaluating these.")
+        return moved
     source_manifest = manifest.collect_examples(index, split)
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
     if unknown_classes:
@@ -219,6 +230,15 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str, co
             f"Its classes are {join_names(run_manifest.classes)}."
         )
     return source_manifest.examples
+
+
+def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> tuple[Example, ...]:
+    """Return a split of the run with its images in `index`; empty unless all have been moved there."""
+    own = run_manifest.of_split(split) if split in run_manifest.splits else ()
+    if not own or any(Path(example.path).exists() for example in own):
+        return ()
+    moved, missing = manifest.relocate(Manifest(run_manifest.classes, own), manifest.hash_images(index))
+    return () if missing else moved.examples
 
 
 def _evaluate_examples(

@@ -4,6 +4,7 @@ import hashlib
 import os
 import runpy
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
+from PIL import Image
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
@@ -57,7 +59,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
         metadata = _write_export(scratch, run, predictor, form)
-        check = check_parity(scratch, predictor, _check_images(run), form)
+        check = _check_export(scratch, run, predictor, form)
         write_metadata(scratch, msgspec.structs.replace(metadata, parity_check=check))
         scratch.replace(target)
     except OSError as error:
@@ -101,12 +103,32 @@ def _writer(form: str) -> formats.WriteModel:
     return {"safetensors": formats.write_safetensors_export, "stablehlo": formats.write_stablehlo}[form]
 
 
+def _check_export(folder: Path, run: TrainedRun, predictor: Predictor, form: str) -> ParityCheck:
+    """Check the export on images of the run, or on synthetic ones if none of them exists."""
+    if paths := _check_images(run):
+        return check_parity(folder, predictor, paths, form)
+    with tempfile.TemporaryDirectory() as scratch:
+        check = check_parity(folder, predictor, _synthetic_images(Path(scratch), predictor), form)
+    return msgspec.structs.replace(check, synthetic=True)
+
+
 def _check_images(run: TrainedRun) -> list[Path]:
-    """Return image files spread over the test split, or over the validation split if there is no test split."""
+    """Return existing files spread over the test split, or over the validation split if there is no test split."""
     manifest = run.setup.manifest
     examples = manifest.of_split("test" if "test" in manifest.splits else "validation")
-    indices = np.linspace(0, len(examples) - 1, min(NUM_CHECK_IMAGES, len(examples))).astype(int)
-    return [Path(examples[index].path) for index in indices]
+    paths = [path for path in (Path(example.path) for example in examples) if path.is_file()]
+    indices = np.linspace(0, len(paths) - 1, min(NUM_CHECK_IMAGES, len(paths))).astype(int)
+    return [paths[index] for index in indices]
+
+
+def _synthetic_images(folder: Path, predictor: Predictor) -> list[Path]:
+    """Write images of random colors in random resolutions, from coarse blocks to pixels, at the input size."""
+    rng, size = np.random.default_rng(0), (predictor.resize.width, predictor.resize.height)
+    paths = [folder / f"{number}.png" for number in range(NUM_CHECK_IMAGES)]
+    for number, path in enumerate(paths):
+        blocks = rng.integers(0, 256, (2 ** (number + 1), 2 ** (number + 1), 3), np.uint8)
+        Image.fromarray(blocks).resize(size, Image.Resampling.BILINEAR).save(path)
+    return paths
 
 
 def check_parity(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -> ParityCheck:

@@ -68,11 +68,15 @@ class ResizeMetadata(_Record, frozen=True):
 
 
 class ParityCheck(_Record, frozen=True):
-    """The largest difference of a probability from `flaxtl predict` on `num_images` images, and the tolerance."""
+    """The largest difference of a probability from `flaxtl predict` on `num_images` images, and the tolerance.
+
+    `synthetic`: the images are random, because those of the run do not exist.
+    """
 
     num_images: int
     max_difference: float
     tolerance: float
+    synthetic: bool = False
 
 
 class ModelMetadata(_Record, frozen=True):

@@ -26,6 +26,7 @@ from flaxtl.evaluation.calibration import CalibrationReport
 from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import galleries, model_card, plots, run_summary
+from flaxtl.report.earlier_images import keep_images
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train.setup import RunSetup
@@ -98,6 +99,8 @@ class LabelIssueSection:
 def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -> Path:
     """Write index.html, model_card.md and, if there are predictions, label_issues.csv to workdir/report.
 
+    Images that cannot be read any more are taken from the earlier index.html, if there is one.
+
     Args:
         workdir: run directory of a finished or unfinished run.
         augmented: examples for the section on augmentation.
@@ -112,6 +115,8 @@ def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -
     page, card = render_report(run, augmented), model_card.render_model_card(run)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
+    if (folder / "index.html").is_file():
+        page = keep_images(page, (folder / "index.html").read_text(encoding="utf-8", errors="replace"))
     atomic_write_text(folder / "index.html", page)
     atomic_write_text(folder / "model_card.md", card)
     if run.predictions:

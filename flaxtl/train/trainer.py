@@ -69,10 +69,13 @@ def train(
     # 1. Run directory: new, or of the same config.
     resume = processes.any_process(run_dir.is_run(workdir))
     if resume:
-        run_dir.check_config(workdir, config_to_json(config))
-        if run_dir.read_summary(workdir).complete and (workdir / "predictions.csv").is_file():
-            message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
+        run_dir.check_resumable(workdir, config, partial(message, console))
+        growth = run_dir.describe_growth(workdir, config.data.source)
+        if run_dir.is_complete(workdir):
+            message(console, f"{workdir} is already complete. {growth}Use a new --workdir to train again.")
             return None
+        if growth:
+            message(console, f"{growth}It continues without them.")
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     check_names(config)
     manifest = load_manifest(workdir) if resume else build_manifest(config, workdir, console)

@@ -12,7 +12,7 @@ import pytest
 from helpers.image_folders import fill, image, paint
 
 from flaxtl.data import duplicates
-from flaxtl.data.manifest import Example, Manifest, collect_examples, fingerprint_images, make_manifest
+from flaxtl.data.manifest import Example, Manifest, collect_examples, fingerprint_images, make_manifest, relocate
 from flaxtl.data.sources import csv_file
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, scan_folder
 from flaxtl.errors import UserError
@@ -337,3 +337,15 @@ def test_make_manifest_of_real_flowers(shared: Path) -> None:
     pair = r"train/daisy/10466290366_cc72e33532\.jpg\b[^,;]*\bvalidation/daisy/10994032453_ac7f8d9e2e\.jpg"
     assert re.search(pair, near)
     assert re.search(r"train/roses/15922772266_1167a06620\.jpg\b[^,;]*\btrain/tulips/15922772266_1167a06620\.jpg", torn)
+
+
+def test_relocate_gives_each_equal_file_its_own_path():
+    def example(path, digest, split=""):
+        return Example(path, "a", split, digest * 64)
+
+    own = Manifest(("a",), (example("/x/1", "1", "train"), example("/x/2", "1", "test"), example("/x/3", "3", "test")))
+    files = [example("/y/2", "1"), example("/y/1", "1"), example("/y/0", "1"), example("/y/3", "4")]
+    moved, missing = relocate(own, files)
+    assert [(e.path, e.split) for e in moved.examples] == [("/y/1", "train"), ("/y/2", "test"), ("/x/3", "test")]
+    assert missing == [own.examples[2]]
+    assert relocate(own, files[:1])[1] == list(own.examples[1:])  # of two equal images, one is found

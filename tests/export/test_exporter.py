@@ -243,13 +243,26 @@ def test_export_onnx_unsupported_primitive_raises(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def with_images(run, path_of):
+    """Return the run with other paths of its images."""
+    manifest = run.setup.manifest
+    examples = tuple(replace(example, path=str(path_of(example))) for example in manifest.examples)
+    return run._replace(setup=replace(run.setup, manifest=replace(manifest, examples=examples)))
+
+
 def test_export_without_readable_images_raises(run, tmp_path):
-    setup = run.setup
-    missing = tuple(replace(example, path=str(tmp_path / example.path[1:])) for example in setup.manifest.examples)
-    broken = run._replace(setup=replace(setup, manifest=replace(setup.manifest, examples=missing)))
-    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/\S+\.png\b"):
-        exporter.export_run(broken, tmp_path / "out", "safetensors")
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "broken.png").write_text("not an image")
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/broken\.png\b"):
+        exporter.export_run(with_images(run, lambda example: tmp_path / "broken.png"), tmp_path / "out", "safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_export_without_the_images_of_the_run_uses_synthetic_ones(run, tmp_path):
+    moved = with_images(run, lambda example: tmp_path / example.path[1:])
+    check = exporter.export_run(moved, tmp_path / "out", "safetensors")
+    assert (check.num_images, check.synthetic) == (8, True)
+    assert check.max_difference <= check.tolerance
+    assert json.loads((tmp_path / "out/model.json").read_text())["parity_check"]["synthetic"] is True
 
 
 @pytest.mark.parametrize("form", [pytest.param("stablehlo", marks=pytest.mark.slow), "onnx"])
@@ -264,3 +277,9 @@ def test_export_bfloat16_run(folder, parameters, form, tmp_path):
 def test_check_images_cover_test_split(run):
     paths = [Path(example.path) for example in run.setup.manifest.of_split("test")]
     assert exporter._check_images(run) == paths
+
+
+def test_check_images_are_existing_files(run):
+    first, *_ = exporter._check_images(run)
+    moved = with_images(run, lambda example: first if example.path == str(first) else "/nowhere")
+    assert exporter._check_images(moved) == [first]
