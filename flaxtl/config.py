@@ -30,6 +30,7 @@ DEFAULTS = ConfigDict(
             "width": 200,  # input width of the model, in pixels; may differ from the height
             "resize": "squash",  # or crop: resize the shorter side, then crop the center
             "interpolation": "bilinear",  # used by the resize: nearest, bilinear, bicubic, lanczos, box or hamming
+            "bit_depth": 0,  # bits that the values of 16-bit images use: 8 to 16; 0: all 16
             "sampling": "shuffled",  # or balanced: every class equally often
             "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # of the splits, if the source defines none
             "near_duplicates": 4,  # maximum bits (of 64) between perceptual hashes of duplicates; -1: equal files only

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.errors import UserError, unknown
 
@@ -64,9 +65,10 @@ class Resize:
         ImageNet networks are evaluated (224 of 256).
       interpolation: 'nearest', 'bilinear', 'bicubic', 'lanczos', 'box' or 'hamming'; all but 'nearest' antialias.
       crop_pct: size of the crop relative to the resized image; used by 'crop' only.
+      bit_depth: bits that the values of 16-bit images use, 8 to 16; 0: all 16. 8-bit images are not changed.
 
     Raises:
-      UserError: an unknown policy or interpolation, or a side below one pixel.
+      UserError: an unknown policy or interpolation, a side below one pixel, or an impossible bit depth.
     """
 
     height: int
@@ -74,6 +76,7 @@ class Resize:
     policy: str = "squash"
     interpolation: str = "bilinear"
     crop_pct: float = CROP_PCT
+    bit_depth: int = 0
 
     def __post_init__(self) -> None:
         """Validate the values before the first file is read."""
@@ -81,6 +84,7 @@ class Resize:
             raise unknown("resize policy", self.policy, _POLICIES)
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
+        check_bit_depth(self.bit_depth)
         if self.height < 1 or self.width < 1:
             raise UserError(
                 f"Cannot resize images to {self.height} x {self.width} pixels. Both sides must be at least 1."
@@ -97,8 +101,8 @@ class ImageSink(Protocol):
 def decode(path: Path, resize: Resize) -> np.ndarray:
     """Read one image: uint8 [height, width, 3], RGB, upright.
 
-    EXIF orientation is applied (Keras ignores it). Transparent images are composed over white. 16-bit gray is scaled to
-    8 bits. The first frame of an animation is used. All other modes are converted to RGB by Pillow, as in Keras.
+    EXIF orientation is applied (Keras ignores it). Transparent images are composed over white. 16-bit images are scaled
+    to 8 bits. The first frame of an animation is used. All other modes are converted to RGB by Pillow, as in Keras.
 
     Raises:
       UserError: the file is missing, unreadable, empty, not an image, truncated, cannot be converted to 8-bit RGB, or
@@ -183,8 +187,8 @@ def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
 
 def _read(path: Path, resize: Resize) -> np.ndarray:
     """Return the decoded file as a read-only array, or raise UnreadableError."""
-    with open_image(path) as image:
-        return np.asarray(_resize(to_rgb(apply_exif_orientation(image)), resize))
+    with open_image(path, bit_depth=resize.bit_depth) as image:
+        return np.asarray(_resize(to_rgb(apply_exif_orientation(image), resize.bit_depth), resize))
 
 
 def _resize(image: Image.Image, resize: Resize) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from flaxtl.config import DEFAULTS
 from flaxtl.data import duplicates, splitting
+from flaxtl.data.bit_depth import describe_range, is_deep_color
 from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
@@ -69,6 +70,7 @@ ISSUE_TYPES: Mapping[str, IssueType] = {
     "passed-over": IssueType(False, "Skipped", "nothing, if it is not meant to be an image"),
     "note": IssueType(False, "How the source was read", "nothing, if this is correct"),
     "similar-classes": IssueType(False, "Classes that look alike", "rename them if they are the same class"),
+    "bit-depth": IssueType(False, "Small part of 16 bits", "set data.bit_depth, and the same for all images"),
     "few": IssueType(False, "Small class", "add images: there are too few to train on and to evaluate with"),
     "imbalance": IssueType(False, "Class imbalance", "--config.class_weights=balanced, or data.sampling=balanced"),
 }
@@ -172,6 +174,7 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *_near_duplicate_issues(readable, fingerprints, groups),
         *(Issue("passed-over", (path,), reason) for path, reason in source_report.index.skipped),
         *(Issue("note", (), note) for note in source_report.index.notes),
+        *_range_issues(fingerprints),
         *_class_issues(source_report.index),
         *_split_issues(readable, groups),
     ]
@@ -185,7 +188,7 @@ class ImageInfo:
 
     Attributes:
       format: Pillow's name of the format, by content: 'JPEG', 'PNG', ...; multi-picture JPEGs of cameras are 'MPO'.
-      mode: Pillow's name of the pixel format: 'RGB', 'L', 'CMYK', 'I;16', ...
+      mode: Pillow's name of the pixel format: 'RGB', 'L', 'CMYK', 'I;16', ...; 16-bit colors are 'RGB;16'.
       width: pixels of the upright image.
       height: pixels of the upright image.
       orientation: EXIF Orientation, 1 (upright, or no tag) to 8; that of a TIFF is applied by Pillow and counts as 1.
@@ -235,7 +238,7 @@ def inspect_image(path: Path) -> ImageInfo | ImageError:
             rgb = to_rgb(apply_exif_orientation(image))
             return ImageInfo(
                 format=image.format or "",
-                mode=image.mode,
+                mode=f"{image.mode};16" if is_deep_color(image) else image.mode,
                 width=rgb.width,
                 height=rgb.height,
                 orientation=_orientation(image),
@@ -335,6 +338,12 @@ def _group_issues(members: Sequence[SourceImage], what: str, leak: str, duplicat
         yield Issue("label-conflict", paths, f"{what} with the labels {join_names(labels)}")
     if len(splits) < 2 and len(labels) < 2:
         yield Issue(duplicate, paths, f"{len(members)} {what} of {labels[0]}")
+
+
+def _range_issues(fingerprints: Sequence[Fingerprint]) -> Iterator[Issue]:
+    """Yield an issue if the 16-bit images use a small part of their range."""
+    if message := describe_range(fingerprint.largest_value for fingerprint in fingerprints):
+        yield Issue("bit-depth", (), message)
 
 
 def _class_issues(index: DatasetIndex) -> Iterator[Issue]:

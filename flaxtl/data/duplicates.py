@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from flaxtl.data.bit_depth import largest_value
 from flaxtl.data.decode import raise_unreadable
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import SourceImage
@@ -37,14 +38,16 @@ _Ints = NDArray[np.integer]
 
 
 class Fingerprint(NamedTuple):
-    """The SHA-256 of a file in lower-case hex, and the 64-bit perceptual hash of its image.
+    """The SHA-256 of a file in lower-case hex, and facts about its image.
 
+    largest_value is that of `bit_depth.largest_value`; 0 if the image has 8 bits or was not decoded.
     phash is `imagehash.phash` of the image as it is trained on: RGB, upright, over white where it is transparent. None
     if the file is not a readable image, is of nearly uniform color, or if the hash was not requested.
     """
 
     sha256: str
     phash: int | None
+    largest_value: int = 0
 
 
 def fingerprint_files(
@@ -69,7 +72,7 @@ def fingerprint_files(
 
     def fingerprint(path: Path) -> Fingerprint | str:
         try:
-            return Fingerprint(_sha256(path), _phash(path) if perceptual else None)
+            return Fingerprint(_sha256(path), *(_inspect(path) if perceptual else (None, 0)))
         except OSError as error:
             return (error.strerror or str(error)).lower()
 
@@ -95,16 +98,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _phash(path: Path) -> int | None:
+def _inspect(path: Path) -> tuple[int | None, int]:
+    """Return the perceptual hash and the largest value of an image; see Fingerprint."""
     try:
         with open_image(path, _DECODE_SIDE) as image:
+            largest = largest_value(image)
             gray = to_rgb(apply_exif_orientation(image)).convert("L")
             small = gray.resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash does
     except UnreadableError:
-        return None
+        return None, 0
     if np.ptp(np.asarray(small)) < _MIN_CONTRAST:
-        return None
-    return int(str(imagehash.phash(small)), 16)
+        return None, largest
+    return int(str(imagehash.phash(small)), 16), largest
 
 
 def duplicate_groups(fingerprints: Sequence[Fingerprint], threshold: int) -> list[list[int]]:

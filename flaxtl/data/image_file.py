@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
+from PIL.ImageFile import ImageFile
 
+from flaxtl.data.bit_depth import low_bytes, mark_deep_color, merge_bytes, scale_to_8_bits, used_bit_depth
 from flaxtl.data.png_chunks import without_metadata
 
 MAX_PIXELS = 110_000_000
@@ -49,6 +52,8 @@ _UPRIGHT = {
 # Pillow allocates blocks of 16 MiB, which malloc keeps for the thread that frees them. Blocks beyond its
 # DEFAULT_MMAP_THRESHOLD_MAX of 32 MiB are returned to the system, not kept per thread.
 _imaging.set_block_size(2**26)
+
+_EXTRA_SAMPLES = 338  # TIFF 6.0: what the channels after the colors are
 
 _STRIP = 2**22  # pixels that are converted at a time if the conversion makes copies
 _LARGE_FILE = 2**24  # bytes; larger files are read one at a time
@@ -93,13 +98,14 @@ _large_file = threading.Lock()
 
 
 @contextmanager
-def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]:
+def open_image(path: Path, min_side: int | None = None, bit_depth: int = 0) -> Iterator[Image.Image]:
     """Yield the decoded image in the mode of the file. Within the block, the thread must not open another: deadlock.
 
     Args:
       path: the file.
       min_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, many times faster, as long as both sides
         keep this many pixels.
+      bit_depth: bits that the values of 16-bit colors use; 0: all 16. Gray images keep their values; see `to_rgb`.
 
     Raises:
       UnreadableError: the file cannot be used as an image.
@@ -109,7 +115,9 @@ def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]
         content = _read_bytes(path)
         image = _ignoring_metadata(_open, content)
         with _pixel_budget.take(image.width * image.height):
-            yield _ignoring_metadata(lambda file: _load(image if file is content else _open(file), min_side), content)
+            yield _ignoring_metadata(
+                lambda file: _decode(image if file is content else _open(file), file, min_side, bit_depth), content
+            )
 
 
 def _check_size(path: Path) -> int:
@@ -136,7 +144,7 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _ignoring_metadata(read: Callable[[bytes], Image.Image], content: bytes) -> Image.Image:
+def _ignoring_metadata(read: Callable[[bytes], ImageFile], content: bytes) -> ImageFile:
     """Return `read(content)`; if that fails, try a PNG again without the metadata, which must not decide."""
     try:
         return read(content)
@@ -147,7 +155,7 @@ def _ignoring_metadata(read: Callable[[bytes], Image.Image], content: bytes) -> 
         return read(pixels_only)
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes) -> ImageFile:
     """Return the image with its header read and checked."""
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
@@ -192,7 +200,19 @@ def _unidentified(content: bytes) -> UnreadableError:
     return UnreadableError("not-an-image", "not an image of a known format")
 
 
-def _load(image: Image.Image, min_side: int | None) -> Image.Image:
+def _decode(image: ImageFile, content: bytes, min_side: int | None, bit_depth: int) -> ImageFile:
+    """Load the pixels of the image that was opened from `content`; return it."""
+    raw_mode = mark_deep_color(image)
+    _load(image, min_side)
+    if raw_mode and bit_depth:
+        low = low_bytes(_open(content), raw_mode)
+        if low is None:
+            raise UnreadableError("unconvertible", f"16-bit pixels of mode {raw_mode} cannot be scaled: save it as RGB")
+        merge_bytes(image, _load(low, None), bit_depth)
+    return image
+
+
+def _load(image: ImageFile, min_side: int | None) -> ImageFile:
     try:
         if min_side is not None:
             image.draft(None, (min_side, min_side))
@@ -230,17 +250,39 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, over white where it is transparent. Raises UnreadableError."""
+def to_rgb(image: Image.Image, bit_depth: int = 0) -> Image.Image:
+    """Convert an image of any mode to RGB, over white where it is transparent.
+
+    The colors of an image that is transparent everywhere are used as they are, and so are those of a TIFF with a fourth
+    channel that is not declared to be transparency: it may be infrared.
+
+    Args:
+      image: loaded.
+      bit_depth: bits that the values of 16-bit gray use; 0: all 16.
+
+    Raises:
+      UnreadableError: the mode cannot be converted.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _convert_strips(image, _gray16_to_rgb)
-    if image.mode in ("F", "LAB"):
-        raise UnreadableError("unconvertible", f"pixels of mode {image.mode} cannot be converted to RGB")
-    if image.has_transparency_data:
+        return _convert_strips(image, partial(_gray16_to_rgb, bit_depth=used_bit_depth(image, bit_depth)))
+    if image.mode == "F":
+        advice = "float values have no fixed range. Scale them to 8 or 16 bits"
+        raise UnreadableError("unconvertible", f"pixels of mode F cannot be converted to RGB: {advice}")
+    if image.mode == "LAB":
+        raise UnreadableError("unconvertible", "pixels of mode LAB cannot be converted to RGB")
+    if image.has_transparency_data and not _has_unused_alpha(image):
         return _convert_strips(image, _over_white)
     return image.convert("RGB")
+
+
+def _has_unused_alpha(image: Image.Image) -> bool:
+    """Return whether the channel that Pillow takes for transparency is 0 everywhere, or not declared in a TIFF."""
+    if image.mode not in ("RGBA", "LA"):
+        return False
+    tags = getattr(image, "tag_v2", {})
+    return (image.format == "TIFF" and _EXTRA_SAMPLES not in tags) or image.getchannel("A").getextrema()[1] == 0
 
 
 def _convert_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -258,9 +300,9 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _gray16_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale gray levels 0..65535 to 0..255, rounded to nearest: 65535 / 255 is 257."""
+def _gray16_to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
+    """Scale gray levels of `bit_depth` bits to 0..255, rounded to nearest."""
     gray = np.asarray(image)
     if gray.min() < 0 or gray.max() > 65535:
         raise UnreadableError("unconvertible", "gray values do not fit into 16 bits")
-    return Image.fromarray(((gray.astype(np.int32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(scale_to_8_bits(gray.astype(np.int32), bit_depth)).convert("RGB")

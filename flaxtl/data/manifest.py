@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flaxtl import fileio
 from flaxtl.data import duplicates, splitting
+from flaxtl.data.bit_depth import describe_range
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, find_problems
 from flaxtl.errors import UserError, unknown
@@ -134,6 +135,7 @@ def make_manifest(
     *,
     near_duplicates: int = 4,
     allow_leaks: bool = False,
+    bit_depth: int = 0,
     warn: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Manifest:
@@ -150,6 +152,7 @@ def make_manifest(
       seed: 0 or more.
       near_duplicates: the threshold of `duplicates.duplicate_groups`; -1 compares files only and decodes no image.
       allow_leaks: whether equal files in two defined splits only cause a warning.
+      bit_depth: the setting `data.bit_depth`; if it is 0, 16-bit images with small values cause a warning.
       warn: called with each warning: the messages of the index, near-duplicates in two defined splits, equal files with
         two labels, and totals that had to change because of groups of duplicates.
       on_progress: called with the number of files that are fingerprinted.
@@ -167,6 +170,8 @@ def make_manifest(
     for problem in find_problems(index):
         raise UserError(problem)
     images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, strict=False)
+    if not bit_depth and (dark := describe_range(fingerprint.largest_value for fingerprint in fingerprints)):
+        warn(dark)
     equal = duplicates.duplicate_groups(fingerprints, -1)
     similar = duplicates.duplicate_groups(fingerprints, near_duplicates)
     duplicates.check_label_conflicts(index.origin, images, equal, warn)

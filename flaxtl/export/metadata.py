@@ -65,6 +65,7 @@ class ResizeMetadata(_Record, frozen=True):
     policy: str
     interpolation: str
     crop_pct: float
+    bit_depth: int = 0
 
 
 class ParityCheck(_Record, frozen=True):

@@ -70,7 +70,7 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
     """
     with Image.open(path) as file:
         file.load()
-        image = _to_rgb(_apply_exif_orientation(file))
+        image = _to_rgb(_apply_exif_orientation(file), resize.get("bit_depth", 0) or 16)
     box = _center_crop_box(image.size, resize) if resize["policy"] == "crop" else None
     size = (resize["width"], resize["height"])
     return np.asarray(image.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
@@ -83,14 +83,23 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits, put transparent images on white, and convert the rest as Pillow does."""
+def _to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
+    """Scale 16-bit gray with values of `bit_depth` bits, put transparent images on white, convert the rest."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
+        largest = 2**bit_depth - 1
+        scaled = (np.asarray(image).astype(np.int64) * 255 + largest // 2) // largest
+        image = Image.fromarray(np.minimum(scaled, 255).astype(np.uint8))
+    elif image.has_transparency_data and not (image.mode in ("RGBA", "LA") and _has_unused_alpha(image)):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def _has_unused_alpha(image: Image.Image) -> bool:
+    is_undeclared = image.format == "TIFF" and 338 not in getattr(
+        image, "tag_v2", ()
+    )  # ExtraSamples: the channel may be infrared
+    return is_undeclared or image.getchannel("A").getextrema()[1] == 0
 
 
 def _center_crop_box(size: tuple[int, int], resize: dict[str, Any]) -> tuple[float, float, float, float]:

@@ -16,6 +16,7 @@ from flaxtl import fileio
 from flaxtl.console import message, progress_bar
 from flaxtl.data import duplicates
 from flaxtl.data.augment.config import AugmentConfig
+from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.decode import Resize
 from flaxtl.data.loaders import PIPELINES
 from flaxtl.data.manifest import Manifest, make_manifest
@@ -111,7 +112,7 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
         manifest=manifest,
         model_info=model_info,
         phases=phases,
-        resize=Resize(data.height, data.width, data.resize, data.interpolation),
+        resize=Resize(data.height, data.width, data.resize, data.interpolation, bit_depth=data.bit_depth),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
         mesh=devices.make_mesh(config.batch_size),
@@ -119,8 +120,9 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
 
 
 def check_names(config: Any) -> None:
-    """Check the model's name and the settings of CHOICES, before any image is read."""
+    """Check the model's name, the bit depth and the settings of CHOICES, before any image is read."""
     registry.get_spec(config.model.name)
+    check_bit_depth(config.data.bit_depth)
     for key, known in CHOICES.items():
         if config.data[key] not in known:
             raise unknown(f"data.{key}", config.data[key], known)
@@ -171,6 +173,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
             config.seed,
             near_duplicates=data.near_duplicates,
             allow_leaks=data.allow_leaks,
+            bit_depth=data.bit_depth,
             warn=partial(message, console),
             on_progress=lambda done: advance(1),
         )

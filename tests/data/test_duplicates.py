@@ -77,7 +77,7 @@ def test_fingerprint_files_without_image_or_contrast_have_no_phash(tmp_path: Pat
 def test_fingerprint_files_not_perceptual_read_bytes_only(tmp_path: Path) -> None:
     image(0).save(tmp_path / "a.png")
     (fingerprint,) = fingerprint_files([tmp_path / "a.png"], perceptual=False)
-    assert fingerprint == (hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest(), None)
+    assert fingerprint[:2] == (hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest(), None)
 
 
 def test_fingerprint_files_report_progress_of_every_file(tmp_path: Path) -> None:

@@ -92,10 +92,10 @@ def test_inspect_image_with_other_pixel_is_not_flat(tmp_path):
     assert not inspect_image(saved(tmp_path / "a.png", pil_image)).flat
 
 
-def test_inspect_image_of_hidden_colors_is_flat(tmp_path):
+def test_inspect_image_transparent_everywhere_is_not_flat(tmp_path):
     pixels = np.asarray(image(9, 9, 4)).copy()
-    pixels[..., 3] = 0
-    assert inspect_image(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
+    pixels[..., 3] = 0  # not an empty image: a channel of zeros
+    assert not inspect_image(saved(tmp_path / "a.png", Image.fromarray(pixels))).flat
 
 
 def broken(folder):
