@@ -174,13 +174,21 @@ def make_manifest(
         warn(dark)
     equal = duplicates.duplicate_groups(fingerprints, -1)
     similar = duplicates.duplicate_groups(fingerprints, near_duplicates)
-    duplicates.check_label_conflicts(index.origin, images, equal, warn)
+    shown = _relative_to_archive(index, images)
+    duplicates.check_label_conflicts(index.origin, shown, equal, warn)
     if index.has_splits:
-        duplicates.check_split_leakage(index.origin, images, equal, similar, allow_leaks, warn)
+        duplicates.check_split_leakage(index.origin, shown, equal, similar, allow_leaks, warn)
         splits = _add_validation(index, images, similar, run_fractions, seed, warn)
     else:
         splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
     return replace(_sorted_manifest(images, splits, fingerprints), skipped_files=len(index.skipped_inside))
+
+
+def _relative_to_archive(index: DatasetIndex, images: Sequence[SourceImage]) -> Sequence[SourceImage]:
+    """Return the images with their paths in the archive, if the source is one, for messages."""
+    if index.root is None or str(index.root) == index.origin:
+        return images
+    return [replace(image, path=image.path.relative_to(index.root)) for image in images]
 
 
 def _add_validation(

@@ -28,6 +28,8 @@ MAX_HEADER = 2**16
 """Bytes of a tar header, which tarfile reads at once. A header may claim any size, and gzip compresses a thousandfold;
 file names on Linux have at most 4,096 bytes."""
 
+_WINDOWS = 0  # value of ZipInfo.create_system: APPNOTE.TXT, section 4.4.2
+
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
@@ -129,7 +131,11 @@ def _extract_zip(archive: Path, folder: Path) -> None:
                 )
             if member.flag_bits & 1:
                 raise UserError(f"{archive} is encrypted. Extract it yourself and use folder:PATH.")
+        has_slashes = any("/" in member.filename for member in members)
         for member in members:
+            # Tools on Windows write backslashes against the standard; a file name on Linux may contain some.
+            if member.create_system == _WINDOWS or not has_slashes:
+                member.filename = member.filename.replace("\\", "/")
             bundle.extract(member, folder)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flaxtl.data.sources import archive, csv_file, image_folder
@@ -20,17 +21,44 @@ def open_source(source: str, cache: Path) -> DatasetIndex:
       UserError: the scheme is unknown, the source is not available, or its layout is invalid.
     """
     path = _resolve(source, cache)
-    return csv_file.scan_csv(path) if _is_csv(source) else image_folder.scan_folder(path)
+    if _is_csv(source):
+        return csv_file.scan_csv(path)
+    try:
+        index = image_folder.scan_folder(path)
+    except UserError as error:
+        raise UserError(_name_archive(str(error), source, path)) from error
+    return _from_archive(index, source)
 
 
 def inspect_source(source: str, cache: Path) -> IndexReport:
     """List the images of `source` with all problems of its layout, where `open_source` raises the first one."""
     path = _resolve(source, cache)
-    return csv_file.inspect_csv(path) if _is_csv(source) else image_folder.inspect_folder(path)
+    if _is_csv(source):
+        return csv_file.inspect_csv(path)
+    report = image_folder.inspect_folder(path)
+    problems = tuple(_name_archive(problem, source, path) for problem in report.problems)
+    return IndexReport(_from_archive(report.index, source), problems)
 
 
 def _is_csv(source: str) -> bool:
     return source.startswith("csv:")
+
+
+def _from_archive(index: DatasetIndex, source: str) -> DatasetIndex:
+    """Name the archive, if `source` is one, as the origin: a user knows it, and not the folder in the cache."""
+    return replace(index, origin=_archive_name(source)) if source.startswith("archive:") else index
+
+
+def _name_archive(problem: str, source: str, folder: Path) -> str:
+    """Return what is wrong with the layout in terms of the archive, if `source` is one, not of its cached folder."""
+    if not source.startswith("archive:"):
+        return problem
+    text = problem.replace(str(folder.resolve()), _archive_name(source))
+    return f"{text} Pack the archive again, or extract it yourself and use folder:PATH."
+
+
+def _archive_name(source: str) -> str:
+    return str(Path(source.removeprefix("archive:")).expanduser())
 
 
 def _resolve(source: str, cache: Path) -> Path:

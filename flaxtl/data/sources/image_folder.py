@@ -20,6 +20,8 @@ _SPLIT_NAMES = {
     "val": "validation",
     "valid": "validation",
     "test": "test",
+    "training": "train",
+    "testing": "test",
 }
 
 
@@ -46,14 +48,16 @@ class DatasetIndex:
 
     Attributes:
       images: in the order of the source.
-      origin: the folder or file that they were listed from.
+      origin: the folder or file that they were listed from, as messages name it.
       skipped: visible files of the folder that are not images, sorted.
+      root: the folder of the classes or splits; None if it is not a folder.
       notes: one message for each thing that a user should know about how the source was read; see `messages`.
     """
 
     images: tuple[SourceImage, ...]
     origin: str
     skipped: tuple[SkippedFile, ...] = field(default=(), compare=False)
+    root: Path | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
@@ -75,7 +79,7 @@ class DatasetIndex:
     @property
     def skipped_inside(self) -> tuple[SkippedFile, ...]:
         """The skipped files without those beside the class folders, such as a license or a manifest."""
-        return tuple(file for file in self.skipped if file.path.parent != Path(self.origin))
+        return tuple(file for file in self.skipped if file.path.parent != self.root)
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -100,7 +104,7 @@ class IndexReport:
 def scan_folder(folder: Path) -> DatasetIndex:
     """List the images of a folder that has one of two layouts.
 
-    FOLDER/{train,validation,test}/CLASS/*: with splits ('val' and 'valid' mean validation, in upper or lower case).
+    FOLDER/{train,validation,test}/CLASS/*: with splits (also training, val, valid or testing, in upper or lower case).
     FOLDER/CLASS/*: without splits; a class may be called 'train' if it contains no folders.
 
     `file_listing.skip_reason` decides which files are images; hidden files are ignored. A misplaced image
@@ -216,7 +220,7 @@ class _FolderScan:
             self._add_classes(root, top, inner, None)
 
     def index(self) -> DatasetIndex:
-        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)))
+        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)), self.root)
 
     def _list(self, folder: Path) -> _Entries:
         entries = _Entries([], [])

@@ -254,3 +254,20 @@ def test_extract_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         extract_archive(path, tmp_path / "out")
     assert written
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("names", "system", "expected"),
+    [
+        (("set\\a\\1.jpg", "set\\b\\2.jpg"), 3, {"set/a/1.jpg", "set/b/2.jpg"}),
+        (("a\\1.jpg", "b/2.jpg"), 0, {"a/1.jpg", "b/2.jpg"}),
+        (("a/x\\1.jpg", "b/2.jpg"), 3, {"a/x\\1.jpg", "b/2.jpg"}),  # a file name on Linux
+    ],
+)
+def test_extract_zip_with_backslashes_keeps_folders(tmp_path: Path, names, system: int, expected: set[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
+        for name in names:
+            member = zipfile.ZipInfo(name)
+            member.create_system = system
+            bundle.writestr(member, b"x")
+    assert contents(extract_archive(tmp_path / "f.zip", tmp_path / "out")).keys() == expected

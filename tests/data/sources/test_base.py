@@ -6,7 +6,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.image_folders import paint
 
+from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources import archive, synthetic
 from flaxtl.data.sources.base import inspect_source, open_source
 from flaxtl.errors import UserError
@@ -33,7 +35,9 @@ def packed(path: Path, root: Path) -> Path:
 
 
 def folder_of(source: str, cache: Path) -> Path:
-    return Path(open_source(source, cache).origin)
+    index = open_source(source, cache)
+    assert index.root is not None
+    return index.root
 
 
 def test_open_folder_source_lists_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +104,32 @@ def test_open_archive_descends_to_dataset_root(tmp_path: Path, inside: tuple[str
             bundle.write(file, file.relative_to(root))
     folder = folder_of(f"archive:{tmp_path / 'f.zip'}", tmp_path / "cache")
     assert folder.name.split("-")[0] == found
+
+
+def test_open_archive_with_bad_layout_names_the_archive(tmp_path: Path) -> None:
+    root = images(tmp_path / "set", "cats/deep", "dogs")
+    file = packed(tmp_path / "f.zip", root)
+    with pytest.raises(UserError) as error:
+        open_source(f"archive:{file}", tmp_path / "cache")
+    assert f"{file}/cats/deep is a folder within a class" in str(error.value)
+    assert str(error.value).endswith("Pack the archive again, or extract it yourself and use folder:PATH.")
+    assert "cache" not in str(error.value)
+    assert inspect_source(f"archive:{file}", tmp_path / "cache").problems[0] == str(error.value)
+
+
+def test_make_manifest_of_archive_names_files_in_it(tmp_path: Path) -> None:
+    paint(tmp_path / "set" / "cats", range(10))
+    paint(tmp_path / "set" / "dogs", range(9, 19))
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
+        for path in sorted((tmp_path / "set").rglob("*.png")):
+            bundle.write(path, path.relative_to(tmp_path))
+    said: list[str] = []
+    index = open_source(f"archive:{tmp_path}/f.zip", tmp_path / "cache")
+    make_manifest(index, {"train": 0.5, "validation": 0.5}, 0, near_duplicates=-1, warn=said.append)
+    assert said == [
+        f"1 image(s) of {tmp_path}/f.zip have more than one label: cats/9.png (cats) = dogs/9.png (dogs). flaxtl "
+        "doctor lists all of them."
+    ]
 
 
 def test_open_missing_archive_raises(tmp_path: Path) -> None:

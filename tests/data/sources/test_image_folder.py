@@ -28,6 +28,12 @@ def test_scan_folder_of_classes_lists_images(two: Path) -> None:
     assert [found.path for found in index.images] == sorted(two.resolve().rglob("*.jpg"))
 
 
+def test_scan_folder_of_training_and_testing_are_splits(tmp_path: Path) -> None:
+    for folder in ("Training", "Testing", "Validation"):
+        fill(tmp_path / folder / "a", 1)
+    assert scan_folder(tmp_path).splits == ("train", "validation", "test")
+
+
 @pytest.mark.parametrize("validation", ["validation", "val", "valid", "Val"])
 @pytest.mark.parametrize("test", [True, False])
 def test_scan_folder_with_splits_keeps_them(tmp_path: Path, validation: str, test: bool) -> None:
