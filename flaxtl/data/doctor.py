@@ -18,7 +18,7 @@ from flaxtl.data.bit_depth import describe_range, is_deep_color
 from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
-from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage
+from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage, absent_classes
 from flaxtl.errors import UserError, join_names
 
 ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -173,7 +173,7 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *_equal_file_issues(readable, fingerprints),
         *_near_duplicate_issues(readable, fingerprints, groups),
         *(Issue("passed-over", (path,), reason) for path, reason in source_report.index.skipped),
-        *(Issue("note", (), note) for note in source_report.index.notes),
+        *(Issue("note", (), note) for note in (*source_report.index.notes, *absent_classes(source_report.index))),
         *_range_issues(fingerprints),
         *_class_issues(source_report.index),
         *_split_issues(readable, groups),

@@ -125,9 +125,9 @@ def test_scan_folder_without_permission_is_refused(tmp_path, monkeypatch):
 
 
 def test_find_problems_counts_many_missing_classes(tmp_path):
-    images = [image_folder.SourceImage(Path(f"/{n}"), f"class{n:04}", "train") for n in range(1000)]
+    images = [image_folder.SourceImage(Path(f"/{n}"), f"class{n:04}", "test") for n in range(1000)]
     (problem,) = image_folder.find_problems(
-        image_folder.DatasetIndex((*images, image_folder.SourceImage(Path("/x"), "class0000", "test")), "/set")
+        image_folder.DatasetIndex((*images, image_folder.SourceImage(Path("/x"), "class0000", "train")), "/set")
     )
     assert "lack the class(es) class0001, class0002, class0003, class0004, class0005 and 994 more of" in problem
 

@@ -83,9 +83,9 @@ class DatasetIndex:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What every command that uses the images tells: the notes, skipped files, and classes that look alike."""
+        """What every command that uses the images tells: notes, absent classes, skipped files, similar classes."""
         skipped = describe_skipped(self.skipped_inside) if self.skipped_inside else None
-        return (*self.notes, *filter(None, (skipped, describe_similar(self.classes))))
+        return (*self.notes, *absent_classes(self), *filter(None, (skipped, describe_similar(self.classes))))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def inspect_folder(folder: Path) -> IndexReport:
 def find_problems(index: DatasetIndex) -> tuple[str, ...]:
     """Return what prevents training on these images.
 
-    Class names that are not text, one class only, no training images, or classes missing in a split.
+    Class names that are not text, one class only, no training images, or classes without training images.
     """
     if garbled := [label for label in index.classes if _has_lone_bytes(label)]:
         return (f"{index.origin} has the class {garbled[0]!r}, which is not text in UTF-8. Rename its folder.",)
@@ -140,7 +140,7 @@ def find_problems(index: DatasetIndex) -> tuple[str, ...]:
         return (f"{index.origin} has only one class, {index.classes[0]!r}. A classifier needs at least two.",)
     if not index.has_splits:
         return ()
-    problems = _missing_classes(index)
+    problems = _untrained_classes(index)
     if "train" not in index.splits:
         problems.insert(
             0,
@@ -155,17 +155,30 @@ def _has_lone_bytes(name: str) -> bool:
     return any("\udc80" <= char <= "\udcff" for char in name)
 
 
-def _missing_classes(index: DatasetIndex) -> list[str]:
-    classes: dict[str, set[str]] = {split: set() for split in index.splits}
-    for image in index.images:
-        if image.split:
-            classes[image.split].add(image.label)
-    alike = similar_classes(index.classes)
+def _untrained_classes(index: DatasetIndex) -> list[str]:
+    """Return an error for classes of other splits that have no training images."""
+    present = {image.label for image in index.images if image.split == "train"}
+    missing = sorted(set(index.classes) - present)
+    if not missing or not present:
+        return []
+    alike = _explain_missing(missing, present, similar_classes(index.classes))
     return [
-        f"The {split} images of {index.origin} lack the class(es) {join_names(missing)} of the other splits"
-        f"{_explain_missing(missing, present, alike)}. Every split needs the same classes."
-        for split, present in classes.items()
-        if (missing := sorted(set(index.classes) - present))
+        f"The train images of {index.origin} lack the class(es) {join_names(missing)} of the other splits{alike}. Move "
+        "some of their images to train, or all of them out of the dataset."
+    ]
+
+
+def absent_classes(index: DatasetIndex) -> list[str]:
+    """Return a message for each split to evaluate on that lacks classes, which is allowed: a class may be rare."""
+    present: dict[str, set[str]] = {split: set() for split in index.splits if split != "train"}
+    for image in index.images:
+        if image.split in present:
+            present[image.split].add(image.label)
+    return [
+        f"The {split} images of {index.origin} have none of the class(es) {join_names(missing)}, which the {split} "
+        "metrics leave out."
+        for split, labels in present.items()
+        if (missing := sorted(set(index.classes) - labels))
     ]
 
 

@@ -195,6 +195,10 @@ def test_find_problems_names_what_training_lacks() -> None:
     (missing,) = find_problems(listed(*train, *validation, ("c", "validation")))
     assert re.search(r"(?=.*\btrain\b)(?=.*/x\b)(?=.*\bc\b)", missing)
     assert not re.search(r"\bvalidation\b|\b[ab]\b", missing)
+    rare = listed(*train, ("a", "validation"), *validation, ("a", "test"))
+    assert find_problems(rare) == ()  # a rare class need not be in every split
+    (message,) = rare.messages
+    assert re.search(r"(?=.*\btest images of /x\b)(?=.*\bb\b)(?=.*\bmetrics leave out\b)", message)
 
 
 def test_inspect_folder_includes_find_problems(tmp_path: Path) -> None:
