@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         _fail(f"Cannot read or write {error.filename or 'a file'}: {error.strerror or error}.", 2, arguments)
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        # The latter is from XLA's library for CPUs, for a buffer that it cannot allocate.
+        if "RESOURCE_EXHAUSTED" in str(error) or "YNNPACK operation failed" in str(error):
             _fail("The device is out of memory. Lower --config.batch_size or raise --config.accum_steps.", 2, arguments)
         _fail(f"Internal error ({type(error).__name__}: {error}). Add --debug for the traceback.", 1, arguments)
 

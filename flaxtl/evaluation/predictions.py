@@ -2,8 +2,9 @@
 
 import csv
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -201,13 +202,23 @@ def predictions_table(predictions: Predictions, k: int) -> Table:
         return make_table("Outputs", ("layer", "shape"), shapes)
     cells = [
         (
-            printable(Path(path).name),
+            printable(name),
             *(f"{printable(score.label)} {score.probability:.1%}" for score in predictions.top(row, k)),
         )
-        for row, path in enumerate(predictions.paths)
+        for row, name in enumerate(short_names(predictions.paths))
     ]
     columns = ("image", *(f"{rank}." for rank in range(1, min(k, len(predictions.classes)) + 1)))
     return make_table("Predictions", columns, truncate_rows(cells, "; use --csv=FILE or --json=FILE for all"))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the file names of `paths`; if two are equal, the paths below the folder that all have in common."""
+    names = [Path(path).name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    absolute = [Path(path).absolute() for path in paths]
+    common = os.path.commonpath([path.parent for path in absolute])
+    return [str(path.relative_to(common)) for path in absolute]
 
 
 def write_outputs(

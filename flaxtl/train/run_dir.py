@@ -161,8 +161,10 @@ def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -
             f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
             f"{source}. Use another --workdir, or the settings that the run was started with."
         )
+    if is_complete(workdir):
+        return
     notify(f"{source} has all {len(manifest.examples):,} images of the run: continuing with them.")
-    if processes.is_main_process() and not is_complete(workdir):
+    if processes.is_main_process():
         moved.write(workdir / "manifest.csv")
         _write_json(workdir / "config.json", with_version(values))
 
@@ -184,7 +186,7 @@ def describe_growth(workdir: Path, source: str) -> str:
     num_new = len({str(image.path) for image in listing.images} - known - read_summary(workdir).skipped.keys())
     if not num_new or num_new == len(listing.images):  # the latter: a copy at another place
         return ""
-    return f"{source} has {num_new:,} images that the run does not know. "
+    return f"{source} has {num_new:,} new image{'s' if num_new > 1 else ''}, which the run does not use. "
 
 
 def read_summary(workdir: Path) -> RunSummary:

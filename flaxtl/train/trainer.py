@@ -75,13 +75,20 @@ def train(
             message(console, f"{workdir} is already complete. {growth}Use a new --workdir to train again.")
             return None
         if growth:
-            message(console, f"{growth}It continues without them.")
+            message(console, growth.strip())
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     check_names(config)
     manifest = load_manifest(workdir) if resume else build_manifest(config, workdir, console)
     # 3. Every setting of the config.
     setup = build_setup(config, workdir, manifest)
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
+    num_train = len(manifest.of_split("train"))
+    if config.batch_size > num_train:
+        message(
+            console,
+            f"batch_size {config.batch_size:,} is larger than the {num_train:,} training images: a step uses images "
+            "several times. Lower batch_size.",
+        )
     with Checkpoints(workdir, partial(message, console)) as checkpoints:
         # 4. Weights: of the last finished phase, or pretrained.
         restored = checkpoints.restore_last_phase(setup.abstract_params()) if resume else None

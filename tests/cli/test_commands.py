@@ -326,6 +326,7 @@ def test_internal_error_exits_with_code_1(capsys, monkeypatch):
         (PermissionError(13, "Permission denied", "/x"), ["/x", "Permission denied"]),
         (MemoryError(), ["memory", "batch", "data.pipeline=stream"]),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ["device", "memory", "batch", "accum"]),
+        (RuntimeError("INTERNAL: YNNPACK operation failed: 2"), ["device", "memory", "batch", "accum"]),
     ],
 )
 def test_error_of_the_machine_exits_with_one_line(capsys, monkeypatch, error, facts):

@@ -135,7 +135,5 @@ def test_describe_growth_counts_new_images(run):
     workdir, folder = run
     assert run_dir.describe_growth(workdir, f"folder:{folder}") == ""
     paint(folder / "a", range(40, 42))
-    assert re.search(
-        r"\bhas 2 images that the run does not know\b", run_dir.describe_growth(workdir, f"folder:{folder}")
-    )
+    assert re.search(r"\bhas 2 new images\b", run_dir.describe_growth(workdir, f"folder:{folder}"))
     assert run_dir.describe_growth(workdir, "folder:nowhere") == ""

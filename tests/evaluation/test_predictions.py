@@ -115,3 +115,18 @@ def test_write_csv_class_named_like_a_column_gets_a_prefix(tmp_path):
 def test_read_predictions_accepts_columns_without_prefix(tmp_path):
     (tmp_path / "old.csv").write_text(f"{COLUMNS},label,rose\nx.jpg,test,label,rose,0.75,0.25,0.75\n")
     assert predictions_file.read_predictions(tmp_path / "old.csv").classes == ("label", "rose")
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["/x/a/1.jpg", "/x/b/2.jpg"], ["1.jpg", "2.jpg"]),
+        (["/x/a/1.jpg", "/x/b/1.jpg", "/x/b/2.jpg"], ["a/1.jpg", "b/1.jpg", "b/2.jpg"]),
+        (["a/1.jpg", "a/b/1.jpg"], ["1.jpg", "b/1.jpg"]),
+        (["/y/1.jpg", "a/1.jpg"], None),
+    ],
+)
+def test_short_names_differ(paths, expected):
+    names = predictions_file.short_names(paths)
+    assert len(set(names)) == len(paths)
+    assert expected in (None, names)

@@ -278,3 +278,14 @@ def test_build_setup_of_finished_run_is_equal(whole):
     again = build_setup(run_dir.load_config(whole.setup.workdir), whole.setup.workdir, whole.setup.manifest)
     assert again.phases == whole.setup.phases
     assert again.model_info.shapes == whole.setup.model_info.shapes
+
+
+def test_train_with_a_batch_larger_than_the_set_says_so(folder, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "Checkpoints", stop)  # the next step of the start-up
+    console = tiny_run.quiet()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(tiny_run.config(folder, batch_size=16), tmp_path / "run", console, "flaxtl train")
+    assert re.search(r"\bbatch_size 16 is larger than the 12 training images\b", tiny_run.texts(console))
