@@ -41,6 +41,13 @@ def _form(name: str) -> str:
     return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)), "mixed Unicode forms")
 
 
+def explain_missing(missing: Iterable[str], present: Iterable[str]) -> str:
+    """Return ', but these names look alike: ...' for missing names that are present in another form; '' if none is."""
+    absent, others = set(missing), set(present)
+    groups = [names for names in similar_classes(absent | others) if absent & set(names) and others & set(names)]
+    return f", but these names look alike: {join_names(map(show_difference, groups))}" if groups else ""
+
+
 def describe_similar(classes: Iterable[str]) -> str | None:
     """Return a warning about classes that look alike, or None if there are none."""
     groups = similar_classes(classes)

@@ -331,11 +331,12 @@ def _group_issues(members: Sequence[SourceImage], what: str, leak: str, duplicat
     """Yield the issues of a group of duplicates: a leak, a label conflict or both, or else only duplicates."""
     paths = tuple(image.path for image in members)
     labels = sorted({image.label for image in members})
+    names = show_difference(labels) if similar_classes(labels) else join_names(labels)
     splits = list(dict.fromkeys(image.split for image in members if image.split))
     if len(splits) > 1:
         yield Issue(leak, paths, f"{what} in {join_names(splits)}")
     if len(labels) > 1:
-        yield Issue("label-conflict", paths, f"{what} with the labels {join_names(labels)}")
+        yield Issue("label-conflict", paths, f"{what} with the labels {names}")
     if len(splits) < 2 and len(labels) < 2:
         yield Issue(duplicate, paths, f"{len(members)} {what} of {labels[0]}")
 

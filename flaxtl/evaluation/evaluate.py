@@ -17,6 +17,7 @@ from flaxtl import fileio
 from flaxtl.console import MAX_ROWS, message, progress_bar
 from flaxtl.data import manifest
 from flaxtl.data.augment.tta import TtaTransform
+from flaxtl.data.class_names import explain_missing
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.data.sources import base
 from flaxtl.data.sources.image_folder import DatasetIndex
@@ -226,7 +227,8 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str, co
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
     if unknown_classes:
         raise UserError(
-            f"{source} has classes that the run was not trained on: {join_names(unknown_classes)}. "
+            f"{source} has classes that the run was not trained on: {join_names(unknown_classes)}"
+            f"{explain_missing(unknown_classes, run_manifest.classes)}. "
             f"Its classes are {join_names(run_manifest.classes)}."
         )
     return source_manifest.examples

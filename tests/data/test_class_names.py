@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.image_folders import fill
 
-from flaxtl.data.class_names import describe_similar, show_difference, similar_classes
-from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, find_problems, scan_folder
+from flaxtl.data.class_names import describe_similar, explain_missing, show_difference, similar_classes
+from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, absent_classes, find_problems, scan_folder
 
 NFC, NFD = "g\u00e4nse", "ga\u0308nse"
 
@@ -38,10 +38,15 @@ def test_find_problems_shows_difference_of_missing_class(tmp_path):
     for split, label in (("train", NFC), ("test", NFD), ("train", "b"), ("test", "b")):
         fill(tmp_path / split / label, 1)
     index = scan_folder(tmp_path)
-    problems = find_problems(index)
-    assert len(problems) == 2
-    for problem in (*problems, *index.messages):
+    texts = (*find_problems(index), *absent_classes(index), *index.messages)
+    assert len(texts) == 3
+    for problem in texts:
         assert f"'{NFD}' (NFD) / '{NFC}' (NFC)" in problem
+
+
+def test_explain_missing_names_what_looks_alike():
+    assert explain_missing(["rose ", "tulip"], ["rose", "daisy"]) == ", but these names look alike: 'rose' / 'rose '"
+    assert explain_missing(["tulip"], ["rose"]) == ""
 
 
 def test_find_problems_of_class_that_is_not_text_names_it():

@@ -93,9 +93,13 @@ def parse_table(file: Path, text: str, required: set[str]) -> Table:
 
 def _guess_delimiter(text: str, required: set[str]) -> str:
     """Return the delimiter that makes the first line a header with the required names; a comma if none does."""
-    lines = (line for line in StringIO(text) if line.strip(" ,;\t\r\n") and not line.startswith("#"))
+    lines = (line for line in StringIO(text, newline=None) if line.strip(" ,;\t\n") and not line.startswith("#"))
     header = next(lines, "")
     for delimiter in DELIMITERS:
-        if required <= {name.strip().lower() for row in csv.reader([header], delimiter=delimiter) for name in row}:
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:  # a cell beyond the limit of the module
+            continue
+        if required <= {name.strip().lower() for name in names}:
             return delimiter
     return ","

@@ -1,12 +1,12 @@
 """Image folders as sources, and the index of a source: image files with labels and, if given, splits."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxtl.data.class_names import describe_similar, show_difference, similar_classes
+from flaxtl.data.class_names import describe_similar, explain_missing
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason
 from flaxtl.errors import UserError, join_names
@@ -161,10 +161,9 @@ def _untrained_classes(index: DatasetIndex) -> list[str]:
     missing = sorted(set(index.classes) - present)
     if not missing or not present:
         return []
-    alike = _explain_missing(missing, present, similar_classes(index.classes))
     return [
-        f"The train images of {index.origin} lack the class(es) {join_names(missing)} of the other splits{alike}. Move "
-        "some of their images to train, or all of them out of the dataset."
+        f"The train images of {index.origin} lack the class(es) {join_names(missing)} of the other splits"
+        f"{explain_missing(missing, present)}. Move some of their images to train, or all of them out of the dataset."
     ]
 
 
@@ -176,16 +175,10 @@ def absent_classes(index: DatasetIndex) -> list[str]:
             present[image.split].add(image.label)
     return [
         f"The {split} images of {index.origin} have none of the class(es) {join_names(missing)}, which the {split} "
-        "metrics leave out."
+        f"metrics leave out{explain_missing(missing, labels)}."
         for split, labels in present.items()
         if (missing := sorted(set(index.classes) - labels))
     ]
-
-
-def _explain_missing(missing: Sequence[str], present: Set[str], alike: Sequence[tuple[str, ...]]) -> str:
-    """Return the names that look like the missing ones in the same split, so that their difference shows; or ''."""
-    groups = [names for names in alike if set(names) & set(missing) and set(names) & present]
-    return f", but have names that look alike: {join_names(map(show_difference, groups))}" if groups else ""
 
 
 def subfolders(folder: Path) -> list[Path]:

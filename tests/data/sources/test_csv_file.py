@@ -106,6 +106,8 @@ def test_scan_csv_bad_row_is_named_by_number(table, row: str, fault: str) -> Non
         ("id,label\n1,a\n", r"'id,label'.*\bpath\b.*\blabel\b"),
         ("path,label,label\n", "'path,label,label'"),
         ("path,label\n", r"list\.csv\b.*\brow\b"),
+        ("path\rlabel\nin/0000.jpg,a\n", r"list\.csv\b.*'path'.*\blabel\b"),
+        ("path,label" + "x" * 200_000, r"list\.csv\b.*\bfield larger\b"),
         ('path,label\n"in/0000.jpg,a', r"list\.csv\b.*\bunexpected end of data\b"),
     ],
 )
