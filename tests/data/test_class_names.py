@@ -7,7 +7,7 @@ import pytest
 from helpers.image_folders import fill
 
 from flaxtl.data.class_names import describe_similar, explain_missing, show_difference, similar_classes
-from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, absent_classes, find_problems, scan_folder
+from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, find_problems, scan_folder
 
 NFC, NFD = "g\u00e4nse", "ga\u0308nse"
 
@@ -38,7 +38,7 @@ def test_find_problems_shows_difference_of_missing_class(tmp_path):
     for split, label in (("train", NFC), ("test", NFD), ("train", "b"), ("test", "b")):
         fill(tmp_path / split / label, 1)
     index = scan_folder(tmp_path)
-    texts = (*find_problems(index), *absent_classes(index), *index.messages)
+    texts = (*find_problems(index), *index.messages)
     assert len(texts) == 3
     for problem in texts:
         assert f"'{NFD}' (NFD) / '{NFC}' (NFC)" in problem
