@@ -311,3 +311,34 @@ def test_predict_skips_an_unreadable_image(place, tmp_path, capsys):
     )
     assert "bad.jpg" in error
     assert len(target.read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_run_and_images_moved_to_another_machine(place, tmp_path, capsys):
+    workdir, source = tmp_path / "lr=[0.1]" / "run", tmp_path / "photos"  # orbax would take the first for a pattern
+    shutil.copytree(place / "run", workdir)
+    manifest = (workdir / "manifest.csv").read_text().replace(str(place / "images"), "/gone")
+    predicted = (workdir / "predictions.csv").read_text().replace(str(place / "images"), "/gone")
+    (workdir / "manifest.csv").write_text(manifest)
+    (workdir / "predictions.csv").write_text(predicted)
+    shutil.copytree(place / "images", source)
+    page, run, data = workdir / "report/index.html", f"--workdir={workdir}", f"--data=folder:{source}"
+    num_images = page.read_text().count("<img")
+    assert re.search(r"\b6 of the 6 test images\b.*--data=", error_of(capsys, "evaluate", run))
+    main(["evaluate", run, data])
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = json.loads((workdir / "summary.json").read_text())["phases"]["finetune"]["test"]
+    assert (metrics["n"], metrics["accuracy"]) == (6, expected["accuracy"])
+    main(["export", run, "--format=safetensors", f"--output={tmp_path / 'synthetic'}"])
+    assert "8 synthetic images" in capsys.readouterr().out
+    main(["export", run, data, "--format=safetensors", f"--output={tmp_path / 'out'}"])
+    assert re.search(r"\bverified on 6 images\b", capsys.readouterr().out)
+    main(["report", run])
+    assert re.search(r"\b24 of the 24 images\b.*--data=", capsys.readouterr().err)
+    assert page.read_text().count("<img") == num_images
+    assert 'class="missing"' not in page.read_text()
+    main(["report", run, data])
+    assert page.read_text().count("<img") == num_images
+    assert str(source) in (workdir / "predictions.csv").read_text()
+    main(["evaluate", run])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 6
