@@ -166,7 +166,7 @@ def _prepare(
 
 
 def _check_output(index: DatasetIndex, output: Path) -> Path:
-    output = output.expanduser().resolve()
+    output = output.resolve()
     try:
         filled = output.exists() and any(output.iterdir())
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flaxtl.data.sources import archive, csv_file, image_folder
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import user_path
 
 
 def open_source(source: str, cache: Path) -> DatasetIndex:
@@ -58,7 +59,7 @@ def _name_archive(problem: str, source: str, folder: Path) -> str:
 
 
 def _archive_name(source: str) -> str:
-    return str(Path(source.removeprefix("archive:")).expanduser())
+    return str(user_path(source.removeprefix("archive:")))
 
 
 def _resolve(source: str, cache: Path) -> Path:
@@ -74,7 +75,7 @@ def _resolve(source: str, cache: Path) -> Path:
 
 def _not_a_source(source: str, scheme: str) -> UserError:
     """Return the error for a source without a known scheme; a path that exists gets its scheme suggested."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source and path.is_dir():
         return UserError(f"The data source {source!r} is a folder. Write folder:{source}")
     if path.is_file():
@@ -89,7 +90,7 @@ def _not_a_source(source: str, scheme: str) -> UserError:
 
 
 def _existing_path(location: str, cache: Path) -> Path:
-    return Path(location).expanduser()
+    return user_path(location)
 
 
 def _synthetic(location: str, cache: Path) -> Path:
@@ -99,7 +100,7 @@ def _synthetic(location: str, cache: Path) -> Path:
 
 
 def _archive(location: str, cache: Path) -> Path:
-    file = Path(location).expanduser()
+    file = user_path(location)
     target = cache / "archives" / (_archive_key(file) if file.is_file() else file.name)
     if not target.is_dir():
         archive.extract_archive(file, target)

@@ -17,6 +17,7 @@ from flaxtl.data.sources.image_folder import (
     parse_split_name,
 )
 from flaxtl.errors import UserError
+from flaxtl.fileio import user_path
 
 COLUMNS = ("path", "label", "split", "sha256")
 """The columns that are read from a CSV file; the first two are required."""
@@ -48,7 +49,7 @@ def inspect_csv(file: Path) -> IndexReport:
 
 
 def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
-    file = file.expanduser()
+    file = user_path(file)
     folder = file.resolve().parent
     content = csv_text.read_bytes(file)
     notes = []

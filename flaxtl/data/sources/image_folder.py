@@ -10,6 +10,7 @@ from flaxtl.data.class_names import describe_similar, explain_missing
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason
 from flaxtl.errors import UserError, join_names
+from flaxtl.fileio import user_path
 
 SPLITS = ("train", "validation", "test")
 """The splits, in the order used everywhere."""
@@ -192,7 +193,7 @@ def parse_split_name(name: str) -> str | None:
 
 
 def _check_folder(folder: Path) -> Path:
-    folder = folder.expanduser()
+    folder = user_path(folder)
     if not folder.exists():
         raise UserError(f"There is no folder {folder}. Check the path after 'folder:'.")
     if not folder.is_dir():

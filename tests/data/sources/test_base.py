@@ -186,3 +186,9 @@ def test_open_source_bare_path_suggests_scheme(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(f"csv:{tmp_path}/f.csv") + "$"):
         folder_of(f"{tmp_path}/f.csv", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("scheme", ["folder", "csv", "archive"])
+def test_open_source_in_an_unknown_home_folder_is_an_error(tmp_path, scheme):
+    with pytest.raises(UserError, match=r"~no-such-user\b.*\bhome folder\b"):
+        open_source(f"{scheme}:~no-such-user/x", tmp_path)
