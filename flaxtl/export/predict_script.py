@@ -68,9 +68,13 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 
     `resize` is the entry of that name in model.json.
     """
+    bit_depth = resize.get("bit_depth", 0)
     with Image.open(path) as file:
+        if bit_depth and ";16" in str(file.tile) and not file.mode.startswith("I"):
+            raise ValueError("Pillow reads 8 of 16 bits per color: use flaxtl predict, or save it with 8 bits")
         file.load()
-        image = _to_rgb(_apply_exif_orientation(file), resize.get("bit_depth", 0) or 16)
+        colors = file.convert("RGB") if file.mode in ("RGBA", "LA") and _has_unused_alpha(file) else file
+        image = _to_rgb(_apply_exif_orientation(colors), bit_depth or 16)
     box = _center_crop_box(image.size, resize) if resize["policy"] == "crop" else None
     size = (resize["width"], resize["height"])
     return np.asarray(image.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
@@ -89,7 +93,7 @@ def _to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
         largest = 2**bit_depth - 1
         scaled = (np.asarray(image).astype(np.int64) * 255 + largest // 2) // largest
         image = Image.fromarray(np.minimum(scaled, 255).astype(np.uint8))
-    elif image.has_transparency_data and not (image.mode in ("RGBA", "LA") and _has_unused_alpha(image)):
+    elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")

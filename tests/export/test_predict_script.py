@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.deep_images import save_tiff
 from PIL import Image
 
 from flaxtl.data.decode import Resize, decode
@@ -15,6 +16,7 @@ RESIZES = [
     *(Resize(24, 24, "squash", interpolation) for interpolation in ("nearest", "bicubic", "lanczos", "box", "hamming")),
     Resize(24, 24, "crop", "bicubic"),
     Resize(24, 24, "crop", "nearest"),
+    Resize(24, 24, "squash", "nearest", bit_depth=12),
 ]
 
 
@@ -38,15 +40,34 @@ def image_files(folder):
     yield save(folder / "damaged.webp", random_image("RGB"), lossless=True, exif=b"no TIFF header")
     yield save(folder / "cmyk.jpg", random_image("CMYK"))
     yield save(folder / "color_key.png", random_image("RGB"), transparency=random_image("RGB").getpixel((0, 0)))
+    transparent = random_image("RGBA")
+    transparent.putalpha(0)
+    yield save(folder / "transparent.png", transparent)
+    yield save(folder / "declared.tif", random_image("RGBA"))
     yield save(folder / "palette.gif", random_image("P"), transparency=0)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         yield save(folder / f"{mode}.png".replace(";", ""), random_image(mode))
 
 
-@pytest.mark.parametrize("resize", RESIZES, ids=lambda resize: f"{resize.policy}-{resize.interpolation}")
+@pytest.mark.parametrize(
+    "resize", RESIZES, ids=lambda resize: f"{resize.policy}-{resize.interpolation}-{resize.bit_depth}"
+)
 def test_load_image_every_mode_matches_decode(resize, tmp_path):
     for path in image_files(tmp_path):
         np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
+
+
+def test_load_image_undeclared_fourth_channel_matches_decode(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    path = save_tiff(tmp_path / "infrared.tif", values)
+    np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
+
+
+def test_load_image_refuses_16_bit_colors_with_bit_depth(tmp_path):
+    path = save_tiff(tmp_path / "deep.tif", np.zeros((5, 7, 3), np.uint16))
+    np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
+    with pytest.raises(ValueError, match="flaxtl predict"):
+        load_image(path, vars(Resize(8, 8, bit_depth=12)))
 
 
 @pytest.mark.parametrize("resize", [Resize(200, 200, "squash", "nearest"), Resize(224, 224, "crop", "bicubic")])
