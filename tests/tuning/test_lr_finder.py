@@ -11,6 +11,7 @@ from helpers.train_process import Place
 from flaxtl.cli.main import main
 from flaxtl.config import LAST_BLOCK, load_config
 from flaxtl.report.templating import round_lr
+from flaxtl.train import run_dir
 from flaxtl.train.feature_cache import FeatureExtractor
 from flaxtl.train.lr_range_test import LrCurve, LrPoint, LrRange
 from flaxtl.tuning import lr_finder
@@ -96,7 +97,7 @@ def test_lr_find_leaves_an_unfinished_run_unchanged(place, run, tmp_path):
     """The run was stopped after its first phase; settings of its second phase may still change."""
     workdir = shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "phases" / "2")
-    (workdir / "summary.json").write_text((workdir / "summary.json").read_text().replace("complete", "incomplete"))
+    run_dir.update_summary(workdir, complete=False)
     before = file_hashes(workdir)
     main(command(place, "lr-find", workdir, "--phase=finetune", "--steps=12", "--config.finetune.lr.head=0.5"))
     assert file_hashes(workdir) == before
