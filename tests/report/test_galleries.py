@@ -37,7 +37,9 @@ def test_thumbnail_of_every_mode_is_rgb_jpeg(tmp_path, mode):
 
 
 def test_thumbnail_transparent_pixels_are_white(tmp_path):
-    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    image = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
+    image.putpixel((0, 0), (255, 255, 255, 255))  # an image without any opaque pixel keeps its colors
+    image.save(tmp_path / "a.png")
     assert decoded(thumbnail_uri(tmp_path / "a.png", 100, 75)).getextrema() == ((255, 255),) * 3
 
 

@@ -156,6 +156,7 @@ def test_report_gradcam_invalid_layer_exits_2(workdir, capsys, arguments, facts)
 
 def test_report_missing_images_are_counted(workdir, moved, capsys):
     n = len(heatmap_pairs(workdir))
+    (workdir / "report" / "index.html").unlink()  # the images of an earlier report would be kept
     main(["report", f"--workdir={workdir}"])
     assert re.search(rf'<p class="empty">\D*\b{n}\b', heatmap_section(workdir))
     (workdir / "report" / "gradcam.json").unlink()
@@ -177,7 +178,8 @@ def test_compute_heatmaps_missing_image_is_skipped(workdir, tmp_path):
 
 def test_report_without_checkpoints_has_no_heatmaps(workdir, capsys):
     shutil.rmtree(workdir / "checkpoints")
-    (workdir / "report" / "gradcam.json").unlink()
+    for name in ("gradcam.json", "index.html"):
+        (workdir / "report" / name).unlink()
     main(["report", f"--workdir={workdir}"])
     err = capsys.readouterr().err
     assert re.search(r"(?i)heat.?map.*\bphase\b", err)

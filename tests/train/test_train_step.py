@@ -200,6 +200,7 @@ def test_weighted_losses_mixed_images_use_both_labels(world):
     np.testing.assert_allclose(found, [-0.75 * np.log(0.5) - np.log(0.25), -2 * np.log(0.75)], atol=5e-7)
 
 
+@pytest.mark.slow
 def test_train_step_applies_mixing(world):
     mixing = replace(world.setup.augmentation, mixup=0.4)
     mixed, _ = world.losses(world.finetune, world.images, augmentation=mixing)
