@@ -25,7 +25,7 @@ def keep_images(page: str, earlier: str) -> str:
     page = _MISSING.sub(lambda match: unique.get(match[1], match[0]), page)
     for name in ("heatmaps", "augmentation"):
         new, old = _section(page, name), _section(earlier, name)
-        if old.count("<img") > new.count("<img"):
+        if old.count("<figure") > new.count("<figure"):
             page = page.replace(new, old, 1) if new else page.replace(_FOLLOWING, f"{old}\n\n{_FOLLOWING}", 1)
     return page
 
