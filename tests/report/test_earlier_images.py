@@ -32,11 +32,21 @@ def test_keep_images_fills_in_earlier_thumbnails():
     assert keep_images(page, earlier) == " ".join(expected)
 
 
-def test_keep_images_keeps_sections_with_more_images():
-    heatmaps, augmentation = section("heatmaps", "<img 1>", "<img 2>"), section("augmentation", "<img 3>")
+def test_keep_images_keeps_sections_with_more_figures():
+    heatmaps, augmentation = (
+        section("heatmaps", "<figure><img 1></figure>", "<figure><img 2></figure>"),
+        section("augmentation", "<figure><img 3></figure>"),
+    )
     earlier, data = heatmaps + augmentation + section("data", "old"), section("data", "new")
-    assert keep_images(section("heatmaps", "<img 1>") + data, earlier) == f"{heatmaps}{augmentation}\n\n{data}"
-    newer = section("heatmaps", "<img 4>", "<img 5>") + section("augmentation", "<img 6>") + data
+    assert (
+        keep_images(section("heatmaps", "<figure><img 1></figure>") + data, earlier)
+        == f"{heatmaps}{augmentation}\n\n{data}"
+    )
+    newer = (
+        section("heatmaps", "<figure><img 4></figure>", "<figure><img 5></figure>")
+        + section("augmentation", "<figure><img 6></figure>")
+        + data
+    )
     assert keep_images(newer, earlier) == newer
 
 
