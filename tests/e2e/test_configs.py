@@ -154,7 +154,7 @@ def test_gradual_config_unfreezes_one_block_per_phase():
     assert all(last.lrs[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("runs")
 def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
     overrides = [
         "--config.data.source=synthetic",

@@ -81,7 +81,7 @@ def one(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.exhaustive("processes"))])
 def test_run_on_more_devices_gives_the_same_result(folder, one, tmp_path, devices):
     """Sums over devices are computed in another order.
 

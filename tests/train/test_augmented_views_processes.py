@@ -10,7 +10,7 @@ pytestmark = pytest.mark.multiprocess
 VIEWS = ("--config.feature_cache.views=2", "--config.frozen.augment=True", "--config.data.pipeline=resident")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("processes")
 def test_two_processes_share_cached_views(tmp_path):
     launcher = Launched(tmp_path)
     shared = f"--config.feature_cache.dir={tmp_path / 'features'}"

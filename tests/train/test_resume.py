@@ -107,7 +107,7 @@ def test_signal_saves_the_current_step(place, whole, tmp_path, number, code):
     assert outcome(tmp_path / "run") == expected
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("processes")
 def test_signal_around_phase_boundary_resumes(place, whole, tmp_path):
     expected, moments = whole
     for number, at in enumerate(range(moments // 2, moments // 2 + 12, 3)):
