@@ -14,6 +14,7 @@ from rich.console import Console
 from flaxtl import config
 from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message
+from flaxtl.data.file_listing import describe_skipped
 from flaxtl.evaluation import gradcam, predictor, run_files
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictions import Predictions
@@ -128,7 +129,10 @@ class RunResult:
         Args:
           inputs: image files, folders or glob patterns.
         """
-        return self._predictor.predict(predictor.find_images([str(path) for path in inputs]).images)
+        listing = predictor.find_images([str(path) for path in inputs])
+        if listing.skipped:
+            message(make_console(), describe_skipped(listing.skipped))
+        return self._predictor.predict(listing.images)
 
     @cached_property
     def _predictor(self) -> predictor.Predictor:

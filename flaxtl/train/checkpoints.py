@@ -246,7 +246,7 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax is not typed
-    """A checkpoint manager of `directory`, whose name in messages is `shown`."""
+    """A checkpoint manager of `directory`, which messages call `shown`."""
 
     def __init__(self, directory: Path, shown: Path, options: ocp.CheckpointManagerOptions) -> None:
         self.shown = shown

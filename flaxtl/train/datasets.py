@@ -197,7 +197,7 @@ def load_splits(
       may_skip: allow `data.on_error=skip` to remove unreadable images from the manifest.
 
     Returns:
-      The setup, whose manifest has readable images only; split name -> its data; path -> reason, for skipped images.
+      The setup with a manifest of the readable images only; split name -> its data; path -> reason, for skipped images.
 
     Raises:
       UserError: images cannot be read; one error lists those of all splits.

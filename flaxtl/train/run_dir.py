@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,7 @@ import jax
 
 from flaxtl import fileio
 from flaxtl.config import config_differences, config_from_json, config_to_json
-from flaxtl.data.manifest import Manifest, hash_images, relocate
-from flaxtl.data.sources import base
+from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
 from flaxtl.train.phases import Phase
@@ -139,54 +138,15 @@ def check_config(workdir: Path, config: Mapping[str, Any], num_phases: int | Non
         )
 
 
-def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -> None:
-    """Raise UserError unless the run in `workdir` has this config, perhaps with its images at another place.
-
-    If all images of the run are found in `data.source` by their SHA-256, though at other paths, manifest.csv and
-    config.json of an unfinished run are updated.
-    """
-    values, saved = config_to_json(config), load_config(workdir)
-    source = config.data.source
-    check_config(workdir, values | {"data": values["data"] | {"source": saved.data.source}})
-    manifest = Manifest.read(workdir / "manifest.csv")
-    is_same = source == saved.data.source
-    if is_same and all(Path(example.path).exists() for example in manifest.examples):
-        return
-    moved, missing = relocate(manifest, hash_images(base.open_source(source, fileio.cache_dir("data"))))
-    if missing and is_same:
-        return  # load_manifest lists them
-    if missing:
-        raise UserError(
-            f"{workdir} has a run with another config (data.source: {saved.data.source} -> {source}), and "
-            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
-            f"{source}. Use another --workdir, or the settings that the run was started with."
-        )
-    if is_complete(workdir):
-        return
-    notify(f"{source} has all {len(manifest.examples):,} images of the run: continuing with them.")
-    if processes.is_main_process():
-        moved.write(workdir / "manifest.csv")
-        _write_json(workdir / "config.json", with_version(values))
+def replace_source(workdir: Path, config: Mapping[str, Any], manifest: Manifest) -> None:
+    """Write the config and the manifest of a run again, with its images at another place."""
+    manifest.write(workdir / "manifest.csv")
+    _write_json(workdir / "config.json", with_version(config))
 
 
 def is_complete(workdir: Path) -> bool:
     """Return whether the run in `workdir` was trained and evaluated."""
     return read_summary(workdir).complete and (workdir / "predictions.csv").is_file()
-
-
-def describe_growth(workdir: Path, source: str) -> str:
-    """Return a sentence on the images of a folder or CSV file that came after the run was started; "" without any."""
-    if not source.startswith(("folder:", "csv:")):
-        return ""
-    try:
-        listing = base.open_source(source, fileio.cache_dir("data"))
-    except UserError:
-        return ""  # a complete run does not need its images
-    known = {example.path for example in Manifest.read(workdir / "manifest.csv").examples}
-    num_new = len({str(image.path) for image in listing.images} - known - read_summary(workdir).skipped.keys())
-    if not num_new or num_new == len(listing.images):  # the latter: a copy at another place
-        return ""
-    return f"{source} has {num_new:,} new image{'s' if num_new > 1 else ''}, which the run does not use. "
 
 
 def read_summary(workdir: Path) -> RunSummary:

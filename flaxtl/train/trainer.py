@@ -22,7 +22,7 @@ from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
 from flaxtl.pretrained import backbone
 from flaxtl.pretrained.backbone import InitialParams
-from flaxtl.train import run_dir
+from flaxtl.train import resume, run_dir
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
 from flaxtl.train.datasets import SplitData, load_splits
 from flaxtl.train.epoch_loop import PhaseTrainer
@@ -67,18 +67,17 @@ def train(
     """
     start_time = time.monotonic()
     # 1. Run directory: new, or of the same config.
-    resume = processes.any_process(run_dir.is_run(workdir))
-    if resume:
-        run_dir.check_resumable(workdir, config, partial(message, console))
-        growth = run_dir.describe_growth(workdir, config.data.source)
+    is_resumed = processes.any_process(run_dir.is_run(workdir))
+    if is_resumed:
+        resume.check_resumable(workdir, config, partial(message, console))
+        if growth := resume.describe_growth(workdir, config.data.source):
+            message(console, growth)
         if run_dir.is_complete(workdir):
-            message(console, f"{workdir} is already complete. {growth}Use a new --workdir to train again.")
+            message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
-        if growth:
-            message(console, growth.strip())
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     check_names(config)
-    manifest = load_manifest(workdir) if resume else build_manifest(config, workdir, console)
+    manifest = load_manifest(workdir) if is_resumed else build_manifest(config, workdir, console)
     # 3. Every setting of the config.
     setup = build_setup(config, workdir, manifest)
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
@@ -91,7 +90,7 @@ def train(
         )
     with Checkpoints(workdir, partial(message, console)) as checkpoints:
         # 4. Weights: of the last finished phase, or pretrained.
-        restored = checkpoints.restore_last_phase(setup.abstract_params()) if resume else None
+        restored = checkpoints.restore_last_phase(setup.abstract_params()) if is_resumed else None
         initial = None
         if restored is None:
             initial = backbone.initial_params(config, setup.model_info.model, partial(message, console))

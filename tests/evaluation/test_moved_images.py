@@ -17,7 +17,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import evaluate, gradcam
 from flaxtl.evaluation.moved_images import relocate_run
 from flaxtl.evaluation.predictions import Predictions, read_predictions, write_predictions
-from flaxtl.train import run_dir
+from flaxtl.train import resume, run_dir
 from flaxtl.train.run_records import RunSummary
 
 HALVES = {"train": 0.5, "validation": 0.25, "test": 0.25}
@@ -105,7 +105,7 @@ def resumed(workdir, source):
     """Check the run's config with another source; return the messages."""
     config, messages = run_dir.load_config(workdir), []
     config.data.source = f"folder:{source}"
-    run_dir.check_resumable(workdir, config, messages.append)
+    resume.check_resumable(workdir, config, messages.append)
     return messages
 
 
@@ -133,7 +133,7 @@ def test_check_resumable_with_other_images_is_refused(run):
 
 def test_describe_growth_counts_new_images(run):
     workdir, folder = run
-    assert run_dir.describe_growth(workdir, f"folder:{folder}") == ""
+    assert resume.describe_growth(workdir, f"folder:{folder}") is None
     paint(folder / "a", range(40, 42))
-    assert re.search(r"\bhas 2 new images\b", run_dir.describe_growth(workdir, f"folder:{folder}"))
-    assert run_dir.describe_growth(workdir, "folder:nowhere") == ""
+    assert re.search(r"\bhas 2 new images\b", resume.describe_growth(workdir, f"folder:{folder}"))
+    assert resume.describe_growth(workdir, "folder:nowhere") is None

@@ -14,6 +14,7 @@ from flaxtl.data.sources.image_folder import (
     IndexReport,
     SourceImage,
     find_problems,
+    has_lone_bytes,
     parse_split_name,
 )
 from flaxtl.errors import UserError
@@ -21,8 +22,6 @@ from flaxtl.fileio import user_path
 
 COLUMNS = ("path", "label", "split", "sha256")
 """The columns that are read from a CSV file; the first two are required."""
-
-_LONE_BYTE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, read with surrogateescape
 
 
 def scan_csv(file: Path) -> DatasetIndex:
@@ -55,7 +54,7 @@ def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
     notes = []
     text = csv_text.decode_text(file, content)
     table = _read_table(file, text)
-    if _LONE_BYTE.search(text) and _is_another_encoding(table, folder):
+    if has_lone_bytes(text) and _is_another_encoding(table, folder):
         table = _read_table(file, csv_text.decode_text(file, content, csv_text.WINDOWS_ENCODING))
         notes.append(f"{file} is not UTF-8. It was read as Windows-1252, the encoding of Excel; check the class names.")
     if ignored := sorted(set(table.header) - {*COLUMNS, ""}):
@@ -79,8 +78,8 @@ def _read_table(file: Path, text: str) -> Table:
 def _is_another_encoding(table: Table, folder: Path) -> bool:
     """Return whether bytes that are not UTF-8 are text: in a label, or in a path that does not exist."""
     return any(
-        _LONE_BYTE.search(cells["label"])
-        or (_LONE_BYTE.search(cells["path"]) and _file_problem(folder / cells["path"]) is not None)
+        has_lone_bytes(cells["label"])
+        or (has_lone_bytes(cells["path"]) and _file_problem(folder / cells["path"]) is not None)
         for cells in (_name_cells(table.header, row) for _, row in table.rows)
     )
 

@@ -84,7 +84,7 @@ class DatasetIndex:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What every command that uses the images tells: notes, absent classes, skipped files, similar classes."""
+        """What every command that uses the images reports: notes, absent classes, skipped files, similar classes."""
         skipped = describe_skipped(self.skipped_inside) if self.skipped_inside else None
         return (*self.notes, *absent_classes(self), *filter(None, (skipped, describe_similar(self.classes))))
 
@@ -135,7 +135,7 @@ def find_problems(index: DatasetIndex) -> tuple[str, ...]:
 
     Class names that are not text, one class only, no training images, or classes without training images.
     """
-    if garbled := [label for label in index.classes if _has_lone_bytes(label)]:
+    if garbled := [label for label in index.classes if has_lone_bytes(label)]:
         return (f"{index.origin} has the class {garbled[0]!r}, which is not text in UTF-8. Rename its folder.",)
     if index.images and len(index.classes) < 2:
         return (f"{index.origin} has only one class, {index.classes[0]!r}. A classifier needs at least two.",)
@@ -151,8 +151,8 @@ def find_problems(index: DatasetIndex) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _has_lone_bytes(name: str) -> bool:
-    """Return whether a name has bytes that are not UTF-8: files with the class names would not be, either."""
+def has_lone_bytes(name: str) -> bool:
+    """Return whether a text has bytes that are not UTF-8: files with such class names would not be, either."""
     return any("\udc80" <= char <= "\udcff" for char in name)
 
 

@@ -1,0 +1,60 @@
+"""Continue the run in a directory: with the same config, and with its images, perhaps at another place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flaxtl import fileio
+from flaxtl.config import config_to_json
+from flaxtl.data.manifest import Manifest, hash_images, relocate
+from flaxtl.data.sources import base
+from flaxtl.errors import UserError
+from flaxtl.parallel import processes
+from flaxtl.train import run_dir
+
+
+def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -> None:
+    """Raise UserError unless the run in `workdir` has this config, perhaps with its images at another place.
+
+    If all images of the run are found in `data.source` by their SHA-256, though at other paths, manifest.csv and
+    config.json of an unfinished run are updated.
+    """
+    values, saved = config_to_json(config), run_dir.load_config(workdir)
+    source = config.data.source
+    run_dir.check_config(workdir, values | {"data": values["data"] | {"source": saved.data.source}})
+    manifest = Manifest.read(workdir / "manifest.csv")
+    is_same = source == saved.data.source
+    if is_same and all(Path(example.path).exists() for example in manifest.examples):
+        return
+    moved, missing = relocate(manifest, hash_images(base.open_source(source, fileio.cache_dir("data"))))
+    if missing and is_same:
+        return  # load_manifest lists them
+    if missing:
+        raise UserError(
+            f"{workdir} has a run with another config (data.source: {saved.data.source} -> {source}), and "
+            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
+            f"{source}. Use another --workdir, or the settings that the run was started with."
+        )
+    if run_dir.is_complete(workdir):
+        return
+    notify(f"{source} has all {len(manifest.examples):,} images of the run: continuing with them.")
+    # All processes have read the old files before process 0 replaces them, and read the new ones afterwards.
+    processes.barrier("the images are found")
+    if processes.is_main_process():
+        run_dir.replace_source(workdir, values, moved)
+    processes.barrier("the images are replaced")
+
+
+def describe_growth(workdir: Path, source: str) -> str | None:
+    """Return a sentence on the images of a folder or CSV file that came after the run was started; None without any."""
+    if not source.startswith(("folder:", "csv:")):
+        return None
+    try:
+        listing = base.open_source(source, fileio.cache_dir("data"))
+    except UserError:
+        return None  # a complete run does not need its images
+    known = {example.path for example in Manifest.read(workdir / "manifest.csv").examples}
+    num_new = len({str(image.path) for image in listing.images} - known - run_dir.read_summary(workdir).skipped.keys())
+    if not num_new or num_new == len(listing.images):  # the latter: a copy at another place
+        return None
+    return f"{source} has {num_new:,} new image{'s' if num_new > 1 else ''}, which the run does not use."
