@@ -95,7 +95,7 @@ def train(
         if restored is None:
             initial = backbone.initial_params(config, setup.model_info.model, partial(message, console))
         # 5. Images of all splits.
-        setup, splits, skipped = load_splits(setup, manifest.splits, console, may_skip=not resume)
+        setup, splits, skipped = load_splits(setup, manifest.splits, console, may_skip=not is_resumed)
         _check_processes_agree(setup, splits, initial)
         # 6. Files of the run directory, with the first checkpoint.
         if initial is not None:

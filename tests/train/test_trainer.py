@@ -232,6 +232,22 @@ def test_train_unknown_model_is_rejected_before_reading_images(folder, tmp_path,
     assert not (tmp_path / "run" / "manifest.csv").exists()
 
 
+def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monkeypatch):
+    images = shutil.copytree(folder, tmp_path / "images")
+    damaged = images / "red" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:80])
+    config = tiny_run.config(images)
+    config.data.on_error = "skip"
+    tiny_run.stop_at(monkeypatch, trainer, "train_phase", 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    assert list(run_dir.read_summary(tmp_path / "run").skipped) == [str(damaged)]
+    other = images / "red" / "1.png"
+    other.write_bytes(b"")
+    with pytest.raises(UserError, match=r"\b1 of 23 images\b.*\b1\.png\b"):
+        train(config, tmp_path / "run")
+
+
 def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
     fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
     workdir = tmp_path / "run"
