@@ -14,7 +14,7 @@ from flaxtl.config import config_to_json
 from flaxtl.data import doctor, duplicates
 from flaxtl.data.decode import Resize, decode
 from flaxtl.data.image_file import UnreadableError
-from flaxtl.data.manifest import Manifest, make_manifest
+from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources import base
 from flaxtl.evaluation.predictor import load_setup
 from flaxtl.report import galleries, report
@@ -41,7 +41,7 @@ def run(folder: Path) -> list[Sample]:
         run_dir.check_config(case, config)
         run_dir.read_summary(case)
         [row.step for row in logger.read_metrics(case)]
-        build_setup(run_dir.load_config(case), case, Manifest.read(case / "manifest.csv"))
+        build_setup(run_dir.load_config(case), case, run_dir.read_manifest(case))
 
     files = ("config.json", "summary.json", "layers.json", "metrics.jsonl", "predictions.csv", "manifest.csv")
     reports = (Sample(run, (file,), _read_run, text=True) for file in files)

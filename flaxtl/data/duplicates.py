@@ -201,7 +201,7 @@ def check_split_leakage(
 
     Args:
       origin: the source, for the messages.
-      images: the images with their splits.
+      images: the images with their splits, and with their paths as the messages name them.
       equal: groups of equal files.
       similar: groups of equal files and near-duplicates. These only cause warnings: a perceptual hash can be wrong.
       allow: whether equal files in two splits only cause a warning.
@@ -212,7 +212,7 @@ def check_split_leakage(
     """
     leaks = _groups_across(images, equal, "split")
     if leaks:
-        text = f"{len(leaks)} image(s) of {origin} are in more than one split: {_describe(origin, images, leaks)}."
+        text = f"{len(leaks)} image(s) of {origin} are in more than one split: {_describe(images, leaks)}."
         if not allow:
             raise UserError(
                 f"{text} flaxtl doctor lists all of them. Remove them from one split, or train anyway with "
@@ -223,7 +223,7 @@ def check_split_leakage(
     if near_leaks:
         warn(
             f"{len(near_leaks)} image(s) of {origin} have near-duplicates in another split: "
-            f"{_describe(origin, images, near_leaks)}. flaxtl doctor lists all of them."
+            f"{_describe(images, near_leaks)}. flaxtl doctor lists all of them."
         )
 
 
@@ -233,7 +233,7 @@ def check_label_conflicts(origin: str, images: Sequence[SourceImage], equal: Gro
     if conflicts:
         warn(
             f"{len(conflicts)} image(s) of {origin} have more than one label: "
-            f"{_describe(origin, images, conflicts, 'label')}. flaxtl doctor lists all of them."
+            f"{_describe(images, conflicts, 'label')}. flaxtl doctor lists all of them."
         )
 
 
@@ -245,14 +245,10 @@ def _groups_across(images: Sequence[SourceImage], groups: Groups, field: _Field)
     return [group for group in groups if len({getattr(images[index], field) for index in group}) > 1]
 
 
-def _describe(origin: str, images: Sequence[SourceImage], groups: Groups, field: _Field = "split") -> str:
+def _describe(images: Sequence[SourceImage], groups: Groups, field: _Field = "split") -> str:
     """Name one image of each value of `field` for the first groups: '0.jpg (train) = 1.jpg (test)'."""
     names = []
     for group in groups[:_MAX_NAMED]:
         paths = {getattr(images[index], field): images[index].path for index in group}
-        names.append(" = ".join(f"{_relative(path, origin)} ({value})" for value, path in paths.items()))
+        names.append(" = ".join(f"{path} ({value})" for value, path in paths.items()))
     return ", ".join(names) + (f" and {len(groups) - _MAX_NAMED} more" if len(groups) > _MAX_NAMED else "")
-
-
-def _relative(path: Path, origin: str) -> Path:
-    return path.relative_to(origin) if path.is_relative_to(origin) else path

@@ -38,11 +38,13 @@ class Manifest:
     Attributes:
       classes: sorted; class index i means `classes[i]` everywhere.
       examples: the images.
+      root: the folder of the source, which the file names its images relative to; None: by their absolute paths.
       skipped_files: number of other files in the folders of the source; 0 if the manifest was read from its file.
     """
 
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
+    root: Path | None = field(default=None, compare=False)
     skipped_files: int = field(default=0, compare=False)
 
     @cached_property
@@ -72,15 +74,23 @@ class Manifest:
         return replace(self, examples=kept)
 
     def write(self, path: Path) -> None:
-        """Write the manifest as CSV (path,label,split,sha256), atomically."""
+        """Write the manifest as CSV (path,label,split,sha256), atomically; images outside `root` by absolute paths."""
         # File names need not be Unicode: surrogateescape preserves their bytes.
         with atomic_write(path, errors="surrogateescape", newline="") as stream:
             fileio.write_csv(stream, [_COLUMNS])
-            fileio.write_csv(stream, ((e.path, e.label, e.split, e.sha256) for e in self.examples))
+            fileio.write_csv(stream, ((self._stored_path(e), e.label, e.split, e.sha256) for e in self.examples))
+
+    def _stored_path(self, example: Example) -> str:
+        path = Path(example.path)
+        return str(path.relative_to(self.root)) if self.root and path.is_relative_to(self.root) else example.path
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: Path, root: Path | None = None) -> "Manifest":
         """Read the file that `write` wrote; the images themselves are not accessed.
+
+        Args:
+          path: the file.
+          root: the manifest's `root`; relative paths are joined to it here and nowhere else.
 
         Raises:
           UserError: the file is missing or damaged; names the first bad row.
@@ -94,13 +104,15 @@ class Manifest:
             raise UserError(f"The manifest {path} is damaged ({error}). Create it again from the images.") from error
         if not rows or tuple(rows[0]) != _COLUMNS:
             raise UserError(f"{path} is not a manifest: its first line must be {','.join(_COLUMNS)}")
-        examples = _parse_rows(path, rows[1:])
-        return cls(tuple(sorted({example.label for example in examples})), examples)
+        examples = _parse_rows(path, rows[1:], root)
+        return cls(tuple(sorted({example.label for example in examples})), examples, root)
 
 
-def _parse_rows(path: Path, rows: Iterable[list[str]]) -> tuple[Example, ...]:
+def _parse_rows(path: Path, rows: Iterable[list[str]], root: Path | None) -> tuple[Example, ...]:
     examples: dict[str, Example] = {}
     for number, row in enumerate(rows, start=2):
+        if root and row and row[0]:
+            row[0] = str(root / row[0])
         problem = _row_problem(row)
         if problem is None and row[0] in examples:
             problem = "its image is listed twice"
@@ -174,21 +186,25 @@ def make_manifest(
         warn(dark)
     equal = duplicates.duplicate_groups(fingerprints, -1)
     similar = duplicates.duplicate_groups(fingerprints, near_duplicates)
-    shown = _relative_to_archive(index, images)
+    shown = _relative_to_root(index, images)
     duplicates.check_label_conflicts(index.origin, shown, equal, warn)
     if index.has_splits:
         duplicates.check_split_leakage(index.origin, shown, equal, similar, allow_leaks, warn)
         splits = _add_validation(index, images, similar, run_fractions, seed, warn)
     else:
         splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
-    return replace(_sorted_manifest(images, splits, fingerprints), skipped_files=len(index.skipped_inside))
+    skipped_files = len(index.skipped_inside)
+    return replace(_sorted_manifest(images, splits, fingerprints), root=index.root, skipped_files=skipped_files)
 
 
-def _relative_to_archive(index: DatasetIndex, images: Sequence[SourceImage]) -> Sequence[SourceImage]:
-    """Return the images with their paths in the archive, if the source is one, for messages."""
-    if index.root is None or str(index.root) == index.origin:
-        return images
-    return [replace(image, path=image.path.relative_to(index.root)) for image in images]
+def _relative_to_root(index: DatasetIndex, images: Sequence[SourceImage]) -> list[SourceImage]:
+    """Return the images with their paths in the source, for messages: the folder of an archive is hidden in a cache."""
+    return [
+        replace(image, path=image.path.relative_to(index.root))
+        if index.root and image.path.is_relative_to(index.root)
+        else image
+        for image in images
+    ]
 
 
 def _add_validation(
@@ -235,34 +251,28 @@ def collect_examples(index: DatasetIndex, split: str) -> Manifest:
     return _sorted_manifest(images, [split] * len(images), fingerprints)
 
 
-def hash_images(index: DatasetIndex) -> list[Example]:
-    """Return all images of a source with their SHA-256, for `relocate`; `split` is "" without defined splits."""
-    images, fingerprints = fingerprint_images(index, near_duplicates=-1, strict=False)
-    rows = zip(images, fingerprints, strict=True)
-    return [Example(str(image.path), image.label, image.split or "", own.sha256) for image, own in rows]
-
-
-def relocate(manifest: Manifest, files: Sequence[Example]) -> tuple[Manifest, list[Example]]:
-    """Return the manifest with the paths of `files` that have the SHA-256 of its images, and the images without one.
+def relocate(manifest: Manifest, index: DatasetIndex) -> tuple[Manifest, list[Example]]:
+    """Return the manifest with the paths of its images in another source, by SHA-256, and the images without one.
 
     Order, labels and splits stay; images that are not found keep their path. Of several equal files, each image gets
     its own, that with its file name if there is one.
     """
-    candidates: dict[str, list[str]] = {}
-    for file in files:
-        candidates.setdefault(file.sha256, []).append(file.path)
+    candidates: dict[str, list[Path]] = {}
+    images, fingerprints = fingerprint_images(index, near_duplicates=-1, strict=False)
+    for image, fingerprint in zip(images, fingerprints, strict=True):
+        candidates.setdefault(fingerprint.sha256, []).append(image.path)
     examples, missing = [], []
     for example in manifest.examples:
         paths = candidates.get(example.sha256, [])
         if paths:
             name = Path(example.path).name
-            path = min(paths, key=lambda path: Path(path).name != name)
+            path = min(paths, key=lambda path: path.name != name)
             paths.remove(path)
-            examples.append(replace(example, path=path))
+            examples.append(replace(example, path=str(path)))
         else:
             missing.append(example)
             examples.append(example)
-    return replace(manifest, examples=tuple(examples)), missing
+    return replace(manifest, examples=tuple(examples), root=index.root), missing
 
 
 def fingerprint_images(

@@ -239,7 +239,7 @@ def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> 
     own = run_manifest.of_split(split) if split in run_manifest.splits else ()
     if not own or any(Path(example.path).exists() for example in own):
         return ()
-    moved, missing = manifest.relocate(Manifest(run_manifest.classes, own), manifest.hash_images(index))
+    moved, missing = manifest.relocate(Manifest(run_manifest.classes, own), index)
     return () if missing else moved.examples
 
 

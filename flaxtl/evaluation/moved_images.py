@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flaxtl import fileio
-from flaxtl.data.manifest import Manifest, hash_images, relocate
+from flaxtl.data.manifest import Manifest, relocate
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError
 from flaxtl.evaluation import gradcam
@@ -21,7 +21,7 @@ def relocate_run(workdir: Path, source: str, notify: Callable[[str], None]) -> N
       UserError: none of the run's images is in `source`, or the run directory is in use or cannot be written.
     """
     with run_dir.run_dir_lock(workdir):
-        manifest = Manifest.read(workdir / "manifest.csv")
+        manifest = run_dir.read_manifest(workdir)
         moved = find_images(manifest, source, notify)
         new_path = {old.path: new.path for old, new in zip(manifest.examples, moved.examples, strict=True)}
         if (workdir / "predictions.csv").is_file():
@@ -31,7 +31,7 @@ def relocate_run(workdir: Path, source: str, notify: Callable[[str], None]) -> N
         if heatmaps := gradcam.read_heatmaps(workdir):
             maps = {new_path.get(path, path): by_class for path, by_class in heatmaps.maps.items()}
             gradcam.write_heatmaps(workdir, replace(heatmaps, maps=maps))
-        moved.write(workdir / "manifest.csv")
+        run_dir.write_manifest(workdir, moved)
 
 
 def relocate_loaded(run: TrainedRun, source: str, notify: Callable[[str], None]) -> TrainedRun:
@@ -41,7 +41,7 @@ def relocate_loaded(run: TrainedRun, source: str, notify: Callable[[str], None])
 
 def find_images(manifest: Manifest, source: str, notify: Callable[[str], None]) -> Manifest:
     """Return the manifest with the paths of its images in `source`, as far as they are there."""
-    moved, missing = relocate(manifest, hash_images(base.open_source(source, fileio.cache_dir("data"))))
+    moved, missing = relocate(manifest, base.open_source(source, fileio.cache_dir("data")))
     total = len(manifest.examples)
     if len(missing) == total:
         raise UserError(f"{source} has none of the {total:,} images of the run, which are compared by SHA-256.")

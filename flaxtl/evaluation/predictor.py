@@ -14,7 +14,6 @@ import numpy.typing as npt
 from flaxtl.data.decode import Resize, decode
 from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, walk_images
 from flaxtl.data.loaders import Mask
-from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
@@ -161,7 +160,7 @@ def load_run(workdir: Path) -> TrainedRun:
 
 def load_setup(workdir: Path) -> RunSetup:
     """Build the setup of the run in `workdir` from its own config and manifest."""
-    return build_setup(run_dir.load_config(workdir), workdir, Manifest.read(workdir / "manifest.csv"))
+    return build_setup(run_dir.load_config(workdir), workdir, run_dir.read_manifest(workdir))
 
 
 def load_temperature(workdir: Path) -> float:

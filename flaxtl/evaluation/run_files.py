@@ -59,8 +59,8 @@ class RunRecord:
     @cached_property
     def manifest(self) -> Manifest:
         """manifest.csv."""
-        file = self.workdir / "manifest.csv"
-        return Manifest.read(file) if file.is_file() else Manifest((), ())
+        exists = (self.workdir / "manifest.csv").is_file()
+        return run_dir.read_manifest(self.workdir) if exists else Manifest((), ())
 
     @cached_property
     def predictions(self) -> Predictions | None:

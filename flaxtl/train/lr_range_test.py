@@ -20,7 +20,7 @@ from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices
 from flaxtl.pretrained import backbone
-from flaxtl.train import run_dir, train_step
+from flaxtl.train import resume, run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData, load_splits
 from flaxtl.train.feature_cache import ProgressFn
@@ -28,7 +28,7 @@ from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import Schedule, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
-from flaxtl.train.setup import RunSetup, build_manifest, build_setup, load_manifest
+from flaxtl.train.setup import RunSetup, build_manifest, build_setup
 from flaxtl.train.train_step import StepConfig, TrainState
 from flaxtl.train.trainer import initial_state, make_step_config, select_loader
 
@@ -128,7 +128,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
     is_run = run_dir.is_run(workdir)
     if is_run:
         run_dir.check_config(workdir, config_to_json(config), num_phases=index)
-    manifest = load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
+    manifest = resume.load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
     setup = build_setup(config, workdir, manifest)
     params = _params_after(setup, index) if is_run else None
     if params is None and index:

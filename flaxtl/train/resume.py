@@ -6,7 +6,8 @@ from typing import Any
 
 from flaxtl import fileio
 from flaxtl.config import config_to_json
-from flaxtl.data.manifest import Manifest, hash_images, relocate
+from flaxtl.data import duplicates
+from flaxtl.data.manifest import Manifest, relocate
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
@@ -22,11 +23,11 @@ def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -
     values, saved = config_to_json(config), run_dir.load_config(workdir)
     source = config.data.source
     run_dir.check_config(workdir, values | {"data": values["data"] | {"source": saved.data.source}})
-    manifest = Manifest.read(workdir / "manifest.csv")
+    manifest = run_dir.read_manifest(workdir)
     is_same = source == saved.data.source
     if is_same and all(Path(example.path).exists() for example in manifest.examples):
         return
-    moved, missing = relocate(manifest, hash_images(base.open_source(source, fileio.cache_dir("data"))))
+    moved, missing = relocate(manifest, base.open_source(source, fileio.cache_dir("data")))
     if missing and is_same:
         return  # load_manifest lists them
     if missing:
@@ -45,6 +46,28 @@ def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -
     processes.barrier("the images are replaced")
 
 
+def load_manifest(workdir: Path) -> Manifest:
+    """Return the manifest of a run that is resumed.
+
+    Raises:
+      UserError: images have changed since the run was started.
+    """
+    manifest = run_dir.read_manifest(workdir)
+    fingerprints = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
+    changed = [
+        example.path
+        for example, fingerprint in zip(manifest.examples, fingerprints, strict=True)
+        if example.sha256 != fingerprint.sha256
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"{len(changed)} images have changed since the run in {workdir} was started: "
+            f"{', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
+        )
+    return manifest
+
+
 def describe_growth(workdir: Path, source: str) -> str | None:
     """Return a sentence on the images of a folder or CSV file that came after the run was started; None without any."""
     if not source.startswith(("folder:", "csv:")):
@@ -53,7 +76,7 @@ def describe_growth(workdir: Path, source: str) -> str | None:
         listing = base.open_source(source, fileio.cache_dir("data"))
     except UserError:
         return None  # a complete run does not need its images
-    known = {example.path for example in Manifest.read(workdir / "manifest.csv").examples}
+    known = {example.path for example in run_dir.read_manifest(workdir).examples}
     num_new = len({str(image.path) for image in listing.images} - known - run_dir.read_summary(workdir).skipped.keys())
     if not num_new or num_new == len(listing.images):  # the latter: a copy at another place
         return None

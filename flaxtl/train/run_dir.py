@@ -79,7 +79,6 @@ def create_run_dir(
     if not processes.is_main_process():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    manifest.write(workdir / "manifest.csv")
     _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
     summary = summary.replace(
         seed=config["seed"],
@@ -88,7 +87,20 @@ def create_run_dir(
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
     _write_summary(workdir, summary)
+    write_manifest(workdir, manifest)
     _write_json(workdir / "config.json", with_version(config))
+
+
+def read_manifest(workdir: Path) -> Manifest:
+    """Return the manifest of the run in `workdir`, with absolute paths."""
+    root = read_summary(workdir).data_root
+    return Manifest.read(workdir / "manifest.csv", Path(root) if root else None)
+
+
+def write_manifest(workdir: Path, manifest: Manifest) -> None:
+    """Write manifest.csv, and the folder that its paths are relative to into summary.json."""
+    update_summary(workdir, data_root=str(manifest.root or ""))
+    manifest.write(workdir / "manifest.csv")
 
 
 def layer_records(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> list[LayerRecord]:
@@ -140,7 +152,7 @@ def check_config(workdir: Path, config: Mapping[str, Any], num_phases: int | Non
 
 def replace_source(workdir: Path, config: Mapping[str, Any], manifest: Manifest) -> None:
     """Write the config and the manifest of a run again, with its images at another place."""
-    manifest.write(workdir / "manifest.csv")
+    write_manifest(workdir, manifest)
     _write_json(workdir / "config.json", with_version(config))
 
 

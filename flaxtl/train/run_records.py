@@ -117,6 +117,7 @@ class RunSummary(Record, frozen=True):
       devices: kind of each device.
       versions: package -> version.
       weights: initial weights.
+      data_root: the folder that the paths in manifest.csv are relative to; "" in runs that have absolute ones.
       skipped: path -> reason, of images that could not be read.
       skipped_files: number of files in the folders of the data source that are not images.
       phases: phase name -> its summary, once it has ended.
@@ -133,6 +134,7 @@ class RunSummary(Record, frozen=True):
     devices: list[str] = []
     versions: dict[str, str] = {}
     weights: WeightsSource | None = None
+    data_root: str = ""
     skipped: dict[str, str] = {}
     skipped_files: Count = 0
     phases: dict[str, PhaseSummary] = {}

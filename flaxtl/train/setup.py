@@ -14,7 +14,6 @@ from rich.console import Console
 
 from flaxtl import fileio
 from flaxtl.console import message, progress_bar
-from flaxtl.data import duplicates
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.decode import Resize
@@ -177,25 +176,3 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
             warn=partial(message, console),
             on_progress=lambda done: advance(1),
         )
-
-
-def load_manifest(workdir: Path) -> Manifest:
-    """Return the manifest of a run that is resumed.
-
-    Raises:
-      UserError: images have changed since the run was started.
-    """
-    manifest = Manifest.read(workdir / "manifest.csv")
-    fingerprints = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
-    changed = [
-        example.path
-        for example, fingerprint in zip(manifest.examples, fingerprints, strict=True)
-        if example.sha256 != fingerprint.sha256
-    ]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise UserError(
-            f"{len(changed)} images have changed since the run in {workdir} was started: "
-            f"{', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
-        )
-    return manifest

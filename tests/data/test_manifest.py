@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,7 @@ def test_manifest_write_and_read_round_trip(place: Path, tmp_path: Path) -> None
     fill(place / 'a, "strange"\nclass é', 5)
     manifest = make_manifest(scan_folder(place), LECTURE, seed=0)
     manifest.write(tmp_path / "manifest.csv")
-    assert Manifest.read(tmp_path / "manifest.csv") == manifest
+    assert Manifest.read(tmp_path / "manifest.csv", manifest.root) == manifest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.csv", "set"]
 
 
@@ -291,7 +292,18 @@ def test_manifest_keeps_non_unicode_names(place: Path, tmp_path: Path) -> None:
     (place / "cats" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"1")
     manifest = make_manifest(scan_folder(place), LECTURE, seed=0)
     manifest.write(tmp_path / "m.csv")
-    assert Manifest.read(tmp_path / "m.csv") == manifest
+    assert Manifest.read(tmp_path / "m.csv", place) == manifest
+
+
+def test_manifest_file_has_paths_relative_to_the_source(place: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(scan_folder(place), LECTURE, seed=0)
+    outside = Example("/outside/1.jpg", "cats", "train", "0" * 64)
+    replace(manifest, examples=(*manifest.examples, outside)).write(tmp_path / "m.csv")
+    *paths, last = (line.split(",")[0] for line in (tmp_path / "m.csv").read_text().splitlines()[1:])
+    assert sorted(paths) == sorted(str(path.relative_to(place)) for path in place.glob("*/*"))
+    assert last == "/outside/1.jpg"
+    moved = Manifest.read(tmp_path / "m.csv", Path("/moved"))
+    assert [example.path for example in moved.examples] == [*(f"/moved/{path}" for path in paths), "/outside/1.jpg"]
 
 
 GOOD = f"/x/1.jpg,a,train,{'0' * 64}"
@@ -339,13 +351,18 @@ def test_make_manifest_of_real_flowers(shared: Path) -> None:
     assert re.search(r"train/roses/15922772266_1167a06620\.jpg\b[^,;]*\btrain/tulips/15922772266_1167a06620\.jpg", torn)
 
 
-def test_relocate_gives_each_equal_file_its_own_path():
-    def example(path, digest, split=""):
-        return Example(path, "a", split, digest * 64)
-
-    own = Manifest(("a",), (example("/x/1", "1", "train"), example("/x/2", "1", "test"), example("/x/3", "3", "test")))
-    files = [example("/y/2", "1"), example("/y/1", "1"), example("/y/0", "1"), example("/y/3", "4")]
-    moved, missing = relocate(own, files)
-    assert [(e.path, e.split) for e in moved.examples] == [("/y/1", "train"), ("/y/2", "test"), ("/x/3", "test")]
-    assert missing == [own.examples[2]]
-    assert relocate(own, files[:1])[1] == list(own.examples[1:])  # of two equal images, one is found
+def test_relocate_gives_each_equal_file_its_own_path(tmp_path: Path) -> None:
+    paint(tmp_path / "a", range(1))
+    content = (tmp_path / "a" / "0.png").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    files = [tmp_path / "a" / name for name in ("2", "1", "0.png", "3")]
+    for file, written in zip(files, (content, content, content, b"another"), strict=True):
+        file.write_bytes(written)
+    index = DatasetIndex(tuple(SourceImage(file, "a") for file in files), "a", root=tmp_path)
+    rows = (("/x/1", "train", digest), ("/x/2", "test", digest), ("/x/3", "test", "3" * 64))
+    own = Manifest(("a",), tuple(Example(path, "a", split, sha256) for path, split, sha256 in rows))
+    moved, missing = relocate(own, index)
+    expected = [(f"{tmp_path}/a/1", "train"), (f"{tmp_path}/a/2", "test"), ("/x/3", "test")]
+    assert [(example.path, example.split) for example in moved.examples] == expected
+    assert (moved.root, missing) == (tmp_path, [own.examples[2]])
+    assert relocate(own, replace(index, images=index.images[:1]))[1] == list(own.examples[1:])  # of two, one is found

@@ -317,9 +317,9 @@ def test_predict_skips_an_unreadable_image(place, tmp_path, capsys):
 def test_run_and_images_moved_to_another_machine(place, tmp_path, capsys):
     workdir, source = tmp_path / "lr=[0.1]" / "run", tmp_path / "photos"  # orbax would take the first for a pattern
     shutil.copytree(place / "run", workdir)
-    manifest = (workdir / "manifest.csv").read_text().replace(str(place / "images"), "/gone")
+    summary = (workdir / "summary.json").read_text().replace(str(place / "images"), "/gone")
     predicted = (workdir / "predictions.csv").read_text().replace(str(place / "images"), "/gone")
-    (workdir / "manifest.csv").write_text(manifest)
+    (workdir / "summary.json").write_text(summary)
     (workdir / "predictions.csv").write_text(predicted)
     shutil.copytree(place / "images", source)
     page, run, data = workdir / "report/index.html", f"--workdir={workdir}", f"--data=folder:{source}"

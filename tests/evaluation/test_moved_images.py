@@ -11,7 +11,7 @@ from helpers.image_folders import paint
 
 from flaxtl.config import config_to_json
 from flaxtl.data.decode import Resize
-from flaxtl.data.manifest import Manifest, make_manifest
+from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import scan_folder
 from flaxtl.errors import UserError
 from flaxtl.evaluation import evaluate, gradcam
@@ -51,10 +51,10 @@ def move(folder):
 
 def test_relocate_run_writes_the_new_paths_into_every_file(run):
     workdir, folder = run
-    before, messages = Manifest.read(workdir / "manifest.csv"), []
+    before, messages = run_dir.read_manifest(workdir), []
     target = move(folder)
     relocate_run(workdir, f"folder:{target}", messages.append)
-    after = Manifest.read(workdir / "manifest.csv")
+    after = run_dir.read_manifest(workdir)
     expected = [
         (example.path.replace(f"{folder}/b", f"{target}/flower b").replace(str(folder), str(target)), example.split)
         for example in before.examples
@@ -65,6 +65,8 @@ def test_relocate_run_writes_the_new_paths_into_every_file(run):
     assert paths == tuple(example.path for example in after.of_split("test"))
     assert list(gradcam.read_heatmaps(workdir).maps) == [paths[0]]
     assert messages == [f"folder:{target} has 8 of the 8 images of the run."]
+    assert run_dir.read_summary(workdir).data_root == str(target)
+    assert f"/{target.name}/" not in (workdir / "manifest.csv").read_text()
 
 
 def test_relocate_run_to_a_source_without_its_images_changes_nothing(run, tmp_path):
@@ -78,7 +80,7 @@ def test_relocate_run_to_a_source_without_its_images_changes_nothing(run, tmp_pa
 
 
 def collect(workdir, source, console=None):
-    manifest = Manifest.read(workdir / "manifest.csv")
+    manifest = run_dir.read_manifest(workdir)
     return evaluate._collect_examples(manifest, source, "test", console or tiny_run.quiet())
 
 
@@ -117,7 +119,7 @@ def test_check_resumable_follows_moved_images(run):
     shutil.move(folder, target)
     assert resumed(workdir, target) == [f"folder:{target} has all 8 images of the run: continuing with them."]
     assert run_dir.load_config(workdir).data.source == f"folder:{target}"
-    assert all(Path(example.path).is_file() for example in Manifest.read(workdir / "manifest.csv").examples)
+    assert all(Path(example.path).is_file() for example in run_dir.read_manifest(workdir).examples)
     assert resumed(workdir, target) == []
 
 

@@ -123,7 +123,7 @@ def test_measure_peer_extrapolates_epochs(monkeypatch, tmp_path):
             return ()
 
     monkeypatch.setattr("flaxtl.train.run_dir.load_config", lambda workdir: load_config("flowers_vgg16"))
-    monkeypatch.setattr("flaxtl.data.manifest.Manifest.read", lambda file: Manifest())
+    monkeypatch.setattr("flaxtl.train.run_dir.read_manifest", lambda workdir: Manifest())
     monkeypatch.setattr(compare, "find_spec", lambda package: package)
     epochs = {"epoch_seconds": [12.0, 4.0, 6.0], "epoch_cpu_seconds": [20.0, 8.0, 8.0], "cpu_seconds": 40.0}
     monkeypatch.setattr(job, "call", lambda *_, **__: epochs)

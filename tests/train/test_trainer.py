@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 from helpers import tiny_run
 
-from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
@@ -256,7 +255,7 @@ def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
         train(settings, workdir)
     assert read_metrics(workdir) == []
     facts = run_dir.read_summary(workdir).nonfinite_step.to_json()
-    setup = build_setup(settings, workdir, Manifest.read(workdir / "manifest.csv"))
+    setup = build_setup(settings, workdir, run_dir.read_manifest(workdir))
     train_images = setup.manifest.of_split("train")
     expected = [train_images[index].path for index in setup.sampler().batch(1).indices]
     assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}

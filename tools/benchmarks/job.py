@@ -92,13 +92,12 @@ def measure_peer(workdir: Path, name: str) -> dict[str, Any]:
     Wall and processor seconds are those measured, plus the median of the epochs after the first for each epoch that was
     left out. The result is {"note": reason} if Keras cannot be run.
     """
-    from flaxtl.data.manifest import Manifest
     from flaxtl.models import registry
     from flaxtl.train import run_dir
 
     if note := PEERS[name].missing():
         return {"note": note}
-    config, manifest = run_dir.load_config(workdir), Manifest.read(workdir / "manifest.csv")
+    config, manifest = run_dir.load_config(workdir), run_dir.read_manifest(workdir)
     phase, spec, weights = config[config.phases[0]], registry.get_spec(config.model.name), str(config.weights.path)
     settings = {
         "model": spec.name,

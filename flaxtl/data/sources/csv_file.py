@@ -1,5 +1,6 @@
 """CSV files as sources: labels come from a table and not from the names of folders."""
 
+import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,15 @@ def _read(file: Path) -> tuple[DatasetIndex, list[str]]:
     if ignored := sorted(set(table.header) - {*COLUMNS, ""}):
         notes.append(f"{file}: ignored the columns {', '.join(ignored)}. Only {', '.join(COLUMNS)} are used.")
     images, problems = _parse_rows(file, table, folder)
-    return DatasetIndex(tuple(images), str(file), notes=tuple(notes)), problems
+    return DatasetIndex(tuple(images), str(file), root=_common_root(images, folder), notes=tuple(notes)), problems
+
+
+def _common_root(images: Sequence[SourceImage], folder: Path) -> Path:
+    """Return the folder of the CSV file if all images are in it, otherwise the deepest folder that they share."""
+    parents = {str(image.path.parent) for image in images}
+    if all(Path(parent).is_relative_to(folder) for parent in parents):
+        return folder
+    return Path(os.path.commonpath(parents))
 
 
 def _read_table(file: Path, text: str) -> Table:

@@ -51,7 +51,7 @@ class DatasetIndex:
       images: in the order of the source.
       origin: the folder or file that they were listed from, as messages name it.
       skipped: visible files of the folder that are not images, sorted.
-      root: the folder of the classes or splits; None if it is not a folder.
+      root: the folder of the classes or splits, or a parent folder of all images of a CSV file; None: unknown.
       notes: one message for each thing that a user should know about how the source was read; see `messages`.
     """
 

@@ -35,6 +35,14 @@ def test_scan_csv_without_splits_lists_images(table, tmp_path: Path) -> None:
     assert not index.has_splits
 
 
+def test_scan_csv_root_contains_all_images(table, tmp_path: Path) -> None:
+    assert scan_csv(table("path,label\nin/0001.jpg,b\n")).root == tmp_path
+    fill(tmp_path / "lists", 1)
+    file = table("").rename(tmp_path / "lists" / "list.csv")
+    file.write_text(f"path,label\n{tmp_path}/in/0000.jpg,a\n0000.jpg,b\n")
+    assert scan_csv(file).root == tmp_path
+
+
 def test_scan_csv_accepts_columns_in_any_order(table, tmp_path: Path) -> None:
     sha = "0123456789ABCDEF" * 4
     index = scan_csv(table(f"split, sha256,Label,path\nVal,{sha},é ö,in/0001.jpg\ntrain,,a,in/0002.jpg\n"))
