@@ -157,6 +157,7 @@ def create_model(
     num_classes: int,
     weights: str = "imagenet",
     *,
+    skip_layers: str = "",
     image_size: int | None = None,
     pooling: str = "global_average",
     units: Sequence[int] = (),
@@ -170,6 +171,7 @@ def create_model(
       name: model name, see `list_models`.
       num_classes: number of classes of the head.
       weights: backbone weights: 'imagenet', 'builtin', 'random' or a weight file.
+      skip_layers: layers of the weight file to leave out, such as another head: a regular expression for their names.
       image_size: height and width of the images; None: the model's own.
       pooling: pooling of the head: 'none', 'average_2x2', 'global_average' or 'global_max'.
       units: units of the head's hidden layers.
@@ -187,7 +189,7 @@ def create_model(
     if weights == "random":
         params = classifier.init_params(model, size, size, key, head_only=False)
     else:
-        loaded, _ = backbone.load_backbone(model, weights, notify, option="weights")
+        loaded, _ = backbone.load_backbone(model, weights, notify, option="weights", skip_layers=skip_layers)
         head = classifier.init_params(model, size, size, key, head_only=True)
         params = {"backbone": jax.tree.map(jax.numpy.asarray, loaded), **head}
     return ImageClassifier(model), classifier.to_variables(params)

@@ -40,6 +40,7 @@ DEFAULTS = ConfigDict(
         },
         "weights": {
             "path": "imagenet",  # pretrained weights of the backbone: imagenet, builtin, random or a file
+            "skip_layers": "",  # regular expression for layers of the file that are left out, such as another head
         },
         "model": {
             "name": "vgg16",  # a model that `flaxtl models` lists

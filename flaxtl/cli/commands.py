@@ -208,7 +208,13 @@ def convert(options: argparse.Namespace) -> None:
     from flaxtl.pretrained.backbone import convert_weights_file
 
     make_console().print(
-        convert_weights_file(options.model, options.weights, options.output, timm=options.layout == "timm")
+        convert_weights_file(
+            options.model,
+            options.weights,
+            options.output,
+            timm=options.layout == "timm",
+            skip_layers=options.skip_layers,
+        )
     )
 
 
@@ -252,6 +258,8 @@ def _check_predict_options(options: argparse.Namespace) -> None:
         raise UserError(f"--top={options.top} would show no classes. Give 1 or more.")
     if options.weights and not options.model:
         raise UserError("--weights=FILE applies only to --model=NAME; a run has its own weights.")
+    if options.skip_layers and not options.weights:
+        raise UserError("--skip-layers=REGEX applies only to --weights=FILE.")
     if options.calibrated and options.model:
         raise UserError("--calibrated applies only to --workdir=DIR; a pretrained model has no temperature.")
 
@@ -260,7 +268,10 @@ def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":
     from flaxtl.evaluation.predictor import load_pretrained
 
     classify = any((options.top, options.csv, options.json, not options.tap))
-    predictor, source = load_pretrained(options.model, options.weights or "imagenet", options.tap, classify, _notify)
+    weights = options.weights or "imagenet"
+    predictor, source = load_pretrained(
+        options.model, weights, options.tap, classify, _notify, skip_layers=options.skip_layers
+    )
     message(make_console(), f"weights: {source}")
     return predictor
 

@@ -190,6 +190,7 @@ def _add_predict_options(parser: Parser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="weights for --model (default: cached weights, downloaded if missing)"
     )
+    _add_skip_layers_option(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="PATH", help="image files, folders or glob patterns"
     )
@@ -276,9 +277,19 @@ def _add_convert_options(parser: Parser) -> None:
         metavar="FILE",
         help="weight file: Keras (.h5, .keras), ONNX or safetensors",
     )
+    _add_skip_layers_option(parser)
     parser.add_argument("--output", required=True, type=user_path, metavar="FILE.safetensors", help="file to write")
     parser.add_argument(
         "--layout", choices=("timm",), help="layout of a safetensors file: timm (parameter names and axes of PyTorch)"
+    )
+
+
+def _add_skip_layers_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--skip-layers",
+        default="",
+        metavar="REGEX",
+        help="layers of the weight file to leave out, such as another head: a regular expression for their names",
     )
 
 

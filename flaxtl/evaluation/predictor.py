@@ -176,7 +176,13 @@ def load_temperature(workdir: Path) -> float:
 
 
 def load_pretrained(
-    name: str, weights: str, taps: Sequence[str], classify: bool, notify: Callable[[str], None]
+    name: str,
+    weights: str,
+    taps: Sequence[str],
+    classify: bool,
+    notify: Callable[[str], None],
+    *,
+    skip_layers: str = "",
 ) -> tuple[Predictor, str]:
     """Load a model of the registry with pretrained weights.
 
@@ -187,6 +193,7 @@ def load_pretrained(
         classify: whether class probabilities are needed. If not, and all `taps` are layers of the headless model, that
             is loaded, and weights without the top are enough.
         notify: called with messages about the download.
+        skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
     Returns:
         The predictor, and a description of where its weights come from.
@@ -205,7 +212,7 @@ def load_pretrained(
     use_headless = not classify and set(taps) <= set(headless_layers)
     model = headless if use_headless else full
     devices.enable_compilation_cache()
-    params, source = load_backbone(model, weights, notify, option="--weights")
+    params, source = load_backbone(model, weights, notify, option="--weights", skip_layers=skip_layers)
     classes = () if use_headless else imagenet.imagenet_classes()
     predictor = Predictor(
         model,

@@ -41,14 +41,19 @@ def initial_params(config: Any, model: Classifier, notify: Callable[[str], None]
     if weights == "random":
         params = classifier.init_params(model, height, width, key, head_only=False)
         return InitialParams(classifier.flatten_params(params), "random")
-    loaded, source = load_backbone(model, weights, notify)
+    loaded, source = load_backbone(model, weights, notify, skip_layers=config.weights.skip_layers)
     backbone = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in loaded.items()}
     head = classifier.init_params(model, height, width, key, head_only=True)
     return InitialParams(classifier.flatten_params({"backbone": backbone, **head}), source)
 
 
 def load_backbone(
-    model: Classifier, weights: str, notify: Callable[[str], None], option: str = "--config.weights.path"
+    model: Classifier,
+    weights: str,
+    notify: Callable[[str], None],
+    option: str = "--config.weights.path",
+    *,
+    skip_layers: str = "",
 ) -> tuple[ParamTree, str]:
     """Load the weights of the model's backbone.
 
@@ -59,6 +64,7 @@ def load_backbone(
       weights: 'imagenet', 'builtin' or the path of a file.
       notify: receives messages about downloads.
       option: the command-line option that `weights` comes from, for error messages.
+      skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
     Returns:
       The parameters, and where they came from.
@@ -72,7 +78,13 @@ def load_backbone(
     resolved = download.resolve_weights(
         weights, filename=file.name, url=file.url, hash=file.hash, builtin=builtin, notify=notify, option=option
     )
-    loaded = load_weights(resolved.path, expected_shapes(model), optional_layers(spec), trusted=resolved.trusted)
+    loaded = load_weights(
+        resolved.path,
+        expected_shapes(model),
+        optional_layers(spec),
+        skip_layers=skip_layers,
+        trusted=resolved.trusted,
+    )
     return loaded.params, f"{resolved.path.name} ({resolved.source})"
 
 
@@ -92,7 +104,7 @@ def headless_model(spec: ModelSpec) -> Classifier:
     return Classifier(spec, Head(num_classes=1, pooling="global_average", units=()))
 
 
-def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = False) -> Table:
+def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = False, skip_layers: str = "") -> Table:
     """Convert a weight file to flaxtl's safetensors format. The ImageNet top is kept if the file has it.
 
     Args:
@@ -101,16 +113,22 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
       output: the safetensors file to write.
       timm: whether `source` has the layer names of timm or torchvision. Then its first layer is adapted from PyTorch's
         preprocessing to the model's.
+      skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
+
+    Raises:
+      UserError: among others, `skip_layers` is given for a file with the names of timm.
 
     Returns:
       A table with one row per array of the file.
     """
     spec = registry.get_spec(name)
+    if timm and skip_layers:
+        raise UserError("--skip-layers applies to files with Keras' layer names. Leave it out, or omit --layout=timm.")
 
     def load(expected: ExpectedShapes, optional: Collection[str] = frozenset()) -> LoadedWeights:
         if timm:
             return load_timm_weights(source, spec.name, expected, optional)
-        return load_weights(source, expected, optional)
+        return load_weights(source, expected, optional, skip_layers=skip_layers)
 
     with_top = expected_shapes(Classifier(spec))
     loaded = load(expected_shapes(headless_model(spec)), with_top.keys())

@@ -4,13 +4,15 @@ Formats: Keras HDF5 of every version, `.keras` archives, flaxtl's and PyTorch's 
 The format is detected from the content, never from the file name.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, unknown
 from flaxtl.pretrained import convert, keras_layers, keras_legacy, keras_v3, onnx_reader, safetensors_io, timm
 from flaxtl.pretrained.hdf5 import open_h5
 from flaxtl.pretrained.merge import (
@@ -41,8 +43,13 @@ class LoadedWeights:
 
 
 def load_weights(
-    path: Path, expected: ExpectedShapes, optional: Collection[str] = frozenset(), *, trusted: bool = False
-) -> LoadedWeights:  # fmt: skip
+    path: Path,
+    expected: ExpectedShapes,
+    optional: Collection[str] = frozenset(),
+    *,
+    skip_layers: str = "",
+    trusted: bool = False,
+) -> LoadedWeights:
     """Read a weight file and fit it to a model.
 
     Args:
@@ -50,15 +57,18 @@ def load_weights(
       expected: the parameters that the model needs.
       optional: layers to skip if the file holds them. May list all layers of the model with its top: layers with
         automatic Keras names are identified by their order in that list.
+      skip_layers: a regular expression for layer names of the file that are left out, such as another head; "" for
+        none. The model's own layers are needed all the same.
       trusted: the file is known to be a published one (its hash was checked). Any other HDF5 or ONNX file is first
         read in a separate process (see `trial`).
 
     Raises:
-      UserError: the file is in none of these formats, damaged or unsafe, or does not fit the model.
+      UserError: the file is in none of these formats, damaged or unsafe, or does not fit the model; or `skip_layers`
+        is invalid or matches none of its layers.
     """
     if not trusted and _needs_trial(path):
         trial_read(path)
-    layers, file_format = read_layers(path, expected, dict.fromkeys((*optional, *expected)))
+    layers, file_format = read_layers(path, expected, dict.fromkeys((*optional, *expected)), skip_layers)
     return LoadedWeights(*merge_params(expected, layers, optional=optional, source=str(path)), file_format)
 
 
@@ -74,14 +84,15 @@ def load_timm_weights(
 
 
 def read_layers(
-    path: Path, expected: ExpectedShapes | None = None, known: Collection[str] = ()
-) -> tuple[LoadedLayers, str]:  # fmt: skip
+    path: Path, expected: ExpectedShapes | None = None, known: Collection[str] = (), skip_layers: str = ""
+) -> tuple[LoadedLayers, str]:
     """Read all arrays of a weight file.
 
     Args:
       path: the file.
       expected: the parameters that the model needs. They decide the names of arrays that the file leaves open.
       known: all layers that the file may hold, in the order of the model.
+      skip_layers: see `load_weights`.
 
     Returns:
       The arrays by layer and leaf, and the detected file format.
@@ -90,19 +101,38 @@ def read_layers(
     start = _read_start(path)
     if _is_keras(path, start):
         layers, file_format = _read_keras(path, start, expected, known)
+        layers = _without_layers(layers, skip_layers, path)  # before automatic names are told apart by their number
         layers = keras_layers.drop_normalization(layers, path)
         layers = keras_layers.rename_automatic_layers(layers, (known, expected), path)
         return convert.name_leaves(layers, expected), file_format
     _check_size(path)
     if start[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
         tensors, metadata = safetensors_io.read_safetensors(path)
-        return tensors, f"safetensors ({metadata.get('precision', 'unknown precision')})"
+        return _without_layers(
+            tensors, skip_layers, path
+        ), f"safetensors ({metadata.get('precision', 'unknown precision')})"
     if onnx_reader.is_onnx(start):
-        return onnx_reader.read_onnx(path), "ONNX"
+        return _without_layers(onnx_reader.read_onnx(path), skip_layers, path), "ONNX"
     raise UserError(
         f"{path} is {_guess_content(start)}, not a weight file. "
         "Supported: Keras .h5 and .keras, flaxtl .safetensors, and .onnx files."
     )
+
+
+_Content = TypeVar("_Content")
+
+
+def _without_layers(layers: Mapping[str, _Content], pattern: str, path: Path) -> dict[str, _Content]:
+    """Remove the layers with a name that `pattern` matches as a whole. Raises UserError if there is none."""
+    if not pattern:
+        return dict(layers)
+    try:
+        skipped = set(filter(re.compile(pattern).fullmatch, layers))
+    except re.error as error:
+        raise UserError(f"skip_layers={pattern!r} is not a regular expression: {error}") from error
+    if not skipped:
+        raise unknown("layer in skip_layers", pattern, layers)
+    return {layer: content for layer, content in layers.items() if layer not in skipped}
 
 
 _ZIP_MAGIC = b"PK\x03\x04"

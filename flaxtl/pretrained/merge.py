@@ -3,6 +3,7 @@
 The types and limits that all readers of weight files share are defined here, too.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +94,17 @@ def merge_params(
         *_wrong_values(expected, layers),
     ]
     if problems:
-        hint = identify_model(layers, expected) or "-: missing, +: not in the model, !: wrong shape or type"
+        model = identify_model(layers, expected)
+        hint = model or "-: missing, +: not in the model, !: wrong shape or type"
+        advice = "Choose the model that the file was made for, or a file made for this model."
+        if model is None and (head := _another_head(expected, layers, optional, len(problems))):
+            pattern = "|".join(map(re.escape, head))
+            advice = (
+                f"If the other layers are another head, leave them out: --config.weights.skip_layers='{pattern}' "
+                f"(--skip-layers='{pattern}' for flaxtl predict and convert)."
+            )
         listing = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"{source} does not fit the model ({hint}). "
-            f"Choose the model that the file was made for, or a file made for this model.{listing}"
-        )
+        raise UserError(f"{source} does not fit the model ({hint}). {advice}{listing}")
     params = {
         layer: {leaf: np.ascontiguousarray(layers[layer][leaf].values, dtype=np.float32) for leaf in leaves}
         for layer, leaves in expected.items()
@@ -127,6 +133,15 @@ def _extra(expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[
         for leaf, tensor in leaves.items():
             if leaf not in expected.get(layer, {}):
                 yield f"+ {layer}/{leaf} {tensor.values.shape}, stored as {tensor.name}"
+
+
+def _another_head(
+    expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[str], num_problems: int
+) -> list[str]:  # fmt: skip
+    """Return the extra layers if nothing else is wrong and they may be a head: none has a convolution's kernel."""
+    extra = {layer: leaves for layer, leaves in layers.items() if layer not in expected and layer not in optional}
+    tensors = [tensor for leaves in extra.values() for tensor in leaves.values()]
+    return list(extra) if len(tensors) == num_problems and all(t.values.ndim < 4 for t in tensors) else []
 
 
 def _wrong_shapes(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[str]:

@@ -105,6 +105,13 @@ def test_load_third_model_matches_its_layers(save, third_model, tmp_path):
 
 
 @every_layout
+def test_load_leaves_out_another_head_with_automatic_names(save, third_model, tmp_path):
+    file = save(third_model, tmp_path / "weights.h5")
+    params = load_weights(file, BASE, skip_layers="(layers/)?dense.*", trusted=True).params
+    np.testing.assert_equal(params, {name: leaves for name, leaves in values(third_model).items() if name in BASE})
+
+
+@every_layout
 def test_load_part_from_whole_file_uses_ranks_of_the_whole(save, third_model, tmp_path):
     part = {name: BASE[name] for name in ("conv2d", "conv2d_1", "batch_normalization")}
     assert_loaded(save(third_model, tmp_path / "weights.h5"), third_model, part, optional=WITH_TOP)

@@ -109,8 +109,10 @@ def test_load_nested_model_with_and_without_head(nested, tmp_path, write, filena
         ("predictions", "kernel"),
         ("predictions", "bias"),
     }
-    with pytest.raises(UserError, match=r"\+ predictions/kernel \(80, 3\)"):
+    with pytest.raises(UserError, match=r"skip_layers='predictions'[\s\S]*\+ predictions/kernel \(80, 3\)"):
         load_weights(tmp_path / filename, EXPECTED, trusted=True)
+    skipped = load_weights(tmp_path / filename, EXPECTED, skip_layers="pred.*", trusted=True)
+    assert_holds(skipped.params, *convolutions)
 
 
 @written_by
@@ -122,6 +124,16 @@ def test_load_bfloat16_widens_exactly(keras, tmp_path, write, filename, file_for
         kernel, _ = base.get_layer(name).get_weights()
         np.testing.assert_array_equal(loaded.params[name]["kernel"], kernel.astype(np.float32))
     assert {row.dtype for row in loaded.rows} == {"bfloat16"}
+
+
+def test_load_invalid_skip_layers_raises(tmp_path):
+    layers = {name: {leaf: np.zeros(shape) for leaf, shape in leaves.items()} for name, leaves in EXPECTED.items()}
+    safetensors_io.write_safetensors(tmp_path / "x", layers, {})
+    for pattern, reason in (("(", "not a regular expression"), ("block1_conv", "Did you mean 'block1_conv[12]'")):
+        with pytest.raises(UserError, match=reason):
+            load_weights(tmp_path / "x", EXPECTED, skip_layers=pattern)
+    with pytest.raises(UserError, match=r"- block1_conv2/kernel"):  # the model's own layers are needed
+        load_weights(tmp_path / "x", EXPECTED, skip_layers="block1_conv2")
 
 
 def test_load_detects_format_by_content(keras, tmp_path):

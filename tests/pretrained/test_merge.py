@@ -122,6 +122,18 @@ def test_merge_error_identifies_the_model_of_the_file(in_file, expected, hint):
     assert hint or not re.search(r"\bVGG|\btop\b", first_line)
 
 
+def test_merge_error_suggests_to_skip_another_head():
+    head = {"my_head": {"kernel": stored("k3", 5, 3)}, "my_norm": {"scale": stored("s", 5)}}
+    advice = r"--config\.weights\.skip_layers='my_head\|my_norm'"
+    with pytest.raises(UserError, match=advice):
+        merge_params(EXPECTED, matching_layers() | head)
+    incomplete = {layer: leaves for layer, leaves in matching_layers().items() if layer != "block1_conv1"}
+    deeper = matching_layers() | {"block1_conv3": {"kernel": stored("k3", 3, 3, 5, 5)}}
+    for layers in (incomplete | head, deeper):
+        with pytest.raises(UserError, match=r"^(?![\s\S]*skip_layers)"):
+            merge_params(EXPECTED, layers)
+
+
 def test_merge_error_recognizes_channels_first_kernels():
     layers = matching_layers()
     layers["block1_conv2"]["kernel"] = stored("k2", 5, 4, 3, 3)
