@@ -1,13 +1,13 @@
-"""The Python API: train a run and look at its results, or build a model for a custom training loop."""
+"""Runs from Python: train a run, look at its results and use its model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -15,46 +15,32 @@ from flaxtl import config
 from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message
 from flaxtl.data.file_listing import describe_skipped
-from flaxtl.evaluation import gradcam, predictor, run_files
+from flaxtl.errors import UserError, unknown
+from flaxtl.evaluation import classification, gradcam, predictor, run_files
+from flaxtl.evaluation.classification import CountArray
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.predictor import TrainedRun
+from flaxtl.export import exporter
 from flaxtl.fileio import user_path
-from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, flatten_params, unflatten_params
-from flaxtl.models.head import Head
-from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.parallel import devices, processes
-from flaxtl.pretrained import backbone
 from flaxtl.report import report, run_summary, templating
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import run_dir, trainer
-from flaxtl.train.optimizers import make_optimizer
-from flaxtl.train.param_groups import Rule, assign_groups
 from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
 from flaxtl.train.trainer import TrainResult
-
-__all__ = [
-    "RunResult",
-    "create_model",
-    "evaluate_and_report",
-    "list_models",
-    "load_config",
-    "load_run",
-    "make_optimizer",
-    "param_groups",
-    "train",
-    "training_session",
-]
 
 
 def load_config(spec: str, *overrides: str) -> ConfigDict:
     """Load a config; its settings can be changed, none can be added.
 
+        config = flaxtl.load_config("folder", "data.source=folder:flowers", "model.name=resnet50")
+        config.frozen.epochs = 5
+
     Args:
-      spec: name or file of a config, with ':VARIANT' if it has variants.
-      *overrides: settings to change, 'key=value'.
+      spec: name or file of a config, with ':VARIANT' if it has variants; `flaxtl configs` lists the names.
+      *overrides: settings to change, 'key=value', as after `--config.` on the command line.
 
     Raises:
       UserError: the config does not exist or is invalid, or a key is unknown.
@@ -65,8 +51,14 @@ def load_config(spec: str, *overrides: str) -> ConfigDict:
 def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
     """Train or resume a run, evaluate it and write its report, as `flaxtl train` does.
 
+        run = flaxtl.train(config, workdir="runs/flowers")
+
+    Args:
+      config: from `load_config`.
+      workdir: the run directory; created if it does not exist, resumed if it holds a run with the same config.
+
     Raises:
-      UserError: config or images are invalid.
+      UserError: config or images are invalid, or `workdir` holds another run.
       KeyboardInterrupt: the kernel was interrupted; call again to resume.
     """
     config, workdir = prune_phases(config), user_path(workdir)
@@ -91,6 +83,10 @@ def load_run(workdir: str | Path) -> "RunResult":
 class RunResult:
     """The results of a run. A notebook shows its phases, curves and confusion matrix; elsewhere it is one line.
 
+        run = flaxtl.load_run("runs/flowers")
+        pandas.DataFrame(run.history)
+        run.errors(true="daisy", predicted="tulips").paths
+
     Args:
       workdir: the run directory.
     """
@@ -100,7 +96,7 @@ class RunResult:
         self.record = run_files.read_run(self.workdir)
 
     @property
-    def epochs(self) -> list[dict[str, Any]]:
+    def history(self) -> list[dict[str, Any]]:
         """One dict per epoch, ready for `pandas.DataFrame`, with the keys of metrics.jsonl."""
         return [epoch.to_json() for epoch in self.record.epochs]
 
@@ -114,9 +110,46 @@ class RunResult:
         return {name: metrics for name, metrics in splits.items() if metrics is not None}
 
     @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the model's outputs."""
+        return self.record.classes
+
+    @property
     def predictions(self) -> Predictions | None:
         """Predictions on validation and test images; None before the run is evaluated."""
         return self.record.predictions
+
+    @property
+    def confusion_matrix(self) -> CountArray | None:
+        """Images by true class (row) and predicted class (column), int64 [classes, classes].
+
+        Of the test images, or of the validation images if the run has no test images; None before it is evaluated.
+        """
+        predictions = self.record.eval_predictions
+        if predictions is None:
+            return None
+        return classification.confusion_matrix(predictions.labels, predictions.predicted, len(predictions.classes))
+
+    def errors(self, *, true: str | None = None, predicted: str | None = None) -> Predictions:
+        """Return the misclassified images that `confusion_matrix` counts, largest loss first.
+
+        Args:
+          true: only images of this class.
+          predicted: only images that were classified as this class.
+
+        Raises:
+          UserError: the run has not been evaluated, or has no such class.
+        """
+        predictions = self.record.eval_predictions
+        if predictions is None:
+            raise UserError(f"The run in {self.workdir} has not been evaluated yet. Train it to its end.")
+        losses = classification.cross_entropy(predictions.probabilities, predictions.labels)
+        rows = np.argsort(-losses, kind="stable")
+        rows = rows[~predictions.correct[rows]]
+        for name, values in ((true, predictions.labels), (predicted, predictions.predicted)):
+            if name is not None:
+                rows = rows[values[rows] == _class_index(name, predictions.classes)]
+        return predictions.take(rows)
 
     @property
     def report_path(self) -> Path:
@@ -124,19 +157,41 @@ class RunResult:
         return self.workdir / "report" / "index.html"
 
     def predict(self, inputs: Sequence[str | Path]) -> Predictions:
-        """Classify images.
+        """Classify images with the model after the last finished phase.
 
         Args:
           inputs: image files, folders or glob patterns.
+
+        Raises:
+          UserError: no image is found or can be read, or no phase has finished.
         """
         listing = predictor.find_images([str(path) for path in inputs])
         if listing.skipped:
             message(make_console(), describe_skipped(listing.skipped))
-        return self._predictor.predict(listing.images)
+        return self._trained.predictor().predict(listing.images)
+
+    def export(self, form: str, path: str | Path) -> Path:
+        """Export the model after the last finished phase, with its preprocessing, and verify it on images of the run.
+
+        Args:
+          form: 'safetensors', 'stablehlo' or 'onnx', as for `flaxtl export --format`.
+          path: a new or empty folder; it receives the model, model.json and predict.py.
+
+        Returns:
+          The folder.
+
+        Raises:
+          UserError: an unknown format, a folder with files, or probabilities that differ from those of the run.
+        """
+        if form not in exporter.FORMATS:
+            raise unknown("format", form, exporter.FORMATS)
+        folder = user_path(path)
+        exporter.export_run(self._trained, folder, form)
+        return folder
 
     @cached_property
-    def _predictor(self) -> predictor.Predictor:
-        return predictor.load_run(self.workdir).predictor()
+    def _trained(self) -> TrainedRun:
+        return predictor.load_run(self.workdir)
 
     def __repr__(self) -> str:
         """Return one line with the accuracy and the path of the report."""
@@ -152,62 +207,10 @@ class RunResult:
         return report.render_notebook_summary(self.record, repr(self))
 
 
-def create_model(
-    name: str,
-    num_classes: int,
-    weights: str = "imagenet",
-    *,
-    skip_layers: str = "",
-    image_size: int | None = None,
-    pooling: str = "global_average",
-    units: Sequence[int] = (),
-    dropout: float = 0.0,
-    seed: int = 0,
-    notify: Callable[[str], None] = print,
-) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Create a model with a new head, for a custom training loop.
-
-    Args:
-      name: model name, see `list_models`.
-      num_classes: number of classes of the head.
-      weights: backbone weights: 'imagenet', 'builtin', 'random' or a weight file.
-      skip_layers: layers of the weight file to leave out, such as another head: a regular expression for their names.
-      image_size: height and width of the images; None: the model's own.
-      pooling: pooling of the head: 'none', 'average_2x2', 'global_average' or 'global_max'.
-      units: units of the head's hidden layers.
-      dropout: dropout rate after each hidden layer.
-      seed: seed of the random parameters.
-      notify: called with messages about downloads.
-
-    Returns:
-      A Flax module (uint8 or float images [n, height, width, 3] with values 0..255 -> float32 logits [n, num_classes],
-      preprocessing included) and its variables (`params`, `batch_stats`), float32.
-    """
-    spec = registry.get_spec(name)
-    model = Classifier(spec, Head(num_classes, pooling, tuple(units), dropout))
-    size, key = image_size or spec.input_size, jax.random.key(seed)
-    if weights == "random":
-        params = classifier.init_params(model, size, size, key, head_only=False)
-    else:
-        loaded, _ = backbone.load_backbone(model, weights, notify, option="weights", skip_layers=skip_layers)
-        head = classifier.init_params(model, size, size, key, head_only=True)
-        params = {"backbone": jax.tree.map(jax.numpy.asarray, loaded), **head}
-    return ImageClassifier(model), classifier.to_variables(params)
-
-
-def param_groups(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
-    """Return the group of every parameter, as a pytree with the structure of `params`.
-
-    Args:
-      params: `variables["params"]` of a model of `create_model`.
-      rules: (group, regular expression for 'section/layer/leaf'); the first match wins; see `model.default_groups`.
-    """
-    return unflatten_params(assign_groups(list(flatten_params(dict(params))), rules))
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the models that match a pattern such as 'efficientnet*'."""
-    return [name for name in registry.MODELS if fnmatchcase(name, pattern.lower())]
+def _class_index(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise unknown("class", name, classes)
+    return classes.index(name)
 
 
 @contextmanager

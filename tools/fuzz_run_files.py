@@ -9,7 +9,7 @@ import numpy as np
 from fuzz import Sample
 from PIL import Image
 
-from flaxtl import api
+import flaxtl
 from flaxtl.config import config_to_json
 from flaxtl.data import doctor, duplicates
 from flaxtl.data.decode import Resize, decode
@@ -101,7 +101,7 @@ def _finished_run(folder: Path, *parts: str) -> Path:
     original, copy = folder.parent / "run", folder / "run"
     if not (original / "report").exists():
         images = _write_images(folder.parent / "images")
-        api.train(api.load_config("folder", f"data.source=folder:{images}", *SETTINGS), original)
+        flaxtl.train(flaxtl.load_config("folder", f"data.source=folder:{images}", *SETTINGS), original)
     copy.mkdir()
     for path in original.iterdir():
         if path.is_file():

@@ -13,6 +13,7 @@ from PIL import Image
 from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import user_path
 
 EXTENSIONS = frozenset(
     {
@@ -127,6 +128,33 @@ def decode_all(
     images = np.empty((len(paths), resize.height, resize.width, 3), np.uint8)
     raise_unreadable(paths, decode_into(images, paths, resize, on_progress, workers))
     return images
+
+
+def load_images(
+    paths: Sequence[str | Path],
+    size: int | tuple[int, int] = 224,
+    *,
+    resize: str = "crop",
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """Read image files as the input of a model: uint8 RGB [n, height, width, 3], in the order of `paths`.
+
+        images = flaxtl.load_images(["a.jpg", "b.jpg"], model.input_size)
+
+    Args:
+      paths: image files.
+      size: height and width in pixels, one number if they are equal.
+      resize: 'crop' keeps the aspect ratio: it scales the shorter side to 8/7 of the size and crops the center.
+        'squash' scales both sides independently.
+      interpolation: 'nearest', 'bilinear', 'bicubic', 'lanczos', 'box' or 'hamming'.
+
+    Raises:
+      UserError: no paths, files that cannot be read (all are named), or an unknown `resize` or `interpolation`.
+    """
+    if isinstance(paths, str | Path) or not len(paths):
+        raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {paths!r}.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return decode_all([user_path(path) for path in paths], Resize(height, width, resize, interpolation))
 
 
 def decode_into(

@@ -75,16 +75,24 @@ class Predictions:
         """Whether the predicted class is the label, bool [n]."""
         return np.asarray(self.predicted == self.labels)
 
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
     def of_split(self, split: str) -> "Predictions":
         """Return the images of one split, in their order; possibly none."""
-        rows = [row for row, name in enumerate(self.splits) if name == split]
+        return self.take([row for row, name in enumerate(self.splits) if name == split])
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> "Predictions":
+        """Return the images of these rows, in this order."""
+        index = np.asarray(rows, np.intp)
         return replace(
             self,
-            paths=tuple(self.paths[row] for row in rows),
-            splits=(split,) * len(rows),
-            labels=self.labels[rows],
-            probabilities=self.probabilities[rows],
-            taps={layer: output[rows] for layer, output in self.taps.items()},
+            paths=tuple(self.paths[row] for row in index),
+            splits=tuple(self.splits[row] for row in index),
+            labels=self.labels[index],
+            probabilities=self.probabilities[index],
+            taps={layer: output[index] for layer, output in self.taps.items()},
         )
 
     def at_temperature(self, temperature: float) -> "Predictions":

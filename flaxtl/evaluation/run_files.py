@@ -71,7 +71,7 @@ class RunRecord:
     @cached_property
     def eval_split(self) -> str:
         """The split that the run is evaluated on: test if it was predicted (or is to be), else validation."""
-        splits = self.predictions.splits if self.predictions else self.manifest.splits
+        splits = self.predictions.splits if self.predictions is not None else self.manifest.splits
         return "test" if "test" in splits else "validation"
 
     @cached_property
@@ -84,7 +84,7 @@ class RunRecord:
     @cached_property
     def classes(self) -> list[str]:
         """Class names in the order of the model's outputs, as far as they are known."""
-        if self.predictions:
+        if self.predictions is not None:
             return list(self.predictions.classes)
         return self.summary.classes or list(self.manifest.classes)
 

@@ -1,45 +1,101 @@
-"""A classifier as a plain Flax module, images -> logits, for training loops other than flaxtl's own."""
+"""A model as a plain Flax module, images -> logits or features, for training loops other than flaxtl's own."""
+
+import re
+from collections.abc import Collection, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxtl.models.classifier import Classifier, list_layers
+from flaxtl.errors import unknown
+from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, list_layers
 from flaxtl.models.spec import Groups
+from flaxtl.models.tracer import Layer
 
 
 class ImageClassifier(nn.Module):
-    """Images to logits, with the parameters of a `Classifier` directly below it.
+    """Images to logits, with the parameters of a `Classifier` directly below it; preprocessing is part of the call.
 
     Attributes:
-      classifier: the model; its preprocessing is part of the call.
+      classifier: the network.
+      input_size: height and width in pixels that the model was created for.
+      output_layer: layer that the features of a model without a classifier are read from; None: the model has logits.
     """
 
     classifier: Classifier
+    input_size: tuple[int, int]
+    output_layer: str | None = None
 
     def setup(self) -> None:
         """Put the classifier's parameters into this module's own scope."""
         nn.share_scope(self, self.classifier)
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return float32 logits [batch, classes].
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        trainable: Collection[str] | None = None,
+        capture: Collection[str] = (),
+        perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """Return float32 logits [batch, classes], or the features of a model without a classifier.
 
         Args:
           images: RGB [batch, height, width, 3] with values 0..255, uint8 or float.
-          train: run batch norms and dropout in training mode. Needs `rngs={"dropout": key}` and, if the model has batch
-            norms, `mutable=["batch_stats"]`.
+          train: run batch norms and dropout in training mode. Needs `mutable=["batch_stats"]` if the model has batch
+            norms, and `rngs={"dropout": key}` if it has dropout.
+          trainable: with `train`, the groups of `default_groups`, or layers, that are trained. All others run in
+            inference mode: a frozen batch norm normalizes by its statistics and keeps them, and dropout below it is
+            inactive, as in flaxtl's own train step. None: everything is trained.
+          capture: names of layers to return the outputs of, too.
+          perturbations: layer name -> array that is added to the output of the layer. The gradient with respect to
+            zeros is the gradient with respect to this output (Grad-CAM).
+
+        Returns:
+          The logits; with `capture`, the logits and a dict of layer name -> output, in the dtype of the layers.
+
+        Raises:
+          UserError: a layer or a group does not exist.
         """
-        if not train:
-            logits = self.classifier(images).logits
-        else:
-            names = frozenset(
-                layer.name for layer in list_layers(self.classifier.clone(parent=None), *images.shape[1:3])
-            )
-            keys = jax.random.split(self.make_rng("dropout"), len(images))
-            logits = self.classifier(images, train_layers=names, dropout_keys=keys).logits
-        assert logits is not None, "the forward pass is not stopped before the logits"
-        return logits
+        output_layers = (self.output_layer,) if self.output_layer else ()
+        train_layers, keys = frozenset[str](), None
+        if train:
+            layers = list_layers(self.classifier.clone(parent=None), *images.shape[1:3])
+            train_layers = self._train_layers(layers, trainable)
+            if any(layer.kind == "dropout" for layer in layers) or self.has_rng("dropout"):
+                keys = jax.random.split(self.make_rng("dropout"), len(images))
+        result = self.classifier(
+            images,
+            train_layers=train_layers,
+            dropout_keys=keys,
+            stop=self.output_layer,
+            taps=(*output_layers, *capture),
+            perturbations=perturbations,
+        )
+        output = result.taps[self.output_layer].astype(jnp.float32) if self.output_layer else result.logits
+        assert output is not None, "without an output layer, the forward pass reaches the logits"
+        return (output, {name: result.taps[name] for name in capture}) if capture else output
+
+    def _train_layers(self, layers: list[Layer], trainable: Collection[str] | None) -> frozenset[str]:
+        """Return the layers in train mode: those of `trainable`, groups or layers; None: all."""
+        groups = {layer.name: self._group_of(layer) for layer in layers}
+        if trainable is None:
+            return frozenset(groups)
+        known = {*groups, *groups.values()}
+        for name in trainable:
+            if name not in known:
+                raise unknown("group or layer", name, [*dict.fromkeys(groups.values()), *groups])
+        return frozenset(name for name, group in groups.items() if not {name, group}.isdisjoint(trainable))
+
+    def _group_of(self, layer: Layer) -> str:
+        """Return the default group of a layer; default rules never divide one."""
+        path = f"{layer.section}/{layer.name}/"
+        return next(group for group, pattern in self.classifier.spec.groups if re.fullmatch(pattern, path))
 
     @property
     def default_groups(self) -> Groups:
-        """The rules of the usual parameter groups: head, last block, rest of the backbone."""
-        return self.classifier.spec.groups
+        """The rules of the usual parameter groups: the head, the last block and the rest of the backbone."""
+        head, *backbone = self.classifier.spec.groups
+        has_head = self.classifier.head is not None and self.output_layer is None
+        return (head, *backbone) if has_head else tuple(backbone)

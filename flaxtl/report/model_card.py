@@ -58,7 +58,9 @@ def render_model_card(run: RunRecord) -> str:
         phases=run_summary.phase_rows(run),
         results=_results(run),
         calibration=run.calibration,
-        num_label_issues=len(label_issues.find_label_issues(run.predictions).rows) if run.predictions else None,
+        num_label_issues=len(label_issues.find_label_issues(run.predictions).rows)
+        if run.predictions is not None
+        else None,
         splits=run.manifest.splits,
         image_counts=Counter((example.label, example.split) for example in run.manifest.examples),
         split_totals=Counter(example.split for example in run.manifest.examples),

@@ -6,7 +6,7 @@ in the log are values of the same schedules that the optimizer is built from.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -86,14 +86,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return an optimizer with a learning rate per parameter group (`optax.multi_transform`).
 
+        groups = flaxtl.param_groups(variables["params"], model.default_groups)
+        tx = flaxtl.make_optimizer(groups, {"head": 1e-3, "block5": 1e-6}, optax.adam)
+
     Args:
-      groups: the group of each parameter: a pytree of names with the structure of the parameters, or a function
-        params -> such a pytree.
+      groups: the group of each parameter: a pytree of names with the structure of the parameters, or of a prefix of it
+        (`{"head": "head"}` for the parameters of a `flaxtl.partition`), or a function params -> such a pytree.
       lrs: group -> learning rate or schedule. Groups that are not listed, or have rate 0.0, are frozen: their updates
         are zero, and the optimizer holds no state for them.
       optimizer: learning rate -> optimizer, such as `optax.adam`.
       lr_scales: path -> factor on the updates of a parameter, for parameters in a flat dict; none if empty.
+
+    Raises:
+      UserError: for a rate of a group that does not exist in a pytree `groups`, or a negative rate.
     """
+    if not callable(groups):
+        _check_lrs(lrs, set(jax.tree.leaves(groups)))
     transforms = {group: optimizer(lr) for group, lr in lrs.items() if callable(lr) or lr > 0}
 
     def labels(params: optax.Params) -> Any:
@@ -102,6 +110,14 @@ def make_optimizer(
 
     by_group = optax.multi_transform({**transforms, _FROZEN: optax.set_to_zero()}, labels)
     return _scale_updates(by_group, lr_scales) if lr_scales else by_group
+
+
+def _check_lrs(lrs: Mapping[str, Schedule | float], groups: Set[str]) -> None:
+    for group, lr in lrs.items():
+        if group not in groups:
+            raise unknown("group", group, groups)
+        if not callable(lr) and not lr >= 0:
+            raise UserError(f"The learning rate of {group!r} is {lr}. Give 0.0 (frozen) or more.")
 
 
 def _scale_updates(

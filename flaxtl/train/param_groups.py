@@ -1,15 +1,16 @@
 """Parameter groups: one ordered rule list assigns every parameter to a group, and the groups' rates decide what trains.
 
-Parameters are held in a flat dict by path, such as 'backbone/block5_conv3/kernel'.
+Parameters are held in a flat dict by path, such as 'backbone/block5_conv3/kernel'. The functions of the Python API
+(`param_groups`, `partition`, `merge`) take and return them nested, as Flax does.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from flaxtl.errors import UserError, unknown
-from flaxtl.models.classifier import BATCH_STATS, Leaf
+from flaxtl.models.classifier import BATCH_STATS, Leaf, NestedParams, flatten_params, unflatten_params
 
 Rule = tuple[str, str]
 """Name of a group, and a regular expression for paths."""
@@ -42,6 +43,59 @@ def assign_groups(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]
                 "earlier rule. Correct or remove it."
             )
     return groups
+
+
+def param_groups(params: Mapping[str, Any], rules: Sequence[Rule]) -> NestedParams[str]:
+    """Return the name of the group of every parameter, as a pytree with the structure of `params`.
+
+        groups = flaxtl.param_groups(variables["params"], model.default_groups)
+
+    Args:
+      params: `variables["params"]` of a model of `flaxtl.create_model`: section -> layer -> leaf -> array.
+      rules: pairs (group, regular expression) for 'section/layer/leaf', such as
+        `("block5", "backbone/block5_.*")`; the first one that matches the whole path decides.
+
+    Raises:
+      UserError: for a parameter without a matching rule, a rule that matches nothing, or an invalid expression.
+    """
+    return unflatten_params(assign_groups(list(flatten_params(dict(params))), rules))
+
+
+def partition(params: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, NestedParams[Any]]:
+    """Divide parameters by group, to differentiate with respect to some groups only. `merge` is the inverse.
+
+        frozen = flaxtl.partition(variables["params"], groups)
+        trained = {"head": frozen.pop("head")}
+        grads = jax.grad(lambda trained: loss(flaxtl.merge(frozen | trained)))(trained)
+
+    Args:
+      params: nested parameters, section -> layer -> leaf -> array, or any values with this structure.
+      groups: their groups, from `param_groups`.
+
+    Returns:
+      Group -> its parameters, nested in the same way, in the order of `params`.
+
+    Raises:
+      UserError: for a parameter without a group.
+    """
+    names = flatten_params(dict(groups))
+    parts: dict[str, dict[str, Any]] = {}
+    for path, value in flatten_params(dict(params)).items():
+        if path not in names:
+            raise unknown("parameter in groups", path, names)
+        parts.setdefault(names[path], {})[path] = value
+    return {group: unflatten_params(part) for group, part in parts.items()}
+
+
+def merge(parts: Mapping[str, Mapping[str, Any]]) -> NestedParams[Any]:
+    """Join parameters that `partition` has divided; the order of the groups does not matter.
+
+    Args:
+      parts: group -> nested parameters.
+    """
+    return unflatten_params(
+        {path: leaf for part in parts.values() for path, leaf in flatten_params(dict(part)).items()}
+    )
 
 
 def make_param_groups(phase: str, groups: Mapping[str, str], lrs: Mapping[str, float]) -> "ParamGroups":

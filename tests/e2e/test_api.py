@@ -1,14 +1,11 @@
-"""The Python API: a run and its results in a notebook, and a model for a custom training loop."""
+"""Runs from Python: training, and the results of a run in a notebook."""
 
 import json
 import re
 import signal
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from helpers import finished_run
 from helpers.train_process import Place
@@ -27,7 +24,7 @@ def test_train_returns_results_and_repeats_nothing(tmp_path):
     run = api.train(config, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["complete"]
-    assert [row["epoch"] for row in run.epochs] == [1, 2]
+    assert [row["epoch"] for row in run.history] == [1, 2]
     accuracy = summary["phases"]["frozen"]["test"]["accuracy"]
     assert run.metrics["test"].accuracy == accuracy
     assert f"{100 * accuracy:.2f}" in repr(run)
@@ -36,6 +33,8 @@ def test_train_returns_results_and_repeats_nothing(tmp_path):
     again = run.predict([run.predictions.paths[row] for row in rows])
     # predictions.csv has six digits; here without cached features, so float32 sums in another order
     np.testing.assert_allclose(again.probabilities, run.predictions.probabilities[rows], rtol=0, atol=1e-5)
+    folder = run.export("safetensors", tmp_path / "exported")
+    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "model.json", "predict.py"}
     before = run.report_path.stat().st_mtime_ns
     assert repr(api.train(config, tmp_path / "run")) == repr(run)
     assert run.report_path.stat().st_mtime_ns == before
@@ -61,6 +60,25 @@ def test_run_result_html_has_phases_curves_and_matrix(tmp_path):
     assert len(rows) == 2
 
 
+def test_run_result_counts_and_selects_test_errors(tmp_path):
+    run = api.load_run(finished_run.write_run(tmp_path))
+    matrix = run.confusion_matrix
+    assert (matrix.dtype, matrix.sum(), matrix.trace()) == (np.int64, 16, 13)
+    assert run.classes == list(finished_run.CLASSES)
+    errors = run.errors()
+    assert len(errors) == len(errors.paths) == 3
+    assert set(errors.splits) == {"test"}
+    assert not errors.correct.any()
+    true_class = errors.probabilities[np.arange(3), errors.labels]
+    assert np.all(np.diff(true_class) >= 0)  # largest loss first
+    assert len(run.errors(true="daisy", predicted="tulips")) == matrix[0, 3] == 1
+    assert len(run.errors(true="tulips")) == 0
+    with pytest.raises(UserError, match=r"'dasy'.*'daisy'"):
+        run.errors(predicted="dasy")
+    with pytest.raises(UserError, match=r"'onx'.*'onnx'"):
+        run.export("onx", tmp_path / "exported")
+
+
 def test_run_result_of_unfinished_run_is_empty(tmp_path):
     workdir = finished_run.write_run(tmp_path)
     for name in ("predictions.csv", "metrics.jsonl", "summary.json"):
@@ -68,7 +86,9 @@ def test_run_result_of_unfinished_run_is_empty(tmp_path):
     run = api.load_run(workdir)
     assert repr(run).startswith(f"{workdir}: ")
     assert not re.search(r"\d|%", repr(run).removeprefix(f"{workdir}: "))
-    assert (run.epochs, run.metrics, run.predictions) == ([], {}, None)
+    assert (run.history, run.metrics, run.predictions, run.confusion_matrix) == ([], {}, None, None)
+    with pytest.raises(UserError, match=re.escape(str(workdir))):
+        run.errors()
     assert finished_run.Page(run._repr_html_()).tags.count("svg") == 0
 
 
@@ -80,47 +100,3 @@ def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
     Place(tmp_path / "user", "epochs=1", "epochs=1")
     with pytest.raises(UserError, match=r"'frozen\.epoch'.*'frozen\.epochs'"):
         api.load_config(str(tmp_path / "user" / "config.py"), "frozen.epoch=3")
-
-
-@pytest.fixture(scope="module")
-def created():
-    """Return a model and its variables."""
-    return api.create_model("mobilenet_0.25", 3, "random", image_size=32, units=(8,), dropout=0.5)
-
-
-def test_create_model_trains_unlisted_groups_stay_frozen(created):
-    model, variables = created
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    logits = jax.eval_shape(model.apply, variables, images)
-    assert (logits.shape, logits.dtype) == ((4, 3), np.float32)
-    groups = api.param_groups(variables["params"], model.default_groups)
-    assert jax.tree.structure(groups) == jax.tree.structure(variables["params"])
-    tx = api.make_optimizer(groups, {"head": 1e-3}, optax.adam)
-
-    @jax.jit
-    def updates(params):
-        gradients = jax.tree.map(jnp.ones_like, params)
-        return tx.update(gradients, tx.init(params), params)[0]
-
-    changed = jax.tree.map(lambda update: bool(np.any(update)), updates(variables["params"]))
-    assert all(jax.tree.leaves(changed["head"]))
-    assert not any(jax.tree.leaves(changed["backbone"]))
-
-
-def test_create_model_train_mode_updates_batch_stats_and_drops_out(created):
-    model, variables = created
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-
-    @jax.jit
-    def run(key):
-        return model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-
-    (first, changes), (second, _) = run(jax.random.key(0)), run(jax.random.key(1))
-    assert not np.array_equal(first, second)
-    moved = jax.tree.map(np.array_equal, changes["batch_stats"], variables["batch_stats"])
-    assert not any(jax.tree.leaves(moved))
-
-
-def test_list_models_pattern_selects_names():
-    assert "vgg16" in api.list_models()
-    assert api.list_models("VGG*") == ["vgg16", "vgg19"]

@@ -74,6 +74,20 @@ def test_make_optimizer_uses_the_rate_of_each_group():
     np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
 
 
+def test_make_optimizer_takes_a_prefix_of_the_groups():
+    """As for the parameters of a partition: {"head": {...}}."""
+    params = {"head": {"head": {"out": {"bias": jnp.zeros(3)}}}}
+    transformation = optimizers.make_optimizer({"head": "head"}, {"head": 0.5}, optax.sgd)
+    updates, _ = transformation.update(params, transformation.init(params))
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(("lrs", "fact"), [({"haed": 1e-3}, "'haed'.*'head'"), ({"head": -1.0}, "'head'.*-1.0")])
+def test_make_optimizer_wrong_rate_is_a_user_error(lrs, fact):
+    with pytest.raises(UserError, match=fact):
+        optimizers.make_optimizer({"a": "head", "b": "base"}, lrs, optax.sgd)
+
+
 def test_make_optimizer_lr_scales_change_updates_not_state():
     shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,), "backbone/stem/kernel": (4,)}
     parameters = random(0, shapes)

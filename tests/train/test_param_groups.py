@@ -138,3 +138,19 @@ def test_make_param_groups_negative_or_nan_rate_is_rejected(rate):
 def test_make_param_groups_all_frozen_is_rejected():
     with refused("'tune'", "tune.lr"):
         param_groups.make_param_groups("tune", param_groups.assign_groups(PATHS, RULES), dict.fromkeys(RATES, 0.0))
+
+
+def test_partition_divides_by_group_and_merge_is_the_inverse():
+    params = unflatten_params({path: index for index, path in enumerate(PATHS)})
+    groups = param_groups.param_groups(params, RULES)
+    assert groups["backbone"]["block5_conv1"] == {"kernel": "block5", "bias": "block5"}
+    parts = param_groups.partition(params, groups)
+    assert parts == {
+        "base": {"backbone": {"block1_conv1": {"kernel": 0}}},
+        "block5": {"backbone": {"block5_conv1": {"kernel": 1, "bias": 2}}},
+        "head": {"head": {"out": {"kernel": 3}}},
+    }
+    assert param_groups.merge(dict(reversed(parts.items()))) == params
+    del groups["head"]
+    with refused("'head/out/kernel'"):
+        param_groups.partition(params, groups)

@@ -1,0 +1,148 @@
+"""Models as Flax modules with pretrained weights: the entry point for training loops other than flaxtl's own."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxtl.errors import UserError, unknown
+from flaxtl.models import classifier, registry
+from flaxtl.models.classifier import Classifier, Params
+from flaxtl.models.head import Head
+from flaxtl.models.image_classifier import ImageClassifier
+from flaxtl.models.imagenet import imagenet_classes
+from flaxtl.models.spec import ModelSpec
+from flaxtl.pretrained import backbone
+
+DTYPES = ("float32", "bfloat16")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the models that match a pattern, ignoring case.
+
+    >>> flaxtl.list_models("vgg*")
+    ['vgg16', 'vgg19']
+    """
+    return [name for name in registry.MODELS if fnmatchcase(name, pattern.lower())]
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    weights: str | Path | None = "imagenet",
+    *,
+    skip_layers: str = "",
+    input_size: int | tuple[int, int] | None = None,
+    include_top: bool = False,
+    pooling: str = "global_average",
+    units: Sequence[int] = (),
+    dropout: float = 0.0,
+    dtype: Any = "float32",
+    seed: int = 0,
+    notify: Callable[[str], None] = print,
+) -> tuple[ImageClassifier, dict[str, Params]]:
+    """Create a model with pretrained weights, as a Flax module and its variables, for your own training loop.
+
+    With `num_classes`, a new head follows the backbone and the model returns logits. Without, it returns features. With
+    `include_top`, it is the published network, which returns the logits of the 1,000 ImageNet classes.
+
+        model, variables = flaxtl.create_model("vgg16", num_classes=5)
+        logits = model.apply(variables, images)    # uint8 [n, height, width, 3] -> float32 [n, 5]
+        logits, captured = model.apply(variables, images, capture=("block4_pool",))
+        logits, updates = model.apply(
+            variables, images, train=True, trainable=("head",), mutable=["batch_stats"], rngs={"dropout": key}
+        )
+
+    Args:
+      name: model name, see `list_models`; case, hyphens and underscores are ignored.
+      num_classes: number of classes of the new head; None: no head.
+      weights: backbone weights: 'imagenet' (published; downloaded once), 'builtin' (come with flaxtl), a weight file
+        in any format that flaxtl reads, or None (as in a config: 'random') for random weights.
+      skip_layers: layers of the weight file to leave out, such as another head: a regular expression for their names.
+      input_size: height and width of the images in pixels, one number if they are equal; None: the size that the
+        weights were published for. Only the shape of a new head depends on it.
+      include_top: whether to create the published network with its own classifier; excludes `num_classes`.
+      pooling: of the backbone's features: 'global_average', 'global_max', 'average_2x2' (2x2 windows) or 'none'.
+      units: units of the head's hidden layers, with relu.
+      dropout: dropout rate after each hidden layer, in [0, 1).
+      dtype: 'float32' or 'bfloat16': dtype of the layers. Parameters, batch norms and logits are always float32.
+      seed: seed of the random parameters, 0 to 2**63 - 1.
+      notify: called with messages about downloads.
+
+    Returns:
+      The module and its variables, `{"params": ..., "batch_stats": ...}`, float32, nested by section ('backbone',
+      'head'), layer name and leaf name. `model.apply(variables, images)` takes RGB images [n, height, width, 3] with
+      values 0..255, uint8 or float, and preprocesses them itself. It returns logits, float32 [n, num_classes], or
+      features, float32: [n, channels] after global pooling, else [n, rows, columns, channels].
+      `model.default_groups` are rules for `flaxtl.param_groups`, `model.input_size` is (height, width).
+      For the other arguments of the call, see `flaxtl.models.image_classifier.ImageClassifier`.
+
+    Raises:
+      UserError: an unknown model, pooling or dtype; weights that do not exist or do not fit; images too small for the
+        model; or `include_top` with another number of classes than 1,000.
+    """
+    spec = registry.get_spec(name)
+    size = _image_size(spec, input_size)
+    network = Classifier(
+        spec,
+        None if include_top else Head(num_classes or 1, pooling, tuple(units), dropout),
+        dtype=jnp.dtype(_dtype_name(dtype)),
+    )
+    if include_top:
+        _check_top(network, num_classes, size)
+    output_layer = None
+    if num_classes is None and not include_top:
+        output_layer = _feature_layer(network, size)
+    elif num_classes is not None and num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}. Give 1 or more, or None for a model without a head.")
+    key = jax.random.key(seed)
+    if weights in (None, "random"):
+        params = classifier.init_params(network, *size, key, head_only=False)
+    else:
+        loaded, _ = backbone.load_backbone(network, str(weights), notify, option="weights", skip_layers=skip_layers)
+        head = {} if network.head is None else classifier.init_params(network, *size, key, head_only=True)
+        params = {"backbone": jax.tree.map(jnp.asarray, loaded), **head}
+    if output_layer:  # the head is a placeholder
+        params = {"backbone": params["backbone"]}
+    return ImageClassifier(network, size, output_layer), classifier.to_variables(params)
+
+
+def _image_size(spec: ModelSpec, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size or (spec.input_size,) * 2
+    classifier.check_input_size(spec, height, width)
+    return height, width
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        name = str(jnp.dtype(dtype))
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return name
+
+
+def _check_top(network: Classifier, num_classes: int | None, size: tuple[int, int]) -> None:
+    """Raise UserError if the published network has another number of classes, or accepts no images of that size."""
+    published = len(imagenet_classes())
+    if num_classes not in (None, published):
+        raise UserError(
+            f"include_top=True is the published network with its {published:,} classes, not {num_classes}. Leave out "
+            "include_top for a new head."
+        )
+    side = network.spec.input_size
+    if classifier.param_shapes(network, *size) != classifier.param_shapes(network, side, side):
+        raise UserError(
+            f"With its top, {network.spec.name} accepts only images of {side}x{side}. Leave out input_size={size}."
+        )
+
+
+def _feature_layer(network: Classifier, size: tuple[int, int]) -> str:
+    """Return the layer that the head's dense layers would read: its pooling, or else the last of the backbone."""
+    layers = classifier.list_layers(network, *size)
+    pools = [layer.name for layer in layers if (layer.section, layer.name) == ("head", "pool")]
+    return pools[0] if pools else [layer.name for layer in layers if layer.section == "backbone"][-1]

@@ -1,0 +1,40 @@
+"""Features of many images: one result for arrays and files, in any batch size."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import flaxtl
+from flaxtl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def created():
+    return flaxtl.create_model("mobilenet_0.25", weights=None, input_size=32)
+
+
+def test_extract_features_reads_files_in_order(created, tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)).save(path)
+    images = flaxtl.load_images(paths, 32)
+    assert (images.shape, images.dtype) == ((3, 32, 32, 3), np.uint8)
+    of_files = flaxtl.extract_features(*created, paths, batch_size=2)
+    of_array = flaxtl.extract_features(*created, images, batch_size=2)
+    assert (of_files.shape, of_files.dtype) == ((3, 256), np.float32)
+    np.testing.assert_array_equal(of_files, of_array)
+    assert len(np.unique(of_files, axis=0)) == 3
+    layer = flaxtl.extract_features(*created, images, layer="conv1", batch_size=3)
+    assert (layer.shape, layer.dtype) == ((3, 16, 16, 8), np.float32)
+
+
+def test_extract_features_mistakes_are_user_errors(created, tmp_path):
+    with pytest.raises(UserError, match=r"missing\.png"):
+        flaxtl.extract_features(*created, [tmp_path / "missing.png"])
+    with pytest.raises(UserError, match=r"\b0 images"):
+        flaxtl.extract_features(*created, [])
+    with pytest.raises(UserError, match=r"'conv2'.*'conv1'"):
+        flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="conv2")
+    with pytest.raises(UserError, match=r"'flowers'"):
+        flaxtl.load_images("flowers", 32)

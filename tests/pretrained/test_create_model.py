@@ -1,0 +1,187 @@
+"""Models as Flax modules: variables, training mode of some groups, captured layers, features, optimizer."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flaxtl
+from flaxtl.errors import UserError
+from flaxtl.models import registry
+from flaxtl.models.classifier import (
+    Classifier,
+    flatten_params,
+    forward,
+    init_params,
+    param_shapes,
+    to_variables,
+    unflatten_params,
+)
+from flaxtl.models.head import Head
+from flaxtl.models.image_classifier import ImageClassifier
+from flaxtl.train.param_groups import is_batch_stat, layers_in_train_mode
+
+NAME = "mobilenet_0.25"
+
+
+@pytest.fixture(scope="module")
+def created():
+    """Return a model and its variables."""
+    return flaxtl.create_model(NAME, 3, None, input_size=32, units=(8,), dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+
+
+def create_abstractly(*arguments, **options):
+    """Return a model and the shapes of its variables; nothing is compiled."""
+    models = []
+
+    def create():
+        model, variables = flaxtl.create_model(*arguments, **options)
+        models.append(model)
+        return variables
+
+    variables = jax.eval_shape(create)
+    return models[0], variables
+
+
+def shapes(model, variables, images, **arguments):
+    return jax.eval_shape(lambda variables, images: model.apply(variables, images, **arguments), variables, images)
+
+
+def test_create_model_optimizer_has_no_state_for_unlisted_groups(created, images):
+    model, variables = created
+    logits = shapes(model, variables, images)
+    assert (logits.shape, logits.dtype) == ((4, 3), np.float32)
+    assert set(variables) == {"params", "batch_stats"}
+    groups = flaxtl.param_groups(variables["params"], model.default_groups)
+    assert jax.tree.structure(groups) == jax.tree.structure(variables["params"])
+    tx = flaxtl.make_optimizer(groups, {"head": 1e-3}, optax.adam)
+
+    state = jax.eval_shape(tx.init, variables["params"])
+    state_size = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert state_size == 1 + 2 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["head"]))
+
+
+def test_image_classifier_trains_what_is_named_as_the_train_step_does(images):
+    """Frozen batch norms keep their statistics; the others change as in flaxtl's own forward pass."""
+    network = Classifier(registry.get_spec(NAME), Head(3, units=()), output_layer="conv_pw_1_relu")
+    params = init_params(network, 32, 32, jax.random.key(0), head_only=False)
+    model, variables = ImageClassifier(network, (32, 32)), to_variables(params)
+    flat = flatten_params(params)
+    named = {"head", "conv_pw_1", "conv_pw_1_bn"}
+    active = [path for path in flat if named & set(path.split("/"))]
+
+    @jax.jit
+    def run(variables, images):
+        by_default, by_name = (
+            model.apply(variables, images, train=True, trainable=trainable, mutable="batch_stats")[1]["batch_stats"]
+            for trainable in (None, named)
+        )
+        layers = layers_in_train_mode(active, flat.keys() - set(active))
+        keys = jax.random.split(jax.random.key(0), 4)
+        own = forward(network, unflatten_params(flat), images, train_layers=layers, dropout_keys=keys)
+        return [flatten_params(stats) for stats in (by_default, by_name, own.batch_stats)]
+
+    by_default, by_name, own = run(variables, images)
+    before = flatten_params(variables["batch_stats"])
+    moved = {path for path in before if not np.array_equal(before[path], by_name[path])}
+    assert moved == {path for path in active if is_batch_stat(path)}
+    assert len(moved) == 2
+    assert not any(np.array_equal(before[path], by_default[path]) for path in before)
+    for path in before:
+        np.testing.assert_array_equal(by_name[path], own[path])
+
+
+def test_create_model_trainable_name_is_a_group_or_a_layer(created, images):
+    model, variables = created
+    updated = shapes(model, variables, images, train=True, trainable=("head",), rngs={"dropout": jax.random.key(0)})
+    assert updated.shape == (4, 3)  # without mutable=["batch_stats"], as all batch norms are frozen
+    with pytest.raises(UserError, match=r"'haed'.*'head'"):
+        shapes(model, variables, images, train=True, trainable=("haed",), rngs={"dropout": jax.random.key(0)})
+
+
+def test_create_model_train_mode_drops_out_and_needs_a_key(created, images):
+    model, variables = created
+
+    @jax.jit
+    def run(key):
+        return model.apply(variables, images, train=True, trainable=("head",), rngs={"dropout": key})
+
+    assert not np.array_equal(run(jax.random.key(0)), run(jax.random.key(1)))
+    with pytest.raises(Exception, match="dropout"):
+        shapes(model, variables, images, train=True, trainable=("head",))
+
+
+def test_create_model_captures_layers_and_their_gradients(created, images):
+    model, variables = created
+    logits, captured = shapes(model, variables, images, capture=("conv_pw_13", "pool"))
+    assert logits.shape == (4, 3)
+    assert {name: value.shape for name, value in captured.items()} == {
+        "conv_pw_13": (4, 1, 1, 256),
+        "pool": (4, 256),
+    }
+
+    @jax.jit
+    def gradient(zeros):
+        return jax.grad(lambda added: model.apply(variables, images, perturbations={"pool": added})[:, 0].sum())(zeros)
+
+    assert np.any(gradient(jnp.zeros((4, 256))))
+    with pytest.raises(UserError, match=r"'conv_pw_14'.*'conv_pw_"):
+        shapes(model, variables, images, capture=("conv_pw_14",))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape"),
+    [("global_average", (4, 256)), ("global_max", (4, 256)), ("none", (4, 2, 2, 256)), ("average_2x2", (4, 1, 1, 256))],
+)
+def test_create_model_without_classes_returns_features(pooling, shape):
+    images = np.zeros((4, 64, 64, 3), np.uint8)
+    model, variables = create_abstractly(NAME, weights=None, input_size=64, pooling=pooling, dtype=jnp.bfloat16)
+    features = shapes(model, variables, images)
+    assert (features.shape, features.dtype) == (shape, np.float32)
+    assert set(variables["params"]) == {"backbone"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    assert [group for group, _ in model.default_groups] == [model.classifier.spec.last_block, "base"]
+    flaxtl.param_groups(variables["params"], model.default_groups)
+
+
+def test_create_model_include_top_is_the_published_network():
+    model, variables = create_abstractly(NAME, weights=None, include_top=True)
+    assert model.input_size == (224, 224)
+    assert shapes(model, variables, np.zeros((1, 224, 224, 3), np.uint8)).shape == (1, 1000)
+    counted = jax.tree.reduce(lambda total, leaf: total + leaf.size, variables, 0)
+    assert counted == model.classifier.spec.num_params
+    expected = flatten_params(param_shapes(model.classifier, 224, 224))
+    params = flatten_params(variables["params"]) | flatten_params(variables["batch_stats"])
+    assert {path: value.shape for path, value in params.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (("vgg61",), ("'vgg61'", "'vgg19'")),
+        (("vgg16", 0), ("num_classes", "0")),
+        (("vgg16", 5, "no/file.h5"), ("no/file.h5",)),
+        (("vgg16", 5, None, {"dtype": "float16"}), ("float16", "bfloat16")),
+        (("vgg16", 5, None, {"pooling": "avg"}), ("'avg'", "global_average")),
+        (("vgg16", 5, None, {"input_size": 31}), ("31x31", "32")),
+        (("vgg16", 5, None, {"include_top": True}), ("1,000", "5")),
+        (("vgg16", None, None, {"include_top": True, "input_size": 256}), ("vgg16", "224x224")),
+    ],
+)
+def test_create_model_mistake_is_a_user_error(arguments, facts):
+    options = arguments[-1] if isinstance(arguments[-1], dict) else {}
+    with pytest.raises(UserError, match=".*".join(map(re.escape, facts))):
+        flaxtl.create_model(*(value for value in arguments if not isinstance(value, dict)), **options)
+
+
+def test_list_models_pattern_selects_names():
+    assert "vgg16" in flaxtl.list_models()
+    assert flaxtl.list_models("VGG*") == ["vgg16", "vgg19"]
