@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from flaxtl.data.bit_depth import check_bit_depth
-from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.bit_depth import check_bit_depth, largest_value
+from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, has_deep_header, open_image, to_rgb
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import user_path
 
@@ -203,6 +203,22 @@ def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
             f"Cannot read {len(bad)} of {len(paths)} images: {', '.join(files[:_MAX_NAMED])}{more}. Replace or remove "
             "them."
         )
+
+
+def largest_values(paths: Sequence[Path]) -> list[int]:
+    """Return `bit_depth.largest_value` of each file. Only images with 16 bits a channel are decoded, with threads."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_largest_value, paths))
+
+
+def _largest_value(path: Path) -> int:
+    try:
+        if not has_deep_header(path):
+            return 0
+        with open_image(path) as image:
+            return largest_value(image)
+    except UnreadableError:
+        return 0
 
 
 def visible_region(image: Image.Image, resize: Resize) -> Image.Image:

@@ -40,7 +40,7 @@ _Ints = NDArray[np.integer]
 class Fingerprint(NamedTuple):
     """The SHA-256 of a file in lower-case hex, and facts about its image.
 
-    largest_value is that of `bit_depth.largest_value`; 0 if the image has 8 bits or was not decoded.
+    largest_value is that of `bit_depth.largest_value`; 0 if the image has 8 bits, was not decoded or was scaled.
     phash is `imagehash.phash` of the image as it is trained on: RGB, upright, over white where it is transparent. None
     if the file is not a readable image, is of nearly uniform color, or if the hash was not requested.
     """
@@ -55,6 +55,7 @@ def fingerprint_files(
     on_progress: Callable[[int], None] | None = None,
     *,
     perceptual: bool = True,
+    bit_depth: int = 0,
     strict: bool = True,
 ) -> list[Fingerprint]:
     """Compute the fingerprints of files in their order, with threads.
@@ -63,6 +64,7 @@ def fingerprint_files(
       paths: the files.
       on_progress: called in the caller's thread after each file with the number of files done.
       perceptual: if False, no image is decoded, which is many times faster, and every phash is None.
+      bit_depth: bits that the values of 16-bit images use, as the setting `data.bit_depth`; 0: all 16.
       strict: if False, a file that cannot be opened gets the SHA-256 of its path, which matches no image; for callers
         that decode the files next and report all bad ones at once.
 
@@ -72,7 +74,7 @@ def fingerprint_files(
 
     def fingerprint(path: Path) -> Fingerprint | str:
         try:
-            return Fingerprint(_sha256(path), *(_inspect(path) if perceptual else (None, 0)))
+            return Fingerprint(_sha256(path), *(_inspect(path, bit_depth) if perceptual else (None, 0)))
         except OSError as error:
             return (error.strerror or str(error)).lower()
 
@@ -98,12 +100,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _inspect(path: Path) -> tuple[int | None, int]:
+def _inspect(path: Path, bit_depth: int) -> tuple[int | None, int]:
     """Return the perceptual hash and the largest value of an image; see Fingerprint."""
     try:
-        with open_image(path, _DECODE_SIDE) as image:
-            largest = largest_value(image)
-            gray = to_rgb(apply_exif_orientation(image)).convert("L")
+        with open_image(path, _DECODE_SIDE, bit_depth) as image:
+            largest = 0 if bit_depth else largest_value(image)
+            gray = to_rgb(apply_exif_orientation(image), bit_depth).convert("L")
             small = gray.resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS)  # as imagehash.phash does
     except UnreadableError:
         return None, 0

@@ -172,6 +172,15 @@ def _open(content: bytes) -> ImageFile:
     return image
 
 
+def has_deep_header(path: Path) -> bool:
+    """Return whether a file is an image with 16 bits a channel, by its header."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.mode.startswith("I") or bool(mark_deep_color(image))
+    except Exception:  # whatever else the file is
+        return False
+
+
 def matching_formats(start: bytes) -> list[str]:
     """Return the names in FORMATS of which the first SIGNATURE_BYTES of a file may be; [] for most other files."""
     Image.init()

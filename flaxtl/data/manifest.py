@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flaxtl import fileio
 from flaxtl.data import duplicates, splitting
 from flaxtl.data.bit_depth import describe_range
+from flaxtl.data.decode import largest_values
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, find_problems
 from flaxtl.errors import UserError, unknown
@@ -181,9 +182,9 @@ def make_manifest(
         warn(message)
     for problem in find_problems(index):
         raise UserError(problem)
-    images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, strict=False)
-    if not bit_depth and (dark := describe_range(fingerprint.largest_value for fingerprint in fingerprints)):
-        warn(dark)
+    images, fingerprints = fingerprint_images(index, near_duplicates, on_progress, bit_depth=bit_depth, strict=False)
+    if not bit_depth:
+        _warn_of_dark_images(images, fingerprints, near_duplicates, warn)
     equal = duplicates.duplicate_groups(fingerprints, -1)
     similar = duplicates.duplicate_groups(fingerprints, near_duplicates)
     shown = _relative_to_root(index, images)
@@ -195,6 +196,21 @@ def make_manifest(
         splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
     skipped_files = len(index.skipped_inside)
     return replace(_sorted_manifest(images, splits, fingerprints), root=index.root, skipped_files=skipped_files)
+
+
+def _warn_of_dark_images(
+    images: Sequence[SourceImage],
+    fingerprints: Sequence[Fingerprint],
+    near_duplicates: int,
+    warn: Callable[[str], None],
+) -> None:
+    """Warn if 16-bit images use a small part of their range; without perceptual hashes only these are decoded."""
+    if near_duplicates < 0:
+        largest = largest_values([image.path for image in images])
+    else:
+        largest = [fingerprint.largest_value for fingerprint in fingerprints]
+    if text := describe_range(largest):
+        warn(text)
 
 
 def _relative_to_root(index: DatasetIndex, images: Sequence[SourceImage]) -> list[SourceImage]:
@@ -280,19 +296,22 @@ def fingerprint_images(
     near_duplicates: int,
     on_progress: Callable[[int], None] | None = None,
     *,
+    bit_depth: int = 0,
     strict: bool = True,
 ) -> tuple[list[SourceImage], list[Fingerprint]]:
     """Return the images with their fingerprints, in the order of class, file name and SHA-256.
 
     So the order does not depend on where the images are stored. If `near_duplicates` is below 0, no perceptual hashes
-    are computed; for `strict` see `duplicates.fingerprint_files`.
+    are computed; for `bit_depth` and `strict` see `duplicates.fingerprint_files`.
 
     Raises:
       UserError: the threshold is out of range, a file cannot be opened, or its SHA-256 is not the listed one.
     """
     duplicates.check_threshold(near_duplicates)
     paths = [image.path for image in index.images]
-    fingerprints = duplicates.fingerprint_files(paths, on_progress, perceptual=near_duplicates >= 0, strict=strict)
+    fingerprints = duplicates.fingerprint_files(
+        paths, on_progress, perceptual=near_duplicates >= 0, bit_depth=bit_depth, strict=strict
+    )
     rows = sorted(
         zip(index.images, fingerprints, strict=True), key=lambda row: (row[0].label, row[0].path.name, row[1].sha256)
     )

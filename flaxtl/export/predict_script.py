@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 FOLDER = Path(__file__).parent
 TOP_K = 5  # classes printed for each image
@@ -70,14 +71,44 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
     """
     bit_depth = resize.get("bit_depth", 0)
     with Image.open(path) as file:
-        if bit_depth and ";16" in str(file.tile) and not file.mode.startswith("I"):
-            raise ValueError("Pillow reads 8 of 16 bits per color: use flaxtl predict, or save it with 8 bits")
+        raw_mode = _raw_mode(file)
         file.load()
+        if bit_depth and ";16" in raw_mode and not file.mode.startswith("I"):
+            file.paste(_read_deep_colors(path, file, raw_mode, bit_depth))
+        if file.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
+            bit_depth = 16
         colors = file.convert("RGB") if file.mode in ("RGBA", "LA") and _has_unused_alpha(file) else file
         image = _to_rgb(_apply_exif_orientation(colors), bit_depth or 16)
     box = _center_crop_box(image.size, resize) if resize["policy"] == "crop" else None
     size = (resize["width"], resize["height"])
     return np.asarray(image.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
+
+
+def _raw_mode(file: ImageFile) -> str:
+    """Return how an image that is not loaded yet stores its pixels, such as 'RGB;16B'."""
+    args = file.tile[0].args if file.tile else ""
+    return args if isinstance(args, str) else str(args[0]) if args else ""
+
+
+def _read_deep_colors(path: str | Path, high: Image.Image, raw_mode: str, bit_depth: int) -> Image.Image:
+    """Return colors of `bit_depth` bits as 8 bits: the raw mode decides which of their two bytes Pillow reads."""
+    if not raw_mode.startswith("RGB"):
+        raise ValueError(f"16-bit pixels of mode {raw_mode} cannot be scaled: save it as RGB")
+    is_big_endian = raw_mode.endswith("B") or (raw_mode.endswith("N") and sys.byteorder == "big")
+    other = raw_mode[:-1] + ("L" if is_big_endian else "B")
+    with Image.open(path) as low:
+        low.tile = [
+            tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
+            for tile in low.tile
+        ]
+        values = np.asarray(high).astype(np.int64) * 256 + np.asarray(low)
+    return Image.fromarray(_scale_to_8_bits(values, bit_depth))
+
+
+def _scale_to_8_bits(values: np.ndarray, bit_depth: int) -> np.ndarray:
+    largest = 2**bit_depth - 1
+    scaled: np.ndarray = np.minimum((values * 255 + largest // 2) // largest, 255).astype(np.uint8)
+    return scaled
 
 
 def _apply_exif_orientation(image: Image.Image) -> Image.Image:
@@ -90,9 +121,7 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
     """Scale 16-bit gray with values of `bit_depth` bits, put transparent images on white, convert the rest."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        largest = 2**bit_depth - 1
-        scaled = (np.asarray(image).astype(np.int64) * 255 + largest // 2) // largest
-        image = Image.fromarray(np.minimum(scaled, 255).astype(np.uint8))
+        image = Image.fromarray(_scale_to_8_bits(np.asarray(image).astype(np.int64), bit_depth))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -112,35 +112,39 @@ class HeatmapSection:
     colorbar: str
 
 
-def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int) -> list[ConfusedPair]:
-    """Return the `num_pairs` most confused pairs of classes, each with its `num_images` most confident errors."""
+def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int, bit_depth: int = 0) -> list[ConfusedPair]:
+    """Return the `num_pairs` most confused pairs of classes, each with its `num_images` most confident errors.
+
+    `bit_depth` is that of the run, here and below: the setting `data.bit_depth`.
+    """
     labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
     matrix = classification.confusion_matrix(labels, predicted, len(classes))
     pairs = []
     for pair in classification.most_confused_pairs(matrix, num_pairs):
         rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
         most_confident = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:num_images]
-        thumbnails = tuple(_thumbnails(predictions, most_confident.tolist()))
+        thumbnails = tuple(_thumbnails(predictions, most_confident.tolist(), bit_depth))
         pairs.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, thumbnails))
     return pairs
 
 
-def top_losses(predictions: Predictions, limit: int) -> list[Thumbnail]:
+def top_losses(predictions: Predictions, limit: int, bit_depth: int = 0) -> list[Thumbnail]:
     """Return the images with the largest loss, largest first, as far as the true class has less than 50 %."""
     rows, loss = classification.top_losses(predictions.probabilities, predictions.labels, limit)
-    return _thumbnails(predictions, rows[loss > math.log(2)].tolist())
+    return _thumbnails(predictions, rows[loss > math.log(2)].tolist(), bit_depth)
 
 
-def correct_predictions(predictions: Predictions, limit: int) -> list[Thumbnail]:
+def correct_predictions(predictions: Predictions, limit: int, bit_depth: int = 0) -> list[Thumbnail]:
     """Return a typical correct prediction of each of the first `limit` classes: the one of median confidence."""
-    return _thumbnails(
-        predictions, classification.typical_correct(predictions.probabilities, predictions.labels, limit)
-    )
+    rows = classification.typical_correct(predictions.probabilities, predictions.labels, limit)
+    return _thumbnails(predictions, rows, bit_depth)
 
 
-def label_issue_thumbnails(predictions: Predictions, issues: LabelIssues, limit: int) -> list[Thumbnail]:
+def label_issue_thumbnails(
+    predictions: Predictions, issues: LabelIssues, limit: int, bit_depth: int = 0
+) -> list[Thumbnail]:
     """Return the `limit` most suspicious labels, each with the suggested class in place of the predicted one."""
-    return _thumbnails(predictions, issues.rows[:limit].tolist(), issues.suggested[:limit].tolist())
+    return _thumbnails(predictions, issues.rows[:limit].tolist(), bit_depth, issues.suggested[:limit].tolist())
 
 
 def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
@@ -150,7 +154,10 @@ def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSecti
     if not heatmaps or not pairs or predictions is None:
         return None
     examples = [
-        (_heatmap_example(predictions, predictions.paths.index(path), heatmaps), predicted == true)
+        (
+            _heatmap_example(predictions, predictions.paths.index(path), heatmaps, run.config.data.bit_depth),
+            predicted == true,
+        )
         for path, (predicted, true) in pairs.items()
     ]
     return HeatmapSection(
@@ -174,13 +181,13 @@ def overlay_heatmap(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), colors, HEATMAP_OPACITY)
 
 
-def thumbnail_uri(path: Path, max_side: int, quality: int) -> str:
+def thumbnail_uri(path: Path, max_side: int, quality: int, bit_depth: int = 0) -> str:
     """Return an image file, upright and on white, as a JPEG data URI of at most `max_side` pixels a side.
 
     Raises UnreadableError.
     """
-    with open_image(path, max_side) as image:
-        return jpeg_data_uri(to_rgb(apply_exif_orientation(image)), max_side, quality)
+    with open_image(path, max_side, bit_depth) as image:
+        return jpeg_data_uri(to_rgb(apply_exif_orientation(image), bit_depth), max_side, quality)
 
 
 def jpeg_data_uri(image: Image.Image, max_side: int = MAX_SIDE, quality: int = JPEG_QUALITY) -> str:
@@ -192,7 +199,7 @@ def jpeg_data_uri(image: Image.Image, max_side: int = MAX_SIDE, quality: int = J
 
 
 def _thumbnails(
-    predictions: Predictions, rows: Sequence[int], predicted: Sequence[int] | None = None
+    predictions: Predictions, rows: Sequence[int], bit_depth: int, predicted: Sequence[int] | None = None
 ) -> list[Thumbnail]:
     """Return the images in `rows`, each with its predicted class or with that in `predicted`."""
     loss = classification.cross_entropy(predictions.probabilities, predictions.labels)
@@ -200,7 +207,7 @@ def _thumbnails(
     thumbnails = []
     for row, index in zip(rows, predictions.predicted[rows] if predicted is None else predicted, strict=True):
         path = Path(predictions.paths[row])
-        uri, problem = _read_thumbnail(path)
+        uri, problem = _read_thumbnail(path, bit_depth)
         thumbnails.append(
             Thumbnail(
                 uri=uri,
@@ -216,21 +223,21 @@ def _thumbnails(
     return thumbnails
 
 
-def _read_thumbnail(path: Path) -> tuple[str, str]:
+def _read_thumbnail(path: Path, bit_depth: int) -> tuple[str, str]:
     """Return (data URI, ""), or ("", problem)."""
     try:
-        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY), ""
+        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY, bit_depth), ""
     except UnreadableError as error:
         is_missing = isinstance(error.__cause__, FileNotFoundError)
         return "", "image not found" if is_missing else "image cannot be read"
 
 
-def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet) -> HeatmapExample | None:
+def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet, bit_depth: int) -> HeatmapExample | None:
     """Return the image in `row` with its heat maps; None if it cannot be read."""
     path = Path(predictions.paths[row])
     try:
-        with open_image(path, MAX_SIDE) as file:
-            image = visible_region(to_rgb(apply_exif_orientation(file)), heatmaps.resize)
+        with open_image(path, MAX_SIDE, bit_depth) as file:
+            image = visible_region(to_rgb(apply_exif_orientation(file), bit_depth), heatmaps.resize)
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     except UnreadableError:
         return None

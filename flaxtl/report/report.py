@@ -194,7 +194,7 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     predictions = run.eval_predictions
     if predictions is None:
         return None
-    classes = predictions.classes
+    classes, bit_depth = predictions.classes, run.config.data.bit_depth
     matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     metrics = classification.class_metrics(matrix)
     columns = (column.tolist() for column in (metrics.precision, metrics.recall, metrics.f1, metrics.support))
@@ -203,9 +203,9 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
         num_shown=min(len(classes), plots.MAX_CONFUSION_CLASSES),
         balanced_accuracy=classification.balanced_accuracy(matrix),
         class_rows=_worst_first([ClassRow(*row) for row in zip(classes, *columns, strict=True)]),
-        confused_pairs=galleries.confused_pairs(predictions, MAX_PAIRS, IMAGES_PER_PAIR),
-        top_losses=galleries.top_losses(predictions, MAX_TOP_LOSSES),
-        correct=galleries.correct_predictions(predictions, MAX_CORRECT),
+        confused_pairs=galleries.confused_pairs(predictions, MAX_PAIRS, IMAGES_PER_PAIR, bit_depth),
+        top_losses=galleries.top_losses(predictions, MAX_TOP_LOSSES, bit_depth),
+        correct=galleries.correct_predictions(predictions, MAX_CORRECT, bit_depth),
     )
 
 
@@ -239,5 +239,5 @@ def label_issue_section(run: RunRecord) -> LabelIssueSection | None:
         count=len(issues.rows),
         num_images=len(predictions.paths),
         splits=[split for split in SPLITS if split in predictions.splits],
-        thumbnails=galleries.label_issue_thumbnails(predictions, issues, MAX_LABEL_ISSUES),
+        thumbnails=galleries.label_issue_thumbnails(predictions, issues, MAX_LABEL_ISSUES, run.config.data.bit_depth),
     )

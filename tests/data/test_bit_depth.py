@@ -61,6 +61,24 @@ def test_decode_bit_depth_keeps_formats_that_state_it(tmp_path):
         assert scaled[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_make_manifest_follows_the_bit_depth(tmp_path):
+    """Without hashes, 16-bit images are noticed; with the bit depth, dark images have hashes."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            cells = np.random.default_rng([ord(label), number]).integers(0, 16, (8, 8))
+            deep = np.kron(cells, np.ones((8, 8))).astype(np.uint16) * 64  # 10 bits: up to 4 of 255 levels
+            Image.fromarray(deep).save(tmp_path / label / f"{number}.png")
+    index, fractions = scan_folder(tmp_path), {"train": 0.5, "validation": 0.5}
+    for near_duplicates in (-1, 4):
+        warnings = []
+        make_manifest(index, fractions, 0, near_duplicates=near_duplicates, warn=warnings.append)
+        assert any("--config.data.bit_depth=10." in warning for warning in warnings)
+    paths = [image.path for image in index.images]
+    assert [fingerprint.phash for fingerprint in fingerprint_files(paths)] == [None] * 6
+    assert None not in [fingerprint.phash for fingerprint in fingerprint_files(paths, bit_depth=10)]
+
+
 @pytest.mark.parametrize("bit_depth", [1, 7, 17, -8])
 def test_resize_impossible_bit_depth_raises(bit_depth):
     with pytest.raises(UserError, match=rf"data\.bit_depth is {bit_depth}\. .*8 to 16"):

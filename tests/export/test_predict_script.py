@@ -1,13 +1,16 @@
 """predict.py reads image files exactly as flaxtl does."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.deep_images import save_tiff
+from helpers.deep_images import chunk, save_png16, save_tiff
 from PIL import Image
 
 from flaxtl.data.decode import Resize, decode
+from flaxtl.errors import UserError
 from flaxtl.export.predict_script import load_image
 
 RESIZES = [
@@ -63,11 +66,29 @@ def test_load_image_undeclared_fourth_channel_matches_decode(tmp_path):
     np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
 
 
-def test_load_image_refuses_16_bit_colors_with_bit_depth(tmp_path):
-    path = save_tiff(tmp_path / "deep.tif", np.zeros((5, 7, 3), np.uint16))
-    np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
-    with pytest.raises(ValueError, match="flaxtl predict"):
+def test_load_image_of_16_bits_matches_decode(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**12, (5, 7, 4), dtype=np.uint16)
+    values[..., 3] = 2**16 - 1
+    rows = values[..., 0].astype(">u2").tobytes()
+    (tmp_path / "scaled.pgm").write_bytes(b"P5 7 5 4095\n" + rows)
+    save_png16(tmp_path / "a.png", values[..., :3])
+    save_png16(tmp_path / "alpha.png", values, color_type=6)
+    save_tiff(tmp_path / "little.tif", values[..., :3])
+    save_tiff(tmp_path / "big.tif", values[..., :3], order=">")
+    for resize in (Resize(5, 7, interpolation="nearest", bit_depth=depth) for depth in (0, 12)):
+        for path in tmp_path.iterdir():
+            np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
+
+
+def test_load_image_refuses_what_decode_refuses(tmp_path):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0))  # gray with alpha
+    path = tmp_path / "gray_alpha.png"
+    pixels = chunk(b"IDAT", zlib.compress(bytes(5)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"LA;16B cannot be scaled"):
         load_image(path, vars(Resize(8, 8, bit_depth=12)))
+    with pytest.raises(UserError, match=r"LA;16B cannot be scaled"):
+        decode(path, Resize(8, 8, bit_depth=12))
 
 
 @pytest.mark.parametrize("resize", [Resize(200, 200, "squash", "nearest"), Resize(224, 224, "crop", "bicubic")])

@@ -43,6 +43,12 @@ def test_thumbnail_transparent_pixels_are_white(tmp_path):
     assert decoded(thumbnail_uri(tmp_path / "a.png", 100, 75)).getextrema() == ((255, 255),) * 3
 
 
+def test_thumbnail_follows_the_bit_depth(tmp_path):
+    Image.fromarray(np.full((8, 8), 2**10 - 1, np.uint16)).save(tmp_path / "a.png")
+    assert decoded(thumbnail_uri(tmp_path / "a.png", 8, 75)).getextrema() == ((4, 4),) * 3
+    assert decoded(thumbnail_uri(tmp_path / "a.png", 8, 75, bit_depth=10)).getextrema() == ((255, 255),) * 3
+
+
 def test_thumbnail_of_broken_file_is_refused(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0\xff\xff")
     with pytest.raises(UnreadableError):
