@@ -5,6 +5,8 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +229,12 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
 
 def _read_config_file(spec: str) -> ConfigDict:
     """Return what get_config() of a config file returns."""
-    name, colon, variant = spec.partition(":")
-    file = _find_config(name)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
+    file, variant = _find_config(spec)
     try:
-        values(["flaxtl", f"--config={file}{colon}{variant}"])
-        config = values["config"].value
+        loader = SourceFileLoader("flaxtl_config", str(file))
+        module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
+        loader.exec_module(module)
+        config = module.get_config(*variant)
     except Exception as error:
         raise UserError(f"Cannot load the config {spec!r}: {_last_line(error)}") from error
     if not isinstance(config, ConfigDict):
@@ -241,14 +242,21 @@ def _read_config_file(spec: str) -> ConfigDict:
     return config
 
 
-def _find_config(name: str) -> Path:
-    """Return the config file, or the config of that name that comes with flaxtl."""
-    file = Path(name).expanduser() if name.startswith("~/") else Path(name)
-    if file.is_file():
-        return file
+def _find_config(spec: str) -> tuple[Path, list[str]]:
+    """Return the config file, or the config of that name that comes with flaxtl, and the variant, if there is one.
+
+    The longest part of `spec` that is a file, before a colon or the end, is the file: its path may contain colons.
+    """
+    parts = spec.split(":")
+    for length in range(len(parts), 0, -1):
+        path = ":".join(parts[:length])
+        file = Path(path).expanduser() if path.startswith("~/") else Path(path)
+        if file.is_file():
+            return file, [":".join(parts[length:])] if length < len(parts) else []
+    name, *variant = spec.split(":", 1)
     configs = {file.stem: file for folder in CONFIG_DIRS for file in sorted(folder.glob("*.py"))}
     if name in configs:
-        return configs[name]
+        return configs[name], variant
     raise UserError(
         f"Config {name!r} not found. Give a file, or the name of a config: --config={'|'.join(configs) or 'FILE'}"
     )

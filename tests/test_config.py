@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -230,7 +231,7 @@ def test_override_of_wrong_type_is_refused(error_of, override):
         ("c.seed = True", [r"\bseed\b", r"\bTrue\b", r"\b0\b"]),
         ("c.head = dict(units=3)", [r"\bhead\.units\b", r"\b3\b", r"\(128,\)"]),
         ("c.dtype = 16", [r"\bdtype\b", r"\b16\b", r"'float32'"]),
-        ("c.weights = 'imagenet'", [r"\bweights\b", r"(?<!: )'imagenet'", r"\{'path': 'imagenet'\}"]),
+        ("c.weights = 'imagenet'", [r"\bweights\b", r"(?<!: )'imagenet'", r"\{'path': 'imagenet'"]),
         ("c.frozen.lr = ConfigDict({'head': 'fast'})", [r"\bfrozen\.lr\b", r"\bdict\(head=1e-3\)"]),
         ("c.phases = 'frozen'", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
         ("c.phases = ()", [r"\bphases\b", r"\btuple\b", r"\('frozen', 'finetune'\)"]),
@@ -289,6 +290,14 @@ def test_variant_is_passed_to_get_config(write):
     assert load_config(f"{file}:two").seed == 2
     with pytest.raises(UserError, match="three"):
         load_config(f"{file}:three")
+
+
+@pytest.mark.parametrize("name", ["a:b.py", r"C:\x.py", "mine:two"])
+def test_config_file_may_contain_colons(write, tmp_path, name):
+    written = write(SMALLEST, "c.seed = {'': 1, 'two': 2}[variant]", signature="variant=''")
+    file = Path(written).rename(tmp_path / name)
+    assert load_config(str(file)).seed == 1
+    assert load_config(f"{file}:two").seed == 2
 
 
 def test_variant_of_a_config_without_variants_is_refused(write):
