@@ -13,7 +13,6 @@ import numpy.typing as npt
 import optax
 from rich.console import Console
 
-from flaxtl.config import config_to_json
 from flaxtl.console import message
 from flaxtl.data.loaders import Loader
 from flaxtl.errors import UserError, join_names, unknown
@@ -117,7 +116,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
 
     Args:
       config: a complete config.
-      workdir: a run directory of that config, or a new one.
+      workdir: a run directory of that config, perhaps with its images at another place, or a new one.
       name: the phase; None for the first one.
       console: for messages and progress.
 
@@ -127,8 +126,9 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
     index = _phase_index(config, name)
     is_run = run_dir.is_run(workdir)
     if is_run:
-        run_dir.check_config(workdir, config_to_json(config), num_phases=index)
-    manifest = resume.load_manifest(workdir) if is_run else build_manifest(config, workdir, console)
+        manifest = resume.check_images(workdir, resume.locate_images(workdir, config, num_phases=index))
+    else:
+        manifest = build_manifest(config, workdir, console)
     setup = build_setup(config, workdir, manifest)
     params = _params_after(setup, index) if is_run else None
     if params is None and index:

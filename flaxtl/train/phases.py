@@ -134,11 +134,7 @@ def build_phases(
       num_train: number of training images.
       unused_groups: groups that `model.output_layer` leaves without parameters; their learning rates are ignored.
     """
-    optimizer_factory(config.optimizer)  # reports errors before anything is computed; each phase creates its own
-    if config.batch_size < 1:
-        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1")
+    check_training_settings(config)
     backbone_layers = [layer.name for layer in layers if layer.section == "backbone"]
     phases: list[Phase] = []
     for name in config.phases:
@@ -166,8 +162,23 @@ def build_phases(
         phases.append(phase)
     if len({phase.name for phase in phases}) < len(phases):
         raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}; give each its own name and settings")
-    _check_mixing(config, phases)
+    _check_views(config, phases)
     return tuple(phases)
+
+
+def check_training_settings(config: Any) -> None:
+    """Check the settings that concern neither images nor the model. Raises UserError for the first that is invalid."""
+    optimizer_factory(config.optimizer)  # each phase creates its own
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1")
+    mixing = _mixing(config)
+    if config.batch_size == 1 and mixing and any(config[name].augment for name in config.phases):
+        raise UserError(
+            f"augmentation.{mixing[0]} mixes the images of a batch, but batch_size is 1. Set batch_size to at least 2, "
+            f"or augmentation.{mixing[0]}=0."
+        )
 
 
 def find_cut_layer(
@@ -195,10 +206,14 @@ def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, 
     return {last_block if group == LAST_BLOCK else group: float(lr) for group, lr in lrs.items()}
 
 
-def _check_mixing(config: Any, phases: Sequence[Phase]) -> None:
-    """Check that mixing finds the other images of a batch: there is more than one, and they are not cached views."""
-    num_views = config.feature_cache.views
-    mixing = [name for name in ("mixup", "cutmix") if config.augmentation[name]]
+def _mixing(config: Any) -> list[str]:
+    """Return the active settings that mix images."""
+    return [name for name in ("mixup", "cutmix") if config.augmentation[name]]
+
+
+def _check_views(config: Any, phases: Sequence[Phase]) -> None:
+    """Check that mixing finds the other images of a batch, which cached views of single images are not."""
+    num_views, mixing = config.feature_cache.views, _mixing(config)
     if num_views < 0:
         raise UserError(
             f"feature_cache.views is {num_views}; set 0 for fresh augmentation, or the number of views to cache"
@@ -207,11 +222,6 @@ def _check_mixing(config: Any, phases: Sequence[Phase]) -> None:
         raise UserError(
             f"feature_cache.views={num_views} caches views of single images, but augmentation.{mixing[0]} mixes images "
             f"anew in every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
-        )
-    if config.batch_size == 1 and mixing and any(phase.augment for phase in phases):
-        raise UserError(
-            f"augmentation.{mixing[0]} mixes the images of a batch, but batch_size is 1. Set batch_size to at least 2, "
-            f"or augmentation.{mixing[0]}=0."
         )
 
 

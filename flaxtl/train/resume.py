@@ -17,42 +17,54 @@ from flaxtl.train import run_dir
 def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -> None:
     """Raise UserError unless the run in `workdir` has this config, perhaps with its images at another place.
 
-    If all images of the run are found in `data.source` by their SHA-256, though at other paths, manifest.csv and
-    config.json of an unfinished run are updated.
+    If they are, manifest.csv and config.json of an unfinished run are updated.
     """
-    values, saved = config_to_json(config), run_dir.load_config(workdir)
-    source = config.data.source
-    run_dir.check_config(workdir, values | {"data": values["data"] | {"source": saved.data.source}})
-    manifest = run_dir.read_manifest(workdir)
-    is_same = source == saved.data.source
-    if is_same and all(Path(example.path).exists() for example in manifest.examples):
+    manifest = locate_images(workdir, config)
+    if manifest == run_dir.read_manifest(workdir) or run_dir.is_complete(workdir):
         return
-    moved, missing = relocate(manifest, base.open_source(source, fileio.cache_dir("data")))
-    if missing and is_same:
-        return  # load_manifest lists them
-    if missing:
-        raise UserError(
-            f"{workdir} has a run with another config (data.source: {saved.data.source} -> {source}), and "
-            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
-            f"{source}. Use another --workdir, or the settings that the run was started with."
-        )
-    if run_dir.is_complete(workdir):
-        return
-    notify(f"{source} has all {len(manifest.examples):,} images of the run: continuing with them.")
+    notify(f"{config.data.source} has all {len(manifest.examples):,} images of the run: continuing with them.")
     # All processes have read the old files before process 0 replaces them, and read the new ones afterwards.
     processes.barrier("the images are found")
     if processes.is_main_process():
-        run_dir.replace_source(workdir, values, moved)
+        run_dir.replace_source(workdir, config_to_json(config), manifest)
     processes.barrier("the images are replaced")
 
 
-def load_manifest(workdir: Path) -> Manifest:
-    """Return the manifest of a run that is resumed.
+def locate_images(workdir: Path, config: Any, num_phases: int | None = None) -> Manifest:
+    """Return the manifest of the run in `workdir`, with the paths of its images in `data.source`, by their SHA-256.
+
+    Args:
+      workdir: a run directory.
+      config: the config of the run, perhaps with another data source, in which all images of the run are.
+      num_phases: compare only the settings of that many phases, and those that all phases share.
 
     Raises:
-      UserError: images have changed since the run was started.
+      UserError: the run has another config, or `data.source` is another one that lacks some of the images.
     """
+    values, saved = config_to_json(config), run_dir.load_config(workdir)
+    source, saved_source = config.data.source, saved.data.source
+    run_dir.check_config(workdir, values | {"data": values["data"] | {"source": saved_source}}, num_phases)
     manifest = run_dir.read_manifest(workdir)
+    if source == saved_source and all(Path(example.path).exists() for example in manifest.examples):
+        return manifest
+    moved, missing = relocate(manifest, base.open_source(source, fileio.cache_dir("data")))
+    if missing and source == saved_source:
+        return manifest  # check_images lists them
+    if missing:
+        raise UserError(
+            f"{workdir} has a run with another config (data.source: {saved_source} -> {source}), and "
+            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
+            f"{source}. Use another --workdir, or the settings that the run was started with."
+        )
+    return moved
+
+
+def check_images(workdir: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of the run in `workdir`, once its images are verified to be those of its start.
+
+    Raises:
+      UserError: images have changed since, or are missing.
+    """
     fingerprints = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
     changed = [
         example.path

@@ -29,7 +29,7 @@ from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices
 from flaxtl.train.metrics import class_weights
 from flaxtl.train.param_groups import assign_groups
-from flaxtl.train.phases import Phase, build_phases
+from flaxtl.train.phases import Phase, build_phases, check_training_settings
 
 CHOICES = {
     "sampling": ("shuffled", "balanced"),
@@ -98,7 +98,7 @@ class RunSetup:
 
 def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
     """Check every setting of the config and build the setup."""
-    check_names(config)
+    check_settings(config)
     model_info = build_model(config, len(manifest.classes))
     data = config.data
     train = manifest.of_split("train")
@@ -118,8 +118,9 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
     )
 
 
-def check_names(config: Any) -> None:
-    """Check the model's name, the bit depth and the settings of CHOICES, before any image is read."""
+def check_settings(config: Any) -> None:
+    """Check every setting that can be checked before any image is read and the model is built."""
+    check_training_settings(config)
     registry.get_spec(config.model.name)
     check_bit_depth(config.data.bit_depth)
     for key, known in CHOICES.items():
@@ -150,8 +151,10 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     """Find the config's images and split them.
 
     Raises:
-      UserError: the source has other classes than the config expects, or contains `workdir`; see `make_manifest`.
+      UserError: a setting is invalid, or the source has other classes than the config expects, or contains `workdir`;
+        see `make_manifest`.
     """
+    check_settings(config)
     data = config.data
     listing = base.open_source(data.source, fileio.cache_dir("data"))
     if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):

@@ -31,7 +31,7 @@ from flaxtl.train.logger import MetricLogger, param_group_table
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import RunSummary, SplitMetrics, WeightsSource
-from flaxtl.train.setup import RunSetup, build_manifest, build_setup, check_names
+from flaxtl.train.setup import RunSetup, build_manifest, build_setup
 from flaxtl.train.signals import StopSignal
 from flaxtl.train.train_step import Ema, StepConfig, TrainState
 
@@ -76,8 +76,10 @@ def train(
             message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
-    check_names(config)
-    manifest = resume.load_manifest(workdir) if is_resumed else build_manifest(config, workdir, console)
+    if is_resumed:
+        manifest = resume.check_images(workdir, run_dir.read_manifest(workdir))
+    else:
+        manifest = build_manifest(config, workdir, console)
     # 3. Every setting of the config.
     setup = build_setup(config, workdir, manifest)
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)

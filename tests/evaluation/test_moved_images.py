@@ -123,6 +123,18 @@ def test_check_resumable_follows_moved_images(run):
     assert resumed(workdir, target) == []
 
 
+def test_locate_images_of_a_moved_run_changes_nothing(run):
+    workdir, folder = run
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+    target = move(folder)
+    config = run_dir.load_config(workdir)
+    config.data.source = f"folder:{target}"
+    manifest = resume.locate_images(workdir, config)
+    assert all(Path(example.path).is_relative_to(target) for example in manifest.examples)
+    assert resume.check_images(workdir, manifest) == manifest
+    assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
+
+
 def test_check_resumable_with_other_images_is_refused(run):
     workdir, folder = run
     target = shutil.copytree(folder, folder.parent / "elsewhere")

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from helpers import tiny_run
 
+from flaxtl.data.sources import base
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
@@ -225,10 +226,23 @@ def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_pat
 
 
 def test_train_unknown_model_is_rejected_before_reading_images(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "build_manifest", None)
+    monkeypatch.setattr(base, "open_source", None)
     with pytest.raises(UserError, match=r"'vgg161'.*'vgg16'"):
         train(tiny_run.config(folder, model={"name": "vgg161", "output_layer": ""}), tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"optimizer": {"name": "adam", "lr": 1e-3}}, r"optimizer\.lr\b.*\bPHASE\.lr\.GROUP\b"),
+        ({"batch_size": 1, "augmentation": {"mixup": 0.2}}, r"\bmixup\b.*\bbatch_size is 1\b"),
+    ],
+)
+def test_train_invalid_setting_is_rejected_before_reading_images(folder, tmp_path, monkeypatch, changes, facts):
+    monkeypatch.setattr(base, "open_source", None)
+    with pytest.raises(UserError, match=facts):
+        train(tiny_run.config(folder, **changes), tmp_path / "run")
 
 
 def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monkeypatch):
