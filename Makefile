@@ -6,7 +6,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow exhaustive lint docs flowers clean
+.PHONY: demo test slow exhaustive lint docs wheel flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
@@ -32,12 +32,19 @@ lint: $(VENV)/dev.installed
 docs: $(VENV)/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+# Wheel and source archive in dist/. The wheel is installed in a new environment and trains in an empty folder.
+wheel: $(VENV)/package.installed
+	rm -rf dist build/lib
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/check_wheel.py dist/*.whl
+
 # The course exercise in full: downloads images and weights once; takes a day without an accelerator.
 flowers: $(VENV)/tfds.installed
 	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=runs/flowers
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -118,9 +118,6 @@ ATOMIC_SETTINGS = frozenset({"optimizer", "data.fractions"})
 RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "monitor", "stop": "output_layer"}
 """Former names of settings, too different from the new ones for a suggestion by similarity."""
 
-CONFIG_DIRS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-"""Folders of the configs that come with flaxtl: in an installed package, in a checkout."""
-
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load a config file, fill in the defaults and apply overrides.
@@ -155,6 +152,13 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     _check_values(config)
     _check_phases(config.phases)
     return prune_phases(config)
+
+
+def bundled_configs() -> dict[str, Path]:
+    """Return name -> file of the configs that come with flaxtl: in an installed package, or else in a checkout."""
+    package = Path(__file__).parent
+    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def complete_config(values: ConfigDict) -> ConfigDict:
@@ -254,12 +258,10 @@ def _find_config(spec: str) -> tuple[Path, list[str]]:
         if file.is_file():
             return file, [":".join(parts[length:])] if length < len(parts) else []
     name, *variant = spec.split(":", 1)
-    configs = {file.stem: file for folder in CONFIG_DIRS for file in sorted(folder.glob("*.py"))}
+    configs = bundled_configs()
     if name in configs:
         return configs[name], variant
-    raise UserError(
-        f"Config {name!r} not found. Give a file, or the name of a config: --config={'|'.join(configs) or 'FILE'}"
-    )
+    raise UserError(f"Config {name!r} not found. Give a file, or the name of a config: --config={'|'.join(configs)}")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

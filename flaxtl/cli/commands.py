@@ -4,6 +4,7 @@ A command imports what it needs when it runs, so that `flaxtl --help` and the qu
 """
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flaxtl.cli.parser import DEFAULT_TOP
-from flaxtl.console import make_console, message, progress_bar
-from flaxtl.errors import UserError
+from flaxtl.console import make_console, make_table, message, progress_bar
+from flaxtl.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from flaxtl.evaluation.predictor import Predictor, TrainedRun
@@ -135,6 +136,26 @@ def report(options: argparse.Namespace) -> None:
     message(make_console(), f"report: {page}")
 
 
+def configs(options: argparse.Namespace) -> None:
+    """Print the configs that come with flaxtl, or copy one into the working directory."""
+    from flaxtl.config import bundled_configs
+
+    files = bundled_configs()
+    if options.copy is None:
+        rows = [(name, _first_docstring_line(file)) for name, file in files.items()]
+        make_console().print(make_table("Configs", ("config", "description"), rows))
+        return
+    if options.copy not in files:
+        raise unknown("config", options.copy, files)
+    copy = Path(f"{options.copy}.py")
+    try:
+        with copy.open("x", encoding="utf-8") as file:
+            file.write(files[options.copy].read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise UserError(f"{copy} exists and is kept. Rename it, or run the command in another folder.") from None
+    message(make_console(), f"written: {copy}. Change it, then run flaxtl train --config={copy} --workdir=DIR")
+
+
 def models(options: argparse.Namespace) -> None:
     """Print the available models as a table or as JSON."""
     from flaxtl.report import tables
@@ -241,6 +262,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "configs": configs,
     "models": models,
     "summary": summary,
     "split": split,
@@ -283,6 +305,11 @@ def _load_run(workdir: Path) -> "TrainedRun":
     if run.phase != run.setup.phases[-1].name:
         _notify(f"The run is not finished; using the model after phase {run.phase}.")
     return run
+
+
+def _first_docstring_line(file: Path) -> str:
+    """Return the first line of the docstring of a Python file."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def _notify(text: str) -> None:

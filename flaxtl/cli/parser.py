@@ -75,6 +75,7 @@ def make_parser() -> Parser:
     _add_evaluate_options(add("evaluate", "compute the metrics of a trained run on one split"))
     _add_predict_options(add("predict", "classify images with a trained run or with a pretrained ImageNet model"))
     _add_report_options(add("report", "write the report of a run again, or compare several runs"))
+    _add_configs_options(add("configs", "list the configs that come with flaxtl, or copy one to change it"))
     _add_models_options(add("models", "list the models, with parameters, input size, accuracy and weights"))
     _add_summary_options(add("summary", "show the layers of a model, their parameters, and the phases that train them"))
     _add_split_options(add("split", "split images into train, validation and test folders, or into folds"))
@@ -234,6 +235,10 @@ def _add_report_options(parser: Parser) -> None:
     parser.add_argument(
         "--gradcam", metavar="LAYER", help="layer for the heat maps (default: last base layer with spatial output)"
     )
+
+
+def _add_configs_options(parser: Parser) -> None:
+    parser.add_argument("--copy", metavar="NAME", help="write the config as NAME.py into the working directory")
 
 
 def _add_models_options(parser: Parser) -> None:
