@@ -1,18 +1,25 @@
 # Start with `make demo` or `make test`; each installs what it needs into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+LATEST_PYTHON ?= python3.13
 WORKDIR ?= runs/demo
 PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test slow exhaustive lint docs wheel flowers clean
+.PHONY: demo test test-latest slow exhaustive lint docs wheel flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.installed
 	$(PYTEST) -m "not slow and not exhaustive"
+
+# The fast tests with the latest release of every dependency, which constraints.txt cannot have: jax 0.11 and later need
+# Python 3.12 or 3.13. Another one: make test-latest LATEST_PYTHON=python3.12
+test-latest:
+	$(MAKE) test PYTHON=$(LATEST_PYTHON) VENV=$(VENV)-latest CONSTRAINTS=constraints-latest.txt
 
 # What takes longer, with the compiler's optimizations as users have them.
 slow: $(VENV)/dev.installed
@@ -51,10 +58,10 @@ $(VENV)/bin/python:
 	  || { echo "flaxtl needs Python 3.11 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/demo.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/%.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/%.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(INSTALL) --editable ".[$*]"
 	@touch $@
