@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, Params
+from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.models.imagenet import imagenet_classes
@@ -43,7 +43,7 @@ def create_model(
     dtype: Any = "float32",
     seed: int = 0,
     notify: Callable[[str], None] = print,
-) -> tuple[ImageClassifier, dict[str, Params]]:
+) -> tuple[ImageClassifier, dict[str, Any]]:
     """Create a model with pretrained weights, as a Flax module and its variables, for your own training loop.
 
     With `num_classes`, a new head follows the backbone and the model returns logits. Without, it returns features. With
