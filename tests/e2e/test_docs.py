@@ -128,8 +128,6 @@ def images(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", FOLLOWED)
 def test_a_page_can_be_followed(page, environment, images, tmp_path):
-    if "import sklearn" in TEXTS[page] or "from sklearn" in TEXTS[page]:
-        pytest.importorskip("sklearn", reason="make slow installs it")
     if page != DRAWS_ITS_OWN:
         (tmp_path / "images").symlink_to(images)
     for folder in ("configs", "tools"):
