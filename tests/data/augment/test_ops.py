@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 
 from flaxtl.data.augment.affine import Affine, affine_matrix
 from flaxtl.data.augment.config import FILLS, AugmentConfig, AugmentParams, example_keys, sample_params
-from flaxtl.data.augment.ops import apply_params, augment, shift_hue, warp
+from flaxtl.data.augment.ops import apply_params, augment, shift_hue, warp, warp_on_tpu
 from flaxtl.data.augment.randaugment import apply_color_op
 
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
@@ -178,6 +178,23 @@ def test_warp_constant_fill_starts_at_edge():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fill", FILLS)
+def test_warp_on_tpu_equals_warp(fill):
+    image = np.random.default_rng(5).integers(0, 256, (7, 9, 3), np.uint8)
+    matrices = views(image, [ALONE[0], *TOGETHER])[:4]
+
+    def both(image):
+        def pair(matrix):
+            return warp(image, matrix, fill, CVAL), warp_on_tpu(image, matrix, fill, CVAL)
+
+        return jax.vmap(pair)(matrices)
+
+    for given, packed in jax.jit(lambda images: [both(image) for image in images])([image, image / np.float32(3)]):
+        assert given.shape == packed.shape == (4, 7, 9, 3)
+        # The same pixels and weights; the three sums of a blend may be contracted to fused multiply-adds or not.
+        np.testing.assert_allclose(packed, given, rtol=0, atol=3 * 255 * 2.0**-24)
+
+
 def test_warp_index_and_weight_are_consistent():
     """The reason for fixed point: a coordinate has the same bits in every compilation, and in each use within one."""
     images = noise(40, 30, (8,))
