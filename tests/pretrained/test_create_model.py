@@ -69,6 +69,13 @@ def test_create_model_optimizer_has_no_state_for_unlisted_groups(created, images
     assert state_size == 1 + 2 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["head"]))
 
 
+def test_create_model_is_a_plain_flax_module(created, images):
+    model, variables = created
+    assert jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0), images)) == jax.tree.structure(variables)
+    mapped = jax.eval_shape(jax.vmap(lambda image: model.apply(variables, image[None])[0]), images)
+    assert mapped.shape == (4, 3)
+
+
 def test_image_classifier_trains_what_is_named_as_the_train_step_does(images):
     """Frozen batch norms keep their statistics; the others change as in flaxtl's own forward pass."""
     network = Classifier(registry.get_spec(NAME), Head(3, units=()), output_layer="conv_pw_1_relu")
