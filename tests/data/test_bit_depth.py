@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from helpers.deep_images import save_png16, save_tiff
+from deep_images import save_png16, save_tiff
 from helpers.image_folders import paint
 from PIL import Image
 

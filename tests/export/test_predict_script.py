@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.deep_images import chunk, save_png16, save_tiff
+from deep_images import chunk, save_png16, save_tiff
 from PIL import Image
 
 from flaxtl.data.decode import Resize, decode

@@ -2,13 +2,18 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 
-def chunk(name, content):
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG file."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def save_png16(path, values, color_type=2):
+def save_png16(path: Path, values: np.ndarray, color_type: int = 2) -> Path:
     """Write RGB (2) or RGBA (6) with 16 bits, which Pillow cannot."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -17,7 +22,7 @@ def save_png16(path, values, color_type=2):
     return path
 
 
-def save_tiff(path, values, extra_samples=(), order="<"):
+def save_tiff(path: Path, values: np.ndarray, extra_samples: Sequence[int] = (), order: str = "<") -> Path:
     """Write an uncompressed RGB TIFF with these samples of 8 or 16 bits and any ExtraSamples."""
     height, width, channels = values.shape
     bits = 8 * values.dtype.itemsize
