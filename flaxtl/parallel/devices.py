@@ -68,6 +68,12 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return copies
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return 'cpu', 'gpu' or 'tpu': what the mesh's devices are, which need not be the process's own."""
+    name: str = mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def device_memory(mesh: Mesh) -> tuple[int, str]:
     """Return the size in bytes and the name of the memory that replicated arrays are in."""
     stats = mesh.local_devices[0].memory_stats()

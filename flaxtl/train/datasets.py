@@ -174,7 +174,7 @@ class SplitData:
         model = self._model
         parts = [
             __version__,
-            jax.default_backend(),
+            devices.platform_of(self._mesh),
             self._images.digest,
             model.spec.name,
             str(model.dtype),

@@ -46,7 +46,7 @@ class PhaseTrainer:
       setup: the run.
       phase: the phase.
       step_config: constants of its steps.
-      frozen: parameters that the phase does not change.
+      frozen: parameters that the phase does not change, in the dtype that the model computes with.
       train_loader: training data, which enters the model at `step_config.start_layer`.
       validation_loader: validation data, which enters the model at `phase.cut_layer`.
       checkpoints: where progress is saved.
@@ -287,7 +287,7 @@ def uses_multi_step(cfg: StepConfig, backbone_output: str) -> bool:
     """
     if processes.process_count() > 1:
         return False
-    return jax.default_backend() != "cpu" or cfg.start_layer == backbone_output
+    return devices.platform_of(cfg.mesh) != "cpu" or cfg.start_layer == backbone_output
 
 
 class MultiStepCalls:
@@ -297,20 +297,25 @@ class MultiStepCalls:
         self.train_step = train_step.make_multi_step(cfg, loader.sharding(cfg.mesh))
         self._loader, self._sampler = loader, sampler
         self._steps_per_epoch, self._steps_per_call = steps_per_epoch, 1
-        self._start_time, self._num_steps = 0.0, 0
+        self._start_time, self._num_timed, self._is_compiled = 0.0, 0, False
 
     def inputs(self, first: int, last: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """See `StepCalls`; the inputs are all batches of the epoch, the first step of the call and its end."""
-        self._start_time, self._num_steps = time.monotonic(), last - first
+        num_steps = self._num_timed = last - first
+        self._start_time = time.monotonic()
         batches = self._loader.stacked_batches(self._sampler, first, last, self._steps_per_epoch)
-        for begin in range(0, self._num_steps, self._steps_per_call):
-            end = min(begin + self._steps_per_call, self._num_steps)
+        for begin in range(0, num_steps, self._steps_per_call):
+            end = min(begin + self._steps_per_call, num_steps)
             yield first + end, (batches, np.int32(begin), np.int32(end))
+            if not self._is_compiled:  # the first call compiled; its time says nothing about those after it
+                self._start_time, self._num_timed, self._is_compiled = time.monotonic(), self._num_timed - end, True
 
     def end_epoch(self, state: TrainState) -> None:
         """Measure the speed, for the number of steps per call in the next epoch."""
         state.step.block_until_ready()
-        steps_per_second = self._num_steps / (time.monotonic() - self._start_time)
+        if not self._num_timed:  # the only call of this epoch was the one that compiled
+            return
+        steps_per_second = self._num_timed / (time.monotonic() - self._start_time)
         self._steps_per_call = min(max(int(CALL_SECONDS * steps_per_second), 1), self._steps_per_epoch)
 
     def close(self) -> None:

@@ -259,7 +259,7 @@ def _accumulate_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, ex
     shapes = jax.eval_shape(microbatch_grads, state.batch_stats, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     # XLA's convolutions on CPU are tens of times slower inside a loop; there it is unrolled.
-    unroll = cfg.accum_steps if jax.default_backend() == "cpu" else 1
+    unroll = cfg.accum_steps if devices.platform_of(cfg.mesh) == "cpu" else 1
     total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), microbatches, unroll=unroll)
     loss, grads = jax.tree.map(lambda value: value / cfg.accum_steps, (total.loss, total.grads))
     return StepGrads(loss, grads, total.batch_stats, total.metrics)

@@ -196,7 +196,7 @@ def test_multi_step_calls_make_the_steps_of_single_ones(world):
 def test_uses_multi_step_trained_convolutions_on_cpu_is_false(world, monkeypatch):
     cfg, *_ = world.start(world.setup.phases[1])
     assert not uses_multi_step(cfg, CUT)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(devices, "platform_of", lambda mesh: "gpu")
     assert uses_multi_step(cfg, CUT)
 
 
