@@ -272,6 +272,19 @@ def unflatten_params(flat: Mapping[str, Leaf]) -> NestedParams[Leaf]:
     return tree
 
 
+def cast_for_compute(params: FlatParams, model: Classifier) -> FlatParams:
+    """Return all parameters in the dtype that the model converts them to, so that no step has to do it again.
+
+    Batch norms and the last layer compute in float32, so theirs stay as they are.
+    """
+    split_paths = {path: path.rpartition("/") for path in params}
+    in_float32 = {layer for layer, _, leaf in split_paths.values() if leaf in BATCH_STATS} | {"head/predictions"}
+    return {
+        path: value if split_paths[path][0] in in_float32 else value.astype(model.dtype)
+        for path, value in params.items()
+    }
+
+
 def to_variables(params: Params) -> dict[str, Params]:
     """Split the leaves into Flax's collections `params` and `batch_stats`."""
     flat = flatten_params(params)

@@ -18,7 +18,7 @@ from rich.console import Console
 from flaxtl.config import config_to_json
 from flaxtl.console import message
 from flaxtl.data.loaders import HostLoader, Loader
-from flaxtl.models.classifier import FlatParams
+from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import devices, processes
 from flaxtl.pretrained import backbone
 from flaxtl.pretrained.backbone import InitialParams
@@ -164,7 +164,7 @@ def train_phase(
         setup,
         phase,
         make_step_config(setup, phase, optimizer, start_layer),
-        frozen,
+        phase.param_groups.partition(cast_for_compute(params, setup.model_info.model)).frozen,
         train_loader,
         validation_loader,
         checkpoints,
