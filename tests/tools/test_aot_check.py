@@ -1,0 +1,61 @@
+"""The steps as programs of other platforms: exported for all of them, and compiled for a TPU that is not there."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from aot.hlo import num_bytes, study
+from aot.programs import PhasePrograms
+
+TOOL = Path(__file__).parents[2] / "tools" / "aot_check.py"
+
+HLO = """HloModule jit_run, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }
+
+%fused_computation (p: f32[4]) -> f32[4] {
+  %c = bf16[512,1024]{1,0} copy(%p)
+}
+
+%body (arg: f32[4]) -> f32[4] {
+  %k = bf16[32,7,7,512]{3,2,1,0} convolution(%a, %b), backend_config={"estimated_cycles":"3000000"}
+  %copy = f32[512,1024]{1,0} copy(%k)
+  ROOT %sum = (f32[8,4]{1,0}, s32[]) all-reduce(%c, %d), to_apply=%add
+}
+"""
+
+
+def test_study_counts_what_a_program_contains():
+    program = study(HLO)
+    assert (program.aliases, program.collectives, program.collective_bytes) == (2, {"all-reduce": 1}, 132)
+    assert (program.copies, program.products, program.kernels) == ([2**21], {"bf16": 1}, 2)
+    assert program.milliseconds == 2.0  # 3,000,000 cycles at 1.5 GHz
+
+
+@pytest.mark.parametrize(("types", "size"), [("f32[]", 4), ("(bf16[2,3]{1,0}, pred[5])", 17), ("token[]", 0)])
+def test_num_bytes_sums_the_arrays(types, size):
+    assert num_bytes(types) == size
+
+
+@pytest.mark.parametrize("phase", [0, 1], ids=["features", "augmented images"])
+def test_steps_export_for_every_platform(prepared, phase):
+    programs = PhasePrograms(prepared, prepared.mesh, prepared.phases[phase])
+    for function, arguments in (programs.train(), programs.evaluate()):
+        exported = jax.export.export(function, platforms=["cpu", "cuda", "tpu"])(*arguments)
+        assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.exhaustive("aot")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler is in libtpu: extra aot")
+def test_tpu_programs_have_one_known_fault(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    command = [sys.executable, TOOL, "v5e:2x2", "--config=flowers_vgg16:smoke", "--dtypes=bfloat16", f"--json={rows}"]
+    subprocess.run(command, check=False, capture_output=True, timeout=600)
+    failed = {row["program"]: row["failed"] for row in map(json.loads, rows.read_text("utf-8").splitlines())}
+    assert len(failed) == 6
+    # The default layout of a resident data set on TPU is not that of its gather, so each call copies it.
+    assert [
+        problem for problems in failed.values() for problem in problems if "data set is copied" not in problem
+    ] == []

@@ -1,0 +1,110 @@
+"""The steps of a run as abstract programs: nothing is allocated, so the mesh may be of devices that are not there."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from flaxtl.config import load_config
+from flaxtl.data.loaders import Batch, DeviceDataset, DeviceLoader, IndexBatch
+from flaxtl.data.manifest import Example, Manifest
+from flaxtl.models.classifier import FlatParams, cast_for_compute
+from flaxtl.train import train_step, trainer
+from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.phases import Phase
+from flaxtl.train.setup import RunSetup, build_setup
+from flaxtl.train.train_step import TrainState
+
+NUM_IMAGES = {"train": 1835, "validation": 734}
+"""The splits of the flower images of the config flowers_vgg16."""
+
+Abstract = jax.ShapeDtypeStruct
+
+
+def make_setup(config: str, overrides: list[str], num_images: dict[str, int] = NUM_IMAGES) -> RunSetup:
+    """Return the setup of a config for images that do not exist; it has as many classes as the config, at least 5."""
+    loaded = load_config(config, overrides)
+    classes = tuple(map(str, loaded.data.classes)) or tuple("abcde")
+    examples = (
+        Example(f"/{split}/{i}", classes[i % len(classes)], split, 64 * "0")
+        for split, count in num_images.items()
+        for i in range(count)
+    )
+    return build_setup(loaded, Path(), Manifest(classes, tuple(examples)))
+
+
+class PhasePrograms:
+    """The programs of one phase on a mesh, as `trainer.train_phase` makes them for data in device memory."""
+
+    def __init__(self, setup: RunSetup, mesh: Mesh, phase: Phase) -> None:
+        self.setup, self.mesh, self.phase = setup, mesh, phase
+        self.params = {path: Abstract(shape, jnp.float32) for path, shape in setup.model_info.shapes.items()}
+        self.optimizer = phase_optimizer(
+            setup.config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
+        )
+        fresh = phase.augment and not (phase.cut_layer and setup.config.feature_cache.views)
+        self.start_layer = None if fresh else phase.cut_layer
+        step_config = trainer.make_step_config(setup, phase, self.optimizer, self.start_layer)
+        self.step_config = step_config._replace(mesh=mesh)
+
+    def state(self) -> TrainState:
+        """Return the shapes of the state before the first step."""
+
+        def create(params: FlatParams) -> TrainState:
+            trainable, batch_stats, _ = self.phase.param_groups.partition(params)
+            opt_state, num_classes = self.optimizer.init(trainable), len(self.setup.manifest.classes)
+            return TrainState.create(0, trainable, batch_stats, opt_state, num_classes, use_ema=self.phase.ema > 0)
+
+        shapes: TrainState = jax.eval_shape(create, self.params)
+        return shapes
+
+    def frozen(self) -> FlatParams:
+        """Return the shapes of the frozen parameters, as `trainer.train_phase` casts them."""
+        model, partition = self.setup.model_info.model, self.phase.param_groups.partition
+        shapes: FlatParams = jax.eval_shape(
+            lambda params: partition(cast_for_compute(params, model)).frozen, self.params
+        )
+        return shapes
+
+    def data(self, split: str, layer: str | None) -> DeviceDataset:
+        """Return the shapes of a split in device memory: images, or outputs of a layer."""
+        info, size = self.setup.model_info, self.setup.config.data
+        num_rows = len(self.setup.manifest.of_split(split))
+        views = self.setup.config.feature_cache.views
+        if split == "train" and self.phase.augment and layer is not None:
+            num_rows *= views
+        if layer is None:
+            inputs = Abstract((num_rows, size.height, size.width, 3), jnp.uint8)
+        else:
+            shape = next(candidate.shape for candidate in info.layers if candidate.name == layer)
+            is_half = jnp.dtype(info.model.dtype).itemsize == 2 or (self.phase.augment and views > 0)
+            inputs = Abstract((num_rows, *shape), jnp.uint16 if is_half else jnp.float32)
+        return DeviceDataset(inputs, Abstract((num_rows,), jnp.int32))  # type: ignore[arg-type]  # shapes
+
+    def batch(self, data: DeviceDataset, *shape: int) -> Batch:
+        """Return the shapes of batches [*shape] of indices."""
+        indices: Any = Abstract(shape, jnp.int32)
+        return IndexBatch(data, indices, indices)
+
+    def train(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the jitted steps of an epoch, and their abstract arguments."""
+        data = self.data("train", self.start_layer)
+        batches = self.batch(data, self.phase.steps_per_epoch, self.setup.config.batch_size)
+        step = train_step.make_multi_step(self.step_config, DeviceLoader(data).sharding(self.mesh))
+        number = Abstract((), jnp.int32)
+        return step, (self.state(), self.frozen(), batches, number, number)
+
+    def evaluate(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the jitted evaluation step, and its abstract arguments."""
+        model, layer, size = self.setup.model_info.model, self.phase.cut_layer, self.setup.config.batch_size
+        data = self.data("validation", layer)
+        step = train_step.make_eval_step.__wrapped__(model, self.mesh, layer, DeviceLoader(data).sharding(self.mesh))
+        params = self.params | self.frozen()
+        return step, (params, self.batch(data, size), Abstract((size,), jnp.bool_))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Return the bytes of a tree of shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
