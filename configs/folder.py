@@ -4,7 +4,7 @@
 
 Usually, only the source and --config.model.name=NAME need to change; `flaxtl models` lists the models.
 `top` is the last block of the model, such as block5 in VGG16 or conv5 in ResNet50; `flaxtl summary` shows its layers.
-All other settings have the defaults of flaxtl/config.py.
+All other settings have the defaults of flaxtl/defaults.py.
 """
 
 from ml_collections import ConfigDict

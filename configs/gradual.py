@@ -3,7 +3,7 @@
     flaxtl train --config=gradual --config.data.source=folder:PATH --workdir=runs/gradual
 
 Each phase unfreezes one more block, with lower learning rates for lower layers. A learning rate warms up, then falls
-to 0 during its phase. All other settings have the defaults of flaxtl/config.py.
+to 0 during its phase. All other settings have the defaults of flaxtl/defaults.py.
 Use it for images that differ from ImageNet's; otherwise configs/folder.py is enough, and faster.
 """
 

@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 
 LEVELS = (
-    ("errors",),
+    ("errors", "defaults"),
     ("fileio", "console", "config"),
     ("parallel",),
     ("models", "data"),

@@ -7,14 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from flaxtl.config import (
-    DEFAULTS,
-    PHASE_DEFAULTS,
     config_differences,
     config_from_json,
     config_to_json,
     flatten_config,
     load_config,
 )
+from flaxtl.defaults import DEFAULTS, PHASE_DEFAULTS
 from flaxtl.errors import UserError
 
 SMALLEST = "c.frozen = dict(lr=dict(head=1e-3, base=0))"

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flaxtl import config
+from flaxtl import defaults
 from flaxtl.cli import parser
 from flaxtl.models import registry
 from flaxtl.models.spec import ModelSpec
@@ -114,7 +114,7 @@ class Setting(NamedTuple):
 
 def settings(name: str) -> list[Setting]:
     """Return the settings of DEFAULTS or PHASE_DEFAULTS in source order. A dict on one line is one setting."""
-    source = Path(config.__file__).read_text(encoding="utf-8")
+    source = Path(defaults.__file__).read_text(encoding="utf-8")
     comments = {
         token.start[0]: token.string.removeprefix("#").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -128,7 +128,7 @@ def _literal(tree: ast.Module, name: str) -> ast.Dict:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return node.value.args[0]
-    raise LookupError(f"{config.__file__} has no {name}")
+    raise LookupError(f"{defaults.__file__} has no {name}")
 
 
 def _walk(node: ast.Dict, comments: dict[int, str], prefix: str) -> Iterator[Setting]:
@@ -142,16 +142,16 @@ def _walk(node: ast.Dict, comments: dict[int, str], prefix: str) -> Iterator[Set
 
 def config_page() -> str:
     """Return the page in Markdown: general settings, a chapter per section, settings of a phase."""
-    defaults = settings("DEFAULTS")
+    rows = settings("DEFAULTS")
     parts = [
         CONFIG,
         "## General { #general }",
-        _settings_table(setting for setting in defaults if _is_general(setting)),
+        _settings_table(setting for setting in rows if _is_general(setting)),
     ]
-    for section in (setting for setting in defaults if setting.is_section):
+    for section in (setting for setting in rows if setting.is_section):
         parts.append(f"## {section.key} {{ #{section.key} }}")
         parts += [text(f"{section.meaning[:1].upper()}{section.meaning[1:]}.")] if section.meaning else []
-        parts.append(_settings_table(setting for setting in defaults if setting.key.startswith(section.key + ".")))
+        parts.append(_settings_table(setting for setting in rows if setting.key.startswith(section.key + ".")))
     parts += [PHASE, _settings_table(settings("PHASE_DEFAULTS"), "phase.")]
     return "\n\n".join(parts) + "\n"
 

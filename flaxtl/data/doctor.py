@@ -12,13 +12,13 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from flaxtl.config import DEFAULTS
 from flaxtl.data import duplicates, splitting
 from flaxtl.data.bit_depth import describe_range, is_deep_color
 from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage, absent_classes
+from flaxtl.defaults import DEFAULTS
 from flaxtl.errors import UserError, join_names
 
 ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxtl.config import LAST_BLOCK
+from flaxtl.defaults import LAST_BLOCK
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
@@ -38,7 +38,7 @@ FEATURE_CACHE_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage of the schedule; see the settings of a phase in `config.py`.
+    """One stage of the schedule; see the settings of a phase in `defaults.py`.
 
     Steps are numbered over the whole run: a phase has the steps from `first_step` to below `last_step`, even if it
     stops early.

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from flaxtl.config import LAST_BLOCK
 from flaxtl.console import make_table, progress_bar
+from flaxtl.defaults import LAST_BLOCK
 from flaxtl.errors import join_names
 from flaxtl.fileio import atomic_write, write_csv
 from flaxtl.parallel import devices

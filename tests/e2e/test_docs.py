@@ -15,8 +15,9 @@ import pytest
 import reference
 from helpers import doc_pages
 
-from flaxtl.config import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS, flatten_config
+from flaxtl.config import flatten_config
 from flaxtl.data.sources import synthetic
+from flaxtl.defaults import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS
 
 LANGUAGES = {"bash", "python", "text", "console", "json", ""}
 DRAWS_ITS_OWN = "docs/own_images.md"  # folder of images

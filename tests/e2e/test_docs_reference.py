@@ -7,7 +7,8 @@ from pathlib import Path
 import reference
 from helpers.doc_pages import NOTEBOOK
 
-from flaxtl.config import DEFAULTS, PHASE_DEFAULTS, __file__, flatten_config
+from flaxtl.config import flatten_config
+from flaxtl.defaults import DEFAULTS, PHASE_DEFAULTS, __file__
 from flaxtl.models import registry
 
 

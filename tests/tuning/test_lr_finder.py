@@ -9,7 +9,8 @@ import pytest
 from helpers.train_process import Place
 
 from flaxtl.cli.main import main
-from flaxtl.config import LAST_BLOCK, load_config
+from flaxtl.config import load_config
+from flaxtl.defaults import LAST_BLOCK
 from flaxtl.report.templating import round_lr
 from flaxtl.train import run_dir
 from flaxtl.train.feature_cache import FeatureExtractor
