@@ -197,7 +197,7 @@ def networks_page() -> str:
 
 def _figures(spec: ModelSpec) -> tuple[str, ...]:
     counts = (spec.num_params, spec.num_params_no_top, spec.input_size, spec.min_input_size)
-    accuracies = (f"{accuracy:.1f}" for accuracy in (spec.top1, spec.top5))
+    accuracies = (f"{accuracy:.1f}" if accuracy else "–" for accuracy in (spec.top1, spec.top5))
     return code(spec.name), *(f"{count:,}" for count in counts), *accuracies, code(spec.preprocessing)
 
 

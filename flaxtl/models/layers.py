@@ -1,4 +1,4 @@
-"""Flax modules of the convolutions that Flax does not have: depthwise (fast on CPU) and separable."""
+"""Flax modules that Flax does not have: depthwise convolutions (fast on CPU), separable ones, and layer scale."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,9 @@ from jax import lax
 
 GLOROT = nn.initializers.glorot_uniform()
 """Keras' default initializer of kernels (Glorot and Bengio 2010); biases are initialized to zero."""
+
+LAYER_SCALE = 1e-6
+"""Initial value of a layer scale (Keras' convnext.py)."""
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -57,6 +60,21 @@ class SeparableConv(nn.Module):
         pointwise = self.param("pointwise_kernel", GLOROT, (1, 1, inputs, self.features)).astype(self.dtype)
         x = depthwise_conv(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
         return lax.conv_general_dilated(x, pointwise, (1, 1), "VALID", dimension_numbers=DIMENSION_NUMBERS)
+
+
+class LayerScale(nn.Module):
+    """Multiply each channel by a parameter (Touvron et al. 2021, arXiv:2103.17239).
+
+    Parameter, float32: scale [channels].
+    """
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., channels] -> the same shape."""
+        scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],))
+        return x.astype(self.dtype) * scale.astype(self.dtype)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:

@@ -10,13 +10,15 @@ parameters are held flat, by layer name. A call without a name gets Keras' autom
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxtl.models.layers import GLOROT, DepthwiseConv, SeparableConv
+from flaxtl.models.layers import GLOROT, DepthwiseConv, LayerScale, SeparableConv
 from flaxtl.models.tracer import OPERATION, LayerRunner, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -25,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu6": nn.relu6,
     "sigmoid": nn.sigmoid,
     "swish": nn.swish,
+    "gelu": partial(nn.gelu, approximate=False),
     "hard_swish": nn.hard_swish,
     "softmax": nn.softmax,
 }
@@ -115,7 +118,7 @@ class Net(LayerRunner):
         return self._layer_with_params("separable conv", name, run, x)
 
     def dense(self, x: Value, features: int, *, name: str, act: str = "linear") -> Value:
-        """Fully connected layer (Keras' Dense): [batch, inputs] -> [batch, features].
+        """Fully connected layer (Keras' Dense): [batch, ..., inputs] -> [batch, ..., features].
 
         With `act="softmax"` it computes in float32 regardless of `dtype`, and keeps the logits.
         """
@@ -153,6 +156,20 @@ class Net(LayerRunner):
             return y.astype(self.dtype)
 
         return self._layer_with_params("batch norm", name, run, x)
+
+    def layer_norm(self, x: Value, *, name: str = "", epsilon: float = 1e-3) -> Value:
+        """Normalize each position by the mean and variance of its channels, in float32 (Keras' LayerNormalization)."""
+        name = name or self._auto_name("layer_normalization")
+
+        def run(x: jax.Array) -> jax.Array:
+            norm = nn.LayerNorm(epsilon, jnp.float32, use_fast_variance=False, name=name)
+            return cast(jax.Array, norm(x.astype(jnp.float32))).astype(self.dtype)
+
+        return self._layer_with_params("layer norm", name, run, x)
+
+    def layer_scale(self, x: Value, *, name: str) -> Value:
+        """Multiply each channel by a parameter (LayerScale of Keras' convnext.py)."""
+        return self._layer_with_params("layer scale", name, lambda x: LayerScale(self.dtype, name=name)(x), x)
 
     # ------------------------------------------------------------------ activations
 

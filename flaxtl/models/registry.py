@@ -5,6 +5,7 @@ import re
 from flaxtl.errors import unknown
 from flaxtl.models import (
     alexnet,
+    convnext,
     densenet,
     efficientnet,
     efficientnet_v2,
@@ -34,6 +35,7 @@ FAMILIES = (
     nasnet,
     efficientnet,
     efficientnet_v2,
+    convnext,
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for family in FAMILIES for spec in family.MODELS}

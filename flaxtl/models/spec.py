@@ -44,7 +44,7 @@ class ModelSpec:
       num_params: as Keras' `count_params` of the whole network, including batch statistics.
       num_params_no_top: the same of the backbone.
       top1: accuracy in percent on the ImageNet validation set, one center crop, as published.
-      top5: top-5 accuracy, likewise.
+      top5: top-5 accuracy, likewise; None if it is not published.
       groups: default param groups: the head, the last block of the backbone, the rest.
       license: of the published weights.
       paper: arXiv identifier or DOI.
@@ -61,7 +61,7 @@ class ModelSpec:
     num_params: int
     num_params_no_top: int
     top1: float
-    top5: float
+    top5: float | None
     groups: Groups
     license: str
     paper: str
@@ -75,9 +75,9 @@ class ModelSpec:
         return self.groups[1][0]
 
 
-def keras_weights(path: str, *, md5: str = "", root: str = KERAS_APPLICATIONS) -> WeightsFile:
+def keras_weights(path: str, *, md5: str = "", sha256: str = "", root: str = KERAS_APPLICATIONS) -> WeightsFile:
     """Return a weight file of keras.applications; `path` is relative to `root`."""
-    return WeightsFile(path.rsplit("/", 1)[-1], f"{root}/{path}", md5)
+    return WeightsFile(path.rsplit("/", 1)[-1], f"{root}/{path}", md5 or sha256)
 
 
 def default_groups(*, last_block: str, layers: str) -> Groups:

@@ -1,11 +1,11 @@
-"""Two kinds of layer in Keras files that need care: those with automatic names, and Normalization.
+"""Layers in Keras files that need care: those with automatic names, ConvNeXt's last norm, and Normalization.
 
 A layer that was built without a name is named after its class and numbered within the session: `conv2d`, `conv2d_1`,
 ... The numbers in a file depend on what else was built before, so only their order counts.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ _CLASSES = {
     "batchnormalization": "batch_normalization",  # Keras 1
     "batch_normalization_v1": "batch_normalization",  # TensorFlow 1.13 to 1.15
     "batch_normalization_v2": "batch_normalization",
+    "layer_normalization": "layer_normalization",
     "depthwise_conv2d": "depthwise_conv2d",
     "separable_conv2d": "separable_conv2d",
     "separableconvolution2d": "separable_conv2d",  # Keras 1
@@ -85,6 +86,20 @@ def _layers_of_class(kind: str, layers: Iterable[str]) -> list[str]:
 def _number(layer: str) -> int:
     match = _AUTOMATIC_NAME.fullmatch(layer)
     return int(match["number"] or 0) if match else 0
+
+
+def rename_final_norm(layers: StoredLayers, expected: Container[str]) -> StoredLayers:
+    """Let the base of a ConvNeXt read its last layer norm from a file with the top.
+
+    The authors' networks have one: after the pool, where Keras calls it NAME_head_layernorm. Keras' network without the
+    top has it before any pool, as its only layer without a name.
+    """
+    if "layer_normalization" not in expected or "layer_normalization" in layers:
+        return layers
+    return {
+        "layer_normalization" if layer.endswith("_head_layernorm") else layer: tensors
+        for layer, tensors in layers.items()
+    }
 
 
 PUBLISHED_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -104,6 +104,7 @@ def read_layers(
         layers = _without_layers(layers, skip_layers, path)  # before automatic names are told apart by their number
         layers = keras_layers.drop_normalization(layers, path)
         layers = keras_layers.rename_automatic_layers(layers, (known, expected), path)
+        layers = keras_layers.rename_final_norm(layers, expected)
         return convert.name_leaves(layers, expected), file_format
     _check_size(path)
     if start[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from flaxtl.errors import UserError
 
-MAX_BYTES = 768 * 2**20
+MAX_BYTES = 1536 * 2**20
 """Upper limit for all arrays of a weight file together, in any format.
 
-They are held in memory up to twice at a time, which stays below 2 GiB. The largest published file, VGG19 with its top,
-is 575 MB.
+They are held in memory up to twice at a time, which stays below 4 GiB. The largest published file, ConvNeXt-XLarge with
+its top, is 1,401 MB.
 """
 
 ParamTree = dict[str, dict[str, NDArray[np.float32]]]

@@ -25,7 +25,7 @@ trial.main(loader.read_layers)
 _EXIT_REFUSED = 3  # the reason is on standard output
 _EXIT_BROKEN = 1  # Python's own: an error in the program, not in the file
 
-_MEMORY_BYTES = 2 * 2**30  # address space: two copies of merge.MAX_BYTES, and the libraries
+_MEMORY_BYTES = 4 * 2**30  # address space: two copies of merge.MAX_BYTES, and the libraries
 _CPU_SECONDS = 2  # for reading a small file, which takes about 0.02 s
 _BYTES_PER_SECOND = 20 * 10**6  # slowest disk and slowest decompression
 _WALL_FACTOR = 30  # wall time per CPU time: on a busy machine a process mostly waits

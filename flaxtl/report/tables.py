@@ -39,7 +39,7 @@ def models_table() -> Table:
             f"{spec.num_params_no_top:,}",
             f"{spec.input_size} (min {spec.min_input_size})",
             f"{spec.top1:.1f}",
-            f"{spec.top5:.1f}",
+            f"{spec.top5:.1f}" if spec.top5 else "–",
             spec.preprocessing,
             _weights_cell(**local_weights(spec)),
         )

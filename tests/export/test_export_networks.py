@@ -20,7 +20,7 @@ Sums in another order have an effect that depends on the model: from 1e-7 to 8e-
 grow and cancel unlike those of trained models.
 """
 
-SLOW = ("googlenet", "resnet50", "inception_v3", "mobilenet_v3_small", "efficientnetb0")
+SLOW = ("googlenet", "resnet50", "inception_v3", "mobilenet_v3_small", "efficientnetb0", "convnext_tiny")
 NAMES = [family.MODELS[0].name for family in registry.FAMILIES]
 
 

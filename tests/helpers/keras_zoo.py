@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from flax import linen as nn
+from keras.src.applications import convnext as keras_convnext
 from keras.src.applications import densenet as keras_densenet
 from keras.src.applications import efficientnet as keras_efficientnet
 from keras.src.applications import efficientnet_v2 as keras_v2
@@ -61,6 +62,10 @@ KERAS_MODELS = {
     **{
         f"efficientnetv2-{variant.lower()}": getattr(keras.applications, f"EfficientNetV2{variant}")
         for variant in ("B0", "B1", "B2", "B3", "S", "M", "L")
+    },
+    **{
+        f"convnext_{variant.lower()}": getattr(keras.applications, f"ConvNeXt{variant}")
+        for variant in ("Tiny", "Small", "Base", "Large", "XLarge")
     },
 }
 """Name in the registry -> Keras' builder."""
@@ -132,6 +137,11 @@ SHORT_MODELS = {
         partial(keras_v2.EfficientNetV2, 1.0, 1.0, 224, blocks_args=_V2_STAGES, name="efficientnetv2-b0"),
         {"stages": _repeat(efficientnet_v2.B0, _V2_REPEATS), "stem": 32},
     ),
+    "short_convnext": Short(
+        "convnext_tiny",
+        partial(keras_convnext.ConvNeXt, [2, 1, 1, 1], [16, 24, 32, 40], name="short"),
+        {"name": "short", "widths": (16, 24, 32, 40), "depths": (2, 1, 1, 1)},
+    ),
 }
 
 
@@ -181,6 +191,18 @@ def keras_network(name, height, width=None, *, include_top, **settings):
     return network
 
 
+def without_top(name, network, height, width=None):
+    """Return Keras' `network` without its top, as include_top=False builds it, with the same weights."""
+    last = layer_names(name, height, width, include_top=False)[-1]
+    if family(name) != "convnext":
+        return keras.Model(network.input, network.get_layer(last).output)
+    pool, norm, _ = network.layers[-3:]
+    last_norm = keras.layers.LayerNormalization(epsilon=norm.epsilon, name=last)
+    base = keras.Model(network.input, last_norm(pool.input))
+    last_norm.set_weights(norm.get_weights())
+    return base
+
+
 def without_initializers(patch):
     """Make all variables zero: Keras compiles its initializers for every shape."""
     for kind in (keras.initializers.VarianceScaling, keras.initializers.Zeros, keras.initializers.Ones):
@@ -223,7 +245,7 @@ def randomize(network, seed=0):
         gain = 1 if kind == "depthwise_kernel" else 2  # there is no relu between the kernels of a SeparableConv2D
         return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(gain / fan_in))
 
-    for layer in network.layers:
+    for layer in all_layers(network):
         if layer.weights and not isinstance(layer, keras.layers.Normalization):
             layer.set_weights([draw(layer, variable) for variable in layer.weights])
 
@@ -233,7 +255,7 @@ def scale_weights(network, pattern, factor):
 
     For the last layers of residual branches: otherwise the sums grow to millions, in which biases are lost.
     """
-    for layer in network.layers:
+    for layer in all_layers(network):
         if re.fullmatch(pattern, layer.name):
             first, *others = layer.get_weights()
             layer.set_weights([np.float32(factor) * first, *others])
@@ -296,7 +318,13 @@ def assert_outputs_close(outputs, expected, bound):
 def keras_layers(network):
     """Return the (name, output shape) of Keras' layers in order, without the input and what preprocesses it."""
     first = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization)
-    return [(layer.name, layer.output.shape[1:]) for layer in network.layers if not isinstance(layer, first)]
+    return [(layer.name, layer.output.shape[1:]) for layer in all_layers(network) if not isinstance(layer, first)]
+
+
+def all_layers(network):
+    """Return the layers of a network, those of nested models in place of them."""
+    nested = (all_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in network.layers)
+    return [layer for layers in nested for layer in layers]
 
 
 def layer_names(name, height, width=None, *, include_top):

@@ -136,6 +136,19 @@ def test_inception_built_after_others_loads_by_layer_order(tmp_path, monkeypatch
         np.testing.assert_equal(tree, trees[0])  # the same random weights: those of `first` are compared with Keras
 
 
+@pytest.mark.parametrize("save", [keras_zoo.save_legacy, keras_zoo.save_keras3])
+def test_convnext_base_reads_its_norm_from_files_with_and_without_top(tmp_path, save):
+    network = keras_zoo.keras_network("short_convnext", 43, include_top=True)
+    base = keras_zoo.without_top("short_convnext", network, 43)
+    whole, alone = (
+        keras_zoo.load_params("short_convnext", save(model, tmp_path / f"{model.name}.h5"), 43, include_top=False)
+        for model in (network, base)
+    )
+    np.testing.assert_equal(whole, alone)
+    scale, bias = network.layers[-2].get_weights()
+    np.testing.assert_equal(whole["backbone"]["layer_normalization"], {"scale": scale, "bias": bias})
+
+
 CELLS = {"nasnet_mobile": 4, "nasnet_large": 6}
 """Normal cells per stage."""
 

@@ -17,6 +17,7 @@ from helpers import keras_zoo
 
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier
+from flaxtl.pretrained import keras_layers
 from flaxtl.pretrained.loader import load_weights
 
 
@@ -176,6 +177,19 @@ FAMILIES = {
         r"(stem|block\d[b-z]_project)_bn",
         0.2,
     ),
+    "convnext": Family(
+        4e-6,
+        (75, 75),  # 18, 9, 4, 2
+        (
+            "short_stage_0_block_0_depthwise_conv",  # preprocessing; the border of a 7x7 window
+            "short_stage_0_block_0_gelu",  # the approximation by tanh
+            "short_stage_0_block_1_depthwise_conv",  # the sum at the end of a block
+            "short_stage_2_block_0_layer_scale",
+            "short_head_layernorm",
+            "convnext_tiny_stage_0_block_0_gelu",
+            "convnext_tiny_stage_3_block_2_layer_scale",
+        ),
+    ),
 }
 
 
@@ -202,6 +216,7 @@ FAST = (
     Case("short_densenet"),
     Case("short_efficientnet", "block4b_add"),
     Case("short_efficientnet_v2"),
+    Case("short_convnext"),
     Case("short_nasnet", "reduction_concat_stem_1"),
     Case("mobilenet_v2_0.35", "block_4_add"),
     Case("mobilenet_v3_small", "expanded_conv_4_add"),
@@ -214,7 +229,7 @@ SLOW = tuple(
         (
             *("vgg19", "resnet50", "resnet50v2", "densenet121", "inception_v3", "inception_resnet_v2", "xception"),
             *("mobilenet", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetb0"),
-            "efficientnetv2-b0",
+            *("efficientnetv2-b0", "convnext_tiny"),
         ),
     )
 )
@@ -294,9 +309,9 @@ def test_outputs_equal_keras(case, network, model, params):
 @published_networks
 def test_weight_files_without_top_equal_those_with_it(case, network, params, tmp_path):
     """In both of Keras' layouts."""
-    last = keras_zoo.layer_names(case.name, *case.size, include_top=False)[-1]
-    backbone = keras.Model(network.input, network.get_layer(last).output)
+    backbone = keras_zoo.without_top(case.name, network, *case.size)
     for save in (keras_zoo.save_legacy, keras_zoo.save_keras3):
         file = save(backbone, tmp_path / "base.h5")
         tree = keras_zoo.load_params(case.name, file, *case.size, include_top=False)["backbone"]
-        np.testing.assert_equal(tree, {layer: params["backbone"][layer] for layer in tree})
+        whole = keras_layers.rename_final_norm(params["backbone"], tree)
+        np.testing.assert_equal(tree, {layer: whole[layer] for layer in tree})

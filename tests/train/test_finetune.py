@@ -37,6 +37,7 @@ SLOW = ("mobilenet_0.25", "vgg16", "alexnet", "resnet50", "efficientnetb0")
 EXHAUSTIVE = (
     *("googlenet", "resnet50v2", "inception_v3", "inception_resnet_v2", "xception"),
     *("densenet121", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetv2-b0"),
+    "convnext_tiny",
 )
 FAMILIES = (
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
