@@ -143,7 +143,7 @@ class RunResult:
         predictions = self.record.eval_predictions
         if predictions is None:
             raise UserError(f"The run in {self.workdir} has not been evaluated yet. Train it to its end.")
-        losses = classification.cross_entropy(predictions.probabilities, predictions.labels)
+        losses = classification.cross_entropy(predictions.log_probabilities, predictions.labels)
         rows = np.argsort(-losses, kind="stable")
         rows = rows[~predictions.correct[rows]]
         for name, values in ((true, predictions.labels), (predicted, predictions.predicted)):

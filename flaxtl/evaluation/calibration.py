@@ -16,10 +16,8 @@ from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import CountArray, FloatArray, IntArray
 from flaxtl.train.run_records import TemperatureFit
 
-Probabilities = npt.NDArray[np.floating]
-
 NUM_BINS = 15
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # outside, softmax is practically one-hot or uniform
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1e4  # of logits from some hundredths to some ten thousands
 COVERAGE_PERCENTS = (100, 95, 90, 80, 50)  # the rows of the report's table
 
 
@@ -54,13 +52,13 @@ class CalibrationMetrics:
     reliability: ReliabilityDiagram
 
 
-def calibration_metrics(probabilities: Probabilities, labels: IntArray) -> CalibrationMetrics:
-    """Compute the calibration metrics of `probabilities` [n, classes] for true classes `labels` [n], n > 0."""
-    confidence = probabilities.max(axis=1).astype(np.float64)
+def calibration_metrics(log_probs: FloatArray, labels: IntArray) -> CalibrationMetrics:
+    """Compute the calibration metrics of log-probabilities [n, classes] for true classes `labels` [n], n > 0."""
+    confidence = np.exp(log_probs.max(axis=1))
     return CalibrationMetrics(
         mean_confidence=float(confidence.mean()),
-        loss=float(classification.cross_entropy(probabilities, labels).mean()),
-        reliability=reliability_diagram(confidence, probabilities.argmax(axis=1) == labels),
+        loss=float(classification.cross_entropy(log_probs, labels).mean()),
+        reliability=reliability_diagram(confidence, log_probs.argmax(axis=1) == labels),
     )
 
 
@@ -75,14 +73,14 @@ def reliability_diagram(confidence: FloatArray, correct: npt.NDArray[np.bool_]) 
         return ReliabilityDiagram(count.astype(np.int64), confidence_sum / count, num_correct / count)
 
 
-def apply_temperature(probabilities: Probabilities, temperature: float) -> FloatArray:
-    """Return softmax(log p / T), float64 [n, classes]: the same predictions, less confident where T > 1."""
-    weights = np.exp(_logits(probabilities) / temperature)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
+def apply_temperature(log_probs: FloatArray, temperature: float) -> FloatArray:
+    """Return log softmax(log p / T), float64 [n, classes]: the same predictions, less confident where T > 1."""
+    logits = _logits(log_probs) / temperature
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), np.float64)
 
 
-def fit_temperature(probabilities: Probabilities, labels: IntArray) -> float | None:
-    """Return the temperature that minimizes the mean cross-entropy of `labels` int [n].
+def fit_temperature(log_probs: FloatArray, labels: IntArray) -> float | None:
+    """Return the temperature of log-probabilities [n, classes] that minimizes the mean cross-entropy of `labels` [n].
 
     The loss is convex in 1 / T, so its minimum is the root of its slope. A root finder gives T to almost all digits;
     minimizing the loss itself would give half of them.
@@ -93,7 +91,7 @@ def fit_temperature(probabilities: Probabilities, labels: IntArray) -> float | N
     """
     if not len(labels):
         return None
-    logits = _logits(probabilities)
+    logits = _logits(log_probs)
     true_logits = logits[np.arange(len(labels)), labels]
 
     def slope(log_temperature: float) -> float:
@@ -118,10 +116,9 @@ def describe_temperature(temperature: float) -> str:
     return very + ("overconfident" if temperature > 1 else "underconfident")
 
 
-def _logits(probabilities: Probabilities) -> FloatArray:
-    """Return log p minus its maximum, float64 [n, classes]; finite, as p is clipped at the smallest normal float32."""
-    logits = np.log(np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny)))
-    return np.asarray(logits - logits.max(axis=1, keepdims=True, initial=-np.inf), np.float64)
+def _logits(log_probs: FloatArray) -> FloatArray:
+    """Return log p minus its maximum, so that its exponential cannot overflow."""
+    return np.asarray(log_probs - log_probs.max(axis=1, keepdims=True, initial=-np.inf), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,19 +182,19 @@ class CalibrationReport:
     coverage_points: Sequence[CoveragePoint]
 
 
-def calibration_report(probabilities: Probabilities, labels: IntArray, fit: TemperatureFit | None) -> CalibrationReport:
-    """Compute the calibration of `probabilities` [n, classes] for `labels` [n], n > 0, without and with a temperature.
+def calibration_report(log_probs: FloatArray, labels: IntArray, fit: TemperatureFit | None) -> CalibrationReport:
+    """Compute the calibration of predictions on n > 0 images, without and with a temperature.
 
     Args:
-        probabilities: predictions on the evaluation split.
-        labels: true classes.
+        log_probs: log-probabilities on the evaluation split, [n, classes].
+        labels: true classes, [n].
         fit: the run's temperature; None if it has not finished.
     """
     temperature = fit.temperature if fit else None
-    scaled = apply_temperature(probabilities, temperature) if temperature else None
-    curve = risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    scaled = apply_temperature(log_probs, temperature) if temperature else None
+    curve = risk_coverage(np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1) == labels)
     return CalibrationReport(
-        uncalibrated=calibration_metrics(probabilities, labels),
+        uncalibrated=calibration_metrics(log_probs, labels),
         calibrated=None if scaled is None else calibration_metrics(scaled, labels),
         temperature=temperature,
         no_temperature_reason=missing_temperature_reason(fit),

@@ -15,6 +15,9 @@ IntArray = npt.NDArray[np.integer]
 CountArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""The smallest normal float32, 1.2e-38 = exp(-87.3). XLA flushes smaller probabilities to 0 on some devices."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClassMetrics:
@@ -100,26 +103,36 @@ def classes_with_most_errors(matrix: CountArray, limit: int) -> npt.NDArray[np.i
     return np.sort(np.argsort(-errors, kind="stable")[:limit])
 
 
-def cross_entropy(probabilities: npt.NDArray[np.floating], labels: IntArray) -> FloatArray:
-    """Return the cross-entropy -log p(true class) of each image, float64 [n].
+def log_probabilities(
+    probabilities: npt.NDArray[np.float32], log_softmax: npt.NDArray[np.floating] | None = None
+) -> FloatArray:
+    """Return the logarithms of probabilities, float64 [n, classes], also of those that underflow float32.
 
-    p is clipped at the smallest normal float32 (1.2e-38, loss 87.3), so that an underflowed probability stays finite.
+    Args:
+        probabilities: float32 [n, classes].
+        log_softmax: the log-softmax of the logits, [n, classes]; used where a probability is below SMALLEST. None:
+            these count as SMALLEST, so that their logarithm, -87.3, is finite.
     """
-    p = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.maximum(p, float(np.finfo(np.float32).tiny)))
+    logs = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
+    return logs if log_softmax is None else np.where(probabilities < SMALLEST, log_softmax, logs)
 
 
-def top_losses(probabilities: npt.NDArray[np.floating], labels: IntArray, limit: int) -> tuple[CountArray, FloatArray]:
+def cross_entropy(log_probs: FloatArray, labels: IntArray) -> FloatArray:
+    """Return the cross-entropy -log p(true class) of each image, float64 [n]; `log_probs` are [n, classes]."""
+    return np.asarray(-log_probs[np.arange(len(labels)), labels], np.float64)
+
+
+def top_losses(log_probs: FloatArray, labels: IntArray, limit: int) -> tuple[CountArray, FloatArray]:
     """Return row indices (int64 [k]) and losses (float64 [k]) of the `limit` largest losses, largest first."""
-    losses = cross_entropy(probabilities, labels)
+    losses = cross_entropy(log_probs, labels)
     rows = np.argsort(-losses, kind="stable")[:limit].astype(np.int64)
     return rows, losses[rows]
 
 
-def largest_loss_errors(probabilities: npt.NDArray[np.floating], labels: IntArray, limit: int) -> list[int]:
+def largest_loss_errors(log_probs: FloatArray, labels: IntArray, limit: int) -> list[int]:
     """Return the rows of the `limit` misclassified images with the largest loss, largest first."""
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    order = np.argsort(-cross_entropy(probabilities, labels)[wrong], kind="stable")
+    wrong = np.flatnonzero(log_probs.argmax(axis=1) != labels)
+    order = np.argsort(-cross_entropy(log_probs, labels)[wrong], kind="stable")
     rows: list[int] = wrong[order][:limit].tolist()
     return rows
 

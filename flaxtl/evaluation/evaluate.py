@@ -104,6 +104,7 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
         labels=setup.manifest.labels(examples),
         probabilities=np.concatenate([evaluation.probabilities for evaluation in evaluations.values()]),
         classes=setup.manifest.classes,
+        log_softmax=np.concatenate([evaluation.log_softmax for evaluation in evaluations.values()]),
     )
     if processes.is_main_process():
         write_predictions(setup.workdir / "predictions.csv", predictions)
@@ -147,7 +148,7 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
 
 def _fit_temperature(validation: Predictions, console: Console) -> TemperatureFit:
     """Fit the temperature on validation predictions."""
-    temperature = calibration.fit_temperature(validation.probabilities, validation.labels)
+    temperature = calibration.fit_temperature(validation.log_probabilities, validation.labels)
     if temperature:
         message(console, f"Model is {calibration.describe_temperature(temperature)} (temperature {temperature:.1f}).")
     return TemperatureFit(temperature, len(validation.paths))

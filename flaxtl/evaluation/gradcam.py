@@ -109,10 +109,10 @@ def heatmap_targets(run: RunRecord) -> dict[str, ClassPair]:
     predictions = run.eval_predictions
     if predictions is None:
         return {}
-    probabilities, labels, classes = predictions.probabilities, predictions.labels, predictions.classes
+    labels, classes = predictions.labels, predictions.classes
     rows = [
-        *classification.largest_loss_errors(probabilities, labels, MAX_ERRORS),
-        *classification.typical_correct(probabilities, labels, MAX_CORRECT),
+        *classification.largest_loss_errors(predictions.log_probabilities, labels, MAX_ERRORS),
+        *classification.typical_correct(predictions.probabilities, labels, MAX_CORRECT),
     ]
     return {predictions.paths[row]: (classes[predictions.predicted[row]], classes[labels[row]]) for row in rows}
 

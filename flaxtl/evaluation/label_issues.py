@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl import fileio
-from flaxtl.evaluation.classification import FloatArray
+from flaxtl.evaluation.classification import FloatArray, cross_entropy
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.fileio import atomic_write
 
@@ -45,14 +45,15 @@ def find_label_issues(predictions: Predictions) -> LabelIssues:
     """Find images for which another class is more probable than the label and reaches its `class_thresholds` value.
 
     If several classes do, the most probable one is suggested. Issues are sorted by the probability of the label, lowest
-    first: unlike the margin between the two probabilities, it does not saturate.
+    first: unlike the margin between the two probabilities, its logarithm does not saturate.
     """
     probabilities, own = predictions.probabilities, _label_probabilities(predictions)[:, None]
     candidates = (probabilities > own) & (probabilities >= class_thresholds(predictions))
     rows = np.flatnonzero(candidates.any(axis=1))
     suggested = np.where(candidates[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]
-    order = np.argsort(own[rows, 0], kind="stable")
+    losses = cross_entropy(predictions.log_probabilities, predictions.labels)
+    order = np.argsort(-losses[rows], kind="stable")
     return LabelIssues(rows[order], suggested[order], probability[order])
 
 

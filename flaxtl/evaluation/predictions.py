@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from rich.table import Table
 from flaxtl import fileio
 from flaxtl.console import make_table, printable, truncate_rows
 from flaxtl.errors import UserError
-from flaxtl.evaluation import calibration
+from flaxtl.evaluation import calibration, classification
+from flaxtl.evaluation.classification import SMALLEST, FloatArray
 from flaxtl.fileio import atomic_write
 
 FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
@@ -37,6 +39,7 @@ class Predictions:
         labels: true classes as indices into `classes`, int [n]; UNLABELED if unknown.
         probabilities: float32 [n, classes] in [0, 1].
         classes: class names in the order of the model's outputs; () if only layer outputs were computed.
+        log_softmax: logarithms of the probabilities from the logits, [n, classes]; None if these are not known.
         wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
         taps: layer name -> its output on the images, float32 [n, ...].
         unreadable: one message for each image file that could not be read.
@@ -47,6 +50,7 @@ class Predictions:
     labels: npt.NDArray[np.integer]
     probabilities: npt.NDArray[np.float32]
     classes: tuple[str, ...]
+    log_softmax: npt.NDArray[np.floating] | None = None
     wordnet_ids: tuple[str, ...] = ()
     taps: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
@@ -54,11 +58,18 @@ class Predictions:
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
         n = len(self.paths)
-        if len(self.splits) != n or self.labels.shape != (n,) or self.probabilities.shape != (n, len(self.classes)):
+        arrays = [array for array in (self.probabilities, self.log_softmax) if array is not None]
+        shapes = {array.shape for array in arrays}
+        if len(self.splits) != n or self.labels.shape != (n,) or shapes != {(n, len(self.classes))}:
             raise ValueError(
                 f"shapes disagree: {n} paths, {len(self.splits)} splits, labels {self.labels.shape}, "
-                f"probabilities {self.probabilities.shape}, {len(self.classes)} classes"
+                f"probabilities {shapes}, {len(self.classes)} classes"
             )
+
+    @property
+    def log_probabilities(self) -> FloatArray:
+        """Logarithms of `probabilities`, float64 [n, classes], for losses and temperatures; see `classification`."""
+        return classification.log_probabilities(self.probabilities, self.log_softmax)
 
     @property
     def predicted(self) -> npt.NDArray[np.intp]:
@@ -92,13 +103,14 @@ class Predictions:
             splits=tuple(self.splits[row] for row in index),
             labels=self.labels[index],
             probabilities=self.probabilities[index],
+            log_softmax=None if self.log_softmax is None else self.log_softmax[index],
             taps={layer: output[index] for layer, output in self.taps.items()},
         )
 
     def at_temperature(self, temperature: float) -> "Predictions":
         """Return the same predictions with calibrated probabilities; `taps` stay as they are."""
-        scaled = calibration.apply_temperature(self.probabilities, temperature)
-        return replace(self, probabilities=scaled.astype(np.float32))
+        scaled = calibration.apply_temperature(self.log_probabilities, temperature)
+        return replace(self, probabilities=np.exp(scaled).astype(np.float32), log_softmax=scaled)
 
     def top(self, row: int, k: int) -> list["ClassScore"]:
         """Return the k most probable classes of an image, most probable first; ties in class order."""
@@ -131,7 +143,11 @@ def _class_of_column(title: str) -> str:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv, atomically."""
+    """Write predictions.csv, atomically.
+
+    A probability below the smallest normal float32 is written from its logarithm, such as 3.45678912e-187. Other
+    programs read it as a tiny number or 0; `read_predictions` reads the logarithm.
+    """
     # surrogateescape: a Linux file name need not be valid UTF-8, and must be read back as the same bytes
     with atomic_write(path, errors="surrogateescape", newline="") as file:
         fileio.write_csv(file, [(*FIXED_COLUMNS, *map(class_column, predictions.classes))])
@@ -162,11 +178,31 @@ def _rows(predictions: Predictions) -> Iterator[list[str]]:
         predictions.predicted,
         predictions.confidence,
         predictions.probabilities,
+        predictions.log_probabilities,
         strict=True,
     )
-    for path, split, label, predicted, confidence, probabilities in columns:
+    for path, split, label, predicted, confidence, probabilities, log_probs in columns:
         # str of a float32 is the shortest text that reads back as the same float32
-        yield [path, split, classes[label], classes[predicted], str(confidence), *map(str, probabilities)]
+        texts = [str(probability) for probability in probabilities]
+        if predictions.log_softmax is not None:
+            for column in np.flatnonzero(probabilities < SMALLEST):
+                texts[column] = _text_of_log(log_probs[column])
+        yield [path, split, classes[label], classes[predicted], str(confidence), *texts]
+
+
+def _text_of_log(log_probability: float) -> str:
+    """Return the text of a probability that underflows float32, and maybe float64, too: such as 3.45678912e-1087."""
+    log10 = log_probability / math.log(10)
+    exponent = math.floor(log10)
+    return f"{10 ** (log10 - exponent):.12g}e{exponent}"
+
+
+def _log_of_text(text: str) -> float:
+    """Return the logarithm of a probability below SMALLEST; 0 counts as SMALLEST."""
+    mantissa, _, exponent = text.lower().partition("e")
+    if not float(mantissa):
+        return math.log(SMALLEST)
+    return math.log(float(mantissa)) + int(exponent or 0) * math.log(10)
 
 
 def _parse(file: TextIO, path: Path) -> Predictions:
@@ -177,26 +213,32 @@ def _parse(file: TextIO, path: Path) -> Predictions:
     if tuple(header[:num_fixed]) != FIXED_COLUMNS or not classes:
         raise _not_predictions(path, f"the first line must be {','.join(FIXED_COLUMNS)} and the class names")
     class_index = {name: index for index, name in enumerate(classes)}
-    paths, splits, labels, probabilities = [], [], [], []
+    paths: list[str] = []
+    splits, labels, rows_of_probabilities = [], [], []
+    logs: dict[tuple[int, int], float] = {}  # of probabilities that underflow float32, by row and column
     for row in rows:
         if len(row) != len(header):
             raise _not_predictions(path, f"line {rows.line_num} has {len(row)} columns, the header has {len(header)}")
         if row[2] not in class_index:
             raise _not_predictions(path, f"line {rows.line_num} has label {row[2]!r}, not a class of the header")
         try:
-            probabilities.append(np.array(row[num_fixed:], np.float32))
-        except ValueError:
+            texts = row[num_fixed:]
+            row_of_probabilities = np.array(texts, np.float32)
+            for column in np.flatnonzero(row_of_probabilities < SMALLEST).tolist():
+                logs[len(paths), column] = _log_of_text(texts[column])
+        except (ValueError, OverflowError):
             raise _not_predictions(path, f"line {rows.line_num} has a probability that is not a number") from None
+        rows_of_probabilities.append(row_of_probabilities)
         paths.append(row[0])
         splits.append(row[1])
         labels.append(class_index[row[2]])
-    return Predictions(
-        paths=tuple(paths),
-        splits=tuple(splits),
-        labels=np.array(labels, np.int64),
-        probabilities=np.array(probabilities, np.float32).reshape(len(paths), len(classes)),
-        classes=classes,
-    )
+    probabilities = np.array(rows_of_probabilities, np.float32).reshape(len(paths), len(classes))
+    log_softmax = None
+    if logs:
+        log_softmax = classification.log_probabilities(probabilities)
+        for index, log in logs.items():
+            log_softmax[index] = log
+    return Predictions(tuple(paths), tuple(splits), np.array(labels, np.int64), probabilities, classes, log_softmax)
 
 
 def _not_predictions(path: Path, reason: str) -> UserError:

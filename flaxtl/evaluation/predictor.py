@@ -64,12 +64,13 @@ class Predictor(NamedTuple):
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
 
         @jax.jit
-        def step(params: Params, images: jax.Array, mask: Mask) -> dict[str, jax.Array]:
-            outputs = forward(self.model, params, images, taps=layers, stop=self.output_layer).taps
-            return {layer: output.astype(jnp.float32) for layer, output in outputs.items()}
+        def step(params: Params, images: jax.Array, mask: Mask) -> tuple[dict[str, jax.Array], jax.Array | None]:
+            result = forward(self.model, params, images, taps=layers, stop=self.output_layer)
+            taps = {layer: output.astype(jnp.float32) for layer, output in result.taps.items()}
+            return taps, None if result.logits is None else jax.nn.log_softmax(result.logits)
 
         batches = ImageBatches(paths, self.resize)
-        outputs = collect(step, self.params, batches)
+        outputs, log_softmax = collect(step, self.params, batches)
         n = len(batches.decoded)
         return Predictions(
             paths=tuple(str(path) for path in batches.decoded),
@@ -77,6 +78,7 @@ class Predictor(NamedTuple):
             labels=np.full(n, UNLABELED),
             probabilities=outputs["predictions"] if self.classes else np.zeros((n, 0), np.float32),
             classes=self.classes,
+            log_softmax=log_softmax if self.classes else None,
             wordnet_ids=self.wordnet_ids,
             taps={layer: outputs[layer] for layer in taps},
             unreadable=tuple(batches.unreadable),

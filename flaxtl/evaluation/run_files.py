@@ -94,7 +94,7 @@ class RunRecord:
         predictions = self.eval_predictions
         if predictions is None:
             return None
-        return calibration_report(predictions.probabilities, predictions.labels, self.summary.calibration)
+        return calibration_report(predictions.log_probabilities, predictions.labels, self.summary.calibration)
 
 
 def read_run(workdir: Path) -> RunRecord:

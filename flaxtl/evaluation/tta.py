@@ -1,5 +1,6 @@
 """Test-time augmentation (TTA): average the predictions on several views of each image."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,7 @@ from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.loaders import Loader
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
+from flaxtl.evaluation.classification import FloatArray
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.train import train_step
 from flaxtl.train.eval_loop import Evaluation, evaluate
@@ -60,7 +62,8 @@ def average_views(
     """Average the class probabilities over all views and evaluate the result.
 
     Probabilities are averaged, not logits, as in Krizhevsky et al. 2012: the mean is a distribution, and each view has
-    the same weight however large its logits are.
+    the same weight however large its logits are. The logarithm of the mean is computed from those of the views, so that
+    loss and gain are right where all views underflow.
 
     Args:
         run: the model.
@@ -73,20 +76,25 @@ def average_views(
     setup = run.setup
     step = train_step.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
+    log_total = np.where(views.include_original, plain.log_softmax.astype(np.float64), -np.inf)
     with progress_bar(console, "views", views.num_generated) as advance:
         for view in range(views.num_generated):
             view_step = partial(step, np.int32(view))
-            total += evaluate(view_step, run.params, data, setup.config.batch_size).probabilities
+            evaluation = evaluate(view_step, run.params, data, setup.config.batch_size)
+            total += evaluation.probabilities
+            log_total = np.logaddexp(log_total, evaluation.log_softmax)
             advance(1)
     probabilities = (total / views.num_views).astype(np.float32)
-    return Evaluation(probabilities, _metrics(probabilities, labels))
+    log_softmax = log_total - math.log(views.num_views)
+    log_probs = classification.log_probabilities(probabilities, log_softmax)
+    return Evaluation(probabilities, log_softmax, _metrics(log_probs, labels))
 
 
-def _metrics(probabilities: npt.NDArray[np.float32], labels: Labels) -> Metrics:
+def _metrics(log_probs: FloatArray, labels: Labels) -> Metrics:
     """Compute on the host what an evaluation step computes on the device: the average exists only here."""
-    n, matrix = len(labels), classification.confusion_matrix(labels, probabilities.argmax(1), probabilities.shape[1])
+    n, matrix = len(labels), classification.confusion_matrix(labels, log_probs.argmax(1), log_probs.shape[1])
     return Metrics(
-        loss=float(classification.cross_entropy(probabilities, labels).mean()),
+        loss=float(classification.cross_entropy(log_probs, labels).mean()),
         accuracy=(n - classification.num_errors(matrix)) / n,
         balanced_accuracy=classification.balanced_accuracy(matrix),
         n=n,

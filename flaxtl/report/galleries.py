@@ -130,7 +130,7 @@ def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int, bi
 
 def top_losses(predictions: Predictions, limit: int, bit_depth: int = 0) -> list[Thumbnail]:
     """Return the images with the largest loss, largest first, as far as the true class has less than 50 %."""
-    rows, loss = classification.top_losses(predictions.probabilities, predictions.labels, limit)
+    rows, loss = classification.top_losses(predictions.log_probabilities, predictions.labels, limit)
     return _thumbnails(predictions, rows[loss > math.log(2)].tolist(), bit_depth)
 
 
@@ -202,7 +202,7 @@ def _thumbnails(
     predictions: Predictions, rows: Sequence[int], bit_depth: int, predicted: Sequence[int] | None = None
 ) -> list[Thumbnail]:
     """Return the images in `rows`, each with its predicted class or with that in `predicted`."""
-    loss = classification.cross_entropy(predictions.probabilities, predictions.labels)
+    loss = classification.cross_entropy(predictions.log_probabilities, predictions.labels)
     classes = predictions.classes
     thumbnails = []
     for row, index in zip(rows, predictions.predicted[rows] if predicted is None else predicted, strict=True):

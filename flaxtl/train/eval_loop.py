@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from flaxtl.data.loaders import Batch, Loader, Mask
 from flaxtl.models.classifier import FlatParams
-from flaxtl.train.metrics import Metrics, MetricSums
+from flaxtl.train.metrics import ClassProbabilities, Metrics, MetricSums
 
 MAX_PENDING_RESULTS = 2
 """Results that may be in flight: the device is never idle, and a stop request waits for no more than these."""
@@ -23,14 +23,21 @@ Params = TypeVar("Params")
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 
-EvalStep = Callable[[FlatParams, Batch, Mask], tuple[jax.Array, MetricSums]]
-"""(params, batch, mask) -> float32 probabilities [batch, classes] and the sums over the examples of `mask`."""
+EvalStep = Callable[[FlatParams, Batch, Mask], tuple[ClassProbabilities, MetricSums]]
+"""(params, batch, mask) -> class probabilities of the batch and the sums over the examples of `mask`."""
 
 
 class Evaluation(NamedTuple):
-    """Float32 probabilities [n, classes] in the order of the data, and their metrics."""
+    """Probabilities and their logarithms in the order of the data, and their metrics.
+
+    Attributes:
+      probabilities: float32 [n, classes].
+      log_softmax: from the logits, [n, classes]: finite where a probability is 0.
+      metrics: of these predictions.
+    """
 
     probabilities: npt.NDArray[np.float32]
+    log_softmax: npt.NDArray[np.floating]
     metrics: Metrics
 
 
@@ -63,11 +70,12 @@ def collect(step: Callable[[Params, Inputs, Mask], Any], params: Params, batches
 
 def evaluate(step: EvalStep, params: FlatParams, loader: Loader, batch_size: int) -> Evaluation:
     """Return the probabilities of every example, and their metrics."""
-    probabilities, sums = [], []
+    parts, sums = [], []
     for (batch_probabilities, batch_sums), mask in run_batches(step, params, loader.eval_batches(batch_size)):
-        probabilities.append(take_rows(batch_probabilities, mask))
+        parts.append(take_rows(batch_probabilities, mask))
         sums.append(batch_sums)
-    return Evaluation(np.concatenate(probabilities), _total(sums).compute())
+    probabilities, log_softmax = map(np.concatenate, zip(*parts, strict=True))
+    return Evaluation(probabilities, log_softmax, _total(sums).compute())
 
 
 def evaluate_metrics(

@@ -25,6 +25,22 @@ class Metrics(NamedTuple):
     n: int
 
 
+class ClassProbabilities(NamedTuple):
+    """Softmax of logits and its logarithm, float32 [batch, classes], on the device or the host.
+
+    The logarithm is computed from the logits, so that it is right where the probability underflows: beyond a gap of 88.
+    """
+
+    probabilities: jax.Array
+    log_softmax: jax.Array
+
+    @classmethod
+    def from_logits(cls, logits: jax.Array) -> "ClassProbabilities":
+        """Compute both in float32."""
+        logits = logits.astype(jnp.float32)
+        return cls(jax.nn.softmax(logits), jax.nn.log_softmax(logits))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MetricSums:

@@ -22,7 +22,7 @@ from flaxtl.data.loaders import Batch, Mask
 from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, forward_logits, unflatten_params
 from flaxtl.parallel import devices
 from flaxtl.train.eval_loop import EvalStep
-from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
+from flaxtl.train.metrics import ClassProbabilities, MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
 
 DROPOUT_STREAM = 1
@@ -138,7 +138,7 @@ class StepConfig(NamedTuple):
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
 MultiStep = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
-TtaStep = Callable[[np.int32, FlatParams, Batch, Mask], tuple[jax.Array, MetricSums]]
+TtaStep = Callable[[np.int32, FlatParams, Batch, Mask], tuple[ClassProbabilities, MetricSums]]
 
 
 def make_train_step(cfg: StepConfig, sharding: Batch) -> TrainStep:
@@ -330,7 +330,7 @@ def _weighted_losses(
 
 @cache
 def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, sharding: Batch) -> EvalStep:
-    """Return the jitted (params, batch, mask) -> (float32 probabilities [batch, classes], metric sums).
+    """Return the jitted (params, batch, mask) -> (class probabilities, metric sums).
 
     Args:
       model: the classifier.
@@ -339,7 +339,7 @@ def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, shard
       sharding: shardings of a batch, from its loader.
     """
 
-    def step(params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[jax.Array, MetricSums]:
+    def step(params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[ClassProbabilities, MetricSums]:
         batch = _shard(batch, mesh)
         return _predict(model, params, batch.inputs(0, None), batch.labels, mask, start_layer)
 
@@ -350,7 +350,9 @@ def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, shard
 def make_tta_step(model: Classifier, mesh: Mesh, view_fn: ViewFn, sharding: Batch) -> TtaStep:
     """Return the jitted (view number, params, batch, mask) -> outputs as `make_eval_step`, for one view per image."""
 
-    def step(view: jax.Array, params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[jax.Array, MetricSums]:
+    def step(
+        view: jax.Array, params: FlatParams, batch: Batch, mask: jax.Array
+    ) -> tuple[ClassProbabilities, MetricSums]:
         batch = _shard(batch, mesh)
         images = view_fn(batch.inputs(0, None), batch.indices, view)
         return _predict(model, params, images, batch.labels, mask)
@@ -366,6 +368,6 @@ def _predict(
     labels: jax.Array,
     mask: jax.Array,
     start_layer: str | None = None,
-) -> tuple[jax.Array, MetricSums]:
+) -> tuple[ClassProbabilities, MetricSums]:
     logits = forward_logits(model, unflatten_params(params), inputs, start=start_layer)
-    return jax.nn.softmax(logits), batch_metrics(logits, labels, mask)
+    return ClassProbabilities.from_logits(logits), batch_metrics(logits, labels, mask)

@@ -6,36 +6,46 @@ from scipy.optimize import minimize_scalar
 
 from flaxtl.evaluation import calibration
 from flaxtl.evaluation.calibration import CoveragePoint
+from flaxtl.evaluation.classification import log_probabilities
 
 
-def softmax(logits):
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def loss(probabilities, labels, temperature):
-    return calibration.calibration_metrics(calibration.apply_temperature(probabilities, temperature), labels).loss
+def loss(log_probs, labels, temperature):
+    return calibration.calibration_metrics(calibration.apply_temperature(log_probs, temperature), labels).loss
 
 
 @pytest.fixture
 def samples():
-    """Labels drawn from softmax(z), and the probabilities softmax(2.5 z) of an overconfident model: T is 2.5."""
+    """Labels drawn from softmax(z), and the log-softmax of 2.5 z of an overconfident model: T is 2.5."""
     rng = np.random.default_rng(0)
     logits = 1.5 * rng.normal(size=(4000, 5))
     labels = (rng.gumbel(size=logits.shape) + logits).argmax(axis=1)  # the Gumbel-max way to draw a class
-    return softmax(2.5 * logits), labels
+    return log_softmax(2.5 * logits), labels
 
 
 @pytest.mark.parametrize("num_correct", [51, 70, 80, 99])
 def test_fit_temperature_two_classes_matches_closed_form(num_correct):
     # 100 predictions with the same logit L: the loss is minimal where 1 / (1 + exp(-L / T)) is the accuracy
-    confidence = np.float32(0.9)
-    probabilities = np.tile([confidence, 1 - confidence], (100, 1)).astype(np.float32)
+    log_probs = np.log(np.tile([0.9, 0.1], (100, 1)))
     labels = (np.arange(100) >= num_correct).astype(np.int64)
-    logit = math.log(float(probabilities[0, 0])) - math.log(float(probabilities[0, 1]))
+    logit = math.log(0.9) - math.log(0.1)
     expected = logit / math.log(num_correct / (100 - num_correct))
     # the root finder stops at 1e-12; the slope is rounded at 1e-16, a hundredth of its steepness
-    assert calibration.fit_temperature(probabilities, labels) == pytest.approx(expected, rel=1e-11)
+    assert calibration.fit_temperature(log_probs, labels) == pytest.approx(expected, rel=1e-11)
+
+
+def test_loss_and_temperature_beyond_a_logit_gap_of_88_are_those_of_the_logits():
+    """Three of four images are right by a gap of 801.84, so the loss is a quarter of it; T makes it ln 3."""
+    labels = np.array([0, 0, 0, 1])
+    assert loss(log_softmax(np.tile([801.84, 0], (4, 1))), labels, 1) == 801.84 / 4 == 200.46
+    very_sure = log_softmax(np.tile([427.9 * math.log(3), 0], (4, 1)))
+    fitted = calibration.fit_temperature(very_sure, labels)
+    assert fitted == pytest.approx(427.9, rel=1e-11)
+    # a quarter of the images has a probability of 1/4: the loss is the entropy of the labels
+    assert loss(very_sure, labels, fitted) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), rel=1e-12)
 
 
 def test_fit_temperature_recovers_sharpening(samples):
@@ -70,14 +80,15 @@ def test_fit_temperature_improves_calibration(samples):
     ],
 )
 def test_fit_temperature_without_minimum_returns_none(probabilities, labels):
-    assert calibration.fit_temperature(np.array(probabilities, np.float32), np.array(labels, np.int64)) is None
+    log_probs = log_probabilities(np.array(probabilities, np.float32))
+    assert calibration.fit_temperature(log_probs, np.array(labels, np.int64)) is None
 
 
 def test_temperature_underflowed_probabilities_stay_finite():
-    probabilities = np.array([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]], np.float32)
-    fitted = calibration.fit_temperature(probabilities, np.array([0, 1, 0]))
+    log_probs = log_probabilities(np.array([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]], np.float32))
+    fitted = calibration.fit_temperature(log_probs, np.array([0, 1, 0]))
     assert calibration.MIN_TEMPERATURE < fitted < calibration.MAX_TEMPERATURE
-    assert np.isfinite(calibration.apply_temperature(probabilities, fitted)).all()
+    assert np.isfinite(calibration.apply_temperature(log_probs, fitted)).all()
 
 
 @pytest.mark.parametrize(
@@ -97,9 +108,10 @@ def test_describe_temperature_names_direction_and_degree(temperature, text):
 def test_apply_temperature_scales_log_probabilities():
     p = np.array([[0.2, 0.8], [0.5, 0.5]])
     # 2 takes square roots: 1 : 2; 0.5 squares: 1 : 16
-    np.testing.assert_allclose(calibration.apply_temperature(p, 2.0), [[1 / 3, 2 / 3], [0.5, 0.5]], rtol=1e-15)
-    np.testing.assert_allclose(calibration.apply_temperature(p, 0.5), [[1 / 17, 16 / 17], [0.5, 0.5]], rtol=1e-15)
-    np.testing.assert_allclose(calibration.apply_temperature(p, 1.0), p, rtol=1e-15)
+    cases = (2.0, [[1 / 3, 2 / 3], [0.5, 0.5]]), (0.5, [[1 / 17, 16 / 17], [0.5, 0.5]]), (1.0, p)
+    for temperature, expected in cases:
+        scaled = calibration.apply_temperature(np.log(p), temperature)
+        np.testing.assert_allclose(np.exp(scaled), expected, rtol=1e-15)
 
 
 def test_reliability_diagram_edge_belongs_to_lower_bin():
@@ -115,8 +127,8 @@ def test_reliability_diagram_edge_belongs_to_lower_bin():
 
 def test_calibration_metrics_known_values():
     probabilities = np.array([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25], [0.5, 0.5]], np.float32)
-    metrics = calibration.calibration_metrics(probabilities, np.array([0, 1, 1, 0]))
-    assert metrics.mean_confidence == 2.75 / 4
+    metrics = calibration.calibration_metrics(log_probabilities(probabilities), np.array([0, 1, 1, 0]))
+    assert metrics.mean_confidence == pytest.approx(2.75 / 4, rel=1e-15)
     assert metrics.loss == pytest.approx((-2 * math.log(0.75) - math.log(0.25) - math.log(0.5)) / 4, rel=1e-15)
     assert metrics.reliability.count.sum() == 4
     # three predictions of confidence 0.75, two correct; one of confidence 0.5, correct

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,6 +31,19 @@ def test_predictions_csv_round_trip_is_bit_exact(tmp_path, predictions):
     assert back.labels.tolist() == [0, 2, 1]
     assert back.probabilities.dtype == np.float32
     assert back.probabilities.tobytes() == predictions.probabilities.tobytes()
+
+
+def test_predictions_csv_keeps_the_logarithm_of_underflowed_probabilities(tmp_path, predictions):
+    """float32 ends at exp(-103), float64 at exp(-745)."""
+    log_softmax = np.array([[-0.4, -200.46, -1.1], [0, -87.5, -12345.6], [-1.1, -0.4, -1e30]], np.float32)
+    stored = replace(predictions, probabilities=np.exp(log_softmax), log_softmax=log_softmax)
+    predictions_file.write_predictions(tmp_path / "predictions.csv", stored)
+    back = predictions_file.read_predictions(tmp_path / "predictions.csv")
+    np.testing.assert_array_equal(np.float32(back.log_probabilities[:2]), np.float32(stored.log_probabilities[:2]))
+    assert back.log_probabilities[2, 2] == pytest.approx(-1e30, rel=1e-7)
+    assert back.probabilities[0].tolist() == [*stored.probabilities[0, :1], 0, stored.probabilities[0, 2]]
+    cells = (tmp_path / "predictions.csv").read_text(errors="surrogateescape").split(",")
+    assert np.float32(math.log(float(next(cell for cell in cells if "e-88" in cell)))) == np.float32(-200.46)
 
 
 def test_write_predictions_file_format(tmp_path):

@@ -94,6 +94,17 @@ def test_flip_is_mean_of_two_evaluations(run, val_images, evaluate_images, plain
     assert averaged.metrics.loss == pytest.approx(-np.log(expected[np.arange(6), val_images.labels]).mean(), rel=1e-6)
 
 
+def test_average_of_underflowed_views_has_the_logarithm_of_the_mean(run, val_images, monkeypatch):
+    log_softmax = np.zeros((6, 3), np.float32)
+    log_softmax[np.arange(6), val_images.labels] = -200.46
+    evaluation = Evaluation(np.exp(log_softmax), log_softmax, None)
+    sharper = evaluation._replace(log_softmax=log_softmax - 30)
+    monkeypatch.setattr(evaluation_tta, "evaluate", lambda *_: sharper)
+    averaged = evaluate_with_tta(run, tta.flip_views(OWN), evaluation, val_images)
+    # (exp(-200.46) + exp(-230.46)) / 2; 200.46 is rounded to float32
+    assert averaged.metrics.loss == pytest.approx(200.46 + np.log(2) - np.log1p(np.exp(-30)), rel=2**-24)
+
+
 def test_flip_symmetric_images_change_nothing(run, val_images, evaluate_images):
     half = val_images.images[:, :, :16]
     own = ImageSet(np.concatenate([half, half[:, :, ::-1]], axis=2), val_images.labels)
@@ -214,7 +225,8 @@ def test_tta_gain_counts_corrected_and_broken_images():
 
     def evaluation(*correct):
         probabilities = np.array([[0.75, 0.25] if each else [0.25, 0.75] for each in correct], np.float32)
-        return Evaluation(probabilities, evaluation_tta._metrics(probabilities, labels))
+        log_softmax = np.log(probabilities)
+        return Evaluation(probabilities, log_softmax, evaluation_tta._metrics(log_softmax, labels))
 
     plain, averaged = evaluation(1, 1, 0, 0, 0), evaluation(1, 0, 1, 1, 1)
     gain = evaluation_tta.compare_evaluations(labels, plain, averaged)

@@ -30,6 +30,7 @@ def runs(tmp_path):
             splits=tuple(stored.splits[row] for row in rows),
             labels=stored.labels[rows],
             probabilities=one_hot[rows],
+            log_softmax=None,
         ),
     )
     return first, second

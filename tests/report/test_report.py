@@ -252,7 +252,7 @@ def test_report_label_issue_is_shown_and_listed(workdir):
     [
         (None, r"(?i)\bno temperature\b(?![^.]*\bvalidation\b)"),
         ({"temperature": None, "n": 0}, r"(?i)\bno temperature\b[^.\d]*\bvalidation\b"),
-        ({"temperature": None, "n": 8}, r"(?i)\bno temperature\b\D*\b0\.01\D+100\D+8 validation\b"),
+        ({"temperature": None, "n": 8}, r"(?i)\bno temperature\b\D*\b0\.01\D+10000\D+8 validation\b"),
     ],
 )
 def test_report_without_temperature_gives_reason(workdir, calibration, reason):

@@ -143,12 +143,13 @@ def test_evaluate_padded_batches_counts_each_example_once(world, n):
     step = train_step.make_eval_step(
         world.setup.model_info.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh)
     )
-    probabilities, measures = evaluate(step, world.parameters, data, batch_size=4)
+    probabilities, log_softmax, measures = evaluate(step, world.parameters, data, batch_size=4)
     images = world.images.data.inputs[:n]
     direct = jax.nn.softmax(forward_logits(world.setup.model_info.model, unflatten_params(world.parameters), images))
     labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(np.exp(log_softmax), direct, rtol=0, atol=2e-6)
     assert measures.n == len(probabilities) == n
     assert measures.accuracy == (probabilities.argmax(1) == labels).mean()
     assert measures.loss == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
