@@ -219,6 +219,14 @@ def _square(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     return graph.add_node("Mul", x, x)
 
 
+def _rsqrt(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    return graph.add_node("Reciprocal", graph.add_node("Sqrt", x))
+
+
+def _erfc(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    return graph.add_node("Sub", np.array(1, np.float32), graph.add_node("Erf", x))
+
+
 def _cast(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     return graph.add_node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
 
@@ -317,7 +325,8 @@ def _reduce(op_type: str) -> Operation:
 
 
 def _dot_general(graph: _Graph, equation: JaxprEqn, x: Value, matrix: Value) -> Value:
-    if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
+    last = len(_shaped(equation.invars[0]).shape) - 1
+    if equation.params["dimension_numbers"] != (((last,), (0,)), ((), ())):
         raise _unsupported(equation)
     return graph.add_node("MatMul", x, matrix)
 
@@ -331,12 +340,14 @@ OPERATIONS: dict[str, Operation] = {
     "copy": _identity,
     "div": _elementwise("Div"),
     "dot_general": _dot_general,
+    "erfc": _erfc,
     "exp": _elementwise("Exp"),
     "gather": _gather,
     "logistic": _elementwise("Sigmoid"),
     "max": _max,
     "min": _elementwise("Min"),
     "mul": _elementwise("Mul"),
+    "neg": _elementwise("Neg"),
     "pad": _pad,
     "pow": _elementwise("Pow"),
     "reduce_max": _reduce("ReduceMax"),
@@ -345,6 +356,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_window_sum": _sum_pool,
     "reshape": _reshape,
     "rev": _reverse,
+    "rsqrt": _rsqrt,
     "square": _square,
     "stop_gradient": _identity,
     "sub": _elementwise("Sub"),
