@@ -21,7 +21,7 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist.
 
-    It suggests the most similar known name: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
+    It suggests the most similar known name, ignoring case: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
     If none is similar, it lists them: `Unknown phase 'late'. Available: frozen, augmented, finetune`
 
     Args:
@@ -30,9 +30,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
       known: all names that exist, in the order in which to list them (a set: alphabetical).
     """
     known = sorted(known) if isinstance(known, Set) else list(known)
-    similar = get_close_matches(name, known, n=1, cutoff=0.6)
+    lowercase = {other.lower(): other for other in known}
+    similar = get_close_matches(name.lower(), lowercase, n=1, cutoff=0.6)
     if similar:
-        return UserError(f"Unknown {kind} {name!r}. Did you mean {similar[0]!r}?")
+        return UserError(f"Unknown {kind} {name!r}. Did you mean {lowercase[similar[0]]!r}?")
     more = ", ..." if len(known) > MAX_SUGGESTIONS else ""
     return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS]) or 'none'}{more}")
 

@@ -10,6 +10,7 @@ from flaxtl.errors import UserError, join_names, unknown
     [
         ("blok5_conv1", ["block5_conv1"]),
         ("vgg_16", ["vgg16"]),
+        ("VGG", ["vgg16"]),
         ("zzz", ["vgg16", "block5_conv2", "block5_conv1"]),
     ],
 )

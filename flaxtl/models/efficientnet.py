@@ -164,7 +164,7 @@ def _weights(path: str, md5: str) -> WeightsFile:
 # efficientnet.py. Accuracies: README of keras-applications.
 MODELS = (
     _efficientnet_spec(
-        name="efficientnetb0",
+        name="efficientnet_b0",
         build=partial(efficientnet, width=1.0, depth=1.0, dropout=0.2),
         weights=_weights("efficientnetb0.h5", md5="902e53a9f72be733fc0bcb005b3ebbac"),
         weights_no_top=_weights("efficientnetb0_notop.h5", md5="50bc09e76180e00e4465e1a485ddc09d"),
@@ -174,7 +174,7 @@ MODELS = (
         top5=93.492,
     ),
     _efficientnet_spec(
-        name="efficientnetb1",
+        name="efficientnet_b1",
         build=partial(efficientnet, width=1.0, depth=1.1, dropout=0.2),
         weights=_weights("efficientnetb1.h5", md5="1d254153d4ab51201f1646940f018540"),
         weights_no_top=_weights("efficientnetb1_notop.h5", md5="74c4e6b3e1f6a1eea24c589628592432"),
@@ -185,7 +185,7 @@ MODELS = (
         input_size=240,
     ),
     _efficientnet_spec(
-        name="efficientnetb2",
+        name="efficientnet_b2",
         build=partial(efficientnet, width=1.1, depth=1.2, dropout=0.3),
         weights=_weights("efficientnetb2.h5", md5="b15cce36ff4dcbd00b6dd88e7857a6ad"),
         weights_no_top=_weights("efficientnetb2_notop.h5", md5="111f8e2ac8aa800a7a99e3239f7bfb39"),
@@ -196,7 +196,7 @@ MODELS = (
         input_size=260,
     ),
     _efficientnet_spec(
-        name="efficientnetb3",
+        name="efficientnet_b3",
         build=partial(efficientnet, width=1.2, depth=1.4, dropout=0.3),
         weights=_weights("efficientnetb3.h5", md5="ffd1fdc53d0ce67064dc6a9c7960ede0"),
         weights_no_top=_weights("efficientnetb3_notop.h5", md5="af6d107764bb5b1abb91932881670226"),
@@ -207,7 +207,7 @@ MODELS = (
         input_size=300,
     ),
     _efficientnet_spec(
-        name="efficientnetb4",
+        name="efficientnet_b4",
         build=partial(efficientnet, width=1.4, depth=1.8, dropout=0.4),
         weights=_weights("efficientnetb4.h5", md5="18c95ad55216b8f92d7e70b3a046e2fc"),
         weights_no_top=_weights("efficientnetb4_notop.h5", md5="ebc24e6d6c33eaebbd558eafbeedf1ba"),
@@ -218,7 +218,7 @@ MODELS = (
         input_size=380,
     ),
     _efficientnet_spec(
-        name="efficientnetb5",
+        name="efficientnet_b5",
         build=partial(efficientnet, width=1.6, depth=2.2, dropout=0.4),
         weights=_weights("efficientnetb5.h5", md5="ace28f2a6363774853a83a0b21b9421a"),
         weights_no_top=_weights("efficientnetb5_notop.h5", md5="38879255a25d3c92d5e44e04ae6cec6f"),
@@ -229,7 +229,7 @@ MODELS = (
         input_size=456,
     ),
     _efficientnet_spec(
-        name="efficientnetb6",
+        name="efficientnet_b6",
         build=partial(efficientnet, width=1.8, depth=2.6, dropout=0.5),
         weights=_weights("efficientnetb6.h5", md5="165f6e37dce68623721b423839de8be5"),
         weights_no_top=_weights("efficientnetb6_notop.h5", md5="9ecce42647a20130c1f39a5d4cb75743"),
@@ -240,7 +240,7 @@ MODELS = (
         input_size=528,
     ),
     _efficientnet_spec(
-        name="efficientnetb7",
+        name="efficientnet_b7",
         build=partial(efficientnet, width=2.0, depth=3.1, dropout=0.5),
         weights=_weights("efficientnetb7.h5", md5="8c03f828fec3ef71311cd463b6759d99"),
         weights_no_top=_weights("efficientnetb7_notop.h5", md5="cbcfe4450ddf6f3ad90b1b398090fe4a"),

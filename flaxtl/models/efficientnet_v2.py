@@ -119,7 +119,7 @@ _large_spec = partial(_small_spec, preprocessing="tf_128")
 # Input sizes, counts, files and hashes: Keras' efficientnet_v2.py. Accuracies: keras.io/api/applications.
 MODELS = (
     _small_spec(
-        name="efficientnetv2-b0",
+        name="efficientnet_v2_b0",
         build=partial(efficientnet_v2, stages=B0, stem=32),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b0.h5", md5="21ecbf6da12460d5c40bb2f29ceb2188"),
         weights_no_top=keras_weights(
@@ -132,7 +132,7 @@ MODELS = (
         groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
     ),
     _small_spec(
-        name="efficientnetv2-b1",
+        name="efficientnet_v2_b1",
         build=partial(efficientnet_v2, stages=B0, stem=32, depth=1.1),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b1.h5", md5="069f0534ff22adf035c89e2d9547a9dc"),
         weights_no_top=keras_weights(
@@ -146,7 +146,7 @@ MODELS = (
         input_size=240,
     ),
     _small_spec(
-        name="efficientnetv2-b2",
+        name="efficientnet_v2_b2",
         build=partial(efficientnet_v2, stages=B0, stem=32, width=1.1, depth=1.2),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b2.h5", md5="424e49f28180edbde1e94797771950a7"),
         weights_no_top=keras_weights(
@@ -160,7 +160,7 @@ MODELS = (
         input_size=260,
     ),
     _small_spec(
-        name="efficientnetv2-b3",
+        name="efficientnet_v2_b3",
         build=partial(efficientnet_v2, stages=B0, stem=32, width=1.2, depth=1.4),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b3.h5", md5="1f1fc43bd98a6e4fd8fdfd551e02c7a0"),
         weights_no_top=keras_weights(
@@ -174,7 +174,7 @@ MODELS = (
         input_size=300,
     ),
     _large_spec(
-        name="efficientnetv2-s",
+        name="efficientnet_v2_s",
         build=partial(efficientnet_v2, stages=S, stem=24),
         weights=keras_weights("efficientnet_v2/efficientnetv2-s.h5", md5="e1d88a8495beba45748fedd0cecbe016"),
         weights_no_top=keras_weights(
@@ -188,7 +188,7 @@ MODELS = (
         input_size=384,
     ),
     _large_spec(
-        name="efficientnetv2-m",
+        name="efficientnet_v2_m",
         build=partial(efficientnet_v2, stages=M, stem=24),
         weights=keras_weights("efficientnet_v2/efficientnetv2-m.h5", md5="a3bf6aa3276309f4fc6a34aa114c95cd"),
         weights_no_top=keras_weights(
@@ -202,7 +202,7 @@ MODELS = (
         input_size=480,
     ),
     _large_spec(
-        name="efficientnetv2-l",
+        name="efficientnet_v2_l",
         build=partial(efficientnet_v2, stages=L, stem=32),
         weights=keras_weights("efficientnet_v2/efficientnetv2-l.h5", md5="27e6d408b53c7ebc868fefa357689935"),
         weights_no_top=keras_weights(

@@ -59,7 +59,7 @@ _mobilenet_spec = partial(
 # Accuracies: README of keras-applications.
 MODELS = (
     _mobilenet_spec(
-        name="mobilenet",
+        name="mobilenet_100",
         build=partial(mobilenet, alpha=1.0),
         weights=keras_weights("mobilenet/mobilenet_1_0_224_tf.h5"),
         weights_no_top=keras_weights("mobilenet/mobilenet_1_0_224_tf_no_top.h5"),
@@ -69,7 +69,7 @@ MODELS = (
         top5=89.504,
     ),
     _mobilenet_spec(
-        name="mobilenet_0.75",
+        name="mobilenet_075",
         build=partial(mobilenet, alpha=0.75),
         weights=keras_weights("mobilenet/mobilenet_7_5_224_tf.h5"),
         weights_no_top=keras_weights("mobilenet/mobilenet_7_5_224_tf_no_top.h5"),
@@ -79,7 +79,7 @@ MODELS = (
         top5=88.242,
     ),
     _mobilenet_spec(
-        name="mobilenet_0.50",
+        name="mobilenet_050",
         build=partial(mobilenet, alpha=0.50),
         weights=keras_weights("mobilenet/mobilenet_5_0_224_tf.h5"),
         weights_no_top=keras_weights("mobilenet/mobilenet_5_0_224_tf_no_top.h5"),
@@ -89,7 +89,7 @@ MODELS = (
         top5=85.624,
     ),
     _mobilenet_spec(
-        name="mobilenet_0.25",
+        name="mobilenet_025",
         build=partial(mobilenet, alpha=0.25),
         weights=keras_weights("mobilenet/mobilenet_2_5_224_tf.h5"),
         weights_no_top=keras_weights("mobilenet/mobilenet_2_5_224_tf_no_top.h5"),

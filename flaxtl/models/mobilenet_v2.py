@@ -67,7 +67,7 @@ _mobilenet_v2_spec = partial(
 # Accuracies: README of keras-applications.
 MODELS = (
     _mobilenet_v2_spec(
-        name="mobilenet_v2",
+        name="mobilenet_v2_100",
         build=partial(mobilenet_v2, alpha=1.0),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.0_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.0_224_no_top.h5"),
@@ -77,7 +77,7 @@ MODELS = (
         top5=90.142,
     ),
     _mobilenet_v2_spec(
-        name="mobilenet_v2_0.35",
+        name="mobilenet_v2_035",
         build=partial(mobilenet_v2, alpha=0.35),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.35_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.35_224_no_top.h5"),
@@ -87,7 +87,7 @@ MODELS = (
         top5=82.432,
     ),
     _mobilenet_v2_spec(
-        name="mobilenet_v2_0.50",
+        name="mobilenet_v2_050",
         build=partial(mobilenet_v2, alpha=0.5),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.5_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.5_224_no_top.h5"),
@@ -97,7 +97,7 @@ MODELS = (
         top5=86.062,
     ),
     _mobilenet_v2_spec(
-        name="mobilenet_v2_0.75",
+        name="mobilenet_v2_075",
         build=partial(mobilenet_v2, alpha=0.75),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.75_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_0.75_224_no_top.h5"),
@@ -107,7 +107,7 @@ MODELS = (
         top5=89.176,
     ),
     _mobilenet_v2_spec(
-        name="mobilenet_v2_1.3",
+        name="mobilenet_v2_130",
         build=partial(mobilenet_v2, alpha=1.3),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.3_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.3_224_no_top.h5"),
@@ -117,7 +117,7 @@ MODELS = (
         top5=92.122,
     ),
     _mobilenet_v2_spec(
-        name="mobilenet_v2_1.4",
+        name="mobilenet_v2_140",
         build=partial(mobilenet_v2, alpha=1.4),
         weights=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.4_224.h5"),
         weights_no_top=keras_weights(f"mobilenet_v2/mobilenet_v2_{TF_KERNELS}_1.4_224_no_top.h5"),

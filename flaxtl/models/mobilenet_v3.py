@@ -136,7 +136,7 @@ _mobilenet_v3_spec = partial(
 # Files and hashes: Keras' mobilenet_v3.py. Counts: count_params. Accuracies: README of keras-applications.
 MODELS = (
     _mobilenet_v3_spec(
-        name="mobilenet_v3_small",
+        name="mobilenet_v3_small_100",
         build=partial(mobilenet_v3, blocks=SMALL, hidden=1024),
         weights=keras_weights(
             "mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float.h5", md5="8768d4c2e7dee89b9d02b2d03d65d862"
@@ -151,7 +151,7 @@ MODELS = (
         groups=default_groups(last_block="last_stage", layers="expanded_conv_(?:8|9|10)_.*|conv_1.*"),
     ),
     _mobilenet_v3_spec(
-        name="mobilenet_v3_large",
+        name="mobilenet_v3_large_100",
         build=partial(mobilenet_v3, blocks=LARGE, hidden=1280),
         weights=keras_weights(
             "mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float.h5", md5="59e551e166be033d707958cf9e29a6a7"

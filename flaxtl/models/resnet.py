@@ -133,7 +133,7 @@ MODELS = (
         top5=93.118,
     ),
     _resnet_v2_spec(
-        name="resnet50v2",
+        name="resnet50_v2",
         build=partial(resnet_v2, depths=DEPTHS_50),
         weights=keras_weights(f"resnet/resnet50v2_{TF_KERNELS}.h5", md5="3ef43a0b657b3be2300d5770ece849e0"),
         weights_no_top=keras_weights(
@@ -145,7 +145,7 @@ MODELS = (
         top5=93.034,
     ),
     _resnet_v2_spec(
-        name="resnet101v2",
+        name="resnet101_v2",
         build=partial(resnet_v2, depths=DEPTHS_101),
         weights=keras_weights(f"resnet/resnet101v2_{TF_KERNELS}.h5", md5="6343647c601c52e1368623803854d971"),
         weights_no_top=keras_weights(
@@ -157,7 +157,7 @@ MODELS = (
         top5=93.816,
     ),
     _resnet_v2_spec(
-        name="resnet152v2",
+        name="resnet152_v2",
         build=partial(resnet_v2, depths=DEPTHS_152),
         weights=keras_weights(f"resnet/resnet152v2_{TF_KERNELS}.h5", md5="a49b44d1979771252814e80f8ec446f9"),
         weights_no_top=keras_weights(

@@ -135,7 +135,7 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
     if any(row.status == "skipped" for row in loaded.rows):
         loaded = load(with_top)
     params = adapt_preprocessing(loaded.params, "torch", spec.preprocessing) if timm else loaded.params
-    _write_converted(output, params, {"architecture": name, "source": source.name, "license": spec.license})
+    _write_converted(output, params, {"architecture": spec.name, "source": source.name, "license": spec.license})
     columns = ("layer", "parameter", "shape", "stored as", "dtype")
     cells = [(row.layer, row.leaf, "x".join(map(str, row.shape)), row.stored_as, row.dtype) for row in loaded.rows]
     count = sum(array.size for leaves in params.values() for array in leaves.values())

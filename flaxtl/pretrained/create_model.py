@@ -21,12 +21,13 @@ DTYPES = ("float32", "bfloat16")
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the models that match a pattern, ignoring case.
+    """Return the names of the models that match a pattern, ignoring case and underscores.
 
     >>> flaxtl.list_models("vgg*")
     ['vgg16', 'vgg19']
     """
-    return [name for name in registry.MODELS if fnmatchcase(name, pattern.lower())]
+    pattern = pattern.lower().replace("_", "")
+    return [name for name in registry.MODELS if fnmatchcase(name.replace("_", ""), pattern)]
 
 
 def create_model(
@@ -57,7 +58,7 @@ def create_model(
         )
 
     Args:
-      name: model name, see `list_models`; case, hyphens and underscores are ignored.
+      name: model name, see `list_models`; Keras' and timm's spellings work too, see `registry.get_spec`.
       num_classes: number of classes of the new head; None: no head.
       weights: backbone weights: 'imagenet' (published; downloaded once), 'builtin' (come with flaxtl), a weight file
         in any format that flaxtl reads, or None (as in a config: 'random') for random weights.

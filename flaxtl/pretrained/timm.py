@@ -67,7 +67,7 @@ def module_names(model_name: str, known: Collection[str]) -> ModuleNames:
             return names(known)
     raise UserError(
         f"--layout=timm does not support {model_name}: PyTorch's libraries have no model of that name, or a different "
-        "one. Supported: vgg16, vgg19, densenet121 to densenet201, efficientnetb0 to efficientnetb7."
+        "one. Supported: vgg16, vgg19, densenet121 to densenet201, efficientnet_b0 to efficientnet_b7."
     )
 
 
@@ -123,5 +123,5 @@ def _efficientnet_names(known: Collection[str]) -> ModuleNames:
 _FAMILIES: dict[str, Callable[[Collection[str]], ModuleNames]] = {
     "vgg": _vgg_names,
     "densenet": _densenet_names,
-    "efficientnetb": _efficientnet_names,
+    "efficientnet_b": _efficientnet_names,
 }

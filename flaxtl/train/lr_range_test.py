@@ -123,6 +123,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
     Raises:
       UserError: earlier phases were not trained in `workdir`, or with other settings.
     """
+    config = run_dir.with_canonical_name(config)
     index = _phase_index(config, name)
     is_run = run_dir.is_run(workdir)
     if is_run:

@@ -15,6 +15,7 @@ from flaxtl import fileio
 from flaxtl.config import config_differences, config_from_json, config_to_json
 from flaxtl.data.manifest import Manifest
 from flaxtl.errors import UserError
+from flaxtl.models import registry
 from flaxtl.parallel import processes
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import LayerRecord, PhaseSummary, RunSummary, load_versioned, with_version
@@ -123,10 +124,17 @@ def layer_records(model_info: ModelInfo, phases: Sequence[Phase], weights_source
 
 
 def load_config(workdir: Path) -> Any:
-    """Return the config of the run in `workdir`."""
+    """Return the config of the run in `workdir`, with the registry's name of the model; older runs have another."""
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is not a run directory: it has no config.json. Use the --workdir of a run.")
-    return config_from_json(load_versioned(workdir / "config.json"))
+    return with_canonical_name(config_from_json(load_versioned(workdir / "config.json")))
+
+
+def with_canonical_name(config: Any) -> Any:
+    """Return a copy of a config in which the model has its name in the registry; an unknown name stays."""
+    config = config.copy_and_resolve_references()
+    config.model.name = registry.canonical_name(config.model.name)
+    return config
 
 
 def check_config(workdir: Path, config: Mapping[str, Any], num_phases: int | None = None) -> None:

@@ -66,6 +66,7 @@ def train(
       StopRequested: the stop signal ended the run; everything is saved.
     """
     start_time = time.monotonic()
+    config = run_dir.with_canonical_name(config)
     # 1. Run directory: new, or of the same config.
     is_resumed = processes.any_process(run_dir.is_run(workdir))
     if is_resumed:

@@ -136,7 +136,7 @@ def test_summary_of_a_pretrained_model(flaxtl):
     ("name", "layer", "totals"),
     [
         (
-            "mobilenet_0.25",
+            "mobilenet_025",
             ["conv1_bn", "batch norm", "112x112x8", "32"],
             ["475,544", "5,472", "218,544"],
         ),

@@ -119,7 +119,7 @@ def test_flowers_vgg16_scratch_skips_the_frozen_phase():
     assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
 
 
-QUICK = ("vgg16", "mobilenet_0.25")
+QUICK = ("vgg16", "mobilenet_025")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from flaxtl.errors import UserError
 
 @pytest.fixture(scope="module")
 def created():
-    return flaxtl.create_model("mobilenet_0.25", weights=None, input_size=32)
+    return flaxtl.create_model("mobilenet_025", weights=None, input_size=32)
 
 
 def test_extract_features_reads_files_in_order(created, tmp_path):

@@ -164,7 +164,7 @@ def test_gradcam_maps_bfloat16_model_equal_float32(linear, images):
         ("vgg16", "block3_pool", "block3_conv3"),
         ("alexnet", None, "conv5"),
         ("googlenet", None, "inception_5b_output"),
-        pytest.param("mobilenet_v2", None, "out_relu", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2_100", None, "out_relu", marks=pytest.mark.slow),
         pytest.param("resnet50", None, "conv5_block3_out", marks=pytest.mark.slow),
         pytest.param("inception_v3", None, "mixed10", marks=pytest.mark.slow),
         pytest.param("xception", None, "block14_sepconv2_act", marks=pytest.mark.slow),
@@ -187,7 +187,7 @@ def test_default_layer_small_images_chooses_earlier_layer():
         ("vgg16", "block5_conv33", "'block5_conv33'.*'block5_conv3'"),
         ("vgg16", "dense_1", r"'dense_1'.*\b128\b.*'block5_conv3'"),
         pytest.param(
-            "efficientnetb0",
+            "efficientnet_b0",
             "block1a_se_expand",
             r"'block1a_se_expand'.*\b1x1x32\b.*'top_activation'",
             marks=pytest.mark.slow,

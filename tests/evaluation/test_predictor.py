@@ -21,7 +21,7 @@ from flaxtl.evaluation import predictor
 from flaxtl.models import imagenet, registry
 from flaxtl.pretrained import download
 
-NAME = "mobilenet_0.25"
+NAME = "mobilenet_025"
 TAP = "conv_pw_6_relu"
 BOUND = 5e-6  # of the largest value: tests/models/test_keras_parity.py
 

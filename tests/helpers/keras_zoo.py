@@ -35,32 +35,32 @@ KERAS_MODELS = {
     "resnet50": keras.applications.ResNet50,
     "resnet101": keras.applications.ResNet101,
     "resnet152": keras.applications.ResNet152,
-    "resnet50v2": keras.applications.ResNet50V2,
-    "resnet101v2": keras.applications.ResNet101V2,
-    "resnet152v2": keras.applications.ResNet152V2,
+    "resnet50_v2": keras.applications.ResNet50V2,
+    "resnet101_v2": keras.applications.ResNet101V2,
+    "resnet152_v2": keras.applications.ResNet152V2,
     "densenet121": keras.applications.DenseNet121,
     "densenet169": keras.applications.DenseNet169,
     "densenet201": keras.applications.DenseNet201,
     "inception_v3": keras.applications.InceptionV3,
     "inception_resnet_v2": keras.applications.InceptionResNetV2,
     "xception": keras.applications.Xception,
-    "mobilenet": keras.applications.MobileNet,
-    "mobilenet_0.75": partial(keras.applications.MobileNet, alpha=0.75),
-    "mobilenet_0.50": partial(keras.applications.MobileNet, alpha=0.5),
-    "mobilenet_0.25": partial(keras.applications.MobileNet, alpha=0.25),
-    "mobilenet_v2": keras.applications.MobileNetV2,
-    "mobilenet_v2_0.35": partial(keras.applications.MobileNetV2, alpha=0.35),
-    "mobilenet_v2_0.50": partial(keras.applications.MobileNetV2, alpha=0.5),
-    "mobilenet_v2_0.75": partial(keras.applications.MobileNetV2, alpha=0.75),
-    "mobilenet_v2_1.3": partial(keras.applications.MobileNetV2, alpha=1.3),
-    "mobilenet_v2_1.4": partial(keras.applications.MobileNetV2, alpha=1.4),
-    "mobilenet_v3_small": keras.applications.MobileNetV3Small,
-    "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+    "mobilenet_100": keras.applications.MobileNet,
+    "mobilenet_075": partial(keras.applications.MobileNet, alpha=0.75),
+    "mobilenet_050": partial(keras.applications.MobileNet, alpha=0.5),
+    "mobilenet_025": partial(keras.applications.MobileNet, alpha=0.25),
+    "mobilenet_v2_100": keras.applications.MobileNetV2,
+    "mobilenet_v2_035": partial(keras.applications.MobileNetV2, alpha=0.35),
+    "mobilenet_v2_050": partial(keras.applications.MobileNetV2, alpha=0.5),
+    "mobilenet_v2_075": partial(keras.applications.MobileNetV2, alpha=0.75),
+    "mobilenet_v2_130": partial(keras.applications.MobileNetV2, alpha=1.3),
+    "mobilenet_v2_140": partial(keras.applications.MobileNetV2, alpha=1.4),
+    "mobilenet_v3_small_100": keras.applications.MobileNetV3Small,
+    "mobilenet_v3_large_100": keras.applications.MobileNetV3Large,
     "nasnet_mobile": keras.applications.NASNetMobile,
     "nasnet_large": keras.applications.NASNetLarge,
-    **{f"efficientnetb{number}": getattr(keras.applications, f"EfficientNetB{number}") for number in range(8)},
+    **{f"efficientnet_b{number}": getattr(keras.applications, f"EfficientNetB{number}") for number in range(8)},
     **{
-        f"efficientnetv2-{variant.lower()}": getattr(keras.applications, f"EfficientNetV2{variant}")
+        f"efficientnet_v2_{variant.lower()}": getattr(keras.applications, f"EfficientNetV2{variant}")
         for variant in ("B0", "B1", "B2", "B3", "S", "M", "L")
     },
     **{
@@ -112,7 +112,7 @@ SHORT_MODELS = {
         "resnet50", partial(keras_resnet.ResNet, _RESNET, preact=False, use_bias=True), {"depths": (2, 1, 1, 1)}
     ),
     "short_resnet_v2": Short(
-        "resnet50v2", partial(keras_resnet.ResNet, _RESNET_V2, preact=True, use_bias=True), {"depths": (3, 2, 2, 2)}
+        "resnet50_v2", partial(keras_resnet.ResNet, _RESNET_V2, preact=True, use_bias=True), {"depths": (3, 2, 2, 2)}
     ),
     "short_densenet": Short("densenet121", partial(keras_densenet.DenseNet, [2, 1, 1, 1]), {"depths": (2, 1, 1, 1)}),
     "short_nasnet": Short(
@@ -128,12 +128,12 @@ SHORT_MODELS = {
         {"stem": 8, "channels": 8, "cells": 1, "skip": False},
     ),
     "short_efficientnet": Short(  # one or two blocks a stage
-        "efficientnetb0",
+        "efficientnet_b0",
         partial(keras_efficientnet.EfficientNet, 0.5, 0.5, 224, weights_name="b0", name="short"),
         {"width": 0.5, "depth": 0.5, "dropout": 0.2},
     ),
     "short_efficientnet_v2": Short(
-        "efficientnetv2-b0",
+        "efficientnet_v2_b0",
         partial(keras_v2.EfficientNetV2, 1.0, 1.0, 224, blocks_args=_V2_STAGES, name="efficientnetv2-b0"),
         {"stages": _repeat(efficientnet_v2.B0, _V2_REPEATS), "stem": 32},
     ),

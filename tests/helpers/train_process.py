@@ -17,7 +17,7 @@ def get_config():
     c.batch_size = 4
     c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
     c.weights = dict(path="random")
-    c.model = dict(name="mobilenet_0.25", output_layer="conv_pw_2_relu")
+    c.model = dict(name="mobilenet_025", output_layer="conv_pw_2_relu")
     c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, horizontal_flip=True)
     c.param_groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))

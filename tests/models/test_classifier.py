@@ -156,9 +156,9 @@ def test_bfloat16_reaches_every_layer(name):
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("mobilenet_0.25", "conv_pw_6_relu"),
-        pytest.param("mobilenet_v2_0.35", "block_6_project_BN", marks=pytest.mark.slow),
-        pytest.param("mobilenet_v3_small", "expanded_conv_3_project_bn", marks=pytest.mark.slow),
+        ("mobilenet_025", "conv_pw_6_relu"),
+        pytest.param("mobilenet_v2_035", "block_6_project_BN", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small_100", "expanded_conv_3_project_bn", marks=pytest.mark.slow),
         pytest.param("nasnet_mobile", "stem_bn1", marks=pytest.mark.slow),
     ],
 )

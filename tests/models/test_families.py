@@ -203,7 +203,7 @@ def test_drop_connect_drops_whole_examples_in_train_mode_only():
 @pytest.mark.slow
 def test_efficientnetv2_b3_exceeds_the_drop_connect_rate():
     """Keras divides by the number of B0's blocks in B1 to B3 too."""
-    model = Classifier(registry.get_spec("efficientnetv2-b3"))
+    model = Classifier(registry.get_spec("efficientnet_v2_b3"))
     _, dropouts = keras_zoo.batch_norms_and_dropouts(model, 43, 43)
     assert max(rate for rate, per_example in dropouts.values() if per_example) > efficientnet.DROP_CONNECT_RATE
 

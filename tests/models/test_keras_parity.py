@@ -210,7 +210,7 @@ class Case(NamedTuple):
 
 FAST = (
     Case("vgg16"),
-    Case("mobilenet_0.25"),
+    Case("mobilenet_025"),
     Case("short_resnet"),
     Case("short_resnet_v2", "conv3_block2_out"),
     Case("short_densenet"),
@@ -218,8 +218,8 @@ FAST = (
     Case("short_efficientnet_v2"),
     Case("short_convnext"),
     Case("short_nasnet", "reduction_concat_stem_1"),
-    Case("mobilenet_v2_0.35", "block_4_add"),
-    Case("mobilenet_v3_small", "expanded_conv_4_add"),
+    Case("mobilenet_v2_035", "block_4_add"),
+    Case("mobilenet_v3_small_100", "expanded_conv_4_add"),
     Case("inception_v3", "mixed4", (75, 75)),
     Case("xception", "add_3"),
 )
@@ -227,9 +227,9 @@ SLOW = tuple(
     map(
         Case,
         (
-            *("vgg19", "resnet50", "resnet50v2", "densenet121", "inception_v3", "inception_resnet_v2", "xception"),
-            *("mobilenet", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetb0"),
-            *("efficientnetv2-b0", "convnext_tiny"),
+            *("vgg19", "resnet50", "resnet50_v2", "densenet121", "inception_v3", "inception_resnet_v2", "xception"),
+            *("mobilenet_100", "mobilenet_v2_035", "mobilenet_v3_small_100", "nasnet_mobile", "efficientnet_b0"),
+            *("efficientnet_v2_b0", "convnext_tiny"),
         ),
     )
 )
@@ -237,7 +237,7 @@ EXHAUSTIVE = (
     *(Case(name) for name in keras_zoo.KERAS_MODELS if not {Case(name)} & {*FAST, *SLOW}),
     *(
         Case(name, size=(registry.get_spec(name).input_size,) * 2)
-        for name in ("vgg16", "vgg19", *(f"efficientnetb{number}" for number in range(8)), "efficientnetv2-b0")
+        for name in ("vgg16", "vgg19", *(f"efficientnet_b{number}" for number in range(8)), "efficientnet_v2_b0")
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 
 import keras
 import pytest
@@ -11,7 +12,7 @@ from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.models.imagenet import PREPROCESSING
-from flaxtl.models.registry import FAMILIES, MODELS, get_spec
+from flaxtl.models.registry import FAMILIES, MODELS, canonical_name, get_spec
 from flaxtl.pretrained.backbone import expected_shapes
 
 
@@ -32,7 +33,7 @@ def keras_weights_file(name, monkeypatch, **settings):
     return error.value.args
 
 
-FAST = "mobilenet_0.25"
+FAST = "mobilenet_025"
 FIRST = [family.MODELS[0].name for family in FAMILIES]
 OTHERS = [name for name in keras_zoo.KERAS_MODELS if name != FAST]
 
@@ -93,12 +94,12 @@ def test_num_params_are_those_of_the_network(name):
 
 
 TOPS = {
-    "mobilenet": "conv_pw_11_relu",
-    "mobilenet_v2": "block_12_add",
-    "mobilenet_v3_small": "expanded_conv_7_add",
-    "mobilenet_v3_large": "expanded_conv_11_project_bn",
+    "mobilenet_100": "conv_pw_11_relu",
+    "mobilenet_v2_100": "block_12_add",
+    "mobilenet_v3_small_100": "expanded_conv_7_add",
+    "mobilenet_v3_large_100": "expanded_conv_11_project_bn",
     "xception": "add_10",
-    "efficientnetb0": "block6d_add",
+    "efficientnet_b0": "block6d_add",
     "inception_v3": "mixed8",
     "inception_resnet_v2": "mixed_7a",
     "convnext_tiny": "convnext_tiny_downsampling_conv_2",
@@ -107,7 +108,7 @@ TOPS = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "mobilenet" else pytest.param(name, marks=pytest.mark.slow) for name in TOPS]
+    "name", [name if name == "mobilenet_100" else pytest.param(name, marks=pytest.mark.slow) for name in TOPS]
 )
 def test_last_block_is_everything_above_a_layer(name):
     spec, head = get_spec(name), Head(2, "global_average")
@@ -117,11 +118,47 @@ def test_last_block_is_everything_above_a_layer(name):
     assert {layer for layer in layers if re.fullmatch(rule, f"backbone/{layer}/kernel")} == above
 
 
-@pytest.mark.parametrize("name", ["vgg16", "VGG-16", "Vgg_16"])
-def test_get_spec_ignores_case_hyphens_and_underscores(name):
-    assert get_spec(name).name == "vgg16"
+def test_names_are_snake_case():
+    assert [name for name in MODELS if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)] == []
+
+
+SPELLINGS = {
+    "vgg16": "VGG16 VGG-16 Vgg_16",
+    "resnet50_v2": "ResNet50V2 resnet50v2 resnet-50-v2",
+    "mobilenet_025": "mobilenet_0.25 MobileNet-0.25 mobilenet025",
+    "mobilenet_050": "mobilenet_0.50 mobilenet_0.5",
+    "mobilenet_100": "MobileNet mobilenet mobilenet_1.0",
+    "mobilenet_v2_035": "mobilenet_v2_0.35 mobilenetv2-0.35 mobilenetv2_035",
+    "mobilenet_v2_100": "MobileNetV2 mobilenet_v2 mobilenet_v2_1.0 mobilenetv2_100",
+    "mobilenet_v2_140": "mobilenet_v2_1.4 MobileNetV2_1.4",
+    "mobilenet_v3_small_100": "MobileNetV3Small mobilenet_v3_small tf_mobilenetv3_small_100",
+    "nasnet_large": "NASNetLarge",
+    "inception_resnet_v2": "InceptionResNetV2",
+    "efficientnet_b0": "EfficientNetB0 efficientnetb0 EfficientNet-B0 tf_efficientnet_b0",
+    "efficientnet_v2_b3": "EfficientNetV2B3 efficientnetv2-b3 tf_efficientnetv2_b3",
+    "efficientnet_v2_s": "EfficientNetV2S efficientnetv2-s",
+}
+"""Model -> spellings: of earlier versions, of Keras, of timm, and mixtures."""
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_get_spec_accepts_other_spellings(name):
+    assert {get_spec(spelling).name for spelling in SPELLINGS[name].split()} == {name}
+
+
+def test_get_spec_accepts_the_names_of_keras_functions():
+    for name, build in keras_zoo.KERAS_MODELS.items():
+        if not isinstance(build, partial):  # of a width other than 1
+            assert get_spec(build.__name__).name == name
+
+
+def test_canonical_name_of_unknown_model_is_unchanged():
+    assert canonical_name("MobileNet") == "mobilenet_100"
+    assert canonical_name("MobileNet_2") == "MobileNet_2"
 
 
 def test_get_spec_of_unknown_name_suggests():
     with pytest.raises(UserError, match=r"'vgg'.*'vgg1[69]'"):
         get_spec("vgg")
+    with pytest.raises(UserError, match=r"'EfficentNetB0'.*'efficientnet_b0'"):
+        get_spec("EfficentNetB0")

@@ -50,8 +50,8 @@ def test_cut_points_with_two_layers_that_read_the_images():
 @pytest.mark.parametrize(
     ("name", "output_layer"),
     [
-        ("mobilenet_v3_small", "expanded_conv_2_add"),
-        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("mobilenet_v3_small", "xception")),
+        ("mobilenet_v3_small_100", "expanded_conv_2_add"),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("mobilenet_v3_small_100", "xception")),
     ],
 )
 def test_network_can_start_at_cut_points_only(name, output_layer):

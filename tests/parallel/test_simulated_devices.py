@@ -24,7 +24,7 @@ print(jax.device_count())
 """
 
 MOBILENET = {
-    "model": {"name": "mobilenet_0.25", "output_layer": "conv_pw_3_relu"},
+    "model": {"name": "mobilenet_025", "output_layer": "conv_pw_3_relu"},
     "param_groups": (("head", "head/.*"), ("block2", "backbone/conv_.w_[23].*"), ("base", "backbone/.*")),
     "batch_size": 8,
     "phases": ("finetune",),

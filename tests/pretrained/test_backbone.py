@@ -107,11 +107,11 @@ def test_expected_shapes_are_those_of_the_published_model():
 @pytest.mark.parametrize(
     "name",
     [
-        "mobilenet_0.25",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("inception_v3", "efficientnetb0")),
+        "mobilenet_025",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("inception_v3", "efficientnet_b0")),
         *(
             pytest.param(name, marks=pytest.mark.exhaustive("networks"))
-            for name in ("nasnet_mobile", "mobilenet_v3_small", "resnet50v2", "xception")
+            for name in ("nasnet_mobile", "mobilenet_v3_small_100", "resnet50_v2", "xception")
         ),
     ],
 )

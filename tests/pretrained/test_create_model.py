@@ -24,7 +24,7 @@ from flaxtl.models.head import Head
 from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.train.param_groups import is_batch_stat, layers_in_train_mode
 
-NAME = "mobilenet_0.25"
+NAME = "mobilenet_025"
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +192,4 @@ def test_create_model_mistake_is_a_user_error(arguments, facts):
 def test_list_models_pattern_selects_names():
     assert "vgg16" in flaxtl.list_models()
     assert flaxtl.list_models("VGG*") == ["vgg16", "vgg19"]
+    assert flaxtl.list_models("EfficientNetV2_[SM]") == ["efficientnet_v2_s", "efficientnet_v2_m"]

@@ -151,7 +151,7 @@ def compare(name, network, tmp_path, *, top, epsilon=1e-5, side=64):
 @pytest.mark.parametrize(
     ("name", "network", "epsilon"),
     [
-        ("efficientnetb0", efficientnet_b0, 1e-3),
+        ("efficientnet_b0", efficientnet_b0, 1e-3),
         ("densenet121", densenet121, 1e-5),
     ],
 )
@@ -204,7 +204,7 @@ def test_read_vgg_fc1_reorders_inputs(module, tmp_path):
     [
         "vgg16",
         "densenet121",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnetb0")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnet_b0")),
     ],
 )
 def test_module_names_cover_every_layer(network):
@@ -215,7 +215,7 @@ def test_module_names_cover_every_layer(network):
     assert len({module for module, _ in pairs}) == len(pairs) == len(known) + 3 * network.startswith("vgg")
 
 
-@pytest.mark.parametrize("network", ["resnet50", "efficientnetv2-b0", "mobilenet", "alexnet"])
+@pytest.mark.parametrize("network", ["resnet50", "efficientnet_v2_b0", "mobilenet_100", "alexnet"])
 def test_module_names_of_unsupported_model_are_refused(network):
     with pytest.raises(UserError, match=rf"(?=.*--layout=timm\b)(?=.*\b{network}\b)"):
         timm.module_names(network, ())

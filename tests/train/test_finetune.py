@@ -33,10 +33,10 @@ from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import build_model
 from flaxtl.train.train_step import TrainState
 
-SLOW = ("mobilenet_0.25", "vgg16", "alexnet", "resnet50", "efficientnetb0")
+SLOW = ("mobilenet_025", "vgg16", "alexnet", "resnet50", "efficientnet_b0")
 EXHAUSTIVE = (
-    *("googlenet", "resnet50v2", "inception_v3", "inception_resnet_v2", "xception"),
-    *("densenet121", "mobilenet_v2_0.35", "mobilenet_v3_small", "nasnet_mobile", "efficientnetv2-b0"),
+    *("googlenet", "resnet50_v2", "inception_v3", "inception_resnet_v2", "xception"),
+    *("densenet121", "mobilenet_v2_035", "mobilenet_v3_small_100", "nasnet_mobile", "efficientnet_v2_b0"),
     "convnext_tiny",
 )
 FAMILIES = (
@@ -173,7 +173,7 @@ def toy(net, x, top):
 
 
 TOY = replace(
-    registry.get_spec("mobilenet"),
+    registry.get_spec("mobilenet_100"),
     name="toy",
     build=toy,
     min_input_size=8,
@@ -305,7 +305,7 @@ def test_dropout_does_not_depend_on_skipped_layers(dropping):
 
 
 def test_feature_key_depends_on_batch_stats_below_the_cut(tmp_path):
-    made = World(make_config("mobilenet_0.25"))
+    made = World(make_config("mobilenet_025"))
     held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
     cut, net = made.phase.cut_layer, made.model_info
     inputs = SplitData("train", net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
@@ -329,7 +329,7 @@ def train(folder, name, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_0.25", pytest.param("resnet50", marks=pytest.mark.exhaustive("networks"))])
+@pytest.mark.parametrize("name", ["mobilenet_025", pytest.param("resnet50", marks=pytest.mark.exhaustive("networks"))])
 def test_run_keeps_frozen_params_and_resumes_bit_identically(monkeypatch, folder, tmp_path, name):
     # The first epoch of a phase stays the best: what is handed on differs from what was trained last.
     monkeypatch.setattr(Phase, "is_improvement", lambda phase, value, best: best is None)

@@ -80,6 +80,20 @@ def test_check_config_lists_differences(workdir):
         run_dir.check_config(workdir, other)
 
 
+def test_check_config_accepts_run_with_a_former_model_name(tmp_path):
+    former = CONFIG | {"model": {"name": "efficientnetv2-b0"}}
+    run_dir.create_run_dir(tmp_path, former, MANIFEST, [LAYER], RunSummary(command="flaxtl train"))
+    config = run_dir.with_canonical_name(config_from_json(CONFIG | {"model": {"name": "EfficientNetV2B0"}}))
+    assert config.model.name == run_dir.load_config(tmp_path).model.name == "efficientnet_v2_b0"
+    run_dir.check_config(tmp_path, config_to_json(config))
+
+
+def test_load_config_keeps_an_unknown_model_name(tmp_path):
+    config = CONFIG | {"model": {"name": "Net-9"}}
+    run_dir.create_run_dir(tmp_path, config, MANIFEST, [LAYER], RunSummary(command="flaxtl train"))
+    assert run_dir.load_config(tmp_path).model.name == "Net-9"
+
+
 def test_update_summary_merges_dicts(workdir):
     run_dir.update_summary(workdir, timings={"decode": 1.0}, command="first")
     run_dir.update_summary(workdir, timings={"weights": 2.0}, command="second")
