@@ -45,6 +45,9 @@ _UP_TO = {
 CROP_ASPECT = 4 / 3
 """The aspect ratio of a crop relative to the image is in [1 / this, this] (Szegedy et al. 2015, section 6)."""
 
+CROP_TRIES = 10
+"""How often the box of a crop is drawn until it fits (torchvision's RandomResizedCrop.get_params)."""
+
 ERASED_AREA = (0.02, 0.33)
 """Range of the erased fraction of the area (torchvision's RandomErasing; Zhong et al. 2017 use up to 0.4)."""
 
@@ -243,13 +246,19 @@ def sample_affine(key: jax.Array, augmentation: AugmentConfig, height: int, widt
 def _crop(key: jax.Array, smallest: float, height: int, width: int) -> jax.Array:
     """Sample the matrix, float32 [2, 3], of a random-resized crop as in Szegedy et al. 2015.
 
-    The area is uniform in [smallest, 1] of the image, the logarithm of the aspect ratio is uniform, and both sides are
-    at most those of the image. The outermost pixels of the crop are never read from outside the image.
+    As torchvision's RandomResizedCrop: the area is uniform in [smallest, 1] of the image, the logarithm of the aspect
+    ratio is uniform, and a box that does not fit into the image is drawn again, CROP_TRIES times in all. If none fits,
+    the crop is the largest central box of an allowed aspect ratio, which is the whole image, since the ratio is
+    relative to the image's. The outermost pixels of the crop are never read from outside the image.
     """
-    area, aspect, row, column = jax.random.uniform(jax.random.fold_in(key, RngStream.CROP), (4,))
+    uniform = jax.random.uniform(jax.random.fold_in(key, RngStream.CROP), (CROP_TRIES, 4))
+    area, aspect, row, column = uniform.T
     root = jnp.sqrt(smallest + (1 - smallest) * area)
     stretch = jnp.exp((aspect - 0.5) * math.log(CROP_ASPECT))  # the square root of the aspect
-    tall, wide = jnp.minimum(root / stretch, 1), jnp.minimum(root * stretch, 1)
+    fits = jnp.maximum(root / stretch, root * stretch) <= 1
+    first = jnp.argmax(fits)  # 0 if none fits
+    tall, wide = (jnp.where(fits[first], side[first], 1) for side in (root / stretch, root * stretch))
+    row, column = row[first], column[first]
     none = jnp.zeros_like(tall)
     return jnp.stack(
         [

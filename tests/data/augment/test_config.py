@@ -7,7 +7,15 @@ import pytest
 import scipy.stats
 
 from flaxtl.data.augment.affine import Affine, compose
-from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_keys, sample_affine, sample_params
+from flaxtl.data.augment.config import (
+    CROP_TRIES,
+    AugmentConfig,
+    AugmentParams,
+    _crop,
+    example_keys,
+    sample_affine,
+    sample_params,
+)
 from flaxtl.errors import UserError
 
 EVERYTHING = {
@@ -165,16 +173,25 @@ def test_sample_params_crops_have_requested_areas_and_aspects(crops):
     assert first.min() >= 0
     # float32 of products of two numbers below 100
     assert (last <= np.array([99, 49]) + 2e-5).all()
+    assert (tall * wide).min() >= 0.3 - 1e-6
     aspect = wide / tall
-    uncut = (tall < 1) & (wide < 1)
-    assert (aspect[uncut] >= 3 / 4 - 1e-6).all()
-    assert (aspect[uncut] <= 4 / 3 + 1e-6).all()
-    small = tall * wide < 0.7  # none of these is cut: 0.7 * 4 / 3 < 1
-    assert uncut[small].all()
+    assert (aspect >= 3 / 4 - 1e-6).all()
+    assert (aspect <= 4 / 3 + 1e-6).all()
+    small = tall * wide < 0.7  # all of these fit: 0.7 * 4 / 3 < 1
     assert is_uniform(tall[small] * wide[small], 0.3, 0.7)
     assert is_uniform(np.log(aspect[small]), -math.log(4 / 3), math.log(4 / 3))
     assert is_uniform(first[small, 0] / (99 * (1 - tall[small])), 0, 1)
     assert is_uniform(first[small, 1] / (49 * (1 - wide[small])), 0, 1)
+
+
+def test_sample_params_crops_show_at_least_the_area():
+    """A box of area a fits with probability -ln(a) / ln(4/3), on average 0.17991 for a from 0.9 to 1."""
+    crops = np.asarray(jax.jit(jax.vmap(lambda key: _crop(key, 0.9, 100, 50)))(some_keys(MANY)))
+    area = crops[:, 0, 0] * crops[:, 1, 1]
+    assert area.min() >= 0.9 - 1e-6
+    assert crops[:, [0, 1], [0, 1]].max() <= 1
+    is_whole, none_fits = (crops == np.eye(3)[:2]).all(axis=(1, 2)), (1 - 0.17991) ** CROP_TRIES
+    assert abs(is_whole.mean() - none_fits) < 4 * np.sqrt(none_fits * (1 - none_fits) / MANY)
 
 
 def test_sample_params_one_matrix_composes_independent_draws(many, with_crops):
