@@ -197,6 +197,7 @@ def test_train_of_a_complete_run_changes_nothing(place, capsys):
     assert (place / "run" / "summary.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_train_writes_lost_predictions_again(place):
     file = place / "run" / "predictions.csv"
     before = file.read_bytes()

@@ -161,6 +161,7 @@ def test_crops_are_mean_of_ten_evaluations(run, val_images, evaluate_images, pla
     )
 
 
+@pytest.mark.slow
 def test_augmented_view_equals_training_augmentation_of_epoch(run, val_images):
     setup = run.setup
     views = evaluation_tta.make_tta("3")(setup)

@@ -141,7 +141,16 @@ def test_classifier_without_head_is_the_published_network():
     ]
 
 
-@pytest.mark.parametrize("name", ["short_resnet", "short_resnet_v2", "short_densenet", "short_efficientnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "short_resnet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("short_resnet_v2", "short_densenet", "short_efficientnet")
+        ),
+    ],
+)
 def test_bfloat16_reaches_every_layer(name):
     """Except a border around the pixels, which are float32 up to the first convolution. Parameters stay float32."""
     model = Classifier(keras_zoo.get_spec(name), Head(2, "global_average"), dtype=jnp.bfloat16)

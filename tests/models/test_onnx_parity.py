@@ -80,6 +80,7 @@ def test_whole_network_equals_onnx(name, side, tmp_path):
     keras_zoo.assert_outputs_close(onnx_zoo.flaxtl_outputs(pair, case.top), expected, BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16_is_close_to_float32(name, tmp_path):
     """A mantissa of 8 bits: each of up to five layers adds errors of 2**-9 of its output."""

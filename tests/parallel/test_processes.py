@@ -186,6 +186,7 @@ assert not jax.distributed.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_two_slurm_processes_agree_on_values_and_stop_step():
     """They also agree on the step to stop at, if one of them gets SIGTERM."""
 

@@ -39,6 +39,7 @@ def test_trial_refuses_hdf5_that_makes_the_library_loop(file):
         load_weights(file, EXPECTED)
 
 
+@pytest.mark.slow
 def test_trial_refuses_onnx_that_inflates_in_memory(tmp_path):
     """Two bytes per empty initializer become 170 in memory."""
     size = 32 * 2**20

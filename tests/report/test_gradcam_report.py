@@ -83,6 +83,7 @@ def heatmap_pairs(workdir):
     return gradcam.heatmap_targets(run_files.read_run(workdir))
 
 
+@pytest.mark.slow
 def test_update_heatmaps_stores_those_of_the_shown_images(finished):
     run = finished / "run"
     pairs, stored = heatmap_pairs(run), gradcam.read_heatmaps(run)

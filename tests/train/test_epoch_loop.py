@@ -163,6 +163,7 @@ def equal(ours, theirs):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
+@pytest.mark.slow
 def test_multi_step_calls_of_any_length_are_bit_identical(world, monkeypatch):
     phase, spans = world.setup.phases[0], [(0, 2), (2, 4), (4, 6)]
     made, make = [], train_step.make_multi_step

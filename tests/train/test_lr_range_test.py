@@ -179,6 +179,7 @@ def test_range_test_makes_the_steps_of_training(starts, seen, name):
     np.testing.assert_allclose([point.loss for point in curve.points], losses, atol=2.0**-16)
 
 
+@pytest.mark.slow
 def test_range_test_overflowing_params_end_the_curve(starts):
     curve = lr_range_test.range_test(starts["frozen"], LrRange(1e-3, 1e38, 20), tiny_run.bar, lambda done: None)
     assert curve.diverged
@@ -202,6 +203,7 @@ def test_load_phase_start_first_phase_has_initial_params(folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_load_phase_start_of_run_has_its_params(folder, run, monkeypatch):
     monkeypatch.setattr(backbone, "initial_params", None)  # not needed, and may be gone
     config = tiny_run.config(folder, finetune={"lr": tiny_run.FINETUNE | {"head": jnp.pi}})

@@ -137,7 +137,7 @@ def test_train_step_keeps_caller_arrays_valid(world):
     assert param_digests(world.parameters) == before
 
 
-@pytest.mark.parametrize("n", [1, 3, 4, 5])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5])
 def test_evaluate_padded_batches_counts_each_example_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
     step = train_step.make_eval_step(

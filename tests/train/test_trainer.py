@@ -114,6 +114,7 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
     assert tiny_run.digests(resumed) == tiny_run.digests(whole)
 
 
+@pytest.mark.slow
 def test_train_without_checkpoint_repeats_the_phase(monkeypatch, whole, folder, tmp_path):
     rarely = tiny_run.config(folder, **PHASES)
     with monkeypatch.context() as patch:

@@ -172,6 +172,7 @@ def test_sweep_goes_on_after_an_error_and_retries_later(sweeps):
     assert "failed" not in "\n".join(out)
 
 
+@pytest.mark.slow
 def test_sweep_with_seeds_and_folds_reports_mean_and_std(sweeps):
     code, out, _ = sweeps.run(grid(20, 40), "--seeds=0,2", "--kfold=2")
     assert code == 0

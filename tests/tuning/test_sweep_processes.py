@@ -72,7 +72,14 @@ sys.exit(143)
 """
 
 
-@pytest.mark.parametrize(("signals", "number"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("signals", "number"),
+    [
+        (1, signal.SIGINT),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_signal_to_the_sweep_is_forwarded_once_to_the_run(tmp_path, signals, number):
     """Ctrl-C on a terminal signals the process group of the sweep, which the run is not in."""
     log, code = tmp_path / "a.log", tmp_path / "graceful.py"

@@ -111,6 +111,7 @@ def test_sample_affine_is_uniform_in_keras_ranges(affine):
         assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
+@pytest.mark.slow
 def test_sample_params_are_independent(affine, many, crops):
     tall, wide = crops[:, 0, 0], crops[:, 1, 1]
     drawings = [
