@@ -1,8 +1,8 @@
 """Your own images: a folder with one subfolder per class.
 
-    flaxtl train --config=folder --config.data.source=folder:PATH --workdir=runs/mine
+    flaxtl train PATH
 
-Usually, only the source and --config.model.name=NAME need to change; `flaxtl models` lists the models.
+Usually, only the images and --config.model.name=NAME need to change; `flaxtl models` lists the models.
 `top` is the last block of the model, such as block5 in VGG16 or conv5 in ResNet50; `flaxtl summary` shows its layers.
 All other settings have the defaults of flaxtl/defaults.py.
 """

@@ -22,7 +22,7 @@ from flaxtl.data.sources import synthetic
 synthetic.generate_dataset(Path("images"), per_class=6)
 """
 
-SHORT = ("--config.phases=('frozen',)", "--config.frozen.epochs=1", "--config.data.height=64", "--config.data.width=64")
+SHORT = ("--config.phases=frozen", "--config.frozen.epochs=1", "--config.data.height=64", "--config.data.width=64")
 """One phase of one epoch on small images."""
 
 COMMANDS = (

@@ -59,8 +59,8 @@ def _chapter(name: str, command: argparse.ArgumentParser) -> str:
 
 
 def _name(option: argparse.Action) -> str:
-    *_, flag = option.option_strings
-    return code(flag if option.nargs == 0 else f"{flag} {_value(option)}")
+    flag = option.option_strings[-1] if option.option_strings else ""
+    return code(flag if option.nargs == 0 else f"{flag} {_value(option)}".strip())
 
 
 def _value(option: argparse.Action) -> str:

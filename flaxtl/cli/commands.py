@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace) -> None:
     """Train or resume a run, evaluate it and write its report."""
     from flaxtl.api import evaluate_and_report, training_session
-    from flaxtl.config import load_config
+    from flaxtl.cli.run_choice import choose_workdir, load_train_config
     from flaxtl.parallel import processes
     from flaxtl.train import trainer
 
-    config = load_config(options.config, options.overrides)
+    config = load_train_config(options)
     if options.distributed or options.coordinator is not None:
         processes.fork_supervisor(options.process, options.processes)
     processes.initialize(options.coordinator, options.processes, options.process, detect_cluster=options.distributed)
-    with training_session(config, options.workdir) as (console, stop_signal):
-        result = trainer.train(config, options.workdir, console, options.command_line, stop_signal)
+    workdir = options.workdir
+    if workdir is None:
+        workdir, reason = choose_workdir(config, options.config)
+        message(make_console(), f"Run directory: {workdir} ({reason}; --workdir=DIR chooses another)")
+    with training_session(config, workdir) as (console, stop_signal):
+        result = trainer.train(config, workdir, console, options.command_line, stop_signal)
         evaluate_and_report(result, console)
 
 
@@ -72,7 +76,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print the metrics of a run as one JSON object, the last line of stdout."""
     from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir
 
-    result = evaluate_workdir(options.workdir, options.data, options.split, make_console(stderr=True), options.tta)
+    source = _source(options.data) if options.data else None
+    result = evaluate_workdir(options.workdir, source, options.split, make_console(stderr=True), options.tta)
     metrics = result.to_json()
     shown = brief_result(metrics) if sys.stdout.isatty() else metrics
     print(json.dumps(shown))
@@ -123,7 +128,7 @@ def report(options: argparse.Namespace) -> None:
         make_console().print(comparison_table(comparison))
     else:
         if options.data:
-            relocate_run(workdir, options.data, _notify)
+            relocate_run(workdir, _source(options.data), _notify)
         setup = load_setup(workdir)
         update_heatmaps(workdir, lambda: load_run(workdir), _notify, options.gradcam)
         page = write_report(workdir, augmented=augmented_samples(setup))
@@ -193,7 +198,7 @@ def split(options: argparse.Namespace) -> None:
     if k is not None and (options.fractions or options.link):
         _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
     fractions = split_writer.parse_fractions(options.fractions) if k is None else {}
-    index = open_source(options.source, fileio.cache_dir("data"))
+    index = open_source(_source(options.source), fileio.cache_dir("data"))
     with progress_bar(console, "splitting", len(index.images) * (2 if k is None else 1)) as advance:
         shared = {
             "near_duplicates": options.near_duplicates,
@@ -214,12 +219,13 @@ def doctor(options: argparse.Namespace) -> None:
     """Check a dataset, print the findings and write the requested files; exit with code 1 if one blocks training."""
     from flaxtl.report.doctor_report import diagnose_source, doctor_tables, write_doctor_report
 
-    diagnosis = diagnose_source(options.data, options.near_duplicates, make_console(stderr=True))
+    source = _source(options.data)
+    diagnosis = diagnose_source(source, options.near_duplicates, make_console(stderr=True))
     make_console().print(*doctor_tables(diagnosis), sep="\n")
     if options.json:
-        _write(options.json, json.dumps(diagnosis.as_json(options.data), indent=1) + "\n")
+        _write(options.json, json.dumps(diagnosis.as_json(source), indent=1) + "\n")
     if options.html:
-        write_doctor_report(diagnosis, options.data, options.html)
+        write_doctor_report(diagnosis, source, options.html)
     if diagnosis.num_blocking:
         sys.exit(1)
 
@@ -247,7 +253,7 @@ def export(options: argparse.Namespace) -> None:
     output = options.output or options.workdir / "export" / options.format
     run = _load_run(options.workdir)
     if options.data:
-        run = relocate_loaded(run, options.data, _notify)
+        run = relocate_loaded(run, _source(options.data), _notify)
     check = export_run(run, output, options.format)
     console = make_console()
     kind = "synthetic images, as those of the run do not exist" if check.synthetic else "images"
@@ -305,6 +311,13 @@ def _load_run(workdir: Path) -> "TrainedRun":
     if run.phase != run.setup.phases[-1].name:
         _notify(f"The run is not finished; using the model after phase {run.phase}.")
     return run
+
+
+def _source(text: str) -> str:
+    """Return a data source; a path that exists is written with its scheme."""
+    from flaxtl.data.sources.base import with_scheme
+
+    return with_scheme(text)
 
 
 def _first_docstring_line(file: Path) -> str:

@@ -1,22 +1,31 @@
 """The command line: commands, options and their help texts."""
 
 import argparse
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 from flaxtl import __version__
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import user_path
 
 DEFAULT_TOP = 5
 """Classes that `flaxtl predict` shows for each image."""
 
+DEFAULT_CONFIG = "folder"
+"""Config of `flaxtl train`."""
+
 EPILOG = """\
-SOURCE is folder:PATH, archive:FILE, csv:FILE, tfds:NAME or synthetic.
+Train on your own images, one folder per class: flaxtl train photos/
+SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:FILE, csv:FILE), tfds:NAME or synthetic.
 Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
 69 another process of a distributed run has died; 130 and 143 stopped by Ctrl-C or SIGTERM, progress is saved."""
+
+
+PLAIN_WORDS = {"invalid int value": "not a whole number", "invalid float value": "not a number"}
+"""What argparse says of a value of the wrong type -> what a user without Python understands."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,21 +33,40 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError; argparse would print the usage and exit."""
+        for python_words, words in PLAIN_WORDS.items():
+            message = message.replace(python_words, words)
         raise UserError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line.
+    """Parse a command line; an empty one prints the help and exits with code 0, as --help does.
 
     Returns:
       The options of the command, with `command` (its name), `overrides` (the --config.key=value arguments) and
       `command_line` (the whole line, as in a shell).
     """
-    options, rest = make_parser().parse_known_args(arguments)
+    _check_spelling(arguments)
+    options, rest = make_parser().parse_known_args(arguments or ["--help"])
     _check_overrides(rest, options)
     options.overrides = rest
     options.command_line = shlex.join(["flaxtl", *arguments])
     return options
+
+
+def _check_spelling(arguments: Sequence[str]) -> None:
+    """Raise UserError for a command or an option that does not exist, before argparse misses a required one."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is None:
+        return
+    if command not in _COMMANDS:
+        raise unknown("command", command, _COMMANDS)
+    parser = Parser()
+    _COMMANDS[command][1](parser)
+    known = [*re.findall(r"--[\w-]+", parser.format_usage()), "--debug", "--help"]
+    for argument in arguments[arguments.index(command) + 1 :]:
+        name = argument.partition("=")[0]
+        if re.fullmatch(r"--[\w-]+", name) and name not in known:
+            raise unknown(f"option of flaxtl {command}:", name, known)
 
 
 def _check_overrides(rest: Sequence[str], options: argparse.Namespace) -> None:
@@ -64,40 +92,35 @@ def make_parser() -> Parser:
     shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str) -> Parser:
+    for name, (summary, add_options) in _COMMANDS.items():
         description = f"{summary[:1].upper()}{summary[1:]}."
-        return subparsers.add_parser(name, help=summary, description=description, parents=[shared], allow_abbrev=False)
-
-    _add_train_options(add("train", "train a model and write the report; run the same command again to resume"))
-    _add_lr_find_options(add("lr-find", "run a learning-rate range test and suggest a learning rate"))
-    _add_sweep_options(add("sweep", "train all combinations of settings and compare them on the validation images"))
-    _add_evaluate_options(add("evaluate", "compute the metrics of a trained run on one split"))
-    _add_predict_options(add("predict", "classify images with a trained run or with a pretrained ImageNet model"))
-    _add_report_options(add("report", "write the report of a run again, or compare several runs"))
-    _add_configs_options(add("configs", "list the configs that come with flaxtl, or copy one to change it"))
-    _add_models_options(add("models", "list the models, with parameters, input size, accuracy and weights"))
-    _add_summary_options(add("summary", "show the layers of a model, their parameters, and the phases that train them"))
-    _add_split_options(add("split", "split images into train, validation and test folders, or into folds"))
-    _add_doctor_options(add("doctor", "check a dataset: errors that stop training (exit code 1), and warnings"))
-    _add_convert_options(add("convert", "check a weight file and convert it to safetensors"))
-    _add_export_options(add("export", "export a trained model and verify it on images of the run"))
+        add_options(
+            subparsers.add_parser(name, help=summary, description=description, parents=[shared], allow_abbrev=False)
+        )
     return parser
 
 
-def _add_config_option(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+def _add_config_option(parser: argparse._ActionsContainer, *, required: bool = True, default: str = "") -> None:
+    more = f" (default: {default})" if default else ""
     parser.add_argument(
         "--config",
-        required=required,
+        required=required and not default,
         metavar="NAME|FILE[:VARIANT]",
         help="config: a Python file, or the name of a config that comes with flaxtl (demo, folder, ...); override "
-        "settings with --config.KEY=VALUE",
+        f"settings with --config.KEY=VALUE{more}",
     )
 
 
 def _add_train_options(parser: Parser) -> None:
-    _add_config_option(parser)
-    parser.add_argument("--workdir", required=True, type=user_path, metavar="DIR", help="run directory")
+    parser.add_argument("images", nargs="?", metavar="SOURCE", help="images to train on, such as the folder photos/")
+    parser.add_argument("--data", metavar="SOURCE", help="the same as an option")
+    _add_config_option(parser, default=DEFAULT_CONFIG)
+    parser.add_argument(
+        "--workdir",
+        type=user_path,
+        metavar="DIR",
+        help="run directory (default: runs/NAME-DATE, or the unfinished run of the same config there)",
+    )
     distributed = parser.add_argument_group(
         "distributed training", "start the same command in every process, with a --workdir that all of them share"
     )
@@ -337,3 +360,21 @@ def _add_near_duplicates_option(parser: Parser, purpose: str) -> None:
         help=f"{purpose}: images whose 64-bit perceptual hashes differ in at most BITS bits; -1: identical files only "
         "(default: %(default)s)",
     )
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "train": ("train a model and write the report; run the same command again to resume", _add_train_options),
+    "lr-find": ("run a learning-rate range test and suggest a learning rate", _add_lr_find_options),
+    "sweep": ("train all combinations of settings and compare them on the validation images", _add_sweep_options),
+    "evaluate": ("compute the metrics of a trained run on one split", _add_evaluate_options),
+    "predict": ("classify images with a trained run or with a pretrained ImageNet model", _add_predict_options),
+    "report": ("write the report of a run again, or compare several runs", _add_report_options),
+    "configs": ("list the configs that come with flaxtl, or copy one to change it", _add_configs_options),
+    "models": ("list the models, with parameters, input size, accuracy and weights", _add_models_options),
+    "summary": ("show the layers of a model, their parameters, and the phases that train them", _add_summary_options),
+    "split": ("split images into train, validation and test folders, or into folds", _add_split_options),
+    "doctor": ("check a dataset: errors that stop training (exit code 1), and warnings", _add_doctor_options),
+    "convert": ("check a weight file and convert it to safetensors", _add_convert_options),
+    "export": ("export a trained model and verify it on images of the run", _add_export_options),
+}
+"""Name of a command -> its summary, and the function that adds its options."""

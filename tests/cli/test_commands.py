@@ -74,6 +74,13 @@ def test_main_in_a_new_process_exits_with_the_code():
         assert re.fullmatch(error, done.stderr)
 
 
+def test_flaxtl_without_command_prints_the_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main([])
+    assert ended.value.code == 0
+    assert "flaxtl train photos/" in capsys.readouterr().out
+
+
 def test_models(flaxtl):
     rows = cells(flaxtl("models"))
     assert len(rows[0]) == 1  # the title
@@ -234,7 +241,9 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["models", "--jsn"], ["'--jsn'", "--help"]),
+        (["models", "--jsn"], ["'--jsn'", "'--json'"]),
+        (["evaluate", "--workdri=x"], ["flaxtl evaluate", "'--workdri'", "'--workdir'"]),
+        (["lr-find", "--config=demo", "--workdir=x", "--steps=ten"], ["--steps", "not a whole number: 'ten'"]),
         (["models", "vgg16"], ["'vgg16'", "--help"]),
         (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
         (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
@@ -271,13 +280,15 @@ def test_invalid_input_exits_with_one_line(error_lines, arguments, facts):
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        ([], ["required", "COMMAND"]),
-        (["modls"], ["COMMAND", "'modls'"]),
+        (["modls"], ["command 'modls'", "'models'"]),
         (["summary"], ["required", "--model", "--config"]),
         (["summary", "--model=a", "--config=b"], ["not allowed", "--config", "--model"]),
         (["convert", "--model=vgg16"], ["required", "--weights", "--output"]),
         (["evaluate", "--workdir=x", "--split=tset"], ["--split", "'tset'"]),
-        (["train", f"--config={DEMO}"], ["required", "--workdir"]),
+        (["train"], ["flaxtl train photos/"]),
+        (["train", "nowhere"], ["nowhere does not exist"]),
+        (["train", "nowhere", "--data=photos"], ["more than once", "--data"]),
+        (["train", "--config=demo", "--distributed"], ["--workdir=DIR"]),
         (["predict", "--input=x"], ["required", "--workdir", "--model"]),
         (["predict", "--workdir=x", "--model=y", "--input=z"], ["not allowed", "--model", "--workdir"]),
     ],

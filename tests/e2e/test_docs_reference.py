@@ -69,7 +69,7 @@ def test_command_page_contains_all_options():
     for name, each in reference.commands().items():
         chapter = page.split(f"## flaxtl {name} {{ #{name} }}")[1].split("\n## ")[0]
         for option in reference.options(each):
-            assert f"`{option.option_strings[-1]}" in chapter
+            assert f"`{(option.option_strings or [option.metavar])[-1]}" in chapter
     assert re.search(r"\| `--split train\|validation\|test` \| [^|]+\. \*Default:\* `test`\. \|", page)
     assert re.search(r"\| `--input PATH \.\.\.` \| [^|]+\. \*Required\.\* \|", page)
 

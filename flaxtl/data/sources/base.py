@@ -31,6 +31,21 @@ def open_source(source: str, cache: Path) -> DatasetIndex:
     return _from_archive(index, source)
 
 
+def with_scheme(source: str) -> str:
+    """Return `source`; if it is the path of a folder, a CSV file or another file, after 'folder:', 'csv:', 'archive:'.
+
+    A path as a user types it on a command line is enough to know which of them it is.
+    """
+    path = user_path(source) if source else None
+    if path is None or source.partition(":")[0] in _SCHEMES:
+        return source
+    if path.is_dir():
+        return f"folder:{source}"
+    if path.is_file():
+        return f"{'csv' if path.suffix.lower() == '.csv' else 'archive'}:{source}"
+    return source
+
+
 def inspect_source(source: str, cache: Path) -> IndexReport:
     """List the images of `source` with all problems of its layout, where `open_source` raises the first one."""
     path = _resolve(source, cache)
@@ -75,12 +90,9 @@ def _resolve(source: str, cache: Path) -> Path:
 
 def _not_a_source(source: str, scheme: str) -> UserError:
     """Return the error for a source without a known scheme; a path that exists gets its scheme suggested."""
-    path = user_path(source)
-    if source and path.is_dir():
-        return UserError(f"The data source {source!r} is a folder. Write folder:{source}")
-    if path.is_file():
-        kind = "csv" if path.suffix.lower() == ".csv" else "archive"
-        return UserError(f"The data source {source!r} is a file. Write {kind}:{source}")
+    if (complete := with_scheme(source)) != source:
+        kind = "folder" if complete.startswith("folder:") else "file"
+        return UserError(f"The data source {source!r} is a {kind}. Write {complete}")
     if len(scheme) == 1:  # a Windows drive
         return UserError(f"Not a data source: {source!r}. For a folder write folder:{source}")
     if ":" in source:
