@@ -275,12 +275,16 @@ def unflatten_params(flat: Mapping[str, Leaf]) -> NestedParams[Leaf]:
 def cast_for_compute(params: FlatParams, model: Classifier) -> FlatParams:
     """Return all parameters in the dtype that the model converts them to, so that no step has to do it again.
 
-    Batch norms and the last layer compute in float32, so theirs stay as they are.
+    Batch norms, layer norms and the last layer compute in float32, so theirs stay as they are.
     """
-    split_paths = {path: path.rpartition("/") for path in params}
-    in_float32 = {layer for layer, _, leaf in split_paths.values() if leaf in BATCH_STATS} | {"head/predictions"}
+    leaves: dict[str, set[str]] = {}
+    for path in params:
+        layer, _, leaf = path.rpartition("/")
+        leaves.setdefault(layer, set()).add(leaf)
+    in_float32 = {layer for layer, names in leaves.items() if names & BATCH_STATS or {"scale", "bias"} <= names}
+    in_float32.add("head/predictions")
     return {
-        path: value if split_paths[path][0] in in_float32 else value.astype(model.dtype)
+        path: value if path.rpartition("/")[0] in in_float32 else value.astype(model.dtype)
         for path, value in params.items()
     }
 

@@ -183,13 +183,17 @@ def test_start_gives_the_same_shapes_as_the_whole(name, start):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_cast_for_compute_leaves_batch_norms_and_last_layer():
-    model = Classifier(registry.get_spec("resnet50"), HEAD, output_layer="conv2_block1_out", dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("name", "last", "norm"),
+    [("resnet50", "conv2_block1_out", "_bn/"), ("convnext_tiny", "convnext_tiny_downsampling_conv_0", "_layernorm")],
+)
+def test_cast_for_compute_leaves_norms_and_last_layer(name, last, norm):
+    model = Classifier(registry.get_spec(name), HEAD, output_layer=last, dtype=jnp.bfloat16)
     shapes = classifier.flatten_params(classifier.param_shapes(model, 32, 32))
     params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
     cast = jax.eval_shape(lambda params: classifier.cast_for_compute(params, model), params)
     in_float32 = {path for path, value in cast.items() if value.dtype == jnp.float32}
-    assert in_float32 == {path for path in shapes if "_bn/" in path or path.startswith("head/predictions/")}
+    assert in_float32 == {path for path in shapes if norm in path or path.startswith("head/predictions/")}
     assert {value.dtype for path, value in cast.items() if path not in in_float32} == {jnp.dtype(jnp.bfloat16)}
 
 
