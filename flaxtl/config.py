@@ -21,6 +21,10 @@ RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "mo
 """Former names of settings, too different from the new ones for a suggestion by similarity."""
 
 
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+"""Type of a setting -> what an error calls its values."""
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load a config file, fill in the defaults and apply overrides.
 
@@ -181,7 +185,7 @@ def _set_optimizer_argument(config: ConfigDict, key: str, value: str) -> None:
     try:
         literal = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"--config.{key}={value} is not a Python literal, such as 0.9 or True.") from error
+        raise UserError(f"--config.{key}={value} is not a value, such as 0.9, true or 'text'.") from error
     if not name:
         raise UserError(f"--config.{key}={value} does not name an argument. Write --config.optimizer.NAME=VALUE.")
     with config.unlocked():
@@ -222,8 +226,18 @@ def _apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> Config
     try:
         values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"Invalid override: {_last_line(error)}") from error
+        raise _wrong_type(config, overrides, error) from error
     return values["config"].value
+
+
+def _wrong_type(config: ConfigDict, overrides: Mapping[str, str], error: Exception) -> UserError:
+    """Return the error for the override that config_flags could not convert, in words instead of Python's types."""
+    known = dict(flatten_config(config))
+    for key, value in overrides.items():
+        kind = TYPE_NAMES.get(type(known[key]))
+        if kind and f"--config.{key}=" in str(error):
+            return UserError(f"--config.{key}={value}: {value!r} is not {kind}, such as {str(known[key]).lower()}.")
+    return UserError(f"Invalid override: {_last_line(error)}")
 
 
 def _last_line(error: Exception) -> str:
@@ -290,6 +304,8 @@ def _check_values(config: ConfigDict) -> None:
     for key, value in flatten_config(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"Setting {key!r} is {value}. Give a finite number.")
+    if wrong := [units for units in config.head.units if not isinstance(units, int) or isinstance(units, bool)]:
+        raise UserError(f"Setting 'head.units' contains {wrong[0]!r}. Give whole numbers, such as 128 or 256,64.")
     for rule in config.param_groups:
         if not isinstance(rule, tuple | list) or [type(part) for part in rule] != [str, str]:
             raise UserError(f"Setting 'param_groups' contains {rule!r}. Give pairs (name, regular expression).")
@@ -298,5 +314,8 @@ def _check_values(config: ConfigDict) -> None:
 def _check_phases(phases: Any) -> Sequence[str]:
     """Return the names of the phases, if they are a sequence of strings."""
     if not isinstance(phases, tuple | list) or not phases or not all(isinstance(name, str) for name in phases):
-        raise UserError("Setting 'phases' must be a tuple of names, such as ('frozen', 'finetune').")
+        raise UserError(
+            "Setting 'phases' must be names separated by commas, such as frozen,finetune "
+            "(in a Python file, a tuple of strings)."
+        )
     return phases
