@@ -62,14 +62,16 @@ class Resize:
       policy: 'squash' scales both sides independently and does not keep the aspect ratio. With interpolation 'nearest'
         it is identical to `keras.utils.load_img(path, target_size=(height, width))`, the setting of the lecture.
         'crop' keeps the aspect ratio: the image is scaled until it just covers the target / `crop_pct`, then the center
-        of `height` x `width` is cropped. For a square target the shorter side becomes round(side / crop_pct), as
-        ImageNet networks are evaluated (224 of 256).
+        of `height` x `width` is cropped. For a square target the sizes are those of torchvision's Resize to
+        floor(side / crop_pct), as in timm, and CenterCrop: 224 of 256, 200 of 228.
       interpolation: 'nearest', 'bilinear', 'bicubic', 'lanczos', 'box' or 'hamming'; all but 'nearest' antialias.
-      crop_pct: size of the crop relative to the resized image; used by 'crop' only.
+      crop_pct: size of the crop relative to the resized image, in (0, 1]; used by 'crop' only. 1.0 shows as much of the
+        image as fits, as Keras' `crop_to_aspect_ratio`.
       bit_depth: bits that the values of 16-bit images use, 8 to 16; 0: all 16. 8-bit images are not changed.
+      border: rows and columns of the target that surround the center crop, for views of it; used by 'crop' only.
 
     Raises:
-      UserError: an unknown policy or interpolation, a side below one pixel, or an impossible bit depth.
+      UserError: an unknown policy or interpolation, a side below one pixel, or an impossible bit depth or `crop_pct`.
     """
 
     height: int
@@ -78,6 +80,7 @@ class Resize:
     interpolation: str = "bilinear"
     crop_pct: float = CROP_PCT
     bit_depth: int = 0
+    border: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         """Validate the values before the first file is read."""
@@ -86,10 +89,22 @@ class Resize:
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
         check_bit_depth(self.bit_depth)
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct is {self.crop_pct}. It must be above 0 and at most 1, such as 0.875.")
         if self.height < 1 or self.width < 1:
             raise UserError(
                 f"Cannot resize images to {self.height} x {self.width} pixels. Both sides must be at least 1."
             )
+
+
+def covering_side(side: int, crop_pct: float) -> int:
+    """Return the side, in pixels, of an image from which `side` pixels are cropped: rounded down, as in timm."""
+    return int(side / crop_pct)
+
+
+def center_offset(size: int, crop: int) -> int:
+    """Return where a center crop begins: halves are rounded to even, as in torchvision's CenterCrop."""
+    return round((size - crop) / 2)
 
 
 class ImageSink(Protocol):
@@ -136,6 +151,7 @@ def load_images(
     *,
     resize: str = "crop",
     interpolation: str = "bilinear",
+    crop_pct: float = CROP_PCT,
 ) -> np.ndarray:
     """Read image files as the input of a model: uint8 RGB [n, height, width, 3], in the order of `paths`.
 
@@ -144,17 +160,19 @@ def load_images(
     Args:
       paths: image files.
       size: height and width in pixels, one number if they are equal.
-      resize: 'crop' keeps the aspect ratio: it scales the shorter side to 8/7 of the size and crops the center.
+      resize: 'crop' keeps the aspect ratio: it scales the shorter side to the size / `crop_pct` and crops the center.
         'squash' scales both sides independently.
       interpolation: 'nearest', 'bilinear', 'bicubic', 'lanczos', 'box' or 'hamming'.
+      crop_pct: size of the crop relative to the resized image, in (0, 1].
 
     Raises:
-      UserError: no paths, files that cannot be read (all are named), or an unknown `resize` or `interpolation`.
+      UserError: no paths, files that cannot be read (all are named), or an invalid `resize`, `interpolation` or
+        `crop_pct`.
     """
     if isinstance(paths, str | Path) or not len(paths):
         raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {paths!r}.")
     height, width = (size, size) if isinstance(size, int) else size
-    return decode_all([user_path(path) for path in paths], Resize(height, width, resize, interpolation))
+    return decode_all([user_path(path) for path in paths], Resize(height, width, resize, interpolation, crop_pct))
 
 
 def decode_into(
@@ -248,12 +266,13 @@ def _crop_box(image: Image.Image, resize: Resize) -> tuple[float, float, float, 
     1 x 10,000 never becomes one of 256 x 2,560,000.
     """
     target = (resize.width, resize.height)
-    scaled_targets = [round(side / resize.crop_pct) for side in target]
-    scale = max(covered / side for covered, side in zip(scaled_targets, image.size, strict=True))
+    crops = [side - border for side, border in zip(target, reversed(resize.border), strict=True)]
+    covered = [covering_side(crop, resize.crop_pct) for crop in crops]
+    most, least = max(zip(covered, image.size, strict=True), key=lambda pair: pair[0] / pair[1])
     box = []
-    for side, covered, crop in zip(image.size, scaled_targets, target, strict=True):
-        scaled = max(covered, round(side * scale))
-        start = (scaled - crop) // 2
-        box.append((start * side / scaled, (start + crop) * side / scaled))
+    for side, cover, crop, shown in zip(image.size, covered, crops, target, strict=True):
+        scaled = max(cover, side * most // least)
+        start = center_offset(scaled, crop) - center_offset(shown, crop)
+        box.append((start * side / scaled, (start + shown) * side / scaled))
     (left, right), (top, bottom) = box
     return left, top, right, bottom

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.decode import Resize, decode
+from flaxtl.data.decode import CROP_PCT, Resize, decode
 from flaxtl.data.loaders import Mask
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, run_files
@@ -266,6 +266,7 @@ class HeatmapResize(Record, frozen=True):
     width: Count
     policy: str
     interpolation: str
+    crop_pct: float = CROP_PCT
 
 
 class HeatmapFile(Record, frozen=True):
@@ -285,7 +286,7 @@ def write_heatmaps(workdir: Path, heatmaps: HeatmapSet) -> None:
         for path, by_class in heatmaps.maps.items()
     }
     resize = heatmaps.resize
-    stored_resize = HeatmapResize(resize.height, resize.width, resize.policy, resize.interpolation)
+    stored_resize = HeatmapResize(resize.height, resize.width, resize.policy, resize.interpolation, resize.crop_pct)
     values = HeatmapFile(heatmaps.layer, heatmaps.rows, heatmaps.columns, stored_resize, maps).to_json()
     file = _heatmap_file(workdir)
     file.parent.mkdir(exist_ok=True)

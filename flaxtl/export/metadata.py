@@ -58,7 +58,7 @@ class PreprocessingMetadata(_Record, frozen=True):
 
 
 class ResizeMetadata(_Record, frozen=True):
-    """The fields of `flaxtl.data.decode.Resize`; `crop_pct` is used by the policy 'crop' only."""
+    """The fields of `flaxtl.data.decode.Resize`, without `border`; `crop_pct` is used by the policy 'crop' only."""
 
     height: int
     width: int
@@ -148,7 +148,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> ModelMetadata:
             mean=list(preprocessing.mean),
             std=list(preprocessing.std),
         ),
-        resize=ResizeMetadata(**asdict(resize)),
+        resize=msgspec.convert(asdict(resize), ResizeMetadata),
         temperature=fit.temperature if fit else None,
         license=model.spec.license,
     )

@@ -141,12 +141,12 @@ def _center_crop_box(size: tuple[int, int], resize: dict[str, Any]) -> tuple[flo
     The image is scaled until it just covers crop / crop_pct, then cropped.
     """
     crops = (resize["width"], resize["height"])
-    targets = [round(crop / resize["crop_pct"]) for crop in crops]
-    scale = max(target / side for target, side in zip(targets, size, strict=True))
+    targets = [int(crop / resize["crop_pct"]) for crop in crops]
+    most, least = max(zip(targets, size, strict=True), key=lambda pair: pair[0] / pair[1])
     edges = []
     for side, target, crop in zip(size, targets, crops, strict=True):
-        scaled = max(target, round(side * scale))
-        start = (scaled - crop) // 2
+        scaled = max(target, side * most // least)
+        start = round((scaled - crop) / 2)
         edges.append((start * side / scaled, (start + crop) * side / scaled))
     (left, right), (top, bottom) = edges
     return left, top, right, bottom

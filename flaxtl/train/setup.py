@@ -111,7 +111,7 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
         manifest=manifest,
         model_info=model_info,
         phases=phases,
-        resize=Resize(data.height, data.width, data.resize, data.interpolation, bit_depth=data.bit_depth),
+        resize=Resize(data.height, data.width, data.resize, data.interpolation, data.crop_pct, data.bit_depth),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
         mesh=devices.make_mesh(config.batch_size),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data.decode import EXTENSIONS, Resize, decode, decode_all
+from flaxtl.data.decode import EXTENSIONS, Resize, _crop_box, decode, decode_all
 from flaxtl.errors import UserError
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "train"
@@ -96,6 +96,21 @@ def test_decode_crop_of_target_size_is_exact(tmp_path):
     np.testing.assert_array_equal(ours, image[8:120, 14:126])
 
 
+@pytest.mark.parametrize(
+    ("side", "crop_pct", "file", "box"),
+    [
+        # torchvision: Resize(228) makes 333 x 500 (height x width) 228 x int(228 * 500 / 333) = 342, CenterCrop(200)
+        # begins at row round(28 / 2) and column round(142 / 2)
+        (200, 0.875, (500, 333), (71 * 500 / 342, 14 * 333 / 228, 271 * 500 / 342, 214 * 333 / 228)),
+        (200, 1.0, (300, 200), (50, 0, 250, 200)),  # Keras' crop_to_aspect_ratio
+        (200, 1.0, (203, 200), (2, 0, 202, 200)),  # 1.5 is rounded to even
+        (200, 1.0, (201, 200), (0, 0, 200, 200)),
+    ],
+)
+def test_crop_box_is_that_of_torchvision(side, crop_pct, file, box):
+    assert _crop_box(Image.new("L", file), Resize(side, side, "crop", crop_pct=crop_pct)) == pytest.approx(box)
+
+
 def test_decode_crop_of_long_image_stays_small(tmp_path):
     path = save(tmp_path / "long.png", Image.new("RGB", (20_000, 1), (10, 20, 30)))
     assert (decode(path, Resize(224, 224, "crop")) == (10, 20, 30)).all()
@@ -106,6 +121,8 @@ def test_decode_crop_of_long_image_stays_small(tmp_path):
     [
         ({"policy": "squish"}, "'squish'.*'squash'"),
         ({"interpolation": "linear"}, "'linear'.*'bilinear'"),
+        ({"crop_pct": 0.0}, r"\bcrop_pct is 0\.0\b"),
+        ({"crop_pct": 1.1}, r"\bcrop_pct is 1\.1\b"),
         ({"height": 0}, r"\b0\D+8\b"),
     ],
 )

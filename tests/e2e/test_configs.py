@@ -47,7 +47,7 @@ def test_config_gives_a_model_with_phases(spec):
     assert isinstance(net.model, Classifier)
     assert [phase.name for phase in phases] == list(config.phases)
     assert any(settings.augment for settings in phases)
-    Resize(config.data.height, config.data.width, config.data.resize, config.data.interpolation)
+    Resize(config.data.height, config.data.width, config.data.resize, config.data.interpolation, config.data.crop_pct)
     AugmentConfig(**config.augmentation.to_dict())
     tree = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in net.shapes.items()}
     for phase in phases:

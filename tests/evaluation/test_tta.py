@@ -16,7 +16,7 @@ from PIL import Image
 from flaxtl.cli.main import main
 from flaxtl.data.augment import tta
 from flaxtl.data.augment.config import AugmentConfig
-from flaxtl.data.decode import CROP_PCT, Resize, decode
+from flaxtl.data.decode import Resize, decode
 from flaxtl.data.loaders import ImageSet
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
@@ -27,7 +27,7 @@ from flaxtl.train import train_step
 from flaxtl.train.eval_loop import Evaluation, evaluate
 
 OWN = Resize(tiny_run.SIDE, tiny_run.SIDE)
-LARGER = 37  # 32 / 0.875 = 36.57
+LARGER = 36  # 32 / 0.875 = 36.57
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_crops_positions_and_mirror_images():
     drawn = np.zeros((2, LARGER, LARGER, 3), np.uint8)
     drawn[..., 0], drawn[..., 1] = np.arange(LARGER)[:, None], np.arange(LARGER)
     drawn[1, ..., 2] = 9
-    corners = [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]
+    corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     for view, (top, left) in enumerate(corners):
         seen, mirrored = apply_view(views, drawn, view), apply_view(views, drawn, view + 5)
         assert seen.dtype == np.uint8
@@ -132,11 +132,24 @@ def test_crops_positions_and_mirror_images():
 
 def test_crops_non_square_images():
     views = tta.crop_views(Resize(14, 28, "crop", "bicubic"))
-    assert views.resize == Resize(16, 32, "crop", "bicubic", crop_pct=1.0)
-    assert tta.crop_views(Resize(200, 200)).resize.height == round(200 / CROP_PCT) == 229
+    assert views.resize == Resize(16, 32, "crop", "bicubic", border=(2, 4))
+    assert tta.crop_views(Resize(200, 200)).resize == Resize(228, 228)
+    assert tta.crop_views(Resize(200, 200, "crop", crop_pct=1.0)).resize == Resize(228, 228, "crop", crop_pct=1.0)
     drawn = np.arange(16 * 32 * 3).reshape(1, 16, 32, 3).astype(np.uint16)
     np.testing.assert_array_equal(apply_view(views, drawn, 3), drawn[:, 2:, 4:])
     np.testing.assert_array_equal(apply_view(views, drawn, 4), drawn[:, 1:15, 2:30])
+
+
+@pytest.mark.parametrize("side", [200, 95])  # 95 / 0.875 = 108.57: a border of 13
+def test_center_crop_shows_the_pixels_of_the_run(tmp_path, side):
+    """Exact, as `nearest` and an image that is not scaled move pixels only."""
+    own = Resize(side, side, "crop", "nearest")
+    views = tta.crop_views(own)
+    for width in range(views.resize.width, views.resize.width + 5):
+        pixels = np.random.default_rng(width).integers(0, 256, (views.resize.height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path := tmp_path / "a.png")
+        center = apply_view(views, decode(path, views.resize)[None], 4)[0]
+        np.testing.assert_array_equal(center, decode(path, own))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 333), (256, 256)])

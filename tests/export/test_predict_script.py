@@ -19,6 +19,7 @@ RESIZES = [
     *(Resize(24, 24, "squash", interpolation) for interpolation in ("nearest", "bicubic", "lanczos", "box", "hamming")),
     Resize(24, 24, "crop", "bicubic"),
     Resize(24, 24, "crop", "nearest"),
+    Resize(23, 31, "crop", crop_pct=1.0),
     Resize(24, 24, "squash", "nearest", bit_depth=12),
 ]
 

@@ -109,7 +109,8 @@ def test_seen_part_matches_decoded_image(tmp_path, policy, size):
     ramps.save(tmp_path / "ramps.png")
     resize = Resize(48, 48, policy)
     part = visible_region(ramps, resize)
-    assert (part.width == part.height) is (policy == "crop")
+    # the scaled sides are whole pixels, so a square of them may be a pixel longer than wide in the file
+    assert (abs(part.width - part.height) <= 1) is (policy == "crop")
     decoded = decode(tmp_path / "ramps.png", resize).astype(float)
     # the crop is at integer pixels of the file, up to half a pixel off: 255 / 60 / 2 levels, plus one for rounding
     np.testing.assert_allclose(np.asarray(part.resize((48, 48)), float), decoded, rtol=0, atol=3.2)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
-from flaxtl.data.decode import CROP_PCT, Resize
+from flaxtl.data.decode import CROP_PCT, Resize, center_offset, covering_side
 
 ViewFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(images uint8 [batch, rows, columns, 3], indices int32 [batch], number of the view int32 [] from 0) ->
@@ -51,13 +51,17 @@ def flip_views(resize: Resize) -> TtaTransform:
 def crop_views(resize: Resize) -> TtaTransform:
     """Return ten crops as in Krizhevsky et al. 2012: four corners and the center, then their flips in this order.
 
-    They have the height and width of the run and are cropped from a larger image, so that each shows CROP_PCT (87.5 %)
-    of each side and no pixel is scaled twice. With the policy 'squash', the larger image is the complete file, so
-    objects appear larger than in the images of the run, by 1 / CROP_PCT. With 'crop', it is the image that the run
-    crops its own images from: objects have the same size, and the center crop is, to a pixel, the image of the run.
-    Sides are rounded to whole pixels.
+    They have the height and width of the run and are cropped from a larger image; no pixel is scaled twice. With the
+    policy 'crop' and a `crop_pct` below 1, it is the image that the run crops its own images from: objects have the
+    same size, and the center crop shows the same pixels as the image of the run. Otherwise it is what the run sees,
+    larger by 1 / CROP_PCT, so objects are larger than in the images of the run.
     """
-    larger = replace(resize, height=round(resize.height / CROP_PCT), width=round(resize.width / CROP_PCT), crop_pct=1.0)
+    is_cropped = resize.policy == "crop" and resize.crop_pct < 1
+    crop_pct = resize.crop_pct if is_cropped else CROP_PCT
+    height, width = (covering_side(side, crop_pct) for side in (resize.height, resize.width))
+    larger = replace(resize, height=height, width=width)
+    if is_cropped:
+        larger = replace(larger, border=(height - resize.height, width - resize.width))
     return TtaTransform("crops", 10, False, larger, partial(_crop, resize.height, resize.width))
 
 
@@ -80,7 +84,8 @@ def _flip(images: jax.Array) -> jax.Array:
 def _crop(height: int, width: int, images: jax.Array, indices: jax.Array, view: jax.Array) -> jax.Array:
     batch, rows, columns, channels = images.shape
     down, right = rows - height, columns - width
-    corners = jnp.array([(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)])
+    center = center_offset(rows, height), center_offset(columns, width)
+    corners = jnp.array([(0, 0), (0, right), (down, 0), (down, right), center])
     top, left = corners[view % len(corners)]
     cut = jax.lax.dynamic_slice(images, (0, top, left, 0), (batch, height, width, channels))
     return jnp.where(view < len(corners), cut, _flip(cut))
