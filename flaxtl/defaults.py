@@ -28,7 +28,7 @@ DEFAULTS = ConfigDict(
             "pipeline": "auto",  # or resident: images in device memory; or stream: from a file, by tf.data
         },
         "weights": {
-            "path": "imagenet",  # pretrained weights of the backbone: imagenet, builtin, random or a file
+            "path": "imagenet",  # backbone weights: imagenet, builtin, random, hf:ORG/REPO[/FILE] or a file
             "skip_layers": "",  # regular expression for layers of the file that are left out, such as another head
         },
         "model": {

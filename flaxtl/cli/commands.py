@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from flaxtl.cli.parser import DEFAULT_TOP
 from flaxtl.console import make_console, make_table, message, progress_bar
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import user_path
 
 if TYPE_CHECKING:
     from flaxtl.evaluation.predictor import Predictor, TrainedRun
@@ -232,12 +233,15 @@ def doctor(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Convert a weight file and print where each tensor went."""
+    from flaxtl.pretrained import hub
     from flaxtl.pretrained.backbone import convert_weights_file
 
-    make_console().print(
+    console, weights = make_console(), options.weights
+    is_on_hub = hub.is_hub_reference(weights)
+    console.print(
         convert_weights_file(
             options.model,
-            options.weights,
+            hub.download_file(weights, partial(message, console)) if is_on_hub else user_path(weights),
             options.output,
             timm=options.layout == "timm",
             skip_layers=options.skip_layers,

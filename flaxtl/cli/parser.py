@@ -212,7 +212,9 @@ def _add_predict_options(parser: Parser) -> None:
         "its input size and center-cropped",
     )
     parser.add_argument(
-        "--weights", metavar="FILE", help="weights for --model (default: cached weights, downloaded if missing)"
+        "--weights",
+        metavar="FILE",
+        help="weights for --model: a file or hf:ORG/REPO[/FILE] (default: cached weights, downloaded if missing)",
     )
     _add_skip_layers_option(parser)
     parser.add_argument(
@@ -301,9 +303,8 @@ def _add_convert_options(parser: Parser) -> None:
     parser.add_argument(
         "--weights",
         required=True,
-        type=user_path,
         metavar="FILE",
-        help="weight file: Keras (.h5, .keras), ONNX or safetensors",
+        help="weight file: Keras (.h5, .keras), ONNX or safetensors; or hf:ORG/REPO[/FILE][@REVISION]",
     )
     _add_skip_layers_option(parser)
     parser.add_argument("--output", required=True, type=user_path, metavar="FILE.safetensors", help="file to write")

@@ -1,4 +1,4 @@
-"""Find a weight file: a given path, a local cache, a download with a hash check, or the file in the package."""
+"""Find a weight file: a path, a local cache, a download with a hash check, the hub, or the file in the package."""
 
 import hashlib
 import os
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
+from flaxtl.pretrained import hub
 
 CONNECT_TIMEOUT = 3.0  # seconds; short, so that an offline machine fails soon
 READ_TIMEOUT = 30.0  # seconds between two chunks of the download
@@ -47,7 +48,7 @@ def resolve_weights(
     from `url` into flaxtl's cache, `builtin`.
 
     Args:
-      weights: 'imagenet', 'builtin' or the path of a file.
+      weights: 'imagenet', 'builtin', a file on the Hugging Face Hub (see `hub`) or the path of a file.
       filename: name of the published file in the caches.
       url: where the published file can be downloaded.
       hash: MD5 or SHA-256 of the published file. Empty if none is published: then nothing is checked.
@@ -64,6 +65,9 @@ def resolve_weights(
         if builtin is None:
             raise UserError(f"flaxtl does not include {filename}. Use {option}=imagenet or the path of a file.")
         return ResolvedWeights(builtin, "built into flaxtl", trusted=True)
+    if hub.is_hub_reference(weights):
+        path = hub.download_file(weights, notify)
+        return ResolvedWeights(path, f"{weights} on the Hugging Face Hub")
     path = fileio.user_path(weights)
     if not path.exists():
         raise UserError(f"Weight file '{path}' does not exist. Use the path of a file, 'imagenet' or 'builtin'.")
