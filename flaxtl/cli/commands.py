@@ -74,11 +74,12 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Print the metrics of a run as one JSON object, the last line of stdout."""
-    from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir
+    """Print the metrics of a run: a table on stderr, and one JSON object, the last line of stdout."""
+    from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir, metrics_table
 
     source = _source(options.data) if options.data else None
     result = evaluate_workdir(options.workdir, source, options.split, make_console(stderr=True), options.tta)
+    make_console(stderr=True).print(metrics_table(result))  # stdout holds only JSON, for jq and scripts
     metrics = result.to_json()
     shown = brief_result(metrics) if sys.stdout.isatty() else metrics
     print(json.dumps(shown))

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from flaxtl import fileio
-from flaxtl.console import MAX_ROWS, message, progress_bar
+from flaxtl.console import MAX_ROWS, make_table, message, progress_bar, truncate_rows
 from flaxtl.data import manifest
 from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.class_names import explain_missing
@@ -52,7 +53,7 @@ class EvaluationResult(Record, frozen=True, kw_only=True):
     Attributes:
         workdir: run directory.
         data: data source.
-        split: name of the split.
+        split: name of the split; 'all' for other images that are evaluated as a whole.
         phase: the last finished phase, whose parameters were evaluated.
         seen_in_training: number of images that the run was trained on.
         loss: mean cross-entropy (nats).
@@ -174,7 +175,7 @@ def evaluate_workdir(
     run = load_run(workdir)
     views = make_views(run.setup) if make_views else None
     classes = run.setup.manifest.classes
-    examples = _collect_examples(run.setup.manifest, source, split, console)
+    examples, evaluated_split = _collect_examples(run.setup.manifest, source, split, console)
     labels = run.setup.manifest.labels(examples)
     evaluation, tta_fields = _evaluate_examples(run, examples, views, console)
     train_digests = {example.sha256 for example in run.setup.manifest.of_split("train")}
@@ -191,7 +192,7 @@ def evaluate_workdir(
     return EvaluationResult(
         workdir=str(workdir),
         data=source or run.setup.config.data.source,
-        split=split,
+        split=evaluated_split,
         phase=run.phase,
         seen_in_training=num_trained_on,
         **evaluation.metrics._asdict(),
@@ -202,6 +203,28 @@ def evaluate_workdir(
     )
 
 
+def metrics_table(result: EvaluationResult) -> Table:
+    """Return the metrics of a run, with the 95 % Wilson interval of the accuracy, and the recall of each class."""
+    low, high = classification.wilson_interval(result.n - result.errors, result.n)
+    rows = [
+        ("accuracy", f"{result.accuracy:.1%} (95% interval {low:.1%} - {high:.1%})"),
+        ("balanced accuracy", f"{result.balanced_accuracy:.1%}"),
+        ("loss", f"{result.loss:.3f}"),
+        ("misclassified", f"{result.errors:,} of {result.n:,}"),
+    ]
+    recalls = [
+        (f"recall of {name}", f"{row[index] / sum(row):.1%} ({row[index]:,} of {sum(row):,})")
+        for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True))
+        if sum(row)
+    ]
+    images = result.data if result.split == "all" else f"{result.split} images"
+    return make_table(
+        f"{result.workdir}, phase {result.phase}: {images}",
+        ("metric", "value"),
+        truncate_rows([*rows, *recalls], " classes, all in --json=FILE"),
+    )
+
+
 def brief_result(result: dict[str, Any]) -> dict[str, Any]:
     """Shorten the JSON of an EvaluationResult for a terminal: above MAX_ROWS classes, drop class names and matrix."""
     if len(result["classes"]) <= MAX_ROWS:
@@ -209,7 +232,10 @@ def brief_result(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("classes", "confusion_matrix")}
 
 
-def _collect_examples(run_manifest: Manifest, source: str | None, split: str, console: Console) -> tuple[Example, ...]:
+def _collect_examples(
+    run_manifest: Manifest, source: str | None, split: str, console: Console
+) -> tuple[tuple[Example, ...], str]:
+    """Return the examples to evaluate, and the name of their split: 'all' for a source without splits."""
     if source is None:
         examples = run_manifest.of_split(split)
         if missing := [example.path for example in examples if not Path(example.path).exists()]:
@@ -217,13 +243,13 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str, co
                 f"{len(missing):,} of the {len(examples):,} {split} images of the run do not exist, such as "
                 f"{missing[0]}. If they were moved, give their source: --data=folder:PATH."
             )
-        return examples
+        return examples, split
     index = base.open_source(source, fileio.cache_dir("data"))
     for text in index.messages:
         message(console, text)
     if not index.has_splits and (moved := _moved_examples(run_manifest, index, split)):
         message(console, f"{source} has all {len(moved):,} {split} images of the run: evaluating these.")
-        return moved
+        return moved, split
     source_manifest = manifest.collect_examples(index, split)
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
     if unknown_classes:
@@ -232,7 +258,7 @@ def _collect_examples(run_manifest: Manifest, source: str | None, split: str, co
             f"{explain_missing(unknown_classes, run_manifest.classes)}. "
             f"Its classes are {join_names(run_manifest.classes)}."
         )
-    return source_manifest.examples
+    return source_manifest.examples, split if index.has_splits else "all"
 
 
 def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> tuple[Example, ...]:

@@ -160,6 +160,8 @@ def train_phase(
     fresh = PhaseProgress(state, devices.replicate(state.updated_params, setup.mesh), EarlyStopping(0, None, 0))
     logged = logger.phase_epochs(phase.name)
     progress = checkpoints.restore_latest(phase.first_step, phase.last_step, len(logged), fresh) or fresh
+    if progress is not fresh or (start_time is not None and phase is not setup.phases[0]):
+        logger.info(_describe_resumption(setup, phase, progress.early_stopping.epoch))
     earlier_seconds = sum(epoch.seconds for epoch in logged[: progress.early_stopping.epoch])
     progress = PhaseTrainer(
         setup,
@@ -298,6 +300,13 @@ def _summarize_phase(
         f"{phase.name}: validation accuracy {kept.validation_accuracy:.2%} ({num_validation} images). "
         f"{num_verified} frozen weight arrays verified unchanged."
     )
+
+
+def _describe_resumption(setup: RunSetup, phase: Phase, epochs_done: int) -> str:
+    """Return 'Resuming: frozen finished, augmented at epoch 2/3'."""
+    finished = [f"{earlier.name} finished" for earlier in setup.phases[: setup.phases.index(phase)]]
+    epoch = min(epochs_done + 1, phase.epochs)
+    return f"Resuming: {', '.join([*finished, f'{phase.name} at epoch {epoch}/{phase.epochs}'])}"
 
 
 def _check_processes_agree(setup: RunSetup, splits: Mapping[str, SplitData], initial: InitialParams | None) -> None:

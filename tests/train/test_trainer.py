@@ -319,3 +319,9 @@ def test_train_with_a_batch_larger_than_the_set_says_so(folder, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         trainer.train(tiny_run.config(folder, batch_size=16), tmp_path / "run", console, "flaxtl train")
     assert re.search(r"\bbatch_size 16 is larger than the 12 training images\b", tiny_run.texts(console))
+
+
+def test_describe_resumption_names_finished_phases_and_the_epoch(whole):
+    first, second = whole.setup.phases[:2]
+    text = trainer._describe_resumption(whole.setup, second, 0)
+    assert text == f"Resuming: {first.name} finished, {second.name} at epoch 1/{second.epochs}"
