@@ -1,6 +1,7 @@
 """A model as one function of images: preprocessing, backbone and head."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -84,13 +85,15 @@ class HeadModule(nn.Module):
 class Classifier(nn.Module):
     """An image classifier: a backbone, cut after `output_layer` (None: not cut), and a new `head`.
 
-    Without a head it is the published network with its 1,000 ImageNet classes.
+    Without a head it is the published network with its 1,000 ImageNet classes. `precision` is that of all products, in
+    the gradient too: 'default' (see `jax.default_matmul_precision`), 'high' or 'highest'.
     """
 
     spec: ModelSpec
     head: Head | None = None
     output_layer: str | None = None
     dtype: Any = jnp.float32
+    precision: str = "default"
 
     @nn.compact
     def __call__(
@@ -132,9 +135,10 @@ class Classifier(nn.Module):
             perturbations=perturbations,
         )
         pixels = PREPROCESSING[self.spec.preprocessing](x) if start is None else SKIPPED
-        features = Backbone(self.spec, self.head is None, self.output_layer, name="backbone")(net, pixels)
-        if self.head is not None:
-            HeadModule(self.head, name="head")(net, features)
+        with nullcontext() if self.precision == "default" else jax.default_matmul_precision(self.precision):
+            features = Backbone(self.spec, self.head is None, self.output_layer, name="backbone")(net, pixels)
+            if self.head is not None:
+                HeadModule(self.head, name="head")(net, features)
         self._check_layers(net)
         if trace is not None:
             trace.extend(keras_order(net.layers))

@@ -178,6 +178,7 @@ class SplitData:
             self._images.digest,
             model.spec.name,
             str(model.dtype),
+            model.precision,
             layer,
             repr(views),
             *sorted(f"{path}={digest}" for path, digest in digests.items() if layer_of(path) in needed_layers),

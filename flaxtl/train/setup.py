@@ -38,6 +38,7 @@ CHOICES = {
 }
 """Settings below `data` with a fixed set of values."""
 
+PRECISIONS = ("default", "high", "highest")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -132,9 +133,11 @@ def build_model(config: Any, num_classes: int) -> ModelInfo:
     """Return the config's model for a number of classes."""
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
+    if config.precision not in PRECISIONS:
+        raise unknown("precision", config.precision, PRECISIONS)
     spec = registry.get_spec(config.model.name)
     head = Head(num_classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
-    model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype])
+    model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype], config.precision)
     size = (config.data.height, config.data.width)
     shapes = flatten_params(classifier.param_shapes(model, *size))
     # The rules are matched against the whole backbone, so that they do not depend on model.output_layer.

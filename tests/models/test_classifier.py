@@ -1,5 +1,6 @@
 """Classifier: its output layer, new parameters, precision."""
 
+import re
 from functools import partial
 
 import jax
@@ -195,6 +196,15 @@ def test_cast_for_compute_leaves_norms_and_last_layer(name, last, norm):
     in_float32 = {path for path, value in cast.items() if value.dtype == jnp.float32}
     assert in_float32 == {path for path in shapes if norm in path or path.startswith("head/predictions/")}
     assert {value.dtype for path, value in cast.items() if path not in in_float32} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(("precision", "printed"), [("default", "None"), ("high", "HIGH"), ("highest", "HIGHEST")])
+def test_precision_is_that_of_all_products_and_their_gradients(params, images, precision, printed):
+    model = SMALL.clone(precision=precision)
+    gradient = jax.grad(lambda params: forward(model, params, images).logits.sum())
+    found = re.findall(r"precision=\(?(?:Precision\.)?(\w+)", str(jax.make_jaxpr(gradient)(params)))
+    assert len(found) > 4
+    assert set(found) == {printed}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
