@@ -90,7 +90,7 @@ PHASE_DEFAULTS = ConfigDict(
         "plateau_factor": 0.1,  # in (0, 1): multiplies the learning rate at every plateau
         "plateau_patience": 10,  # epochs without improvement that make a plateau
         "warmup_steps": 0,  # steps of linear warmup from 0, before the schedule
-        "layer_decay": 1.0,  # in (0, 1]: the k-th layer below the head trains at its group's rate times layer_decay**k
+        "layer_decay": 1.0,  # in (0, 1]: the k-th block below the head trains at its group's rate times layer_decay**k
         "ema": 0.0,  # EMA decay of the weights, in [0, 1); 0 disables. The EMA weights are validated and saved
         "monitor": "validation_loss",  # the metric of early stopping and schedule=plateau
         "patience": 0,  # early stopping: epochs without improvement; 0 disables, and the last weights are kept

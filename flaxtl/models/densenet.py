@@ -56,6 +56,7 @@ def _norm_relu(net: Net, x: Value, bn_name: str, relu_name: str) -> Value:
 _densenet_spec = partial(
     ModelSpec,
     preprocessing="torch",
+    blocks=r"conv\d+_block\d+|pool\d+",
     groups=default_groups(last_block="conv5", layers="conv5_.*|bn"),
     license="BSD-3-Clause (Z. Liu)",
     paper="arXiv:1608.06993",

@@ -150,6 +150,7 @@ def efficientnet_top(net: Net, x: Value, dropout: float) -> Value:
 _efficientnet_spec = partial(
     ModelSpec,
     preprocessing="torch",
+    blocks=r"block\d+[a-z]",
     groups=default_groups(last_block="block7", layers="block7.*|top_.*"),
     license="Apache 2.0 (Google)",
     paper="arXiv:1905.11946",

@@ -81,6 +81,7 @@ MODELS = (
         num_params_no_top=5_973_552,
         top1=68.7,
         top5=88.9,
+        blocks=r"conv\d+|inception_\d[a-e]",
         groups=default_groups(last_block="inception_5", layers="inception_5.*"),
         license="MIT (ONNX model zoo)",
         paper="arXiv:1409.4842",

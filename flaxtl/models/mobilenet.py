@@ -50,6 +50,7 @@ def _block(net: Net, x: Value, channels: int, number: int) -> Value:
 _mobilenet_spec = partial(
     ModelSpec,
     preprocessing="tf",
+    blocks=r"conv_(?:dw|pw)_(\d+)",
     groups=default_groups(last_block="last_stage", layers=r"conv_[dp]w_1[23](?:_bn)?"),
     license="Apache 2.0 (Google)",
     paper="arXiv:1704.04861",

@@ -58,6 +58,7 @@ def _inverted_residual(net: Net, x: Value, inputs: int, outputs: int, strides: i
 _mobilenet_v2_spec = partial(
     ModelSpec,
     preprocessing="tf",
+    blocks=r"expanded_conv|block_\d+|Conv_1",
     groups=default_groups(last_block="last_stage", layers="block_1[3-6]_.*|Conv_1.*"),
     license="Apache 2.0 (Google)",
     paper="arXiv:1801.04381",

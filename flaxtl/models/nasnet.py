@@ -141,6 +141,7 @@ MODELS = (
         num_params_no_top=4_269_716,
         top1=74.366,
         top5=91.854,
+        blocks=r"(?!activation).*?_(stem_\d|reduce_\d+|\d+)$",
         groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_8|9|1[0-2])"),
     ),
     _nasnet_spec(
@@ -154,6 +155,7 @@ MODELS = (
         num_params_no_top=84_916_818,
         top1=82.498,
         top5=96.004,
+        blocks=r"(?!activation).*?_(stem_\d|reduce_\d+|\d+)$",
         groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_12|1[3-8])"),
         input_size=331,
     ),

@@ -88,6 +88,7 @@ def _norm_relu(net: Net, x: Value, name: str) -> Value:
 _resnet_spec = partial(
     ModelSpec,
     preprocessing="caffe",
+    blocks=r"conv\d+_block\d+",
     groups=default_groups(last_block="conv5", layers="conv5_.*"),
     license="MIT (K. He)",
     paper="arXiv:1512.03385",
@@ -95,6 +96,7 @@ _resnet_spec = partial(
 _resnet_v2_spec = partial(
     ModelSpec,
     preprocessing="tf",
+    blocks=r"conv\d+_block\d+",
     groups=default_groups(last_block="conv5", layers="conv5_.*|post_bn"),
     license="BSD-3-Clause (Facebook)",
     paper="arXiv:1603.05027",

@@ -50,6 +50,9 @@ class ModelSpec:
       paper: arXiv identifier or DOI.
       input_size: side in pixels of the square images that the weights were published for.
       min_input_size: smallest side that the network accepts.
+      blocks: regular expression for the beginning of layer names that tells the blocks of the backbone apart, for
+        layer-wise decay: its last group, or the whole match. A layer that does not match is in the block of the layer
+        before it. '' makes every layer with parameters a block.
       builtin: file in flaxtl/pretrained/builtin with backbone weights that come with flaxtl; '' if there is none.
     """
 
@@ -67,6 +70,7 @@ class ModelSpec:
     paper: str
     input_size: int = 224
     min_input_size: int = 32
+    blocks: str = ""
     builtin: str = ""
 
     @property

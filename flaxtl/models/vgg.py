@@ -30,6 +30,7 @@ def vgg(net: Net, x: Value, include_top: bool, *, depths: tuple[int, ...]) -> Va
 _vgg_spec = partial(
     ModelSpec,
     preprocessing="caffe",
+    blocks=r"block\d+",
     groups=default_groups(last_block="block5", layers="block5_.*"),
     license="CC BY 4.0 (K. Simonyan, A. Zisserman)",
     paper="arXiv:1409.1556",

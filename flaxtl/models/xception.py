@@ -76,6 +76,7 @@ MODELS = (
         num_params_no_top=20_861_480,
         top1=79.006,
         top5=94.452,
+        blocks=r"block\d+",
         groups=default_groups(last_block="exit", layers=r"block1[34]_.*|(conv2d|batch_normalization)_3"),
         license="MIT (F. Chollet)",
         paper="arXiv:1610.02357",

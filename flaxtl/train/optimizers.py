@@ -6,6 +6,7 @@ in the log are values of the same schedules that the optimizer is built from.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -134,24 +135,39 @@ def _scale_updates(
     return optax.GradientTransformation(transformation.init, update)
 
 
-def layer_decay_scales(paths: Iterable[str], backbone_layers: Sequence[str], decay: float) -> dict[str, float]:
-    """Return path -> decay**k for the k-th layer with parameters below the head, 1 for the head; empty if decay is 1.
+def layer_decay_scales(
+    paths: Iterable[str], backbone_layers: Sequence[str], decay: float, blocks: str = ""
+) -> dict[str, float]:
+    """Return path -> decay**k for the k-th block below the head, 1 for the head; empty if decay is 1.
 
-    Each layer with parameters counts as one, a batch norm too (layer-wise decay: Howard and Ruder 2018, Clark et al.
-    2020 and Bao et al. 2021, who count blocks).
+    Blocks count, as in Clark et al. 2020 (ELECTRA), Bao et al. 2021 (BEiT) and timm, not single layers.
 
     Args:
       paths: paths of all parameters.
       backbone_layers: names of the backbone's layers, from input to output.
       decay: in (0, 1].
+      blocks: see `ModelSpec.blocks`.
     """
     if decay == 1:
         return {}
     layers = {path: layer_of(path) for path in paths}
     with_params = set(layers.values())
-    below_head = [layer for layer in reversed(backbone_layers) if layer in with_params]
-    depth = {layer: k for k, layer in enumerate(below_head, start=1)}
-    return {path: decay ** depth.get(layer, 0) for path, layer in layers.items()}
+    block_of = _blocks(backbone_layers, blocks)
+    in_order = list(dict.fromkeys(block_of[layer] for layer in backbone_layers if layer in with_params))
+    depth = {block: k for k, block in enumerate(reversed(in_order), start=1)}
+    return {path: decay ** (depth[block_of[layer]] if layer in block_of else 0) for path, layer in layers.items()}
+
+
+def _blocks(layers: Sequence[str], pattern: str) -> dict[str, str]:
+    """Return layer -> name of its block; see `ModelSpec.blocks`."""
+    if not pattern:
+        return {layer: layer for layer in layers}
+    block_of, block = {}, ""  # the stem
+    for layer in layers:
+        if match := re.match(pattern, layer):
+            block = match[match.lastindex or 0]
+        block_of[layer] = block
+    return block_of
 
 
 def optimizer_factory(settings: Mapping[str, Any]) -> OptimizerFactory:

@@ -140,7 +140,8 @@ def build_phases(
     for name in config.phases:
         settings = config[name]
         lrs = {group: lr for group, lr in _lrs(config, model, settings.lr).items() if group not in unused_groups}
-        lr_scales = layer_decay_scales(groups, backbone_layers, _fraction(name, "layer_decay", settings))
+        layer_decay = _fraction(name, "layer_decay", settings)
+        lr_scales = layer_decay_scales(groups, backbone_layers, layer_decay, model.spec.blocks)
         param_groups = replace(make_param_groups(name, groups, lrs), lr_scales=lr_scales)
         steps_per_epoch = _at_least(0, name, "steps_per_epoch", settings)
         phase = Phase(

@@ -99,7 +99,7 @@ def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
     (head,) = (row for row in rows if row[:1] == ["head"])
     assert head[:-1] == ["head", "2", "1,059", "0.01", "0.001"]
     assert "Glorot" in head[-1]
-    assert ["block2", "2", "221,440", "frozen", "5e-05 - 2.5e-05", "a file"] in rows
+    assert ["block2", "2", "221,440", "frozen", "5e-05", "a file"] in rows
     assert ["base", "2", "38,720", "frozen", "frozen", "a file"] in rows
     (schedule,) = (row for row in rows if row[:1] == ["schedule"])
     assert schedule[1] == "constant"

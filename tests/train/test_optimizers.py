@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from flaxtl.errors import UserError
+from flaxtl.models import classifier, registry
+from flaxtl.pretrained.backbone import headless_model
 from flaxtl.train import optimizers
 from flaxtl.train.param_groups import ParamGroups
 
@@ -202,3 +204,21 @@ def test_layer_decay_scales_fall_from_the_head_down():
     layers = ["conv1", "pool1", "conv5", "pool5"]  # two of them have parameters
     assert optimizers.layer_decay_scales(paths, layers, 0.5) == dict(zip(paths, [0.25, 0.5, 0.5, 1.0], strict=True))
     assert optimizers.layer_decay_scales(paths, layers, 1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_blocks"),
+    [
+        ("efficientnet_b0", 17),  # the stem and 16 MBConv blocks
+        ("resnet50", 17),  # the stem and 3 + 4 + 6 + 3
+        ("mobilenet", 14),  # the stem and 13
+        ("inception_v3", 12),  # the stem and mixed0 to mixed10
+    ],
+)
+def test_layer_decay_scales_of_a_network_count_its_blocks(name, num_blocks):
+    model = headless_model(registry.get_spec(name))
+    size = model.spec.input_size
+    layers = [layer.name for layer in classifier.list_layers(model, size, size)]
+    paths = list(classifier.flatten_params(classifier.param_shapes(model, size, size)))
+    scales = optimizers.layer_decay_scales(paths, layers, 0.7, model.spec.blocks)
+    assert sorted(set(scales.values())) == [0.7**k for k in range(num_blocks, 0, -1)]

@@ -146,16 +146,16 @@ def test_lrs_are_those_of_the_last_step(net):
     assert finetune.lrs(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
 
 
-def test_build_phases_layer_decay_counts_layers_up_to_output_layer(net):
+def test_build_phases_layer_decay_counts_blocks_up_to_output_layer(net):
     _, finetune = plan(net, finetune={"layer_decay": 0.5})
     factors = {path.split("/")[1]: factor for path, factor in finetune.param_groups.lr_scales.items()}
     assert factors == {
         "predictions": 1.0,
         "dense_1": 1.0,
         "block2_conv2": 0.5,
-        "block2_conv1": 0.25,
-        "block1_conv2": 0.125,
-        "block1_conv1": 0.0625,
+        "block2_conv1": 0.5,
+        "block1_conv2": 0.25,
+        "block1_conv1": 0.25,
     }
     assert plan(net)[1].param_groups.lr_scales == {}
 
