@@ -75,6 +75,7 @@ def _spec(
         groups=default_groups(last_block="stage_3", layers=r".*_stage_3_.*|layer_normalization"),
         license="MIT (Meta)",
         paper="arXiv:2201.03545",
+        blocks=r".*_stage_\d+_block_\d+",
     )
 
 
