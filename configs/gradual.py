@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     )
     c.phases = ("frozen", "thaw5", "thaw4")
     c.frozen = dict(epochs=30, patience=8, lr=dict(head=1e-3, block5=0.0, block4=0.0, base=0.0))
-    falling = dict(epochs=10, augment=True, schedule="linear", warmup_steps=20, layer_decay=0.8)
+    falling = dict(epochs=10, augment=True, schedule="linear", warmup_steps=20, layer_decay=0.5)
     c.thaw5 = dict(falling, lr=dict(head=3e-5, block5=3e-5, block4=0.0, base=0.0))
     c.thaw4 = dict(falling, lr=dict(head=2e-5, block5=2e-5, block4=2e-5, base=0.0))
     return c

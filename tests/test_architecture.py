@@ -135,7 +135,7 @@ def test_reference_implementations_are_not_imported():
 def test_libraries_are_those_that_pyproject_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    required = map(Requirement, project["dependencies"] + extras["stream"] + extras["onnx"])
+    required = map(Requirement, project["dependencies"] + extras["stream"] + extras["onnx"] + extras["hub"])
     declared = {
         distribution(requirement.name)
         for requirement in required

@@ -50,7 +50,7 @@ def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_p
             "from ml_collections import ConfigDict as C\ndef get_config(): return C(dict(seed=3, frozen=dict(lr={})))\n"
         )
         assert load_config(value).seed == 3
-    elif command == "predict" and option == "--weights":  # a word or a file
+    elif option == "--weights":  # a word, a repository or a file
         assert value == "~/x.py"
     else:
         assert (value[-1] if isinstance(value, list) else value) == tmp_path / "x.py"

@@ -149,8 +149,8 @@ def test_gradual_config_unfreezes_one_block_per_phase():
     assert [phase.cut_layer for phase in phases] == ["block5_pool", "block4_pool", "block3_pool"]
     last = phases[-1].param_groups
     assert last.lr_range("head") == (2e-5, 2e-5)
-    assert last.lr_range("block5") == pytest.approx((2e-5 * 0.8, 2e-5 * 0.8**3))
-    assert last.lr_range("block4") == pytest.approx((2e-5 * 0.8**4, 2e-5 * 0.8**6))
+    assert last.lr_range("block5") == (1e-5, 1e-5)
+    assert last.lr_range("block4") == (5e-6, 5e-6)
     assert all(last.lrs[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
 
 
@@ -167,7 +167,7 @@ def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
     overrides += [f"--config.{phase}.steps_per_epoch=2" for phase in ("frozen", "thaw5", "thaw4")]
     overrides += [f"--config.{phase}.warmup_steps=1" for phase in ("thaw5", "thaw4")]
     main(["train", f"--config={CONFIGS / 'gradual.py'}", f"--workdir={tmp_path / 'run'}", *overrides])
-    assert re.search(r"\b1\.6e-05\b\W+1\.02e-05\b", capsys.readouterr().out)
+    assert re.search(r"\b1e-05\b[^$]*\b5e-06\b", capsys.readouterr().out)
     phases = run_dir.read_summary(tmp_path / "run").phases
     assert [phases[name].frozen_arrays_verified for name in phases] == [26, 20, 14]
     assert [row.lrs for row in read_metrics(tmp_path / "run")][-1] == {

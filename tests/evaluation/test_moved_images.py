@@ -81,7 +81,7 @@ def test_relocate_run_to_a_source_without_its_images_changes_nothing(run, tmp_pa
 
 def collect(workdir, source, console=None):
     manifest = run_dir.read_manifest(workdir)
-    return evaluate._collect_examples(manifest, source, "test", console or tiny_run.quiet())
+    return evaluate._collect_examples(manifest, source, "test", console or tiny_run.quiet())[0]
 
 
 def test_evaluate_of_missing_images_names_the_option(run):

@@ -224,7 +224,7 @@ def test_sweep_collect_trains_nothing(sweeps):
             ["--grid=config.model.output_layer=block1_pool,block2_pol"],
             r"\bmodel\.output_layer=block2_pol:.*'block2_pol'",
         ),
-        ([grid(8, "(x,)")], r"\bhead\.units=x:"),
+        ([grid(8, "(x,)")], r"'head\.units' contains 'x'"),
         (["--grid=config.frozen.lr.head=1e-3", "--grid=config.frozen.monitor=loss"], r"\bfrozen\.monitor\b.*'loss'"),
         (["--grid=config.weights.path=random,none.h5"], r"\bweights\.path=none\.h5:.*'none\.h5'"),
         ([grid(8), "--kfold=7"], r"'blue'.*\b7\b"),
