@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
@@ -18,6 +17,7 @@ from flaxtl import fileio
 from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
+from flaxtl.data.device_dataset import DeviceDataset, put_dataset
 from flaxtl.data.sampler import BatchIndices, EpochSampler, Indices, padded_batches, process_slice
 from flaxtl.parallel import devices, processes
 
@@ -33,34 +33,6 @@ Mask = npt.NDArray[np.bool_]
 ImagePixels = npt.NDArray[np.uint8]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-class DeviceDataset(NamedTuple):
-    """Examples in device memory.
-
-    Attributes:
-      inputs: uint8 images [n, height, width, 3], or features [n, ...]; bfloat16 is stored as uint16 (see `bits`).
-      labels: int32 [n].
-    """
-
-    inputs: jax.Array
-    labels: jax.Array
-
-    def __len__(self) -> int:
-        return int(self.labels.shape[0])
-
-    def gather(self, indices: jax.Array) -> jax.Array:
-        """Return the inputs of some examples, [len(indices), ...]."""
-        inputs = self.inputs[indices]
-        return jax.lax.bitcast_convert_type(inputs, jnp.bfloat16) if inputs.dtype == np.uint16 else inputs
-
-
-def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return bfloat16 as uint16 of the same bits, and any other dtype unchanged.
-
-    XLA on CPU has no bfloat16 gather: within a loop over steps it would convert the whole array to float32 each time.
-    """
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
 class IndexBatch(NamedTuple):
@@ -142,7 +114,7 @@ class DeviceLoader:
     """Loader of images or features in device memory; only indices are sent per batch.
 
     Args:
-      data: the examples, replicated over the mesh; row `i * num_views + v` is view v of example i.
+      data: the examples; row `i * num_views + v` is view v of example i.
       num_views: augmented views per example; epoch e sees view `e % num_views`, evaluation sees view 0.
     """
 
@@ -153,9 +125,9 @@ class DeviceLoader:
         return len(self.data) // self._num_views
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """Return replicated shardings: the step splits the indices itself."""
+        """Return replicated shardings of the indices: the step splits them itself."""
         replicated = devices.replicated_sharding(mesh)
-        return IndexBatch(DeviceDataset(replicated, replicated), replicated, replicated)  # type: ignore[arg-type]  # a tree of shardings
+        return IndexBatch(self.data.shardings(mesh), replicated, replicated)  # type: ignore[arg-type]  # a tree of shardings
 
     def train_batches(
         self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
@@ -271,19 +243,21 @@ class ImageSet:
             if isinstance(self.images, ArrayStore):
                 self._loader = HostLoader(self.images, self.labels, mesh)
             else:
-                self._loader = DeviceLoader(devices.replicate(DeviceDataset(self.images, self.labels), mesh))  # type: ignore[arg-type]  # numpy arrays in, device arrays out
+                self._loader = DeviceLoader(put_dataset(self.images, self.labels, mesh))
         return self._loader
 
 
-def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str) -> tuple[str, str]:
+def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str, num_devices: int = 1) -> tuple[str, str]:
     """Return what `data.pipeline=auto` selects for decoded images, 'resident' or 'stream', and a message that says why.
 
     Args:
-      n_bytes: size of the decoded images.
-      memory_bytes: size of the memory that resident images would be in.
+      n_bytes: size of the decoded images, on each device.
+      memory_bytes: size of the memory that resident images would be in, of each device.
       memory: name of that memory, such as "device memory".
+      num_devices: number of devices that the images are split over.
     """
-    size = f"Decoded images ({fileio.format_bytes(n_bytes)})"
+    split = f" on each of {num_devices} devices" if num_devices > 1 else ""
+    size = f"Decoded images ({fileio.format_bytes(n_bytes)}{split})"
     if n_bytes <= MAX_MEMORY_FRACTION * memory_bytes:
         return "resident", f"{size} kept in {memory}."
     limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"

@@ -75,11 +75,11 @@ def platform_of(mesh: Mesh) -> str:
 
 
 def device_memory(mesh: Mesh) -> tuple[int, str]:
-    """Return the size in bytes and the name of the memory that replicated arrays are in."""
+    """Return the size in bytes of a device's memory, and its name; CPU devices share the host's equally."""
     stats = mesh.local_devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], "device memory"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "memory"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices), "memory"
 
 
 def make_deterministic() -> None:

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,15 +14,14 @@ from flaxtl import __version__
 from flaxtl.console import make_progress, message
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.decode import ImageSink, Resize, decode_into, raise_unreadable
+from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
     MAX_MEMORY_FRACTION,
-    DeviceDataset,
     DeviceLoader,
     HostLoader,
     ImagePixels,
     ImageSet,
     Loader,
-    bits,
     choose_pipeline,
 )
 from flaxtl.data.manifest import Example
@@ -81,7 +79,7 @@ class SplitData:
         self._plain = CutLayers(cut_layers, AugmentedViews(np.dtype(model.dtype)))
         self._augmented = augmented
         self._image_bytes = 0
-        self._features: tuple[Path, jax.Array] | None = None  # in device memory
+        self._features: tuple[Path, DeviceDataset] | None = None  # in device memory
 
     def __len__(self) -> int:
         return len(self._images)
@@ -94,14 +92,14 @@ class SplitData:
     @property
     def device_bytes(self) -> int:
         """Memory that the split uses on each device."""
-        return self._image_bytes + (self._features[1].nbytes if self._features else 0)
+        return self._image_bytes + (self._features[1].device_bytes if self._features else 0)
 
     def image_loader(self) -> Loader:
         """Return the loader of the images."""
         self._features = None
         loader = self._images.loader(self._mesh)
         if isinstance(loader, DeviceLoader):
-            self._image_bytes = loader.data.inputs.nbytes
+            self._image_bytes = loader.data.device_bytes
         return loader
 
     def feature_loader(
@@ -128,9 +126,9 @@ class SplitData:
             self._extract_missing(stores, cut_layer, cuts.views, params, progress)
             if not self._fits_on_device(store, reserved_bytes):
                 return HostLoader(store, labels, self._mesh, cuts.views.num_views)
-            self._features = store.path, self._replicate(bits(store.read()))
-        data = DeviceDataset(self._features[1], self._replicate(np.repeat(labels, cuts.views.num_views)))
-        return DeviceLoader(data, cuts.views.num_views)
+            repeated = np.repeat(labels, cuts.views.num_views)
+            self._features = store.path, put_dataset(store.read(), repeated, self._mesh)
+        return DeviceLoader(self._features[1], cuts.views.num_views)
 
     def _extract_missing(
         self,
@@ -158,11 +156,8 @@ class SplitData:
     def _fits_on_device(self, store: ArrayStore, reserved_bytes: int) -> bool:
         """Return whether the features fit into the device memory of every process."""
         memory, _ = devices.device_memory(self._mesh)
-        needed = store.nbytes + self._image_bytes + reserved_bytes
+        needed = device_bytes(store.shape, store.dtype.itemsize, self._mesh) + self._image_bytes + reserved_bytes
         return not processes.any_process(needed > MAX_MEMORY_FRACTION * memory)
-
-    def _replicate(self, array: Any) -> jax.Array:
-        return processes.put_global(array, devices.replicated_sharding(self._mesh))
 
     def _store(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> ArrayStore:
         shape = (len(self) * views.num_views, *self._shapes[layer])
@@ -254,7 +249,9 @@ def _decode(
     n, height, width = len(examples), setup.resize.height, setup.resize.width
     pipeline = setup.config.data.pipeline
     if pipeline == "auto":
-        pipeline, reason = choose_pipeline(3 * n * height * width, *devices.device_memory(setup.mesh))
+        pipeline, reason = choose_pipeline(
+            device_bytes((n, height, width, 3), 1, setup.mesh), *devices.device_memory(setup.mesh), setup.mesh.size
+        )
         message(console, reason)
     if pipeline == "stream":
         return _decode_to_disk(setup, examples, console, skip=skip)

@@ -23,6 +23,7 @@ def train(setup, num_devices):
     params = tiny_run.parameters(setup.model_info, setup.config)
     trainable, batch_stats, frozen = phase.param_groups.partition(params)
     loader = tiny_run.inputs(setup, "train", setup.workdir / str(num_devices), []).image_loader()
+    assert loader.data.device_bytes == loader.data.inputs.nbytes // num_devices  # split, and 12 need no padding
     optimizer = phase_optimizer(setup.config.optimizer, phase.param_groups, "constant", 3, 0)
     cfg = train_step.StepConfig(setup.model_info.model, optimizer, mesh, 3)
     step = train_step.make_train_step(cfg, loader.sharding(mesh))

@@ -12,7 +12,8 @@ import optax
 import pytest
 from helpers import tiny_run
 
-from flaxtl.data.loaders import DeviceDataset, DeviceLoader, ImageSet
+from flaxtl.data.device_dataset import DeviceDataset
+from flaxtl.data.loaders import DeviceLoader, ImageSet
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import tiny_run
 
-from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostBatch, HostLoader, IndexBatch
+from flaxtl.data.device_dataset import DeviceDataset
+from flaxtl.data.loaders import DeviceLoader, HostBatch, HostLoader, IndexBatch
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models.classifier import forward_logits, unflatten_params
 from flaxtl.parallel import devices
@@ -161,8 +162,8 @@ def test_train_step_on_host_batch_equals_step_on_index_batch(world):
     step = world.step(world.finetune, feed=HostLoader(None, None, world.setup.mesh))
     state, frozen = world.start(world.finetune)
     for number in range(3):
-        batch = order.batch(number)
-        inputs, labels = (np.asarray(part)[batch.indices] for part in world.images.data)
+        batch, data = order.batch(number), world.images.data
+        inputs, labels = (np.asarray(part)[batch.indices] for part in (data.inputs, data.labels))
         state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.epochs))
     _, picked = world.losses(world.finetune, world.images)
     assert param_digests(state.params) == param_digests(picked.params)

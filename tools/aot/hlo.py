@@ -50,8 +50,8 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
         if base in COLLECTIVES:
             collectives[base] += 1
             moved += num_bytes(result)
-        elif base == "copy" and num_bytes(result) > 2**20:
-            copies.append(num_bytes(result))
+        elif base == "copy" and (size := num_bytes(result.split("]")[0] + "]")) > 2**20:  # not the source of "-start"
+            copies.append(size)
         elif opcode in ("convolution", "dot") or (opcode == "custom-call" and _is_product(rest)):
             products[result.strip("(").split("[")[0]] += 1
     bodies = list(_step_bodies(hlo))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from flaxtl.config import load_config
-from flaxtl.data.loaders import Batch, DeviceDataset, DeviceLoader, IndexBatch
+from flaxtl.data.device_dataset import DeviceDataset, example_shape, stored_shape
+from flaxtl.data.loaders import Batch, DeviceLoader, IndexBatch
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.train import train_step, trainer
@@ -76,12 +77,17 @@ class PhasePrograms:
         if split == "train" and self.phase.augment and layer is not None:
             num_rows *= views
         if layer is None:
-            inputs = Abstract((num_rows, size.height, size.width, 3), jnp.uint8)
+            shape, dtype = (size.height, size.width, 3), jnp.dtype(jnp.uint8)
         else:
             shape = next(candidate.shape for candidate in info.layers if candidate.name == layer)
             is_half = jnp.dtype(info.model.dtype).itemsize == 2 or (self.phase.augment and views > 0)
-            inputs = Abstract((num_rows, *shape), jnp.uint16 if is_half else jnp.float32)
-        return DeviceDataset(inputs, Abstract((num_rows,), jnp.int32))  # type: ignore[arg-type]  # shapes
+            dtype = jnp.dtype(jnp.uint16 if is_half else jnp.float32)
+        shape = (num_rows, *shape)
+        inputs, labels = (
+            Abstract(stored_shape(shape, dtype.itemsize, self.mesh), dtype),
+            Abstract((num_rows,), jnp.int32),
+        )
+        return DeviceDataset(inputs, labels, example_shape(shape, self.mesh))  # type: ignore[arg-type]  # shapes
 
     def batch(self, data: DeviceDataset, *shape: int) -> Batch:
         """Return the shapes of batches [*shape] of indices."""

@@ -19,7 +19,8 @@ from flaxtl.config import complete_config
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize, decode_all, decode_into
-from flaxtl.data.loaders import DeviceDataset, DeviceLoader, HostLoader, Loader, bits
+from flaxtl.data.device_dataset import put_dataset
+from flaxtl.data.loaders import DeviceLoader, HostLoader, Loader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
@@ -68,12 +69,12 @@ def train(settings: dict[str, Any]) -> Trial:
     inputs = _random_images((BATCHES * batch, size, size, 3))
     if cut_layer is not None:
         (shape,) = (layer.shape for layer in info.layers if layer.name == cut_layer)
-        inputs = bits(_random_images((BATCHES * batch, *shape)).astype(info.model.dtype))
+        inputs = _random_images((BATCHES * batch, *shape)).astype(info.model.dtype)
     labels = np.arange(len(inputs), dtype=np.int32) % CLASSES
     trainable, batch_stats, frozen = phase.param_groups.partition(_random_params(info.shapes))
     state = train_step.TrainState.create(0, trainable, batch_stats, optimizer.init(trainable), CLASSES)
-    state, frozen, data = devices.replicate((state, frozen, DeviceDataset(inputs, labels)), mesh)
-    loader = DeviceLoader(data)
+    state, frozen = devices.replicate((state, frozen), mesh)
+    loader = DeviceLoader(put_dataset(inputs, labels, mesh))
     batches = loader.train_batches(EpochSampler(config.seed, batch, len(labels)), 0, 2**31, None)
     update = train_step.make_train_step(step_config, loader.sharding(mesh))
     lowered = update.lower(state, frozen, next(batches))
@@ -161,7 +162,7 @@ def augment(settings: dict[str, Any]) -> Trial:
         loader: Loader = HostLoader(store, labels, mesh)
         use = jax.device_put
     else:
-        loader = DeviceLoader(devices.replicate(DeviceDataset(decode_all(files, resize), labels), mesh))
+        loader = DeviceLoader(put_dataset(decode_all(files, resize), labels, mesh))
         use = jax.jit(lambda examples: examples.inputs(0, AUGMENTATION))
     batches = loader.train_batches(EpochSampler(0, batch, len(files)), 0, 2**31, AUGMENTATION)
     return Trial(lambda: use(next(batches)), batch, jax.block_until_ready)
