@@ -198,14 +198,19 @@ def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: 
         assert output.logits is not None, "the whole model was run"
         return output.logits, output.taps[layer.name]
 
-    zeros = jnp.zeros((len(images), *layer.shape))  # adding zeros gives the gradient at the layer's output
+    output = jax.eval_shape(lambda: forward(model, params, images, taps=(layer.name,)).taps[layer.name])
+    zeros = jnp.zeros(output.shape)  # adding zeros gives the gradient at the layer's output
     logits, gradient, features = jax.vjp(logits_and_features, zeros, has_aux=True)
+
+    def patches(values: jax.Array) -> jax.Array:
+        """[batch, rows, columns, channels], without the class token."""
+        return values if values.ndim == 4 else values[:, 1:].reshape(-1, *layer.shape)
 
     def heatmap(class_index: jax.Array) -> jax.Array:
         """[batch] -> [batch, rows, columns]; images are independent, so one backward pass serves the batch."""
         (feature_gradient,) = gradient(jax.nn.one_hot(class_index, logits.shape[1]))
-        channel_weights = feature_gradient.mean((1, 2), keepdims=True)
-        return jax.nn.relu((channel_weights * features).sum(-1))
+        channel_weights = patches(feature_gradient).mean((1, 2), keepdims=True)
+        return jax.nn.relu((channel_weights * patches(features)).sum(-1))
 
     heatmaps = jax.vmap(heatmap, in_axes=1, out_axes=1)(classes)
     maximum = heatmaps.max((2, 3), keepdims=True)
@@ -214,6 +219,8 @@ def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: 
 
 def default_layer(layers: Sequence[Layer]) -> str:
     """Return the last layer of the backbone with features and a spatial output that is not inside a branch.
+
+    Of a network that ends with its class token it is below the last attention: above, no patch has an effect.
 
     For VGG16 this is block5_conv3, for ResNet50 conv5_block3_out, for a backbone cut at block3_pool block3_conv3: the
     deepest features at the highest resolution they exist in.
@@ -226,10 +233,13 @@ def default_layer(layers: Sequence[Layer]) -> str:
     """
     backbone = [layer for layer in layers if layer.section == "backbone"]
     unbranched = set(cut_points(backbone))
+    if backbone[-1].kind == "first token":
+        last_attention = max(index for index, layer in enumerate(backbone) if layer.kind == "attention")
+        backbone = backbone[:last_attention]
     candidates = [
         layer.name
         for layer in backbone
-        if layer.name in unbranched and layer.kind not in KINDS_WITHOUT_FEATURES and _is_spatial(layer)
+        if layer.name in unbranched and layer.kind not in KINDS_WITHOUT_FEATURES and _grid(layers, layer)
     ]
     if not candidates:
         raise UserError("No layer of the backbone has a spatial output. Use larger images.")
@@ -237,7 +247,9 @@ def default_layer(layers: Sequence[Layer]) -> str:
 
 
 def check_layer(layers: Sequence[Layer], name: str) -> Layer:
-    """Return the layer called `name`.
+    """Return the layer called `name`, with shape (rows, columns, channels).
+
+    Of the tokens of a ViT this is the shape of its patches: the class token has no place in a heatmap.
 
     Raises:
         UserError: there is none, or its output is not spatial.
@@ -245,18 +257,24 @@ def check_layer(layers: Sequence[Layer], name: str) -> Layer:
     by_name = {layer.name: layer for layer in layers}
     if name not in by_name:
         raise unknown("layer", name, by_name)
-    if not _is_spatial(by_name[name]):
+    grid = _grid(layers, by_name[name])
+    if grid is None:
         shape = "x".join(str(size) for size in by_name[name].shape)
         raise UserError(
             f"Layer {name!r} has output shape {shape}; a heatmap needs height and width. "
             f"Choose a layer before the pooling, such as {default_layer(layers)!r}."
         )
-    return by_name[name]
+    return by_name[name]._replace(shape=(*grid, by_name[name].shape[-1]))
 
 
-def _is_spatial(layer: Layer) -> bool:
-    """Whether the output is [rows, columns, channels] with more than one position."""
-    return len(layer.shape) == 3 and layer.shape[0] * layer.shape[1] > 1
+def _grid(layers: Sequence[Layer], layer: Layer) -> tuple[int, int] | None:
+    """Return rows and columns of the output: its own, or those of the patches that its tokens are of; None if 1 x 1."""
+    grid = layer.shape[:2] if len(layer.shape) == 3 else (0, 0)
+    if len(layer.shape) == 2:
+        grids = (other.shape[:2] for other in layers if len(other.shape) == 3)
+        grid = next((found for found in grids if 1 + math.prod(found) == layer.shape[0]), grid)
+    rows, columns = grid
+    return (rows, columns) if rows * columns > 1 else None
 
 
 class HeatmapResize(Record, frozen=True):

@@ -319,16 +319,51 @@ def _sum_pool(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
 
 def _reduce(op_type: str) -> Operation:
     def add(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-        return graph.add_node(op_type, x, _int64(*equation.params["axes"]), keepdims=0)
+        axes = _int64(*equation.params["axes"])
+        return graph.add_node(op_type, x, axes, keepdims=0, noop_with_empty_axes=1)
 
     return add
 
 
-def _dot_general(graph: _Graph, equation: JaxprEqn, x: Value, matrix: Value) -> Value:
-    last = len(_shaped(equation.invars[0]).shape) - 1
-    if equation.params["dimension_numbers"] != (((last,), (0,)), ((), ())):
+def _dot_general(graph: _Graph, equation: JaxprEqn, left: Value, right: Value) -> Value:
+    """Multiply matrices, in every dimension of a batch; or vectors along any axis by one known matrix."""
+    (contracted, batch) = equation.params["dimension_numbers"]
+    ranks = [len(_shaped(atom).shape) for atom in equation.invars]
+    free = [
+        [axis for axis in range(rank) if axis not in (*contracted[side], *batch[side])]
+        for side, rank in enumerate(ranks)
+    ]
+    if len(contracted[0]) != 1 or len(free[1]) != 1 or (batch[0] and len(free[0]) != 1):
         raise _unsupported(equation)
-    return graph.add_node("MatMul", x, matrix)
+    left_order, right_order = (*batch[0], *free[0], *contracted[0]), (*batch[1], *contracted[1], *free[1])
+    return graph.add_node("MatMul", _reorder(graph, left, left_order), _reorder(graph, right, right_order))
+
+
+def _reorder(graph: _Graph, value: Value, order: Sequence[int]) -> Value:
+    if list(order) == sorted(order):
+        return value
+    return graph.transpose(value, order) if isinstance(value, str) else value.transpose(order)
+
+
+def _transpose(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    return graph.transpose(x, equation.params["permutation"])
+
+
+def _slice(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    """Support slices along axes of a known size; that of the batch is never cut."""
+    params, shape = equation.params, _shaped(equation.invars[0]).shape
+    axes = [axis for axis, size in enumerate(shape) if _is_static(size)]
+    bounds = [_int64(*(params[key][axis] for axis in axes)) for key in ("start_indices", "limit_indices")]
+    steps = params["strides"] or [1] * len(shape)
+    return graph.add_node("Slice", x, *bounds, _int64(*axes), _int64(*(steps[axis] for axis in axes)))
+
+
+def _integer_pow(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    return graph.add_node("Pow", x, np.array(equation.params["y"], np.float32))
+
+
+def _squeeze(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
+    return graph.reshape(x, _shaped(equation.outvars[0]).shape)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -343,6 +378,7 @@ OPERATIONS: dict[str, Operation] = {
     "erfc": _erfc,
     "exp": _elementwise("Exp"),
     "gather": _gather,
+    "integer_pow": _integer_pow,
     "logistic": _elementwise("Sigmoid"),
     "max": _max,
     "min": _elementwise("Min"),
@@ -357,8 +393,12 @@ OPERATIONS: dict[str, Operation] = {
     "reshape": _reshape,
     "rev": _reverse,
     "rsqrt": _rsqrt,
+    "slice": _slice,
     "square": _square,
+    "squeeze": _squeeze,
     "stop_gradient": _identity,
     "sub": _elementwise("Sub"),
+    "tanh": _elementwise("Tanh"),
+    "transpose": _transpose,
 }
 """Primitive -> function that adds it to a graph; all primitives that the registered models use."""

@@ -30,8 +30,11 @@ FlatParams = dict[str, jax.Array]
 BATCH_STATS = frozenset({"mean", "var"})
 """Names of the leaves that are batch statistics, updated by batch norms and not by gradients."""
 
-LEAF_ORDER = ("depthwise_kernel", "pointwise_kernel", "kernel", "scale", "bias", "mean", "var")
-"""Order of a layer's leaves in Keras' weight files."""
+LEAF_ORDER = (
+    *("depthwise_kernel", "pointwise_kernel", "kernel", "scale", "bias", "mean", "var"),
+    *("token", "pos_embedding"),
+)
+"""Order of a layer's leaves in Keras' weight files; the last two are those of a ViT."""
 
 NO_PERTURBATIONS: Mapping[str, jax.Array] = MappingProxyType({})
 

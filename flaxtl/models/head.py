@@ -40,13 +40,13 @@ class Head:
             raise UserError(f"head.units is {self.units}. Every hidden layer needs an integer number of units >= 1.")
 
     def build(self, net: Net, x: Value) -> Value:
-        """Run the layers: features [batch, height, width, channels] -> float32 probabilities [batch, num_classes]."""
+        """Run the layers: features [batch, height, width, channels] -> float32 probabilities [batch, num_classes].
+
+        A ViT's features are its class token, [batch, channels], or, cut earlier, [batch, tokens, channels].
+        """
         if self.pooling == "average_2x2":
-            if not isinstance(x, Skipped) and min(x.shape[1:3]) < 2:
-                raise UserError(
-                    f"The backbone returns {x.shape[1]}x{x.shape[2]} features, too few for head.pooling=average_2x2. "
-                    "Choose global_average, or larger images (data.height, data.width)."
-                )
+            if not isinstance(x, Skipped):
+                _check_features(x.shape[1:])
             x = net.average_pool(x, 2, name="pool")
         elif self.pooling == "global_average":
             x = net.global_average_pool(x, name="pool")
@@ -57,3 +57,17 @@ class Head:
             x = net.dense(x, units, act="relu", name=f"dense_{number}")
             x = net.dropout(x, self.dropout, name=f"dropout_{number}")
         return net.dense(x, self.num_classes, act="softmax", name="predictions")
+
+
+def _check_features(shape: tuple[int, ...]) -> None:
+    """Raise UserError unless features of that shape, without batch, have windows of 2x2."""
+    if len(shape) != 3:
+        raise UserError(
+            "The backbone returns tokens, not the features of an image that head.pooling=average_2x2 needs. "
+            "Choose global_average, which keeps a single token as it is."
+        )
+    if min(shape[:2]) < 2:
+        raise UserError(
+            f"The backbone returns {shape[0]}x{shape[1]} features, too few for head.pooling=average_2x2. "
+            "Choose global_average, or larger images (data.height, data.width)."
+        )

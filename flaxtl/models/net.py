@@ -17,7 +17,9 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
+from flaxtl.models import tokens
 from flaxtl.models.layers import GLOROT, DepthwiseConv, LayerScale, SeparableConv
 from flaxtl.models.tracer import OPERATION, LayerRunner, Value
 
@@ -28,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": nn.sigmoid,
     "swish": nn.swish,
     "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
     "hard_swish": nn.hard_swish,
     "softmax": nn.softmax,
 }
@@ -267,14 +270,43 @@ class Net(LayerRunner):
         return self._layer("average pool", name or self._auto_name("average_pooling2d"), run, x)
 
     def global_average_pool(self, x: Value, *, name: str = "", keepdims: bool = False) -> Value:
-        """Mean over the image: [batch, height, width, channels] -> [batch, channels], or [batch, 1, 1, channels]."""
+        """Mean over the image: [batch, height, width, channels] -> [batch, channels], or [batch, 1, 1, channels].
+
+        Of tokens [batch, tokens, channels] it is the mean over all; a single one [batch, channels] stays as it is.
+        """
         name = name or self._auto_name("global_average_pooling2d")
-        return self._layer("global average pool", name, lambda x: x.mean((1, 2), keepdims=keepdims), x)
+        return self._layer("global average pool", name, lambda x: x.mean(_positions(x), keepdims=keepdims), x)
 
     def global_max_pool(self, x: Value, *, name: str = "") -> Value:
-        """Maximum over the image: [batch, height, width, channels] -> [batch, channels]."""
+        """Maximum over the image or tokens: [batch, ..., channels] -> [batch, channels]."""
         name = name or self._auto_name("global_max_pooling2d")
-        return self._layer("global max pool", name, lambda x: x.max((1, 2)), x)
+        return self._layer("global max pool", name, lambda x: x.max(_positions(x)), x)
+
+    # ------------------------------------------------------------------ tokens
+
+    def class_token(self, patches: Value, *, name: str) -> Value:
+        """Put a class token first: [batch, rows, columns, channels] -> [batch, 1 + rows * columns, channels]."""
+        return self._layer_with_params(
+            "class token", name, lambda x: tokens.ClassToken(self.dtype, name=name)(x), patches
+        )
+
+    def position_embedding(self, x: Value, patches: Value, grid: tokens.Grid, *, name: str) -> Value:
+        """Add an embedding of its position to each token; resampled if `patches` have another grid than `grid`."""
+
+        def run(x: jax.Array, patches: jax.Array) -> jax.Array:
+            _, rows, columns, _ = patches.shape
+            return tokens.PositionEmbedding(grid, self.dtype, name=name)(x, (rows, columns))
+
+        return self._layer_with_params("position embedding", name, run, x, patches)
+
+    def attention(self, query: Value, key: Value, value: Value, num_heads: int, *, name: str) -> Value:
+        """Attention of each token to all: three times [batch, tokens, channels] -> the same shape."""
+        run = partial(tokens.attention, num_heads=num_heads)
+        return self._layer("attention", name, run, query, key, value)
+
+    def first_token(self, x: Value, *, name: str) -> Value:
+        """Return the class token: [batch, tokens, channels] -> [batch, channels]."""
+        return self._layer("first token", name, lambda x: lax.index_in_dim(x, 0, axis=1, keepdims=False), x)
 
     # ------------------------------------------------------------------ other layers without parameters
 
@@ -328,3 +360,8 @@ class Net(LayerRunner):
 
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def _positions(x: jax.Array) -> tuple[int, ...]:
+    """Return the axes between the batch and the channels."""
+    return tuple(range(1, x.ndim - 1))

@@ -21,6 +21,7 @@ from flaxtl.models import (
     nasnet,
     resnet,
     vgg,
+    vit,
     xception,
 )
 from flaxtl.models.spec import ModelSpec
@@ -43,6 +44,7 @@ FAMILIES = (
     efficientnet,
     efficientnet_v2,
     convnext,
+    vit,
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for family in FAMILIES for spec in family.MODELS}

@@ -113,9 +113,9 @@ class LayerRunner:
         """Whether a layer without parameters is in train mode here: that of the last layer with parameters."""
         return self._last_with_params in self.train_layers
 
-    def _layer_with_params(self, kind: str, name: str, function: Callable[[jax.Array], jax.Array], x: Value) -> Value:
+    def _layer_with_params(self, kind: str, name: str, function: Callable[..., jax.Array], *inputs: Value) -> Value:
         self._last_with_params = name
-        return self._layer(kind, name, function, x)
+        return self._layer(kind, name, function, *inputs)
 
     def _layer(self, kind: str, name: str, function: Callable[..., jax.Array], *inputs: Value) -> Value:
         """Run one layer, or skip it; returns its output."""

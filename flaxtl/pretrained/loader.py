@@ -1,6 +1,6 @@
 """Load a weight file of any supported format into the parameters of a model.
 
-Formats: Keras HDF5 of every version, `.keras` archives, flaxtl's and PyTorch's safetensors, and ONNX.
+Formats: Keras HDF5 of every version, `.keras` archives, flaxtl's and PyTorch's safetensors, ViT's .npz, and ONNX.
 The format is detected from the content, never from the file name.
 """
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 import h5py
 
 from flaxtl.errors import UserError, unknown
-from flaxtl.pretrained import convert, keras_layers, keras_legacy, keras_v3, onnx_reader, safetensors_io, timm
+from flaxtl.pretrained import augreg, convert, keras_layers, keras_legacy, keras_v3, onnx_reader, safetensors_io, timm
 from flaxtl.pretrained.hdf5 import open_h5
 from flaxtl.pretrained.merge import (
     MAX_BYTES,
@@ -53,7 +53,7 @@ def load_weights(
     """Read a weight file and fit it to a model.
 
     Args:
-      path: a Keras HDF5 file, a `.keras` archive, a flaxtl safetensors file or an ONNX file.
+      path: a Keras HDF5 file, a `.keras` archive, a flaxtl safetensors file, ViT's .npz or an ONNX file.
       expected: the parameters that the model needs.
       optional: layers to skip if the file holds them. May list all layers of the model with its top: layers with
         automatic Keras names are identified by their order in that list.
@@ -112,11 +112,13 @@ def read_layers(
         return _without_layers(
             tensors, skip_layers, path
         ), f"safetensors ({metadata.get('precision', 'unknown precision')})"
+    if augreg.is_npz(start):
+        return _without_layers(augreg.read_npz(path, expected), skip_layers, path), "NumPy .npz"
     if onnx_reader.is_onnx(start):
         return _without_layers(onnx_reader.read_onnx(path), skip_layers, path), "ONNX"
     raise UserError(
         f"{path} is {_guess_content(start)}, not a weight file. "
-        "Supported: Keras .h5 and .keras, flaxtl .safetensors, and .onnx files."
+        "Supported: Keras .h5 and .keras, flaxtl .safetensors, ViT's .npz, and .onnx files."
     )
 
 
@@ -140,7 +142,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def _is_keras(path: Path, start: bytes) -> bool:
-    return start.startswith(_ZIP_MAGIC) or bool(h5py.is_hdf5(path))
+    return (start.startswith(_ZIP_MAGIC) and not augreg.is_npz(start)) or bool(h5py.is_hdf5(path))
 
 
 def _needs_trial(path: Path) -> bool:

@@ -188,6 +188,7 @@ _SIGNATURE_LAYERS = (
     ("conv_7b", "InceptionResNetV2"),
     ("inception_3a_1x1", "GoogLeNet"),
     ("fc6", "AlexNet"),
+    ("encoderblock_0_LayerNorm_0", "a ViT"),
 )
 """(layer, the model that it identifies), in order: VGG19 has every layer of VGG16, ResNetV2 most names of ResNet.
 

@@ -1,8 +1,8 @@
 """Read PyTorch weights in safetensors, with the layer names of timm or torchvision.
 
-Supported are the models that are the same here, layer by layer: VGG16 and VGG19, DenseNet, and timm's
-tf_efficientnet_b0 to b7. PyTorch's ResNet is not: it has the stride of a stage on the 3x3 convolution (v1.5), Keras'
-on the first 1x1.
+Supported are the models that are the same here, layer by layer: VGG16 and VGG19, DenseNet, timm's tf_efficientnet_b0
+to b7, and its ViT with AugReg weights (see `augreg`). PyTorch's ResNet is not: it has the stride of a stage on the 3x3
+convolution (v1.5), Keras' on the first 1x1.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained import augreg, safetensors_io
 from flaxtl.pretrained.convert import channels_last_kernel
 from flaxtl.pretrained.merge import ExpectedShapes, LoadedLayers, StoredTensor
 
@@ -34,6 +34,8 @@ def read_timm(path: Path, model_name: str, known: Collection[str], expected: Exp
     Raises:
       UserError: PyTorch's libraries do not have the same model, or the file is damaged.
     """
+    if is_vit(model_name):
+        return augreg.from_timm(safetensors_io.read_tensors(path)[0], expected)
     layer_names = dict(module_names(model_name, known))
     tensors, _ = safetensors_io.read_tensors(path)
     layers: dict[str, dict[str, StoredTensor]] = {}
@@ -46,6 +48,16 @@ def read_timm(path: Path, model_name: str, known: Collection[str], expected: Exp
         leaf = leaf_names.get(suffix, suffix)
         layers.setdefault(layer, {})[leaf] = _to_flax(tensor, layer, expected.get(layer, {}).get(leaf, ()))
     return layers
+
+
+def is_vit(model_name: str) -> bool:
+    """Return whether the model is a ViT."""
+    return model_name.startswith("vit_")
+
+
+def preprocessing(model_name: str) -> str:
+    """Return the preprocessing that PyTorch's weights were trained with: AugReg's [-1, 1], or torchvision's."""
+    return "tf" if is_vit(model_name) else "torch"
 
 
 def _to_flax(tensor: StoredTensor, layer: str, shape: tuple[int, ...]) -> StoredTensor:
@@ -67,7 +79,7 @@ def module_names(model_name: str, known: Collection[str]) -> ModuleNames:
             return names(known)
     raise UserError(
         f"--layout=timm does not support {model_name}: PyTorch's libraries have no model of that name, or a different "
-        "one. Supported: vgg16, vgg19, densenet121 to densenet201, efficientnet_b0 to efficientnet_b7."
+        "one. Supported: vgg16, vgg19, densenet121 to densenet201, efficientnet_b0 to efficientnet_b7, vit_*."
     )
 
 

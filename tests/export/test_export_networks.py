@@ -20,7 +20,15 @@ Sums in another order have an effect that depends on the model: from 1e-7 to 8e-
 grow and cancel unlike those of trained models.
 """
 
-SLOW = ("googlenet", "resnet50", "inception_v3", "mobilenet_v3_small_100", "efficientnet_b0", "convnext_tiny")
+SLOW = (
+    "googlenet",
+    "resnet50",
+    "inception_v3",
+    "mobilenet_v3_small_100",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_tiny_patch16_224",
+)
 NAMES = [family.MODELS[0].name for family in registry.FAMILIES]
 
 

@@ -9,6 +9,7 @@ import pytest
 from helpers import keras_zoo
 
 from flaxtl.errors import UserError
+from flaxtl.models import vit
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
 from flaxtl.models.imagenet import PREPROCESSING
@@ -57,7 +58,9 @@ def test_min_input_size_is_that_of_keras(name):
 
 
 def test_registry_has_every_keras_model():
-    assert MODELS.keys() == keras_zoo.KERAS_MODELS.keys() | {"alexnet", "googlenet"}
+    assert MODELS.keys() == keras_zoo.KERAS_MODELS.keys() | {"alexnet", "googlenet"} | {
+        spec.name for spec in vit.MODELS
+    }
     builders = {name for name, member in vars(keras.applications).items() if inspect.isfunction(member)}
     assert len(builders) >= 39
     assert {get_spec(name).name for name in builders} <= keras_zoo.KERAS_MODELS.keys()
@@ -103,6 +106,7 @@ TOPS = {
     "inception_v3": "mixed8",
     "inception_resnet_v2": "mixed_7a",
     "convnext_tiny": "convnext_tiny_downsampling_conv_2",
+    "vit_tiny_patch16_224": "encoderblock_10_output",
 }
 """Network -> last layer below its last block."""
 

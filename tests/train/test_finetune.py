@@ -34,7 +34,7 @@ from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.setup import build_model
 from flaxtl.train.train_step import TrainState
 
-SLOW = ("mobilenet_025", "vgg16", "alexnet", "resnet50", "efficientnet_b0")
+SLOW = ("mobilenet_025", "vgg16", "alexnet", "resnet50", "efficientnet_b0", "vit_tiny_patch16_224")
 EXHAUSTIVE = (
     *("googlenet", "resnet50_v2", "inception_v3", "inception_resnet_v2", "xception"),
     *("densenet121", "mobilenet_v2_035", "mobilenet_v3_small_100", "nasnet_mobile", "efficientnet_v2_b0"),
