@@ -241,7 +241,7 @@ def _broadcast(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 def _reshape(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-    return graph.reshape(x, equation.params["new_sizes"])
+    return graph.reshape(x, _shaped(equation.outvars[0]).shape)
 
 
 def _concatenate(graph: _Graph, equation: JaxprEqn, *inputs: Value) -> Value:
@@ -327,12 +327,10 @@ def _reduce(op_type: str) -> Operation:
 
 def _dot_general(graph: _Graph, equation: JaxprEqn, left: Value, right: Value) -> Value:
     """Multiply matrices, in every dimension of a batch; or vectors along any axis by one known matrix."""
-    (contracted, batch) = equation.params["dimension_numbers"]
-    ranks = [len(_shaped(atom).shape) for atom in equation.invars]
-    free = [
-        [axis for axis in range(rank) if axis not in (*contracted[side], *batch[side])]
-        for side, rank in enumerate(ranks)
-    ]
+    contracted, batch = equation.params["dimension_numbers"]
+    free: list[list[int]] = []
+    for side, atom in enumerate(equation.invars):
+        free.append([axis for axis in range(_shaped(atom).ndim) if axis not in (*contracted[side], *batch[side])])
     if len(contracted[0]) != 1 or len(free[1]) != 1 or (batch[0] and len(free[0]) != 1):
         raise _unsupported(equation)
     left_order, right_order = (*batch[0], *free[0], *contracted[0]), (*batch[1], *contracted[1], *free[1])
@@ -360,10 +358,6 @@ def _slice(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
 
 def _integer_pow(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
     return graph.add_node("Pow", x, np.array(equation.params["y"], np.float32))
-
-
-def _squeeze(graph: _Graph, equation: JaxprEqn, x: Value) -> Value:
-    return graph.reshape(x, _shaped(equation.outvars[0]).shape)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -395,7 +389,7 @@ OPERATIONS: dict[str, Operation] = {
     "rsqrt": _rsqrt,
     "slice": _slice,
     "square": _square,
-    "squeeze": _squeeze,
+    "squeeze": _reshape,
     "stop_gradient": _identity,
     "sub": _elementwise("Sub"),
     "tanh": _elementwise("Tanh"),
