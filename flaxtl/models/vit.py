@@ -72,6 +72,7 @@ _vit_spec = partial(
     license="Apache-2.0 (Google)",
     paper="arXiv:2106.10270",
     input_size=INPUT_SIZE,
+    blocks=r"encoderblock_\d+",
 )
 
 TINY = _checkpoint("Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0", "lr_0.03")

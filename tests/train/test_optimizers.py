@@ -211,6 +211,7 @@ def test_layer_decay_scales_fall_from_the_head_down():
     [
         ("efficientnet_b0", 17),  # the stem and 16 MBConv blocks
         ("resnet50", 17),  # the stem and 3 + 4 + 6 + 3
+        ("vit_tiny_patch16_224", 13),  # the embeddings and 12 encoder blocks
         ("convnext_tiny", 19),  # the stem and 3 + 3 + 9 + 3; downsampling belongs to the block before it
         ("mobilenet", 14),  # the stem and 13
         ("inception_v3", 12),  # the stem and mixed0 to mixed10
