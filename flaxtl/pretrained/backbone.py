@@ -15,10 +15,10 @@ from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.head import Head
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download, safetensors_io
-from flaxtl.pretrained import timm as timm_reader
 from flaxtl.pretrained.convert import adapt_preprocessing
 from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights
 from flaxtl.pretrained.merge import ExpectedShapes, ParamTree
+from flaxtl.pretrained.timm import pytorch_preprocessing
 
 BUILTIN_DIR = Path(__file__).parent / "builtin"
 
@@ -135,7 +135,7 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
     loaded = load(expected_shapes(headless_model(spec)), with_top.keys())
     if any(row.status == "skipped" for row in loaded.rows):
         loaded = load(with_top)
-    trained_with = timm_reader.preprocessing(spec.name) if timm else spec.preprocessing
+    trained_with = pytorch_preprocessing(spec.name) if timm else spec.preprocessing
     params = adapt_preprocessing(loaded.params, trained_with, spec.preprocessing)
     _write_converted(output, params, {"architecture": spec.name, "source": source.name, "license": spec.license})
     columns = ("layer", "parameter", "shape", "stored as", "dtype")

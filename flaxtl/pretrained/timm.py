@@ -55,7 +55,7 @@ def is_vit(model_name: str) -> bool:
     return model_name.startswith("vit_")
 
 
-def preprocessing(model_name: str) -> str:
+def pytorch_preprocessing(model_name: str) -> str:
     """Return the preprocessing that PyTorch's weights were trained with: AugReg's [-1, 1], or torchvision's."""
     return "tf" if is_vit(model_name) else "torch"
 
