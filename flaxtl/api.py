@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flaxtl import config
 from flaxtl.config import prune_phases
-from flaxtl.console import make_console, message
+from flaxtl.console import make_console, message, print_box
 from flaxtl.data.file_listing import describe_skipped
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, gradcam, predictor, run_files
@@ -247,10 +247,13 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
 
 def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
     """Evaluate a trained run and write its report; None: the run was already complete."""
+    if result is not None:
+        message(console, "4/4 Evaluation and report", style="bold")
     params = evaluate_run(result, console) if result is not None else None
     processes.shutdown()
     if result is not None and params is not None and processes.is_main_process():
         run, workdir = TrainedRun(result.setup, params, result.setup.phases[-1].name), result.setup.workdir
         gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
         path = report.write_report(workdir, augmented=augmented_samples(result.setup))
+        print_box(console, run_summary.summary_lines(run_files.read_run(workdir)))
         message(console, f"Report: {path}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -45,6 +46,14 @@ class SafeConsole(Console):
 def message(console: Console, text: str, *, style: str | None = None) -> None:
     """Print `text` as it is: no markup, no highlighting, no line wrapping (so that paths can be copied)."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_box(console: Console, lines: Sequence[str]) -> None:
+    """Print lines in a box; to a file or a pipe, as plain lines."""
+    if not console.is_terminal:
+        message(console, "\n".join(lines))
+    else:
+        console.print(Panel.fit(_text("\n".join(lines))))
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -56,3 +56,12 @@ def test_truncate_rows_ends_a_long_table_with_a_count():
     assert re.search(r"\b1,000\b.* classes, all in --json=FILE$", last)
     assert empty == ""
     assert len(printed(make_table("Images", ("class", "all"), truncated)).splitlines()) < MAX_ROWS + 8
+
+
+def test_print_box_on_a_pipe_prints_plain_lines():
+    safe_console = SafeConsole(file=io.StringIO(), width=20, emoji=False)
+    console.print_box(safe_console, ["a line that is longer than the console", "b"])
+    assert safe_console.file.getvalue() == "a line that is longer than the console\nb\n"
+    terminal = SafeConsole(file=io.StringIO(), width=20, force_terminal=True)
+    console.print_box(terminal, ["a[/x]"])
+    assert "│ a[/x] │" in terminal.file.getvalue()

@@ -3,6 +3,7 @@
 Every function also works on an unfinished run and shows what its files contain so far.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,26 @@ def headline(run: RunRecord) -> Headline | None:
         num_images = sum(example.split == "validation" for example in run.manifest.examples)
         return _headline("validation", round(run.epochs[-1].validation_accuracy * num_images), num_images)
     return None
+
+
+def summary_lines(run: RunRecord) -> list[str]:
+    """Return the result of an evaluated run for a terminal: accuracy with its interval, weakest class, next command."""
+    lines = []
+    if result := headline(run):
+        low, high = result.interval
+        lines.append(
+            f"{result.split} accuracy {result.accuracy:.1%} ({result.num_correct:,} of {result.num_images:,} images; "
+            f"95% interval {low:.1%} - {high:.1%})"
+        )
+    if predictions := run.eval_predictions:
+        num_classes = len(predictions.classes)
+        matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, num_classes)
+        recalls = [(row[index] / row.sum(), index) for index, row in enumerate(matrix) if row.sum()]
+        recall, weakest = min(recalls)
+        if recall < 1:
+            lines.append(f"weakest class: {predictions.classes[weakest]} ({recall:.0%} recognized)")
+    lines.append(f"classify new images: flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH")
+    return lines
 
 
 def _headline(split: str, num_correct: int, num_images: int) -> Headline | None:

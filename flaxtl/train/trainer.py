@@ -76,6 +76,7 @@ def train(
         if run_dir.is_complete(workdir):
             message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
+    message(console, "1/4 Checking images", style="bold")
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     if is_resumed:
         manifest = resume.check_images(workdir, run_dir.read_manifest(workdir))
@@ -92,6 +93,7 @@ def train(
             "several times. Lower batch_size.",
         )
     with Checkpoints(workdir, partial(message, console)) as checkpoints:
+        message(console, "2/4 Loading weights and images", style="bold")
         # 4. Weights: of the last finished phase, or pretrained.
         restored = checkpoints.restore_last_phase(setup.abstract_params()) if is_resumed else None
         initial = None
@@ -108,6 +110,7 @@ def train(
         # 7. Table of parameter groups and learning rates.
         weights = run_dir.read_summary(workdir).weights
         console.print(param_group_table(setup.model_info, setup.phases, weights.source if weights else ""))
+        message(console, "3/4 Training", style="bold")
         # 8. Phases.
         try:
             with MetricLogger(workdir, console) as logger:
