@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save
 
 from flaxtl.errors import UserError
@@ -69,7 +70,6 @@ def server():
 @pytest.fixture
 def fake_hub(server, tmp_path, monkeypatch):
     """Return the server, with an empty cache; huggingface_hub reads its environment when it is imported."""
-    constants = pytest.importorskip("huggingface_hub.constants")
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -148,9 +148,9 @@ def test_download_file_error_is_one_sentence(reference, facts, fake_hub):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow  # the library tries again for 20 seconds
 def test_download_file_without_a_connection_names_the_host(fake_hub, monkeypatch):
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
-        constants = sys.modules["huggingface_hub.constants"]
         monkeypatch.setattr(constants, name, getattr(constants, name).replace(str(fake_hub.server_port), "9"))
     with pytest.raises(UserError, match=r"model\.safetensors.*http://127\.0\.0\.1:9\b"):
         hub.download_file("hf:org/net", lambda message: None)
