@@ -61,7 +61,7 @@ def create_model(
       name: model name, see `list_models`; Keras' and timm's spellings work too, see `registry.get_spec`.
       num_classes: number of classes of the new head; None: no head.
       weights: backbone weights: 'imagenet' (published; downloaded once), 'builtin' (come with flaxtl), a weight file
-        in any format that flaxtl reads, 'hf:ORG/REPO[/FILE][@REVISION]' (a safetensors file on the Hugging Face Hub),
+        in any format that flaxtl reads, `hf:ORG/REPO[/FILE][@REVISION]` (a safetensors file on the Hugging Face Hub),
         or None (as in a config: 'random') for random weights.
       skip_layers: layers of the weight file to leave out, such as another head: a regular expression for their names.
       input_size: height and width of the images in pixels, one number if they are equal; None: the size that the
