@@ -126,9 +126,7 @@ class RunResult:
         Of the test images, or of the validation images if the run has no test images; None before it is evaluated.
         """
         predictions = self.record.eval_predictions
-        if predictions is None:
-            return None
-        return classification.confusion_matrix(predictions.labels, predictions.predicted, len(predictions.classes))
+        return None if predictions is None else predictions.confusion_matrix
 
     def errors(self, *, true: str | None = None, predicted: str | None = None) -> Predictions:
         """Return the misclassified images that `confusion_matrix` counts, largest loss first.

@@ -18,7 +18,7 @@ from flaxtl import fileio
 from flaxtl.console import make_table, printable, truncate_rows
 from flaxtl.errors import UserError
 from flaxtl.evaluation import calibration, classification
-from flaxtl.evaluation.classification import SMALLEST, FloatArray
+from flaxtl.evaluation.classification import SMALLEST, CountArray, FloatArray
 from flaxtl.fileio import atomic_write
 
 FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
@@ -85,6 +85,11 @@ class Predictions:
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether the predicted class is the label, bool [n]."""
         return np.asarray(self.predicted == self.labels)
+
+    @property
+    def confusion_matrix(self) -> CountArray:
+        """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
+        return classification.confusion_matrix(self.labels, self.predicted, len(self.classes))
 
     def __len__(self) -> int:
         """Return the number of images."""

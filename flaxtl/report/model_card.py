@@ -75,7 +75,7 @@ def _results(run: RunRecord) -> Results | None:
     if predictions is None:
         return None
     classes = predictions.classes
-    matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    matrix = predictions.confusion_matrix
     num_correct, num_images = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
     return Results(
         balanced_accuracy=classification.balanced_accuracy(matrix),

@@ -195,7 +195,7 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     if predictions is None:
         return None
     classes, bit_depth = predictions.classes, run.config.data.bit_depth
-    matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+    matrix = predictions.confusion_matrix
     metrics = classification.class_metrics(matrix)
     columns = (column.tolist() for column in (metrics.precision, metrics.recall, metrics.f1, metrics.support))
     return EvaluationSection(

@@ -89,8 +89,7 @@ def summary_lines(run: RunRecord) -> list[str]:
             f"95% interval {low:.1%} - {high:.1%})"
         )
     if predictions := run.eval_predictions:
-        num_classes = len(predictions.classes)
-        matrix = classification.confusion_matrix(predictions.labels, predictions.predicted, num_classes)
+        matrix = predictions.confusion_matrix
         recalls = [(row[index] / row.sum(), index) for index, row in enumerate(matrix) if row.sum()]
         recall, weakest = min(recalls)
         if recall < 1:
