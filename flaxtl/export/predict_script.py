@@ -8,7 +8,9 @@ including its classes in the order of the output.
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from PIL.ImageFile import ImageFile
 
 FOLDER = Path(__file__).parent
 TOP_K = 5  # classes printed for each image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Model = Callable[[np.ndarray], np.ndarray]
 """uint8 RGB [n, height, width, 3] -> float32 probabilities [n, classes], for any n; preprocessing is included."""
@@ -69,19 +73,42 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 
     `resize` is the entry of that name in model.json.
     """
-    bit_depth = resize.get("bit_depth", 0)
-    with Image.open(path) as file:
-        raw_mode = _raw_mode(file)
-        file.load()
-        if bit_depth and ";16" in raw_mode and not file.mode.startswith("I"):
-            file.paste(_read_deep_colors(path, file, raw_mode, bit_depth))
-        if file.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
-            bit_depth = 16
-        colors = file.convert("RGB") if file.mode in ("RGBA", "LA") and _has_unused_alpha(file) else file
-        image = _to_rgb(_apply_exif_orientation(colors), bit_depth or 16)
+    content, bit_depth = Path(path).read_bytes(), resize.get("bit_depth", 0)
+    try:
+        image = _read_rgb(content, bit_depth)
+    except Exception:
+        if not content.startswith(PNG_SIGNATURE):
+            raise
+        image = _read_rgb(_without_metadata(content), bit_depth)  # Pillow refuses large or damaged text and profiles
     box = _center_crop_box(image.size, resize) if resize["policy"] == "crop" else None
     size = (resize["width"], resize["height"])
     return np.asarray(image.resize(size, Image.Resampling[resize["interpolation"].upper()], box))
+
+
+def _read_rgb(content: bytes, bit_depth: int) -> Image.Image:
+    """Return the upright RGB image of a file's content; `bit_depth` 0: 16-bit images use all 16."""
+    with Image.open(BytesIO(content)) as file:
+        raw_mode = _raw_mode(file)
+        file.load()
+        if bit_depth and ";16" in raw_mode and not file.mode.startswith("I"):
+            file.paste(_read_deep_colors(content, file, raw_mode, bit_depth))
+        if file.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
+            bit_depth = 16
+        colors = file.convert("RGB") if file.mode in ("RGBA", "LA") and _has_unused_alpha(file) else file
+        return _to_rgb(_apply_exif_orientation(colors), bit_depth or 16)
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Return a PNG file without its ancillary chunks, but for undamaged transparency and orientation."""
+    parts, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        name = png[start + 4 : start + 8]
+        is_sound = zlib.crc32(png[start + 4 : end - 4]) == int.from_bytes(png[end - 4 : end], "big")
+        if name[:1].isupper() or (name in (b"tRNS", b"eXIf") and is_sound):
+            parts.append(png[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def _raw_mode(file: ImageFile) -> str:
@@ -90,13 +117,13 @@ def _raw_mode(file: ImageFile) -> str:
     return args if isinstance(args, str) else str(args[0]) if args else ""
 
 
-def _read_deep_colors(path: str | Path, high: Image.Image, raw_mode: str, bit_depth: int) -> Image.Image:
+def _read_deep_colors(content: bytes, high: Image.Image, raw_mode: str, bit_depth: int) -> Image.Image:
     """Return colors of `bit_depth` bits as 8 bits: the raw mode decides which of their two bytes Pillow reads."""
     if not raw_mode.startswith("RGB"):
         raise ValueError(f"16-bit pixels of mode {raw_mode} cannot be scaled: save it as RGB")
     is_big_endian = raw_mode.endswith("B") or (raw_mode.endswith("N") and sys.byteorder == "big")
     other = raw_mode[:-1] + ("L" if is_big_endian else "B")
-    with Image.open(path) as low:
+    with Image.open(BytesIO(content)) as low:
         low.tile = [
             tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
             for tile in low.tile

@@ -4,6 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import awkward_inputs
 import numpy as np
 import pytest
 from deep_images import chunk, save_png16, save_tiff
@@ -59,6 +60,14 @@ def image_files(folder):
 def test_load_image_every_mode_matches_decode(resize, tmp_path):
     for path in image_files(tmp_path):
         np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
+
+
+def test_load_image_png_with_refused_metadata_matches_decode(tmp_path):
+    awkward_inputs.png_metadata(tmp_path)
+    paths = sorted(tmp_path.rglob("*.png"))
+    assert len(paths) >= 6
+    for path in paths:
+        np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]), err_msg=path.name)
 
 
 def test_load_image_undeclared_fourth_channel_matches_decode(tmp_path):
