@@ -162,6 +162,13 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def binomial_test(correct: int, n: int, accuracy: float) -> float:
+    """Return the one-sided p-value of at most `correct` of n > 0 images if each is correct with p = `accuracy`."""
+    from scipy.stats import binomtest  # slow to import; training does not need it
+
+    return float(binomtest(correct, n, accuracy, alternative="less").pvalue)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of the exact McNemar test.
 

@@ -1,0 +1,130 @@
+"""The verdict on a finished run: its result, what is wrong with it, and the one command to try next."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flaxtl.evaluation import verdicts
+from flaxtl.evaluation.run_files import RunRecord
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """What a teacher would say about a run; every text is one or two sentences.
+
+    Attributes:
+        result: the accuracy with its interval.
+        findings: what limits it, the most important first: guessing, overfitting, too few epochs or images, weakest
+            class, most frequent error.
+        advice: what to try next.
+        command: the command line that does so, or the setting to change if the run was started from Python.
+    """
+
+    result: str
+    findings: tuple[str, ...]
+    advice: str
+    command: str
+
+
+def run_verdict(run: RunRecord) -> RunVerdict | None:
+    """Return the verdict on an evaluated run; None if it has no predictions yet."""
+    predictions = run.eval_predictions
+    if predictions is None or not len(predictions):
+        return None
+    correct, n = int(predictions.correct.sum()), len(predictions)
+    matrix, classes = predictions.confusion_matrix, predictions.classes
+    guessing = verdicts.describe_guessing(run.eval_split, matrix, classes)
+    training = _training_findings(run)
+    few = verdicts.describe_few_images(run.eval_split, correct, n)
+    weakest = verdicts.describe_weakest_class(matrix, classes)
+    pair = verdicts.describe_confused_pair(matrix, classes)
+    advice, command = _next_step(run, guessing, training, few)
+    return RunVerdict(
+        result=verdicts.describe_accuracy(run.eval_split, correct, n),
+        findings=tuple(text for text in (guessing, *training.values(), few, weakest, pair) if text),
+        advice=advice,
+        command=command,
+    )
+
+
+def _training_findings(run: RunRecord) -> dict[str, str]:
+    """Return what the metrics of the last phase show: 'overfitting', 'rising' and 'falling', each with its sentence."""
+    name, phase = next(reversed(run.summary.phases.items()), (None, None))
+    if name is None or phase is None:
+        return {}
+    losses = [epoch.validation_loss for epoch in run.epochs if epoch.phase == name]
+    keeps_best = run.config[name].patience > 0
+    findings = {
+        "overfitting": verdicts.describe_overfitting(name, phase.train, phase.validation),
+        "rising": "" if keeps_best else verdicts.describe_rising_loss(name, losses),
+        "falling": verdicts.describe_falling_loss(name, losses) if phase.epochs == run.config[name].epochs else "",
+    }
+    return {kind: text for kind, text in findings.items() if text}
+
+
+def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: str) -> tuple[str, str]:
+    """Return the most promising next step as (advice, command)."""
+    config, name = run.config, next(reversed(run.summary.phases), run.config.phases[-1])
+    if guessing:
+        return "Check the images and their labels.", f"flaxtl doctor --data={shlex.quote(config.data.source)}"
+    if "falling" in training:
+        return "Train longer.", _train_command(run, {f"{name}.epochs": 2 * config[name].epochs})
+    if "rising" in training:
+        return "Keep the weights of the best epoch.", _train_command(run, {f"{name}.patience": 5})
+    if "overfitting" in training and not any(config[phase].augment for phase in config.phases):
+        return "Augment the training images.", _train_command(run, _augmentation(config, name))
+    if "overfitting" in training and not config.augmentation.mixup and _arguments(run):
+        advice = "Add training images, or find out whether mixup helps."
+        return advice, _sweep_command(run, "--grid=config.augmentation.mixup=0.0,0.2")
+    if few and _arguments(run):
+        return "Measure the accuracy on all images, by cross-validation.", _sweep_command(run, "--kfold=5")
+    return "Classify new images.", f"flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH"
+
+
+def _augmentation(config: Any, phase: str) -> dict[str, Any]:
+    """Return the settings that augment a phase; flips and zoom, if the config has no augmentation yet."""
+    is_set = any(config.augmentation[key] for key in ("rotation", "width_shift", "zoom", "horizontal_flip", "crop"))
+    defaults = {} if is_set else {"augmentation.horizontal_flip": True, "augmentation.zoom": 0.2}
+    return {f"{phase}.augment": True, **defaults}
+
+
+def _train_command(run: RunRecord, settings: Mapping[str, Any]) -> str:
+    """Return the command of the run with other settings and a new run directory."""
+    arguments = _arguments(run)
+    if not arguments:
+        return "; ".join(f"config.{key} = {value!r}" for key, value in settings.items())
+    changed = {f"--config.{key}": str(value).lower() for key, value in settings.items()}
+    arguments = [argument for argument in arguments if argument.partition("=")[0] not in changed]
+    options = [f"{option}={value}" for option, value in changed.items()]
+    return shlex.join(["flaxtl", "train", *arguments, *options, f"--workdir={_free_name(run.workdir, 2)}"])
+
+
+def _sweep_command(run: RunRecord, option: str) -> str:
+    """Return the command of a sweep of the settings of the run."""
+    arguments = [argument for argument in _arguments(run) if argument.startswith("--config")]
+    if not any(argument.startswith("--config=") for argument in arguments):
+        arguments.insert(0, "--config=folder")
+    source = run.config.data.source
+    if source != "synthetic" and not any(argument.startswith("--config.data.source=") for argument in arguments):
+        arguments.append(f"--config.data.source={source}")
+    workdir = _free_name(run.workdir.with_name(f"{run.workdir.name}-sweep"), 1)
+    return shlex.join(["flaxtl", "sweep", *arguments, option, f"--workdir={workdir}"])
+
+
+def _arguments(run: RunRecord) -> list[str]:
+    """Return the arguments of the run's `flaxtl train`, except --workdir; [] if it was started from Python."""
+    arguments: list[str] = []
+    for argument in shlex.split(run.summary.command)[2:]:
+        if arguments and arguments[-1] in ("--config", "--data", "--workdir"):
+            arguments[-1] += f"={argument}"
+        else:
+            arguments.append(argument)
+    return [argument for argument in arguments if not argument.startswith("--workdir=")]
+
+
+def _free_name(workdir: Path, number: int) -> Path:
+    """Return the first of WORKDIR (number 1), WORKDIR-2, WORKDIR-3 ... from `number` on that does not exist."""
+    path = workdir if number == 1 else workdir.with_name(f"{workdir.name}-{number}")
+    return _free_name(workdir, number + 1) if path.exists() else path

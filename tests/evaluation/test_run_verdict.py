@@ -1,0 +1,120 @@
+"""The verdict on a run directory: its findings in order, and one next command."""
+
+import json
+
+import pytest
+from helpers import finished_run
+
+from flaxtl.evaluation.run_files import read_run
+from flaxtl.evaluation.run_verdict import run_verdict
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A finished run named as most are."""
+    return finished_run.write_run(tmp_path).rename(tmp_path / "run")
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def write_losses(workdir, losses, phase="finetune"):
+    """Replace the validation losses of a phase; it has one epoch for each, as planned."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    changed = [lines[-1] | {"epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate(losses, start=1)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    summary, config = (json.loads((workdir / name).read_text()) for name in ("summary.json", "config.json"))
+    summary["phases"][phase]["epochs"] = config[phase]["epochs"] = len(losses)
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+def overfit(workdir, augment):
+    summary, config = (json.loads((workdir / name).read_text()) for name in ("summary.json", "config.json"))
+    summary["phases"]["finetune"] |= {
+        "train": {"accuracy": 0.99, "loss": 0.1, "n": 200},
+        "validation": {"accuracy": 0.75, "loss": 0.9, "n": 80},
+    }
+    config["finetune"]["augment"] = augment
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+def next_step(workdir):
+    verdict = run_verdict(read_run(workdir))
+    return verdict.advice, verdict.command.replace(str(workdir), "DIR")
+
+
+def test_run_verdict_finished_run_has_result_findings_and_command(workdir):
+    verdict = run_verdict(read_run(workdir))
+    assert verdict.result == "81 % of 16 test images are classified correctly (95 % interval 57 to 93 %)."
+    assert verdict.findings == (
+        "16 test images are too few for a precise figure: the accuracy may be anything from 57 to 93 %. About 290 "
+        "images would give ± 5 points.",
+        "Weakest class: daisy, 1 of 4 images recognized; on so few images this may be chance.",
+        "Most frequent error: daisy predicted as <script>alert(1)</script>, 2 of 4 images.",
+    )
+    assert next_step(workdir) == (
+        "Measure the accuracy on all images, by cross-validation.",
+        "flaxtl sweep --config=a.py --config.data.source=folder:/p --kfold=5 --workdir=DIR-sweep",
+    )
+
+
+def test_run_verdict_without_predictions_is_none(workdir):
+    (workdir / "predictions.csv").unlink()
+    assert run_verdict(read_run(workdir)) is None
+
+
+def test_run_verdict_falling_loss_doubles_the_epochs(workdir):
+    write_losses(workdir, [1.0, 0.8, 0.6])
+    assert run_verdict(read_run(workdir)).findings[0].startswith("Phase finetune ended too early")
+    (workdir.with_name("run-2")).mkdir()
+    assert next_step(workdir) == (
+        "Train longer.",
+        "flaxtl train --config=a.py --config.finetune.epochs=6 --workdir=DIR-3",
+    )
+
+
+def test_run_verdict_rising_loss_adds_early_stopping(workdir):
+    write_losses(workdir, [1.0, 0.8, 0.9])
+    assert next_step(workdir) == (
+        "Keep the weights of the best epoch.",
+        "flaxtl train --config=a.py --config.finetune.patience=5 --workdir=DIR-2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("augment", "advice", "command"),
+    [
+        (
+            False,
+            "Augment the training images.",
+            "flaxtl train --config=a.py --config.finetune.augment=true --config.augmentation.horizontal_flip=true "
+            "--config.augmentation.zoom=0.2 --workdir=DIR-2",
+        ),
+        (
+            True,
+            "Add training images, or find out whether mixup helps.",
+            "flaxtl sweep --config=a.py --config.data.source=folder:/p --grid=config.augmentation.mixup=0.0,0.2 "
+            "--workdir=DIR-sweep",
+        ),
+    ],
+)
+def test_run_verdict_overfitting_suggests_augmentation(workdir, augment, advice, command):
+    overfit(workdir, augment)
+    assert run_verdict(read_run(workdir)).findings[0].startswith("Overfitting in phase finetune: 99.0 %")
+    assert next_step(workdir) == (advice, command)
+
+
+def test_run_verdict_command_replaces_settings_given_before(workdir):
+    write_losses(workdir, [1.0, 0.8, 0.6])
+    change(workdir / "summary.json", command="flaxtl train photos --config a.py --config.finetune.epochs=3 --workdir x")
+    assert next_step(workdir)[1] == "flaxtl train photos --config=a.py --config.finetune.epochs=6 --workdir=DIR-2"
+
+
+def test_run_verdict_run_started_from_python_gives_settings(workdir):
+    change(workdir / "summary.json", command="flaxtl.train")
+    assert next_step(workdir) == ("Classify new images.", "flaxtl predict --workdir=DIR --input PATH")
+    write_losses(workdir, [1.0, 0.8, 0.6])
+    assert next_step(workdir)[1] == "config.finetune.epochs = 6"

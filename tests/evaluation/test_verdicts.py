@@ -1,0 +1,146 @@
+"""The sentences about the figures of a run, on plain arrays."""
+
+import numpy as np
+import pytest
+
+from flaxtl.evaluation import verdicts
+from flaxtl.train.run_records import SplitMetrics
+
+CLASSES = ("daisy", "roses", "tulips")
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "text"),
+    [
+        (1, 3, "33 %, 6 to 79 %"),
+        (40, 60, "67 %, 54 to 77 %"),
+        (60, 60, "100 %, 94 to 100 %"),
+        (98, 99, "99 %, 94 to 100 %"),
+        (258, 300, "86 %, 82 to 89 %"),
+        (299, 300, "99.7 %, 98.1 to 99.9 %"),
+        (634, 735, "86.3 %, 83.6 to 88.6 %"),
+        (1020, 1101, "92.6 %, 90.9 to 94.0 %"),
+        (38_500, 50_000, "77.0 %, 76.6 to 77.4 %"),
+        (990_000, 1_000_000, "99.00 %, 98.98 to 99.02 %"),
+    ],
+)
+def test_rounded_accuracy_has_the_digits_that_n_supports(correct, n, text):
+    assert f"{verdicts.rounded_percent(correct, n)}, {verdicts.rounded_interval(correct, n)}" == text
+
+
+def test_describe_accuracy():
+    assert verdicts.describe_accuracy("test", 40, 60) == (
+        "67 % of 60 test images are classified correctly (95 % interval 54 to 77 %)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "text"),
+    [
+        (40, 60, "60 test images are too few for a precise figure: the accuracy may be anything from 54 to 77 %. "
+         "About 350 images would give ± 5 points."),
+        (20, 20, "20 test images are too few for a precise figure: the accuracy may be anything from 84 to 100 %. "
+         "About 120 images would give ± 5 points."),
+        (150, 300, "300 test images are too few for a precise figure: the accuracy may be anything from 44 to 56 %. "
+         "About 390 images would give ± 5 points."),
+        (258, 300, ""),
+        (60, 60, ""),
+    ],
+)  # fmt: skip
+def test_describe_few_images(correct, n, text):
+    assert verdicts.describe_few_images("test", correct, n) == text
+
+
+def test_describe_guessing():
+    matrix = np.array([[20, 5, 5], [10, 5, 5], [8, 1, 1]])
+    assert verdicts.describe_guessing("test", matrix, CLASSES) == (
+        "No better than guessing: predicting daisy for every image would be correct for 50 % of the test images."
+    )
+    assert verdicts.describe_guessing("test", np.diag([30, 20, 10]), CLASSES) == ""
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "text"),
+    [
+        (
+            SplitMetrics(0.99, 735),
+            SplitMetrics(0.81, 300),
+            "Overfitting in phase frozen: 99.0 % of the training images are classified correctly, but only 81 % of the "
+            "validation images.",
+        ),
+        (SplitMetrics(0.99, 735), SplitMetrics(0.95, 735), ""),  # less than 5 points
+        (SplitMetrics(0.75, 60), SplitMetrics(0.68, 40), ""),  # inside the interval of 40 images, 52 to 80 %
+        (SplitMetrics(0.99, 735), SplitMetrics(None, 0), ""),
+        (SplitMetrics(0.6, 60), SplitMetrics(0.9, 40), ""),
+    ],
+)
+def test_describe_overfitting(train, validation, text):
+    assert verdicts.describe_overfitting("frozen", train, validation) == text
+
+
+@pytest.mark.parametrize(
+    ("losses", "rising", "falling"),
+    [
+        (
+            [1.0, 0.52, 0.5, 0.6, 0.714],
+            "The validation loss of phase frozen rose from 0.5 in epoch 3 to 0.71 in epoch 5.",
+            "",
+        ),
+        (
+            [2.0, 1.0, 0.9, 0.8],
+            "",
+            "Phase frozen ended too early: its validation loss still fell from 0.9 to 0.8 in the last epoch of 4.",
+        ),
+        (
+            [12, 11, 10, 9, 9, 9, 8, 7],
+            "",
+            "Phase frozen ended too early: its validation loss still fell from 9 to 7 in the last 2 epochs of 8.",
+        ),
+        ([0.6, 0.5, 0.5, 0.51], "", ""),
+        ([0.6], "", ""),
+        ([], "", ""),
+        ([0.6, float("nan")], "", ""),
+    ],
+)
+def test_describe_losses(losses, rising, falling):
+    assert verdicts.describe_rising_loss("frozen", losses) == rising
+    assert verdicts.describe_falling_loss("frozen", losses) == falling
+
+
+@pytest.mark.parametrize(
+    ("matrix", "text"),
+    [
+        ([[12, 0, 0], [2, 7, 3], [0, 2, 10]],
+         "Weakest class: roses, 7 of 12 images recognized; on so few images this may be chance."),
+        ([[120, 0, 0], [20, 70, 30], [0, 20, 100]], "Weakest class: roses, 70 of 120 images recognized."),
+        ([[12, 0, 0], [0, 12, 0], [0, 0, 12]], ""),
+        ([[12, 0, 0], [0, 0, 0], [2, 0, 10]],
+         "Weakest class: tulips, 10 of 12 images recognized; on so few images this may be chance."),
+    ],
+)  # fmt: skip
+def test_describe_weakest_class(matrix, text):
+    assert verdicts.describe_weakest_class(np.array(matrix), CLASSES) == text
+
+
+@pytest.mark.parametrize(
+    ("matrix", "text"),
+    [
+        ([[12, 0, 0], [1, 7, 4], [0, 2, 10]], "Most frequent error: roses predicted as tulips, 4 of 12 images."),
+        ([[12, 0, 0], [0, 11, 1], [0, 1, 11]], ""),
+    ],
+)
+def test_describe_confused_pair(matrix, text):
+    assert verdicts.describe_confused_pair(np.array(matrix), CLASSES) == text
+
+
+def test_describe_ties_lists_only_models_that_may_be_as_good():
+    discordant = {"lr=0.01": (5, 3), "lr=0.1": (14, 2), "lr=0.001": (0, 0)}
+    assert verdicts.describe_ties(40, discordant) == (
+        "No difference from the best on 40 images: lr=0.01 (McNemar p = 0.7), lr=0.001 (McNemar p = 1)."
+    )
+    assert verdicts.describe_ties(40, {"lr=0.1": (14, 2)}) == ""
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.7266, "p = 0.7"), (0.0313, "p = 0.031"), (1e-9, "p < 0.001")])
+def test_format_p(p, text):
+    assert verdicts.format_p(p) == text
