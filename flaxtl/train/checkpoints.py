@@ -5,7 +5,7 @@ latest/N  the N-th save of the progress within a phase: train state, best parame
           are those of phases/K and not saved again.
 
 Each checkpoint has a hash of all its arrays. A damaged one, such as after a power loss, is reported and moved to
-checkpoints/damaged, and the run continues from the one before. Those of phases are read back when they are written.
+checkpoints/damaged, and the run continues from the one before. Each is read back once, right after it is written.
 """
 
 import hashlib
@@ -106,10 +106,7 @@ class Checkpoints:
 
     def save_phase(self, num_phases: int, params: FlatParams) -> None:
         """Save all parameters after `num_phases` phases; returns when they are on disk and can be read."""
-        metadata = ParamsMetadata(sha256=_hash((params,)))
-        items = {"params": ocp.args.StandardSave(params), "metadata": ocp.args.JsonSave(metadata.to_json())}
-        self._save(self._phases, num_phases, items, params)
-        self._verify(num_phases, params)
+        self._save(self._phases, num_phases, {"params": params}, ParamsMetadata(sha256=_hash((params,))))
 
     def restore_phase(
         self, num_phases: int, abstract_params: Mapping[str, jax.ShapeDtypeStruct | npt.NDArray[Any]]
@@ -135,18 +132,13 @@ class Checkpoints:
         return None
 
     def save_latest(self, progress: PhaseProgress) -> None:
-        """Save the progress of a phase; returns when it is on disk."""
+        """Save the progress of a phase; returns when it is on disk and can be read."""
         number = (self._latest.latest_step() or 0) + 1
-        arrays = (progress.state, progress.best_params)
+        trees = {"state": progress.state, "best_params": progress.best_params}
         metadata = ProgressMetadata(
-            sha256=_hash(arrays), step=int(progress.state.step), **progress.early_stopping._asdict()
+            sha256=_hash(tuple(trees.values())), step=int(progress.state.step), **progress.early_stopping._asdict()
         )
-        items = {
-            "state": ocp.args.StandardSave(progress.state),
-            "best_params": ocp.args.StandardSave(progress.best_params),
-            "metadata": ocp.args.JsonSave(metadata.to_json()),
-        }
-        self._save(self._latest, number, items, arrays)
+        self._save(self._latest, number, trees, metadata)
 
     def restore_latest(
         self, first_step: int, last_step: int, logged_epochs: int, like: PhaseProgress
@@ -210,22 +202,24 @@ class Checkpoints:
             Path(self._link.name, "run").symlink_to(self._root.parent)
         return Path(self._link.name, "run", self._root.name)
 
-    def _verify(self, num_phases: int, params: FlatParams) -> None:
-        """Read a new checkpoint of a phase, into the memory of the host, and compare it with what was saved."""
-        like = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in params.items()}
-        try:
-            self.restore_phase(num_phases, like)
-        except UserError as error:
-            raise UserError(
-                f"Checkpoint {_path(self._phases, num_phases)} was written, but cannot be read back. Check the disk, "
-                "or use a --workdir on another one."
-            ) from error
-
-    def _save(self, manager: "_Manager", number: int, items: dict[str, Any], arrays: Any) -> None:
-        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    def _save(
+        self, manager: "_Manager", number: int, trees: dict[str, Any], metadata: ParamsMetadata | ProgressMetadata
+    ) -> None:
+        """Write a checkpoint, read it back into the memory of the host, and compare it with what was saved."""
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         fileio.check_disk_space(self._root.parent, num_bytes, "A checkpoint needs", RETRY)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["metadata"] = ocp.args.JsonSave(metadata.to_json())
         with self._write_errors():
             manager.save(number, args=ocp.args.Composite(**items), force=True)
+        try:
+            like = {name: ocp.args.StandardRestore(jax.tree.map(_host_array, tree)) for name, tree in trees.items()}
+            _restore(manager, number, metadata.sha256, like)
+        except UserError as error:
+            raise UserError(
+                f"Checkpoint {_path(manager, number)} was written, but cannot be read back. Check the disk, "
+                "or use a --workdir on another one."
+            ) from error
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:
@@ -302,6 +296,11 @@ def _damaged(manager: _Manager, number: int) -> UserError:
 
 def _path(manager: _Manager, number: int) -> Path:
     return manager.shown / str(number)
+
+
+def _host_array(leaf: Any) -> npt.NDArray[Any]:
+    """Return a stand-in without memory of its own, for which orbax restores an array on the host."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _abstract(tree: Any) -> Any:

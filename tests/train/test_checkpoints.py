@@ -88,19 +88,23 @@ def test_messages_name_a_path_with_special_characters_itself(tmp_path, mesh):
     assert (workdir / "checkpoints/damaged/phases-0").is_dir()
 
 
-def test_save_phase_reads_the_checkpoint_back(tmp_path, mesh, monkeypatch):
+@pytest.mark.parametrize(("name", "item"), [("phases/0", "params"), ("latest/1", "state"), ("latest/1", "best_params")])
+def test_save_of_checkpoint_that_cannot_be_read_back_fails(name, item, tmp_path, mesh, monkeypatch):
     save = _Manager.save
 
     def save_on_a_bad_disk(manager, number, **arguments):
         save(manager, number, **arguments)
-        shutil.rmtree(manager.shown / str(number) / "params")
+        shutil.rmtree(manager.shown / str(number) / item, ignore_errors=True)
 
     monkeypatch.setattr(_Manager, "save", save_on_a_bad_disk)
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}/checkpoints/phases/0\b.*cannot be read back"),
-    ):
-        checkpoints.save_phase(0, devices.replicate({"head/out/kernel": jnp.ones((2, 3))}, mesh))
+    folder = re.escape(f"{tmp_path}/checkpoints/{name}")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=rf"{folder}\b.*cannot be read back"):
+        save_both_kinds(checkpoints, mesh)
+
+
+def save_both_kinds(checkpoints, mesh):
+    checkpoints.save_phase(0, devices.replicate({"head/out/kernel": jnp.ones((2, 3))}, mesh))
+    checkpoints.save_latest(progress(mesh, 5, EarlyStopping(2, 0.1, 1)))
 
 
 def test_restore_latest_is_bit_identical_after_donation(tmp_path, mesh):
