@@ -26,7 +26,8 @@ DEFAULTS = ConfigDict(
             "near_duplicates": 4,  # maximum bits (of 64) between perceptual hashes of duplicates; -1: equal files only
             "allow_leaks": False,  # allow the same image in two of the given splits
             "on_error": "fail",  # or skip: train without the images that cannot be read
-            "pipeline": "auto",  # or resident: images in device memory; or stream: from a file, by tf.data
+            "pipeline": "auto",  # or resident: images in device memory; or stream: from a file
+            "augment_on": "device",  # or host: streamed images are augmented by tf.data, before they are sent
         },
         "weights": {
             "path": "imagenet",  # backbone weights: imagenet, builtin, random, hf:ORG/REPO[/FILE] or a file

@@ -121,7 +121,11 @@ def run_data(options: argparse.Namespace) -> dict[str, Any]:
 
     peers = select_peers(options.peers, DATA_PEERS)
     in_memory = Subject("flaxtl, in memory", settings={"to_file": False, "streamed": False})
-    on_disk = Subject("flaxtl, streamed", packages=("tensorflow",), settings={"to_file": True, "streamed": True})
+    streamed = {"to_file": True, "streamed": True}
+    on_disk = Subject("flaxtl, streamed", settings=streamed | {"augment_on": "device"})
+    on_host = Subject(
+        "flaxtl, augmented on the host", packages=("tensorflow",), settings=streamed | {"augment_on": "host"}
+    )
     images = base.open_source(options.source, fileio.cache_dir("data")).images
     images = images[:: max(1, len(images) // options.images)][: options.images]  # from all classes
     figures: dict[str, Any] = {"images": len(images)}
@@ -131,7 +135,8 @@ def run_data(options: argparse.Namespace) -> dict[str, Any]:
         settings |= {name: getattr(options, name) for name in ("batch", "size", "seconds")}
         for function in ("decode", "augment"):
             title = f"{function}: {len(images)} images at {options.size} x {options.size}, batch size {options.batch}"
-            figures[function] = compare(title, function, [in_memory, on_disk, *peers], settings, options.repeats)
+            ours = [in_memory, on_disk, *([on_host] if function == "augment" else [])]
+            figures[function] = compare(title, function, [*ours, *peers], settings, options.repeats)
     return figures | {"settings": settings}
 
 

@@ -27,7 +27,10 @@ MAX_MEMORY_FRACTION = 0.5
 """Largest fraction of the memory for images and features; the rest is for the model, activations and optimizer."""
 
 READ_AHEAD = 2
-"""Number of batches that are read ahead of the train step."""
+"""Number of batches that are read ahead, and of those that are sent to the device ahead of the train step."""
+
+AUGMENT_ON = ("device", "host")
+"""Where streamed images are augmented: inside the step, or by TensorFlow before they are sent."""
 
 Mask = npt.NDArray[np.bool_]
 ImagePixels = npt.NDArray[np.uint8]
@@ -65,7 +68,10 @@ class IndexBatch(NamedTuple):
 
 
 class HostBatch(NamedTuple):
-    """A batch that was read, and augmented, on the host; see `BatchIndices` for the last two fields."""
+    """A batch that was read on the host; see `BatchIndices` for the last two fields.
+
+    `images` are uint8 [batch, height, width, 3]; float32 if the host has augmented them; or features [batch, ...].
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -82,8 +88,10 @@ class HostBatch(NamedTuple):
         return HostBatch(*arrays)
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
-        """Return the model's inputs; they are augmented already."""
-        return self.images
+        """Return the model's inputs; uint8 images are augmented here, inside the step."""
+        if augmentation is None or self.images.dtype != np.uint8:
+            return self.images
+        return augment(example_keys(seed, self.epochs, self.indices), self.images, augmentation)
 
 
 Batch = IndexBatch | HostBatch
@@ -151,7 +159,7 @@ class DeviceLoader:
 
 
 class HostLoader:
-    """Loader of images or features on disk; reads ahead while the device computes.
+    """Loader of images or features on disk; reads and sends batches ahead while the device computes.
 
     Each process reads and sends its part of every batch.
 
@@ -160,10 +168,18 @@ class HostLoader:
       labels: int32 [n].
       mesh: devices to send to.
       num_views: augmented views per example, as in `DeviceLoader`.
+      augment_on: one of AUGMENT_ON. On the device, images are sent as uint8, a quarter of the bytes.
     """
 
-    def __init__(self, store: ArrayStore, labels: npt.NDArray[np.int32], mesh: Mesh, num_views: int = 1) -> None:
-        self.store, self.labels, self._num_views = store, labels, num_views
+    def __init__(
+        self,
+        store: ArrayStore,
+        labels: npt.NDArray[np.int32],
+        mesh: Mesh,
+        num_views: int = 1,
+        augment_on: str = "device",
+    ) -> None:
+        self.store, self.labels, self._num_views, self._augment_on = store, labels, num_views, augment_on
         self._sharding = devices.batch_sharding(mesh)
         self._process = jax.process_index(), processes.process_count()
 
@@ -178,8 +194,8 @@ class HostLoader:
     def train_batches(
         self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
     ) -> Generator[Batch, None, None]:
-        """Yield the batches of steps; TensorFlow augments on the host."""
-        if augmentation is None:
+        """Yield the batches of steps, augmented by TensorFlow if the host augments."""
+        if augmentation is None or self._augment_on == "device":
             batches = _read_ahead(self._read, (sampler.batch(step) for step in range(first_step, last_step)))
         else:
             from flaxtl.data import tfdata
@@ -187,24 +203,31 @@ class HostLoader:
             batches = tfdata.train_batches(
                 self.store, self.labels, sampler, first_step, last_step, augmentation, self._process
             )
-        with closing(batches):
-            for batch in batches:
-                yield self._send(*batch)
+        yield from self._send_ahead(batches)
 
     def eval_batches(self, batch_size: int) -> Generator[tuple[Batch, Mask], None, None]:
         """Yield every example once, its first view, with the mask of each batch."""
         padded = list(padded_batches(len(self), batch_size))
-        with closing(_read_ahead(self._read, (BatchIndices(i, np.zeros_like(i)) for i, _ in padded))) as batches:
-            for batch, (_, mask) in zip(batches, padded, strict=True):
-                yield self._send(*batch), mask
+        batches = _read_ahead(self._read, (BatchIndices(i, np.zeros_like(i)) for i, _ in padded))
+        with closing(self._send_ahead(batches)) as sent:
+            yield from ((batch, mask) for batch, (_, mask) in zip(sent, padded, strict=True))
 
     def _read(self, batch: BatchIndices) -> tuple[npt.NDArray[Any], ...]:
         """Return inputs, labels, indices and epochs of this process's part of a batch."""
         part = BatchIndices(*(process_slice(array, *self._process) for array in batch))
         return self.store.read(view_rows(part, self._num_views)), self.labels[part.indices], *part
 
-    def _send(self, *arrays: npt.NDArray[Any]) -> HostBatch:
-        return HostBatch(*(processes.put_process_local(array, self._sharding) for array in arrays))
+    def _send_ahead(
+        self, batches: Generator[tuple[npt.NDArray[Any], ...], None, None]
+    ) -> Generator[HostBatch, None, None]:
+        """Yield the batches on the devices; READ_AHEAD more are on their way meanwhile."""
+        sent: deque[HostBatch] = deque()
+        with closing(batches):
+            for arrays in batches:
+                sent.append(HostBatch(*(processes.put_process_local(array, self._sharding) for array in arrays)))
+                if len(sent) > READ_AHEAD:
+                    yield sent.popleft()
+            yield from sent
 
 
 class ImageSet:
@@ -214,12 +237,17 @@ class ImageSet:
       images: in memory, or on disk.
       labels: int32 [n].
       digest: identifies the images; required if they are on disk, else their hash.
+      augment_on: where images on disk are augmented, one of AUGMENT_ON; those in memory, always on the device.
     """
 
     def __init__(
-        self, images: ImagePixels | ArrayStore, labels: npt.NDArray[np.int32], digest: str | None = None
+        self,
+        images: ImagePixels | ArrayStore,
+        labels: npt.NDArray[np.int32],
+        digest: str | None = None,
+        augment_on: str = "device",
     ) -> None:
-        self.images, self.labels, self._digest = images, labels, digest
+        self.images, self.labels, self._digest, self._augment_on = images, labels, digest, augment_on
         self._loader: Loader | None = None
 
     def __len__(self) -> int:
@@ -241,7 +269,7 @@ class ImageSet:
         """Return the loader of these images; images in memory are moved to the devices once."""
         if self._loader is None:
             if isinstance(self.images, ArrayStore):
-                self._loader = HostLoader(self.images, self.labels, mesh)
+                self._loader = HostLoader(self.images, self.labels, mesh, augment_on=self._augment_on)
             else:
                 self._loader = DeviceLoader(put_dataset(self.images, self.labels, mesh))
         return self._loader

@@ -1,7 +1,7 @@
 """The tf.data pipeline: read and augment images on the host while the previous step is computed.
 
 The only module that imports TensorFlow; it hides all accelerators from TensorFlow, because their memory belongs to JAX.
-Import it only where images are streamed; without TensorFlow the import raises a UserError with the install command.
+Import it only where it is used; without TensorFlow the import raises a UserError with the install command.
 
 Augmentation uses the draws of augment/config.py, and the constants and shared formulas of augment/ops.py and
 augment/randaugment.py, which document the operations. It is compiled by XLA for the CPU, one program per batch.
@@ -31,7 +31,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice, and noth
 try:
     import tensorflow as tf
 except ImportError as error:
-    raise UserError("Streaming images needs TensorFlow. pip install 'flaxtl[stream]'") from error
+    raise UserError("Reading or augmenting images by tf.data needs TensorFlow. pip install 'flaxtl[stream]'") from error
 tf.config.set_visible_devices([], "GPU")
 
 PREFETCH = 2

@@ -317,7 +317,8 @@ def _image_set(
     """Return images `first` to `last` (exclusive), which are those of `examples`."""
     labels = setup.manifest.labels(examples)
     if isinstance(images, ArrayStore):
-        return ImageSet(images.part(first, last), labels, _digest(setup.resize, examples))
+        digest = _digest(setup.resize, examples)
+        return ImageSet(images.part(first, last), labels, digest, setup.config.data.augment_on)
     return ImageSet(images[first:last], labels)
 
 

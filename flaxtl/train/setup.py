@@ -17,7 +17,7 @@ from flaxtl.console import message, progress_bar
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.decode import Resize
-from flaxtl.data.loaders import PIPELINES
+from flaxtl.data.loaders import AUGMENT_ON, PIPELINES
 from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
@@ -35,6 +35,7 @@ CHOICES = {
     "sampling": ("shuffled", "balanced"),
     "on_error": ("fail", "skip"),
     "pipeline": ("auto", *PIPELINES),
+    "augment_on": AUGMENT_ON,
 }
 """Settings below `data` with a fixed set of values."""
 

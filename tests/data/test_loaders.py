@@ -5,21 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxtl.data import loaders
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
+from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.loaders import PIPELINES, DeviceLoader, HostLoader, ImageSet, choose_pipeline
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices
 
+IMAGES = np.random.default_rng(1).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
+LABELS = np.arange(10, dtype=np.int32) % 3
 
-def test_image_set_loaders_from_memory_and_disk_agree(tmp_path):
-    images = np.random.default_rng(1).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
-    labels = np.arange(10, dtype=np.int32) % 3
-    store = ArrayStore(tmp_path / "images.npy", images.shape, images.dtype)
+
+@pytest.fixture
+def store(tmp_path):
+    store = ArrayStore(tmp_path / "images.npy", IMAGES.shape, IMAGES.dtype)
     with ArrayStoreWriter(store) as writer:
-        writer.write(0, images)
+        writer.write(0, IMAGES)
+    return store
+
+
+def test_image_set_loaders_from_memory_and_disk_agree(store):
     mesh, sampler = devices.make_mesh(4), EpochSampler(7, 4, 10)
-    on_device = ImageSet(images, labels).loader(mesh)
-    on_host = ImageSet(store, labels, "digest").loader(mesh)
+    on_device = ImageSet(IMAGES, LABELS).loader(mesh)
+    on_host = ImageSet(store, LABELS, "digest").loader(mesh)
     assert (type(on_device), type(on_host)) == (DeviceLoader, HostLoader)
     assert len(on_device) == len(on_host) == 10
     train_batches = zip(*(loader.train_batches(sampler, 1, 6, None) for loader in (on_device, on_host)), strict=True)
@@ -31,6 +39,29 @@ def test_image_set_loaders_from_memory_and_disk_agree(tmp_path):
         assert np.array_equal(ours.inputs(0, None), theirs.inputs(0, None))
         for name in ("labels", "indices", "epochs"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_streamed_images_are_sent_as_uint8_and_augmented_in_the_step(store):
+    mesh, sampler = devices.make_mesh(4), EpochSampler(7, 4, 10)
+    augmentation = AugmentConfig(brightness=0.5)
+    inputs = jax.jit(lambda batch: batch.inputs(7, augmentation))
+    in_memory, on_disk = (
+        list(images.loader(mesh).train_batches(sampler, 0, 5, augmentation))
+        for images in (ImageSet(IMAGES, LABELS), ImageSet(store, LABELS, "digest"))
+    )
+    for ours, theirs in zip(on_disk, in_memory, strict=True):
+        assert ours.images.dtype == np.uint8
+        assert np.array_equal(inputs(ours), inputs(theirs))
+
+
+def test_streamed_batches_are_sent_two_ahead(store, monkeypatch):
+    sent = []
+    put = loaders.processes.put_process_local
+    monkeypatch.setattr(loaders.processes, "put_process_local", lambda *args: sent.append(args) or put(*args))
+    batches = ImageSet(store, LABELS, "digest").loader(devices.make_mesh(4)).eval_batches(2)
+    next(batches)
+    assert len(sent) == 4 * (1 + 2)  # images, labels, indices and epochs
+    batches.close()
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,14 @@ def test_run_of_several_processes_equals_one_process(place, one, tmp_path, proce
 
 
 @DEAR
-def test_streamed_run_of_two_processes_equals_one_process(place, one, tmp_path):
-    code, output = place.run(tmp_path / "run", 2, 2, "--config.data.pipeline=stream")
+@pytest.mark.parametrize("augment_on", ["device", "host"])
+def test_streamed_run_of_two_processes_equals_one_process(place, one, tmp_path, augment_on):
+    settings = ("--config.data.pipeline=stream", f"--config.data.augment_on={augment_on}")
+    code, output = place.run(tmp_path / "run", 2, 2, *settings)
     assert code == 0, output
+    if augment_on == "device":
+        compare(outcome(tmp_path / "run"), one)
+        return
     for ours, theirs in zip(outcome(tmp_path / "run")[0], one[0], strict=True):
         # The two implementations of augmentation differ by at most 0.03 gray levels of 255.
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)

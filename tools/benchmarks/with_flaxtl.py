@@ -154,16 +154,15 @@ def decode(settings: dict[str, Any]) -> Trial:
 
 
 def augment(settings: dict[str, Any]) -> Trial:
-    """Time batches of decoded images, augmented on the device, or by tf.data on the host and copied to the device."""
+    """Time batches of decoded images until they are augmented and on the device; see `data.augment_on`."""
     files, resize, batch = image_files(settings), _resize(settings), settings["batch"]
     labels, mesh = np.zeros(len(files), np.int32), devices.make_mesh(batch)
     if settings["streamed"]:
         store = _decode_to_file(files, resize, Path(settings["folder"]).parent)
-        loader: Loader = HostLoader(store, labels, mesh)
-        use = jax.device_put
+        loader: Loader = HostLoader(store, labels, mesh, augment_on=settings["augment_on"])
     else:
         loader = DeviceLoader(put_dataset(decode_all(files, resize), labels, mesh))
-        use = jax.jit(lambda examples: examples.inputs(0, AUGMENTATION))
+    use = jax.jit(lambda examples: examples.inputs(0, AUGMENTATION))
     batches = loader.train_batches(EpochSampler(0, batch, len(files)), 0, 2**31, AUGMENTATION)
     return Trial(lambda: use(next(batches)), batch, jax.block_until_ready)
 
