@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
 
     c.model = dict(name="vgg16", output_layer="")
     c.weights = dict(path="imagenet")
-    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)  # best pooling on flowers: docs/heads.md
+    c.head = dict(pooling="global_average", units=(128,), dropout=0.4)  # best pooling on flowers: docs/configuration.md
     c.augmentation = dict(rotation=30.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
 
     c.phases = ("frozen", "augmented", "finetune")

@@ -177,8 +177,8 @@ def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
     }
 
 
-def test_overrides_on_the_tuning_page_are_valid():
-    page = (CONFIGS.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+def test_overrides_on_the_configuration_page_are_valid():
+    page = (CONFIGS.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
     lines = re.findall(r"^--config\..*", page, re.MULTILINE)
     assert len(lines) > 10
     net = build_model(load("folder.py"), num_classes=5)

@@ -20,7 +20,7 @@ from flaxtl.data.sources import synthetic
 from flaxtl.defaults import ATOMIC_SETTINGS, DEFAULTS, PHASE_DEFAULTS
 
 LANGUAGES = {"bash", "python", "text", "console", "json", ""}
-DRAWS_ITS_OWN = "docs/own_images.md"  # folder of images
+DRAWS_ITS_OWN = "docs/custom_dataset.md"  # folder of images
 PLACEHOLDERS = {"key", "KEY"}
 FILES = {".py", ".json", ".csv", ".safetensors"}
 """Suffixes of file names such as `data.json`, which are not settings of data."""
