@@ -135,7 +135,9 @@ def test_reference_implementations_are_not_imported():
 def test_libraries_are_those_that_pyproject_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    required = map(Requirement, project["dependencies"] + extras["stream"] + extras["onnx"] + extras["hub"])
+    required = map(
+        Requirement, project["dependencies"] + extras["stream"] + extras["onnx"] + extras["hub"] + extras["heif"]
+    )
     declared = {
         distribution(requirement.name)
         for requirement in required
@@ -148,7 +150,9 @@ def test_libraries_are_those_that_pyproject_declares():
     for imported in IMPORTS:
         library = imported.target.split(".")[0]
         if library != "flaxtl" and library not in sys.stdlib_module_names:
-            names.add(next(name for name in map(distribution, distributions[library]) if name in declared))
+            names.add(
+                next(name for name in map(distribution, distributions.get(library, [library])) if name in declared)
+            )
     assert names == declared
 
 

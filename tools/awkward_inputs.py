@@ -43,12 +43,11 @@ def write_classes(folder: Path, classes: Sequence[str] = ("daisy", "rose"), star
 
 
 def odd_suffixes(folder: Path) -> str:
-    """JPEGs called .jpe, .jpg_large, '.jpg?w=600', '.jpg ' and without suffix; a HEIC, a JPEG XL and a text file"""
+    """JPEGs called .jpe, .jpg_large, '.jpg?w=600', '.jpg ' and without suffix; a JPEG XL and a text file"""
     source = write_classes(folder)
     for number, suffix in enumerate((".jpe", ".jpg_large", ".jpg?w=600", ".jpg ", "")):
         with (folder / "rose" / f"photo{number}{suffix}").open("wb") as file:
             Image.fromarray(colors(200 + number)).save(file, "JPEG")
-    (folder / "rose" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     (folder / "rose" / "new.jxl").write_bytes(b"\xff\x0a" + bytes(64))
     (folder / "rose" / "notes.txt").write_text("taken in May\n")
     return source

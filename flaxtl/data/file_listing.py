@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from flaxtl.data import heif
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
 from flaxtl.errors import UserError
@@ -20,7 +21,7 @@ _RAW_SUFFIXES = frozenset(
 )
 
 # Formats that the first bytes tell for certain: files of them that cannot be decoded are reported, not skipped.
-_CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP"))
+_CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP", heif.FORMAT))
 
 _MAX_SUFFIXES = 8  # suffixes that a message lists
 

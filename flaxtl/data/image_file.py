@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 
+from flaxtl.data import heif
 from flaxtl.data.bit_depth import low_bytes, mark_deep_color, merge_bytes, scale_to_8_bits, used_bit_depth
 from flaxtl.data.png_chunks import without_metadata
 
@@ -35,7 +36,6 @@ interpreter.
 SIGNATURE_BYTES = 32
 """Bytes at the start of a file that tell its format."""
 
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 # The transposition that turns the stored pixels upright, by EXIF Orientation (Exif 2.32, section 4.6.4).
@@ -158,7 +158,7 @@ def _ignoring_metadata(read: Callable[[bytes], ImageFile], content: bytes) -> Im
 def _open(content: bytes) -> ImageFile:
     """Return the image with its header read and checked."""
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        image = Image.open(BytesIO(content), formats=possible_formats(content[:SIGNATURE_BYTES]))
     except UnidentifiedImageError as error:
         raise _unidentified(content) from error
     except Image.DecompressionBombError as error:
@@ -181,16 +181,25 @@ def has_deep_header(path: Path) -> bool:
         return False
 
 
+def possible_formats(start: bytes) -> tuple[str, ...]:
+    """Return Pillow's names of the formats to try on a file with these first SIGNATURE_BYTES: FORMATS, or HEIC's."""
+    return (heif.FORMAT,) if heif.is_heic(start) and heif.register_reader() else FORMATS
+
+
 def matching_formats(start: bytes) -> list[str]:
-    """Return the names in FORMATS of which the first SIGNATURE_BYTES of a file may be; [] for most other files."""
+    """Return the possible formats of which the first SIGNATURE_BYTES of a file may be; [] for most other files."""
     Image.init()
-    return [name for name in FORMATS if (accept := Image.OPEN[name][1]) is not None and accept(start) is True]
+    return [
+        name
+        for name in possible_formats(start)
+        if (accept := Image.OPEN[name][1]) is not None and accept(start) is True
+    ]
 
 
 def foreign_format(start: bytes) -> str | None:
     """Return the name of an image format that cannot be read, with advice, from the first bytes of a file, or None."""
-    if start[4:8] == b"ftyp" and (start[8:12] in _HEIC_BRANDS or (start[8:12] == b"mif1" and b"heic" in start)):
-        return "a HEIC image: convert it to JPEG or PNG, for example with the package pillow-heif"
+    if heif.is_heic(start) and not heif.register_reader():
+        return heif.MISSING_READER
     if start.startswith(_JXL_SIGNATURES):
         return "a JPEG XL image: convert it to JPEG or PNG, for example with the package pillow-jxl-plugin"
     return None

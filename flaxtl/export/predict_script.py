@@ -1,8 +1,8 @@
 """Classify images with the model in this folder: python predict.py IMAGE...
 
 This file is standalone; copy and change it as you like. It needs numpy, Pillow and the runtime of the model file:
-onnxruntime for model.onnx, jax for model.stablehlo, flaxtl for model.safetensors. model.json describes the model,
-including its classes in the order of the output.
+onnxruntime for model.onnx, jax for model.stablehlo, flaxtl for model.safetensors; for HEIC photos of iPhones also
+pillow-heif. model.json describes the model, including its classes in the order of the output.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 
 def _read_rgb(content: bytes, bit_depth: int) -> Image.Image:
     """Return the upright RGB image of a file's content; `bit_depth` 0: 16-bit images use all 16."""
-    with Image.open(BytesIO(content)) as file:
+    formats = _heic_formats() if _is_heic(content) else None
+    with Image.open(BytesIO(content), formats=formats) as file:
         raw_mode = _raw_mode(file)
         file.load()
         if bit_depth and ";16" in raw_mode and not file.mode.startswith("I"):
@@ -96,6 +97,21 @@ def _read_rgb(content: bytes, bit_depth: int) -> Image.Image:
             bit_depth = 16
         colors = file.convert("RGB") if file.mode in ("RGBA", "LA") and _has_unused_alpha(file) else file
         return _to_rgb(_apply_exif_orientation(colors), bit_depth or 16)
+
+
+def _is_heic(content: bytes) -> bool:
+    brands = content[8:32]  # HEVC is the coding of HEIC; AVIF is the same container with another one
+    return content[4:8] == b"ftyp" and (b"hei" in brands or b"hev" in brands)
+
+
+def _heic_formats() -> list[str]:
+    """Let Pillow read HEIC files; it returns them upright."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError("HEIC, an iPhone format: pip install pillow-heif") from error
+    register_heif_opener()
+    return ["HEIF"]
 
 
 def _without_metadata(png: bytes) -> bytes:

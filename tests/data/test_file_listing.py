@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.image_folders import image, paint
 
-from flaxtl.data import file_listing
+from flaxtl.data import file_listing, heif
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, skip_reason, walk_images
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import inspect_folder, scan_folder
@@ -16,6 +16,11 @@ from flaxtl.errors import UserError
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(40)
 JXL = b"\xff\x0a" + bytes(40)
+
+
+@pytest.fixture(autouse=True)
+def _without_heic_reader(monkeypatch):
+    monkeypatch.setattr(heif, "register_reader", lambda: False)
 
 
 @pytest.mark.parametrize("name", ["a", "a.jpe", "a.jpg_large", "a.jpg?w=600", "a.jpg ", "a.txt", "a.jpg.crdownload"])
@@ -28,8 +33,8 @@ def test_skip_reason_image_by_content_is_none(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("name", "content", "fact"),
     [
-        ("a.heic", HEIC, "HEIC.*JPEG or PNG.*pillow-heif"),
-        ("a", HEIC, "HEIC.*JPEG or PNG.*pillow-heif"),
+        ("a.heic", HEIC, r"iPhone format: pip install 'flaxtl\[heif\]'"),
+        ("a", HEIC, r"iPhone format: pip install 'flaxtl\[heif\]'"),
         ("a.jxl", JXL, "JPEG XL.*JPEG or PNG.*pillow-jxl-plugin"),
         ("a.nef", b"II*\0" + bytes(40), "RAW.*JPEG or PNG"),
         ("a.txt", b"BM is the license plate", "file type"),
@@ -77,9 +82,9 @@ def test_walk_images_unreadable_folder_raises(tmp_path, monkeypatch):
 
 def test_describe_skipped_counts_suffixes():
     files = [SkippedFile(Path(name), "unsupported file type") for name in ("a.TXT", "b.txt", "c", "d.xml")]
-    assert describe_skipped([SkippedFile(Path("e.heic"), "a HEIC image: convert it"), *files]) == (
+    assert describe_skipped([SkippedFile(Path("e.heic"), heif.MISSING_READER), *files]) == (
         "Skipped 5 files that are not images flaxtl can read: .txt 2, .heic 1, .xml 1, without suffix 1. "
-        "A HEIC image: convert it"
+        "HEIC, an iPhone format: pip install 'flaxtl[heif]'"
     )
     assert describe_skipped(files[:1]) == "Skipped 1 file that is not an image flaxtl can read: .txt 1"
 
