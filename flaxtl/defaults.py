@@ -41,6 +41,7 @@ DEFAULTS = ConfigDict(
             "pooling": "average_2x2",  # or global_average, global_max, none
             "units": (128,),  # width of each hidden layer; () for none
             "dropout": 0.4,  # dropout rate of the hidden layers
+            "normalize": "none",  # of the features: l2 or layer_norm (per image), standardize (fixed) or batch_norm
         },
         "augmentation": {
             "rotation": 0.0,  # maximum angle, in degrees
@@ -84,7 +85,8 @@ DEFAULTS = ConfigDict(
 PHASE_DEFAULTS = ConfigDict(
     {
         "epochs": 10,  # maximum; early stopping (patience) may end the phase sooner
-        "steps_per_epoch": 0,  # 0: every training image once
+        "steps_per_epoch": 0,  # 0: every training image once, or more often for min_steps
+        "min_steps": 0,  # of all epochs together, if steps_per_epoch is 0: with few images, epochs get more steps
         "augment": False,  # augment the training images
         "lr": {},  # learning rate of each parameter group, 0.0 if frozen; `top` is the backbone's last block
         "schedule": "constant",  # or cosine, linear: down to 0; step: times 0.1 at 1/2 and 3/4 of the steps; or plateau

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from jax import export
@@ -68,7 +69,7 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Params]:
     head = metadata.head
     model = Classifier(
         registry.get_spec(metadata.architecture),
-        Head(head.num_classes, head.pooling, tuple(head.units), head.dropout),
+        Head(**msgspec.structs.asdict(head) | {"units": tuple(head.units)}),
         metadata.output_layer,
         DTYPES[metadata.dtype],
     )

@@ -44,6 +44,7 @@ class HeadMetadata(_Record, frozen=True):
     pooling: str
     units: list[int]
     dropout: float
+    normalize: str = "none"
 
 
 class PreprocessingMetadata(_Record, frozen=True):

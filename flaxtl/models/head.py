@@ -8,18 +8,29 @@ from flaxtl.models.tracer import Skipped, Value
 
 POOLINGS = ("none", "average_2x2", "global_average", "global_max")
 
+NORMALIZATIONS = ("none", "l2", "layer_norm", "standardize", "batch_norm")
+
+FEATURES = "flatten"
+"""The head's layer with the features of an image, [batch, features], before they are normalized."""
+
+NORMALIZE = "normalize"
+"""The layer that normalizes the features. With 'standardize' its statistics are those of the training images."""
+
 
 @dataclass(frozen=True)
 class Head:
-    """Pooling, hidden dense layers with relu and dropout, and a softmax.
+    """Pooling, normalization of the features, hidden dense layers with relu and dropout, and a softmax.
 
-    The layers are named `pool`, `flatten`, `dense_1`, `dropout_1`, ... and `predictions`.
+    The layers are named `pool`, `flatten`, `normalize`, `dense_1`, `dropout_1`, ... and `predictions`.
 
     Attributes:
       num_classes: number of outputs.
       pooling: one of POOLINGS.
       units: units of the hidden layers.
       dropout: rate of the dropout after each hidden layer, in [0, 1).
+      normalize: one of NORMALIZATIONS: 'l2' divides the features of each image by their length, 'layer_norm' subtracts
+        their mean and divides by their standard deviation; both have no parameters. 'standardize' does so for each
+        feature by its fixed mean and standard deviation over the training images, 'batch_norm' by those of a batch.
 
     Raises:
       UserError: a value is out of range.
@@ -29,11 +40,14 @@ class Head:
     pooling: str = "average_2x2"
     units: tuple[int, ...] = (128,)
     dropout: float = 0.4
+    normalize: str = "none"
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.pooling not in POOLINGS:
             raise unknown("head pooling", self.pooling, POOLINGS)
+        if self.normalize not in NORMALIZATIONS:
+            raise unknown("head.normalize", self.normalize, NORMALIZATIONS)
         if not 0 <= self.dropout < 1:
             raise UserError(f"head.dropout is {self.dropout}. It must be at least 0 and less than 1.")
         if not all(isinstance(units, int) and units >= 1 for units in self.units):
@@ -52,7 +66,15 @@ class Head:
             x = net.global_average_pool(x, name="pool")
         elif self.pooling == "global_max":
             x = net.global_max_pool(x, name="pool")
-        x = net.flatten(x, name="flatten")
+        x = net.flatten(x, name=FEATURES)
+        if self.normalize == "l2":
+            x = net.unit_norm(x, name=NORMALIZE)
+        elif self.normalize == "layer_norm":
+            x = net.layer_norm(x, name=NORMALIZE, use_params=False)
+        elif self.normalize == "standardize":
+            x = net.standardize(x, name=NORMALIZE)
+        elif self.normalize == "batch_norm":
+            x = net.batch_norm(x, name=NORMALIZE)
         for number, units in enumerate(self.units, start=1):
             x = net.dense(x, units, act="relu", name=f"dense_{number}")
             x = net.dropout(x, self.dropout, name=f"dropout_{number}")

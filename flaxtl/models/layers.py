@@ -1,4 +1,4 @@
-"""Flax modules that Flax does not have: depthwise convolutions (fast on CPU), separable ones, and layer scale."""
+"""Layers that Flax does not have: depthwise (fast on CPU) and separable convolutions, layer scale, standardization."""
 
 from functools import partial
 from typing import Any
@@ -13,6 +13,12 @@ GLOROT = nn.initializers.glorot_uniform()
 
 LAYER_SCALE = 1e-6
 """Initial value of a layer scale (Keras' convnext.py)."""
+
+EPSILON = 1e-3
+"""Added to a variance: Keras' default of BatchNormalization. A feature that is constant stays small."""
+
+SMALLEST_SQUARE = 1e-12
+"""Lower limit of a squared length (Keras' UnitNormalization)."""
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -75,6 +81,27 @@ class LayerScale(nn.Module):
         """[..., channels] -> the same shape."""
         scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],))
         return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Standardize(nn.Module):
+    """(x - mean) / sqrt(var + EPSILON) by fixed statistics, in float32.
+
+    As Keras' BatchNormalization with scale=False, center=False, trainable=False. Batch statistics, float32: mean
+    [channels] and var [channels], 0 and 1 until they are set.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, ..., channels] -> the same shape, float32."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
+        return (x.astype(jnp.float32) - mean.value) * lax.rsqrt(var.value + EPSILON)
+
+
+def unit_norm(x: jax.Array) -> jax.Array:
+    """Divide x [..., channels] by its length over the channels, in float32; zeros stay zeros."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), SMALLEST_SQUARE))
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxtl.models import tokens
-from flaxtl.models.layers import GLOROT, DepthwiseConv, LayerScale, SeparableConv
+from flaxtl.models.layers import GLOROT, DepthwiseConv, LayerScale, SeparableConv, Standardize, unit_norm
 from flaxtl.models.tracer import OPERATION, LayerRunner, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -160,15 +160,28 @@ class Net(LayerRunner):
 
         return self._layer_with_params("batch norm", name, run, x)
 
-    def layer_norm(self, x: Value, *, name: str = "", epsilon: float = 1e-3) -> Value:
-        """Normalize each position by the mean and variance of its channels, in float32 (Keras' LayerNormalization)."""
+    def layer_norm(self, x: Value, *, name: str = "", epsilon: float = 1e-3, use_params: bool = True) -> Value:
+        """Normalize each position by the mean and variance of its channels, in float32 (Keras' LayerNormalization).
+
+        Without `use_params` it has neither scale nor bias (Keras: scale=False, center=False).
+        """
         name = name or self._auto_name("layer_normalization")
 
         def run(x: jax.Array) -> jax.Array:
-            norm = nn.LayerNorm(epsilon, jnp.float32, use_fast_variance=False, name=name)
+            norm = nn.LayerNorm(
+                epsilon, jnp.float32, use_bias=use_params, use_scale=use_params, use_fast_variance=False, name=name
+            )
             return cast(jax.Array, norm(x.astype(jnp.float32))).astype(self.dtype)
 
-        return self._layer_with_params("layer norm", name, run, x)
+        return (self._layer_with_params if use_params else self._layer)("layer norm", name, run, x)
+
+    def standardize(self, x: Value, *, name: str) -> Value:
+        """Subtract a fixed mean and divide by a fixed standard deviation; see `layers.Standardize`."""
+        return self._layer_with_params("standardize", name, lambda x: Standardize(name=name)(x).astype(self.dtype), x)
+
+    def unit_norm(self, x: Value, *, name: str) -> Value:
+        """Divide each example [batch, channels] by its length, in float32 (Keras' UnitNormalization)."""
+        return self._layer("unit norm", name, lambda x: unit_norm(x).astype(self.dtype), x)
 
     def layer_scale(self, x: Value, *, name: str) -> Value:
         """Multiply each channel by a parameter (LayerScale of Keras' convnext.py)."""

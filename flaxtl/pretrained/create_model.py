@@ -41,6 +41,7 @@ def create_model(
     pooling: str = "global_average",
     units: Sequence[int] = (),
     dropout: float = 0.0,
+    normalize: str = "none",
     dtype: Any = "float32",
     seed: int = 0,
     notify: Callable[[str], None] = print,
@@ -70,6 +71,8 @@ def create_model(
       pooling: of the backbone's features: 'global_average', 'global_max', 'average_2x2' (2x2 windows) or 'none'.
       units: units of the head's hidden layers, with relu.
       dropout: dropout rate after each hidden layer, in [0, 1).
+      normalize: of the pooled features, before the head's dense layers: 'none', 'l2', 'layer_norm', 'standardize' or
+        'batch_norm', see `flaxtl.models.head.Head`. The statistics of 'standardize' are for you to set, see below.
       dtype: 'float32' or 'bfloat16': dtype of the layers. Parameters, batch norms and logits are always float32.
       seed: seed of the random parameters, 0 to 2**63 - 1.
       notify: called with messages about downloads.
@@ -79,6 +82,8 @@ def create_model(
       'head'), layer name and leaf name. `model.apply(variables, images)` takes RGB images [n, height, width, 3] with
       values 0..255, uint8 or float, and preprocesses them itself. It returns logits, float32 [n, num_classes], or
       features, float32: [n, channels] after global pooling, else [n, rows, columns, channels].
+      With `normalize="standardize"`, `variables["batch_stats"]["head"]["normalize"]` holds `mean` and `var` of the
+      features, 0 and 1 at first: set them to those of `extract_features(model, variables, images, layer="flatten")`.
       `model.default_groups` are rules for `flaxtl.param_groups`, `model.input_size` is (height, width).
       For the other arguments of the call, see `flaxtl.models.image_classifier.ImageClassifier`.
 
@@ -90,7 +95,7 @@ def create_model(
     size = _image_size(spec, input_size)
     network = Classifier(
         spec,
-        None if include_top else Head(num_classes or 1, pooling, tuple(units), dropout),
+        None if include_top else Head(num_classes or 1, pooling, tuple(units), dropout, normalize),
         dtype=jnp.dtype(_dtype_name(dtype)),
     )
     if include_top:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import optax
 from rich.console import Console
 
-from flaxtl.console import message
+from flaxtl.console import message, progress_bar
 from flaxtl.data.loaders import Loader
 from flaxtl.errors import UserError, join_names, unknown
-from flaxtl.models.classifier import FlatParams
+from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import devices
 from flaxtl.pretrained import backbone
 from flaxtl.train import resume, run_dir, train_step
@@ -29,7 +29,7 @@ from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup
 from flaxtl.train.train_step import StepConfig, TrainState
-from flaxtl.train.trainer import initial_state, make_step_config, select_loader
+from flaxtl.train.trainer import initial_state, make_step_config, select_loader, with_feature_statistics
 
 SMOOTHING = 0.98
 """Decay of the moving average of the loss (fastai's AvgSmoothLoss)."""
@@ -141,6 +141,8 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
         initial = backbone.initial_params(config, setup.model_info.model, partial(message, console))
         params = devices.replicate(initial.params, setup.mesh)
     setup, splits, _ = load_splits(setup, manifest.splits, console, may_skip=not is_run)
+    if index == 0:
+        params = with_feature_statistics(setup, splits, params, partial(progress_bar, console))
     return PhaseStart(setup, splits, setup.phases[index], params)
 
 
@@ -175,7 +177,7 @@ def range_test(start: PhaseStart, lr_range: LrRange, progress: ProgressFn, advan
     loader, start_layer = select_loader(start.splits, phase, params, num_views, progress)
     cfg = make_step_config(setup, phase, optimizer, start_layer)
     state = initial_state(setup, phase, params, optimizer)
-    frozen = phase.param_groups.partition(params).frozen
+    frozen = phase.param_groups.partition(cast_for_compute(params, setup.model_info.model)).frozen
     with closing(_losses(setup, cfg, loader, state, frozen, lr_range.steps, advance)) as losses:
         points = lr_points(lr_range.lrs().tolist(), losses, lr_range.num_skipped)
         return LrCurve(tuple(points), lr_range.num_skipped)

@@ -143,11 +143,11 @@ def build_phases(
         layer_decay = _fraction(name, "layer_decay", settings)
         lr_scales = layer_decay_scales(groups, backbone_layers, layer_decay, model.spec.blocks)
         param_groups = replace(make_param_groups(name, groups, lrs), lr_scales=lr_scales)
-        steps_per_epoch = _at_least(0, name, "steps_per_epoch", settings)
+        epochs = _at_least(1, name, "epochs", settings)
         phase = Phase(
             name=name,
-            epochs=_at_least(1, name, "epochs", settings),
-            steps_per_epoch=steps_per_epoch or math.ceil(num_train / config.batch_size),
+            epochs=epochs,
+            steps_per_epoch=_steps_per_epoch(name, settings, epochs, num_train, config.batch_size),
             augment=bool(settings.augment),
             param_groups=param_groups,
             schedule=_one_of(tuple(SCHEDULES), name, "schedule", settings),
@@ -199,6 +199,16 @@ def find_cut_layer(
         return None
     image_bytes = math.prod(cut_layer.shape) * jnp.dtype(model.dtype).itemsize
     return cut_layer.name if num_images * image_bytes <= FEATURE_CACHE_BYTES else None
+
+
+def _steps_per_epoch(phase: str, settings: Any, epochs: int, num_train: int, batch_size: int) -> int:
+    """Return `steps_per_epoch`; if it is 0, as many steps as use every image once, or as `min_steps` needs.
+
+    `min_steps` makes epochs longer instead of adding some: patience and plateaus, which count epochs, and schedules,
+    which act at fractions of the phase, keep their meaning, and there are not more validations.
+    """
+    steps, min_steps = (_at_least(0, phase, key, settings) for key in ("steps_per_epoch", "min_steps"))
+    return steps or max(math.ceil(num_train / batch_size), math.ceil(min_steps / epochs))
 
 
 def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, float]:

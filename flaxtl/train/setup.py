@@ -137,7 +137,7 @@ def build_model(config: Any, num_classes: int) -> ModelInfo:
     if config.precision not in PRECISIONS:
         raise unknown("precision", config.precision, PRECISIONS)
     spec = registry.get_spec(config.model.name)
-    head = Head(num_classes, config.head.pooling, tuple(config.head.units), config.head.dropout)
+    head = Head(num_classes, **config.head.to_dict() | {"units": tuple(config.head.units)})
     model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype], config.precision)
     size = (config.data.height, config.data.width)
     shapes = flatten_params(classifier.param_shapes(model, *size))

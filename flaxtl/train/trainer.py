@@ -33,6 +33,7 @@ from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import RunSummary, SplitMetrics, WeightsSource
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup
 from flaxtl.train.signals import StopSignal
+from flaxtl.train.standardization import feature_statistics
 from flaxtl.train.train_step import Ema, StepConfig, TrainState
 
 
@@ -114,6 +115,8 @@ def train(
         # 8. Phases.
         try:
             with MetricLogger(workdir, console) as logger:
+                if num_done == 0:
+                    params = with_feature_statistics(setup, splits, params, logger.progress_bar)
                 for index, phase in enumerate(setup.phases[num_done:]):
                     params = train_phase(
                         setup,
@@ -129,6 +132,22 @@ def train(
             earlier_seconds = run_dir.read_summary(workdir).wall_seconds
             run_dir.update_summary(workdir, wall_seconds=earlier_seconds + time.monotonic() - start_time)
     return TrainResult(setup, splits)
+
+
+def with_feature_statistics(
+    setup: RunSetup, splits: Mapping[str, SplitData], params: FlatParams, progress: ProgressFn
+) -> FlatParams:
+    """Return the initial parameters with the statistics that `head.normalize=standardize` needs.
+
+    They are a function of images and weights, so a resumed run computes the same; no phase changes them. Features that
+    the first phase caches are read from there.
+    """
+    if setup.config.head.normalize != "standardize":
+        return params
+    first, info = setup.phases[0], setup.model_info
+    start_layer = None if first.augment else first.cut_layer
+    loader = _clean_loader(splits, "train", start_layer, params, progress)
+    return params | feature_statistics(info.model, setup.mesh, params, loader, start_layer, setup.config.batch_size)
 
 
 def train_phase(

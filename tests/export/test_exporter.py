@@ -21,7 +21,7 @@ from PIL import Image
 
 from flaxtl import __version__
 from flaxtl.errors import UserError
-from flaxtl.evaluation.predictor import TrainedRun
+from flaxtl.evaluation.predictor import TrainedRun, load_run
 from flaxtl.export import exporter, formats
 from flaxtl.models.classifier import unflatten_params
 
@@ -99,6 +99,19 @@ def test_export_metadata_is_complete(exported):
         "temperature": None,
         "file": "model.stablehlo",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalize", ["l2", "layer_norm", "standardize", "batch_norm"])
+def test_export_normalized_head_predicts_the_same(folder, tmp_path, normalize):
+    head = {"pooling": "global_average", "units": (), "normalize": normalize}
+    run = load_run(tiny_run.untrained(folder, tmp_path / "run", head=head))
+    rng = np.random.default_rng(0)
+    statistics = {path: rng.uniform(1, 2, leaf.shape).astype(np.float32) for path, leaf in run.params.items()}
+    run = run._replace(params=run.params | {path: statistics[path] for path in run.params if "/normalize/" in path})
+    for form in exporter.FORMATS:
+        assert exporter.export_run(run, tmp_path / form, form).max_difference <= ROUNDING
+        assert json.loads((tmp_path / form / "model.json").read_text())["head"]["normalize"] == normalize
 
 
 def test_safetensors_weights_are_bit_identical(exported, run):

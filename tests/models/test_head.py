@@ -89,6 +89,44 @@ def test_head_equals_keras_layers(pooling):
     np.testing.assert_allclose(result.output, x, rtol=1e-5)
 
 
+def test_normalize_layer_comes_before_the_dense_layers():
+    names = [name for name, _ in layers(pooling="global_average", units=(8,), normalize="layer_norm")]
+    assert names == ["pool", "flatten", "normalize", "dense_1", "dropout_1", "predictions"]
+
+
+@pytest.mark.parametrize(
+    ("normalize", "params"),
+    [
+        ("l2", []),
+        ("layer_norm", []),
+        ("standardize", ["mean", "var"]),
+        ("batch_norm", ["scale", "bias", "mean", "var"]),
+    ],
+)
+def test_normalize_equals_keras_layer(normalize, params):
+    """Float32 sums of 32 squares in another order: a few units in the last place."""
+    settings = {"pooling": "global_average", "units": (), "normalize": normalize}
+    shapes = param_shapes(**settings)
+    assert [path for path in shapes if path.startswith("normalize/")] == [f"normalize/{leaf}" for leaf in params]
+    features = np.random.default_rng(0).uniform(0, 4, (3, 5, 4, 32)).astype(np.float32)
+    features[0] = 0  # an image without any activation
+    values = {"scale": 1.5, "bias": 0.5, "mean": np.linspace(0, 4, 32), "var": np.linspace(0, 2, 32)}
+    weights = {leaf: np.broadcast_to(values[leaf], 32).astype(np.float32) for leaf in params}
+    tree = {"head": {"predictions": {"kernel": np.zeros((32, 5), np.float32), "bias": np.zeros(5, np.float32)}}}
+    if params:
+        tree["head"]["normalize"] = weights
+    result = forward(model_with(**settings), tree, features, start="block5_pool", taps=("flatten", "normalize"))
+    norm = {
+        "l2": keras.layers.UnitNormalization(),
+        "layer_norm": keras.layers.LayerNormalization(center=False, scale=False),
+        "standardize": keras.layers.BatchNormalization(center=False, scale=False),
+        "batch_norm": keras.layers.BatchNormalization(),
+    }[normalize]
+    norm.build((None, 32))
+    norm.set_weights(list(weights.values()))
+    np.testing.assert_allclose(result.taps["normalize"], norm(result.taps["flatten"]), rtol=2e-6, atol=1e-6)
+
+
 DENSE = (("dense_1", 7, "relu"), ("predictions", 5, "softmax"))
 
 
@@ -132,6 +170,7 @@ def test_too_few_features_to_pool_suggests_a_fix():
     ("settings", "facts"),
     [
         ({"pooling": "global_avg"}, r"\bpooling\b.*'global_avg'.*'global_average'"),
+        ({"normalize": "layernorm"}, r"\bhead\.normalize\b.*'layernorm'.*'layer_norm'"),
         ({"dropout": 1.0}, r"\bhead\.dropout\b.*\b1\.0\b"),
         ({"dropout": -0.1}, r"\bhead\.dropout\b.*-0\.1\b"),
         ({"units": (8, 0)}, r"\bhead\.units\b.*\(8, 0\)"),

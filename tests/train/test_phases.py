@@ -96,6 +96,22 @@ def test_build_phases_steps_per_epoch_default_covers_all_images(net, n_train, st
 
 
 @pytest.mark.parametrize(
+    ("n_train", "settings", "steps"),
+    [
+        (12, {"min_steps": 20}, 10),  # 2 epochs of 3 steps would be 6
+        (12, {"min_steps": 21}, 11),
+        (12, {"min_steps": 6}, 3),
+        (12, {"min_steps": 20, "epochs": 1}, 20),
+        (12, {"min_steps": 20, "steps_per_epoch": 4}, 4),
+    ],
+)
+def test_build_phases_min_steps_makes_epochs_longer(net, n_train, settings, steps):
+    frozen, finetune = plan(net, n_train, frozen=settings)
+    assert (frozen.epochs, frozen.steps_per_epoch) == (settings.get("epochs", 2), steps)
+    assert finetune.first_step == frozen.epochs * steps
+
+
+@pytest.mark.parametrize(
     ("metric", "value", "best", "better"),
     [
         ("validation_loss", 0.5, None, True),
@@ -165,6 +181,7 @@ def test_build_phases_layer_decay_counts_blocks_up_to_output_layer(net):
     [
         ({"frozen": {"epochs": 0}}, r"frozen\.epochs\b.*\b0\b"),
         ({"frozen": {"steps_per_epoch": -1}}, r"frozen\.steps_per_epoch\b.*-1\b"),
+        ({"frozen": {"min_steps": -1}}, r"frozen\.min_steps\b.*-1\b"),
         ({"finetune": {"patience": -2}}, r"finetune\.patience\b.*-2\b"),
         ({"finetune": {"warmup_steps": -1}}, r"finetune\.warmup_steps\b.*-1\b"),
         ({"frozen": {"warmup_steps": 99}}, r"frozen\.warmup_steps\b.*\b99\b.*\b6\b"),
