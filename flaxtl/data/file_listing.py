@@ -80,14 +80,18 @@ def _has_header(path: Path) -> bool:
         return False
 
 
-def walk_images(folder: Path) -> FolderImages:
+def walk_images(folder: Path, outer: Sequence[Path] = ()) -> FolderImages:
     """Return all images below a folder, also in linked folders; a link to a folder that contains it is not followed.
+
+    Args:
+      folder: where to begin.
+      outer: the folders around it to which links are not followed either.
 
     Raises:
       UserError: a folder cannot be read.
     """
     listing = FolderImages([], [])
-    for path in _walk(folder, frozenset()):
+    for path in _walk(folder, frozenset(map(_inode, outer))):
         if (reason := skip_reason(path)) is None:
             listing.images.append(path)
         else:
@@ -99,11 +103,10 @@ def walk_images(folder: Path) -> FolderImages:
 def _walk(folder: Path, outer: frozenset[tuple[int, int]]) -> Iterator[Path]:
     """Yield the visible files below a folder; `outer` are the devices and inodes of the folders around it."""
     try:
-        status = folder.stat()
+        inode = _inode(folder)
         entries = sorted(Path(entry.path) for entry in os.scandir(folder))
     except OSError as error:
         raise UserError(f"Cannot read the folder {folder}: {error.strerror}. Correct its permissions.") from error
-    inode = (status.st_dev, status.st_ino)
     if inode in outer:
         return
     for path in filter(is_visible, entries):
@@ -111,6 +114,11 @@ def _walk(folder: Path, outer: frozenset[tuple[int, int]]) -> Iterator[Path]:
             yield from _walk(path, outer | {inode})
         else:
             yield path
+
+
+def _inode(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def describe_skipped(skipped: Sequence[SkippedFile]) -> str:

@@ -1,6 +1,6 @@
 """Image folders as sources, and the index of a source: image files with labels and, if given, splits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flaxtl.data.class_names import describe_similar, explain_missing
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason
+from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason, walk_images
 from flaxtl.errors import UserError, join_names
 from flaxtl.fileio import user_path
 
@@ -108,11 +108,12 @@ def scan_folder(folder: Path) -> DatasetIndex:
     FOLDER/{train,validation,test}/CLASS/*: with splits (also training, val, valid or testing, in upper or lower case).
     FOLDER/CLASS/*: without splits; a class may be called 'train' if it contains no folders.
 
-    `file_listing.skip_reason` decides which files are images; hidden files are ignored. A misplaced image
-    (beside the class folders, or in a folder within a class) is an error: no image is dropped silently.
+    Images in folders inside a class belong to the class; a note says how many there are. `file_listing.skip_reason`
+    decides which files are images; hidden files are ignored. An image beside the class folders is an error: no image
+    is dropped silently.
 
     Returns:
-      Images sorted by split (train, validation, test), class and file name.
+      Images sorted by split (train, validation, test), class and path.
 
     Raises:
       UserError: the folder does not exist, or its layout is invalid (the first problem).
@@ -209,13 +210,15 @@ class _Entries(NamedTuple):
 
 
 class _FolderScan:
-    """One scan of a folder. It never goes deeper than the two layouts, so circular links are harmless."""
+    """One scan of a folder. A link to a folder that contains it is not followed, so circular links are harmless."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images: list[SourceImage] = []
         self.problems: list[str] = []
         self.skipped: list[SkippedFile] = []
+        self.nested: dict[Path, int] = {}  # folder inside a class -> its images
+        self.notes: list[str] = []
         top = self._list(root)
         inner = {folder: self._list(folder) for folder in top.folders}
         if any(parse_split_name(folder.name) and entries.folders for folder, entries in inner.items()):
@@ -225,9 +228,12 @@ class _FolderScan:
                 self._add_classes(folder, inner[folder], classes, split)
         else:
             self._add_classes(root, top, inner, None)
+        self._note_nested()
 
     def index(self) -> DatasetIndex:
-        return DatasetIndex(tuple(self.images), str(self.root), tuple(sorted(self.skipped)), self.root)
+        return DatasetIndex(
+            tuple(self.images), str(self.root), tuple(sorted(self.skipped)), self.root, tuple(self.notes)
+        )
 
     def _list(self, folder: Path) -> _Entries:
         entries = _Entries([], [])
@@ -270,20 +276,62 @@ class _FolderScan:
             self.problems.append(
                 f"{parent} contains no class folders. Put the images of each class into a folder named after the class."
             )
-        for folder, (folders, images) in classes.items():
-            if folders:
+        for folder, (folders, direct) in classes.items():
+            images = sorted([*direct, *self._nested_images((self.root, parent, folder), folders)])
+            if len(classes) == 1 and folders and not direct:
+                advice = f"Write folder:{folder}" if split is None else f"Move them to {parent}"
                 self.problems.append(
-                    f"{folders[0]} is a folder within a class. Put images directly into the class folders; if "
-                    f"{folder.name!r} is a split, name it train, validation or test."
+                    f"{parent} contains only one folder, {folder.name!r}. {advice} if the folders in it are classes."
+                )
+            elif len(folders) > 1 and all(parse_split_name(inside.name) for inside in folders):
+                self.problems.append(
+                    f"{folder} contains the splits {join_names(inside.name for inside in folders)}. Splits contain "
+                    f"classes: move its images to {self.root / folders[0].name / folder.name} and so on."
                 )
             elif not images:
                 suffixes = ", ".join(sorted(EXTENSIONS))
-                others = [file for file in self.skipped if file.path.parent == folder]
+                others = [file for file in self.skipped if file.path.is_relative_to(folder)]
                 found = f" {describe_skipped(others)}." if others else ""
                 self.problems.append(
                     f"The class folder {folder} contains no images ({suffixes}).{found} Fill or remove it."
                 )
             self.images += [SourceImage(path, folder.name, split) for path in images]
+        if split is None:
+            self._note_possible_splits(classes)
+
+    def _nested_images(self, outer: Sequence[Path], folders: Sequence[Path]) -> list[Path]:
+        """Return the images in the folders inside a class, at any depth; `outer` are the folders around them."""
+        images = []
+        for folder in folders:
+            try:
+                listing = walk_images(folder, outer)
+            except UserError as error:
+                self.problems.append(str(error))
+                continue
+            self.nested[folder] = len(listing.images)
+            images += listing.images
+            self.skipped += listing.skipped
+        return images
+
+    def _note_nested(self) -> None:
+        """Note that images in folders inside a class are used."""
+        filled = {folder: n for folder, n in self.nested.items() if n}
+        if filled:
+            folders = "1 folder" if len(filled) == 1 else f"{len(filled):,} folders"
+            example = next(iter(filled)).relative_to(self.root)
+            self.notes.append(
+                f"{sum(filled.values()):,} images in {folders} inside classes, such as {example}, belong to the class."
+            )
+
+    def _note_possible_splits(self, classes: Mapping[Path, _Entries]) -> None:
+        """Note that the folders taken for classes may be splits, if all of them contain the same folders, no images."""
+        inside = {tuple(folder.name for folder in entries.folders) for entries in classes.values()}
+        names = next(iter(inside), ())
+        if len(classes) > 1 and len(inside) == 1 and len(names) > 1 and not any(e.images for e in classes.values()):
+            self.notes.append(
+                f"The classes are {join_names(folder.name for folder in classes)}. If the classes should be "
+                f"{join_names(names)}, rename the folders around them to train, validation and test."
+            )
 
     def _check_no_images(self, folder: Path, entries: _Entries) -> None:
         if images := entries.images:

@@ -107,11 +107,12 @@ def test_open_archive_descends_to_dataset_root(tmp_path: Path, inside: tuple[str
 
 
 def test_open_archive_with_bad_layout_names_the_archive(tmp_path: Path) -> None:
-    root = images(tmp_path / "set", "cats/deep", "dogs")
+    root = images(tmp_path / "set", "cats", "dogs")
+    (root / "loose.jpg").write_bytes(b"")
     file = packed(tmp_path / "f.zip", root)
     with pytest.raises(UserError) as error:
         open_source(f"archive:{file}", tmp_path / "cache")
-    assert f"{file}/cats/deep is a folder within a class" in str(error.value)
+    assert f"{file} contains 1 image(s) outside the class folders, such as loose.jpg." in str(error.value)
     assert str(error.value).endswith("Pack the archive again, or extract it yourself and use folder:PATH.")
     assert "cache" not in str(error.value)
     assert inspect_source(f"archive:{file}", tmp_path / "cache").problems[0] == str(error.value)
