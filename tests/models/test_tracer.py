@@ -47,11 +47,15 @@ def test_cut_points_with_two_layers_that_read_the_images():
     assert cut_points([layer("a"), layer("b"), layer("add", "a", "b")]) == ["add"]
 
 
+WHOLE_NETWORK = pytest.mark.exhaustive("networks")
+
+
 @pytest.mark.parametrize(
     ("name", "output_layer"),
     [
         ("mobilenet_v3_small_100", "expanded_conv_2_add"),
-        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("mobilenet_v3_small_100", "xception")),
+        pytest.param("mobilenet_v3_small_100", None, marks=WHOLE_NETWORK),
+        pytest.param("xception", None, marks=WHOLE_NETWORK),
     ],
 )
 def test_network_can_start_at_cut_points_only(name, output_layer):

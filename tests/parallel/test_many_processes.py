@@ -84,7 +84,7 @@ def test_killed_process_ends_the_others_and_run_resumes(place, one, tmp_path, vi
     compare(outcome(workdir), one)
 
 
-@pytest.mark.slow
+@DEAR
 def test_sigterm_to_one_process_stops_all_at_one_step(place, tmp_path):
     workdir = tmp_path / "run"
     launcher = place.start(workdir, 2, 1, "--config.finetune.epochs=400", "--config.checkpoint.every_seconds=3600")

@@ -80,8 +80,8 @@ def one(folder, tmp_path_factory):
     return FinishedRun(folder, tmp_path_factory.mktemp("runs") / "one", 1, MOBILENET)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.exhaustive("processes"))])
+@pytest.mark.exhaustive("processes")
+@pytest.mark.parametrize("devices", [2, 8])
 def test_run_on_more_devices_gives_the_same_result(folder, one, tmp_path, devices):
     """Sums over devices are computed in another order.
 

@@ -92,8 +92,13 @@ def test_run_killed_at_twenty_random_moments_resumes(place, whole, tmp_path):
         seed += 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
+        pytest.param("SIGINT", 130, marks=pytest.mark.exhaustive("processes")),
+    ],
+)
 def test_signal_saves_the_current_step(place, whole, tmp_path, number, code):
     expected, moments = whole
     started = time.monotonic()

@@ -172,7 +172,7 @@ def test_render_lr_page_works_for_every_curve(losses):
     assert 'href="http' not in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("runs")
 def test_lr_find_on_the_demo_suggests_a_usual_rate(tmp_path, capsys):
     """configs/demo.py at 64x64, with the default learning rates of the test."""
     size = ["--config.data.height=64", "--config.data.width=64"]

@@ -260,8 +260,13 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive("processes")),
+    ],
+)
 def test_sweep_after_a_signal_resumes(sweeps, number, code):
     everything = grid(20, 15, 30)
     command = [sys.executable, "-c", WRAPPED, FAKE_TRAIN[1], *sweeps.arguments(everything)]
@@ -341,7 +346,7 @@ def _measured(summary):
     return measures["accuracy"] - 1e-9 * measures["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("runs")
 def test_sweep_run_equals_flaxtl_train(tmp_path, capsys):
     """On the same images in the same splits, except that a run of a sweep has no test images."""
     sweeps = Sweeps(tmp_path, capsys)
