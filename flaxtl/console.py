@@ -1,21 +1,17 @@
 """Terminal output: messages, tables and progress bars in one style."""
 
+import importlib
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,14 +21,28 @@ PIPE_WIDTH = 140
 MAX_ROWS = 50
 """Maximum number of rows of a console table; a longer table ends with the number of omitted rows."""
 
+LINE_SECONDS = 60.0
+"""Time between two lines about a task that is still running, in a file or a pipe."""
+
+NOTEBOOK_SECONDS = 0.5
+"""Time between two updates of a notebook's output, which is sent to the browser."""
+
+SPEED_SECONDS = 3600.0
+"""Time over which the speed of a task is averaged: long enough for several steps of a large network on a CPU."""
+
 _INVISIBLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: controls, surrogates, line separators
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return the console of a command; output to a file or pipe is PIPE_WIDTH wide, enough for every table."""
-    console = SafeConsole(stderr=stderr, emoji=False)
-    return console if console.is_terminal else SafeConsole(stderr=stderr, emoji=False, width=PIPE_WIDTH)
+    """Return the console of a command; output to a file or pipe is PIPE_WIDTH wide, enough for every table.
+
+    In a notebook it prints text, which is one output, as `print` does; rich would make an output of every line.
+    """
+    console = SafeConsole(stderr=stderr, emoji=False, force_jupyter=False)
+    if console.is_terminal:
+        return console
+    return SafeConsole(stderr=stderr, emoji=False, force_jupyter=False, width=PIPE_WIDTH)
 
 
 class SafeConsole(Console):
@@ -77,22 +87,127 @@ def truncate_rows(rows: Sequence[Sequence[str]], where: str) -> list[Sequence[st
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar with a time estimate; yields the function that advances it by a number of items."""
-    with make_progress(console) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.advance(task, done)
+    """Show the progress of a task, and one line at its end; yields the function that advances it by a number of items.
+
+    See `ProgressBar`.
+    """
+    with task_progress(console, title, total) as bar:
+        yield lambda items: bar.update(bar.completed + items)
 
 
-def make_progress(console: Console) -> Progress:
-    """Return an empty set of progress bars; if the output is not a terminal, each prints one line at its end."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)
+@contextmanager
+def task_progress(console: Console, title: str, total: int) -> Iterator["ProgressBar"]:
+    """Show the progress of a task, and one line at its end; yields the bar."""
+    with ProgressBar(console, title, total) as bar:
+        yield bar
+    message(console, f"{title}: {total:,} in {format_duration(bar.elapsed)}")
+
+
+class ProgressBar:
+    """The progress of one task while it runs, with the time that is left; a context manager.
+
+    A terminal and a notebook show a bar, which disappears at the end; other outputs get a line every LINE_SECONDS.
+
+    Args:
+      console: where it is shown.
+      title: what is done.
+      total: number of items.
+      completed: number of items that were done earlier; they do not count for the speed.
+      describe: returns the text for a number of completed items.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        total: int,
+        completed: int = 0,
+        describe: Callable[[int], str] | None = None,
+    ) -> None:
+        self._console, self._title = console, title
+        self._describe = describe or (lambda done: f"{done:,}/{total:,}")
+        self._rich = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=SPEED_SECONDS,
+        )
+        text = self._describe(completed)
+        self._id = self._rich.add_task(printable(title), total=total, completed=completed, text=text)
+        self._task = self._rich.tasks[0]
+        self._shown_at = time.monotonic()
+        self._notebook: Any = None  # the output that changes
+
+    def __enter__(self) -> "ProgressBar":
+        if self._console.is_terminal:
+            self._rich.start()
+        elif in_notebook() and not self._console.quiet:
+            display = importlib.import_module("IPython.display").display  # in every notebook, so no requirement
+            self._notebook = display(self._html(), raw=True, display_id=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._console.is_terminal:
+            self._rich.stop()
+        if self._notebook is not None:
+            self._notebook.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    @property
+    def completed(self) -> int:
+        """Number of completed items."""
+        return int(self._task.completed)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._task.elapsed or 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Items per second since the first update, which is often slow, as programs are compiled; None before it."""
+        return self._task.speed or self._task.finished_speed
+
+    def update(self, completed: int) -> None:
+        """Set the number of completed items."""
+        self._rich.update(self._id, completed=completed, text=self._describe(completed))
+        if self._console.is_terminal:
+            return  # rich shows it at regular intervals
+        seconds = time.monotonic() - self._shown_at
+        if self._notebook is not None and seconds > NOTEBOOK_SECONDS:
+            self._shown_at += seconds
+            self._notebook.update(self._html(), raw=True)
+        elif self._notebook is None and seconds > LINE_SECONDS:
+            self._shown_at += seconds
+            message(self._console, f"{self._title}: {self._describe(completed)}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        seconds = self._task.time_remaining
+        return f", {format_duration(seconds)} left" if seconds else ""
+
+    def _html(self) -> dict[str, str]:
+        """Return the state as the data of a notebook's output."""
+        title, text = escape(printable(self._title)), f"{self._describe(self.completed)}{self._time_left()}"
+        bar = f'<progress value="{self.completed}" max="{self._task.total:.0f}"></progress>'
+        return {"text/plain": f"{self._title}: {text}", "text/html": f"<pre>{title} {bar} {escape(text)}</pre>"}
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook."""
+    return Console().is_jupyter
+
+
+def format_duration(seconds: float) -> str:
+    """Return 850 ms, 12.3 s, 2 min 05 s or 1 h 02 min."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def printable(text: str, keep: str = "") -> str:

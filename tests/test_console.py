@@ -2,7 +2,6 @@ import io
 import re
 
 import pytest
-from rich.progress import Progress
 
 from flaxtl import console
 from flaxtl.console import MAX_ROWS, SafeConsole, make_table, printable, truncate_rows
@@ -39,12 +38,44 @@ def test_make_table_keeps_names_as_they_are():
     assert "\x1b" not in text
 
 
-def test_make_progress_keeps_names_as_they_are():
+def test_progress_bar_on_a_pipe_prints_one_line_at_the_end():
     safe_console = SafeConsole(file=io.StringIO(), width=100)
-    progress: Progress
-    with console.make_progress(safe_console) as progress:
-        progress.add_task("phase [/bold]", total=1, completed=1)
-    assert "phase [/bold]" in safe_console.file.getvalue()
+    with console.progress_bar(safe_console, "phase [/bold]", total=1_200) as advance:
+        advance(1_000)
+        advance(200)
+        assert safe_console.file.getvalue() == ""
+    assert re.fullmatch(r"phase \[/bold\]: 1,200 in \d+ ms\n", safe_console.file.getvalue())
+
+
+def test_progress_bar_on_a_pipe_prints_a_line_a_minute(monkeypatch):
+    clock = iter(range(0, 1000, 40)).__next__
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    monkeypatch.setattr(console, "LINE_SECONDS", 60)
+    safe_console = SafeConsole(file=io.StringIO(), width=100)
+    with console.ProgressBar(safe_console, "decoding", total=10) as bar:
+        for done in range(1, 6):
+            bar.update(done)
+    assert [line.partition(", ")[0] for line in safe_console.file.getvalue().splitlines()] == [
+        "decoding: 2/10",
+        "decoding: 4/10",
+    ]
+
+
+def test_progress_bar_on_a_terminal_shows_title_and_count_and_then_disappears():
+    terminal = SafeConsole(file=io.StringIO(), width=100, force_terminal=True)
+    with console.ProgressBar(terminal, "phase [/bold]", 6, describe=lambda done: f"step {done}") as bar:
+        bar.update(4)
+    assert re.search(r"phase \[/bold\].*step 4", terminal.file.getvalue())
+    assert terminal.file.getvalue().endswith("\x1b[2K")
+
+
+def test_progress_bar_without_updates_has_no_speed():
+    bar = console.ProgressBar(SafeConsole(file=io.StringIO()), "decoding", total=10, completed=5)
+    assert bar.speed is None
+    bar.update(6)
+    assert bar.speed is None
+    bar.update(7)
+    assert bar.speed > 0
 
 
 def test_truncate_rows_ends_a_long_table_with_a_count():

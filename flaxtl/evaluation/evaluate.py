@@ -133,7 +133,8 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
             if "test" in evaluations:
                 metrics = evaluations["test"].metrics
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=SplitMetrics(**metrics._asdict()))
-                message(console, f"{phase.name}: test accuracy {metrics.accuracy:.2%} on {metrics.n} images")
+                if phase is not setup.phases[-1]:  # the summary at the end has the accuracy of the last phase
+                    message(console, f"{phase.name}: test accuracy {metrics.accuracy:.2%} on {metrics.n} images")
     return {split: evaluations[split] for split in setup.manifest.splits if split in evaluations}, params
 
 

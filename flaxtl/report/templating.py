@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jinja2
 from markupsafe import Markup
 
+from flaxtl import console
 from flaxtl.console import printable
 
 
@@ -61,15 +62,8 @@ def format_count(number: int | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """850 ms, 12.3 s, 2 min 05 s or 1 h 02 min; a dash for None."""
-    if seconds is None:
-        return "–"
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    """As `console.format_duration`; a dash for None."""
+    return "–" if seconds is None else console.format_duration(seconds)
 
 
 def format_lr(lr: float) -> str:

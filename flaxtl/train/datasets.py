@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flaxtl import __version__
-from flaxtl.console import make_progress, message
+from flaxtl.console import message, progress_bar
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.decode import ImageSink, Resize, decode_into, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
@@ -287,9 +287,8 @@ def _decode_into(
     images: ImageSink, setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> dict[int, str]:
     paths = [Path(example.path) for example in examples]
-    with make_progress(console) as progress:
-        task = progress.add_task("Decoding images", total=len(paths))
-        unreadable = decode_into(images, paths, setup.resize, lambda done: progress.update(task, completed=done))
+    with progress_bar(console, "Decoding images", len(paths)) as advance:
+        unreadable = decode_into(images, paths, setup.resize, lambda done: advance(1))
     if not skip:
         raise_unreadable(paths, unreadable)
     return unreadable

@@ -8,8 +8,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -24,7 +25,8 @@ from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
 from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, evaluate_metrics
-from flaxtl.train.logger import MetricLogger
+from flaxtl.train.forecast import forecast
+from flaxtl.train.logger import MetricLogger, PhaseLog
 from flaxtl.train.metrics import Metrics, MetricSums
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, NonfiniteStep
@@ -82,7 +84,7 @@ class PhaseTrainer:
         self.logger.truncate_after(self._epoch_start(progress))
         with (
             self.stop_signal.deferred(),
-            self.logger.log_phase(phase.name, phase.epochs, progress.early_stopping.epoch) as log_epoch,
+            self._log_phase(step) as log,
             closing(self._make_calls(step)) as calls,
         ):
             while not self._is_done(progress):
@@ -94,14 +96,25 @@ class PhaseTrainer:
                     progress = progress._replace(state=state)
                     self._log_start_up(state)
                     throttle.push(jnp.copy(state.step))  # a copy, because the next call donates the state
+                    log.steps(next_step - phase.first_step)
                     self._maybe_checkpoint(progress, next_step)
                 step = epoch_end
                 calls.end_epoch(progress.state)
                 progress, metrics = self._end_epoch(progress)
-                log_epoch(metrics.replace(seconds=time.monotonic() - start_time))
+                log.epoch(metrics.replace(seconds=time.monotonic() - start_time))
                 self._after_epoch(progress)
         self._log_best_epoch(progress)
         return progress
+
+    def _log_phase(self, first_step: int) -> AbstractContextManager[PhaseLog]:
+        phase = self.phase
+        return self.logger.log_phase(
+            phase.name,
+            phase.epochs,
+            phase.steps_per_epoch,
+            first_step - phase.first_step,
+            partial(forecast, self.setup, phase),
+        )
 
     def _make_calls(self, first_step: int) -> "StepCalls":
         """Return the calls of the phase from global step `first_step` on."""

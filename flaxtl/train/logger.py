@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from flaxtl.console import make_progress, make_table, message, progress_bar
+from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_progress
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
@@ -21,6 +22,15 @@ from flaxtl.train.param_groups import layer_of
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics
 from flaxtl.train.setup import ModelInfo
+
+MAX_EPOCH_LINES = 10
+"""Epochs of a phase that are printed; slow ones are all printed, and metrics.jsonl has all of any phase."""
+
+FORECAST_SECONDS = 10.0
+"""Time in a phase after which the speed of its steps is known well enough for a forecast, if no epoch ends before."""
+
+Forecast = Callable[[int, float, float | None], str | None]
+"""(steps done, steps per second, images per second of the feature cache) -> how long the run takes, if it is known."""
 
 
 class MetricLogger:
@@ -39,6 +49,8 @@ class MetricLogger:
         self._epochs = read_metrics(workdir)
         processes.barrier("all processes have read metrics.jsonl")  # before it is rewritten
         self._event_writer: SummaryWriter | None = None
+        self._feature_speed: float | None = None
+        self._has_forecast = False
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -51,9 +63,12 @@ class MetricLogger:
         """Print a message."""
         message(self._console, text)
 
-    def progress_bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show a progress bar; see `console.progress_bar`."""
-        return progress_bar(self._console, title, total)
+    @contextmanager
+    def progress_bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show the progress of the feature cache, as `console.progress_bar` does, and note its speed."""
+        with task_progress(self._console, title, total) as bar:
+            yield lambda items: bar.update(bar.completed + items)
+        self._feature_speed = bar.speed or self._feature_speed
 
     def phase_epochs(self, phase: str) -> list[EpochMetrics]:
         """Return the metrics of a phase's epochs."""
@@ -69,21 +84,37 @@ class MetricLogger:
             self._event_writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     @contextmanager
-    def log_phase(self, name: str, num_epochs: int, epochs_done: int) -> Iterator[Callable[[EpochMetrics], None]]:
-        """Show a progress bar over a phase's epochs; yields the function that logs an epoch."""
-        print_every = max(1, num_epochs // 10)
+    def log_phase(
+        self, name: str, num_epochs: int, steps_per_epoch: int, steps_done: int = 0, forecast: Forecast | None = None
+    ) -> Iterator["PhaseLog"]:
+        """Show the progress of a phase.
 
-        def log_epoch(metrics: EpochMetrics) -> None:
-            self._record(metrics)
-            progress.update(task, advance=1, description=f"{name}: {_format_metrics(metrics)}")
-            if not self._console.is_terminal and (metrics.epoch % print_every == 0 or metrics.epoch == 1):
-                self.info(f"{name} {metrics.epoch}/{num_epochs}: {_format_metrics(metrics)}")
+        Args:
+          name: of the phase.
+          num_epochs: epochs if it does not stop early.
+          steps_per_epoch: train steps of an epoch.
+          steps_done: steps that were done earlier.
+          forecast: printed once in a run, as soon as it is known.
+        """
 
-        with make_progress(self._console) as progress:
-            task = progress.add_task(name, total=num_epochs, completed=epochs_done)
-            yield log_epoch
+        def describe(steps: int) -> str:
+            epoch = max(math.ceil(steps / steps_per_epoch), 1)
+            step = steps - (epoch - 1) * steps_per_epoch
+            doing = "compiling" if steps == steps_done else f"step {step}/{steps_per_epoch}"
+            return f"epoch {epoch}/{num_epochs}, {doing}"
 
-    def _record(self, metrics: EpochMetrics) -> None:
+        with ProgressBar(self._console, name, num_epochs * steps_per_epoch, steps_done, describe) as bar:
+            yield PhaseLog(self, bar, num_epochs, forecast)
+
+    def print_forecast(self, bar: ProgressBar, forecast: Forecast) -> None:
+        """Print how long the run will take, unless it was printed or is not known yet."""
+        if not self._has_forecast and bar.speed:
+            text = forecast(bar.completed, bar.speed, self._feature_speed)
+            if text is not None:
+                self.info(text)
+                self._has_forecast = True
+
+    def record(self, metrics: EpochMetrics) -> None:
         """Write an epoch to TensorBoard and metrics.jsonl, which is on disk before the checkpoint that follows it."""
         self._epochs.append(metrics)
         if not processes.is_main_process():
@@ -99,6 +130,31 @@ class MetricLogger:
                 add_scalar(name, value)
         for group, lr in metrics.lrs.items():
             add_scalar(f"lr/{group}", lr)
+
+
+class PhaseLog:
+    """Logs the steps and epochs of one phase; see `MetricLogger.log_phase`."""
+
+    def __init__(self, logger: MetricLogger, bar: ProgressBar, num_epochs: int, forecast: Forecast | None) -> None:
+        self._logger, self._bar, self._num_epochs, self._forecast = logger, bar, num_epochs, forecast
+        self._printed_at = time.monotonic()
+
+    def steps(self, steps_done: int) -> None:
+        """Show that steps of the phase were dispatched; this does not wait for the device."""
+        self._bar.update(steps_done)
+        if self._forecast is not None and self._bar.elapsed > FORECAST_SECONDS:
+            self._logger.print_forecast(self._bar, self._forecast)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Record an epoch that has ended, and print it if it is the first one, one of few, or slow."""
+        self._logger.record(metrics)
+        print_every = max(1, self._num_epochs // MAX_EPOCH_LINES)
+        is_slow = time.monotonic() - self._printed_at > LINE_SECONDS
+        if metrics.epoch == 1 or metrics.epoch % print_every == 0 or is_slow:
+            self._printed_at = time.monotonic()
+            self._logger.info(f"{metrics.phase} {metrics.epoch}/{self._num_epochs}: {_format_metrics(metrics)}")
+        if self._forecast is not None:
+            self._logger.print_forecast(self._bar, self._forecast)
 
 
 def read_metrics(workdir: Path) -> list[EpochMetrics]:

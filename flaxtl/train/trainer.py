@@ -86,13 +86,8 @@ def train(
     # 3. Every setting of the config.
     setup = build_setup(config, workdir, manifest)
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
-    num_train = len(manifest.of_split("train"))
-    if config.batch_size > num_train:
-        message(
-            console,
-            f"batch_size {config.batch_size:,} is larger than the {num_train:,} training images: a step uses images "
-            "several times. Lower batch_size.",
-        )
+    if note := _describe_repeated_images(config, len(manifest.of_split("train"))):
+        message(console, note)
     with Checkpoints(workdir, partial(message, console)) as checkpoints:
         message(console, "2/4 Loading weights and images", style="bold")
         # 4. Weights: of the last finished phase, or pretrained.
@@ -321,6 +316,18 @@ def _summarize_phase(
     logger.info(
         f"{phase.name}: validation accuracy {kept.validation_accuracy:.2%} ({num_validation} images). "
         f"{num_verified} frozen weight arrays verified unchanged."
+    )
+
+
+def _describe_repeated_images(config: Any, num_train: int) -> str:
+    """Return a note if a batch is larger than the training set; '' if it is not."""
+    if config.batch_size <= num_train:
+        return ""
+    divisor = jax.device_count() * config.accum_steps
+    smaller = num_train // divisor * divisor
+    advice = f"; --config.batch_size={smaller} avoids it" if smaller else ""
+    return (
+        f"Each batch of {config.batch_size:,} repeats some of the {num_train:,} training images, which works{advice}."
     )
 
 

@@ -53,8 +53,8 @@ def test_logger_drops_half_written_last_line(workdir, rest):
     assert read_metrics(workdir) == EPOCHS
     with MetricLogger(workdir, tiny_run.quiet()) as logger:
         logger.truncate_after(9)
-        with logger.log_phase("finetune", num_epochs=2, epochs_done=1) as log_epoch:
-            log_epoch(epoch_metrics("finetune", 2, 12))
+        with logger.log_phase("finetune", num_epochs=2, steps_per_epoch=3, steps_done=3) as log:
+            log.epoch(epoch_metrics("finetune", 2, 12))
     assert read_metrics(workdir) == [*EPOCHS, epoch_metrics("finetune", 2, 12)]
 
 
@@ -70,8 +70,8 @@ def test_logger_epoch_goes_to_console_file_and_tensorboard(tmp_path):
     console = tiny_run.quiet()
     with MetricLogger(tmp_path, console) as logger:
         logger.truncate_after(0)
-        with logger.log_phase("frozen", num_epochs=2, epochs_done=0) as log_epoch:
-            log_epoch(EPOCHS[0])
+        with logger.log_phase("frozen", num_epochs=2, steps_per_epoch=3) as log:
+            log.epoch(EPOCHS[0])
     assert read_metrics(tmp_path) == EPOCHS[:1]
     facts = r"\bfrozen 1/2\b\D*\b0\.500\b\D*\b75\.0%\D*\bvalidation\b\D*\b0\.625\b\D*\b50\.0%"
     assert re.search(facts, tiny_run.texts(console))
