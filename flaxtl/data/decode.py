@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from flaxtl.data.bit_depth import check_bit_depth, largest_value
@@ -114,6 +115,36 @@ class ImageSink(Protocol):
         """Store `image`, uint8 [height, width, 3], as number `index`."""
 
 
+@dataclass(frozen=True)
+class EncodedImages:
+    """Image files that are decoded each time they are read, in the place of an `ArrayStore` of decoded images.
+
+    Attributes:
+      paths: the files.
+      resize: the size of the images.
+    """
+
+    paths: tuple[Path, ...]
+    resize: Resize
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of all images, [n, height, width, 3]."""
+        return len(self.paths), self.resize.height, self.resize.width, 3
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
+        """Decode some images with threads, uint8 [len(rows), height, width, 3]. Raises UserError as `decode_all`."""
+        return decode_all([self.paths[row] for row in rows], self.resize)
+
+    def decode(self, row: int) -> npt.NDArray[np.uint8]:
+        """Decode one image, uint8 [height, width, 3]. Raises UserError as the function `decode`."""
+        return decode(self.paths[row], self.resize)
+
+    def part(self, first: int, last: int) -> "EncodedImages":
+        """Return images `first` to `last` (exclusive)."""
+        return replace(self, paths=self.paths[first:last])
+
+
 def decode(path: Path, resize: Resize) -> np.ndarray:
     """Read one image: uint8 [height, width, 3], RGB, upright.
 
@@ -210,6 +241,20 @@ def decode_into(
             if on_progress is not None:
                 on_progress(index + 1)
     return bad
+
+
+def find_unreadable(
+    paths: Sequence[Path], resize: Resize, on_progress: Callable[[int], None] | None = None
+) -> dict[int, str]:
+    """Decode all images and keep none; return the reason by index for every file that cannot be read."""
+    return decode_into(_NullSink(), paths, resize, on_progress)
+
+
+class _NullSink:
+    """An `ImageSink` that keeps nothing."""
+
+    def __setitem__(self, index: int, image: np.ndarray, /) -> None:
+        pass
 
 
 def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:

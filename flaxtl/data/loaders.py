@@ -17,11 +17,15 @@ from flaxtl import fileio
 from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
+from flaxtl.data.decode import EncodedImages
 from flaxtl.data.device_dataset import DeviceDataset, put_dataset
 from flaxtl.data.sampler import BatchIndices, EpochSampler, Indices, padded_batches, process_slice
 from flaxtl.parallel import devices, processes
 
 PIPELINES = ("resident", "stream")
+
+LOADERS = ("decoded", "tfdata")
+"""Whether images are decoded once, or again in every epoch, by tf.data."""
 
 MAX_MEMORY_FRACTION = 0.5
 """Largest fraction of the memory for images and features; the rest is for the model, activations and optimizer."""
@@ -173,7 +177,7 @@ class HostLoader:
 
     def __init__(
         self,
-        store: ArrayStore,
+        store: ArrayStore | EncodedImages,
         labels: npt.NDArray[np.int32],
         mesh: Mesh,
         num_views: int = 1,
@@ -194,14 +198,15 @@ class HostLoader:
     def train_batches(
         self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
     ) -> Generator[Batch, None, None]:
-        """Yield the batches of steps, augmented by TensorFlow if the host augments."""
-        if augmentation is None or self._augment_on == "device":
+        """Yield the batches of steps; TensorFlow decodes encoded images, and augments if the host augments."""
+        on_host = augmentation if self._augment_on == "host" else None
+        if on_host is None and isinstance(self.store, ArrayStore):
             batches = _read_ahead(self._read, (sampler.batch(step) for step in range(first_step, last_step)))
         else:
             from flaxtl.data import tfdata
 
             batches = tfdata.train_batches(
-                self.store, self.labels, sampler, first_step, last_step, augmentation, self._process
+                self.store, self.labels, sampler, first_step, last_step, on_host, self._process
             )
         yield from self._send_ahead(batches)
 
@@ -242,7 +247,7 @@ class ImageSet:
 
     def __init__(
         self,
-        images: ImagePixels | ArrayStore,
+        images: ImagePixels | ArrayStore | EncodedImages,
         labels: npt.NDArray[np.int32],
         digest: str | None = None,
         augment_on: str = "device",
@@ -255,7 +260,7 @@ class ImageSet:
 
     def read(self, indices: Indices) -> ImagePixels:
         """Return some images, uint8 [len(indices), height, width, 3]."""
-        return self.images.read(indices) if isinstance(self.images, ArrayStore) else self.images[indices]
+        return self.images[indices] if isinstance(self.images, np.ndarray) else self.images.read(indices)
 
     @cached_property
     def digest(self) -> str:
@@ -268,10 +273,10 @@ class ImageSet:
     def loader(self, mesh: Mesh) -> Loader:
         """Return the loader of these images; images in memory are moved to the devices once."""
         if self._loader is None:
-            if isinstance(self.images, ArrayStore):
-                self._loader = HostLoader(self.images, self.labels, mesh, augment_on=self._augment_on)
-            else:
+            if isinstance(self.images, np.ndarray):
                 self._loader = DeviceLoader(put_dataset(self.images, self.labels, mesh))
+            else:
+                self._loader = HostLoader(self.images, self.labels, mesh, augment_on=self._augment_on)
         return self._loader
 
 

@@ -23,6 +23,7 @@ from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment import ops
 from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_keys, sample_params
 from flaxtl.data.augment.randaugment import Operation, rounded_mean, smooth_inside, stretch, to_gray
+from flaxtl.data.decode import EncodedImages
 from flaxtl.data.sampler import EpochSampler, Indices, process_slice
 from flaxtl.errors import UserError
 
@@ -41,7 +42,7 @@ Arrays = tuple[npt.NDArray[Any], ...]
 
 
 def train_batches(
-    store: ArrayStore,
+    store: ArrayStore | EncodedImages,
     labels: Indices,
     order: EpochSampler,
     first_step: int,
@@ -54,11 +55,14 @@ def train_batches(
     Images are uint8, or float32 if they are augmented, [batch, height, width, 3], 0..255. The rest are int32 [batch]:
     class indices, and what `sampler.BatchIndices` describes.
 
+    Encoded images are decoded one by one, in parallel, by flaxtl's own decoder, so that their pixels do not depend on
+    the loader: TensorFlow decodes JPEG files to the same values, but its resize changes a sixth of them by 1.
+
     Augmentation is a function of (seed, epoch, index), the same as for images in device memory, so a stream that starts
     at a later step continues the uninterrupted one. Closing the generator stops reading ahead.
 
     Args:
-      store: the images.
+      store: the images, decoded or not.
       labels: their class indices, int32 [n].
       order: selects the examples of each step.
       first_step: the first step.
@@ -67,18 +71,20 @@ def train_batches(
       shard: (process, number of processes); only this slice of each batch is read.
     """
     _, height, width, _ = store.shape
+    decode = store.decode if isinstance(store, EncodedImages) else None
 
     def read(step: int) -> Arrays:
         indices, epochs = (process_slice(part, *shard) for part in order.batch(step))
         params = [] if augmentation is None else _sampler(order.seed, augmentation, height, width)(epochs, indices)
-        return store.read(indices), labels[indices], indices, epochs, *params
+        images = indices if decode else store.read(indices)
+        return images, labels[indices], indices, epochs, *params
 
     def finish(images: Any, labels: Any, indices: Any, epochs: Any, *params: Any) -> tuple[Any, ...]:
         if augmentation is not None:
             images = apply_params(images, AugmentParams(*params), augmentation)
         return images, labels, indices, epochs
 
-    yield from _map_batches(range(first_step, last_step), read, finish)
+    yield from _map_batches(range(first_step, last_step), read, finish, decode)
 
 
 @lru_cache(maxsize=4)
@@ -108,36 +114,73 @@ def _cpu_device() -> jax.Device:
 
 
 def _map_batches(
-    numbers: range, read: Callable[[int], Arrays], finish: Callable[..., tuple[Any, ...]]
+    numbers: range,
+    read: Callable[[int], Arrays],
+    finish: Callable[..., tuple[Any, ...]],
+    decode: Callable[[int], npt.NDArray[np.uint8]] | None,
 ) -> Generator[Arrays, None, None]:
-    """Yield finish(*read(number)) for every number in order: `read` in Python, `finish` in TensorFlow, in parallel."""
+    """Yield finish(*read(number)) for every number in order: `read` in Python, `finish` in TensorFlow, in parallel.
+
+    With `decode`, the first array that `read` returns are rows, and `finish` gets the images that they decode to.
+    """
     if not numbers:
         return
-    kinds = [
-        (part.shape, part.dtype) for part in read(numbers[0])
-    ]  # all batches have the shapes and dtypes of the first
-    readers, raised = [read], list[Exception]()
-
-    def recorded(number: Any) -> Arrays:
-        try:
-            return readers[0](int(number))
-        except Exception as error:  # raised below unchanged; TensorFlow would print a traceback and raise its own
-            raised.append(error)
-            return tuple(np.zeros(*kind) for kind in kinds)
-
-    def batch(number: Any) -> tuple[Any, ...]:
-        parts = tf.numpy_function(recorded, [number], [dtype for _, dtype in kinds])
-        return finish(*(tf.ensure_shape(part, shape) for part, (shape, _) in zip(parts, kinds, strict=True)))
-
-    dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
-    dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(PREFETCH)
+    calls = _HostCalls()
+    arrays = calls.add(read, read(numbers[0]))  # all batches have the shapes and dtypes of the first
+    parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    steps = tf.data.Dataset.range(numbers.start, numbers.stop)
+    if decode is None:
+        dataset = steps.map(lambda number: finish(*arrays(number)), **parallel)
+    else:
+        rows = read(numbers[0])[0]
+        image = calls.add(lambda row: (decode(row),), (decode(rows[0]),))
+        batches = steps.map(arrays)
+        decoded = batches.map(lambda rows, *_: rows).unbatch().map(lambda row: image(row)[0], **parallel)
+        others = batches.map(lambda _, *others: others)
+        dataset = tf.data.Dataset.zip((decoded.batch(len(rows), drop_remainder=True), others))
+        dataset = dataset.map(lambda images, others: finish(images, *others), **parallel)
     try:
-        for parts in dataset.as_numpy_iterator():
-            if raised:
-                raise raised[0]
+        for parts in dataset.prefetch(PREFETCH).as_numpy_iterator():
+            if calls.errors:
+                raise calls.errors[0]
             yield parts
     finally:
-        readers.clear()  # TensorFlow keeps `recorded` until the process ends, and thereby everything it refers to
+        calls.clear()
+
+
+class _HostCalls:
+    """The Python functions that a pipeline calls. After an error they return zeros.
+
+    Attributes:
+      errors: what they raised; TensorFlow would print a traceback and raise an error of its own.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self._functions: list[Callable[[int], Arrays]] = []
+
+    def add(self, function: Callable[[int], Arrays], example: Arrays) -> Callable[[Any], tuple[Any, ...]]:
+        """Return `function` for tensors; `example` has the shapes and dtypes of all that it returns."""
+        number = len(self._functions)
+        self._functions.append(function)
+        kinds = [(array.shape, array.dtype) for array in example]
+
+        def call(argument: Any) -> Arrays:
+            try:
+                return self._functions[number](int(argument))
+            except Exception as error:
+                self.errors.append(error)
+                return tuple(np.zeros(*kind) for kind in kinds)
+
+        def tensors(argument: Any) -> tuple[Any, ...]:
+            parts = tf.numpy_function(call, [argument], [dtype for _, dtype in kinds])
+            return tuple(tf.ensure_shape(part, shape) for part, (shape, _) in zip(parts, kinds, strict=True))
+
+        return tensors
+
+    def clear(self) -> None:
+        """Forget the functions: TensorFlow keeps `call` until the process ends, and thereby all they refer to."""
+        self._functions.clear()
 
 
 TF = SimpleNamespace(

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from rich.console import Console
 from flaxtl import __version__
 from flaxtl.console import message, progress_bar
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
-from flaxtl.data.decode import ImageSink, Resize, decode_into, raise_unreadable
+from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
     MAX_MEMORY_FRACTION,
@@ -184,7 +185,7 @@ class SplitData:
 def load_splits(
     setup: RunSetup, splits: Sequence[str], console: Console, *, may_skip: bool
 ) -> tuple[RunSetup, dict[str, SplitData], dict[str, str]]:
-    """Decode all images of `splits`.
+    """Decode all images of `splits`; with `data.loader=tfdata` only to find those that cannot be read.
 
     Args:
       setup: the run.
@@ -200,7 +201,8 @@ def load_splits(
     """
     examples = [example for split in splits for example in setup.manifest.of_split(split)]
     skip = may_skip and setup.config.data.on_error == "skip"
-    images, unreadable = _decode(setup, examples, console, skip=skip)
+    decode = _encoded_images if setup.config.data.loader == "tfdata" else _decode
+    images, unreadable = decode(setup, examples, console, skip=skip)
     skipped = {examples[index].path: reason for index, reason in unreadable.items()}
     if skipped:
         _report_skipped(skipped, len(examples), console)
@@ -260,6 +262,17 @@ def _decode(
     return (np.delete(images, list(unreadable), axis=0) if unreadable else images), unreadable
 
 
+def _encoded_images(
+    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+) -> tuple[EncodedImages, dict[int, str]]:
+    """Return the readable files in order, and index -> reason for the others."""
+    from flaxtl.data import tfdata  # noqa: F401  # without TensorFlow, stop here rather than at the first step
+
+    unreadable = _decode_into(None, setup, examples, console, skip=skip)
+    paths = (Path(example.path) for index, example in enumerate(examples) if index not in unreadable)
+    return EncodedImages(tuple(paths), setup.resize), unreadable
+
+
 def _decode_to_disk(
     setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> tuple[ArrayStore, dict[int, str]]:
@@ -284,11 +297,13 @@ def _decode_to_disk(
 
 
 def _decode_into(
-    images: ImageSink, setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+    images: ImageSink | None, setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> dict[int, str]:
+    """Decode with a progress bar, if `images` is None to nowhere; return index -> reason for unreadable images."""
     paths = [Path(example.path) for example in examples]
-    with progress_bar(console, "Decoding images", len(paths)) as advance:
-        unreadable = decode_into(images, paths, setup.resize, lambda done: advance(1))
+    decode = find_unreadable if images is None else partial(decode_into, images)
+    with progress_bar(console, "Checking images" if images is None else "Decoding images", len(paths)) as advance:
+        unreadable = decode(paths, setup.resize, lambda done: advance(1))
     if not skip:
         raise_unreadable(paths, unreadable)
     return unreadable
@@ -311,14 +326,18 @@ def _digest(resize: Resize, examples: Sequence[Example]) -> str:
 
 
 def _image_set(
-    setup: RunSetup, examples: Sequence[Example], images: ImagePixels | ArrayStore, first: int, last: int
+    setup: RunSetup,
+    examples: Sequence[Example],
+    images: ImagePixels | ArrayStore | EncodedImages,
+    first: int,
+    last: int,
 ) -> ImageSet:
     """Return images `first` to `last` (exclusive), which are those of `examples`."""
     labels = setup.manifest.labels(examples)
-    if isinstance(images, ArrayStore):
-        digest = _digest(setup.resize, examples)
-        return ImageSet(images.part(first, last), labels, digest, setup.config.data.augment_on)
-    return ImageSet(images[first:last], labels)
+    if isinstance(images, np.ndarray):
+        return ImageSet(images[first:last], labels)
+    digest = _digest(setup.resize, examples)
+    return ImageSet(images.part(first, last), labels, digest, setup.config.data.augment_on)
 
 
 def _split_data(setup: RunSetup, split: str, images: ImageSet) -> SplitData:

@@ -17,7 +17,7 @@ from flaxtl.console import message, progress_bar
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.bit_depth import check_bit_depth
 from flaxtl.data.decode import Resize
-from flaxtl.data.loaders import AUGMENT_ON, PIPELINES
+from flaxtl.data.loaders import AUGMENT_ON, LOADERS, PIPELINES
 from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
@@ -36,6 +36,7 @@ CHOICES = {
     "on_error": ("fail", "skip"),
     "pipeline": ("auto", *PIPELINES),
     "augment_on": AUGMENT_ON,
+    "loader": LOADERS,
 }
 """Settings below `data` with a fixed set of values."""
 
@@ -128,6 +129,11 @@ def check_settings(config: Any) -> None:
     for key, known in CHOICES.items():
         if config.data[key] not in known:
             raise unknown(f"data.{key}", config.data[key], known)
+    if config.data.loader == "tfdata" and config.data.pipeline != "auto":
+        raise UserError(
+            f"data.pipeline={config.data.pipeline} keeps decoded images, but data.loader=tfdata decodes them in each "
+            "epoch. Remove one of the two settings."
+        )
 
 
 def build_model(config: Any, num_classes: int) -> ModelInfo:

@@ -2,19 +2,24 @@ import os
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from flaxtl.data import tfdata
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
+from flaxtl.data.decode import EncodedImages, Resize
+from flaxtl.data.loaders import ImageSet
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
+from flaxtl.parallel import devices
 
 pytestmark = pytest.mark.needs_tf
 
@@ -90,6 +95,40 @@ def test_train_batches_shards_make_the_batch(images, augmentation):
     assert {batch[0].shape[0] for shard in shards for batch in shard} == {2}
     together = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*shards, strict=True)]
     assert same(together, whole)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """The images as PNG files."""
+    folder = tmp_path_factory.mktemp("encoded")
+    paths = tuple(folder / f"{number}.png" for number in range(N))
+    for path, image in zip(paths, IMAGES, strict=True):
+        Image.fromarray(image).save(path)
+    return EncodedImages(paths, Resize(*IMAGES.shape[1:3]))
+
+
+@pytest.mark.parametrize("augmentation", [None, LECTURE], ids=["plain", "augmented"])
+@pytest.mark.parametrize("shard", [(0, 1), (1, 3)], ids=["one process", "one of three"])
+def test_train_batches_of_files_equal_those_of_store(images, encoded, augmentation, shard):
+    order = EpochSampler(5, BATCH, N)
+    assert same(
+        stream(encoded, order, 4, STEPS, augmentation, shard), stream(images, order, 4, STEPS, augmentation, shard)
+    )
+
+
+def test_host_loader_of_files_equals_that_of_store(images, encoded):
+    order, mesh = EpochSampler(5, BATCH, N), devices.make_mesh(BATCH)
+    loaders = [ImageSet(source, LABELS, "digest").loader(mesh) for source in (encoded, images)]
+    assert same(*(list(loader.train_batches(order, 0, STEPS, LECTURE)) for loader in loaders))  # uint8
+    assert same(*([batch for batch, _ in loader.eval_batches(BATCH)] for loader in loaders))
+
+
+def test_train_batches_of_files_reraise_decoding_errors(encoded, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(encoded.paths[3].read_bytes()[:-30])
+    damaged = replace(encoded, paths=(*encoded.paths[:3], bad, *encoded.paths[4:]))
+    with pytest.raises(UserError, match=rf"{re.escape(str(bad))}.*truncated"):
+        stream(damaged, EpochSampler(5, BATCH, N))
 
 
 def test_train_batches_indivisible_batch_raises(images):

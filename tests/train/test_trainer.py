@@ -246,12 +246,32 @@ def test_train_invalid_setting_is_rejected_before_reading_images(folder, tmp_pat
         train(tiny_run.config(folder, **changes), tmp_path / "run")
 
 
-def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monkeypatch):
+def test_train_resident_images_with_loader_tfdata_is_rejected(folder, tmp_path):
+    config = tiny_run.config(folder)
+    config.data.update(pipeline="resident", loader="tfdata")
+    with pytest.raises(UserError, match=r"data\.pipeline=resident.*data\.loader=tfdata"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.needs_tf
+def test_train_results_do_not_depend_on_the_loader(folder, tmp_path):
+    results = []
+    for number, settings in enumerate(({"pipeline": "resident"}, {"pipeline": "stream"}, {"loader": "tfdata"})):
+        config = tiny_run.config(folder)
+        config.data.update(settings)
+        train(config, tmp_path / str(number))
+        results.append([epoch.replace(seconds=0.0) for epoch in read_metrics(tmp_path / str(number))])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("loader", ["decoded", pytest.param("tfdata", marks=pytest.mark.needs_tf)])
+def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monkeypatch, loader):
     images = shutil.copytree(folder, tmp_path / "images")
     damaged = images / "red" / "0.png"
     damaged.write_bytes(damaged.read_bytes()[:80])
     config = tiny_run.config(images)
-    config.data.on_error = "skip"
+    config.data.on_error, config.data.loader = "skip", loader
     tiny_run.stop_at(monkeypatch, trainer, "train_phase", 1)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
