@@ -169,7 +169,7 @@ class CalibrationReport:
         temperature: fitted on the validation images at the end of the run, or None.
         no_temperature_reason: why there is no temperature, a sentence without its period; "" if there is one.
         num_fitted: number of validation images that the temperature was fitted on.
-        risk_coverage: accuracy against the fraction of images covered.
+        risk_coverage: accuracy against the fraction of images covered; of calibrated confidences, if there are any.
         coverage_points: points of the curve at COVERAGE_PERCENTS.
     """
 
@@ -192,7 +192,9 @@ def calibration_report(log_probs: FloatArray, labels: IntArray, fit: Temperature
     """
     temperature = fit.temperature if fit else None
     scaled = apply_temperature(log_probs, temperature) if temperature else None
-    curve = risk_coverage(np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1) == labels)
+    shown = log_probs if scaled is None else scaled
+    confidence = np.exp(shown.max(axis=1)).astype(np.float32)  # as predictions have it: ties stay ties
+    curve = risk_coverage(confidence, shown.argmax(axis=1) == labels)
     return CalibrationReport(
         uncalibrated=calibration_metrics(log_probs, labels),
         calibrated=None if scaled is None else calibration_metrics(scaled, labels),

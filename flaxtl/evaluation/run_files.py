@@ -82,6 +82,14 @@ class RunRecord:
         return self.predictions.of_split(self.eval_split)
 
     @cached_property
+    def calibrated_predictions(self) -> Predictions | None:
+        """`eval_predictions` at the temperature of the run, if it has one: the confidences that people are shown."""
+        fit = self.summary.calibration
+        if self.eval_predictions is None or fit is None or fit.temperature is None:
+            return self.eval_predictions
+        return self.eval_predictions.at_temperature(fit.temperature)
+
+    @cached_property
     def classes(self) -> list[str]:
         """Class names in the order of the model's outputs, as far as they are known."""
         if self.predictions is not None:

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from flaxtl.console import printable
-from flaxtl.evaluation import classification
+from flaxtl.evaluation import classification, verdicts
 from flaxtl.evaluation.calibration import NUM_BINS, ReliabilityDiagram, RiskCoverage
 from flaxtl.report.templating import format_lr, round_lr
 
@@ -91,7 +91,8 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], metric: Literal["loss", "ac
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
         _set_y_limits(axes, np.concatenate([training, validation]), metric)
         _use_gridlines(axes, percent=metric == "accuracy")
-        _add_legend(axes, rows_above=_mark_phases(axes, [str(epoch["phase"]) for epoch in epochs]))
+        _mark_phases(axes, [str(epoch["phase"]) for epoch in epochs])
+        _add_legend(axes, rows_above=1)
         return _to_svg(figure, f"{metric.capitalize()} of training and validation over {len(epochs)} epochs")
 
 
@@ -105,7 +106,8 @@ def plot_confusion(matrix: classification.CountArray, classes: Sequence[str]) ->
     title = "No images"
     if num_images:
         plural = "s" if num_errors != 1 else ""
-        title = f"Accuracy {100 * num_correct / num_images:.2f} %, {num_errors:,} error{plural} in {num_images:,}"
+        accuracy = verdicts.rounded_percent(num_correct, num_images)
+        title = f"Accuracy {accuracy}, {num_errors:,} error{plural} in {num_images:,}"
     shown = classification.classes_with_most_errors(matrix, MAX_CONFUSION_CLASSES)
     n = len(shown)
     counts, shares = matrix[np.ix_(shown, shown)], classification.normalize_rows(matrix)[np.ix_(shown, shown)]
@@ -175,8 +177,13 @@ def plot_risk_coverage(curve: RiskCoverage) -> str:
         return _to_svg(figure, f"Accuracy against coverage of {n:,} images")
 
 
-def plot_metric_vs_setting(setting: str, values: Sequence[str], lines: Sequence[MetricLine]) -> str:
-    """Plot validation accuracy over the values of a setting, evenly spaced; the best line is highlighted."""
+def plot_metric_vs_setting(
+    setting: str, values: Sequence[str], lines: Sequence[MetricLine], *, ordered: bool = True
+) -> str:
+    """Plot validation accuracy over the values of a setting, evenly spaced; the best line is highlighted.
+
+    Values that are not `ordered`, such as names of models, are not joined: there is nothing between two of them.
+    """
     with _figure(aspect=0.72) as figure:
         axes = figure.add_subplot()
         for number, line in enumerate(sorted(lines, key=lambda line: line.is_best)):  # the best one is drawn last
@@ -187,7 +194,7 @@ def plot_metric_vs_setting(setting: str, values: Sequence[str], lines: Sequence[
                 style = {"color": INK, "alpha": 0.5, "linewidth": 1.3, "markersize": 4}
             axes.errorbar(
                 x, mean, deviation if deviation.any() else None, capsize=3, label=_shorten(line.name, 40),
-                marker=MARKERS[number % len(MARKERS)], **style,
+                marker=MARKERS[number % len(MARKERS)], linestyle="-" if ordered else "", **style,
             )  # fmt: skip
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_xlabel(_shorten(setting, 40))
@@ -277,22 +284,36 @@ def _set_y_limits(axes: Axes, values: npt.NDArray[np.float64], metric: str) -> N
         axes.text(0.06, 0.98, f"↑ to {highest:.3g}", transform=axes.transAxes, va="top", fontsize=FONT_SIZES["small"])
 
 
-def _mark_phases(axes: Axes, phases: Sequence[str]) -> int:
-    """Write each phase's name above its first epoch and a line at its end; return the number of rows of names."""
+def _mark_phases(axes: Axes, phases: Sequence[str]) -> None:
+    """Write each phase's name above its first epoch, all on one line, and draw a line at the end of each phase."""
     starts = [i for i, phase in enumerate(phases) if i == 0 or phases[i - 1] != phase]
-    row_ends: list[float] = []  # where the last name of each row ends, as a fraction of the axis
-    for start in starts:
-        name, left = _shorten(phases[start], 22), start / len(phases)
-        width = (
-            (len(name) + 2) * 0.6 * FONT_SIZES["small"] / 340
-        )  # a letter is 0.6 of the font size, the axis 340 units
-        left = max(0.0, min(left, 1 - width))
-        row = next((row for row, end in enumerate(row_ends) if end <= left), len(row_ends))
-        row_ends[row : row + 1] = [left + width]
-        axes.text(left, 1.02 + 0.075 * row, name, transform=axes.transAxes, fontsize=FONT_SIZES["small"])
-        if start:
-            axes.axvline(start + 0.5, color=INK, alpha=0.45, linewidth=1, linestyle=DASHED)
-    return len(row_ends)
+    names, lefts = _place_names([phases[start] for start in starts], [start / len(phases) for start in starts])
+    for name, left in zip(names, lefts, strict=True):
+        axes.text(left, 1.02, name, transform=axes.transAxes, fontsize=FONT_SIZES["small"])
+    for start in starts[1:]:
+        axes.axvline(start + 0.5, color=INK, alpha=0.45, linewidth=1, linestyle=DASHED)
+
+
+def _place_names(names: Sequence[str], starts: Sequence[float]) -> tuple[list[str], list[float]]:
+    """Return the names, shortened until all fit on one line, and where each begins, as fractions of the axis.
+
+    Each begins at its start, or as little to its right or left as the others need.
+    """
+    letter = 0.6 * FONT_SIZES["small"] / 340  # a letter is 0.6 of the font size, the axis 340 units
+    for limit in range(22, 0, -1):
+        shown = [_shorten(name, limit) for name in names]
+        widths = [(len(name) + 1) * letter for name in shown]
+        lefts: list[float] = []
+        for start in starts:
+            previous = lefts[-1] + widths[len(lefts) - 1] if lefts else 0.0
+            lefts.append(max(start, previous))
+        end = 1.0
+        for index in reversed(range(len(lefts))):
+            lefts[index] = min(lefts[index], end - widths[index])
+            end = lefts[index]
+        if lefts[0] >= 0:
+            break
+    return shown, lefts
 
 
 def _draw_cell(axes: Axes, true: int, predicted: int, share: float) -> None:
@@ -309,7 +330,7 @@ def _write_count(axes: Axes, true: int, predicted: int, count: int, share: float
     style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "alpha": 1 if count else 0.45}
     axes.text(x, y - (0.12 if with_share else 0), f"{count:,}", fontsize=size, fontweight=weight, **style)
     if with_share:
-        axes.text(x, y + 0.2, f"{100 * share:.1f} %", fontsize=min(FONT_SIZES["small"], 72 / num_classes), **style)
+        axes.text(x, y + 0.2, f"{100 * share:.0f} %", fontsize=min(FONT_SIZES["small"], 72 / num_classes), **style)
 
 
 def _label_classes(axes: Axes, classes: Sequence[str]) -> None:

@@ -22,8 +22,9 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, gradcam, label_issues
-from flaxtl.evaluation.calibration import CalibrationReport
+from flaxtl.evaluation.calibration import CalibrationReport, describe_temperature
 from flaxtl.evaluation.run_files import RunRecord, read_run
+from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import galleries, model_card, plots, run_summary
 from flaxtl.report.earlier_images import keep_images
@@ -79,9 +80,17 @@ class EvaluationSection:
 
 @dataclass(frozen=True)
 class CalibrationSection:
-    """Calibration and selective prediction on the evaluated split; plots are SVG."""
+    """Calibration and selective prediction on the evaluated split; plots are SVG.
+
+    Attributes:
+        metrics: the figures.
+        description: what the temperature means, such as "overconfident"; "" without a temperature.
+        reliability: diagram of confidence and accuracy.
+        risk_coverage: accuracy if the least confident images are left out.
+    """
 
     metrics: CalibrationReport
+    description: str
     reliability: Markup
     risk_coverage: Markup
 
@@ -134,6 +143,8 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
         facts=run_summary.facts(run),
+        verdict=run_verdict(run),
+        phase_results=run_summary.phase_results(run, run.eval_split),
         phases=run_summary.phase_rows(run),
         curves=run_summary.training_curves(run),
         evaluation=evaluation_section(run),
@@ -191,7 +202,7 @@ def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     """Return the section on the predictions of the evaluated split; None if there are none."""
-    predictions = run.eval_predictions
+    predictions = run.calibrated_predictions
     if predictions is None:
         return None
     classes, bit_depth = predictions.classes, run.config.data.bit_depth
@@ -224,6 +235,7 @@ def calibration_section(run: RunRecord) -> CalibrationSection | None:
     after = metrics.calibrated.reliability if metrics.calibrated else None
     return CalibrationSection(
         metrics=metrics,
+        description=describe_temperature(metrics.temperature) if metrics.temperature else "",
         reliability=Markup(plots.plot_reliability(metrics.uncalibrated.reliability, after)),
         risk_coverage=Markup(plots.plot_risk_coverage(metrics.risk_coverage)),
     )

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flaxtl.evaluation import classification
+from flaxtl.evaluation import classification, verdicts
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.report import plots
-from flaxtl.report.templating import format_count, format_duration
+from flaxtl.report.templating import format_count, format_duration, format_points, format_rounded, percent_digits
+from flaxtl.train.run_records import SplitMetrics
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,6 +37,16 @@ class Headline:
         """95 % Wilson interval of the accuracy."""
         return classification.wilson_interval(self.num_correct, self.num_images)
 
+    @property
+    def rounded_accuracy(self) -> str:
+        """The accuracy with the digits that the number of images supports, such as '81 %'."""
+        return verdicts.rounded_percent(self.num_correct, self.num_images)
+
+    @property
+    def rounded_interval(self) -> str:
+        """The interval with as many digits, such as '57 to 93 %'."""
+        return verdicts.rounded_interval(self.num_correct, self.num_images)
+
 
 @dataclass(frozen=True)
 class PhaseRow:
@@ -50,7 +61,7 @@ class PhaseRow:
         epochs: epochs trained so far.
         planned_epochs: epochs in the config.
         seconds: wall time; None if unknown.
-        accuracy: split -> accuracy in [0, 1]; None if not measured.
+        metrics: split -> its accuracy and number of images; None if not measured.
     """
 
     name: str
@@ -61,7 +72,16 @@ class PhaseRow:
     epochs: int
     planned_epochs: int
     seconds: float | None
-    accuracy: Mapping[str, float | None]
+    metrics: Mapping[str, SplitMetrics | None]
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """The accuracy after one phase, and its change from the phase before in percentage points, as text."""
+
+    name: str
+    accuracy: str
+    gain: str
 
 
 def headline(run: RunRecord) -> Headline | None:
@@ -123,10 +143,23 @@ def phase_rows(run: RunRecord) -> list[PhaseRow]:
     return [_phase_row(run, name) for name in run.config.phases]
 
 
+def phase_results(run: RunRecord, split: str) -> list[PhaseResult]:
+    """Return the accuracy on a split after each phase that was evaluated on it."""
+    results: list[PhaseResult] = []
+    before: float | None = None
+    for row in phase_rows(run):
+        metrics = row.metrics[split]
+        if metrics is None or metrics.accuracy is None:
+            continue
+        gain = "" if before is None else format_points(metrics.accuracy - before, percent_digits(metrics))
+        results.append(PhaseResult(row.name, format_rounded(metrics), gain))
+        before = metrics.accuracy
+    return results
+
+
 def _phase_row(run: RunRecord, name: str) -> PhaseRow:
     planned, done = run.config[name], run.summary.phases.get(name)
     if done:
-        metrics = {"train": done.train, "validation": done.validation, "test": done.test}
         return PhaseRow(
             name=name,
             lrs=done.lrs,
@@ -136,12 +169,14 @@ def _phase_row(run: RunRecord, name: str) -> PhaseRow:
             epochs=done.epochs,
             planned_epochs=planned.epochs,
             seconds=done.wall_seconds,
-            accuracy={split: values.accuracy if values else None for split, values in metrics.items()},
+            metrics={"train": done.train, "validation": done.validation, "test": done.test},
         )
     epochs = [epoch for epoch in run.epochs if epoch.phase == name]
-    accuracy: dict[str, float | None] = dict.fromkeys(SPLITS)
+    metrics: dict[str, SplitMetrics | None] = dict.fromkeys(SPLITS)
     if epochs:
-        accuracy |= {"train": epochs[-1].train_accuracy, "validation": epochs[-1].validation_accuracy}
+        n = Counter(example.split for example in run.manifest.examples)
+        metrics["train"] = SplitMetrics(epochs[-1].train_accuracy, n["train"])
+        metrics["validation"] = SplitMetrics(epochs[-1].validation_accuracy, n["validation"])
     return PhaseRow(
         name=name,
         lrs=planned.lr.to_dict(),
@@ -151,7 +186,7 @@ def _phase_row(run: RunRecord, name: str) -> PhaseRow:
         epochs=len(epochs),
         planned_epochs=planned.epochs,
         seconds=sum(epoch.seconds for epoch in epochs) if epochs else None,
-        accuracy=accuracy,
+        metrics=metrics,
     )
 
 

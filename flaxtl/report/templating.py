@@ -1,14 +1,19 @@
 """Jinja templates, and how they write numbers and arbitrary text."""
 
+import base64
+import hashlib
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from flaxtl import console
 from flaxtl.console import printable
+from flaxtl.evaluation import verdicts
+from flaxtl.train.run_records import SplitMetrics
 
 
 def load_template(
@@ -38,6 +43,7 @@ def load_template(
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
     environment.filters |= {**FILTERS, **filters}
+    environment.globals |= {"script": SCRIPT, "script_hash": SCRIPT_HASH}
     return environment.get_template(name)
 
 
@@ -46,14 +52,31 @@ def format_percent(share: float | None, digits: int = 2) -> str:
     return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
+def format_rounded(metrics: SplitMetrics | None) -> str:
+    """Accuracy of a split, with the digits that the number of its images supports; a dash if it was not measured."""
+    if metrics is None or metrics.accuracy is None:
+        return format_percent(None)
+    return format_percent(metrics.accuracy, percent_digits(metrics))
+
+
+def percent_digits(metrics: SplitMetrics) -> int:
+    """Number of decimals of an accuracy that the number of its images supports."""
+    return verdicts.percent_digits(round((metrics.accuracy or 0) * metrics.n), metrics.n)
+
+
+def format_units(text: str) -> str:
+    """Keep every number of a sentence on one line with its percent sign, or with its plus-minus sign."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=±) ", "\N{NARROW NO-BREAK SPACE}", text)
+
+
 def format_threshold(confidence: float) -> str:
     """0.9799996 -> 0.979999: rounded down, so that the confidence that gave the threshold still reaches it."""
     return f"{math.floor(1e6 * confidence) / 1e6:.6f}" if math.isfinite(confidence) else "–"
 
 
-def format_points(difference: float) -> str:
+def format_points(difference: float, digits: int = 2) -> str:
     """Difference of two shares in percentage points: 0.0288 -> +2.88."""
-    return f"{100 * difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_count(number: int | None) -> str:
@@ -79,6 +102,8 @@ def round_lr(lr: float) -> float:
 
 FILTERS = {
     "percent": format_percent,
+    "rounded": format_rounded,
+    "units": format_units,
     "threshold": format_threshold,
     "points": format_points,
     "count": format_count,
@@ -86,6 +111,12 @@ FILTERS = {
     "lr": format_lr,
 }
 """Filter name -> function, for every template."""
+
+SCRIPT = Markup((Path(__file__).parent / "templates" / "copy.js").read_text(encoding="utf-8"))
+"""The only script of a page: it shows the buttons that copy a command. Without scripts there are no buttons."""
+
+SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+"""What the Content-Security-Policy of a page allows to run: SCRIPT and nothing else."""
 
 _HTML_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}  # entities, because Markdown passes HTML through
 _MARKDOWN_SYNTAX = re.compile(r"[\\`*_\[\]|~$#!]|:(?=//)|(?<=www)\.")

@@ -118,14 +118,18 @@ def _plot_setting(points: Sequence[SweepPoint], key: str) -> str:
         line = lines.setdefault(others, MetricLine(others, {}, is_best=not lines))  # the first point is the best
         assert point.accuracy is not None, "the point is complete"
         line.values[values.index(point.values[key])] = point.accuracy.mean, point.accuracy.std or 0.0
-    return plot_metric_vs_setting(key, [format_value(value) for value in values], list(lines.values()))
+    names = [format_value(value) for value in values]
+    return plot_metric_vs_setting(key, names, list(lines.values()), ordered=_are_numbers(values))
 
 
 def _axis_values(values: Sequence[Any]) -> list[Any]:
     """Return the distinct values in order: numbers ascending, others as text."""
     distinct = list({json.dumps(value): value for value in values}.values())
-    numeric = all(isinstance(value, int | float) for value in distinct)
-    return sorted(distinct) if numeric else sorted(distinct, key=_sort_key)
+    return sorted(distinct) if _are_numbers(distinct) else sorted(distinct, key=_sort_key)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _sort_key(value: Any) -> tuple[int, list[float], str]:

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -46,14 +47,18 @@ def test_curves_of_accuracy_use_percent():
     assert any(re.fullmatch(r"[\d.]+ %", text) for text in texts(plots.plot_curves(epochs(frozen=20), "accuracy")))
 
 
-def test_curves_short_phases_names_in_rows():
-    svg = plots.plot_curves(epochs(first_phase=1, second_phase=1, third_phase=60), "loss")
-    heights = {
-        element.text: float(element.get("y"))
-        for element in ElementTree.fromstring(svg).iter(SVG + "text")
-        if element.text.endswith("_phase")
-    }
-    assert len(set(heights.values())) == 3
+def test_curves_phase_names_are_on_one_line():
+    svg = plots.plot_curves(epochs(first_phase=1, second_phase=1, third_phase=60, last_phase=1), "loss")
+    names = [element for element in ElementTree.fromstring(svg).iter(SVG + "text") if element.text.endswith("_phase")]
+    assert len(names) == 4
+    assert len({element.get("y") for element in names}) == 1
+    lefts = [float(element.get("x")) for element in names]
+    assert all(right - left > 6 * len(names[0].text) for left, right in pairwise(lefts))  # a letter is 6 units wide
+
+
+def test_curves_many_phases_have_shortened_names():
+    shown = texts(plots.plot_curves(epochs(**{f"phase_number_{number}": 2 for number in range(9)}), "loss"))
+    assert sum(text.startswith("pha") and text.endswith("…") for text in shown) == 9
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
@@ -77,8 +82,8 @@ def test_curves_high_first_loss_is_cut():
 def test_confusion_shows_counts_shares_and_names():
     svg = plots.plot_confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"])
     shown = texts(svg)
-    assert {"3", "1", "0", "2", "75.0 %", "25.0 %", "0.0 %", "100.0 %"} <= set(shown)
-    assert shows(svg, r"\b83\.33 %\D*\b1\b\D*\b6\b")
+    assert {"3", "1", "0", "2", "75 %", "25 %", "0 %", "100 %"} <= set(shown)
+    assert shows(svg, r"\b83 %\D*\b1\b\D*\b6\b")
     assert shown.count("cat") == 2  # on both edges
 
 
@@ -96,7 +101,7 @@ def test_confusion_many_classes_shows_most_confused():
 def test_confusion_without_images_is_drawn():
     svg = plots.plot_confusion(np.zeros((2, 2), np.int64), ["cat", "dog"])
     assert shows(svg, r"^no\b")
-    assert {text for text in texts(svg) if re.search(r"\d", text)} == {"0", "0.0 %"}
+    assert {text for text in texts(svg) if re.search(r"\d", text)} == {"0", "0 %"}
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$x_{", "a & b", 'quo"te', "\x07bell", "牡丹"])
@@ -197,6 +202,17 @@ def test_metric_vs_setting_labels_values_and_lines():
     assert any(re.fullmatch(r"[\d.]+ %", text) for text in texts(svg))
     assert "var(--accent" in svg
     assert svg == plots.plot_metric_vs_setting("head.units", ["64", "(128, 64)"], lines)
+
+
+def test_metric_vs_setting_categories_are_not_joined():
+    line = plots.MetricLine("", {0: (0.8, 0.0), 1: (0.9, 0.0)}, is_best=True)
+    joined, separate = (
+        plots.plot_metric_vs_setting("model.name", ["vgg16", "resnet50"], [line], ordered=ordered)
+        for ordered in (True, False)
+    )
+    path = r'<path d="M [^"]*" clip-path[^>]*stroke: var\(--accent'
+    assert len(re.findall(path, joined)) == 1
+    assert re.findall(path, separate) == []
 
 
 @pytest.mark.parametrize("last", [9.0, float("nan"), float("inf")])

@@ -16,20 +16,21 @@ from flaxtl.data.sources import image_folder
 from flaxtl.evaluation import predictions
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.report import doctor_report, report
+from flaxtl.report.templating import SCRIPT
 
-SCRIPT = "document.title=String.fromCharCode(112,119,110,101,100)"  # 'pwned', only if the code runs
+INJECTED = "document.title=String.fromCharCode(112,119,110,101,100)"  # 'pwned', only if the code runs
 CLASSES = (
-    f"<script>{SCRIPT}<",  # together with the slash of a path and the file name below: </script>
-    f'"><img src=x onerror={SCRIPT}>',
-    f"' autofocus onfocus={SCRIPT} x='",
-    f"--><svg onload={SCRIPT}>",
-    f"]]><iframe srcdoc=a onload={SCRIPT}>",
+    f"<script>{INJECTED}<",  # together with the slash of a path and the file name below: </script>
+    f'"><img src=x onerror={INJECTED}>',
+    f"' autofocus onfocus={INJECTED} x='",
+    f"--><svg onload={INJECTED}>",
+    f"]]><iframe srcdoc=a onload={INJECTED}>",
     "&lt;b id=injected&gt;",
     "<b id=injected>",
     "javascript:{{ 7*7 }}",
     "\u202egpj.\x1b[2J\n<b id=injected>",
 )
-FILES = ("script><b id=injected>.png", "style><b id=injected>.png", f'" onmouseover={SCRIPT} ".png')
+FILES = ("script><b id=injected>.png", "style><b id=injected>.png", f'" onmouseover={INJECTED} ".png')
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -54,7 +55,7 @@ def pages(images, tmp_path_factory) -> dict[str, Path]:
     doctor_report.write_doctor_report(
         doctor.check_dataset(index_report, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
     )
-    workdir = folder / f"<b id=injected>{SCRIPT}"
+    workdir = folder / f"<b id=injected>{INJECTED}"
     workdir.mkdir()
     return {"doctor": folder / "doctor.html", "report": _report(workdir, index_report.index.images)}
 
@@ -101,10 +102,15 @@ class UnsafeContent(HTMLParser):
         self.texts.append(data)
 
 
+def without_own_script(page: str) -> str:
+    """Return a page without the script of flaxtl that copies commands."""
+    return page.replace(f"<script>{SCRIPT}</script>", "", 1)
+
+
 @pytest.mark.parametrize("name", ["doctor", "report"])
 def test_pages_hostile_names_are_text(pages, name):
     page = UnsafeContent()
-    page.feed(pages[name].read_text(encoding="utf-8"))
+    page.feed(without_own_script(pages[name].read_text(encoding="utf-8")))
     assert page.unsafe == []
     assert any("<b id=injected>" in text for text in page.texts)  # they are on the page as text
     assert "\x1b" not in "".join(page.texts)
@@ -132,7 +138,7 @@ def test_pages_hostile_names_do_not_run_in_browser(pages, name, tmp_path):
     dom = load_dom(file, tmp_path / "profile")
     assert "pwned" not in dom
     page = UnsafeContent()
-    page.feed(dom)
+    page.feed(without_own_script(dom))
     assert page.unsafe == []
 
 
