@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 LATEST_PYTHON ?= python3.13
+BROWSER ?= chromium
 WORKDIR ?= runs/demo
 PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-latest slow exhaustive lint docs wheel flowers clean
+.PHONY: demo test test-latest slow exhaustive lint docs docs-images wheel flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
@@ -38,6 +39,10 @@ lint: $(VENV)/dev.installed
 # build does not fail on warnings that it hides. The variable hides a notice of the theme.
 docs: $(VENV)/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The images of the documentation, from a run of the demo; the browser takes the one of the report.
+docs-images: demo
+	$(BIN)/python tools/docs_images.py --workdir=$(WORKDIR) --output=docs/images/demo --samples --browser=$(BROWSER)
 
 # Wheel and source archive in dist/. The wheel is installed in a new environment and trains in an empty folder.
 wheel: $(VENV)/package.installed

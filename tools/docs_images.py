@@ -1,13 +1,16 @@
 """Draw the images of docs/ that show a run, with the code of the report.
 
-    python tools/docs_images.py --workdir=runs/demo --output=docs/images/demo --samples
+    python tools/docs_images.py --workdir=runs/demo --output=docs/images/demo --samples --browser=chromium
     python tools/docs_images.py --workdir=runs/flowers --output=docs/images/flowers
 
-`--samples` also writes images of the dataset. Do this only for datasets that may be published, such as synthetic.
+`make docs-images` is the first line. `--samples` and `--browser` also write images of the dataset. Do this only for
+datasets that may be published, such as synthetic.
 """
 
 import argparse
 import re
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,13 +28,17 @@ PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
 MARGIN = 10  # around a plot, in its units; plots are 400 wide
 GAP = 6  # between samples, in pixels
 
+SCREENSHOT = (1280, 800)
+"""Width and height of the window that shows the report, in CSS pixels; the file has 1.5 times as many each way."""
+
 
 def main() -> None:
-    """Write loss.svg, accuracy.svg, confusion.svg and reliability.svg of a finished run, and its augmentation.jpg."""
+    """Write loss.svg, accuracy.svg, confusion.svg and reliability.svg of a finished run, and images on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--samples", action="store_true", help="also write augmentation.jpg")
+    parser.add_argument("--browser", metavar="PROGRAM", help="Chromium or Chrome, to also write report.webp")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name, svg in draw_plots(run_files.read_run(options.workdir)).items():
@@ -39,6 +46,9 @@ def main() -> None:
     if options.samples:
         page = make_contact_sheet(augmented_samples(load_setup(options.workdir)))
         page.save(options.output / "augmentation.jpg", quality=80)
+    if options.browser:
+        page = take_screenshot(options.browser, options.workdir / "report" / "index.html")
+        page.save(options.output / "report.webp", quality=85)
 
 
 def draw_plots(run: run_files.RunRecord) -> dict[str, str]:
@@ -71,6 +81,17 @@ def make_contact_sheet(samples: Sequence[AugmentedExample]) -> Image.Image:
         for column, image in enumerate((original, *augmented)):
             page.paste(image, (column * side + GAP, row * side + GAP))
     return page
+
+
+def take_screenshot(browser: str, page: Path) -> Image.Image:
+    """Return the top of an HTML page as the browser draws it in a window of SCREENSHOT."""
+    width, height = SCREENSHOT
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.png"
+        flags = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=1.5"]
+        window = [f"--user-data-dir={folder}", f"--window-size={width},{height}", f"--screenshot={file}"]
+        subprocess.run([browser, *flags, *window, page.resolve().as_uri()], check=True, capture_output=True)
+        return Image.open(file).convert("RGB")
 
 
 if __name__ == "__main__":
