@@ -19,7 +19,7 @@ from PIL import Image
 from flaxtl.errors import UserError
 from flaxtl.evaluation import run_files
 from flaxtl.evaluation.predictor import load_setup
-from flaxtl.report import plots, report
+from flaxtl.report import report, run_summary
 from flaxtl.report.report import AugmentedExample, augmented_samples
 
 PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
@@ -56,7 +56,7 @@ def draw_plots(run: run_files.RunRecord) -> dict[str, str]:
     evaluation, calibration = report.evaluation_section(run), report.calibration_section(run)
     if evaluation is None or calibration is None:
         raise UserError(f"The run in {run.workdir} has no predictions yet. Finish it with `flaxtl train`.")
-    curves = {quantity: plots.plot_curves(run.epochs, quantity) for quantity in ("loss", "accuracy")}
+    curves = {title.lower(): str(svg) for title, svg in run_summary.training_curves(run).items()}
     return {**curves, "confusion": str(evaluation.confusion), "reliability": str(calibration.reliability)}
 
 

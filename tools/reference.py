@@ -218,11 +218,26 @@ DOWNLOAD = "[Download this notebook](lecture.ipynb){ .md-button }"
 
 
 def notebook_page(notebook: Path) -> str:
-    """Return a notebook's text and code, with a download button below its first cell, which contains the title."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    formats = {"code": "```python\n{}\n```", "markdown": "{}"}
-    title, *parts = (formats[cell["cell_type"]].format("".join(cell["source"])) for cell in cells)
-    return "\n\n".join([title, DOWNLOAD, *parts]) + "\n"
+    """Return a notebook's text, code and outputs, with a download button below its first cell, the title."""
+    title, *cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    parts = ["".join(title["source"]), DOWNLOAD]
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        else:
+            parts += [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _output(output: dict[str, Any]) -> str:
+    """Return what a cell printed or returned: an image, HTML on one line, which Markdown leaves as it is, or text."""
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    if "image/png" in data:
+        return f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
+    if "text/html" in data:
+        return f'<div class="output">{" ".join("".join(data["text/html"]).split())}</div>'
+    return f"```text\n{''.join(data['text/plain']).strip()}\n```"
 
 
 _SPECIAL = re.compile(r"([\\*_{}\[\]|#])")

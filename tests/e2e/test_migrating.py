@@ -20,7 +20,7 @@ from flaxtl.train.setup import build_model
 
 PAGE = (doc_pages.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in PAGE.splitlines() if line.startswith("| ")]
-TABLES = {"numbers": 3, "updates as in Keras": 6}
+TABLES = {"numbers": 3, "updates": 6}
 """Last column -> number of columns."""
 
 KERAS_NAMES = {
@@ -37,7 +37,7 @@ LR, STEPS = 1e-3, 10
 COMPARISONS = {
     "keras.applications.EfficientNetB0": "models/test_keras_parity.py::test_outputs_equal_keras",
     'weights="imagenet"': "models/test_registry.py::test_weights_files_are_those_of_keras",
-    "one's own trained model": "pretrained/test_loader.py::test_load_flat_model_returns_its_weights",
+    "your own trained model": "pretrained/test_loader.py::test_load_flat_model_returns_its_weights",
     "preprocess_input": "models/test_imagenet.py::test_preprocessing_equals_keras",
     "include_top=True": "evaluation/test_predictor.py::test_predict_classes_and_scores_equal_keras",
     "AveragePooling2D": "models/test_head.py::test_head_equals_keras_layers",
@@ -114,7 +114,7 @@ def as_number(cell):
     return None if cell == "–" else float(cell)
 
 
-@pytest.mark.parametrize("row", rows_of("updates as in Keras"), ids=lambda row: row[0].strip("`"))
+@pytest.mark.parametrize("row", rows_of("updates"), ids=lambda row: row[0].strip("`"))
 def test_defaults_of_optimizers_are_those_of_the_table(row):
     import keras
 
