@@ -13,7 +13,7 @@ DEFAULTS = ConfigDict(
         "dtype": "float32",  # or bfloat16: dtype of the layers; parameters, last layer and loss are always float32
         "precision": "default",  # or high, highest: of float32 products, which a TPU rounds to bfloat16, a GPU to TF32
         "data": {
-            "source": "synthetic",  # folder:PATH, archive:FILE, tfds:NAME, csv:FILE or synthetic
+            "source": "synthetic",  # folder:PATH, archive:FILE, csv:FILE, hf:ORG/NAME, tfds:NAME or synthetic
             "classes": (),  # expected class names, sorted; () accepts any
             "height": 200,  # input height of the model, in pixels
             "width": 200,  # input width of the model, in pixels; may differ from the height

@@ -22,7 +22,7 @@ MAX_LINES = 400
 
 LEVELS = (
     ("errors", "defaults"),
-    ("fileio", "console", "config"),
+    ("fileio", "console", "config", "hub_access"),
     ("parallel",),
     ("models", "data"),
     ("pretrained",),
@@ -44,6 +44,7 @@ KEPT_TO = {
     "tensorflow_datasets": "data/sources/tfds.py",
     "onnx": ("export/onnx.py", "pretrained/onnx_reader.py"),
     "onnxruntime": "export/predict_script.py",
+    "pyarrow": "data/sources/parquet_images.py",
 }
 """Library -> the only part, or parts, of the package that may import it."""
 

@@ -19,7 +19,8 @@ DEFAULT_CONFIG = "folder"
 
 EPILOG = """\
 Train on your own images, one folder per class: flaxtl train photos/
-SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:FILE, csv:FILE), tfds:NAME or synthetic.
+SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:FILE, csv:FILE), hf:ORG/NAME,
+tfds:NAME or synthetic.
 Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
 69 another process of a distributed run has died; 130 and 143 stopped by Ctrl-C or SIGTERM, progress is saved."""
 

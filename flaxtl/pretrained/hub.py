@@ -1,8 +1,4 @@
-"""Weight files on the Hugging Face Hub: `hf:ORG/REPO[/FILE][@REVISION]`, safetensors only.
-
-huggingface_hub downloads and caches them. Its own settings apply: HF_HOME (where its cache is), HF_TOKEN or `hf auth
-login` (for gated and private repositories), HF_HUB_OFFLINE=1 (the cache only) and HF_ENDPOINT (another host).
-"""
+"""Weight files on the Hugging Face Hub: `hf:ORG/REPO[/FILE][@REVISION]`, safetensors only."""
 
 import re
 from collections.abc import Callable
@@ -10,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxtl.errors import UserError, join_names
-
-PREFIX = "hf:"
+from flaxtl.hub_access import PREFIX, explained_errors, import_hub
 
 DEFAULT_FILE = "model.safetensors"
 """File of a repository with one model, as timm and transformers name it."""
@@ -68,46 +63,14 @@ def download_file(reference: str, notify: Callable[[str], None]) -> Path:
       UserError: huggingface_hub is missing; the file, its repository or the revision does not exist; it requires an
         account; or it is not in the cache and the hub cannot be reached.
     """
-    file = parse_reference(reference)
+    file, hub = parse_reference(reference), import_hub(reference)
     try:
-        import huggingface_hub as hub  # an optional dependency
-        from huggingface_hub import errors
-    except ImportError as error:
-        raise UserError(f"{reference} needs huggingface_hub. Install it with: pip install 'flaxtl[hub]'") from error
-    try:
-        if not isinstance(hub.try_to_load_from_cache(file.repo, file.name, revision=file.revision), str):
-            notify(f"Downloading {file} from the Hugging Face Hub.")
-        return Path(hub.hf_hub_download(file.repo, file.name, revision=file.revision))
-    except errors.GatedRepoError as error:  # before RepositoryNotFoundError, its base class
-        raise UserError(
-            f"{file.repo} is gated. Accept its terms on its page on the Hugging Face Hub, and log in with "
-            "`hf auth login`."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"The Hugging Face Hub has no repository {file.repo!r}, or it is private. Check the name, or log in with "
-            "`hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{file.repo} has no revision {file.revision!r}. Give a branch, tag or commit.") from error
-    except errors.LocalEntryNotFoundError as error:  # before EntryNotFoundError, its base class
-        raise UserError(_unreachable(file)) from error
-    except errors.EntryNotFoundError as error:
+        with explained_errors(file.repo, file.revision, str(file)):
+            if not isinstance(hub.try_to_load_from_cache(file.repo, file.name, revision=file.revision), str):
+                notify(f"Downloading {file} from the Hugging Face Hub.")
+            return Path(hub.hf_hub_download(file.repo, file.name, revision=file.revision))
+    except hub.errors.EntryNotFoundError as error:
         raise UserError(_missing_file(file, _safetensors_names(file))) from error
-    except (OSError, ValueError) as error:  # HTTP and disk errors; a name that the hub does not allow
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot download {file} from the Hugging Face Hub: {first_line}") from error
-
-
-def _unreachable(file: HubFile) -> str:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return f"{file} is not in the cache, and HF_HUB_OFFLINE forbids to download it. Unset it, or give a local file."
-    return (
-        f"{file} is not in the cache, and {constants.ENDPOINT} cannot be reached. Check the connection, or give a "
-        "local file."
-    )
 
 
 def _missing_file(file: HubFile, available: list[str]) -> str:

@@ -1,16 +1,13 @@
 """Files on the Hugging Face Hub, from a server on this machine that answers as the hub does."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from helpers.fake_hub import COMMIT, serve_hub, use_hub
 from huggingface_hub import constants
 from safetensors.numpy import save
 
@@ -18,64 +15,20 @@ from flaxtl.errors import UserError
 from flaxtl.pretrained import download, hub
 from flaxtl.pretrained.hub import HubFile
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = save({"conv/kernel": np.ones((1, 1, 3, 2), np.float32)})
 FILES = {"model.safetensors": CONTENT, "old/vgg.safetensors": CONTENT[:], "README.md": b"text"}
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """Repository org/net with FILES at 'main' and 'v1'; org/secret is gated; all else does not exist."""
-
-    def do_HEAD(self):
-        self.server.requests.append(self.path)
-        path = unquote(self.path).partition("?")[0]
-        if path.startswith("/org/secret/"):
-            return self._send(403, {"X-Error-Code": "GatedRepo"})
-        if match := re.fullmatch(r"/api/models/org/net/tree/(?:main|v1)", path):
-            entries = [{"type": "file", "path": name, "oid": "0", "size": len(FILES[name])} for name in FILES]
-            return self._send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
-        match = re.fullmatch(r"/org/net/resolve/([^/]+)/(.+)", path)
-        if not match:
-            return self._send(404, {"X-Error-Code": "RepoNotFound"})
-        if match[1] not in ("main", "v1", COMMIT):
-            return self._send(404, {"X-Error-Code": "RevisionNotFound"})
-        if match[2] not in FILES:
-            return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        return self._send(200, {"ETag": f'"{match[2]}"', "X-Repo-Commit": COMMIT}, FILES[match[2]])
-
-    do_GET = do_HEAD
-
-    def _send(self, status, headers, content=b""):
-        self.send_response(status)
-        for name, value in (*headers.items(), ("Content-Length", str(len(content)))):
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    server.requests = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve_hub({"org/net": {"main": FILES, "v1": FILES}}) as server:
+        yield server
 
 
 @pytest.fixture
 def fake_hub(server, tmp_path, monkeypatch):
-    """Return the server, with an empty cache; huggingface_hub reads its environment when it is imported."""
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    server.requests.clear()
+    """Return the server, with an empty cache."""
+    use_hub(server, str(tmp_path / "hub"), monkeypatch)
     return server
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from flaxtl.data.sources import archive, csv_file, image_folder
+from flaxtl.data.sources import archive, csv_file, hub_dataset, image_folder
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import user_path
@@ -15,8 +15,9 @@ def open_source(source: str, cache: Path) -> DatasetIndex:
     """List the images of `source`; what has to be drawn, extracted or downloaded is written to `cache` once.
 
     Args:
-      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'tfds:NAME', 'csv:FILE' or 'synthetic'.
-      cache: contains synthetic_VERSION/, archives/KEY/ (KEY: name and content hash) and tfds/NAME/.
+      source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'hf:ORG/NAME', 'tfds:NAME', 'csv:FILE' or
+        'synthetic'.
+      cache: contains synthetic_VERSION/, archives/KEY/ (KEY: name and content hash), hf/NAME@COMMIT/ and tfds/NAME/.
 
     Raises:
       UserError: the scheme is unknown, the source is not available, or its layout is invalid.
@@ -27,8 +28,8 @@ def open_source(source: str, cache: Path) -> DatasetIndex:
     try:
         index = image_folder.scan_folder(path)
     except UserError as error:
-        raise UserError(_name_archive(str(error), source, path)) from error
-    return _from_archive(index, source)
+        raise UserError(_explain(str(error), source, path)) from error
+    return _name_origin(index, source, path)
 
 
 def with_scheme(source: str) -> str:
@@ -52,22 +53,31 @@ def inspect_source(source: str, cache: Path) -> IndexReport:
     if _is_csv(source):
         return csv_file.inspect_csv(path)
     report = image_folder.inspect_folder(path)
-    problems = tuple(_name_archive(problem, source, path) for problem in report.problems)
-    return IndexReport(_from_archive(report.index, source), problems)
+    problems = tuple(_explain(problem, source, path) for problem in report.problems)
+    return IndexReport(_name_origin(report.index, source, path), problems)
 
 
 def _is_csv(source: str) -> bool:
     return source.startswith("csv:")
 
 
-def _from_archive(index: DatasetIndex, source: str) -> DatasetIndex:
-    """Name the archive, if `source` is one, as the origin: a user knows it, and not the folder in the cache."""
-    return replace(index, origin=_archive_name(source)) if source.startswith("archive:") else index
+def _name_origin(index: DatasetIndex, source: str, folder: Path) -> DatasetIndex:
+    """Name what a user knows as the origin, the archive or the dataset, and not the folder in the cache."""
+    scheme, _, location = source.partition(":")
+    if scheme == "archive":
+        return replace(index, origin=_archive_name(source))
+    if scheme == "hf":
+        note = hub_dataset.describe_commit(location, folder)
+        return replace(index, origin=source, notes=(*filter(None, (note,)), *index.notes))
+    return index
 
 
-def _name_archive(problem: str, source: str, folder: Path) -> str:
-    """Return what is wrong with the layout in terms of the archive, if `source` is one, not of its cached folder."""
-    if not source.startswith("archive:"):
+def _explain(problem: str, source: str, folder: Path) -> str:
+    """Return what is wrong with the layout in terms of the archive or dataset, not of its folder in the cache."""
+    scheme, _, location = source.partition(":")
+    if scheme == "hf":
+        return hub_dataset.explain_layout(problem, location, folder)
+    if scheme != "archive":
         return problem
     text = problem.replace(str(folder.resolve()), _archive_name(source))
     return f"{text} Pack the archive again, or extract it yourself and use folder:PATH."
@@ -144,10 +154,15 @@ def _tfds(location: str, cache: Path) -> Path:
     return tfds.export_tfds(location, cache / "tfds" / location.replace("/", "-").replace(":", "-"))
 
 
+def _hub_dataset(location: str, cache: Path) -> Path:
+    return _dataset_root(hub_dataset.export_dataset(location, cache))
+
+
 _SCHEMES: dict[str, tuple[str, Callable[[str, Path], Path]]] = {
     "folder": ("folder:PATH", _existing_path),
     "synthetic": ("synthetic", _synthetic),
     "archive": ("archive:FILE", _archive),
+    "hf": ("hf:ORG/NAME", _hub_dataset),
     "tfds": ("tfds:NAME", _tfds),
     "csv": ("csv:FILE", _existing_path),
 }

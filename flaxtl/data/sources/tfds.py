@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flaxtl.data.sources.class_folders import ClassFolders
 from flaxtl.data.sources.image_folder import SPLITS
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import atomic_folder
-
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
-"""First bytes of the encodings that TFDS' Image feature accepts (tf.io.decode_image) -> file suffix."""
 
 
 def export_tfds(name: str, target: Path, data_dir: Path | None = None) -> Path:
@@ -42,25 +40,17 @@ def export_tfds(name: str, target: Path, data_dir: Path | None = None) -> Path:
         return target
     builder = _prepare(name, data_dir)
     image_key, label_key = _supervised_keys(name, builder.info)
-    folder_names = _folder_names(name, builder.info.features[label_key].names)
+    classes, writer = builder.info.features[label_key].names, ClassFolders(f"TFDS dataset {name!r}")
+    for label in classes:
+        writer.check(label)
     splits = _select_splits(name, list(builder.info.splits))
     with atomic_folder(target) as folder:
         for split in splits:
             parent = folder / split if len(splits) > 1 else folder
             for index, example in enumerate(_examples(builder, split)):
                 if example[label_key] >= 0:  # -1: the label was never published
-                    stem = f"{split}_{index:06d}"
-                    _write_image(parent / folder_names[example[label_key]], stem, example[image_key], name)
+                    writer.write(parent, classes[example[label_key]], f"{split}_{index:06d}", example[image_key])
     return target
-
-
-def _folder_names(name: str, classes: list[str]) -> list[str]:
-    names = [label.replace("/", "-") for label in classes]
-    if len(set(names)) < len(names):
-        raise UserError(f"TFDS dataset {name!r} has two classes with the same folder name. Export it yourself.")
-    if any(label.startswith(".") for label in names):  # '..' would lead outside, and hidden folders are not listed
-        raise UserError(f"TFDS dataset {name!r} has a class name that begins with a dot. Export it yourself.")
-    return names
 
 
 def _prepare(name: str, data_dir: Path | None) -> Any:
@@ -142,11 +132,3 @@ def _records(file: Path) -> Iterator[bytes]:
             if len(head) < 12 or len(record) < length + 4:
                 raise UserError(f"{file} is truncated. Remove its folder and let TFDS prepare the dataset again.")
             yield record[:-4]
-
-
-def _write_image(folder: Path, stem: str, image: bytes, name: str) -> None:
-    suffix = next((suffix for start, suffix in _SUFFIXES.items() if image.startswith(start)), None)
-    if suffix is None:
-        raise UserError(f"TFDS dataset {name!r} contains an image that is not JPEG, PNG, GIF or BMP: {stem}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / (stem + suffix)).write_bytes(image)

@@ -1,0 +1,56 @@
+"""Class folders with the encoded images of a published dataset, byte for byte."""
+
+from pathlib import Path
+
+from flaxtl.data.image_file import SIGNATURE_BYTES, matching_formats
+from flaxtl.errors import UserError
+
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "PPM": ".ppm",
+    "TIFF": ".tif",
+    "WEBP": ".webp",
+    "AVIF": ".avif",
+    "JPEG2000": ".jp2",
+    "HEIF": ".heic",
+}
+"""Pillow's name of a format -> file suffix."""
+
+
+class ClassFolders:
+    """Writes images to FOLDER/CLASS, where FOLDER is that of the dataset or of one of its splits.
+
+    A '/' in a class name becomes '-'.
+
+    Args:
+      dataset: how errors name the dataset.
+    """
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
+        self._labels: dict[str, str] = {}  # name of a class folder -> class
+
+    def check(self, label: str) -> str:
+        """Return the name of a class' folder. Raises UserError for a name that is invalid or that two classes share."""
+        name = label.replace("/", "-")
+        if self._labels.setdefault(name, label) != label:
+            raise UserError(f"{self._dataset} has two classes with the folder name {name!r}. Export it yourself.")
+        if name.startswith(".") or not name or "\0" in name:  # '..' would lead outside; hidden folders are not listed
+            raise UserError(f"{self._dataset} has the class {label!r}, which cannot be a folder. Export it yourself.")
+        return name
+
+    def write(self, folder: Path, label: str, stem: str, image: bytes) -> None:
+        """Write an image of the class `label` to `folder`/CLASS/`stem`.SUFFIX; the suffix follows from the content.
+
+        Raises:
+          UserError: it is not an image of a known format, or the name of the class is not one of a folder.
+        """
+        formats = matching_formats(image[:SIGNATURE_BYTES])
+        if not formats:
+            raise UserError(f"{self._dataset} contains an image of an unknown format: {stem}")
+        path = folder / self.check(label) / (stem + _SUFFIXES[formats[0]])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
