@@ -93,17 +93,16 @@ def predict(options: argparse.Namespace) -> None:
     """Print a table of predictions and write the requested files."""
     from flaxtl.data.file_listing import describe_skipped
     from flaxtl.evaluation.predictions import predictions_table, write_outputs
-    from flaxtl.evaluation.predictor import find_images, load_temperature
+    from flaxtl.evaluation.predictor import calibrate, find_images
 
     _check_predict_options(options)
     listing, top = find_images(options.input), options.top or DEFAULT_TOP
     if listing.skipped:
         _notify(describe_skipped(listing.skipped))
     predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
-    temperature = load_temperature(options.workdir) if options.calibrated else None
     predictions = predictor.predict(listing.images, options.tap)
-    if temperature is not None:
-        predictions = predictions.at_temperature(temperature)
+    if options.workdir and not options.raw:
+        predictions = calibrate(predictions, options.workdir, _notify, required=options.calibrated)
     make_console().print(predictions_table(predictions, top))
     write_outputs(predictions, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if predictions.unreadable:
@@ -293,6 +292,8 @@ def _check_predict_options(options: argparse.Namespace) -> None:
         raise UserError("--weights=FILE applies only to --model=NAME; a run has its own weights.")
     if options.skip_layers and not options.weights:
         raise UserError("--skip-layers=REGEX applies only to --weights=FILE.")
+    if options.calibrated and options.raw:
+        raise UserError("--calibrated and --raw contradict each other. Leave out one of them.")
     if options.calibrated and options.model:
         raise UserError("--calibrated applies only to --workdir=DIR; a pretrained model has no temperature.")
 

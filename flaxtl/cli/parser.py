@@ -223,8 +223,9 @@ def _add_predict_options(parser: Parser) -> None:
     )
     parser.add_argument("--top", type=int, metavar="N", help=f"classes to show for each image (default: {DEFAULT_TOP})")
     parser.add_argument(
-        "--calibrated", action="store_true", help="calibrated probabilities, with the temperature of --workdir"
+        "--calibrated", action="store_true", help="fail if --workdir has no temperature to calibrate probabilities with"
     )
+    parser.add_argument("--raw", action="store_true", help="probabilities as the network gives them, uncalibrated")
     parser.add_argument("--csv", type=user_path, metavar="FILE", help="write one row per image")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the top classes of every image")
     parser.add_argument(

@@ -106,7 +106,7 @@ def _has_targets(stored: HeatmapSet, targets: Mapping[str, ClassPair]) -> bool:
 
 def heatmap_targets(run: RunRecord) -> dict[str, ClassPair]:
     """Return the images that the report shows with heatmaps, errors first: path -> classes to explain."""
-    predictions = run.calibrated_predictions
+    predictions = run.calibrated_eval_predictions
     if predictions is None:
         return {}
     labels, classes = predictions.labels, predictions.classes

@@ -165,16 +165,24 @@ def load_setup(workdir: Path) -> RunSetup:
     return build_setup(run_dir.load_config(workdir), workdir, run_dir.read_manifest(workdir))
 
 
-def load_temperature(workdir: Path) -> float:
-    """Return the temperature of the finished run in `workdir`.
+def calibrate(
+    predictions: Predictions, workdir: Path, notify: Callable[[str], None], *, required: bool = False
+) -> Predictions:
+    """Return predictions of the run in `workdir` at its temperature.
+
+    If the run has none, they are returned as they are and `notify` gets the reason.
 
     Raises:
-        UserError: it has none; the message gives the reason.
+        UserError: a temperature is `required`, but the run has none.
     """
     fit = run_dir.read_summary(workdir).calibration
-    if fit is None or fit.temperature is None:
-        raise UserError(f"{missing_temperature_reason(fit)}. Leave out --calibrated.")
-    return fit.temperature
+    if fit is not None and fit.temperature is not None:
+        return predictions.at_temperature(fit.temperature)
+    reason = missing_temperature_reason(fit)
+    if required:
+        raise UserError(f"{reason}. Leave out --calibrated.")
+    notify(f"{reason}. The probabilities are not calibrated.")
+    return predictions
 
 
 def load_pretrained(

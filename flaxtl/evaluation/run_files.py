@@ -83,11 +83,17 @@ class RunRecord:
 
     @cached_property
     def calibrated_predictions(self) -> Predictions | None:
-        """`eval_predictions` at the temperature of the run, if it has one: the confidences that people are shown."""
+        """`predictions` at the temperature of the run, if it has one: the confidences that people are shown."""
         fit = self.summary.calibration
-        if self.eval_predictions is None or fit is None or fit.temperature is None:
-            return self.eval_predictions
-        return self.eval_predictions.at_temperature(fit.temperature)
+        if self.predictions is None or fit is None or fit.temperature is None:
+            return self.predictions
+        return self.predictions.at_temperature(fit.temperature)
+
+    @cached_property
+    def calibrated_eval_predictions(self) -> Predictions | None:
+        """`calibrated_predictions` on `eval_split`; None if there are none."""
+        predictions = self.calibrated_predictions
+        return predictions.of_split(self.eval_split) if predictions is not None and self.eval_predictions else None
 
     @cached_property
     def classes(self) -> list[str]:

@@ -27,8 +27,11 @@ Model = Callable[[np.ndarray], np.ndarray]
 """uint8 RGB [n, height, width, 3] -> float32 probabilities [n, classes], for any n; preprocessing is included."""
 
 
-def main(paths: Sequence[str]) -> int:
-    """Print the most probable classes of each image. Returns 2 if an image cannot be read, else 0."""
+def main(paths: Sequence[str], *, raw: bool = False) -> int:
+    """Print the most probable classes of each image, `raw`: with uncalibrated probabilities.
+
+    Returns 2 if an image cannot be read, else 0.
+    """
     metadata, run_model, exit_code = read_metadata(), load_model(), 0
     for path in paths:
         try:
@@ -38,6 +41,8 @@ def main(paths: Sequence[str]) -> int:
             exit_code = 2
             continue
         (probabilities,) = run_model(image[np.newaxis])
+        if metadata["temperature"] and not raw:
+            probabilities = calibrate(probabilities, metadata["temperature"])
         top = np.argsort(-probabilities, kind="stable")[:TOP_K]
         print(f"{path}:", ", ".join(f"{metadata['classes'][index]} {probabilities[index]:.1%}" for index in top))
     return exit_code
@@ -66,6 +71,14 @@ def load_model() -> Model:
     from flaxtl.export import formats
 
     return formats.load_exported_model(FOLDER)
+
+
+def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return softmax(log p / T): the same classes, with confidences that match the accuracy on new images."""
+    logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / temperature
+    scaled = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    calibrated: np.ndarray = scaled / scaled.sum(axis=-1, keepdims=True)
+    return calibrated
 
 
 def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
@@ -198,4 +211,6 @@ def _center_crop_box(size: tuple[int, int], resize: dict[str, Any]) -> tuple[flo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=f"Print the {TOP_K} most probable classes of each image.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    sys.exit(main(parser.parse_args().images))
+    parser.add_argument("--raw", action="store_true", help="probabilities as the model gives them, uncalibrated")
+    options = parser.parse_args()
+    sys.exit(main(options.images, raw=options.raw))

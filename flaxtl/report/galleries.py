@@ -150,7 +150,7 @@ def label_issue_thumbnails(
 def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
     """Return the stored heat maps over their images of the evaluated split; None if there are none."""
     pairs = {path: pair for path, pair in gradcam.heatmap_targets(run).items() if heatmaps and path in heatmaps.maps}
-    predictions = run.calibrated_predictions
+    predictions = run.calibrated_eval_predictions
     if not heatmaps or not pairs or predictions is None:
         return None
     examples = [

@@ -58,8 +58,8 @@ def render_model_card(run: RunRecord) -> str:
         phases=run_summary.phase_rows(run),
         results=_results(run),
         calibration=run.calibration,
-        num_label_issues=len(label_issues.find_label_issues(run.predictions).rows)
-        if run.predictions is not None
+        num_label_issues=len(label_issues.find_label_issues(run.calibrated_predictions).rows)
+        if run.calibrated_predictions is not None
         else None,
         splits=run.manifest.splits,
         image_counts=Counter((example.label, example.split) for example in run.manifest.examples),

@@ -97,8 +97,13 @@ class CalibrationSection:
 
 @dataclass(frozen=True)
 class LabelIssueSection:
-    """How many of the `num_images` labels of some splits look wrong, and the most suspicious of them."""
+    """How many of the `num_images` labels of some splits look wrong, and the most suspicious of them.
 
+    Attributes:
+        are_reliable: whether the model is accurate enough; otherwise the section is folded.
+    """
+
+    are_reliable: bool
     count: int
     num_images: int
     splits: Sequence[str]
@@ -128,9 +133,9 @@ def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -
         page = keep_images(page, (folder / "index.html").read_text(encoding="utf-8", errors="replace"))
     atomic_write_text(folder / "index.html", page)
     atomic_write_text(folder / "model_card.md", card)
-    if run.predictions:
-        issues = label_issues.find_label_issues(run.predictions)
-        label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, run.predictions, issues)
+    if predictions := run.calibrated_predictions:
+        issues = label_issues.find_label_issues(predictions)
+        label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, predictions, issues)
     else:
         (folder / LABEL_ISSUES_FILE).unlink(missing_ok=True)
     return folder / "index.html"
@@ -151,6 +156,7 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
         calibration=calibration_section(run),
         label_issues=label_issue_section(run),
         label_issues_file=LABEL_ISSUES_FILE,
+        min_accuracy=label_issues.MIN_ACCURACY,
         heatmaps=galleries.heatmap_section(run, gradcam.read_heatmaps(run.workdir)),
         augmented=[
             (galleries.jpeg_data_uri(original), [galleries.jpeg_data_uri(sample) for sample in samples])
@@ -202,7 +208,7 @@ def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     """Return the section on the predictions of the evaluated split; None if there are none."""
-    predictions = run.calibrated_predictions
+    predictions = run.calibrated_eval_predictions
     if predictions is None:
         return None
     classes, bit_depth = predictions.classes, run.config.data.bit_depth
@@ -243,11 +249,12 @@ def calibration_section(run: RunRecord) -> CalibrationSection | None:
 
 def label_issue_section(run: RunRecord) -> LabelIssueSection | None:
     """Return the section on labels that look wrong; None if there are no predictions."""
-    predictions = run.predictions
+    predictions = run.calibrated_predictions
     if not predictions:
         return None
     issues = label_issues.find_label_issues(predictions)
     return LabelIssueSection(
+        are_reliable=label_issues.are_reliable(predictions),
         count=len(issues.rows),
         num_images=len(predictions.paths),
         splits=[split for split in SPLITS if split in predictions.splits],

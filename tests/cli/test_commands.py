@@ -258,6 +258,7 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["predict", "--workdir=x", "--input=y", "--npz=z"], ["--tap=LAYER", "--npz=FILE"]),
         (["predict", "--workdir=x", "--input=y", "--weights=z"], ["--weights=FILE", "--model=NAME"]),
         (["predict", "--model=vgg16", "--input=y", "--calibrated"], ["--calibrated", "--workdir=DIR"]),
+        (["predict", "--workdir=x", "--input=y", "--calibrated", "--raw"], ["--calibrated", "--raw"]),
         (["predict", "--model=vgg16", "--input=y", "--skip-layers=a"], ["--skip-layers", "--weights=FILE"]),
         (["predict", "--model=vgg61", f"--input={DEMO}"], ["'vgg61'", "'vgg19'"]),
         (["predict", "--model=vgg16", f"--input={DEMO}", "--weights=random"], ["Random", "--weights"]),

@@ -104,7 +104,7 @@ def test_temperature_is_fitted_on_validation_images(place):
     assert json.loads((place / "run" / "summary.json").read_text())["calibration"] == expected
 
 
-def test_predict_calibrated_uses_the_temperature(place, tmp_path, capsys):
+def test_predict_uses_the_temperature_unless_raw(place, tmp_path, capsys):
     workdir = shutil.copytree(place / "run", tmp_path / "run")
     summary = json.loads((workdir / "summary.json").read_text())
 
@@ -118,11 +118,12 @@ def test_predict_calibrated_uses_the_temperature(place, tmp_path, capsys):
         with (tmp_path / "out.csv").open() as file:
             return np.array([[row[name] for name in ("blue", "green", "red")] for row in csv.DictReader(file)], float)
 
-    plain, calibrated = predicted(2.0), predicted(2.0, "--calibrated")
+    plain, calibrated = predicted(2.0, "--raw"), predicted(2.0)
     roots = np.sqrt(plain)  # which is what 2 makes of them
     # the file has six decimals: p is off by up to 5e-7, its root by up to 7e-4, where p is 0
     np.testing.assert_allclose(calibrated, roots / roots.sum(axis=1, keepdims=True), rtol=0, atol=1e-3)
     assert np.abs(calibrated - plain).max() > 0.01
+    np.testing.assert_array_equal(predicted(2.0, "--calibrated"), calibrated)
     assert "temperature" in predicted(None, "--calibrated")
 
 

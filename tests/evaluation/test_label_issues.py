@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_find_label_issues_finds_planted_labels_only():
     assert sorted(issues.rows.tolist()) == planted.tolist()
     assert issues.suggested.tolist() == true[issues.rows].tolist()
     assert (np.diff(issues.probability) <= 0).all()  # the label has what the other class lacks
+
+
+@pytest.mark.parametrize(("num_wrong", "reliable"), [(3, True), (4, False)])
+def test_are_reliable_from_85_percent_of_the_validation_images(num_wrong, reliable):
+    predictions = make_predictions(*[(CAT, (0.0, 1.0, 0.0))] * num_wrong, *[(CAT, (1.0, 0.0, 0.0))] * (20 - num_wrong))
+    assert label_issues.are_reliable(predictions) is reliable
+    rest = make_predictions(*[(CAT, (0.0, 1.0, 0.0))] * 20)
+    both = replace(
+        predictions,
+        paths=predictions.paths + rest.paths,
+        splits=("validation",) * 20 + ("test",) * 20,
+        labels=np.concatenate([predictions.labels, rest.labels]),
+        probabilities=np.concatenate([predictions.probabilities, rest.probabilities]),
+    )
+    assert label_issues.are_reliable(both) is reliable
 
 
 def test_write_label_issues_hostile_names_round_trip(tmp_path):

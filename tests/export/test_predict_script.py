@@ -12,7 +12,9 @@ from PIL import Image
 
 from flaxtl.data.decode import Resize, decode
 from flaxtl.errors import UserError
-from flaxtl.export.predict_script import load_image
+from flaxtl.evaluation import classification
+from flaxtl.evaluation.calibration import apply_temperature
+from flaxtl.export.predict_script import calibrate, load_image
 
 RESIZES = [
     Resize(24, 32),
@@ -107,3 +109,9 @@ def test_load_image_real_photos_match_decode(shared, resize):
     assert len(paths) >= 8
     for path in paths:
         np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
+
+
+def test_calibrate_agrees_with_flaxtl():
+    probabilities = np.array([[0.97, 0.02, 0.01], [1.0, 0.0, 0.0]], np.float32)
+    expected = np.exp(apply_temperature(classification.log_probabilities(probabilities), 2.5))
+    np.testing.assert_allclose(calibrate(probabilities, 2.5), expected, rtol=1e-12)  # float64, in another order

@@ -236,10 +236,14 @@ def test_report_label_issue_is_shown_and_listed(workdir):
     shown = text(workdir)
     count = re.search(r"\b1 of (the )?24 validation and test\b", shown)
     assert count
-    thumbnail = f"daisy → <script>alert(1)</script> 97 % loss {-np.log(0.01):.2f} 0_5&<b>.png"
+    scaled = np.sqrt([0.97, 0.01]) / (np.sqrt(0.97) + 3 * np.sqrt(0.01))  # at temperature 2
+    assert scaled.round(4).tolist() == [0.7665, 0.0778]
+    thumbnail = f"daisy → <script>alert(1)</script> 77 % loss {-np.log(scaled[1]):.2f} 0_5&<b>.png"
     assert shown[count.end() :].count(thumbnail) == 1
     with (workdir / "report" / "label_issues.csv").open(newline="") as file:
-        assert list(csv.reader(file))[1:] == [[predictions.paths[2], "daisy", "<script>alert(1)</script>", "0.97"]]
+        (row,) = list(csv.reader(file))[1:]
+    assert row[:3] == [predictions.paths[2], "daisy", "<script>alert(1)</script>"]
+    assert float(row[3]) == pytest.approx(scaled[0], rel=1e-6)  # float32
     (workdir / "predictions.csv").unlink()
     shown = text(workdir)
     assert not re.search(r"\b24 validation and test\b", shown)
