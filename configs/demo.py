@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.weights = dict(path="builtin")
     c.head = dict(pooling="global_average", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=20.0, height_shift=0.1, width_shift=0.1, shear=0.2, zoom=0.2, horizontal_flip=True)
-    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
+    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99, eps=1e-7)
 
     c.param_groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "augmented", "finetune")

@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.weights = dict(path="imagenet")
     c.head = dict(pooling="average_2x2", units=(128,), dropout=0.4)
     c.augmentation = dict(rotation=30.0, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)
-    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99)
+    c.optimizer = dict(name="nadam", b1=0.9, b2=0.99, eps=1e-7)
 
     c.param_groups = (("head", "head/.*"), ("block5", "backbone/block5_.*"), ("base", "backbone/.*"))
     c.phases = ("frozen", "augmented", "finetune")

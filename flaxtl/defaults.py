@@ -70,6 +70,7 @@ DEFAULTS = ConfigDict(
             "name": "nadam",  # as in Keras; or Optax' adabelief, adam, adamw, lamb, lion, radam, rmsprop, sgd
             "b1": 0.9,  # decay of the running mean of gradients
             "b2": 0.999,  # decay of the running mean of squared gradients
+            "eps": 1e-7,  # added to its root: Keras' default; that of the others, without a value here, is Optax'
         },
         "param_groups": (),  # pairs (name, regular expression), the first match wins; () uses the model's own groups
         "phases": ("frozen",),  # phase names, in order; each phase has its own settings
@@ -95,6 +96,7 @@ PHASE_DEFAULTS = ConfigDict(
         "plateau_patience": 10,  # epochs without improvement that make a plateau
         "warmup_steps": 0,  # steps of linear warmup from 0, before the schedule
         "layer_decay": 1.0,  # in (0, 1]: the k-th block below the head trains at its group's rate times layer_decay**k
+        "clip_norm": 0.0,  # gradients: maximum norm of all together, as Keras' global_clipnorm; 0 disables
         "ema": 0.0,  # EMA decay of the weights, in [0, 1); 0 disables. The EMA weights are validated and saved
         "monitor": "validation_loss",  # the metric of early stopping and schedule=plateau
         "patience": 0,  # early stopping: epochs without improvement; 0 disables, and the last weights are kept

@@ -125,6 +125,7 @@ def test_override_of_the_optimizer_drops_other_arguments(write):
         "name": "nadam",
         "b1": 0.5,
         "b2": 0.999,
+        "eps": 1e-7,
     }
 
 

@@ -24,7 +24,7 @@ from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData, load_splits
 from flaxtl.train.feature_cache import ProgressFn
 from flaxtl.train.metrics import MetricSums
-from flaxtl.train.optimizers import Schedule, make_optimizer, optimizer_factory
+from flaxtl.train.optimizers import Schedule, clip_grads, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup
@@ -173,6 +173,7 @@ def range_test(start: PhaseStart, lr_range: LrRange, progress: ProgressFn, advan
     """
     setup, phase, params = start.setup, start.phase, start.params
     optimizer = range_test_optimizer(setup.config.optimizer, phase.param_groups, lr_range.lrs())
+    optimizer = clip_grads(optimizer, phase.clip_norm)
     num_views = setup.config.feature_cache.views
     loader, start_layer = select_loader(start.splits, phase, params, num_views, progress)
     cfg = make_step_config(setup, phase, optimizer, start_layer)

@@ -47,7 +47,12 @@ _FROZEN = "<frozen>"  # label of parameters that get no update; not a valid grou
 
 
 def phase_optimizer(
-    settings: Mapping[str, Any], param_groups: ParamGroups, schedule: str, steps: int, warmup_steps: int
+    settings: Mapping[str, Any],
+    param_groups: ParamGroups,
+    schedule: str,
+    steps: int,
+    warmup_steps: int,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """Return the optimizer of a phase.
 
@@ -57,9 +62,20 @@ def phase_optimizer(
       schedule: a key of SCHEDULES.
       steps: steps of the phase.
       warmup_steps: steps of linear warm-up.
+      clip_norm: see `clip_grads`.
     """
     schedules = lr_schedules(param_groups, schedule, steps, warmup_steps)
-    return make_optimizer(param_groups.labels, schedules, optimizer_factory(settings), param_groups.lr_scales)
+    optimizer = make_optimizer(param_groups.labels, schedules, optimizer_factory(settings), param_groups.lr_scales)
+    return clip_grads(optimizer, clip_norm)
+
+
+def clip_grads(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+    """Return the optimizer behind gradient clipping (Pascanu et al. 2013), as Keras' `global_clipnorm`.
+
+    If the norm of all gradients together, which are those of the trainable parameters, is above `clip_norm`, they are
+    scaled down to it. 0 disables.
+    """
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
 def lr_schedules(param_groups: ParamGroups, schedule: str, steps: int, warmup_steps: int) -> dict[str, Schedule]:
@@ -230,12 +246,18 @@ class NadamState(NamedTuple):
 
 
 def nadam(
-    learning_rate: Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+    learning_rate: Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    weight_decay: float = 0.0,
+    mask: Callable[[optax.Params], Any] = lambda params: jax.tree.map(lambda _: True, params),
 ) -> optax.GradientTransformation:
     """Nadam as in Keras 3 (keras/src/optimizers/nadam.py; Dozat 2016), with its defaults.
 
     It differs from optax.nadam: the momentum warms up as u_t = b1 * (1 - 0.5 * 0.96**t), and eps is added outside the
-    square root.
+    square root. With `weight_decay`, each step also subtracts learning rate * weight_decay * parameter from those that
+    `mask` selects (keras/src/optimizers/base_optimizer.py; decoupled as in AdamW).
     """
 
     def init(params: optax.Params) -> NadamState:
@@ -245,7 +267,6 @@ def nadam(
     def update(
         grads: optax.Updates, state: NadamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, NadamState]:
-        del params
         t = (state.num_steps + 1).astype(jnp.float32)
         momentum, next_momentum = (b1 * (1 - 0.5 * 0.96**step) for step in (t, t + 1))
         product = state.momentum_product * momentum
@@ -257,6 +278,11 @@ def nadam(
             m_hat = next_momentum * m / (1 - product * next_momentum) + (1 - momentum) * g / (1 - product)
             return -lr * m_hat / (jnp.sqrt(v / (1 - b2**t)) + eps)
 
-        return jax.tree.map(step, grads, mu, nu), NadamState(state.num_steps + 1, product, mu, nu)
+        updates = jax.tree.map(step, grads, mu, nu)
+        if weight_decay:
+            assert params is not None, "weight decay depends on the parameters"
+            decay = lr * weight_decay
+            updates = jax.tree.map(lambda u, p, use: u - decay * p if use else u, updates, params, mask(params))
+        return updates, NadamState(state.num_steps + 1, product, mu, nu)
 
     return optax.GradientTransformation(init, update)

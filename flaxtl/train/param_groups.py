@@ -160,10 +160,15 @@ class ParamGroups:
             {path: value for path, value in params.items() if not self.is_active(path)},
         )
 
+    def scale_range(self, group: str) -> tuple[float, float]:
+        """Return the highest and the lowest factor on the rate of `group` among its layers."""
+        scales = [self.lr_scales.get(path, 1.0) for path, name in self.groups.items() if name == group]
+        return max(scales), min(scales)
+
     def lr_range(self, group: str) -> tuple[float, float]:
         """Return the highest and the lowest learning rate of the layers of `group`."""
-        scales = [self.lr_scales.get(path, 1.0) for path, name in self.groups.items() if name == group]
-        return self.lrs[group] * max(scales), self.lrs[group] * min(scales)
+        highest, lowest = self.scale_range(group)
+        return self.lrs[group] * highest, self.lrs[group] * lowest
 
     def labels(self, params: Mapping[str, Leaf]) -> dict[str, str]:
         """Return path -> group of the given parameters, as optax.multi_transform needs it."""

@@ -25,12 +25,13 @@ HIGHER_IS_BETTER = {
 }
 """The metrics that a phase can monitor."""
 
-FRACTIONS: Mapping[str, tuple[Callable[[float], bool], str]] = {
+RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "plateau_factor": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "clip_norm": (lambda value: 0 <= value < math.inf, "at least 0, and finite; 0 disables it"),
     "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
 }
-"""Settings of a phase that are fractions: a check, and the range in words."""
+"""Settings of a phase that are numbers with a fraction: a check, and the range in words."""
 
 FEATURE_CACHE_BYTES = 8 * 2**30
 """Maximum size of the cached outputs of a cut layer, for one view of each training image."""
@@ -57,6 +58,7 @@ class Phase:
     plateau_factor: float
     plateau_patience: int
     warmup_steps: int
+    clip_norm: float
     ema: float
     monitor: str
     patience: int
@@ -93,14 +95,21 @@ class Phase:
     def lrs(self, steps: int, lr_scale: float) -> dict[str, float]:
         """Return the learning rate of each trained group in the last of the phase's first `steps` steps, to 6 digits.
 
+        Where layer decay gives the layers of a group different rates, `group` has the highest, `group (lowest)` the
+        lowest of them.
+
         Args:
           steps: number of steps, at least 1.
           lr_scale: product of the reductions on plateaus so far.
         """
-        last = jnp.int32(steps - 1)
-        return {
-            group: float(f"{lr_scale * float(schedule(last)):.6g}") for group, schedule in self.lr_schedules.items()
-        }
+        last, rates = jnp.int32(steps - 1), dict[str, float]()
+        for group, schedule in self.lr_schedules.items():
+            rate = lr_scale * float(schedule(last))
+            highest, lowest = (float(f"{scale * rate:.6g}") for scale in self.param_groups.scale_range(group))
+            rates[group] = highest
+            if lowest < highest:
+                rates[f"{group} (lowest)"] = lowest
+        return rates
 
     def is_improvement(self, value: float, best: float | None) -> bool:
         """Whether `value` of the monitored metric is better than the best one so far."""
@@ -140,7 +149,7 @@ def build_phases(
     for name in config.phases:
         settings = config[name]
         lrs = {group: lr for group, lr in _lrs(config, model, settings.lr).items() if group not in unused_groups}
-        layer_decay = _fraction(name, "layer_decay", settings)
+        layer_decay = _in_range(name, "layer_decay", settings)
         lr_scales = layer_decay_scales(groups, backbone_layers, layer_decay, model.spec.blocks)
         param_groups = replace(make_param_groups(name, groups, lrs), lr_scales=lr_scales)
         epochs = _at_least(1, name, "epochs", settings)
@@ -151,10 +160,11 @@ def build_phases(
             augment=bool(settings.augment),
             param_groups=param_groups,
             schedule=_one_of(tuple(SCHEDULES), name, "schedule", settings),
-            plateau_factor=_fraction(name, "plateau_factor", settings),
+            plateau_factor=_in_range(name, "plateau_factor", settings),
             plateau_patience=_at_least(1, name, "plateau_patience", settings),
             warmup_steps=_at_least(0, name, "warmup_steps", settings),
-            ema=_fraction(name, "ema", settings),
+            clip_norm=_in_range(name, "clip_norm", settings),
+            ema=_in_range(name, "ema", settings),
             monitor=_one_of(tuple(HIGHER_IS_BETTER), name, "monitor", settings),
             patience=_at_least(0, name, "patience", settings),
             first_step=phases[-1].last_step if phases else 0,
@@ -243,8 +253,8 @@ def _at_least(minimum: int, phase: str, key: str, settings: Any) -> int:
     return int(value)
 
 
-def _fraction(phase: str, key: str, settings: Any) -> float:
-    value, (is_valid, allowed) = float(settings[key]), FRACTIONS[key]
+def _in_range(phase: str, key: str, settings: Any) -> float:
+    value, (is_valid, allowed) = float(settings[key]), RANGES[key]
     if not is_valid(value):
         raise UserError(f"{phase}.{key} is {value:g}; it must be {allowed}")
     return value

@@ -152,7 +152,7 @@ class EpochMetrics(Record, frozen=True):
       phase: name of the phase.
       epoch: number of the epoch in its phase, from 1.
       step: train steps of the whole run at the end of the epoch.
-      lrs: param group -> learning rate at the end of the epoch; frozen groups are left out.
+      lrs: param group -> learning rate at the end of the epoch, see `Phase.lrs`; frozen groups are left out.
       seconds: duration of the epoch with its validation.
     """
 

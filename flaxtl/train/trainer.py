@@ -163,7 +163,7 @@ def train_phase(
     frozen = phase.param_groups.partition(params).frozen
     frozen_digests = param_digests(frozen)
     optimizer = phase_optimizer(
-        setup.config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps
+        setup.config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps, phase.clip_norm
     )
     num_views = setup.config.feature_cache.views
     validation_loader = _clean_loader(splits, "validation", phase.cut_layer, params, logger.progress_bar)

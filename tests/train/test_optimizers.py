@@ -21,25 +21,59 @@ def random(seed, shapes=SHAPES):
     return {path: jnp.asarray(generator.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
 
 
-def test_nadam_matches_keras():
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_nadam_matches_keras(weight_decay):
+    """With weight decay of kernels only: Keras' exclude_from_weight_decay(var_names=["bias"])."""
     import keras
 
     ours = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
-    theirs = {path: keras.Variable(value) for path, value in ours.items()}
-    reference = keras.optimizers.Nadam(learning_rate=1e-3, beta_1=0.9, beta_2=0.99)
+    theirs = {path: keras.Variable(value, name=path.rpartition("/")[2]) for path, value in ours.items()}
+    reference = keras.optimizers.Nadam(1e-3, beta_1=0.9, beta_2=0.99, weight_decay=weight_decay or None)
+    reference.exclude_from_weight_decay(var_names=["bias"])
     reference.build(list(theirs.values()))
-    transformation = optimizers.nadam(optax.constant_schedule(1e-3), b1=0.9, b2=0.99)
+    make = optimizers.optimizer_factory(NADAM | {"weight_decay": weight_decay})
+    transformation = make(optax.constant_schedule(1e-3))
     state = transformation.init(ours)
     for step in range(1, 21):
         gradients = random(step)
         reference.apply([gradients[path] for path in theirs])
-        updates, state = transformation.update(gradients, state)
+        updates, state = transformation.update(gradients, state, ours)
         ours = optax.apply_updates(ours, updates)
         for path, variable in theirs.items():
             # 1 - 0.99 in float32 is off by 2**-24 / 0.01 = 6e-6 of itself; half of that under the root, of a step of
             # 1e-3, is 3e-9 in a step. The values stay below 0.01, where their own rounding is 5e-10.
             np.testing.assert_allclose(ours[path], variable.numpy(), rtol=0, atol=step * 3e-9)
     assert state.num_steps == 20
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 100.0])
+def test_clip_norm_clips_trainable_gradients_as_optax_and_keras(clip_norm):
+    """A frozen gradient, were there one, would not count; the optimizer sees clipped gradients."""
+    import keras
+
+    shapes = {"head/out/kernel": (5, 3), "backbone/conv/kernel": (7, 2)}
+    params, sgd = random(0, shapes), {"name": "sgd"}
+    optimizer = optimizers.phase_optimizer(sgd, two_groups(1e-2), "constant", 10, 0, clip_norm)
+    grads = random(1, shapes)
+    norm = float(np.sqrt(sum(np.square(grad, dtype=np.float64).sum() for grad in grads.values())))
+    assert 0.5 < norm < 100
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    by_hand, _ = optax.clip_by_global_norm(clip_norm).update(grads, optax.EmptyState())
+    variables = {path: keras.Variable(value) for path, value in params.items()}
+    reference = keras.optimizers.SGD(1e-2, global_clipnorm=clip_norm)
+    reference.build(list(variables.values()))
+    reference.apply([grads[path] for path in variables])
+    for path, update in updates.items():
+        np.testing.assert_array_equal(update, -jnp.float32(1e-2) * by_hand[path])
+        np.testing.assert_allclose(update, -1e-2 * min(1, clip_norm / norm) * grads[path], rtol=3e-7)
+        np.testing.assert_allclose(
+            params[path] + update, variables[path].numpy(), rtol=0, atol=2.5e-7
+        )  # values below 4
+
+
+def test_clip_norm_zero_leaves_the_optimizer_as_it_is():
+    optimizer = optax.sgd(1.0)
+    assert optimizers.clip_grads(optimizer, 0.0) is optimizer
 
 
 def test_nadam_differs_from_optax():

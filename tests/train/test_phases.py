@@ -162,6 +162,27 @@ def test_lrs_are_those_of_the_last_step(net):
     assert finetune.lrs(6, 0.1) == {"head": 1e-4, "block2": 1e-5}
 
 
+def test_lrs_with_layer_decay_are_those_of_the_highest_and_lowest_layer(net):
+    _, finetune = plan(
+        net, finetune={"layer_decay": 0.5, "schedule": "linear", "lr": {"head": 1e-3, "block2": 1e-4, "base": 1e-5}}
+    )
+    assert finetune.lrs(1, 1.0) == {"head": 1e-3, "block2": 5e-5, "base": 2.5e-6}
+    assert finetune.lrs(4, 0.1) == {"head": 5e-5, "block2": 2.5e-6, "base": 1.25e-7}  # the 4th of 6 steps down to 0
+
+
+def test_lrs_of_a_group_with_several_blocks_are_a_range(net):
+    groups = (("head", "head/.*"), ("base", "backbone/.*"))
+    config = tiny_run.config(
+        "unused",
+        param_groups=groups,
+        phases=("frozen",),
+        frozen={"layer_decay": 0.5, "lr": {"head": 1e-3, "base": 1e-4}},
+    )
+    whole = build_model(config, num_classes=3)
+    (phase,) = phases.build_phases(config, whole.model, whole.layers, whole.groups, 12)
+    assert phase.lrs(1, 1.0) == {"head": 1e-3, "base": 5e-5, "base (lowest)": 2.5e-5}
+
+
 def test_build_phases_layer_decay_counts_blocks_up_to_output_layer(net):
     _, finetune = plan(net, finetune={"layer_decay": 0.5})
     factors = {path.split("/")[1]: factor for path, factor in finetune.param_groups.lr_scales.items()}
@@ -192,6 +213,7 @@ def test_build_phases_layer_decay_counts_blocks_up_to_output_layer(net):
         ({"frozen": {"plateau_factor": 1.0}}, r"frozen\.plateau_factor\b.*\b1\b"),
         ({"frozen": {"plateau_factor": 0.0}}, r"frozen\.plateau_factor\b.*\b0\b"),
         ({"frozen": {"plateau_patience": 0}}, r"frozen\.plateau_patience\b.*\b0\b"),
+        ({"frozen": {"clip_norm": -1.0}}, r"frozen\.clip_norm\b.*-1\b"),
         ({"frozen": {"ema": 1.0}}, r"frozen\.ema\b.*\b1\b"),
         ({"frozen": {"ema": -0.5}}, r"frozen\.ema\b.*-0\.5\b"),
         ({"frozen": {"ema": float("nan")}}, r"frozen\.ema\b.*\b(?i:nan)\b"),
