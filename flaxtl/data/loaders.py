@@ -101,6 +101,11 @@ class HostBatch(NamedTuple):
 Batch = IndexBatch | HostBatch
 
 
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Split a batch over the devices, inside a step, however it arrived."""
+    return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
+
+
 class Loader(Protocol):
     """The batches of one split, in the order of the manifest."""
 
@@ -157,6 +162,11 @@ class DeviceLoader:
         """Yield every example once, with the mask of each batch."""
         for indices, mask in padded_batches(len(self), batch_size):
             yield self._batch(BatchIndices(indices, np.zeros_like(indices))), mask
+
+    def stacked_eval_batches(self, batch_size: int) -> tuple[Batch, Mask]:
+        """Return the batches of `eval_batches` stacked, [batches, batch], and their masks, stacked too."""
+        indices, masks = (np.stack(arrays) for arrays in zip(*padded_batches(len(self), batch_size), strict=True))
+        return self._batch(BatchIndices(indices, np.zeros_like(indices))), masks
 
     def _batch(self, batch: BatchIndices) -> Batch:
         return IndexBatch(self.data, view_rows(batch, self._num_views), batch.epochs)  # type: ignore[arg-type]  # jit accepts numpy arrays

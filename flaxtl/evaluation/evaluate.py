@@ -37,7 +37,7 @@ from flaxtl.evaluation.tta import (
 )
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
-from flaxtl.train import run_dir, train_step
+from flaxtl.train import eval_steps, run_dir
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData, decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
@@ -144,7 +144,7 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
         loader = data.image_loader()
     else:
         loader = data.feature_loader(phase.cut_layer, params, partial(progress_bar, console))
-    step = train_step.make_eval_step(setup.model_info.model, setup.mesh, phase.cut_layer, loader.sharding(setup.mesh))
+    step = eval_steps.make_eval_step(setup.model_info.model, setup.mesh, phase.cut_layer, loader.sharding(setup.mesh))
     return evaluate(step, params, loader, setup.config.batch_size)
 
 
@@ -277,7 +277,7 @@ def _evaluate_examples(
     """Evaluate the run on `examples`; with `views` also return the fields of the result that describe their effect."""
     setup = run.setup
     loader = decode_examples(setup, examples, console).loader(setup.mesh)
-    step = train_step.make_eval_step(setup.model_info.model, setup.mesh, None, loader.sharding(setup.mesh))
+    step = eval_steps.make_eval_step(setup.model_info.model, setup.mesh, None, loader.sharding(setup.mesh))
     plain = evaluate(step, run.params, loader, setup.config.batch_size)
     if views is None:
         return plain, {}

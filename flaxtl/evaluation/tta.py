@@ -16,7 +16,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import FloatArray
 from flaxtl.evaluation.predictor import TrainedRun
-from flaxtl.train import train_step
+from flaxtl.train import eval_steps
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.metrics import Metrics
 from flaxtl.train.run_records import Count, Fraction, Record
@@ -74,7 +74,7 @@ def average_views(
         console: shows a progress bar.
     """
     setup = run.setup
-    step = train_step.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
+    step = eval_steps.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
     log_total = np.where(views.include_original, plain.log_softmax.astype(np.float64), -np.inf)
     with progress_bar(console, "views", views.num_generated) as advance:

@@ -1,12 +1,10 @@
 """The epochs of a phase: `PhaseTrainer.run` is the training loop, `StepCalls` divides its steps into device calls.
 
-A call makes one step or many. Many take no host time between steps, but signals and checkpoints wait until the call
-returns. So the first epoch goes step by step, and after it a call takes about CALL_SECONDS.
+A call makes one step or many; device_calls.py has how many. The first epoch goes step by step.
 """
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -16,15 +14,17 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from flaxtl.data.loaders import DeviceLoader, Loader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import devices, processes
-from flaxtl.train import run_dir, train_step
+from flaxtl.train import eval_steps, run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
-from flaxtl.train.eval_loop import MAX_PENDING_RESULTS, evaluate_metrics
+from flaxtl.train.device_calls import CallLength, DispatchThrottle
+from flaxtl.train.eval_loop import ResidentEvaluator, evaluate_metrics
 from flaxtl.train.forecast import forecast
 from flaxtl.train.logger import MetricLogger, PhaseLog
 from flaxtl.train.metrics import Metrics, MetricSums
@@ -34,8 +34,8 @@ from flaxtl.train.setup import RunSetup
 from flaxtl.train.signals import StopSignal
 from flaxtl.train.train_step import NO_STEP, StepConfig, TrainState
 
-CALL_SECONDS = 0.5
-"""Duration of a call of many steps. With the pending ones, a stop request or a checkpoint waits for at most 2 s."""
+Evaluator = Callable[[FlatParams, Callable[[], None]], Metrics]
+"""(params, function that is called between calls to the device and may raise to stop) -> metrics of validation."""
 
 
 @dataclass
@@ -71,12 +71,7 @@ class PhaseTrainer:
     def __post_init__(self) -> None:
         """Compile nothing yet; jit compiles each step when it is first called."""
         self._last_save = time.monotonic()
-        self._eval_step = train_step.make_eval_step(
-            self.setup.model_info.model,
-            self.setup.mesh,
-            self.phase.cut_layer,
-            self.validation_loader.sharding(self.setup.mesh),
-        )
+        self._evaluate = self._make_evaluator()
 
     def run(self, progress: PhaseProgress) -> PhaseProgress:
         """Train the remaining epochs. The result does not depend on when checkpoints are written."""
@@ -119,9 +114,21 @@ class PhaseTrainer:
     def _make_calls(self, first_step: int) -> "StepCalls":
         """Return the calls of the phase from global step `first_step` on."""
         cfg, loader, sampler = self.step_config, self.train_loader, self.setup.sampler()
-        if isinstance(loader, DeviceLoader) and uses_multi_step(cfg, self.setup.model_info.backbone_layers[-1]):
+        backbone_output = self.setup.model_info.backbone_layers[-1]
+        if isinstance(loader, DeviceLoader) and uses_multi_step(cfg.mesh, cfg.start_layer, backbone_output):
             return MultiStepCalls(cfg, loader, sampler, self.phase.steps_per_epoch)
         return SingleStepCalls(cfg, loader, sampler, first_step, self.phase.last_step)
+
+    def _make_evaluator(self) -> Evaluator:
+        """Return what evaluates the validation data: in one call if that is possible, else batch by batch."""
+        model_info, mesh, loader = self.setup.model_info, self.setup.mesh, self.validation_loader
+        start_layer, batch_size = self.phase.cut_layer, self.setup.config.batch_size
+        constants = model_info.model, mesh, start_layer, loader.sharding(mesh)
+        if isinstance(loader, DeviceLoader) and uses_multi_step(mesh, start_layer, model_info.backbone_layers[-1]):
+            zero = devices.replicate(MetricSums.zero(len(self.setup.manifest.classes)), mesh)
+            return ResidentEvaluator(eval_steps.make_multi_eval_step(*constants), loader, batch_size, zero)
+        step = eval_steps.make_eval_step(*constants)
+        return lambda params, on_call: evaluate_metrics(step, params, loader, batch_size, on_call)
 
     def _epoch_start(self, progress: PhaseProgress) -> int:
         """Return the first global step of the current epoch."""
@@ -199,13 +206,7 @@ class PhaseTrainer:
                 self._save(progress)
                 self.stop_signal.stop()
 
-        metrics = evaluate_metrics(
-            self._eval_step,
-            self.frozen | progress.state.eval_params,
-            self.validation_loader,
-            self.setup.config.batch_size,
-            stop_if_requested,
-        )
+        metrics = self._evaluate(self.frozen | progress.state.eval_params, stop_if_requested)
         if not math.isfinite(metrics.loss):
             raise UserError(
                 f"The validation loss became {metrics.loss} in phase {self.phase.name!r}, epoch "
@@ -260,19 +261,6 @@ class PhaseTrainer:
         return ", ".join(f"{self.phase.name}.lr.{group}={lr:g}" for group, lr in lrs if lr)
 
 
-class DispatchThrottle:
-    """Keeps the host at most MAX_PENDING_RESULTS results ahead of the device."""
-
-    def __init__(self) -> None:
-        self._pending: deque[jax.Array] = deque()
-
-    def push(self, result: jax.Array) -> None:
-        """Add a dispatched result, which must not be donated; wait for an older one if too many are pending."""
-        self._pending.append(result)
-        if len(self._pending) > MAX_PENDING_RESULTS:
-            self._pending.popleft().block_until_ready()
-
-
 class StepCalls(Protocol):
     """How the steps of a phase are divided into calls to the device."""
 
@@ -292,7 +280,7 @@ class StepCalls(Protocol):
         """Stop reading ahead."""
 
 
-def uses_multi_step(cfg: StepConfig, backbone_output: str) -> bool:
+def uses_multi_step(mesh: Mesh, start_layer: str | None, backbone_output: str) -> bool:
     """Whether to make many steps per call, for data in device memory.
 
     XLA's convolutions on CPU are tens of times slower inside a loop, so on CPU only phases on outputs of the whole
@@ -300,7 +288,7 @@ def uses_multi_step(cfg: StepConfig, backbone_output: str) -> bool:
     """
     if processes.process_count() > 1:
         return False
-    return devices.platform_of(cfg.mesh) != "cpu" or cfg.start_layer == backbone_output
+    return devices.platform_of(mesh) != "cpu" or start_layer == backbone_output
 
 
 class MultiStepCalls:
@@ -309,27 +297,18 @@ class MultiStepCalls:
     def __init__(self, cfg: StepConfig, loader: DeviceLoader, sampler: EpochSampler, steps_per_epoch: int) -> None:
         self.train_step = train_step.make_multi_step(cfg, loader.sharding(cfg.mesh))
         self._loader, self._sampler = loader, sampler
-        self._steps_per_epoch, self._steps_per_call = steps_per_epoch, 1
-        self._start_time, self._num_timed, self._is_compiled = 0.0, 0, False
+        self._steps_per_epoch, self._length = steps_per_epoch, CallLength(steps_per_epoch)
 
     def inputs(self, first: int, last: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """See `StepCalls`; the inputs are all batches of the epoch, the first step of the call and its end."""
-        num_steps = self._num_timed = last - first
-        self._start_time = time.monotonic()
         batches = self._loader.stacked_batches(self._sampler, first, last, self._steps_per_epoch)
-        for begin in range(0, num_steps, self._steps_per_call):
-            end = min(begin + self._steps_per_call, num_steps)
+        for begin, end in self._length.calls(last - first):
             yield first + end, (batches, np.int32(begin), np.int32(end))
-            if not self._is_compiled:  # the first call compiled; its time says nothing about those after it
-                self._start_time, self._num_timed, self._is_compiled = time.monotonic(), self._num_timed - end, True
 
     def end_epoch(self, state: TrainState) -> None:
         """Measure the speed, for the number of steps per call in the next epoch."""
         state.step.block_until_ready()
-        if not self._num_timed:  # the only call of this epoch was the one that compiled
-            return
-        steps_per_second = self._num_timed / (time.monotonic() - self._start_time)
-        self._steps_per_call = min(max(int(CALL_SECONDS * steps_per_second), 1), self._steps_per_epoch)
+        self._length.measure()
 
     def close(self) -> None:
         """Do nothing: the data is in device memory."""

@@ -1,7 +1,8 @@
 """The evaluation loop, shared by training, evaluation, prediction and Grad-CAM.
 
 `run_batches` calls a step function on batches and yields what it returns. The other functions reduce that: `collect`
-to host arrays of all examples, `evaluate_metrics` to metrics, `evaluate` to both.
+to host arrays of all examples, `evaluate_metrics` to metrics, `evaluate` to both. `ResidentEvaluator` gives the same
+metrics as `evaluate_metrics` in fewer calls.
 """
 
 from collections import deque
@@ -12,19 +13,15 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.loaders import Batch, Loader, Mask
+from flaxtl.data.loaders import DeviceLoader, Loader, Mask
 from flaxtl.models.classifier import FlatParams
-from flaxtl.train.metrics import ClassProbabilities, Metrics, MetricSums
-
-MAX_PENDING_RESULTS = 2
-"""Results that may be in flight: the device is never idle, and a stop request waits for no more than these."""
+from flaxtl.train.device_calls import MAX_PENDING_RESULTS, CallLength, DispatchThrottle
+from flaxtl.train.eval_steps import EvalStep, MultiEvalStep
+from flaxtl.train.metrics import Metrics, MetricSums
 
 Params = TypeVar("Params")
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
-
-EvalStep = Callable[[FlatParams, Batch, Mask], tuple[ClassProbabilities, MetricSums]]
-"""(params, batch, mask) -> class probabilities of the batch and the sums over the examples of `mask`."""
 
 
 class Evaluation(NamedTuple):
@@ -95,6 +92,33 @@ def evaluate_metrics(
         sums.append(batch_sums)
         on_batch()
     return _total(sums).compute()
+
+
+class ResidentEvaluator:
+    """Evaluates metrics on data in device memory with many batches per call; the sums never leave the device.
+
+    Args:
+      step: `eval_steps.make_multi_eval_step` for the loader.
+      loader: the data.
+      batch_size: images per step.
+      zero: the sums over no examples, on the devices.
+    """
+
+    def __init__(self, step: MultiEvalStep, loader: DeviceLoader, batch_size: int, zero: MetricSums) -> None:
+        self._step, self._zero = step, zero
+        self._batches, self._masks = loader.stacked_eval_batches(batch_size)
+        self._length = CallLength(len(self._masks))
+
+    def __call__(self, params: FlatParams, on_call: Callable[[], None] = lambda: None) -> Metrics:
+        """Return loss and accuracies, equal to those of `evaluate_metrics`; `on_call` is called between calls."""
+        sums, throttle = self._zero, DispatchThrottle()
+        for first, last in self._length.calls(len(self._masks)):
+            sums = self._step(params, self._batches, self._masks, np.int32(first), np.int32(last), sums)
+            throttle.push(sums.loss)
+            on_call()
+        metrics = sums.compute()
+        self._length.measure()
+        return metrics
 
 
 def take_rows(outputs: Any, mask: Mask) -> Any:

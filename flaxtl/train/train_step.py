@@ -1,4 +1,4 @@
-"""The compiled steps: training, evaluation and test-time augmentation.
+"""The compiled training steps.
 
 A training step is a pure function (state, frozen params, batch) -> state. It draws its randomness from the seed, the
 step number and the position of the example, so that resuming, splitting a batch, and making many steps in one call give
@@ -6,8 +6,8 @@ the same numbers. Nothing in it waits for the host.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,10 @@ from jax.sharding import Mesh
 
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.mixup import mix
-from flaxtl.data.augment.tta import ViewFn
-from flaxtl.data.loaders import Batch, Mask
-from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, forward_logits, unflatten_params
+from flaxtl.data.loaders import Batch, shard_batch
+from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, unflatten_params
 from flaxtl.parallel import devices
-from flaxtl.train.eval_loop import EvalStep
-from flaxtl.train.metrics import ClassProbabilities, MetricSums, batch_metrics, cross_entropy
+from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
 
 DROPOUT_STREAM = 1
@@ -138,7 +136,6 @@ class StepConfig(NamedTuple):
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
 MultiStep = Callable[[TrainState, FlatParams, Batch, np.int32, np.int32], TrainState]
-TtaStep = Callable[[np.int32, FlatParams, Batch, Mask], tuple[ClassProbabilities, MetricSums]]
 
 
 def make_train_step(cfg: StepConfig, sharding: Batch) -> TrainStep:
@@ -178,7 +175,7 @@ def make_multi_step(cfg: StepConfig, sharding: Batch) -> MultiStep:
 
 def train_step(cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Batch) -> TrainState:
     """Run one training step: gradients, optimizer, EMA, metrics."""
-    examples = _make_examples(cfg, _shard(batch, cfg.mesh), state.step)
+    examples = _make_examples(cfg, shard_batch(batch, cfg.mesh), state.step)
     if cfg.accum_steps == 1:
         grads = compute_grads(cfg, state, frozen, examples)
     else:
@@ -193,7 +190,8 @@ def train_step(cfg: StepConfig, state: TrainState, frozen: FlatParams, batch: Ba
         metrics=state.metrics + grads.metrics,
         ema_params=cfg.ema.update(state.step, state.ema_params, params) if cfg.ema else state.ema_params,
     )
-    return _skip_if_nonfinite(state, new_state, grads)
+    ok = all_finite((grads.loss, grads.grads), cfg.mesh) & (state.nonfinite_step == NO_STEP)
+    return _skip_unless(ok, state, new_state)
 
 
 class StepGrads(NamedTuple):
@@ -272,18 +270,23 @@ def _microbatches(array: jax.Array, num_parts: int, mesh: Mesh) -> jax.Array:
     return sharded
 
 
-def _skip_if_nonfinite(state: TrainState, new_state: TrainState, grads: StepGrads) -> TrainState:
-    """Return `new_state`; if loss or gradients are not finite, or were not in an earlier step, return `state`."""
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads.loss, grads.grads))]).all()
-    ok = finite & (state.nonfinite_step == NO_STEP)
+def all_finite(tree: Any, mesh: Mesh) -> jax.Array:
+    """Return whether all elements of a tree of float arrays are finite, bool [].
+
+    On GPUs all arrays are one reduction, into which XLA fuses their concatenation: one kernel instead of one per array.
+    On CPU and TPU it would copy them first, so each array is reduced by itself.
+    """
+    arrays = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    if devices.platform_of(mesh) == "gpu":
+        return jnp.isfinite(jnp.concatenate(arrays)).all()
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+
+
+def _skip_unless(ok: jax.Array, state: TrainState, new_state: TrainState) -> TrainState:
+    """Return `new_state` if the step is `ok`; otherwise `state`, with the first step that was not."""
     selected: TrainState = jax.tree.map(partial(jnp.where, ok), new_state, state)
     nonfinite_step = jnp.where(ok | (state.nonfinite_step != NO_STEP), state.nonfinite_step, state.step)
     return selected._replace(nonfinite_step=nonfinite_step)
-
-
-def _shard(batch: Batch, mesh: Mesh) -> Batch:
-    """Split the batch over the devices, however it arrived."""
-    return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
 
 
 def _dropout_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
@@ -326,48 +329,3 @@ def _weighted_losses(
         class_weight = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
         losses += weight * class_weight * cross_entropy(logits, labels, label_smoothing)
     return losses
-
-
-@cache
-def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, sharding: Batch) -> EvalStep:
-    """Return the jitted (params, batch, mask) -> (class probabilities, metric sums).
-
-    Args:
-      model: the classifier.
-      mesh: devices to split a batch over.
-      start_layer: layer that the batches are outputs of; None if they are images.
-      sharding: shardings of a batch, from its loader.
-    """
-
-    def step(params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[ClassProbabilities, MetricSums]:
-        batch = _shard(batch, mesh)
-        return _predict(model, params, batch.inputs(0, None), batch.labels, mask, start_layer)
-
-    replicated = devices.replicated_sharding(mesh)
-    return jax.jit(step, in_shardings=(replicated, sharding, replicated), out_shardings=replicated)
-
-
-def make_tta_step(model: Classifier, mesh: Mesh, view_fn: ViewFn, sharding: Batch) -> TtaStep:
-    """Return the jitted (view number, params, batch, mask) -> outputs as `make_eval_step`, for one view per image."""
-
-    def step(
-        view: jax.Array, params: FlatParams, batch: Batch, mask: jax.Array
-    ) -> tuple[ClassProbabilities, MetricSums]:
-        batch = _shard(batch, mesh)
-        images = view_fn(batch.inputs(0, None), batch.indices, view)
-        return _predict(model, params, images, batch.labels, mask)
-
-    replicated = devices.replicated_sharding(mesh)
-    return jax.jit(step, in_shardings=(replicated, replicated, sharding, replicated), out_shardings=replicated)
-
-
-def _predict(
-    model: Classifier,
-    params: FlatParams,
-    inputs: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    start_layer: str | None = None,
-) -> tuple[ClassProbabilities, MetricSums]:
-    logits = forward_logits(model, unflatten_params(params), inputs, start=start_layer)
-    return ClassProbabilities.from_logits(logits), batch_metrics(logits, labels, mask)

@@ -23,7 +23,7 @@ from flaxtl.evaluation import classification
 from flaxtl.evaluation import tta as evaluation_tta
 from flaxtl.evaluation.evaluate import evaluate_workdir
 from flaxtl.evaluation.predictor import load_run
-from flaxtl.train import train_step
+from flaxtl.train import eval_steps
 from flaxtl.train.eval_loop import Evaluation, evaluate
 
 OWN = Resize(tiny_run.SIDE, tiny_run.SIDE)
@@ -40,7 +40,7 @@ def run(folder, tmp_path_factory):
 def eval_step(run, val_images):
     setup = run.setup
     sharding = val_images.loader(setup.mesh).sharding(setup.mesh)
-    return train_step.make_eval_step(setup.model_info.model, setup.mesh, None, sharding)
+    return eval_steps.make_eval_step(setup.model_info.model, setup.mesh, None, sharding)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +214,8 @@ def test_n_views_include_original_image(run, val_images, evaluate_images, plain)
 
 @pytest.mark.parametrize("method", ["crops", pytest.param("3", marks=pytest.mark.slow)])
 def test_all_views_and_batches_compile_once(run, plain, monkeypatch, method):
-    steps, make_tta_step = [], train_step.make_tta_step
-    monkeypatch.setattr(train_step, "make_tta_step", lambda *args: steps.append(make_tta_step(*args)) or steps[-1])
+    steps, make_tta_step = [], eval_steps.make_tta_step
+    monkeypatch.setattr(eval_steps, "make_tta_step", lambda *args: steps.append(make_tta_step(*args)) or steps[-1])
     views = evaluation_tta.make_tta(method)(run.setup)
     evaluate_with_tta(run, views, plain, decoded(run, views.resize))
     assert [step._cache_size() for step in steps] == [1]

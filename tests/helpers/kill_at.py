@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from flaxtl.cli.main import main
-from flaxtl.train import logger, train_step
+from flaxtl.train import eval_steps, logger, train_step
 
 moments = 0
 
@@ -38,8 +38,13 @@ def made_counted(maker, at, number):
 
 def watch(at, number):
     """Report every moment of a run just before it happens."""
-    for name in ("make_train_step", "make_multi_step", "make_eval_step"):
-        setattr(train_step, name, made_counted(getattr(train_step, name), at, number))
+    makers = (
+        (train_step, ("make_train_step", "make_multi_step")),
+        (eval_steps, ("make_eval_step", "make_multi_eval_step")),
+    )
+    for module, names in makers:
+        for name in names:
+            setattr(module, name, made_counted(getattr(module, name), at, number))
     logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)
     for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):
         setattr(owner, name, counted(getattr(owner, name), at, number))

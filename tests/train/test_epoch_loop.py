@@ -11,7 +11,7 @@ from helpers import tiny_run
 
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices, processes
-from flaxtl.train import epoch_loop, train_step, trainer
+from flaxtl.train import device_calls, eval_steps, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.epoch_loop import MultiStepCalls, PhaseTrainer, SingleStepCalls, uses_multi_step
 from flaxtl.train.eval_loop import evaluate_metrics
@@ -109,7 +109,7 @@ def test_ema_params_are_validated_and_saved(folder, tmp_path):
     assert averaged["train_loss"] == plain["train_loss"]
     assert averaged["validation_loss"] != plain["validation_loss"]
     data = tiny_run.inputs(run.setup, "validation", tmp_path, []).image_loader()
-    step = train_step.make_eval_step(run.setup.model_info.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
+    step = eval_steps.make_eval_step(run.setup.model_info.model, run.setup.mesh, None, data.sharding(run.setup.mesh))
     for row, parameters in zip(rows_of, kept, strict=True):
         # Of images here, of features there: float32 sums in another order.
         assert evaluate_metrics(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)
@@ -168,10 +168,10 @@ def test_multi_step_calls_of_any_length_are_bit_identical(world, monkeypatch):
     phase, spans = world.setup.phases[0], [(0, 2), (2, 4), (4, 6)]
     made, make = [], train_step.make_multi_step
     monkeypatch.setattr(train_step, "make_multi_step", lambda *given: made.append(make(*given)) or made[-1])
-    monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e-9)  # one step per call
+    monkeypatch.setattr(device_calls, "CALL_SECONDS", 1e-9)  # one step per call
     returned, one_by_one = advance(*world.multi_step(phase, world.features, start_layer=CUT), spans)
     assert returned == [1, 2, 3, 4, 5, 6]
-    monkeypatch.setattr(epoch_loop, "CALL_SECONDS", 1e9)  # from the second epoch on, one epoch per call
+    monkeypatch.setattr(device_calls, "CALL_SECONDS", 1e9)  # from the second epoch on, one epoch per call
     returned, at_once = advance(*world.multi_step(phase, world.features, start_layer=CUT), spans)
     assert returned == [1, 2, 4, 6]
     assert equal(one_by_one, at_once)
@@ -196,9 +196,9 @@ def test_multi_step_calls_make_the_steps_of_single_ones(world):
 
 def test_uses_multi_step_trained_convolutions_on_cpu_is_false(world, monkeypatch):
     cfg, *_ = world.start(world.setup.phases[1])
-    assert not uses_multi_step(cfg, CUT)
+    assert not uses_multi_step(cfg.mesh, cfg.start_layer, CUT)
     monkeypatch.setattr(devices, "platform_of", lambda mesh: "gpu")
-    assert uses_multi_step(cfg, CUT)
+    assert uses_multi_step(cfg.mesh, cfg.start_layer, CUT)
 
 
 @pytest.mark.slow
@@ -216,9 +216,9 @@ def test_multi_step_calls_of_trained_convolutions_make_the_same_steps(world):
 
 def test_uses_multi_step_several_processes_is_false(world, monkeypatch):
     cfg, *_ = world.start(world.setup.phases[0], start_layer=CUT)
-    assert uses_multi_step(cfg, CUT)
+    assert uses_multi_step(cfg.mesh, cfg.start_layer, CUT)
     monkeypatch.setattr(processes, "process_count", lambda: 2)
-    assert not uses_multi_step(cfg, CUT)
+    assert not uses_multi_step(cfg.mesh, cfg.start_layer, CUT)
 
 
 def test_stacked_batches_are_the_batches_of_the_steps(world):

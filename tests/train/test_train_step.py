@@ -13,8 +13,8 @@ from flaxtl.data.loaders import DeviceLoader, HostBatch, HostLoader, IndexBatch
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models.classifier import forward_logits, unflatten_params
 from flaxtl.parallel import devices
-from flaxtl.train import train_step
-from flaxtl.train.eval_loop import evaluate, evaluate_metrics
+from flaxtl.train import eval_steps, train_step
+from flaxtl.train.eval_loop import ResidentEvaluator, evaluate, evaluate_metrics
 from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import phase_optimizer
@@ -141,7 +141,7 @@ def test_train_step_keeps_caller_arrays_valid(world):
 @pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5])
 def test_evaluate_padded_batches_counts_each_example_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
-    step = train_step.make_eval_step(
+    step = eval_steps.make_eval_step(
         world.setup.model_info.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh)
     )
     probabilities, log_softmax, measures = evaluate(step, world.parameters, data, batch_size=4)
@@ -155,6 +155,12 @@ def test_evaluate_padded_batches_counts_each_example_once(world, n):
     assert measures.accuracy == (probabilities.argmax(1) == labels).mean()
     assert measures.loss == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
     assert evaluate_metrics(step, world.parameters, data, batch_size=4) == measures
+    many = eval_steps.make_multi_eval_step.__wrapped__(  # not one of another size
+        world.setup.model_info.model, world.setup.mesh, CUT, data.sharding(world.setup.mesh)
+    )
+    resident = ResidentEvaluator(many, data, 4, devices.replicate(MetricSums.zero(3), world.setup.mesh))
+    assert [resident(world.parameters) for _ in range(3)] == [measures] * 3  # in calls of one batch, then of several
+    assert many._cache_size() == 1
 
 
 def test_train_step_on_host_batch_equals_step_on_index_batch(world):
@@ -319,6 +325,16 @@ def test_train_step_nonfinite_gradient_is_recorded(world, monkeypatch):
     state, frozen = world.start(world.frozen)
     state = step(state, frozen, next(world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
     assert int(state.nonfinite_step) == 0
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("value", "expected"), [(1e38, True), (np.inf, False), (-np.inf, False), (np.nan, False)])
+def test_all_finite_finds_one_value_in_any_array(world, monkeypatch, platform, value, expected):
+    monkeypatch.setattr(devices, "platform_of", lambda mesh: platform)  # each platform has its own reduction
+    for bad in ("loss", "kernel"):
+        tree = {"loss": jnp.float32(1e38), "kernel": jnp.full((2, 3), 1e38)}  # their sum is not finite
+        tree[bad] = tree[bad].at[(1, 2) if bad == "kernel" else ()].set(value)
+        assert bool(train_step.all_finite(tree, world.setup.mesh)) is expected
 
 
 DENSE_SHAPES = {"head/out/kernel": (5, 3), "head/out/bias": (3,)}

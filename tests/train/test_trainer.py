@@ -8,7 +8,7 @@ from helpers import tiny_run
 
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError
-from flaxtl.train import run_dir, train_step, trainer
+from flaxtl.train import eval_steps, run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.epoch_loop import PhaseTrainer
 from flaxtl.train.feature_cache import param_digests
@@ -99,14 +99,19 @@ def test_train_interrupted_anywhere_resumes_bit_identically(
 ):
     interrupt(monkeypatch, folder, tmp_path / "run", owner, name, call, after)
     made = []
-    train_step.make_eval_step.cache_clear()  # what other tests of this process had compiled is not counted
+    for maker in (eval_steps.make_eval_step, eval_steps.make_multi_eval_step):
+        maker.cache_clear()  # what other tests of this process had compiled is not counted
 
     def kept(maker, *given, **named):
         made.append(maker(*given, **named))
         return made[-1]
 
-    for maker in (train_step.make_train_step, train_step.make_multi_step, train_step.make_eval_step):
-        monkeypatch.setattr(train_step, maker.__name__, partial(kept, maker))
+    for module, names in (
+        (train_step, ("make_train_step", "make_multi_step")),
+        (eval_steps, ("make_eval_step", "make_multi_eval_step")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, partial(kept, getattr(module, name)))
     resumed = train(make_config(folder), tmp_path / "run")
     # A phase that had ended before needs no training step; no step is ever compiled twice.
     assert {step._cache_size() for step in made} <= {0, 1}

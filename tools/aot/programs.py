@@ -12,7 +12,7 @@ from flaxtl.data.device_dataset import DeviceDataset, example_shape, stored_shap
 from flaxtl.data.loaders import Batch, DeviceLoader, IndexBatch
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.models.classifier import FlatParams, cast_for_compute
-from flaxtl.train import train_step, trainer
+from flaxtl.train import eval_steps, train_step, trainer
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_setup
@@ -106,7 +106,7 @@ class PhasePrograms:
         """Return the jitted evaluation step, and its abstract arguments."""
         model, layer, size = self.setup.model_info.model, self.phase.cut_layer, self.setup.config.batch_size
         data = self.data("validation", layer)
-        step = train_step.make_eval_step.__wrapped__(model, self.mesh, layer, DeviceLoader(data).sharding(self.mesh))
+        step = eval_steps.make_eval_step.__wrapped__(model, self.mesh, layer, DeviceLoader(data).sharding(self.mesh))
         params = self.params | self.frozen()
         return step, (params, self.batch(data, size), Abstract((size,), jnp.bool_))
 
