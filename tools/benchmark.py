@@ -4,6 +4,7 @@
     train    images per second of train steps
     data     images per second of decoding, and of augmentation
     job      a whole `flaxtl train`, from start-up to report
+    accelerator  all of this for a GPU or TPU in 8 minutes: three models, share of its peak, PyTorch, the course
 
 Each measurement runs in a process of its own. Implementations take turns, so that a slow moment of the machine affects
 all of them; figures are medians of the turns, and relative speeds medians of the ratios in each turn. --json=FILE also
@@ -20,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import job
+from benchmarks import accelerator, job
 from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare
 
 from flaxtl.errors import UserError
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one benchmark."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    options.overrides = [argument for argument in rest if options.kind == "job" and argument.startswith("--config.")]
+    options.overrides = [
+        argument for argument in rest if options.kind in ("job", "accelerator") and argument.startswith("--config.")
+    ]
     if unknown := [argument for argument in rest if argument not in options.overrides]:
         parser.error(f"unknown option: {' '.join(unknown)}")
     try:
@@ -72,6 +75,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--peer", nargs="?", const="keras-tensorflow", choices=("keras-tensorflow", "keras-jax"),
         help="also train with the course's Keras script; needs a config with one phase without augmentation",
     )  # fmt: skip
+    everything = kinds.add_parser("accelerator", parents=[common], help="all figures of a GPU or TPU, in parts")
+    everything.add_argument("--models", default="vgg16,resnet50,efficientnet_b0", metavar="NAMES")
+    everything.add_argument("--batch", type=int, default=256, help="batch size (default: %(default)s)")
+    everything.add_argument(
+        "--size", type=int, default=200, help="height and width of the images (default: %(default)s)"
+    )
+    everything.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    everything.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)g)")
+    everything.add_argument("--steps", type=int, default=20, help="train steps per call (default: %(default)s)")
+    everything.add_argument("--minutes", type=float, default=8.0, help="time limit; --json=FILE continues (default: 8)")
+    everything.add_argument(
+        "--config",
+        default="flowers_vgg16",
+        metavar="NAME|FILE[:VARIANT]",
+        help="trained from start-up to report; '': no",
+    )
     return parser
 
 
@@ -140,7 +159,7 @@ def run_data(options: argparse.Namespace) -> dict[str, Any]:
     return figures | {"settings": settings}
 
 
-KINDS = {"forward": run_forward, "train": run_train, "data": run_data, "job": job.run}
+KINDS = {"forward": run_forward, "train": run_train, "data": run_data, "job": job.run, "accelerator": accelerator.run}
 
 
 def environment() -> dict[str, object]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from threading import Timer
 from typing import IO, Any, NamedTuple
 
 TOOLS = Path(__file__).parent
@@ -44,34 +45,54 @@ def start(
     return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
 
-def call(target: str, *arguments: object, environment: Mapping[str, str] = {}, quiet: bool = True) -> Any:
+def call(
+    target: str,
+    *arguments: object,
+    environment: Mapping[str, str] = {},
+    quiet: bool = True,
+    timeout: float | None = None,
+) -> Any:
     """Return the result of a function that runs in a process of its own; `quiet`: its messages are not shown.
 
     Raises:
-      ProcessError: it failed.
+      ProcessError: it failed, or took longer than `timeout` seconds.
     """
     process = start(target, *arguments, environment=environment, stderr=subprocess.PIPE if quiet else None)
-    result, errors = process.communicate()
+    try:
+        result, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise ProcessError(f"stopped after {timeout:.0f} s") from error
     if process.returncode:
         raise ProcessError((errors or f"exit code {process.returncode}").strip().splitlines()[-1])
     return json.loads(result)
 
 
 def run_command(
-    command: Sequence[str], *, output: Path | None = None, environment: Mapping[str, str] = {}, folder: Path = TOOLS
+    command: Sequence[str],
+    *,
+    output: Path | None = None,
+    environment: Mapping[str, str] = {},
+    folder: Path = TOOLS,
+    timeout: float | None = None,
 ) -> Measured:
-    """Run a command in a folder. It prints to a file, or to standard error."""
+    """Run a command in a folder, for at most `timeout` seconds. It prints to a file, or to standard error."""
     # Linux counts the memory of the process that starts a command as the command's peak: a small one starts it.
-    arguments = (list(command), str(output) if output else None, str(folder))
+    arguments = (list(command), str(output) if output else None, str(folder), timeout)
     return Measured(*call("fresh_process:_measure", *arguments, environment=environment, quiet=False))
 
 
-def _measure(command: list[str], output: str | None, folder: str) -> Measured:
+def _measure(command: list[str], output: str | None, folder: str, timeout: float | None) -> Measured:
     start_time = time.perf_counter()
     with Path(output or os.devnull).open("wb") as file:
         stdout = file if output else sys.stderr
         process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, cwd=folder)
+        alarm = Timer(timeout or 0.0, process.terminate)
+        if timeout is not None:
+            alarm.start()
         _, status, usage = os.wait4(process.pid, 0)
+        alarm.cancel()
     seconds, cpu_seconds = time.perf_counter() - start_time, usage.ru_utime + usage.ru_stime
     process.returncode = os.waitstatus_to_exitcode(status)
     mebibytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import benchmark
 import pytest
-from benchmarks import compare, job, with_flaxtl
+from benchmarks import accelerator, compare, job, with_flaxtl
 from benchmarks.compare import Subject
-from fresh_process import Measured
+from fresh_process import Measured, ProcessError
 
 from flaxtl.config import load_config
 
@@ -113,6 +113,53 @@ def test_job_parts_add_up(monkeypatch, tmp_path, capsys):
     assert (run["seconds"], run["cpu_seconds"], run["mebibytes"], run["first_step"]) == (12.0, 20.0, 500.0, 3.0)
     assert list(run["parts"].values()) == [6.0, 1.0, 3.0, 2.0]
     assert "50.00%" in capsys.readouterr().out
+
+
+def test_accelerator_measures_missing_parts_and_continues(monkeypatch, tmp_path, capsys):
+    rate = figures(20_000.0, flop_per_image=10.0, matmul_flop_per_second=1e6, images=256)
+    results = {
+        "describe_device": {"kind": "H200", "count": 1, "matmul": {"bfloat16": 8e14}, "bytes_per_second": 4e12},
+        "benchmarks.with_flaxtl:phases": {"forward": rate, "finetune": rate},
+        "benchmarks.with_torch:phases": {"finetune": figures(8_000.0)},
+    }
+    called, failing = [], ["benchmarks.with_torch:phases"]
+
+    def call(target, settings, *, environment, timeout):
+        called.append(target)
+        if target in failing:
+            raise ProcessError("stopped after 9 s")
+        return next(result for name, result in results.items() if target.endswith(name))
+
+    run = job.Run(52.0, 60.0, 900.0, 14.0, {"steps": 30.0}, {"frozen": {}})
+    monkeypatch.setattr(accelerator, "call", call)
+    monkeypatch.setattr(compare, "find_spec", lambda package: package)
+    monkeypatch.setattr(job, "run_train", lambda *_: called.append("course") or run)
+    first = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
+    assert "stopped after 9 s" in first["parts"]["PyTorch: vgg16"]["note"]
+    assert first["bars"] == {"finetune_images_per_second": 20_000.0, "course_seconds": 52.0}
+    failing.clear()
+    second = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
+    assert called[4:] == ["benchmarks.with_torch:phases"]  # only what failed
+    assert second["bars"] == first["bars"] | {"times_torch": 2.5}
+    printed = capsys.readouterr().out
+    assert "800.0 TFLOP/s" in printed
+    assert "20%" in printed  # of a matrix product: 20,000 x 10 of 1e6
+    with pytest.raises(SystemExit):
+        run_benchmark(tmp_path, "accelerator", "--models=vgg16", "--batch=8")
+    assert "--json" in capsys.readouterr().err
+
+
+def test_accelerator_without_time_starts_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(accelerator, "call", None)
+    assert run_benchmark(tmp_path, "accelerator", "--minutes=0", "--config=")["parts"] == {}
+    assert "flaxtl: efficientnet_b0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_phases_of_flaxtl_measure_every_kind_of_work():
+    measured = with_flaxtl.phases(SMALL | {"steps": 2})
+    assert list(measured) == list(accelerator.WORK)
+    assert measured["frozen"]["flop_per_image"] < 0.1 * measured["augmented"]["flop_per_image"]
 
 
 def test_measure_peer_extrapolates_epochs(monkeypatch, tmp_path):

@@ -32,3 +32,12 @@ def test_run_command_measures_and_writes_output(tmp_path):
     assert output.read_text() == "hello\n"
     assert 64 < measured.mebibytes < 256
     assert 0 < measured.cpu_seconds < 5
+
+
+def test_call_beyond_the_time_limit_raises():
+    with pytest.raises(fresh_process.ProcessError, match="stopped after 0 s"):
+        fresh_process.call("time:sleep", 60, timeout=0.3)
+
+
+def test_run_command_beyond_the_time_limit_is_terminated():
+    assert fresh_process.run_command([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.3).code == -15

@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is then its message
 }
 
 

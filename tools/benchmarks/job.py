@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return figures | ({"peers": peers, "ratio": _compare(options.peer, runs, peers)} if peers else {})
 
 
-def run_train(config: str, overrides: Sequence[str], workdir: Path) -> Run:
-    """Run `flaxtl train`; its output goes to stderr. Raises UserError if it fails."""
+def run_train(config: str, overrides: Sequence[str], workdir: Path, timeout: float | None = None) -> Run:
+    """Run `flaxtl train`; its output goes to stderr. Raises UserError if it fails, or takes more seconds than given."""
     command = [sys.executable, "-m", "flaxtl", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
-    measured = run_command(command, folder=Path.cwd())
+    measured = run_command(command, folder=Path.cwd(), timeout=timeout)
     if measured.code:
         raise UserError(f"flaxtl train failed with exit code {measured.code}.")
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))

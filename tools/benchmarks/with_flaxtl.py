@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,37 +58,82 @@ def forward(settings: dict[str, Any]) -> Trial:
 
 
 def train(settings: dict[str, Any]) -> Trial:
-    """Time the step of a phase; with `cached`, on the outputs of its frozen layers."""
+    """Time the step of a phase; with `cached`, on the outputs of its frozen layers; with `augment`, augmented.
+
+    With `steps`, a call makes that many, as in a run with data in the memory of an accelerator.
+    """
     config, batch, size = _config(settings), settings["batch"], settings["size"]
     info = setup.build_model(config, CLASSES)
     (phase,) = build_phases(config, info.model, info.layers, info.groups, BATCHES * batch)
     optimizer = phase_optimizer(config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     cut_layer = phase.cut_layer if settings["cached"] else None
-    step_config = train_step.StepConfig(info.model, optimizer, mesh, config.seed, start_layer=cut_layer)
+    augmentation = AUGMENTATION if settings.get("augment") else None
+    step_config = train_step.StepConfig(
+        info.model, optimizer, mesh, config.seed, start_layer=cut_layer, augmentation=augmentation
+    )
 
     inputs = _random_images((BATCHES * batch, size, size, 3))
     if cut_layer is not None:
         (shape,) = (layer.shape for layer in info.layers if layer.name == cut_layer)
         inputs = _random_images((BATCHES * batch, *shape)).astype(info.model.dtype)
     labels = np.arange(len(inputs), dtype=np.int32) % CLASSES
-    trainable, batch_stats, frozen = phase.param_groups.partition(_random_params(info.shapes))
+    params = _random_params(info.shapes)
+    trainable, batch_stats, _ = phase.param_groups.partition(params)
+    frozen = phase.param_groups.partition(classifier.cast_for_compute(params, info.model)).frozen
     state = train_step.TrainState.create(0, trainable, batch_stats, optimizer.init(trainable), CLASSES)
     state, frozen = devices.replicate((state, frozen), mesh)
     loader = DeviceLoader(put_dataset(inputs, labels, mesh))
-    batches = loader.train_batches(EpochSampler(config.seed, batch, len(labels)), 0, 2**31, None)
+    sampler = EpochSampler(config.seed, batch, len(labels))
+    batches = loader.train_batches(sampler, 0, 2**31, None)
     update = train_step.make_train_step(step_config, loader.sharding(mesh))
     lowered = update.lower(state, frozen, next(batches))
+    inputs_of_call: Iterator[tuple[Any, ...]] = ((batch,) for batch in batches)
+    if steps := settings.get("steps"):
+        update = train_step.make_multi_step(step_config, loader.sharding(mesh))
+        stacked = loader.stacked_batches(sampler, 0, steps, steps)
+        inputs_of_call = repeat((stacked, np.int32(0), np.int32(steps)))
 
     def step() -> jax.Array:
         nonlocal state
-        state = update(state, frozen, next(batches))
-        return state.step
+        state = update(state, frozen, *next(inputs_of_call))
+        return jnp.copy(state.step)  # the next call donates the state
 
-    return _trial(step, lowered, settings)
+    return _trial(step, lowered, settings, images=batch * (steps or 1))
 
 
-def _trial(step: Any, lowered: Any, settings: dict[str, Any]) -> Trial:
+WORK: dict[str, dict[str, Any]] = {
+    "frozen": {"phase": "head", "cached": True, "augment": False},
+    "augmented": {"phase": "head", "cached": False, "augment": True},
+    "finetune": {"phase": "top", "cached": False, "augment": True},
+}
+"""The phases of the course, as settings of `train`."""
+
+
+def phases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of the forward pass and of the steps of each phase of the course."""
+    figures = {"forward": forward(settings).measure(settings["seconds"])}
+    for name, work in WORK.items():
+        figures[name] = train(settings | work).measure(settings["seconds"])
+    return {name: values | {"images": settings["batch"]} for name, values in figures.items()}
+
+
+def describe_device(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return kind and number of the devices, and the speed of one: of matrix products, and of reading and writing."""
+    device = jax.devices()[0]
+    side = CPU_MATMUL_SIDE if device.platform == "cpu" else MATMUL_SIDE
+    array = jax.device_put(jnp.ones((4, side, side), jnp.float32), device)
+    seconds = _fastest(jax.jit(lambda array: array + 1), array)
+    rates = {dtype: matmul_rate(device, dtype) for dtype in setup.DTYPES}
+    return {
+        "kind": device.device_kind,
+        "count": jax.device_count(),
+        "matmul": rates,
+        "bytes_per_second": 2 * array.nbytes / seconds,
+    }
+
+
+def _trial(step: Any, lowered: Any, settings: dict[str, Any], images: int | None = None) -> Trial:
     """Count operations before compilation: afterwards XLA does not know what its libraries compute."""
     device = jax.devices()[0]
     facts = {
@@ -95,20 +141,26 @@ def _trial(step: Any, lowered: Any, settings: dict[str, Any]) -> Trial:
         "flop_per_image": lowered.cost_analysis()["flops"] / settings["batch"],
         "matmul_flop_per_second": matmul_rate(device, settings["dtype"]),
     }
-    return Trial(step, settings["batch"], jax.block_until_ready, asynchronous=device.platform != "cpu", facts=facts)
+    return Trial(
+        step, images or settings["batch"], jax.block_until_ready, asynchronous=device.platform != "cpu", facts=facts
+    )
 
 
 def matmul_rate(device: jax.Device, dtype: str) -> float:
     """Return the operations per second of the fastest of five products of square matrices."""
     side = CPU_MATMUL_SIDE if device.platform == "cpu" else MATMUL_SIDE
     factor = jax.device_put(jnp.ones((side, side), dtype), device)
-    multiply = jax.jit(jnp.matmul)
+    return float(2 * side**3 / _fastest(jax.jit(jnp.matmul), factor, factor))
+
+
+def _fastest(function: Any, *arguments: jax.Array) -> float:
+    """Return the seconds of the fastest of five calls, after one that compiles."""
     seconds = []
     for _ in range(1 + 5):
         start_time = time.perf_counter()
-        multiply(factor, factor).block_until_ready()
+        function(*arguments).block_until_ready()
         seconds.append(time.perf_counter() - start_time)
-    return 2 * side**3 / min(seconds[1:])  # the first compiles
+    return min(seconds[1:])
 
 
 def _config(settings: dict[str, Any]) -> ConfigDict:

@@ -13,8 +13,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import get_model
 
-LAST_BLOCKS = {"vgg16": 24, "vgg19": 28}
-"""Index of block5_conv1 in torchvision's list of layers."""
+LAST_BLOCKS = {"vgg16": 24, "vgg19": 28, "efficientnet_b0": 7}
+"""Index of block5_conv1, or of block7a, in torchvision's list of layers."""
 
 
 def forward(settings: dict[str, Any]) -> Trial:
@@ -52,6 +52,18 @@ def train(settings: dict[str, Any]) -> Trial:
         return loss
 
     return _trial(step, settings)
+
+
+WORK = {"augmented": "head", "finetune": "top"}
+"""Kind of work -> phase. The images are not augmented here, which is in PyTorch's favor."""
+
+
+def phases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of the forward pass and of the steps from images, as far as they can be measured."""
+    figures = {"forward": forward(settings).measure(settings["seconds"])}
+    for name, phase in WORK.items():
+        figures[name] = train(settings | {"phase": phase}).measure(settings["seconds"])
+    return figures
 
 
 def decode(settings: dict[str, Any]) -> Trial:
