@@ -171,7 +171,9 @@ def _setting_row(setting: Setting, anchor: str) -> tuple[str, ...]:
 
 
 def _format_default(default: Any) -> str:
-    """Format a default as on the command line: a non-empty string has no quotes."""
+    """Format a default as on the command line: without quotes, unless it is an empty string."""
+    if default and isinstance(default, tuple) and all(isinstance(item, str) for item in default):
+        return ",".join(default)
     return default if isinstance(default, str) and default else repr(default)
 
 
