@@ -6,6 +6,7 @@ is a folder of images for each class. What cannot run in a test is ```text or ``
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -24,6 +25,8 @@ DRAWS_ITS_OWN = "docs/custom_dataset.md"  # folder of images
 PLACEHOLDERS = {"key", "KEY"}
 FILES = {".py", ".json", ".csv", ".safetensors"}
 """Suffixes of file names such as `data.json`, which are not settings of data."""
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 TEXTS = {name: file.read_text(encoding="utf-8") for name, file in doc_pages.WRITTEN.items()}
 TEXTS["docs/lecture.ipynb"] = reference.notebook_page(doc_pages.NOTEBOOK)
@@ -152,16 +155,38 @@ class Requests(HTMLParser):
             self.found.append(address)
 
 
-@pytest.mark.slow
-def test_the_site_asks_nothing_of_the_network(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built documentation."""
     pytest.importorskip("mkdocs", reason="make docs installs it")
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "site"]
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", folder]
     subprocess.run(command, cwd=doc_pages.ROOT, check=True)
-    built = list((tmp_path / "site").rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_asks_nothing_of_the_network(site):
+    built = list(site.rglob("*.html"))
     assert len(built) > len(doc_pages.WRITTEN)  # README is not a page of the site, but the generated pages are
     for file in built:
         reader = Requests()
         reader.feed(file.read_text(encoding="utf-8"))
         assert reader.found == [], file
-    for file in (tmp_path / "site").rglob("*.css"):
+    for file in site.rglob("*.css"):
         assert re.findall(r"url\([\"']?https?://|@import", file.read_text(encoding="utf-8")) == [], file
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_search_works_in_a_page_opened_as_a_file(site, tmp_path):
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+    ]
+    page = f"{(site / 'index.html').as_uri()}?q=min_steps"
+    shown = subprocess.run([CHROMIUM, *flags, page], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"[1-9]\d* matching documents?<", shown)
