@@ -48,6 +48,8 @@ COMPARISONS = {
     "layer.trainable": "train/test_finetune.py::test_train_step_matches_keras",
     "base(x, training=False)": "train/test_finetune.py::test_train_step_matches_keras",
     "optimizer=Nadam": "train/test_optimizers.py::test_nadam_matches_keras",
+    "Nadam(weight_decay": "train/test_optimizers.py::test_nadam_matches_keras",
+    "Nadam(global_clipnorm": "train/test_optimizers.py::test_clip_norm_clips_trainable_gradients_as_optax_and_keras",
     "CosineDecay": "e2e/test_migrating.py::test_cosine_schedule_matches_keras",
     "ReduceLROnPlateau": "train/test_epoch_loop.py::test_plateau_reduces_rates_where_keras_does",
     "Adam(use_ema=True": "train/test_train_step.py::test_ema_update_matches_keras",
