@@ -17,29 +17,18 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+from aot.checks import find_eval_problems, find_feature_problems, find_problems
 from aot.hlo import Program, study
-from aot.programs import PhasePrograms, make_setup, tree_bytes
+from aot.programs import PhasePrograms, make_setup
 from aot.topology import topology_mesh
 
 from flaxtl.errors import UserError
-from flaxtl.parallel import devices
-
-MAX_ALL_REDUCES = 3
-"""All-reduces of a train step: gradients, metrics and, in bfloat16, the float32 gradients of the last layer."""
-
-MAX_DATA_ALL_REDUCES = 2
-"""More of them if the data set is split over devices: the indices of a batch, and its rows from where they are."""
-
-METRIC_BYTES = 4096
-"""More than what the loss and the counts by class take."""
 
 COLUMNS = ("program", "dtype", "GFLOP", "argument MB", "temp MB", "aliases", "collectives", "moved MB", "copies MB",
            "products", "kernels", "estimate ms", "compiled in s")  # fmt: skip
@@ -62,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(" | ".join(COLUMNS), flush=True)
         for dtype in options.dtypes.split(","):
             setup = make_setup(options.config, [*overrides, f"--config.dtype={dtype}"])
+            extracted: set[str] = set()
             for phase in setup.phases:
-                for row, problems in check_phase(PhasePrograms(setup, mesh, phase), dtype):
+                for row, problems in check_phase(PhasePrograms(setup, mesh, phase), dtype, extracted):
                     print(" | ".join(str(value) for value in row.values()), flush=True)
                     for problem in problems:
                         print(f"  FAILED: {problem}", flush=True)
@@ -78,14 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def check_phase(programs: PhasePrograms, dtype: str) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Yield the row and the failed checks of the train steps and of the evaluation step of a phase."""
+def check_phase(programs: PhasePrograms, dtype: str, extracted: set[str]) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Yield the row and the failed checks of each program of a phase; features of layers not in `extracted` yet."""
     name = programs.phase.name
-    compiled, seconds = compile_program(*programs.train())
-    program = study(compiled.as_text())
-    yield make_row(f"{name}: train", dtype, compiled, program, seconds), find_problems(programs, compiled, program)
-    compiled, seconds = compile_program(*programs.evaluate())
-    yield make_row(f"{name}: evaluate", dtype, compiled, study(compiled.as_text()), seconds), []
+    kinds = {"train": find_problems, "evaluate": find_eval_problems, "validate": find_eval_problems}
+    if (layer := programs.phase.cut_layer) and layer not in extracted:
+        kinds["extract"] = find_feature_problems
+        extracted.add(layer)
+    for kind, find in kinds.items():
+        compiled, seconds = compile_program(*getattr(programs, kind)())
+        program = study(compiled.as_text())
+        problems = [f"{name}: {kind}: {problem}" for problem in find(programs, program)]
+        yield make_row(f"{name}: {kind}", dtype, compiled, program, seconds), problems
 
 
 def compile_program(function: Any, arguments: tuple[Any, ...]) -> tuple[Any, float]:
@@ -104,37 +98,6 @@ def make_row(name: str, dtype: str, compiled: Any, program: Program, seconds: fl
         dict(program.products), program.kernels, round(program.milliseconds, 2), round(seconds, 1),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def find_problems(programs: PhasePrograms, compiled: Any, program: Program) -> list[str]:
-    """Return what is wrong with the train steps of a phase."""
-    name, problems = programs.phase.name, []
-    state = programs.state()
-    if program.aliases < (num_leaves := len(jax.tree.leaves(state))):
-        problems.append(f"{name}: {program.aliases} of {num_leaves} arrays of the state are donated")
-    if others := set(program.collectives) - {"all-reduce"}:
-        problems.append(f"{name}: {', '.join(sorted(others))} in a train step")
-    is_split = programs.mesh.size > 1
-    if program.collectives["all-reduce"] > (allowed := MAX_ALL_REDUCES + is_split * MAX_DATA_ALL_REDUCES):
-        problems.append(f"{name}: {program.collectives['all-reduce']} all-reduces; at most {allowed}")
-    inputs = programs.data("train", programs.start_layer).inputs
-    batch_bytes = is_split * programs.setup.config.batch_size * row_bytes(inputs)
-    if program.collective_bytes > tree_bytes(state.params) + batch_bytes + METRIC_BYTES:
-        problems.append(f"{name}: {program.collective_bytes} bytes are reduced, more than what trains and a batch")
-    data = tree_bytes(inputs) // programs.mesh.size
-    if data in program.copies:
-        problems.append(f"{name}: the data set is copied ({data} bytes)")
-    # On a GPU, matrix products return float32 for inputs of any dtype.
-    is_tpu = devices.platform_of(programs.mesh) == "tpu"
-    if is_tpu and programs.setup.config.dtype == "bfloat16" and program.products["f32"] > 2:
-        problems.append(f"{name}: {program.products['f32']} float32 products; only the last layer's may be")
-    return problems
-
-
-def row_bytes(inputs: Any) -> int:
-    """Return the bytes that are reduced of each row of a split data set; 16-bit numbers are reduced as 32-bit ones."""
-    itemsize = 4 if inputs.dtype.itemsize == 2 else inputs.dtype.itemsize
-    return math.prod(inputs.shape[1:]) * itemsize
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxtl.parallel import devices, processes
 
@@ -30,11 +30,13 @@ class DeviceDataset:
         `stored_shape`.
       labels: int32 [n], on every device and not padded.
       example_shape: shape of one example on a TPU, where `inputs` have another; else None.
+      mesh: the devices that `inputs` are divided among; None for one device.
     """
 
     inputs: jax.Array
     labels: jax.Array
     example_shape: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    mesh: Mesh | None = field(default=None, metadata={"static": True})
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -47,11 +49,15 @@ class DeviceDataset:
     def shardings(self, mesh: Mesh) -> "DeviceDataset":
         """Return the shardings of the arrays on a mesh."""
         replicated = devices.replicated_sharding(mesh)
-        return DeviceDataset(rows_sharding(mesh), replicated, self.example_shape)  # type: ignore[arg-type]  # a tree of shardings
+        return DeviceDataset(rows_sharding(mesh), replicated, self.example_shape, self.mesh)  # type: ignore[arg-type]  # a tree of shardings
 
     def gather(self, indices: jax.Array) -> jax.Array:
-        """Return the inputs of some examples, [len(indices), ...]."""
-        inputs = self.inputs[indices]
+        """Return the inputs of some examples, [len(indices), ...], divided among the devices.
+
+        Args:
+          indices: int32 [batch], the same on every device.
+        """
+        inputs = self.inputs[indices] if self.mesh is None else _gather_from_parts(self.inputs, indices, self.mesh)
         if self.example_shape is not None:
             flat = inputs.reshape(len(indices), -1)[:, : math.prod(self.example_shape)]
             inputs = flat.reshape(len(indices), *self.example_shape)
@@ -79,7 +85,7 @@ def put_dataset(inputs: npt.NDArray[Any], labels: npt.NDArray[np.int32], mesh: M
     else:  # part by part: the host never holds a padded copy of all examples
         on_devices = jax.make_array_from_callback(shape, sharding, part)
     replicated = processes.put_global(labels, devices.replicated_sharding(mesh))
-    return DeviceDataset(on_devices, replicated, example_shape(rows.shape, mesh))
+    return DeviceDataset(on_devices, replicated, example_shape(rows.shape, mesh), split_over(mesh))
 
 
 def stored_shape(shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> tuple[int, ...]:
@@ -101,6 +107,11 @@ def example_shape(shape: tuple[int, ...], mesh: Mesh) -> tuple[int, ...] | None:
     return shape[1:] if devices.platform_of(mesh) == "tpu" else None
 
 
+def split_over(mesh: Mesh) -> Mesh | None:
+    """Return `DeviceDataset.mesh`: the mesh, if it has several devices."""
+    return mesh if mesh.size > 1 else None
+
+
 def device_bytes(shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> int:
     """Return the memory that inputs [n, ...] take on each device, with all padding."""
     return math.prod(stored_shape(shape, itemsize, mesh)) * itemsize // mesh.size
@@ -117,6 +128,27 @@ def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     XLA on CPU has no bfloat16 gather: within a loop over steps it would convert the whole array to float32 each time.
     """
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+
+
+def _gather_from_parts(inputs: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
+    """Return rows of an array that is split over the devices, split over them.
+
+    Each device takes the rows that it has and zeros for all others; one sum over the devices gives each its part.
+    """
+
+    def gather(part: jax.Array, indices: jax.Array) -> jax.Array:
+        positions = indices - jax.lax.axis_index("data") * len(part)
+        is_here = (positions >= 0) & (positions < len(part))
+        rows = part[jnp.clip(positions, 0, len(part) - 1)]
+        rows = jnp.where(is_here.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+        summed: jax.Array = jax.lax.psum_scatter(rows, "data", scatter_dimension=0, tiled=True)
+        return summed
+
+    split = PartitionSpec("data")
+    rows: jax.Array = jax.shard_map(gather, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)(
+        inputs, indices
+    )
+    return rows
 
 
 def _store(rows: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

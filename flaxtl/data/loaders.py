@@ -102,7 +102,12 @@ Batch = IndexBatch | HostBatch
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Split a batch over the devices, inside a step, however it arrived."""
+    """Split a batch over the devices, inside a step, however it arrived.
+
+    Indices stay on every device: each looks for them in its part of the data, and `inputs` are split.
+    """
+    if isinstance(batch, IndexBatch):
+        return batch
     return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
 
 

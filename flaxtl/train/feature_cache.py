@@ -109,7 +109,7 @@ class FeatureExtractor(NamedTuple):
     ) -> Iterator[tuple[dict[str, jax.Array], Mask]]:
         """Yield the layers' outputs of each batch of rows from `first` on, with the mask of its rows."""
         sharding = devices.batch_sharding(self.mesh)
-        compiled = _forward_fn(self.model, self.mesh, layers, views)
+        compiled = make_feature_step(self.model, self.mesh, layers, views)
         for rows, mask in padded_batches(len(images) * views.num_views - first, batch_size):
             indices, epochs = np.divmod(first + rows, np.int32(views.num_views))
             batch = (processes.put_global(array, sharding) for array in (images.read(indices), epochs, indices))
@@ -117,7 +117,7 @@ class FeatureExtractor(NamedTuple):
 
 
 @cache
-def _forward_fn(
+def make_feature_step(
     model: Classifier, mesh: Mesh, layers: tuple[str, ...], views: AugmentedViews
 ) -> Callable[..., dict[str, jax.Array]]:
     """Return the jitted (params, images [batch, ...], epochs [batch], indices [batch]) -> outputs by layer."""

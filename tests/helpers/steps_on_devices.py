@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flaxtl.data.device_dataset import put_dataset
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices
 from flaxtl.train import train_step
@@ -36,8 +38,20 @@ def train(setup, num_devices):
     return {name: np.asarray(value) for name, value in (sums | state.params).items()}
 
 
+def check_gather(mesh):
+    """Rows of an array that is padded and split over the devices have the bits of the original."""
+    originals = np.random.default_rng(0).integers(0, 256, (13, 3, 2)) - 128
+    for dtype in (np.uint8, jnp.bfloat16, np.float32):
+        rows = originals.astype(dtype)
+        data, indices = put_dataset(rows, np.zeros(13, np.int32), mesh), np.array([12, 0, 12, 5], np.int32)
+        gathered = jax.jit(lambda data, indices: data.gather(indices))(data, indices)
+        assert np.asarray(gathered).tobytes() == rows[indices].tobytes()
+        assert gathered.sharding.shard_shape(gathered.shape)[0] == 4 // mesh.size
+
+
 if __name__ == "__main__":
     images, result = map(Path, sys.argv[1:])
     setup = tiny_run.setup(images, result.parent)
     arrays = {f"{n} {name}": array for n in (1, jax.device_count()) for name, array in train(setup, n).items()}
+    check_gather(setup.mesh)
     np.savez(result, **{name.replace("/", "."): array for name, array in arrays.items()})

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
-from aot.hlo import num_bytes, study
+from aot import checks
+from aot.hlo import Program, num_bytes, study
 from aot.programs import PhasePrograms
 
 TOOL = Path(__file__).parents[2] / "tools" / "aot_check.py"
@@ -17,6 +20,7 @@ HLO = """HloModule jit_run, input_output_alias={ {0}: (0, {}, may-alias), {1}: (
 
 %fused_computation (p: f32[4]) -> f32[4] {
   %c = bf16[512,1024]{1,0} copy(%p)
+  %narrow = bf16[3,3,64,64]{1,0} convert(%p)
 }
 
 %body (arg: f32[4]) -> f32[4] {
@@ -31,6 +35,7 @@ def test_study_counts_what_a_program_contains():
     program = study(HLO)
     assert (program.aliases, program.collectives, program.collective_bytes) == (2, {"all-reduce": 1}, 132)
     assert (program.copies, program.products, program.kernels) == ([2**21], {"bf16": 1}, 2)
+    assert (program.sizes, program.rounded) == ({32 * 7 * 7 * 512, 512 * 1024, 32, 1}, {"3,3,64,64"})
     assert program.milliseconds == 2.0  # 3,000,000 cycles at 1.5 GHz
 
 
@@ -42,9 +47,51 @@ def test_num_bytes_sums_the_arrays(types, size):
 @pytest.mark.parametrize("phase", [0, 1], ids=["features", "augmented images"])
 def test_steps_export_for_every_platform(prepared, phase):
     programs = PhasePrograms(prepared, prepared.mesh, prepared.phases[phase])
-    for function, arguments in (programs.train(), programs.evaluate()):
+    for function, arguments in (programs.train(), programs.evaluate(), programs.validate()):
         exported = jax.export.export(function, platforms=["cpu", "cuda", "tpu"])(*arguments)
         assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def program(**changes):
+    """The train steps of `frozen`: two products forward, two gradients of kernels and one of an input."""
+    correct = {
+        "aliases": 999,
+        "collectives": Counter({"all-reduce": 2}),
+        "collective_bytes": 100,
+        "copies": [],
+        "sizes": frozenset(),
+        "rounded": frozenset(),
+        "products": Counter({"f32": 5}),
+        "kernels": 9,
+        "milliseconds": 0.0,
+    }
+    return Program(**(correct | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"aliases": 3}, "arrays of the state are donated"),
+        ({"collectives": Counter({"all-gather": 1})}, "all-gather in a train step"),
+        ({"collectives": Counter({"all-reduce": 4})}, "4 collectives; at most 3"),
+        ({"collective_bytes": 10**9}, "bytes are reduced"),
+        ({"products": Counter({"f32": 6})}, "6 products; 5 without gradients of frozen layers"),
+        ({"rounded": frozenset({"3,3,3,64", "8,3"})}, r"frozen parameters \[3,3,3,64\] are converted"),
+    ],
+)
+def test_find_problems_names_what_is_wrong(prepared, changes, problem):
+    programs = PhasePrograms(prepared, prepared.mesh, prepared.phases[0])
+    problems = checks.find_problems(programs, program(**changes))
+    assert len(problems) == (problem is not None)
+    assert problem is None or re.search(problem, problems[0])
+
+
+def test_find_problems_array_of_data_set_size_is_a_copy(prepared):
+    programs = PhasePrograms(prepared, prepared.mesh, prepared.phases[0])
+    size = programs.data("train", programs.start_layer).inputs.size
+    (problem,) = checks.find_problems(programs, program(sizes=frozenset({size})))
+    assert "data set" in problem
 
 
 @pytest.mark.exhaustive("aot")
@@ -55,4 +102,5 @@ def test_tpu_programs_pass_every_check(tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     failed = {row["program"]: row["failed"] for row in map(json.loads, rows.read_text("utf-8").splitlines())}
     assert [problem for problems in failed.values() for problem in problems] == []
-    assert (len(failed), done.returncode) == (6, 0), done.stderr[-1000:]
+    # Three programs of each phase, and one for the features of each of two layers.
+    assert (len(failed), done.returncode) == (11, 0), done.stderr[-1000:]

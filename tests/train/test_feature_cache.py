@@ -49,10 +49,10 @@ def test_features_of_all_cut_layers_are_computed_at_once(prepared, parameters, t
 
 
 def test_feature_extraction_compiles_once_for_all_splits(prepared, parameters, tmp_path):
-    feature_cache._forward_fn.cache_clear()
+    feature_cache.make_feature_step.cache_clear()
     for split in ("train", "validation"):
         tiny_run.inputs(prepared, split, tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
-    assert feature_cache._forward_fn.cache_info().misses == 1
+    assert feature_cache.make_feature_step.cache_info().misses == 1
 
 
 def test_cached_features_are_not_recomputed(prepared, parameters, tmp_path):

@@ -12,6 +12,11 @@ ITEM_BYTES = {
 
 COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"})
 
+PASSES_ON = frozenset(
+    {"parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "optimization-barrier"}
+)
+"""Instructions whose results are arrays that exist already."""
+
 KERNELS = frozenset({"fusion", "custom-call", "copy", "convolution", "dot"})
 """Instructions outside fusions that a GPU runs as kernels of their own."""
 
@@ -26,6 +31,8 @@ class Program(NamedTuple):
       collectives: opcode -> number.
       collective_bytes: bytes that the collectives return.
       copies: bytes of each copy of more than 1 MiB.
+      sizes: numbers of elements of the arrays that are written: results outside fusions.
+      rounded: shapes that are converted to bfloat16, as '3,3,64,64'.
       products: dtype of the result -> number of convolutions and matrix products.
       kernels: instructions of the largest computation outside fusions, the body of the loop over steps.
       milliseconds: the TPU compiler's estimate for that computation; 0 if it gives none.
@@ -35,6 +42,8 @@ class Program(NamedTuple):
     collectives: Counter[str]
     collective_bytes: int
     copies: list[int]
+    sizes: frozenset[int]
+    rounded: frozenset[str]
     products: Counter[str]
     kernels: int
     milliseconds: float
@@ -44,7 +53,7 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
     """Count what `compiled.as_text()` contains; `clock_ghz` converts a TPU's cycles to time (v5e: 1.5)."""
     collectives: Counter[str] = Counter()
     products: Counter[str] = Counter()
-    copies, moved = [], 0
+    copies, moved, rounded = [], 0, set()
     for _, result, opcode, rest in instructions(hlo):
         base = opcode.removesuffix("-start")
         if base in COLLECTIVES:
@@ -54,12 +63,16 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
             copies.append(size)
         elif opcode in ("convolution", "dot") or (opcode == "custom-call" and _is_product(rest)):
             products[result.strip("(").split("[")[0]] += 1
+        elif opcode == "convert" and result.startswith("bf16["):
+            rounded.add(result[5:].split("]")[0])
     bodies = list(_step_bodies(hlo))
     return Program(
         aliases=hlo.split("\n", 1)[0].count("-alias"),
         collectives=collectives,
         collective_bytes=moved,
         copies=copies,
+        sizes=frozenset(size for body in bodies for size in _written_sizes(body)),
+        rounded=frozenset(rounded),
         products=products,
         kernels=max((_count_kernels(body) for body in bodies), default=0),
         milliseconds=max((_cycles(body) for body in bodies), default=0) / clock_ghz / 1e6,
@@ -77,11 +90,7 @@ def instructions(hlo: str) -> Iterator[tuple[str, str, str, str]]:
 def num_bytes(types: str) -> int:
     """Return the bytes of the arrays in the text of a type, such as 'bf16[32,7,7,512]' or a tuple of them."""
     arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types)
-    return sum(
-        ITEM_BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in arrays
-        if dtype in ITEM_BYTES
-    )
+    return sum(ITEM_BYTES[dtype] * _num_elements(sizes) for dtype, sizes in arrays if dtype in ITEM_BYTES)
 
 
 def _is_product(call: str) -> bool:
@@ -100,6 +109,16 @@ def _step_bodies(hlo: str) -> Iterator[list[str]]:
                 yield body
         else:
             body.append(line)
+
+
+def _written_sizes(body: list[str]) -> Iterator[int]:
+    for _, result, opcode, _ in instructions("\n".join(body)):
+        if opcode not in PASSES_ON:
+            yield from (_num_elements(sizes) for sizes in re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", result))
+
+
+def _num_elements(sizes: str) -> int:
+    return math.prod(int(size) for size in sizes.split(",") if size)
 
 
 def _count_kernels(body: list[str]) -> int:

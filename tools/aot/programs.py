@@ -1,18 +1,22 @@
 """The steps of a run as abstract programs: nothing is allocated, so the mesh may be of devices that are not there."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from flaxtl.config import load_config
-from flaxtl.data.device_dataset import DeviceDataset, example_shape, stored_shape
+from flaxtl.data.device_dataset import DeviceDataset, example_shape, split_over, stored_shape
 from flaxtl.data.loaders import Batch, DeviceLoader, IndexBatch
 from flaxtl.data.manifest import Example, Manifest
-from flaxtl.models.classifier import FlatParams, cast_for_compute
+from flaxtl.models.classifier import FlatParams, cast_for_compute, forward_logits, unflatten_params
 from flaxtl.train import eval_steps, train_step, trainer
+from flaxtl.train.feature_cache import AugmentedViews, make_feature_step
+from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
 from flaxtl.train.setup import RunSetup, build_setup
@@ -87,12 +91,32 @@ class PhasePrograms:
             Abstract(stored_shape(shape, dtype.itemsize, self.mesh), dtype),
             Abstract((num_rows,), jnp.int32),
         )
-        return DeviceDataset(inputs, labels, example_shape(shape, self.mesh))  # type: ignore[arg-type]  # shapes
+        return DeviceDataset(inputs, labels, example_shape(shape, self.mesh), split_over(self.mesh))  # type: ignore[arg-type]  # shapes
 
     def batch(self, data: DeviceDataset, *shape: int) -> Batch:
         """Return the shapes of batches [*shape] of indices."""
         indices: Any = Abstract(shape, jnp.int32)
         return IndexBatch(data, indices, indices)
+
+    def count_products(self) -> int:
+        """Return the convolutions and matrix products of a train step that differentiates no frozen layer.
+
+        Each of the forward pass, and one for the kernel and one for the input of each layer that trains; the lowest
+        needs no gradient of its input.
+        """
+        model, batch_size = self.setup.model_info.model, self.setup.config.batch_size
+        if self.start_layer is None:
+            inputs = Abstract((batch_size, self.setup.config.data.height, self.setup.config.data.width, 3), jnp.uint8)
+        else:
+            layers = self.setup.model_info.layers
+            shape = next(layer.shape for layer in layers if layer.name == self.start_layer)
+            inputs = Abstract((batch_size, *shape), model.dtype)
+
+        def run(params: FlatParams, inputs: jax.Array) -> jax.Array:
+            return forward_logits(model, unflatten_params(params), inputs, start=self.start_layer)
+
+        in_forward = _count_products(jax.make_jaxpr(run)(self.params, inputs).jaxpr)
+        return in_forward + 2 * sum(len(leaf.shape) > 1 for leaf in self.state().params.values()) - 1
 
     def train(self) -> tuple[Any, tuple[Any, ...]]:
         """Return the jitted steps of an epoch, and their abstract arguments."""
@@ -109,6 +133,33 @@ class PhasePrograms:
         step = eval_steps.make_eval_step.__wrapped__(model, self.mesh, layer, DeviceLoader(data).sharding(self.mesh))
         params = self.params | self.frozen()
         return step, (params, self.batch(data, size), Abstract((size,), jnp.bool_))
+
+    def validate(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the jitted evaluation of many batches, and its abstract arguments."""
+        model, layer, size = self.setup.model_info.model, self.phase.cut_layer, self.setup.config.batch_size
+        data = self.data("validation", layer)
+        sharding, num_batches = DeviceLoader(data).sharding(self.mesh), -(-len(data) // size)
+        step = eval_steps.make_multi_eval_step.__wrapped__(model, self.mesh, layer, sharding)
+        masks, number = Abstract((num_batches, size), jnp.bool_), Abstract((), jnp.int32)
+        sums = jax.eval_shape(partial(MetricSums.zero, len(self.setup.manifest.classes)))
+        return step, (self.params | self.frozen(), self.batch(data, num_batches, size), masks, number, number, sums)
+
+    def extract(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the jitted computation of the features of a batch, and its abstract arguments."""
+        model, data, size = self.setup.model_info.model, self.setup.config.data, self.setup.config.batch_size
+        assert self.phase.cut_layer is not None, "the phase trains on features"
+        views = AugmentedViews(np.dtype(model.dtype))
+        step = make_feature_step.__wrapped__(model, self.mesh, (self.phase.cut_layer,), views)
+        images, numbers = Abstract((size, data.height, data.width, 3), jnp.uint8), Abstract((size,), jnp.int32)
+        return step, (self.params, images, numbers, numbers)
+
+
+def _count_products(jaxpr: Any) -> int:
+    """Count convolutions and matrix products, also in the functions that are called."""
+    inner = (value for equation in jaxpr.eqns for value in jax.tree.leaves(list(equation.params.values())))
+    called = (getattr(value, "jaxpr", value) for value in inner)
+    own = sum(equation.primitive.name in ("conv_general_dilated", "dot_general") for equation in jaxpr.eqns)
+    return own + sum(_count_products(value) for value in called if hasattr(value, "eqns"))
 
 
 def tree_bytes(tree: Any) -> int:
