@@ -17,7 +17,7 @@ from flaxtl.data.image_file import UnreadableError
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources import base
 from flaxtl.evaluation.predictor import load_setup
-from flaxtl.report import galleries, report
+from flaxtl.report import photos, report
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import logger, run_dir
 from flaxtl.train.checkpoints import Checkpoints
@@ -149,7 +149,7 @@ def _read_image(folder: Path, file: str) -> None:
     """Read an image like `flaxtl report`, `doctor`, `train` and `predict`."""
     path = folder / file
     with suppress(UnreadableError):
-        galleries.thumbnail_uri(path, max_side=240, quality=80)
+        photos.thumbnail_uri(path, max_side=240, quality=80)
     doctor.inspect_images([path])
     duplicates.fingerprint_files([path], strict=False)
     for policy in ("crop", "squash"):

@@ -16,7 +16,7 @@ from flaxtl.data.image_file import UnreadableError
 from flaxtl.data.sources.base import inspect_source
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
-from flaxtl.report.galleries import thumbnail_uri
+from flaxtl.report.photos import thumbnail_uri
 from flaxtl.report.templating import load_template
 
 MAX_CONSOLE_EXAMPLES = 3  # issues of each type on the console, and files of each issue

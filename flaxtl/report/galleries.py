@@ -1,277 +1,147 @@
-"""Image galleries of the report: errors, correct predictions, label issues and Grad-CAM heat maps.
+"""Which photos the report shows, and under which heading: every photo once."""
 
-Images are embedded in the page as JPEG data URIs. A report may outlive its images: those that can no longer be read
-are counted or replaced by a short explanation.
-"""
-
-import base64
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 
-from flaxtl.data.decode import visible_region
-from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
-from flaxtl.evaluation import classification, gradcam
-from flaxtl.evaluation.gradcam import Heatmap, HeatmapSet
-from flaxtl.evaluation.label_issues import LabelIssues
+from flaxtl.evaluation import classification, gradcam, label_issues
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.run_files import RunRecord
-from flaxtl.report import plots
+from flaxtl.report.photos import Photo, PhotoAlbum, colorbar
 
-MAX_SIDE = 240  # pixels of the longer side; shown about 160 wide, sharp on a high-density screen
-JPEG_QUALITY = 78  # about 8 kB per image
-HEATMAP_OPACITY = 0.6  # of the colors over the image
+MAX_PAIRS, IMAGES_PER_CLASS, IMAGES_PER_PAIR, MAX_ERRORS, MAX_CORRECT, MAX_LABEL_ISSUES = 6, 6, 12, 18, 12, 18
+"""Up to 130 photos of 12 kB."""
+
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """One image of a gallery.
+class ClassPhotos:
+    """A class, how many of its images are recognized, and some of its photos."""
 
-    Attributes:
-        uri: the image as a data URI; "" if it cannot be read.
-        problem: why it cannot be read, in a few words; else "".
-        name: file name.
-        short_path: folder and file name.
-        true: name of the true class.
-        predicted: name of the predicted (or suggested) class.
-        confidence: probability of `predicted`, in [0, 1].
-        loss: -log of the probability of the true class.
-    """
-
-    uri: str
-    problem: str
     name: str
-    short_path: str
-    true: str
-    predicted: str
-    confidence: float
-    loss: float
+    num_correct: int
+    num_images: int
+    photos: Sequence[Photo]
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """`count` images of class `true` were predicted as `predicted`; thumbnails of the most confident errors."""
+    """`count` images of class `true` were predicted as `predicted`; photos of those that are not shown above."""
 
     true: str
     predicted: str
     count: int
-    thumbnails: tuple[Thumbnail, ...]
+    photos: Sequence[Photo]
 
 
 @dataclass(frozen=True)
-class ClassHeatmap:
-    """The heat map of one class over an image.
-
-    Attributes:
-        class_name: of the class.
-        probability: of the class, in [0, 1].
-        uri: the overlay as a data URI.
-        location: where the map is largest, such as "the upper left"; "" if it is 0 everywhere.
-    """
-
-    class_name: str
-    probability: float
-    uri: str
-    location: str
-
-
-@dataclass(frozen=True)
-class HeatmapExample:
-    """An image as the model sees it, with the heat maps of the predicted class and, for an error, the true class.
-
-    Attributes:
-        uri: the image as a data URI.
-        name: file name.
-        short_path: folder and file name.
-        true: name of the true class.
-        heatmaps: one for each class.
-    """
-
-    uri: str
-    name: str
-    short_path: str
-    true: str
-    heatmaps: tuple[ClassHeatmap, ...]
-
-
-@dataclass(frozen=True)
-class HeatmapSection:
-    """Grad-CAM examples at `layer`, whose maps have `rows` x `columns` values; `num_missing` images are unreadable."""
+class Heatmaps:
+    """Grad-CAM at `layer`, where a map has `rows` x `columns` values, and a bar of all its colors."""
 
     layer: str
     rows: int
     columns: int
-    errors: Sequence[HeatmapExample]
-    correct: Sequence[HeatmapExample]
-    num_missing: int
     colorbar: str
 
 
-def confused_pairs(predictions: Predictions, num_pairs: int, num_images: int, bit_depth: int = 0) -> list[ConfusedPair]:
-    """Return the `num_pairs` most confused pairs of classes, each with its `num_images` most confident errors.
+@dataclass(frozen=True)
+class Galleries:
+    """All photos of the report, of the evaluated split unless another one is named.
 
-    `bit_depth` is that of the run, here and below: the setting `data.bit_depth`.
+    Attributes:
+        worst: the class with the lowest recall, with its errors; None if no class is worse than the others.
+        best: the class with the highest recall, with typical images.
+        pairs: the most confused pairs of classes, with the most confident errors.
+        errors: other errors, the largest loss first.
+        correct: a typical correct prediction of each class.
+        label_issues: labels that look wrong and are not shown above; of any evaluated split.
+        heatmaps: the heat maps that photos have; None if none has one.
     """
-    labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
-    matrix = classification.confusion_matrix(labels, predicted, len(classes))
-    pairs = []
-    for pair in classification.most_confused_pairs(matrix, num_pairs):
-        rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
-        most_confident = rows[np.argsort(-predictions.confidence[rows], kind="stable")][:num_images]
-        thumbnails = tuple(_thumbnails(predictions, most_confident.tolist(), bit_depth))
-        pairs.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, thumbnails))
-    return pairs
+
+    worst: ClassPhotos | None
+    best: ClassPhotos | None
+    pairs: Sequence[ConfusedPair]
+    errors: Sequence[Photo]
+    correct: Sequence[Photo]
+    label_issues: Sequence[Photo]
+    heatmaps: Heatmaps | None
 
 
-def top_losses(predictions: Predictions, limit: int, bit_depth: int = 0) -> list[Thumbnail]:
-    """Return the images with the largest loss, largest first, as far as the true class has less than 50 %."""
-    rows, loss = classification.top_losses(predictions.log_probabilities, predictions.labels, limit)
-    return _thumbnails(predictions, rows[loss > math.log(2)].tolist(), bit_depth)
-
-
-def correct_predictions(predictions: Predictions, limit: int, bit_depth: int = 0) -> list[Thumbnail]:
-    """Return a typical correct prediction of each of the first `limit` classes: the one of median confidence."""
-    rows = classification.typical_correct(predictions.probabilities, predictions.labels, limit)
-    return _thumbnails(predictions, rows, bit_depth)
-
-
-def label_issue_thumbnails(
-    predictions: Predictions, issues: LabelIssues, limit: int, bit_depth: int = 0
-) -> list[Thumbnail]:
-    """Return the `limit` most suspicious labels, each with the suggested class in place of the predicted one."""
-    return _thumbnails(predictions, issues.rows[:limit].tolist(), bit_depth, issues.suggested[:limit].tolist())
-
-
-def heatmap_section(run: RunRecord, heatmaps: HeatmapSet | None) -> HeatmapSection | None:
-    """Return the stored heat maps over their images of the evaluated split; None if there are none."""
-    pairs = {path: pair for path, pair in gradcam.heatmap_targets(run).items() if heatmaps and path in heatmaps.maps}
-    predictions = run.calibrated_eval_predictions
-    if not heatmaps or not pairs or predictions is None:
+def make_galleries(run: RunRecord) -> Galleries | None:
+    """Choose and read the photos of a run; None if it has no predictions of the evaluated split."""
+    predictions = run.calibrated_predictions
+    if predictions is None or run.eval_predictions is None:
         return None
-    examples = [
-        (
-            _heatmap_example(predictions, predictions.paths.index(path), heatmaps, run.config.data.bit_depth),
-            predicted == true,
-        )
-        for path, (predicted, true) in pairs.items()
-    ]
-    return HeatmapSection(
-        layer=heatmaps.layer,
-        rows=heatmaps.rows,
-        columns=heatmaps.columns,
-        errors=[example for example, is_correct in examples if example and not is_correct],
-        correct=[example for example, is_correct in examples if example and is_correct],
-        num_missing=sum(example is None for example, _ in examples),
-        colorbar=_colorbar(),
+    issues = label_issues.find_label_issues(predictions)
+    suggested = dict(zip(issues.rows.tolist(), issues.suggested.tolist(), strict=True))
+    heatmaps = gradcam.read_heatmaps(run.workdir)
+    marked = suggested if label_issues.are_reliable(predictions) else {}
+    album = PhotoAlbum(predictions, run.config.data.bit_depth, marked, heatmaps)
+    rows = np.flatnonzero(np.array([split == run.eval_split for split in predictions.splits]))
+    worst, best = _extreme_classes(album, rows)
+    pairs = _confused_pairs(album, rows)
+    wrong = rows[~predictions.correct[rows]]
+    errors = album.take(_by_loss(predictions, wrong), MAX_ERRORS)
+    typical = classification.typical_correct(predictions.probabilities[rows], predictions.labels[rows], MAX_CORRECT)
+    correct = album.take(rows[typical], MAX_CORRECT)
+    album.suggested = suggested  # the section on label issues shows all of them, folded if they are not reliable
+    suspicious = album.take(issues.rows.tolist(), MAX_LABEL_ISSUES)
+    photos = [*(photo for pair in pairs for photo in pair.photos), *errors, *correct, *suspicious]
+    photos += [photo for shown in (worst, best) if shown for photo in shown.photos]
+    has_heatmaps = heatmaps is not None and any(photo.heatmaps for photo in photos)
+    return Galleries(
+        worst=worst,
+        best=best,
+        pairs=pairs,
+        errors=errors,
+        correct=correct,
+        label_issues=suspicious,
+        heatmaps=Heatmaps(heatmaps.layer, heatmaps.rows, heatmaps.columns, colorbar())
+        if heatmaps is not None and has_heatmaps
+        else None,
     )
 
 
-def overlay_heatmap(image: Image.Image, heatmap: Heatmap) -> Image.Image:
-    """Blend the heat map's colors over the image in grayscale, so that its own colors are not mistaken for heat.
+def _extreme_classes(album: PhotoAlbum, rows: Rows) -> tuple[ClassPhotos | None, ClassPhotos | None]:
+    """Return the class with the lowest and with the highest recall; neither if all have the same."""
+    predictions = album.predictions
+    labels, correct = predictions.labels[rows], predictions.correct[rows]
+    recalls = {index: correct[labels == index].mean() for index in np.unique(labels).tolist()}
+    worst, best = min(recalls, key=recalls.__getitem__), max(recalls, key=recalls.__getitem__)
+    if recalls[worst] == recalls[best]:
+        return None, None
+    errors = _by_loss(predictions, rows[(labels == worst) & ~correct])
+    recognized = rows[(labels == best) & correct]
+    distance = np.abs(predictions.confidence[recognized] - np.median(predictions.confidence[recognized]))
+    typical = recognized[np.argsort(distance, kind="stable")]
 
-    The map is resized to the image by bicubic interpolation.
-    """
-    resized = Image.fromarray(heatmap).resize(image.size, Image.Resampling.BICUBIC)
-    colors = Image.fromarray(plots.heat_colors(np.asarray(resized)))
-    return Image.blend(image.convert("L").convert("RGB"), colors, HEATMAP_OPACITY)
+    def with_photos(index: int, chosen: Rows) -> ClassPhotos:
+        of_class = labels == index
+        photos = album.take(chosen.tolist(), IMAGES_PER_CLASS)
+        return ClassPhotos(predictions.classes[index], int(correct[of_class].sum()), int(of_class.sum()), photos)
 
-
-def thumbnail_uri(path: Path, max_side: int, quality: int, bit_depth: int = 0) -> str:
-    """Return an image file, upright and on white, as a JPEG data URI of at most `max_side` pixels a side.
-
-    Raises UnreadableError.
-    """
-    with open_image(path, max_side, bit_depth) as image:
-        return jpeg_data_uri(to_rgb(apply_exif_orientation(image), bit_depth), max_side, quality)
-
-
-def jpeg_data_uri(image: Image.Image, max_side: int = MAX_SIDE, quality: int = JPEG_QUALITY) -> str:
-    """Return an RGB image as a JPEG data URI; the image itself is shrunk to at most `max_side` pixels a side."""
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return with_photos(worst, errors), with_photos(best, typical)
 
 
-def _thumbnails(
-    predictions: Predictions, rows: Sequence[int], bit_depth: int, predicted: Sequence[int] | None = None
-) -> list[Thumbnail]:
-    """Return the images in `rows`, each with its predicted class or with that in `predicted`."""
-    loss = classification.cross_entropy(predictions.log_probabilities, predictions.labels)
-    classes = predictions.classes
-    thumbnails = []
-    for row, index in zip(rows, predictions.predicted[rows] if predicted is None else predicted, strict=True):
-        path = Path(predictions.paths[row])
-        uri, problem = _read_thumbnail(path, bit_depth)
-        thumbnails.append(
-            Thumbnail(
-                uri=uri,
-                problem=problem,
-                name=path.name,
-                short_path=_short_path(path),
-                true=classes[predictions.labels[row]],
-                predicted=classes[index],
-                confidence=float(predictions.probabilities[row, index]),
-                loss=float(loss[row]),
-            )
-        )
-    return thumbnails
+def _confused_pairs(album: PhotoAlbum, rows: Rows) -> list[ConfusedPair]:
+    """Return the most confused pairs of classes, each with its most confident errors."""
+    predictions = album.predictions
+    labels, predicted, classes = predictions.labels[rows], predictions.predicted[rows], predictions.classes
+    matrix = classification.confusion_matrix(labels, predicted, len(classes))
+    pairs = []
+    for pair in classification.most_confused_pairs(matrix, MAX_PAIRS):
+        errors = rows[(labels == pair.true) & (predicted == pair.predicted)]
+        most_confident = errors[np.argsort(-predictions.confidence[errors], kind="stable")]
+        photos = album.take(most_confident.tolist(), IMAGES_PER_PAIR)
+        pairs.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, photos))
+    return pairs
 
 
-def _read_thumbnail(path: Path, bit_depth: int) -> tuple[str, str]:
-    """Return (data URI, ""), or ("", problem)."""
-    try:
-        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY, bit_depth), ""
-    except UnreadableError as error:
-        is_missing = isinstance(error.__cause__, FileNotFoundError)
-        return "", "image not found" if is_missing else "image cannot be read"
-
-
-def _heatmap_example(predictions: Predictions, row: int, heatmaps: HeatmapSet, bit_depth: int) -> HeatmapExample | None:
-    """Return the image in `row` with its heat maps; None if it cannot be read."""
-    path = Path(predictions.paths[row])
-    try:
-        with open_image(path, MAX_SIDE, bit_depth) as file:
-            image = visible_region(to_rgb(apply_exif_orientation(file), bit_depth), heatmaps.resize)
-            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    except UnreadableError:
-        return None
-    probabilities, maps = predictions.probabilities[row], heatmaps.maps[predictions.paths[row]]
-    indices = dict.fromkeys((int(predictions.predicted[row]), int(predictions.labels[row])))
-    class_heatmaps = [
-        ClassHeatmap(
-            class_name=name,
-            probability=float(probabilities[index]),
-            uri=jpeg_data_uri(overlay_heatmap(image, maps[name])),
-            location=peak_location(maps[name]),
-        )
-        for index, name in ((index, predictions.classes[index]) for index in indices)
-        if name in maps
-    ]
-    true = predictions.classes[predictions.labels[row]]
-    return HeatmapExample(jpeg_data_uri(image), path.name, _short_path(path), true, tuple(class_heatmaps))
-
-
-def peak_location(heatmap: Heatmap) -> str:
-    """Return where the map is largest, by thirds: "the upper left", "the center"; "" if it is 0 everywhere."""
-    if not heatmap.any():
-        return ""
-    peak = np.unravel_index(heatmap.argmax(), heatmap.shape)
-    row, column = (int(3 * (index + 0.5) / size) for index, size in zip(peak, heatmap.shape, strict=True))
-    words = (("upper left", "top", "upper right"), ("left", "center", "right"), ("lower left", "bottom", "lower right"))
-    return f"the {words[row][column]}"
-
-
-def _colorbar() -> str:
-    """Return all heat map colors from left to right, over gray, as a data URI."""
-    ramp = np.linspace(0, 255, MAX_SIDE).round().astype(np.uint8)[None]
-    return jpeg_data_uri(overlay_heatmap(Image.new("RGB", (MAX_SIDE, 8), "gray"), ramp))
-
-
-def _short_path(path: Path) -> str:
-    return "/".join(path.parts[-2:])
+def _by_loss(predictions: Predictions, rows: Rows) -> Rows:
+    """Return rows in the order of their loss, the largest first."""
+    losses = classification.cross_entropy(predictions.log_probabilities, predictions.labels)[rows]
+    ordered: Rows = rows[np.argsort(-losses, kind="stable")]
+    return ordered

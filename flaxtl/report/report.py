@@ -21,19 +21,20 @@ from flaxtl.data.augment.config import example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
-from flaxtl.evaluation import classification, gradcam, label_issues
+from flaxtl.evaluation import classification, label_issues
 from flaxtl.evaluation.calibration import CalibrationReport, describe_temperature
 from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.fileio import atomic_write_text
-from flaxtl.report import galleries, model_card, plots, run_summary
+from flaxtl.report import model_card, plots, run_summary
 from flaxtl.report.earlier_images import keep_images
+from flaxtl.report.galleries import make_galleries
+from flaxtl.report.photos import jpeg_data_uri
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train.setup import RunSetup
 
 LABEL_ISSUES_FILE = "label_issues.csv"
-MAX_PAIRS, IMAGES_PER_PAIR, MAX_TOP_LOSSES, MAX_CORRECT, MAX_LABEL_ISSUES = 6, 12, 18, 12, 18  # up to 120 thumbnails
 MAX_TABLE_ROWS = 30  # longer tables are collapsed
 
 
@@ -53,29 +54,24 @@ class ClassRow:
     recall: float
     f1: float
     support: int
+    num_correct: int
 
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """Confusion matrix, per-class metrics and galleries of the evaluated split.
+    """Confusion matrix and metrics of the classes on the evaluated split.
 
     Attributes:
         confusion: the confusion matrix as SVG.
         num_shown: number of classes in it.
         balanced_accuracy: mean recall of the classes.
         class_rows: one for each class.
-        confused_pairs: the most confused pairs of classes.
-        top_losses: the images with the largest loss.
-        correct: a typical correct prediction of each class.
     """
 
     confusion: Markup
     num_shown: int
     balanced_accuracy: float
     class_rows: Sequence[ClassRow]
-    confused_pairs: Sequence[galleries.ConfusedPair]
-    top_losses: Sequence[galleries.Thumbnail]
-    correct: Sequence[galleries.Thumbnail]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class CalibrationSection:
 
 @dataclass(frozen=True)
 class LabelIssueSection:
-    """How many of the `num_images` labels of some splits look wrong, and the most suspicious of them.
+    """How many of the `num_images` labels of some splits look wrong.
 
     Attributes:
         are_reliable: whether the model is accurate enough; otherwise the section is folded.
@@ -107,7 +103,6 @@ class LabelIssueSection:
     count: int
     num_images: int
     splits: Sequence[str]
-    thumbnails: Sequence[galleries.Thumbnail]
 
 
 def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -> Path:
@@ -157,10 +152,9 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
         label_issues=label_issue_section(run),
         label_issues_file=LABEL_ISSUES_FILE,
         min_accuracy=label_issues.MIN_ACCURACY,
-        heatmaps=galleries.heatmap_section(run, gradcam.read_heatmaps(run.workdir)),
+        galleries=make_galleries(run),
         augmented=[
-            (galleries.jpeg_data_uri(original), [galleries.jpeg_data_uri(sample) for sample in samples])
-            for original, samples in augmented
+            (jpeg_data_uri(original), [jpeg_data_uri(sample) for sample in samples]) for original, samples in augmented
         ],
         splits=run.manifest.splits,
         image_counts=Counter((example.label, example.split) for example in run.manifest.examples),
@@ -208,21 +202,20 @@ def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     """Return the section on the predictions of the evaluated split; None if there are none."""
-    predictions = run.calibrated_eval_predictions
+    predictions = run.eval_predictions
     if predictions is None:
         return None
-    classes, bit_depth = predictions.classes, run.config.data.bit_depth
+    classes = predictions.classes
     matrix = predictions.confusion_matrix
     metrics = classification.class_metrics(matrix)
-    columns = (column.tolist() for column in (metrics.precision, metrics.recall, metrics.f1, metrics.support))
+    columns = (metrics.precision, metrics.recall, metrics.f1, metrics.support, matrix.diagonal())
     return EvaluationSection(
         confusion=Markup(plots.plot_confusion(matrix, classes)),
         num_shown=min(len(classes), plots.MAX_CONFUSION_CLASSES),
         balanced_accuracy=classification.balanced_accuracy(matrix),
-        class_rows=_worst_first([ClassRow(*row) for row in zip(classes, *columns, strict=True)]),
-        confused_pairs=galleries.confused_pairs(predictions, MAX_PAIRS, IMAGES_PER_PAIR, bit_depth),
-        top_losses=galleries.top_losses(predictions, MAX_TOP_LOSSES, bit_depth),
-        correct=galleries.correct_predictions(predictions, MAX_CORRECT, bit_depth),
+        class_rows=_worst_first(
+            [ClassRow(*row) for row in zip(classes, *(column.tolist() for column in columns), strict=True)]
+        ),
     )
 
 
@@ -258,5 +251,4 @@ def label_issue_section(run: RunRecord) -> LabelIssueSection | None:
         count=len(issues.rows),
         num_images=len(predictions.paths),
         splits=[split for split in SPLITS if split in predictions.splits],
-        thumbnails=galleries.label_issue_thumbnails(predictions, issues, MAX_LABEL_ISSUES, run.config.data.bit_depth),
     )

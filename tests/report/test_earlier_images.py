@@ -1,9 +1,12 @@
 """A report that is written again keeps the images that it can no longer read."""
 
+from dataclasses import replace
+
 from flaxtl.report.earlier_images import keep_images
+from flaxtl.report.photos import ClassHeatmap, Photo
 from flaxtl.report.templating import load_template
 
-SHOWN = '<img src="data:{data}" alt="Image of {label}, predicted b" title="{title}">'
+SHOWN = '<div class="images" title="{title}"><img src="data:{data}" alt="Image of {label}, predicted b"></div>'
 MISSING = '<div class="missing" title="{title}">image not found</div>'
 
 
@@ -32,29 +35,19 @@ def test_keep_images_fills_in_earlier_thumbnails():
     assert keep_images(page, earlier) == " ".join(expected)
 
 
-def test_keep_images_keeps_sections_with_more_figures():
-    heatmaps, augmentation = (
-        section("heatmaps", "<figure><img 1></figure>", "<figure><img 2></figure>"),
-        section("augmentation", "<figure><img 3></figure>"),
-    )
-    earlier, data = heatmaps + augmentation + section("data", "old"), section("data", "new")
-    assert (
-        keep_images(section("heatmaps", "<figure><img 1></figure>") + data, earlier)
-        == f"{heatmaps}{augmentation}\n\n{data}"
-    )
-    newer = (
-        section("heatmaps", "<figure><img 4></figure>", "<figure><img 5></figure>")
-        + section("augmentation", "<figure><img 6></figure>")
-        + data
-    )
+def test_keep_images_keeps_augmentation_with_more_figures():
+    augmentation = section("augmentation", "<figure><img 3></figure>")
+    earlier, data = augmentation + section("data", "old"), section("data", "new")
+    assert keep_images(data, earlier) == f"{augmentation}\n\n{data}"
+    newer = section("augmentation", "<figure><img 6></figure>") + data
     assert keep_images(newer, earlier) == newer
 
 
 def test_gallery_has_the_tags_that_keep_images_finds():
-    image = {"uri": "", "problem": "image not found", "short_path": 'a/"1".jpg', "name": "1.jpg", "true": "a, b"}
-    image |= {"predicted": "c", "confidence": 0.5, "loss": 1.0}
+    heatmap = ClassHeatmap("c", 0.5, "data:y", "the top")
+    photo = Photo("data:x", "", 1.5, "1.jpg", 'a/"1".jpg', "a, b", "c", 0.5, 1.0, "c", (heatmap,))
     gallery = load_template("parts.html.jinja").module.gallery
-    for is_suggestion in (False, True):
-        shown, missing = (str(gallery([image | {"uri": uri}], is_suggestion=is_suggestion)) for uri in ("data:x", ""))
-        assert 'src="data:x"' not in missing
-        assert keep_images(missing, shown) == shown
+    shown, missing = (str(gallery([each])) for each in (photo, replace(photo, uri="", problem="image not found")))
+    assert 'src="data:x"' in shown
+    assert 'src="data:x"' not in missing
+    assert keep_images(missing, shown) == shown

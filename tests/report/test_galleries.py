@@ -10,9 +10,10 @@ from PIL import Image
 
 from flaxtl.data.decode import Resize, decode, visible_region
 from flaxtl.data.image_file import UnreadableError
-from flaxtl.evaluation.predictions import read_predictions
-from flaxtl.report import galleries
-from flaxtl.report.galleries import thumbnail_uri
+from flaxtl.evaluation.run_files import read_run
+from flaxtl.report import photos
+from flaxtl.report.galleries import make_galleries
+from flaxtl.report.photos import thumbnail_uri
 from flaxtl.report.plots import heat_colors
 
 
@@ -55,21 +56,35 @@ def test_thumbnail_of_broken_file_is_refused(tmp_path):
         thumbnail_uri(tmp_path / "a.tif", 100, 75)
 
 
-def test_galleries_select_most_informative_images(finished):
-    predictions = read_predictions(finished / "predictions.csv").of_split("test")
-    (first, second) = galleries.confused_pairs(predictions, num_pairs=5, num_images=1)
-    assert (first.true, first.predicted, first.count) == ("daisy", CLASSES[1], 2)
-    assert [image.name for image in first.thumbnails] == ["0_6&<b>.png"]  # the more confident of two
-    assert (second.predicted, second.count) == ("tulips", 1)
-    assert [image.name for image in galleries.top_losses(predictions, 2)] == ["0_6&<b>.png", "0_5&<b>.png"]
-    assert len(galleries.top_losses(predictions, 99)) == 3  # the others are correct and confident
-    assert [image.true for image in galleries.correct_predictions(predictions, 3)] == list(CLASSES[:3])
+def test_galleries_show_every_photo_once(finished):
+    shown = make_galleries(read_run(finished))
+    assert (shown.worst.name, shown.worst.num_correct, shown.worst.num_images) == ("daisy", 1, 4)
+    names = [photo.name for photo in shown.worst.photos]
+    assert names == ["0_6&<b>.png", "0_5&<b>.png", "0_7&<b>.png"]  # the largest loss first
+    assert (shown.best.name, shown.best.num_correct, len(shown.best.photos)) == (CLASSES[1], 4, 4)
+    assert [(pair.true, pair.predicted, pair.count, pair.photos) for pair in shown.pairs] == [
+        ("daisy", CLASSES[1], 2, []),  # shown above
+        ("daisy", "tulips", 1, []),
+    ]
+    assert shown.errors == shown.label_issues == []
+    assert [photo.true for photo in shown.correct] == ["daisy", "$x_{", "tulips"]
+    assert shown.heatmaps is None
+
+
+def test_album_takes_each_photo_once_and_knows_its_shape(finished):
+    predictions = read_run(finished).predictions
+    album = photos.PhotoAlbum(predictions, 0, {2: 3}, None)
+    first, second = album.take([2, 3, 4], 2)
+    assert (first.name, first.aspect, first.suggested, first.problem) == ("0_5&<b>.png", 1.5, "tulips", "")
+    assert (second.name, second.uri, second.suggested, second.problem) == ("0_6&<b>.png", "", "", "image not found")
+    assert [photo.problem for photo in album.take([2, 3, 4, 0], 1)] == ["image cannot be read"]
+    assert album.take([2, 3, 4], 9) == []
 
 
 def test_overlay_heatmap_blends_colors_over_gray():
     image = Image.new("RGB", (40, 20), (250, 0, 0))
     heat = np.array([[0, 0, 0, 255], [0, 0, 0, 255]], np.uint8)
-    blended = np.asarray(galleries.overlay_heatmap(image, heat), float)
+    blended = np.asarray(photos.overlay_heatmap(image, heat), float)
     gray = np.asarray(image.convert("L"), float)[0, 0]
     for column, value in ((0, 0), (39, 255)):
         expected = 0.4 * gray + 0.6 * heat_colors(np.array([value], np.uint8))[0]
@@ -95,9 +110,9 @@ def test_heat_colors_brightness_rises():
 )
 def test_peak_location_by_thirds(peak, location):
     heatmap = np.zeros((12, 12), np.uint8)
-    assert galleries.peak_location(heatmap) == ""
+    assert photos.peak_location(heatmap) == ""
     heatmap[peak] = 255
-    assert galleries.peak_location(heatmap) == location
+    assert photos.peak_location(heatmap) == location
 
 
 @pytest.mark.parametrize("policy", ["squash", "crop"])

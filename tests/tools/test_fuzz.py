@@ -17,7 +17,7 @@ from flaxtl.data.decode import Resize, decode
 from flaxtl.data.sources import csv_file
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions as predictions_file
-from flaxtl.report import galleries
+from flaxtl.report.photos import PhotoAlbum
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def test_correct_predictions_impossible_file_name_has_no_thumbnail(tmp_path):
     predictions = predictions_file.Predictions(
         (f"/{'x' * 300}",), ("test",), np.array([0]), np.array([[0.9, 0.1]], np.float32), ("a", "b")
     )
-    (tile,) = galleries.correct_predictions(predictions, 1)
+    (tile,) = PhotoAlbum(predictions, 0, {}, None).take([0], 1)
     assert (tile.uri, tile.problem) == ("", "image cannot be read")
 
 
