@@ -34,6 +34,8 @@ def result_messages(results: SweepResults) -> Iterator[str]:
         yield f"{name} failed: {reason}"
     if results.best:
         yield f"best on validation: {results.best.name}"
+    if results.ties:
+        yield results.ties
     if results.best and results.best.test:
         yield f"its test accuracy, which was not used to choose it: {format_accuracy(results.best.test)}"
 

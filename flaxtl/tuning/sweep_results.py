@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxtl.errors import UserError
+from flaxtl.evaluation import verdicts
 from flaxtl.evaluation.evaluate import EvaluationResult
+from flaxtl.evaluation.predictions import read_predictions
 from flaxtl.fileio import atomic_write, write_csv
 from flaxtl.train import run_dir
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, format_value
@@ -89,10 +91,18 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class SweepResults:
-    """All points: first the complete ones, the best on top, then the others in the order of the grid."""
+    """All points: first the complete ones, the best on top, then the others in the order of the grid.
+
+    Attributes:
+      plan: the sweep.
+      points: its points.
+      ties: which points are no different from the best on the validation images, as a sentence; "" if all are worse, or
+        if this cannot be tested: runs are not complete, or several seeds predict the same image.
+    """
 
     plan: SweepPlan
     points: Sequence[SweepPoint]
+    ties: str = ""
 
     @property
     def best(self) -> SweepPoint | None:
@@ -127,7 +137,8 @@ def read_results(workdir: Path, plan: SweepPlan) -> SweepResults:
     results = SweepResults(plan, [*ranked, *(point for point in points if not point.complete)])
     if results.best is None:
         return results
-    return SweepResults(plan, [_with_test_accuracy(workdir, results.best), *results.points[1:]])
+    points = [_with_test_accuracy(workdir, results.best), *results.points[1:]]
+    return SweepResults(plan, points, _describe_ties(workdir, [point for point in points if point.complete]))
 
 
 def read_outcome(workdir: Path, run: SweepRun) -> RunOutcome | None:
@@ -181,6 +192,36 @@ def _read_point(workdir: Path, runs: Sequence[SweepRun]) -> SweepPoint:
         elif (file := failure_file(workdir, run)).is_file():
             failures[run.name] = file.read_text(encoding="utf-8")
     return SweepPoint(runs[0].point, runs, outcomes, failures)
+
+
+def _describe_ties(workdir: Path, points: Sequence[SweepPoint]) -> str:
+    """Return which of the complete points are no different from the first, by McNemar's test; "" if none is."""
+    best, *others = (_correct_predictions(workdir, point) for point in points)
+    if not best:
+        return ""
+    discordant = {
+        point.name: (
+            sum(best[path] and not correct[path] for path in best),
+            sum(correct[path] and not best[path] for path in best),
+        )
+        for point, correct in zip(points[1:], others, strict=True)
+        if correct.keys() == best.keys()
+    }
+    return verdicts.describe_ties(len(best), discordant)
+
+
+def _correct_predictions(workdir: Path, point: SweepPoint) -> dict[str, bool]:
+    """Return path -> whether it is classified correctly, of the validation images; {} if one is predicted twice."""
+    files = [workdir / RUNS / run.name / "predictions.csv" for run in point.runs]
+    if not all(file.is_file() for file in files):
+        return {}
+    splits = [read_predictions(file).of_split("validation") for file in files]
+    correct = {
+        path: bool(is_correct)
+        for predictions in splits
+        for path, is_correct in zip(predictions.paths, predictions.correct, strict=True)
+    }
+    return correct if len(correct) == sum(map(len, splits)) else {}
 
 
 def _rank(point: SweepPoint) -> tuple[float, float]:

@@ -34,6 +34,13 @@ class SweepFiles:
         if test is not None:
             self.put(f"test/{name}.json", json.dumps(EVALUATION | {"workdir": name, "accuracy": test}))
 
+    def predict(self, name, correct, first=0):
+        """Write validation predictions of one image per digit of `correct`, numbered from `first`."""
+        rows = [
+            f"/{first + i}.jpg,validation,a,{'ba'[int(hit)]},0.9,{hit},{1 - int(hit)}" for i, hit in enumerate(correct)
+        ]
+        self.put(f"runs/{name}/predictions.csv", "\n".join(["path,split,label,prediction,confidence,a,b", *rows, ""]))
+
     def put(self, name, text):
         file = self.workdir / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +96,31 @@ def test_point_has_mean_and_std_over_its_runs(tmp_path):
     cells = sweep_report.table_cells(results, results.points[0])
     assert cells == ["1", "62.50 % ± 12.50", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31.25 % ± 6.25"]
     assert sweep_report.table_columns(results)[-2:] == ["runs", "test accuracy"]
+
+
+def test_results_name_points_that_are_no_different_from_the_best(files):
+    for name, units, accuracy, correct in (
+        ("a", 1, 0.5, "1111100000"),
+        ("b", 2, 0.6, "1110111000"),
+        ("c", 3, 0.0, "0" * 10),
+    ):
+        files.run(name, {"units": units}, accuracy)
+        files.predict(name, correct)
+    ties = "No difference from the best on 10 images: units=1 (McNemar p = 1)."
+    assert files.results().ties == ties
+    assert ties in list(sweep_report.result_messages(files.results()))
+    assert ties in sweep_report.render_sweep_report(files.results(), "sweep")
+
+
+def test_results_pool_folds_but_not_images_that_are_predicted_twice(tmp_path):
+    files = SweepFiles(tmp_path, folds=2)
+    for name, units, correct in (("a", 1, "1111"), ("b", 2, "1101")):
+        for fold in (1, 2):
+            files.run(f"{name}{fold}", {"units": units}, 1.0 / units, fold=fold)
+            files.predict(f"{name}{fold}", correct, first=4 * fold)
+    assert files.results().ties == "No difference from the best on 8 images: units=2 (McNemar p = 0.5)."
+    files.predict("b2", "1101", first=4)  # the images of the first fold again
+    assert files.results().ties == ""
 
 
 def test_results_with_missing_runs_have_no_best_point(tmp_path):
