@@ -28,7 +28,7 @@ PAPER, INK, ACCENT = "#fbfaf6", "#222222", "#1a8f83"
 MARGIN = 10  # around a plot, in its units; plots are 400 wide
 GAP = 6  # between samples, in pixels
 
-SCREENSHOT = (1280, 800)
+SCREENSHOT = (1280, 820)
 """Width and height of the window that shows the report, in CSS pixels; the file has 1.5 times as many each way."""
 
 
