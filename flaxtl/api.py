@@ -25,6 +25,7 @@ from flaxtl.export import exporter
 from flaxtl.fileio import user_path
 from flaxtl.parallel import devices, processes
 from flaxtl.report import report, run_summary, templating
+from flaxtl.report.model_card import render_model_card
 from flaxtl.report.report import augmented_samples
 from flaxtl.train import run_dir, trainer
 from flaxtl.train.run_records import SplitMetrics
@@ -173,7 +174,8 @@ class RunResult:
 
         Args:
           form: 'safetensors', 'stablehlo' or 'onnx', as for `flaxtl export --format`.
-          path: a new or empty folder; it receives the model, model.json and predict.py.
+          path: a new or empty folder; it receives the model, model.json, predict.py, a README, its requirements and the
+            model card.
 
         Returns:
           The folder.
@@ -184,7 +186,7 @@ class RunResult:
         if form not in exporter.FORMATS:
             raise unknown("format", form, exporter.FORMATS)
         folder = user_path(path)
-        exporter.export_run(self._trained, folder, form)
+        exporter.export_run(self._trained, folder, form, render_model_card(self.record))
         return folder
 
     @cached_property

@@ -38,6 +38,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS]) or 'none'}{more}")
 
 
+def missing_package(what: str, packages: str, extra: str) -> UserError:
+    """Return the error for an optional package: `what` needs `packages`, which an extra of flaxtl installs."""
+    return UserError(f"{what} needs {packages}: pip install 'flaxtl[{extra}]'")
+
+
 def join_names(names: Iterable[str]) -> str:
     """Join names to 'a', 'a and b' or 'a, b and c'; of more than six, the first five and the number of the others."""
     *first, last = names

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, missing_package
 
 PREFIX = "hf:"
 
@@ -18,7 +18,7 @@ def import_hub(reference: str) -> Any:
     try:
         import huggingface_hub  # an optional dependency
     except ImportError as error:
-        raise UserError(f"{reference} needs huggingface_hub. Install it with: pip install 'flaxtl[hub]'") from error
+        raise missing_package(reference, "huggingface_hub", "hub") from error
     return huggingface_hub
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from flaxtl.errors import UserError, join_names, unknown
+from flaxtl.errors import UserError, join_names, missing_package, unknown
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,7 @@ def test_user_error_in_a_notebook_shows_its_message_only():
     assert UserError("no folder 'flowers'; give another")._render_traceback_() == [
         "flaxtl: no folder 'flowers'; give another"
     ]
+
+
+def test_missing_package_gives_the_command_that_installs_it():
+    assert str(missing_package("hf:a/b", "pyarrow", "hub")) == "hf:a/b needs pyarrow: pip install 'flaxtl[hub]'"

@@ -252,13 +252,15 @@ def convert(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Export a trained run and print how far its predictions are from those of the run."""
     from flaxtl.evaluation.moved_images import relocate_loaded
+    from flaxtl.evaluation.run_files import read_run
     from flaxtl.export.exporter import export_run
+    from flaxtl.report.model_card import render_model_card
 
     output = options.output or options.workdir / "export" / options.format
     run = _load_run(options.workdir)
     if options.data:
         run = relocate_loaded(run, _source(options.data), _notify)
-    check = export_run(run, output, options.format)
+    check = export_run(run, output, options.format, render_model_card(read_run(options.workdir)))
     console = make_console()
     kind = "synthetic images, as those of the run do not exist" if check.synthetic else "images"
     message(console, f"Export verified on {check.num_images} {kind} (max. difference {check.max_difference:.2g})")

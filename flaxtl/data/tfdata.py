@@ -25,14 +25,14 @@ from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_key
 from flaxtl.data.augment.randaugment import Operation, rounded_mean, smooth_inside, stretch, to_gray
 from flaxtl.data.decode import EncodedImages
 from flaxtl.data.sampler import EpochSampler, Indices, process_slice
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, missing_package
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads both variables at import
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice, and nothing here uses it
 try:
     import tensorflow as tf
 except ImportError as error:
-    raise UserError("Reading or augmenting images by tf.data needs TensorFlow. pip install 'flaxtl[stream]'") from error
+    raise missing_package("Reading or augmenting images by tf.data", "TensorFlow", "stream") from error
 tf.config.set_visible_devices([], "GPU")
 
 PREFETCH = 2

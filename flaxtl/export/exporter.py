@@ -1,4 +1,4 @@
-"""Export a trained run as a folder with the model, model.json and predict.py, and verify the result."""
+"""Export a trained run as a folder with the model, its description and predict.py, and verify the result."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from PIL import Image
 from flaxtl import fileio
 from flaxtl.errors import UserError
 from flaxtl.evaluation.predictor import Predictor, TrainedRun
-from flaxtl.export import formats, predict_script
+from flaxtl.export import formats, predict_script, readme
 from flaxtl.export.metadata import ModelMetadata, ParityCheck, model_metadata, write_metadata
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
@@ -36,7 +36,7 @@ channels or a missing batch norm changes the predicted class of some images.
 """
 
 
-def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
+def export_run(run: TrainedRun, output: Path, form: str, model_card: str = "") -> ParityCheck:
     """Write the model of a run to the new folder `output`; the folder appears only if the check succeeds.
 
     ONNX models compute in float32 and are compared with the run's model in float32, even if the run uses bfloat16.
@@ -45,6 +45,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
         run: a run with trained parameters.
         output: a folder that is empty or does not exist.
         form: one of FORMATS.
+        model_card: Markdown for the file model_card.md; '' leaves it out.
 
     Raises:
         UserError: `output` is not empty or cannot be written, no image of the run can be read, or the exported model
@@ -61,6 +62,7 @@ def export_run(run: TrainedRun, output: Path, form: str) -> ParityCheck:
         metadata = _write_export(scratch, run, predictor, form)
         check = _check_export(scratch, run, predictor, form)
         write_metadata(scratch, msgspec.structs.replace(metadata, parity_check=check))
+        _write_texts(scratch, metadata, run.setup.workdir.resolve().name, form, model_card)
         scratch.replace(target)
     except OSError as error:
         raise UserError(f"Cannot write {output} ({error.strerror}). Choose another --output.") from error
@@ -93,6 +95,15 @@ def _write_export(folder: Path, run: TrainedRun, predictor: Predictor, form: str
     metadata = msgspec.structs.replace(metadata, file=file.name, sha256=digest)
     write_metadata(folder, metadata)
     return metadata
+
+
+def _write_texts(folder: Path, metadata: ModelMetadata, name: str, form: str, model_card: str) -> None:
+    """Write what people read who have only this folder: README, requirements and, if given, the model card."""
+    text = readme.render_readme(metadata, name, has_model_card=bool(model_card))
+    fileio.atomic_write_text(folder / readme.README_FILE, text)
+    fileio.atomic_write_text(folder / readme.REQUIREMENTS_FILE, readme.render_requirements(form, metadata.versions))
+    if model_card:
+        fileio.atomic_write_text(folder / readme.MODEL_CARD_FILE, model_card)
 
 
 def _writer(form: str) -> formats.WriteModel:

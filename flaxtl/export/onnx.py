@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, missing_package
 from flaxtl.evaluation.predictor import Predictor
 from flaxtl.export.formats import BATCH_DIM, image_spec, probabilities
 from flaxtl.fileio import atomic_write
@@ -25,7 +25,7 @@ try:
     import onnx
     from onnx import helper, numpy_helper
 except ImportError as error:
-    raise UserError("ONNX export needs the packages onnx and onnxruntime. Run: pip install 'flaxtl[onnx]'") from error
+    raise missing_package("ONNX export", "onnx and onnxruntime", "onnx") from error
 
 OPSET, IR_VERSION = 18, 8
 """The first operator set in which the axes of all reductions are an input, and its version of the file format."""

@@ -23,7 +23,7 @@ BACKENDS = {
     "cuda": "pip install 'flaxtl[gpu]', for NVIDIA GPUs",
     "gpu": "pip install 'flaxtl[gpu]', for NVIDIA GPUs",
     "rocm": "docs.jax.dev/en/latest/installation.html, for AMD GPUs",
-    "tpu": "pip install 'jax[tpu]', on a TPU machine",
+    "tpu": "pip install 'flaxtl[tpu]', on a TPU machine",
 }
 """Name of an accelerator in JAX_PLATFORMS -> how to install jax for it."""
 

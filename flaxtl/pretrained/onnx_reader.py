@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, missing_package
 from flaxtl.pretrained.convert import channels_last_kernel
 from flaxtl.pretrained.merge import LoadedLayers, StoredTensor, damaged_file
 
@@ -54,7 +54,7 @@ def _parse(path: Path) -> "ModelProto":
     try:
         from onnx import ModelProto
     except ImportError as error:
-        raise UserError(f"Reading {path} needs the package onnx: pip install 'flaxtl[onnx]'.") from error
+        raise missing_package(f"Reading {path}", "onnx", "onnx") from error
     model = ModelProto()
     try:
         model.ParseFromString(path.read_bytes())

@@ -52,7 +52,7 @@ def expected(run):
 def exported(run, tmp_path_factory):
     """Format -> (folder, parity check)."""
     root = tmp_path_factory.mktemp("exports")
-    return {form: (root / form, exporter.export_run(run, root / form, form)) for form in exporter.FORMATS}
+    return {form: (root / form, exporter.export_run(run, root / form, form, "# Card")) for form in exporter.FORMATS}
 
 
 def pixels(predictions):
@@ -61,9 +61,12 @@ def pixels(predictions):
 
 
 @pytest.mark.parametrize("form", exporter.FORMATS)
-def test_export_folder_has_model_metadata_and_script(exported, form):
+def test_export_folder_has_model_texts_and_script(exported, form):
     folder, check = exported[form]
-    assert {file.name for file in folder.iterdir()} == {f"model.{form}", "model.json", "predict.py"}
+    texts = {"README.md", "requirements.txt", "model_card.md"}
+    assert {file.name for file in folder.iterdir()} == {f"model.{form}", "model.json", "predict.py"} | texts
+    assert (folder / "model_card.md").read_text() == "# Card"
+    assert f"| model.{form} |" in (folder / "README.md").read_text()
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
     metadata = json.loads((folder / "model.json").read_text())
     assert metadata["parity_check"] == msgspec.to_builtins(check)

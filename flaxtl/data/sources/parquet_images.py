@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flaxtl.errors import UserError, join_names, unknown
+from flaxtl.errors import UserError, join_names, missing_package, unknown
 
 BATCH = 64
 """Rows that are read at a time: some hundred MB of photos at most."""
@@ -43,7 +43,7 @@ def import_parquet(reference: str) -> Any:
     try:
         from pyarrow import parquet  # an optional dependency
     except ImportError as error:
-        raise UserError(f"{reference} needs pyarrow. Install it with: pip install 'flaxtl[hub]'") from error
+        raise missing_package(reference, "pyarrow", "hub") from error
     return parquet
 
 

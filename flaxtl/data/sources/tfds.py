@@ -13,7 +13,7 @@ from typing import Any
 
 from flaxtl.data.sources.class_folders import ClassFolders
 from flaxtl.data.sources.image_folder import SPLITS
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError, missing_package, unknown
 from flaxtl.fileio import atomic_folder
 
 
@@ -57,7 +57,7 @@ def _prepare(name: str, data_dir: Path | None) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UserError("The source tfds: needs tensorflow-datasets. pip install 'flaxtl[tfds]'") from error
+        raise missing_package("The source tfds:NAME", "tensorflow-datasets", "tfds") from error
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
@@ -68,7 +68,7 @@ def _prepare(name: str, data_dir: Path | None) -> Any:
     try:
         builder.download_and_prepare()
     except ImportError as error:  # some datasets need modules that TFDS itself does not
-        raise UserError(f"TFDS dataset {name!r} needs the module {error.name}. pip install {error.name}") from error
+        raise UserError(f"TFDS dataset {name!r} needs the module {error.name}: pip install {error.name}") from error
     except Exception as error:  # the network, the disk or the code of the dataset may raise anything
         raise UserError(
             f"Cannot prepare the TFDS dataset {name!r} ({_first_line(error)}). Check network and disk, or prepare it "
