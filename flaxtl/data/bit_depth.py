@@ -5,7 +5,7 @@ returns the low byte, so colors that use 10 or 12 of the 16 bits are read in two
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,11 +94,20 @@ def largest_value(image: Image.Image) -> int:
     return 0
 
 
-def describe_range(largest: Iterable[int]) -> str | None:
-    """Return a warning if images use a small part of 16 bits; `largest` are their values of `largest_value`."""
+def narrow_bit_depth(largest: Iterable[int]) -> int:
+    """Return the bits that images with 16 bits a channel use if that is a small part of them, at least 8; else 0.
+
+    `largest` are their values of `largest_value`.
+    """
     value = max(largest, default=0)
     bits = max(8, value.bit_length())
-    if not value or bits > 14:  # a quarter of the range is dark, not black
+    return bits if value and bits <= 14 else 0  # a quarter of the range is dark, not black
+
+
+def describe_range(largest: Sequence[int]) -> str | None:
+    """Return a warning if images use a small part of 16 bits; `largest` are their values of `largest_value`."""
+    bits, value = narrow_bit_depth(largest), max(largest, default=0)
+    if not bits:
         return None
     return (
         f"16-bit images with values up to {value} use {bits} of 16 bits and are read as nearly black. "

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from flaxtl.data import duplicates, splitting
-from flaxtl.data.bit_depth import describe_range, is_deep_color
+from flaxtl.data.bit_depth import describe_range, is_deep_color, narrow_bit_depth
 from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
@@ -93,10 +93,14 @@ class Issue:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The contents of a dataset and its issues, the most severe first."""
+    """The contents of a dataset and its issues, the most severe first.
+
+    `bit_depth`: the bits that 16-bit images use, if these are a small part of them; else 0. To show the images.
+    """
 
     index: DatasetIndex
     issues: tuple[Issue, ...]
+    bit_depth: int = 0
 
     @cached_property
     def counts(self) -> Counter[tuple[str, str]]:
@@ -179,7 +183,11 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *_split_issues(readable, groups),
     ]
     order = list(ISSUE_TYPES)
-    return DatasetReport(source_report.index, tuple(sorted(issues, key=lambda issue: order.index(issue.kind))))
+    return DatasetReport(
+        source_report.index,
+        tuple(sorted(issues, key=lambda issue: order.index(issue.kind))),
+        narrow_bit_depth(fingerprint.largest_value for fingerprint in fingerprints),
+    )
 
 
 @dataclass(frozen=True)
@@ -343,7 +351,7 @@ def _group_issues(members: Sequence[SourceImage], what: str, leak: str, duplicat
 
 def _range_issues(fingerprints: Sequence[Fingerprint]) -> Iterator[Issue]:
     """Yield an issue if the 16-bit images use a small part of their range."""
-    if message := describe_range(fingerprint.largest_value for fingerprint in fingerprints):
+    if message := describe_range([fingerprint.largest_value for fingerprint in fingerprints]):
         yield Issue("bit-depth", (), message)
 
 

@@ -146,12 +146,12 @@ def render_doctor_report(diagnosis: DatasetReport, source: str) -> str:
         counts=diagnosis.counts,
         num_issues=len(diagnosis.issues),
         num_errors=diagnosis.num_blocking,
-        sections=[_section(key, issues) for key, issues in diagnosis.by_kind.items()],
+        sections=[_section(key, issues, diagnosis.bit_depth) for key, issues in diagnosis.by_kind.items()],
     )
 
 
-def _section(key: str, issues: Sequence[Issue]) -> IssueSection:
-    items = [_item(issue) for issue in issues[:MAX_PAGE_ISSUES]]
+def _section(key: str, issues: Sequence[Issue], bit_depth: int) -> IssueSection:
+    items = [_item(issue, bit_depth) for issue in issues[:MAX_PAGE_ISSUES]]
     layout: Literal["groups", "thumbnails", "lines"] = "lines"
     if any(len(item.files) > 1 for item in items):
         layout = "groups"
@@ -160,15 +160,16 @@ def _section(key: str, issues: Sequence[Issue]) -> IssueSection:
     return IssueSection(key, ISSUE_TYPES[key], len(issues), items, layout)
 
 
-def _item(issue: Issue) -> IssueItem:
+def _item(issue: Issue, bit_depth: int) -> IssueItem:
     files = [
-        FileThumbnail(_thumbnail_or_empty(path), short_path(path), str(path)) for path in issue.paths[:MAX_PAGE_FILES]
+        FileThumbnail(_thumbnail_or_empty(path, bit_depth), short_path(path), str(path))
+        for path in issue.paths[:MAX_PAGE_FILES]
     ]
     return IssueItem(issue.message, files, len(issue.paths) - len(files))
 
 
-def _thumbnail_or_empty(path: Path) -> str:
+def _thumbnail_or_empty(path: Path, bit_depth: int) -> str:
     try:
-        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY)
+        return thumbnail_uri(path, MAX_SIDE, JPEG_QUALITY, bit_depth)
     except UnreadableError:
         return ""

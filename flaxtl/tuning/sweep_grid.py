@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flaxtl.config import config_differences, config_from_json, config_to_json, flatten_config, load_config
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
+from flaxtl.train.run_dir import with_canonical_name
 from flaxtl.train.run_records import Count, Record, load_json
 
 SEED = "seed"
@@ -94,7 +95,7 @@ def make_plan(
         raise UserError("Nothing to sweep over. Give --grid config.key=value,value, --seeds or --kfold.")
     if folds is not None and folds < 2:
         raise UserError(f"--kfold={folds} leaves no images for training or for validation. Give 2 or more.")
-    base = config_to_json(load_config(spec, overrides))
+    base = _load_values(spec, overrides)
     runs: dict[str, SweepRun] = {}
     for texts in product(*(axis.values for axis in axes)):
         own_overrides = [f"--config.{axis.key}={text}" for axis, text in zip(axes, texts, strict=True)]
@@ -115,7 +116,9 @@ def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
         raise UserError(f"{workdir} holds a sweep over {_describe(old)}. Use the same grids, or another --workdir.")
     differences = [
         difference
-        for difference in config_differences(config_to_json(config_from_json(old.config)), new.config)
+        for difference in config_differences(
+            config_to_json(with_canonical_name(config_from_json(old.config))), new.config
+        )
         if not difference.startswith(("feature_cache.dir", "checkpoint."))  # they do not change the results
     ]
     if differences:
@@ -179,9 +182,14 @@ def _parse_grid(grid: str) -> GridAxis:
     return GridAxis(match[1], split_values(match[2]))
 
 
+def _load_values(spec: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a config as JSON values; the model has its own name, so that other spellings of it are the same run."""
+    return config_to_json(with_canonical_name(load_config(spec, overrides)))
+
+
 def _axis_values(spec: str, overrides: Sequence[str], axes: Sequence[GridAxis]) -> dict[str, Any]:
     """Return the JSON value of every axis in a run's config."""
-    values = dict(flatten_config(config_to_json(load_config(spec, overrides))))
+    values = dict(flatten_config(_load_values(spec, overrides)))
     for axis in axes:
         if axis.key not in values:
             phases = format_value(values["phases"])

@@ -4,17 +4,19 @@ import base64
 import io
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deep_images import save_png16
 from helpers.finished_run import Page
 from PIL import Image
 from rich.console import Console
 
 from flaxtl.cli import main
-from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue
-from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage
+from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue, check_dataset
+from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage, inspect_folder
 from flaxtl.errors import UserError
 from flaxtl.report import doctor_report
 
@@ -139,6 +141,17 @@ def test_page_shows_files_of_group_together(tmp_path):
     page = Page(html)
     assert "the same bytes under ants and bees" in page.text
     assert {value for tag, name, value in page.attributes if (tag, name) == ("img", "title")} == set(map(str, paths))
+
+
+def test_page_thumbnails_of_12_bits_are_bright(tmp_path):
+    for label in ("ants", "bees"):
+        (tmp_path / label).mkdir()
+        save_png16(tmp_path / label / "a.png", np.full((8, 12, 3), 4095))
+    report = check_dataset(inspect_folder(tmp_path), lambda title, total: nullcontext(lambda n: None))
+    assert report.bit_depth == 12
+    images = thumbnails(doctor_report.render_doctor_report(report, "folder:x"))
+    assert images
+    assert all(pil_image.getextrema() == ((255, 255),) * 3 for pil_image in images)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

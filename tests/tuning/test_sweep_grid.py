@@ -71,6 +71,17 @@ def test_make_plan_keeps_the_seed_of_the_split_beside_seeds():
     assert plan.config["seed"] == 5
 
 
+def test_make_plan_knows_all_spellings_of_a_model(tmp_path):
+    typed, own = (plan_of(f"config.model.name={name},vgg16") for name in ("EfficientNetB0", "efficientnet_b0"))
+    assert [run.name for run in typed.runs] == ["model.name=efficientnet_b0", "model.name=vgg16"]
+    assert [run.point for run in typed.runs] == [run.point for run in own.runs]
+    assert len(merge_plans(typed, own, tmp_path).runs) == 2
+    with pytest.raises(UserError, match=r"model\.name=efficientnet_b0"):
+        plan_of("config.model.name=EfficientNetB0,efficientnet_b0")
+    named = [plan_of(seeds="0", overrides=[f"--config.model.name={name}"]) for name in ("VGG16", "vgg16")]
+    assert len(merge_plans(*named, tmp_path).runs) == 1
+
+
 def test_run_names_suit_every_file_system():
     (path,) = plan_of("config.weights.path=/a b/ü:c.h5").runs
     assert path.name == "weights.path=a-b-ü-c.h5"
