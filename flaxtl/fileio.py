@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,20 @@ def user_path(text: str | Path) -> Path:
     except RuntimeError as error:
         name = Path(text).parts[0]
         raise UserError(f"Cannot use {str(text)!r}: the home folder of {name} is unknown. Write ./{name}.") from error
+
+
+def suggest_path(path: Path) -> str:
+    """Return what to do about a path that does not exist: another name in the same folder, or the part that exists."""
+    folder = path.parent
+    if not folder.is_dir():
+        existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+        return f"The part that exists is {existing}."
+    try:
+        names = {entry.name.lower(): entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return "Check the path."
+    similar = get_close_matches(path.name.lower(), names, n=1, cutoff=0.6)
+    return f"Did you mean {folder / names[similar[0]]}?" if similar else "Check the path."
 
 
 @contextmanager

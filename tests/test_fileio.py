@@ -6,7 +6,7 @@ import pytest
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_folder, atomic_write, atomic_write_text, check_disk_space
+from flaxtl.fileio import atomic_folder, atomic_write, atomic_write_text, check_disk_space, suggest_path
 
 
 def test_atomic_write_replaces_file_at_the_end(tmp_path):
@@ -84,6 +84,13 @@ def test_write_csv_does_not_quote_plain_rows():
     stream = io.StringIO(newline="")
     fileio.write_csv(stream, [("a", 1), ("b c", 0.5)])
     assert stream.getvalue() == "a,1\nb c,0.5\n"
+
+
+def test_suggest_path_names_a_similar_file_or_what_exists(tmp_path):
+    (tmp_path / "Photos").mkdir()
+    assert suggest_path(tmp_path / "fotos") == f"Did you mean {tmp_path}/Photos?"
+    assert suggest_path(tmp_path / "x") == "Check the path."
+    assert suggest_path(tmp_path / "data" / "2023" / "x") == f"The part that exists is {tmp_path}."
 
 
 def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):

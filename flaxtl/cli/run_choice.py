@@ -10,7 +10,7 @@ from flaxtl.cli.parser import DEFAULT_CONFIG
 from flaxtl.config import config_to_json, load_config
 from flaxtl.data.sources.base import with_scheme
 from flaxtl.errors import UserError
-from flaxtl.fileio import user_path
+from flaxtl.fileio import suggest_path, user_path
 from flaxtl.train import run_dir
 
 RUNS = Path("runs")
@@ -67,7 +67,10 @@ def choose_workdir(config: Any, config_name: str | None) -> tuple[Path, str]:
 def _existing_source(text: str) -> str:
     source = with_scheme(text)
     if ":" not in source and source != "synthetic":
-        raise UserError(f"{text} does not exist. Give a folder with one subfolder per class, an archive or a CSV file.")
+        raise UserError(
+            f"{text} does not exist. {suggest_path(user_path(text))} Give a folder with one subfolder per class, an "
+            "archive or a CSV file."
+        )
     return source
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_folder
+from flaxtl.fileio import atomic_folder, suggest_path
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -57,7 +57,7 @@ def extract_archive(archive: Path, target: Path) -> Path:
 
 def _check_type(archive: Path) -> None:
     if not archive.exists():
-        raise UserError(f"There is no archive {archive}. Check the path.")
+        raise UserError(f"There is no archive {archive}. {suggest_path(archive)}")
     if not archive.is_file():
         raise UserError(f"{archive} is not a file. For a folder of images use folder:{archive}")
     if not archive.name.lower().endswith(SUFFIXES):

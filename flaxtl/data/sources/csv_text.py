@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxtl.errors import UserError
+from flaxtl.fileio import suggest_path
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
@@ -41,7 +42,8 @@ def read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read the CSV file {file}: {error.strerror}. Check the path.") from error
+        advice = "Check the path." if file.exists() else suggest_path(file)
+        raise UserError(f"Cannot read the CSV file {file}: {error.strerror}. {advice}") from error
 
 
 def decode_text(file: Path, content: bytes, encoding: str = "") -> str:

@@ -10,7 +10,7 @@ from flaxtl.data.class_names import describe_similar, explain_missing
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason, walk_images
 from flaxtl.errors import UserError, join_names
-from flaxtl.fileio import user_path
+from flaxtl.fileio import suggest_path, user_path
 
 SPLITS = ("train", "validation", "test")
 """The splits, in the order used everywhere."""
@@ -196,7 +196,7 @@ def parse_split_name(name: str) -> str | None:
 def _check_folder(folder: Path) -> Path:
     folder = user_path(folder)
     if not folder.exists():
-        raise UserError(f"There is no folder {folder}. Check the path after 'folder:'.")
+        raise UserError(f"There is no folder {folder}. {suggest_path(folder)}")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder of images. Write csv:{folder} or archive:{folder}")
     return folder.resolve()

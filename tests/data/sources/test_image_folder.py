@@ -174,6 +174,9 @@ def test_scan_and_inspect_of_no_folder_raise(tmp_path: Path, look) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "missing"))):
         look(tmp_path / "missing")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=rf"/fotos\. Did you mean {re.escape(str(tmp_path))}/photos\?"):
+        look(tmp_path / "fotos")
     with pytest.raises(UserError, match=r"(?=.*\bcsv:[^ ]*/file\b)(?=.*\barchive:[^ ]*/file\b)"):
         look(tmp_path / "file")
 
