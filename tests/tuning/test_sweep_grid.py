@@ -47,7 +47,7 @@ def test_make_plan_is_the_product_of_grids_in_order():
         0,
         ["--config.head.units=(128,64)", "--config.head.dropout=0"],
     )
-    assert plan.config["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4}
+    assert plan.config["head"] == {"pooling": "global_average", "units": [128], "dropout": 0.4, "normalize": "none"}
     assert plan.config["phases"] == ["frozen"]
 
 
