@@ -27,7 +27,7 @@ def render_requirements(form: str, versions: dict[str, str]) -> str:
         "stablehlo": [
             f"jax>={versions['jax']}  # reads programs of jax for six months after the release that wrote them"
         ],
-        "onnx": ["onnxruntime>=1.17"],
+        "onnx": ["onnxruntime>=1.19"],
     }
     lines = [*runtimes[form], "numpy>=2.1", "pillow>=11.3", "# pillow-heif  # HEIC photos of iPhones"]
     return "\n".join(lines) + "\n"

@@ -161,7 +161,7 @@ def test_open_tfds_exports_into_named_folder(tmp_path: Path, monkeypatch: pytest
     ("source", "facts"),
     [
         ("fodler:/x", "'fodler'.*'folder'"),
-        ("https://x.org/f.tgz", r"'https'.*\bfolder, \w+, archive, tfds, csv\b"),
+        ("https://x.org/f.tgz", r"'https'.*\bfolder, \w+, archive, hf, tfds, csv\b"),
         ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, tfds:NAME, csv:FILE\b"),
         ("", "''.*folder:PATH"),
         ("folder:", "'folder:'.*folder:PATH$"),
