@@ -172,8 +172,8 @@ def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
     assert [phases[name].frozen_arrays_verified for name in phases] == [26, 20, 14]
     assert [row.lrs for row in read_metrics(tmp_path / "run")][-1] == {
         "head": 2e-5,
-        "block5": 2e-5,
-        "block4": 2e-5,
+        "block5": 1e-5,
+        "block4": 5e-6,
     }
 
 
