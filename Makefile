@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-latest slow exhaustive lint docs docs-images wheel flowers clean
+.PHONY: demo test test-latest slow exhaustive lint docs docs-images docs-notebook wheel flowers clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/flaxtl train --config=demo --workdir=$(WORKDIR)
@@ -43,6 +43,10 @@ docs: $(VENV)/docs.installed
 # The images of the documentation, from a run of the demo; the browser takes the one of the report.
 docs-images: demo
 	$(BIN)/python tools/docs_images.py --workdir=$(WORKDIR) --output=docs/images/demo --samples --browser=$(BROWSER)
+
+# The outputs of the notebook in the documentation: minutes.
+docs-notebook: $(VENV)/dev.installed
+	$(BIN)/python tools/run_notebook.py
 
 # Wheel and source archive in dist/. The wheel is installed in a new environment and trains in an empty folder.
 wheel: $(VENV)/package.installed

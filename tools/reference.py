@@ -237,7 +237,7 @@ def _output(output: dict[str, Any]) -> str:
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "image/png" in data:
         return f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
-    if "text/html" in data:
+    if "text/html" in data and "<pre" not in "".join(data["text/html"]):
         return f'<div class="output">{" ".join("".join(data["text/html"]).split())}</div>'
     return f"```text\n{''.join(data['text/plain']).strip()}\n```"
 
