@@ -30,9 +30,13 @@ Model = Callable[[np.ndarray], np.ndarray]
 def main(paths: Sequence[str], *, raw: bool = False) -> int:
     """Print the most probable classes of each image, `raw`: with uncalibrated probabilities.
 
-    Returns 2 if an image cannot be read, else 0.
+    Returns 2 if a package is missing or an image cannot be read, else 0.
     """
-    metadata, run_model, exit_code = read_metadata(), load_model(), 0
+    try:
+        metadata, run_model, exit_code = read_metadata(), load_model(), 0
+    except ImportError as error:
+        print(f"predict.py needs {error.name}: pip install -r {FOLDER / 'requirements.txt'}", file=sys.stderr)
+        return 2
     for path in paths:
         try:
             image = load_image(path, metadata["resize"])

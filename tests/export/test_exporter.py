@@ -211,6 +211,19 @@ assert not {"flaxtl", "jax"} & sys.modules.keys()
         assert re.findall(r"(\w+) (\d+\.\d%)", printed) == top
 
 
+def test_predict_script_without_its_runtime_says_what_to_install(exported, expected):
+    code = """
+import runpy, sys
+sys.modules["onnxruntime"] = None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, exported["onnx"][0] / "predict.py", expected.paths[0]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    requirements = exported["onnx"][0] / "requirements.txt"
+    assert (result.returncode, result.stderr) == (2, f"predict.py needs onnxruntime: pip install -r {requirements}\n")
+
+
 def test_predict_script_unreadable_image_is_reported(exported, expected, tmp_path):
     (tmp_path / "notes.jpg").write_text("not an image")
     script = [sys.executable, exported["onnx"][0] / "predict.py"]

@@ -1,6 +1,7 @@
 """Data sources: one string names a source, one function lists its images."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,7 @@ def _archive_name(source: str) -> str:
 
 def _resolve(source: str, cache: Path) -> Path:
     """Return the folder, or the CSV file, of a source."""
+    _check_local(source)
     scheme, _, location = source.partition(":")
     if scheme not in _SCHEMES:
         raise _not_a_source(source, scheme)
@@ -96,6 +98,14 @@ def _resolve(source: str, cache: Path) -> Path:
     if (scheme == "synthetic") == bool(location):
         raise UserError(f"Invalid data source {source!r}. Write it as {form}")
     return resolve(location, cache)
+
+
+def _check_local(source: str) -> None:
+    """Raise UserError for a folder or file in cloud storage: each image is read many times, also by the report."""
+    match = re.fullmatch(r"(?:folder:|archive:|csv:)?((s3|gs)://.*?([^/]+)/?)", source)
+    if match:
+        url, scheme, name = match.groups()
+        raise UserError(f"{url} is not on this machine. Copy it: {_COPY[scheme]} {url} {name}")
 
 
 def _not_a_source(source: str, scheme: str) -> UserError:
@@ -157,6 +167,9 @@ def _tfds(location: str, cache: Path) -> Path:
 def _hub_dataset(location: str, cache: Path) -> Path:
     return _dataset_root(hub_dataset.export_dataset(location, cache))
 
+
+_COPY = {"s3": "aws s3 sync", "gs": "gcloud storage rsync -r"}
+"""Scheme of cloud storage -> the command that copies a folder of it."""
 
 _SCHEMES: dict[str, tuple[str, Callable[[str, Path], Path]]] = {
     "folder": ("folder:PATH", _existing_path),

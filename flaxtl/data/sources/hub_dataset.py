@@ -157,7 +157,7 @@ class _Repository:
                 repo_type="dataset",
                 revision=self._revision,
                 allow_patterns=list(patterns),
-                tqdm_class=partial(self._hub.utils.tqdm, disable=True) if quiet else None,
+                tqdm_class=partial(self._hub.utils.tqdm, disable=quiet or None),  # None: shown on a terminal only
             )
         return Path(folder)
 

@@ -162,7 +162,9 @@ def test_open_tfds_exports_into_named_folder(tmp_path: Path, monkeypatch: pytest
     [
         ("fodler:/x", "'fodler'.*'folder'"),
         ("https://x.org/f.tgz", r"'https'.*\bfolder, \w+, archive, hf, tfds, csv\b"),
-        ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, tfds:NAME, csv:FILE\b"),
+        ("flowers", r"'flowers'.*\bfolder:PATH, \w+, archive:FILE, hf:ORG/NAME, tfds:NAME, csv:FILE\b"),
+        ("s3://bucket/photos", r"s3://bucket/photos.*: aws s3 sync s3://bucket/photos photos$"),
+        ("folder:gs://bucket/a/", r"gs://bucket/a/ .*: gcloud storage rsync -r gs://bucket/a/ a$"),
         ("", "''.*folder:PATH"),
         ("folder:", "'folder:'.*folder:PATH$"),
         ("tfds", "'tfds'.*tfds:NAME$"),
