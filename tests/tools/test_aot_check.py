@@ -26,6 +26,7 @@ HLO = """HloModule jit_run, input_output_alias={ {0}: (0, {}, may-alias), {1}: (
 %body (arg: f32[4]) -> f32[4] {
   %k = bf16[32,7,7,512]{3,2,1,0} convolution(%a, %b), backend_config={"estimated_cycles":"3000000"}
   %copy = f32[512,1024]{1,0} copy(%k)
+  %part = ((u32[32,4]{1,0}), u32[8,4]{1,0}) reduce-scatter-start(%d)
   ROOT %sum = (f32[8,4]{1,0}, s32[]) all-reduce(%c, %d), to_apply=%add
 }
 """
@@ -33,9 +34,10 @@ HLO = """HloModule jit_run, input_output_alias={ {0}: (0, {}, may-alias), {1}: (
 
 def test_study_counts_what_a_program_contains():
     program = study(HLO)
-    assert (program.aliases, program.collectives, program.collective_bytes) == (2, {"all-reduce": 1}, 132)
+    assert program.collectives == {"all-reduce": 1, "reduce-scatter": 1}
+    assert (program.aliases, program.collective_bytes) == (2, 132 + 128)
     assert (program.copies, program.products, program.kernels) == ([2**21], {"bf16": 1}, 2)
-    assert (program.sizes, program.rounded) == ({32 * 7 * 7 * 512, 512 * 1024, 32, 1}, {"3,3,64,64"})
+    assert (program.sizes, program.rounded) == ({32 * 7 * 7 * 512, 512 * 1024, 128, 32, 1}, {"3,3,64,64"})
     assert program.milliseconds == 2.0  # 3,000,000 cycles at 1.5 GHz
 
 

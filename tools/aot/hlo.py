@@ -58,7 +58,7 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
         base = opcode.removesuffix("-start")
         if base in COLLECTIVES:
             collectives[base] += 1
-            moved += num_bytes(result)
+            moved += num_bytes(re.sub(r"^\(\(.*?\), ", "", result))  # ((operands), results) of "-start"
         elif base == "copy" and (size := num_bytes(result.split("]")[0] + "]")) > 2**20:  # not the source of "-start"
             copies.append(size)
         elif opcode in ("convolution", "dot") or (opcode == "custom-call" and _is_product(rest)):
