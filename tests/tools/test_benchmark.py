@@ -133,10 +133,11 @@ def test_accelerator_measures_missing_parts_and_continues(monkeypatch, tmp_path,
     run = job.Run(52.0, 60.0, 900.0, 14.0, {"steps": 30.0}, {"frozen": {}})
     monkeypatch.setattr(accelerator, "call", call)
     monkeypatch.setattr(compare, "find_spec", lambda package: package)
-    monkeypatch.setattr(job, "run_train", lambda *_: called.append("course") or run)
+    monkeypatch.setattr(job, "run_train", lambda config, overrides, *_: called.append(overrides) or run)
     first = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
     assert "stopped after 9 s" in first["parts"]["PyTorch: vgg16"]["note"]
     assert first["bars"] == {"finetune_images_per_second": 20_000.0, "course_seconds": 52.0}
+    assert called[3] == ["--config.dtype=bfloat16", *accelerator.NO_DOWNLOADS]
     failing.clear()
     second = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
     assert called[4:] == ["benchmarks.with_torch:phases"]  # only what failed

@@ -30,6 +30,9 @@ WORK = {"forward": "forward", "frozen": "frozen: cached features", "augmented": 
 BARS = {"finetune_images_per_second": 10_000.0, "times_torch": 1.3, "course_seconds": 60.0}
 """The goals for one GPU of the H200's class: at least, at least, and at most."""
 
+NO_DOWNLOADS = ("--config.data.source=synthetic", "--config.weights.path=builtin")
+"""Settings of the course's run if none are given: 400 drawn images and weights that come with flaxtl."""
+
 SETTINGS = ("batch", "size", "dtype", "seconds", "steps")
 
 Part = tuple[str, Callable[[float], dict[str, Any]]]
@@ -82,9 +85,11 @@ def _parts(options: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator
 
         return measure
 
+    overrides = [f"--config.dtype={settings['dtype']}", *(options.overrides or NO_DOWNLOADS)]
+
     def course(timeout: float) -> dict[str, Any]:
         with TemporaryDirectory() as folder, suppress(UserError):
-            return job.run_train(options.config, options.overrides, Path(folder) / "run", timeout)._asdict()
+            return job.run_train(options.config, overrides, Path(folder) / "run", timeout)._asdict()
         return {"note": "failed: flaxtl train did not end, see above; is there enough time?"}
 
     yield "device", process("with_flaxtl", "describe_device", {})
@@ -96,7 +101,7 @@ def _parts(options: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator
         else:
             yield f"PyTorch: {model}", process("with_torch", "phases", {"model": model, **settings, **torch.settings})
         if number == 0 and options.config:
-            yield f"course: {options.config}", course
+            yield f"course: {' '.join([options.config, *overrides])}", course
 
 
 def bars(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
