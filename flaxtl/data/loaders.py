@@ -106,9 +106,9 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     Indices stay on every device: each looks for them in its part of the data, and `inputs` are split.
     """
-    if isinstance(batch, IndexBatch):
-        return batch
-    return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
+    is_index = isinstance(batch, IndexBatch)
+    sharding = devices.replicated_sharding(mesh) if is_index else devices.batch_sharding(mesh)
+    return batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, sharding))
 
 
 class Loader(Protocol):

@@ -12,9 +12,10 @@ ITEM_BYTES = {
 
 COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"})
 
-PASSES_ON = frozenset(
-    {"parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "optimization-barrier"}
-)
+PASSES_ON = frozenset({
+    "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "copy-done",
+    "optimization-barrier",
+})  # fmt: skip
 """Instructions whose results are arrays that exist already."""
 
 KERNELS = frozenset({"fusion", "custom-call", "copy", "convolution", "dot"})
@@ -112,8 +113,9 @@ def _step_bodies(hlo: str) -> Iterator[list[str]]:
 
 
 def _written_sizes(body: list[str]) -> Iterator[int]:
-    for _, result, opcode, _ in instructions("\n".join(body)):
-        if opcode not in PASSES_ON:
+    for _, result, opcode, rest in instructions("\n".join(body)):
+        # A TPU may prefetch a small argument into its vector memory before the program starts.
+        if opcode not in PASSES_ON and "cross_program_prefetch" not in rest:
             yield from (_num_elements(sizes) for sizes in re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", result))
 
 
