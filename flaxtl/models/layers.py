@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from flaxtl.models.convolution import DIMENSION_NUMBERS, conv
+
 GLOROT = nn.initializers.glorot_uniform()
 """Keras' default initializer of kernels (Glorot and Bengio 2010); biases are initialized to zero."""
 
@@ -20,7 +22,40 @@ EPSILON = 1e-3
 SMALLEST_SQUARE = 1e-12
 """Lower limit of a squared length (Keras' UnitNormalization)."""
 
-DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+class Conv(nn.Module):
+    """Convolution (Keras' Conv2D), with `relu` followed by this activation.
+
+    Parameters, float32: kernel [height, width, inputs / groups, features] and, with `use_bias`, bias [features].
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int
+    padding: str
+    groups: int
+    use_bias: bool
+    relu: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, height, width, inputs] -> [batch, height, width, features]."""
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", GLOROT, shape).astype(self.dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        strides = (self.strides, self.strides)
+        return conv(
+            x.astype(self.dtype),
+            kernel,
+            bias,
+            strides=strides,
+            padding=self.padding,
+            groups=self.groups,
+            relu=self.relu,
+        )
 
 
 class DepthwiseConv(nn.Module):

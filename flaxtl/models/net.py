@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxtl.models import tokens
-from flaxtl.models.layers import GLOROT, DepthwiseConv, LayerScale, SeparableConv, Standardize, unit_norm
+from flaxtl.models.layers import GLOROT, Conv, DepthwiseConv, LayerScale, SeparableConv, Standardize, unit_norm
 from flaxtl.models.tracer import OPERATION, LayerRunner, Value
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -69,18 +69,10 @@ class Net(LayerRunner):
         name = name or self._auto_name("conv2d")
 
         def run(x: jax.Array) -> jax.Array:
-            conv = nn.Conv(
-                features,
-                _pair(kernel_size),
-                strides,
-                padding.upper(),
-                feature_group_count=groups,
-                use_bias=use_bias,
-                kernel_init=GLOROT,
-                dtype=self.dtype,
-                name=name,
-            )
-            return ACTIVATIONS[act](conv(x))
+            relu = act == "relu"  # part of the convolution, which can do it while its outputs are in the cache
+            window = _pair(kernel_size)
+            y = Conv(features, window, strides, padding.upper(), groups, use_bias, relu, self.dtype, name=name)(x)
+            return y if relu else ACTIVATIONS[act](y)
 
         return self._layer_with_params("conv", name, run, x)
 

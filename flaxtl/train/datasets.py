@@ -29,6 +29,7 @@ from flaxtl.data.manifest import Example
 from flaxtl.errors import UserError
 from flaxtl.fileio import user_path
 from flaxtl.models.classifier import Classifier, FlatParams
+from flaxtl.models.convolution import CONV_VERSION
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
 from flaxtl.train.feature_cache import (
@@ -171,6 +172,7 @@ class SplitData:
         parts = [
             __version__,
             devices.platform_of(self._mesh),
+            CONV_VERSION,
             self._images.digest,
             model.spec.name,
             str(model.dtype),

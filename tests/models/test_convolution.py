@@ -1,0 +1,140 @@
+"""Winograd's algorithm for 3x3 convolutions on CPU, compared with XLA's convolution."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxtl.models import convolution
+from flaxtl.models.convolution import DIMENSION_NUMBERS
+
+BATCH, INPUTS, OUTPUTS = 2, 24, 16
+
+
+def winograd(x, kernel, bias):
+    return convolution.winograd(x, kernel, bias, True)
+
+
+def xla_conv(x, kernel, bias):
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSION_NUMBERS)
+    return jax.nn.relu(y + bias)
+
+
+def random_arrays(height, width, dtype, batch=BATCH):
+    """Return images, a kernel, a bias and the gradient with respect to the outputs; all of unit variance."""
+    random = np.random.default_rng(height)
+    kernel, outputs = (3, 3, INPUTS, OUTPUTS), (batch, height, width, OUTPUTS)
+    shapes = (batch, height, width, INPUTS), kernel, (OUTPUTS,), outputs
+    return tuple(jnp.asarray(random.normal(size=shape), dtype) for shape in shapes)
+
+
+def outputs_and_gradients(convolve, x, kernel, bias, dy):
+    output, gradients = jax.vjp(convolve, x, kernel, bias)
+    return output, *gradients(dy)
+
+
+def relative_error(value, expected):
+    """Return the root mean square of the error, relative to that of what is expected."""
+    value, expected = np.asarray(value, np.float32), np.asarray(expected, np.float32)
+    return np.sqrt(np.square(value - expected).mean() / np.square(expected).mean())
+
+
+SIZES = (8, 6, 2), (1, 1, 2), (2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "batch"), [(7, 9, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES)]
+)
+def test_winograd_and_gradients_equal_xla(monkeypatch, height, width, batch):
+    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * batch * width * INPUTS)  # two rows of tiles
+    arrays = random_arrays(height, width, jnp.float32, batch)
+    actual = jax.jit(lambda *arrays: outputs_and_gradients(winograd, *arrays))(*arrays)
+    expected = jax.jit(lambda *arrays: outputs_and_gradients(xla_conv, *arrays))(*arrays)
+    for value, reference in zip(actual, expected, strict=True):
+        assert (value.shape, value.dtype) == (reference.shape, jnp.float32)
+        # Sums of up to 9 * 24 products in another order, after up to four additions each.
+        assert relative_error(value, reference) < 8 * 2.0**-24
+
+
+@pytest.mark.slow
+def test_winograd_sums_bfloat16_products_in_float32(monkeypatch):
+    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * BATCH * 5 * INPUTS)
+    arrays = random_arrays(7, 5, jnp.bfloat16)
+    values = outputs_and_gradients(winograd, *arrays)
+    exact = outputs_and_gradients(xla_conv, *(array.astype(jnp.float32) for array in arrays))
+    assert {value.dtype for value in values} == {np.dtype(jnp.bfloat16)}
+    # Transformed inputs, transformed kernel and outputs are each rounded to 8 bits.
+    assert relative_error(values[0], exact[0]) < 2**-7
+
+
+@pytest.mark.slow
+def test_winograd_with_vmap_equals_one_call_each():
+    x, kernel, bias, _ = random_arrays(4, 5, jnp.float32)
+    many = jnp.stack([x, 2 * x])
+    expected = np.stack([winograd(images, kernel, bias) for images in many])
+    assert relative_error(jax.vmap(winograd, (0, None, None))(many, kernel, bias), expected) < 8 * 2.0**-24
+
+
+def exported_text(platform, batch, width, channels, **options):
+    """Return the program of a convolution for a platform; nothing is compiled."""
+    run = jax.jit(lambda x, kernel: convolution.conv(x, kernel, **options))
+    inputs = channels // options.get("groups", 1)
+    x = jax.ShapeDtypeStruct((batch, width, width, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, inputs, channels), jnp.float32)
+    return jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "winograd"),
+        ({"platform": "cuda"}, "XLA"),
+        ({"platform": "tpu"}, "XLA"),
+        ({"channels": 32, "batch": 1024}, "XLA"),  # too few channels
+        ({"batch": 1}, "XLA"),  # too little work
+        ({"strides": (2, 2)}, "XLA"),
+        ({"padding": "VALID"}, "XLA"),
+        ({"groups": 2}, "XLA"),
+    ],
+)
+def test_conv_uses_winograd_for_large_convolutions_on_cpu(options, expected):
+    text = exported_text(**({"platform": "cpu", "batch": 32, "width": 200, "channels": 64} | options))
+    assert ("winograd", "XLA")["stablehlo.convolution" in text] == expected
+
+
+def test_conv_exports_any_batch_size_with_xla():
+    (batch,) = jax.export.symbolic_shape("batch")
+    assert "stablehlo.convolution" in exported_text("cpu", batch, 400, 128)
+
+
+SPLIT_BATCH = """
+import re, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from flaxtl.models import convolution
+
+convolution.CHUNK_SIZE = 4 * 4 * 6 * 8
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+def loss(kernel, x):
+    return (convolution.winograd(x, kernel, jnp.zeros(8), True) ** 2).sum()
+
+random = np.random.default_rng(0)
+arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 3, 8, 8), (4, 6, 6, 8))]
+gradients = jax.grad(loss, argnums=(0, 1))
+program = jax.jit(gradients, in_shardings=(whole, split), out_shardings=(whole, split)).lower(*arrays).compile()
+for value, expected in zip(program(*arrays), jax.jit(gradients)(*arrays)):
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+print(re.findall(r" (all-\\w+|collective-\\w+|reduce-scatter)\\(", program.as_text()))
+"""
+
+
+@pytest.mark.slow
+def test_winograd_keeps_a_split_batch_on_its_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", SPLIT_BATCH], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["['all-reduce']"], done.stderr  # of the kernel's gradient, after the loop
