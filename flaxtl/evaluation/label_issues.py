@@ -17,8 +17,11 @@ from flaxtl.evaluation.predictions import Predictions
 from flaxtl.fileio import atomic_write
 
 MIN_ACCURACY = 0.85
-"""Validation accuracy below which most of the issues are correct labels of difficult images, as measured on photos of
-flowers with planted wrong labels: see "Label issues" in the documentation."""
+"""Validation accuracy below which about half of the issues, or more, are correct labels of difficult images.
+
+Measured on 2,570 photos of flowers with 5 % and 10 % planted wrong labels: 51 and 58 % of the issues were planted at an
+accuracy of 81 and 76 % (of the validation images with these labels), 14 and 23 % at 58 and 52 %.
+"""
 
 COLUMNS = ("path", "label", "suggested_label", "probability")
 
