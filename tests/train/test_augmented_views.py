@@ -12,7 +12,7 @@ from helpers import tiny_run
 from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
-from flaxtl.data.loaders import DeviceLoader, HostLoader
+from flaxtl.data.loaders import READ_AHEAD, DeviceLoader, HostLoader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward, unflatten_params
@@ -177,7 +177,7 @@ def test_host_loader_closed_early_stops_reading(monkeypatch, prepared, parameter
     batches = loader.train_batches(EpochSampler(SEED, 4, 12), 0, 1000, None)
     next(batches)
     batches.close()
-    assert len(calls) <= 3
+    assert len(calls) <= 1 + 2 * READ_AHEAD  # the batch, those on their way to the device, those being read
 
 
 def test_host_loader_of_deleted_file_names_it(prepared, parameters, tmp_path, little_memory):
