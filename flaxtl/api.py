@@ -255,5 +255,4 @@ def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
         run, workdir = TrainedRun(result.setup, params, result.setup.phases[-1].name), result.setup.workdir
         gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
         path = report.write_report(workdir, augmented=augmented_samples(result.setup))
-        print_box(console, run_summary.summary_lines(run_files.read_run(workdir)))
-        message(console, f"Report: {path}")
+        print_box(console, run_summary.summary_lines(run_files.read_run(workdir), path))

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -37,12 +38,12 @@ _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 def make_console(*, stderr: bool = False) -> Console:
     """Return the console of a command; output to a file or pipe is PIPE_WIDTH wide, enough for every table.
 
-    In a notebook it prints text, which is one output, as `print` does; rich would make an output of every line.
+    A notebook gets the text of a pipe, one output for all lines: rich would make an output of every line, and the
+    standard output of a kernel claims to be a terminal.
     """
-    console = SafeConsole(stderr=stderr, emoji=False, force_jupyter=False)
-    if console.is_terminal:
-        return console
-    return SafeConsole(stderr=stderr, emoji=False, force_jupyter=False, width=PIPE_WIDTH)
+    is_terminal = Console(stderr=stderr).is_terminal and not in_notebook()
+    width = None if is_terminal else PIPE_WIDTH
+    return SafeConsole(stderr=stderr, emoji=False, width=width, force_terminal=is_terminal, force_jupyter=False)
 
 
 class SafeConsole(Console):
@@ -59,11 +60,20 @@ def message(console: Console, text: str, *, style: str | None = None) -> None:
 
 
 def print_box(console: Console, lines: Sequence[str]) -> None:
-    """Print lines in a box; to a file or a pipe, as plain lines."""
-    if not console.is_terminal:
-        message(console, "\n".join(lines))
-    else:
+    """Print lines in a box; between two rules if one is too long for it, so that commands and paths can be copied.
+
+    To a file or a pipe they are plain lines.
+    """
+    if console.is_terminal and max(map(len, lines)) <= console.width - 4:
         console.print(Panel.fit(_text("\n".join(lines))))
+        return
+    text = "\n".join(lines)
+    if not console.is_terminal:
+        message(console, text)
+        return
+    console.print(Rule(style="none"))
+    message(console, text)
+    console.print(Rule(style="none"))
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

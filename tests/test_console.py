@@ -1,5 +1,7 @@
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +80,30 @@ def test_progress_bar_without_updates_has_no_speed():
     assert bar.speed > 0
 
 
+def test_progress_bar_in_a_notebook_changes_one_output(monkeypatch):
+    shown = []
+    output = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+
+    def display(data, raw, display_id):
+        output.update(data, raw)
+        return output
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    monkeypatch.setattr(console, "in_notebook", lambda: True)
+    monkeypatch.setattr(console, "NOTEBOOK_SECONDS", 0.0)
+    with console.ProgressBar(console.make_console(), "decoding <b>", total=10) as bar:
+        bar.update(4)
+        assert bar._html()["text/html"].startswith("<pre>decoding &lt;b&gt; <progress")
+    assert shown == ["decoding <b>: 0/10", "decoding <b>: 4/10", ""]
+
+
+def test_make_console_in_a_notebook_prints_plain_text(monkeypatch, capsys):
+    monkeypatch.setattr(console, "in_notebook", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console.message(console.make_console(), "2/4 Training", style="bold")
+    assert capsys.readouterr().out == "2/4 Training\n"
+
+
 def test_truncate_rows_ends_a_long_table_with_a_count():
     rows = [(f"class{number}", "1") for number in range(MAX_ROWS + 1000)]
     assert truncate_rows(rows[:MAX_ROWS], "") == rows[:MAX_ROWS]
@@ -96,3 +122,9 @@ def test_print_box_on_a_pipe_prints_plain_lines():
     terminal = SafeConsole(file=io.StringIO(), width=20, force_terminal=True)
     console.print_box(terminal, ["a[/x]"])
     assert "│ a[/x] │" in terminal.file.getvalue()
+
+
+def test_print_box_of_long_lines_has_rules_so_that_commands_can_be_copied():
+    terminal = SafeConsole(file=io.StringIO(), width=20, force_terminal=True, color_system=None)
+    console.print_box(terminal, ["flaxtl predict --workdir=a"])
+    assert terminal.file.getvalue() == f"{'─' * 20}\nflaxtl predict --workdir=a\n{'─' * 20}\n"

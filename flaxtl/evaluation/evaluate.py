@@ -35,6 +35,7 @@ from flaxtl.evaluation.tta import (
     describe_gain,
     make_tta,
 )
+from flaxtl.evaluation.verdicts import rounded_interval, rounded_percent
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train import eval_steps, run_dir
@@ -206,9 +207,9 @@ def evaluate_workdir(
 
 def metrics_table(result: EvaluationResult) -> Table:
     """Return the metrics of a run, with the 95 % Wilson interval of the accuracy, and the recall of each class."""
-    low, high = classification.wilson_interval(result.n - result.errors, result.n)
+    correct, n = result.n - result.errors, result.n
     rows = [
-        ("accuracy", f"{result.accuracy:.1%} (95% interval {low:.1%} - {high:.1%})"),
+        ("accuracy", f"{rounded_percent(correct, n)} (95 % interval {rounded_interval(correct, n)})"),
         ("balanced accuracy", f"{result.balanced_accuracy:.1%}"),
         ("loss", f"{result.loss:.3f}"),
         ("misclassified", f"{result.errors:,} of {result.n:,}"),

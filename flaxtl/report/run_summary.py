@@ -7,11 +7,13 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
 from flaxtl.evaluation import classification, verdicts
 from flaxtl.evaluation.run_files import RunRecord
+from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.report import plots
 from flaxtl.report.templating import format_count, format_duration, format_points, format_rounded, percent_digits
 from flaxtl.train.run_records import SplitMetrics
@@ -99,23 +101,15 @@ def headline(run: RunRecord) -> Headline | None:
     return None
 
 
-def summary_lines(run: RunRecord) -> list[str]:
-    """Return the result of an evaluated run for a terminal: accuracy with its interval, weakest class, next command."""
+def summary_lines(run: RunRecord, report: Path) -> list[str]:
+    """Return the end of an evaluated run for a terminal: its verdict, one suggestion, the report, the next command."""
     lines = []
-    if result := headline(run):
-        low, high = result.interval
-        lines.append(
-            f"{result.split} accuracy {result.accuracy:.1%} ({result.num_correct:,} of {result.num_images:,} images; "
-            f"95% interval {low:.1%} - {high:.1%})"
-        )
-    if predictions := run.eval_predictions:
-        matrix = predictions.confusion_matrix
-        recalls = [(row[index] / row.sum(), index) for index, row in enumerate(matrix) if row.sum()]
-        recall, weakest = min(recalls)
-        if recall < 1:
-            lines.append(f"weakest class: {predictions.classes[weakest]} ({recall:.0%} recognized)")
-    lines.append(f"classify new images: flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH")
-    return lines
+    predict = f"flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH"
+    if verdict := run_verdict(run):
+        lines = [verdict.result, *verdict.findings]
+        if verdict.command != predict:
+            lines += ["", f"Suggestion: {verdict.advice}", f"  {verdict.command}"]
+    return [*lines, "", "Classify new images:", f"  {predict}", f"Report: {report}"]
 
 
 def _headline(split: str, num_correct: int, num_images: int) -> Headline | None:

@@ -154,7 +154,7 @@ def test_evaluate_other_images(place, capsys):
     metrics = json.loads(captured.out.splitlines()[-1])
     assert (metrics["n"], metrics["phase"], metrics["seen_in_training"]) == (24, "finetune", 12)
     assert metrics["split"] == "all"
-    assert re.search(r"accuracy +[\d.]+% \(95% interval", captured.err)
+    assert re.search(r"accuracy +\d+ % \(95 % interval", captured.err)
     assert re.search(r"\b12 of (the )?24\b", captured.err)
 
 
