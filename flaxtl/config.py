@@ -208,12 +208,12 @@ def _rename_last_block(config: ConfigDict, key: str) -> None:
 
 
 def _tuple_literal(text: str) -> str:
-    """Return names with commas between them, 'roses,daisy', as a tuple, "('roses', 'daisy')"; others as they are."""
+    """Return names, such as 'roses,daisy' or '[roses]', as a tuple, "('roses', 'daisy')"; other texts as they are."""
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError):
         inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-        if "," in inner or not text:
+        if "," in inner or inner != text or not text:
             return repr(tuple(name.strip() for name in inner.split(",") if name.strip()))
     return text
 

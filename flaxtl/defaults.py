@@ -11,7 +11,7 @@ DEFAULTS = ConfigDict(
         "label_smoothing": 0.0,  # fraction of the target probability that is spread evenly over all classes
         "deterministic": False,  # bit-identical results in every run on a GPU, with slower kernels
         "dtype": "float32",  # or bfloat16: dtype of the layers; parameters, last layer and loss are always float32
-        "precision": "default",  # or high, highest: of float32 products, which a TPU rounds to bfloat16, a GPU to TF32
+        "precision": "default",  # or high, highest: by default, float32 on TPU multiplies in bfloat16, on GPU in TF32
         "data": {
             "source": "synthetic",  # folder:PATH, archive:FILE, csv:FILE, hf:ORG/NAME, tfds:NAME or synthetic
             "classes": (),  # expected class names, sorted; () accepts any

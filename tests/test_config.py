@@ -143,6 +143,7 @@ TOP = "c.frozen = dict(lr=dict(head=1e-3, top=0.0, base=0))"
         (["head.units=(256,128)", "seed=1", "head.units=(32,)"], "head.units", (32,)),
         (["head.units=256", "head.units="], "head.units", ()),
         (["data.classes=roses,daisy"], "data.classes", ("roses", "daisy")),
+        (["data.classes=[roses]"], "data.classes", ("roses",)),
         (["data.classes=(roses, red rose)"], "data.classes", ("roses", "red rose")),
         (["data.classes=('a, b','c')"], "data.classes", ("a, b", "c")),
         (["data.classes=roses"], "data.classes", ("roses",)),

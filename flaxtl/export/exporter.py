@@ -20,20 +20,24 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation.predictor import Predictor, TrainedRun
 from flaxtl.export import formats, predict_script, readme
 from flaxtl.export.metadata import ModelMetadata, ParityCheck, model_metadata, write_metadata
+from flaxtl.models.classifier import Classifier
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
 
 NUM_CHECK_IMAGES = 8
 """Images of the parity check: enough to show an error, few enough to take seconds."""
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
-"""dtype of the model -> tolerated difference of a probability from `flaxtl predict`.
+TOLERANCES = {"float32": 1e-3, "tensorfloat32": 0.0125, "bfloat16": 0.1}
+"""Format of the operands of products -> tolerated difference of a probability from `flaxtl predict`.
 
 Another order of sums changes logits by up to 2.3e-5 of the largest (MobileNetV2 and V3, tests/models), and a
 probability by half of that: 5e-4 where logits reach 40. In bfloat16, a value between two representable numbers may be
-rounded either way, by 2**-8 of itself, in every layer: up to 0.02 was measured with VGG16. An error such as swapped
-channels or a missing batch norm changes the predicted class of some images.
+rounded either way, by 2**-8 of itself, in every layer: up to 0.02 was measured with VGG16. TensorFloat-32 rounds by an
+eighth of that. An error such as swapped channels or a missing batch norm changes the predicted class of some images.
 """
+
+DEFAULT_OPERANDS = {"tpu": "bfloat16", "cuda": "tensorfloat32", "gpu": "tensorfloat32"}
+"""Platform -> to what a float32 model rounds the operands of products with precision=default; float32 elsewhere."""
 
 
 def export_run(run: TrainedRun, output: Path, form: str, model_card: str = "") -> ParityCheck:
@@ -142,6 +146,14 @@ def _synthetic_images(folder: Path, predictor: Predictor) -> list[Path]:
     return paths
 
 
+def operand_format(model: Classifier, form: str, platform: str) -> str:
+    """Return the format of the operands of products, a key of TOLERANCES; an ONNX model multiplies in float32."""
+    dtype: str = np.dtype(model.dtype).name
+    if dtype == "float32" and model.precision == "default" and form != "onnx":
+        return DEFAULT_OPERANDS.get(platform, dtype)
+    return dtype
+
+
 def check_parity(folder: Path, predictor: Predictor, paths: Sequence[Path], form: str) -> ParityCheck:
     """Compare the folder's own predict.py with `predictor`, on all images at once and on a single one.
 
@@ -156,7 +168,8 @@ def check_parity(folder: Path, predictor: Predictor, paths: Sequence[Path], form
     run_model = script["load_model"]()
     outputs = (run_model(images), run_model(images[:1]))
     difference = max(float(np.abs(output - expected.probabilities[: len(output)]).max()) for output in outputs)
-    tolerance = TOLERANCES[np.dtype(predictor.model.dtype).name]
+    (device,) = jax.tree.leaves(predictor.params)[0].devices()
+    tolerance = TOLERANCES[operand_format(predictor.model, form, device.platform)]
     if not difference <= tolerance:
         raise UserError(
             f"The exported model differs from the run by {difference:.2g} in a probability, more than rounding errors "

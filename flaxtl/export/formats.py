@@ -19,7 +19,7 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, Params, forward
 from flaxtl.models.head import Head
 from flaxtl.pretrained import loader, safetensors_io
-from flaxtl.train.setup import DTYPES
+from flaxtl.train.setup import ARITHMETIC, DTYPES
 
 WriteModel = Callable[[Path, Predictor, str], None]
 """Writes the model and its parameters to a file, with the text of model.json if the format can store it."""
@@ -64,14 +64,16 @@ def read_safetensors_export(folder: Path) -> tuple[Classifier, Params]:
     Raises UserError if model.json is invalid, or if the weights do not match it.
     """
     metadata = read_metadata(folder)
-    if metadata.dtype not in DTYPES:
-        raise UserError(f"Unknown dtype {metadata.dtype!r} in {folder / METADATA_FILE}. Export the run again.")
+    for key, known in ARITHMETIC.items():
+        if (value := getattr(metadata, key)) not in known:
+            raise UserError(f"Unknown {key} {value!r} in {folder / METADATA_FILE}. Export the run again.")
     head = metadata.head
     model = Classifier(
         registry.get_spec(metadata.architecture),
         Head(**msgspec.structs.asdict(head) | {"units": tuple(head.units)}),
         metadata.output_layer,
         DTYPES[metadata.dtype],
+        metadata.precision,
     )
     shapes = classifier.param_shapes(model, metadata.resize.height, metadata.resize.width)
     expected = {name: leaves for section in shapes.values() for name, leaves in section.items()}

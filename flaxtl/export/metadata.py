@@ -91,6 +91,7 @@ class ModelMetadata(_Record, frozen=True):
         output_layer: the last layer of the backbone; None for all of it.
         head: the layers on top of the backbone.
         dtype: of the computation, 'float32' or 'bfloat16'.
+        precision: of float32 products on accelerators, 'default', 'high' or 'highest'.
         classes: class names in the order of the output.
         input: uint8 RGB images.
         output: probabilities, uncalibrated.
@@ -118,6 +119,7 @@ class ModelMetadata(_Record, frozen=True):
     license: str
     file: str = ""
     sha256: str = ""
+    precision: str = "default"
     parity_check: ParityCheck | None = None
 
     def to_json(self) -> str:
@@ -152,6 +154,7 @@ def model_metadata(run: TrainedRun, predictor: Predictor) -> ModelMetadata:
         resize=msgspec.convert(asdict(resize), ResizeMetadata),
         temperature=fit.temperature if fit else None,
         license=model.spec.license,
+        precision=model.precision,
     )
 
 

@@ -54,7 +54,7 @@ def render_model_card(run: RunRecord) -> str:
         run=run,
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
-        facts=run_summary.facts(run),
+        facts=[*run_summary.facts(run), ("Arithmetic", _arithmetic(run))],
         phases=run_summary.phase_rows(run),
         results=_results(run),
         calibration=run.calibration,
@@ -67,6 +67,11 @@ def render_model_card(run: RunRecord) -> str:
         weights_license=_weights_license(run),
         data_license=_data_license(run),
     )
+
+
+def _arithmetic(run: RunRecord) -> str:
+    """Return the dtype of the layers and the precision of their products, which a TPU rounds to bfloat16 by default."""
+    return f"{run.config.dtype}, matrix products with precision {run.config.precision}"
 
 
 def _results(run: RunRecord) -> Results | None:

@@ -83,6 +83,8 @@ def create_run_dir(
     _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
     summary = summary.replace(
         seed=config["seed"],
+        dtype=config["dtype"],
+        precision=config["precision"],
         classes=list(manifest.classes),
         devices=[device.device_kind for device in jax.devices()],
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -113,6 +113,8 @@ class RunSummary(Record, frozen=True):
     Attributes:
       command: the command line that started the run.
       seed: the config's seed.
+      dtype: the config's dtype of the layers.
+      precision: the config's precision of float32 products; by default, a TPU multiplies in bfloat16.
       classes: class names, in the order of the model's outputs.
       devices: kind of each device.
       versions: package -> version.
@@ -130,6 +132,8 @@ class RunSummary(Record, frozen=True):
 
     command: str = ""
     seed: int | None = None
+    dtype: str = ""
+    precision: str = ""
     classes: list[str] = []
     devices: list[str] = []
     versions: dict[str, str] = {}

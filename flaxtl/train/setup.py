@@ -21,10 +21,12 @@ from flaxtl.data.loaders import AUGMENT_ON, LOADERS, PIPELINES
 from flaxtl.data.manifest import Manifest, make_manifest
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.data.sources import base
+from flaxtl.defaults import LAST_BLOCK
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, flatten_params
 from flaxtl.models.head import Head
+from flaxtl.models.spec import ModelSpec
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices
 from flaxtl.train.metrics import class_weights
@@ -40,8 +42,10 @@ CHOICES = {
 }
 """Settings below `data` with a fixed set of values."""
 
-PRECISIONS = ("default", "high", "highest")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+ARITHMETIC = {"dtype": tuple(DTYPES), "precision": ("default", "high", "highest")}
+"""Settings of the arithmetic, and their values."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
 def check_settings(config: Any) -> None:
     """Check every setting that can be checked before any image is read and the model is built."""
     check_training_settings(config)
-    registry.get_spec(config.model.name)
+    _check_arithmetic(config)
+    _check_groups(config, registry.get_spec(config.model.name))
     check_bit_depth(config.data.bit_depth)
     for key, known in CHOICES.items():
         if config.data[key] not in known:
@@ -136,12 +141,25 @@ def check_settings(config: Any) -> None:
         )
 
 
+def _check_arithmetic(config: Any) -> None:
+    for key, known in ARITHMETIC.items():
+        if config[key] not in known:
+            raise unknown(key, config[key], known)
+
+
+def _check_groups(config: Any, spec: ModelSpec) -> None:
+    """Raise UserError if a phase has a learning rate for a group that no rule defines."""
+    names = [name for name, _ in config.param_groups or spec.groups]
+    last_block = () if config.param_groups else (LAST_BLOCK,)
+    for phase in config.phases:
+        for group in config[phase].lr:
+            if group not in (*names, *last_block):
+                raise unknown(f"group (in {phase}.lr)", group, names)
+
+
 def build_model(config: Any, num_classes: int) -> ModelInfo:
     """Return the config's model for a number of classes."""
-    if config.dtype not in DTYPES:
-        raise unknown("dtype", config.dtype, DTYPES)
-    if config.precision not in PRECISIONS:
-        raise unknown("precision", config.precision, PRECISIONS)
+    _check_arithmetic(config)
     spec = registry.get_spec(config.model.name)
     head = Head(num_classes, **config.head.to_dict() | {"units": tuple(config.head.units)})
     model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype], config.precision)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import onnx
@@ -301,6 +302,24 @@ def test_export_bfloat16_run(folder, parameters, form, tmp_path):
     metadata = json.loads((tmp_path / form / "model.json").read_text())
     dtype = {"stablehlo": "bfloat16", "onnx": "float32"}[form]  # onnxruntime has no bfloat16 convolution on the CPU
     assert (metadata["dtype"], check.tolerance) == (dtype, exporter.TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "precision", "form", "expected"),
+    [
+        ("cpu", "float32", "default", "stablehlo", "float32"),
+        ("tpu", "float32", "default", "stablehlo", "bfloat16"),
+        ("tpu", "float32", "default", "onnx", "float32"),
+        ("tpu", "float32", "high", "stablehlo", "float32"),
+        ("gpu", "float32", "default", "safetensors", "tensorfloat32"),
+        ("gpu", "float32", "highest", "safetensors", "float32"),
+        ("cpu", "bfloat16", "highest", "safetensors", "bfloat16"),
+    ],
+)
+def test_operand_format_follows_dtype_and_precision(run, platform, dtype, precision, form, expected):
+    model = run.setup.model_info.model.clone(dtype=jnp.dtype(dtype), precision=precision)
+    assert exporter.operand_format(model, form, platform) == expected
+    assert expected in exporter.TOLERANCES
 
 
 def test_check_images_cover_test_split(run):

@@ -50,3 +50,19 @@ def test_build_manifest_workdir_inside_source_is_rejected(leaking):
     workdir = leaking / "train" / "run"
     with pytest.raises(UserError, match=rf"--workdir={re.escape(str(workdir))}\b.*{re.escape(str(leaking))}\b"):
         build_manifest(tiny_run.config(leaking), workdir, tiny_run.quiet())
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "hihg"), ("dtype", "float23")])
+def test_build_manifest_misspelt_arithmetic_is_rejected_before_images_are_read(key, value):
+    config = tiny_run.config("/does/not/exist")
+    config[key] = value
+    with pytest.raises(UserError, match=f"'{value}'.*'{'high' if key == 'precision' else 'float32'}'"):
+        build_manifest(config, None, tiny_run.quiet())
+
+
+def test_build_manifest_misspelt_group_is_rejected_before_images_are_read():
+    config = tiny_run.config("/does/not/exist")
+    with config.unlocked():
+        config.finetune.lr["blok2"] = 0.1
+    with pytest.raises(UserError, match=r"finetune\.lr.*'blok2'.*'block2'"):
+        build_manifest(config, None, tiny_run.quiet())
