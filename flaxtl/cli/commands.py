@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from flaxtl.cli.parser import DEFAULT_TOP
 from flaxtl.console import make_console, make_table, message, progress_bar
 from flaxtl.errors import UserError, unknown
-from flaxtl.fileio import user_path
 
 if TYPE_CHECKING:
     from flaxtl.evaluation.predictor import Predictor, TrainedRun
@@ -162,6 +161,24 @@ def configs(options: argparse.Namespace) -> None:
     message(make_console(), f"written: {copy}. Change it, then run flaxtl train --config={copy} --workdir=DIR")
 
 
+def devices(options: argparse.Namespace) -> None:
+    """Print what jax sees of this machine and how fast it is, as tables or as JSON."""
+    from flaxtl.parallel import device_speed
+    from flaxtl.parallel.devices import check_backend
+    from flaxtl.report.device_report import ESTIMATE_NOTE, device_json, device_tables
+
+    check_backend()
+    groups, speed = device_speed.list_devices(), device_speed.measure_speed()
+    hint = device_speed.unused_gpu_hint(groups[0].platform)
+    if options.json:
+        print(json.dumps(device_json(groups, speed, hint), indent=1))
+        return
+    make_console().print(*device_tables(groups, speed), sep="\n")
+    message(make_console(), ESTIMATE_NOTE)
+    if hint:
+        message(make_console(), hint)
+
+
 def models(options: argparse.Namespace) -> None:
     """Print the available models as a table or as JSON."""
     from flaxtl.report import tables
@@ -220,7 +237,10 @@ def doctor(options: argparse.Namespace) -> None:
     """Check a dataset, print the findings and write the requested files; exit with code 1 if one blocks training."""
     from flaxtl.report.doctor_report import diagnose_source, doctor_tables, write_doctor_report
 
-    source = _source(options.data)
+    sources = [source for source in (options.images, options.data) if source is not None]
+    if len(sources) != 1:
+        raise UserError("Give the images to check once: flaxtl doctor photos/")
+    source = _source(sources[0])
     diagnosis = diagnose_source(source, options.near_duplicates, make_console(stderr=True))
     make_console().print(*doctor_tables(diagnosis), sep="\n")
     if options.json:
@@ -233,15 +253,16 @@ def doctor(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Convert a weight file and print where each tensor went."""
-    from flaxtl.pretrained import hub
+    from flaxtl.models import registry
     from flaxtl.pretrained.backbone import convert_weights_file
+    from flaxtl.pretrained.download import find_file
 
-    console, weights = make_console(), options.weights
-    is_on_hub = hub.is_hub_reference(weights)
+    console = make_console()
+    registry.get_spec(options.model)  # a misspelt model is found before a download
     console.print(
         convert_weights_file(
             options.model,
-            hub.download_file(weights, partial(message, console)) if is_on_hub else user_path(weights),
+            find_file(options.weights, partial(message, console)).path,
             options.output,
             timm=options.layout == "timm",
             skip_layers=options.skip_layers,
@@ -275,6 +296,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "predict": predict,
     "report": report,
     "configs": configs,
+    "devices": devices,
     "models": models,
     "summary": summary,
     "split": split,

@@ -21,6 +21,7 @@ EPILOG = """\
 Train on your own images, one folder per class: flaxtl train photos/
 SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:FILE, csv:FILE), hf:ORG/NAME,
 tfds:NAME or synthetic.
+On TPU, float32 multiplies in bfloat16, and on NVIDIA GPUs in TF32; --config.precision=highest keeps float32.
 Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
 69 another process of a distributed run has died; 130 and 143 stopped by Ctrl-C or SIGTERM, progress is saved."""
 
@@ -268,6 +269,10 @@ def _add_configs_options(parser: Parser) -> None:
     parser.add_argument("--copy", metavar="NAME", help="write the config as NAME.py into the working directory")
 
 
+def _add_devices_options(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
 def _add_models_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -294,7 +299,8 @@ def _add_split_options(parser: Parser) -> None:
 
 
 def _add_doctor_options(parser: Parser) -> None:
-    parser.add_argument("--data", required=True, metavar="SOURCE", help="images to check")
+    parser.add_argument("images", nargs="?", metavar="SOURCE", help="images to check, such as the folder photos/")
+    parser.add_argument("--data", metavar="SOURCE", help="the same as an option")
     _add_near_duplicates_option(parser, "report near-duplicates")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings as JSON")
     parser.add_argument("--html", type=user_path, metavar="FILE", help="write an HTML report with thumbnails")
@@ -373,6 +379,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "predict": ("classify images with a trained run or with a pretrained ImageNet model", _add_predict_options),
     "report": ("write the report of a run again, or compare several runs", _add_report_options),
     "configs": ("list the configs that come with flaxtl, or copy one to change it", _add_configs_options),
+    "devices": ("show what jax sees of this machine, and measure its speed (about 10 seconds)", _add_devices_options),
     "models": ("list the models, with parameters, input size, accuracy and weights", _add_models_options),
     "summary": ("show the layers of a model, their parameters, and the phases that train them", _add_summary_options),
     "split": ("split images into train, validation and test folders, or into folds", _add_split_options),

@@ -285,6 +285,7 @@ class HeatmapResize(Record, frozen=True):
     policy: str
     interpolation: str
     crop_pct: float = CROP_PCT
+    bit_depth: Count = 0
 
 
 class HeatmapFile(Record, frozen=True):
@@ -304,7 +305,9 @@ def write_heatmaps(workdir: Path, heatmaps: HeatmapSet) -> None:
         for path, by_class in heatmaps.maps.items()
     }
     resize = heatmaps.resize
-    stored_resize = HeatmapResize(resize.height, resize.width, resize.policy, resize.interpolation, resize.crop_pct)
+    stored_resize = HeatmapResize(
+        resize.height, resize.width, resize.policy, resize.interpolation, resize.crop_pct, resize.bit_depth
+    )
     values = HeatmapFile(heatmaps.layer, heatmaps.rows, heatmaps.columns, stored_resize, maps).to_json()
     file = _heatmap_file(workdir)
     file.parent.mkdir(exist_ok=True)

@@ -65,12 +65,21 @@ def resolve_weights(
         if builtin is None:
             raise UserError(f"flaxtl does not include {filename}. Use {option}=imagenet or the path of a file.")
         return ResolvedWeights(builtin, "built into flaxtl", trusted=True)
+    return find_file(weights, notify, "Use the path of a file, 'imagenet' or 'builtin'.")
+
+
+def find_file(weights: str, notify: Callable[[str], None], advice: str = "Correct the path.") -> ResolvedWeights:
+    """Find a file on the Hugging Face Hub, which is downloaded, or by its path.
+
+    Raises:
+      UserError: there is no such file; the message ends with `advice`.
+    """
     if hub.is_hub_reference(weights):
         path = hub.download_file(weights, notify)
         return ResolvedWeights(path, f"{weights} on the Hugging Face Hub")
     path = fileio.user_path(weights)
     if not path.exists():
-        raise UserError(f"Weight file '{path}' does not exist. Use the path of a file, 'imagenet' or 'builtin'.")
+        raise UserError(f"Weight file '{path}' does not exist. {advice}")
     return ResolvedWeights(path, "given path")
 
 

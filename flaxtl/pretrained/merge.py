@@ -138,10 +138,21 @@ def _extra(expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[
 def _another_head(
     expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[str], num_problems: int
 ) -> list[str]:  # fmt: skip
-    """Return the extra layers if nothing else is wrong and they may be a head: none has a convolution's kernel."""
+    """Return the layers that may be another head if nothing else is wrong.
+
+    These are extra layers, none of which has a convolution's kernel, and the last layer if only its outputs differ.
+    """
     extra = {layer: leaves for layer, leaves in layers.items() if layer not in expected and layer not in optional}
     tensors = [tensor for leaves in extra.values() for tensor in leaves.values()]
-    return list(extra) if len(tensors) == num_problems and all(t.values.ndim < 4 for t in tensors) else []
+    last = list(expected)[-1]
+    resized = [
+        tensor
+        for _, tensor, shape in _common({last: expected[last]}, layers)
+        if tensor.values.shape != shape and tensor.values.shape[:-1] == shape[:-1]
+    ]
+    if len(tensors) + len(resized) < num_problems or any(tensor.values.ndim > 3 for tensor in tensors + resized):
+        return []
+    return [*extra, *([last] if resized else [])]
 
 
 def _wrong_shapes(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[str]:

@@ -245,6 +245,8 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["evaluate", "--workdri=x"], ["flaxtl evaluate", "'--workdri'", "'--workdir'"]),
         (["lr-find", "--config=demo", "--workdir=x", "--steps=ten"], ["--steps", "not a whole number: 'ten'"]),
         (["models", "vgg16"], ["'vgg16'", "--help"]),
+        (["doctor"], ["flaxtl doctor photos/"]),
+        (["doctor", "a", "--data=b"], ["once"]),
         (["models", "--config.seed=1"], ["'--config.seed=1'", "--help"]),
         (["summary", "--model=vgg"], ["'vgg'", "'vgg19'"]),
         (["summary", "--model=vgg16", "--config.seed=1"], ["'--config.seed=1'", "--config=FILE"]),

@@ -134,6 +134,16 @@ def test_merge_error_suggests_to_skip_another_head():
             merge_params(EXPECTED, layers)
 
 
+def test_merge_error_suggests_to_skip_a_head_of_another_size():
+    head = {"kernel": stored("k3", 7, 21_843), "bias": stored("b3", 21_843)}
+    expected = EXPECTED | {"head": {"kernel": (7, 1000), "bias": (1000,)}}
+    with pytest.raises(UserError, match=r"--skip-layers='head' for flaxtl predict and convert"):
+        merge_params(expected, matching_layers() | {"head": head})
+    deeper = {"kernel": stored("k3", 3, 3, 5, 9), "bias": stored("b3", 9)}
+    with pytest.raises(UserError, match=r"^(?![\s\S]*skip_layers)"):
+        merge_params(EXPECTED | {"conv": {"kernel": (3, 3, 5, 5), "bias": (5,)}}, matching_layers() | {"conv": deeper})
+
+
 def test_merge_error_recognizes_channels_first_kernels():
     layers = matching_layers()
     layers["block1_conv2"]["kernel"] = stored("k2", 5, 4, 3, 3)

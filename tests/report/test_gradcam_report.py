@@ -206,7 +206,7 @@ def test_report_without_predictions_has_no_heatmaps(workdir, capsys):
 
 
 MAPS = {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "": np.zeros((2, 3), np.uint8)}
-HEATMAPS = HeatmapSet("conv", 2, 3, Resize(20, 30, "crop"), {"a\udcff/<b>.png": MAPS})
+HEATMAPS = HeatmapSet("conv", 2, 3, Resize(20, 30, "crop", bit_depth=12), {"a\udcff/<b>.png": MAPS})
 
 
 def test_heatmaps_round_trip(tmp_path):
