@@ -12,7 +12,14 @@ from flaxtl.errors import UserError
 from flaxtl.train import run_dir
 from flaxtl.train.run_records import FORMAT_VERSION, LayerRecord, RunSummary, SplitMetrics
 
-CONFIG = {"seed": 3, "data": {"source": "synthetic"}, "phases": ["frozen"], "frozen": {"lr": {"head": 0.001}}}
+CONFIG = {
+    "seed": 3,
+    "dtype": "bfloat16",
+    "precision": "high",
+    "data": {"source": "synthetic"},
+    "phases": ["frozen"],
+    "frozen": {"lr": {"head": 0.001}},
+}
 MANIFEST = Manifest(
     ("a", "b"), (Example("/x/1.png", "a", "train", "0" * 64), Example("/x/2.png", "b", "test", "1" * 64))
 )
@@ -55,6 +62,7 @@ def test_create_run_dir_writes_all_files(workdir):
     assert run_dir.load_config(workdir).frozen.lr.head == 0.001
     summary = run_dir.read_summary(workdir)
     assert (summary.command, summary.seed, summary.classes, summary.phases) == ("flaxtl train", 3, ["a", "b"], {})
+    assert (summary.dtype, summary.precision) == ("bfloat16", "high")
     assert set(summary.versions) == {"python", *run_dir.PACKAGES}
 
 
