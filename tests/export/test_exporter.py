@@ -235,7 +235,7 @@ def test_predict_script_unreadable_image_is_reported(exported, expected, tmp_pat
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout.startswith(f"{paths[1]}: ")
     help_text = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert re.match(r"usage: predict\.py \[-h\] ([A-Z]+) \[\1 \.\.\.\]", help_text)
+    assert re.match(r"usage: predict\.py \[-h\] \[--raw\] ([A-Z]+) \[\1 \.\.\.\]", help_text)
 
 
 def test_export_used_folder_is_not_touched(run, tmp_path):
