@@ -36,7 +36,7 @@ from flaxtl.evaluation.tta import (
     make_tta,
 )
 from flaxtl.evaluation.verdicts import rounded_interval, rounded_percent
-from flaxtl.models.classifier import FlatParams
+from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import processes
 from flaxtl.train import eval_steps, run_dir
 from flaxtl.train.checkpoints import Checkpoints
@@ -146,7 +146,9 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
     else:
         loader = data.feature_loader(phase.cut_layer, params, partial(progress_bar, console))
     step = eval_steps.make_eval_step(setup.model_info.model, setup.mesh, phase.cut_layer, loader.sharding(setup.mesh))
-    return evaluate(step, params, loader, setup.config.batch_size)
+    # In the dtypes of the phase's own validation, so that the same program serves both.
+    frozen = phase.param_groups.partition(cast_for_compute(params, setup.model_info.model)).frozen
+    return evaluate(step, params | frozen, loader, setup.config.batch_size)
 
 
 def _fit_temperature(validation: Predictions, console: Console) -> TemperatureFit:

@@ -94,7 +94,7 @@ def test_flowers_vgg16_has_the_phases_of_the_exercise():
     assert [phase.cut_layer for phase in phases] == ["block5_pool", "block5_pool", "block4_pool"]
     assert {phase.schedule for phase in phases} == {"constant"}
     assert {phase.patience for phase in phases} == {0}
-    assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99}
+    assert config.optimizer.to_dict() == {"name": "nadam", "b1": 0.9, "b2": 0.99, "eps": 1e-7}
     assert config.batch_size == 32
 
 
