@@ -120,8 +120,8 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> ja
         return lax.dynamic_update_slice_in_dim(y, rows, chunks.first_row(index), axis=1)
 
     # Every value is overwritten. A start that depends on the padded images keeps XLA from reserving the memory of the
-    # outputs of all layers at once, and frees that of the images.
-    y = jnp.broadcast_to(padded[0, 0, 0, 0], (len(x), chunks.padded_height, width, outputs))
+    # outputs of all layers at once, and frees that of the images. Each image starts from its own, on its own device.
+    y = jnp.broadcast_to(padded[:, :1, :1, :1], (len(x), chunks.padded_height, width, outputs))
     y = lax.fori_loop(0, chunks.number, convolve_chunk, y)
     return _from_bits(y[:, :height], x.dtype)
 
