@@ -190,7 +190,7 @@ class ProgressBar:
         if self._notebook is not None and seconds > NOTEBOOK_SECONDS:
             self._shown_at += seconds
             self._notebook.update(self._html(), raw=True)
-        elif self._notebook is None and seconds > LINE_SECONDS:
+        elif self._notebook is None and seconds > LINE_SECONDS and not self._task.finished:
             self._shown_at += seconds
             message(self._console, f"{self._title}: {self._describe(completed)}{self._time_left()}")
 

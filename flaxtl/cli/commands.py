@@ -217,7 +217,7 @@ def split(options: argparse.Namespace) -> None:
         _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
     fractions = split_writer.parse_fractions(options.fractions) if k is None else {}
     index = open_source(_source(options.source), fileio.cache_dir("data"))
-    with progress_bar(console, "splitting", len(index.images) * (2 if k is None else 1)) as advance:
+    with progress_bar(console, "Splitting images", len(index.images) * (2 if k is None else 1)) as advance:
         shared = {
             "near_duplicates": options.near_duplicates,
             "notify": partial(message, console),
@@ -239,7 +239,7 @@ def doctor(options: argparse.Namespace) -> None:
 
     sources = [source for source in (options.images, options.data) if source is not None]
     if len(sources) != 1:
-        raise UserError("Give the images to check once: flaxtl doctor photos/")
+        raise UserError("Give the images to check once, as a path or --data=SOURCE: flaxtl doctor photos/")
     source = _source(sources[0])
     diagnosis = diagnose_source(source, options.near_duplicates, make_console(stderr=True))
     make_console().print(*doctor_tables(diagnosis), sep="\n")

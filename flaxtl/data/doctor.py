@@ -165,10 +165,10 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
     duplicates.check_threshold(near_duplicates)
     images = source_report.index.images
     paths = [image.path for image in images]
-    with progress("inspecting images", len(paths)) as advance:
+    with progress("Inspecting images", len(paths)) as advance:
         results = inspect_images(paths, lambda done: advance(1))
     readable = [image for image, result in zip(images, results, strict=True) if isinstance(result, ImageInfo)]
-    with progress("comparing images", len(readable)) as advance:
+    with progress("Comparing images", len(readable)) as advance:
         fingerprints = duplicates.fingerprint_files([image.path for image in readable], lambda done: advance(1))
     groups = duplicates.duplicate_groups(fingerprints, near_duplicates)
     issues = [

@@ -124,7 +124,7 @@ class Sweep:
         if not incomplete:
             return
         self._notify(f"Logs of the runs: {self._workdir / sweep_results.LOGS}")
-        with progress_bar(self._console, "runs", len(incomplete)) as advance:
+        with progress_bar(self._console, "Training runs", len(incomplete)) as advance:
             for run in incomplete:
                 self._train(run)
                 advance(1)
