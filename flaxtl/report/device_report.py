@@ -19,7 +19,7 @@ INPUT_SIZE = 200
 
 ESTIMATE_NOTE = (
     f"Images per second are estimates for {INPUT_SIZE}x{INPUT_SIZE} pixels, from the rate of matrix products and the "
-    "operations of the networks. They are upper bounds: small layers and memory take time, too."
+    "operations of the networks: small layers and memory make training slower, Winograd's convolution faster."
 )
 
 
