@@ -51,6 +51,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             if isinstance(known[key], tuple):
                 values[key] = _tuple_literal(values[key])
         elif _names_last_block(config, key):
+            _check_one_name(values, key)
             _rename_last_block(config, key)
         else:
             raise _unknown_key(key, known)
@@ -196,6 +197,13 @@ def _names_last_block(config: ConfigDict, key: str) -> bool:
     """Return whether `key` sets the rate of a group by its own name in a phase that calls this group `top`."""
     phase, _, group = key.partition(".lr.")
     return bool(group) and phase in config.phases and LAST_BLOCK in config[phase].lr
+
+
+def _check_one_name(values: Mapping[str, str], key: str) -> None:
+    """Raise UserError if the rate of the last block is given under both of its names."""
+    phase, _, group = key.partition(".lr.")
+    if (other := f"{phase}.lr.{LAST_BLOCK}") in values:
+        raise UserError(f"{key} and {other} set the rate of the same group, {group}. Give one of them.")
 
 
 def _rename_last_block(config: ConfigDict, key: str) -> None:

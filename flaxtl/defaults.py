@@ -87,7 +87,7 @@ DEFAULTS = ConfigDict(
 PHASE_DEFAULTS = ConfigDict(
     {
         "epochs": 10,  # maximum; early stopping (patience) may end the phase sooner
-        "steps_per_epoch": 0,  # 0: every training image once, or more often for min_steps
+        "steps_per_epoch": 0,  # 0: full batches until every training image was used, or more for min_steps
         "min_steps": 0,  # of all epochs together, if steps_per_epoch is 0: with few images, epochs get more steps
         "augment": False,  # augment the training images
         "lr": {},  # learning rate of each parameter group, 0.0 if frozen; `top` is the backbone's last block

@@ -161,6 +161,8 @@ def test_override_of_the_last_blocks_own_name_replaces_top(write):
     file = write(TOP)
     assert load_config(file).frozen.lr.to_dict() == {"head": 1e-3, "top": 0.0, "base": 0.0}
     named = load_config(file, ["--config.frozen.lr.block5=3e-6"])
+    with pytest.raises(UserError, match=r"frozen\.lr\.block5 and frozen\.lr\.top\b.*\bblock5\. Give one\b"):
+        load_config(file, ["--config.frozen.lr.top=0.0", "--config.frozen.lr.block5=3e-6"])
     assert named.frozen.lr.to_dict() == {"head": 1e-3, "block5": 3e-6, "base": 0.0}
     assert config_from_json(config_to_json(named)) == named
 

@@ -19,7 +19,7 @@ NORMALIZE = "normalize"
 
 @dataclass(frozen=True)
 class Head:
-    """Pooling, normalization of the features, hidden dense layers with relu and dropout, and a softmax.
+    """Pooling, normalization of the features, hidden dense layers with relu and dropout, and the logits.
 
     The layers are named `pool`, `flatten`, `normalize`, `dense_1`, `dropout_1`, ... and `predictions`.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxtl.errors import unknown
+from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, list_layers
 from flaxtl.models.spec import Groups
 from flaxtl.models.tracer import Layer
@@ -44,7 +44,7 @@ class ImageClassifier(nn.Module):
         Args:
           images: RGB [batch, height, width, 3] with values 0..255, uint8 or float.
           train: run batch norms and dropout in training mode. Needs `mutable=["batch_stats"]` if the model has batch
-            norms, and `rngs={"dropout": key}` if it has dropout.
+            norms, and `rngs={"dropout": key}` if dropout is active.
           trainable: with `train`, the groups of `default_groups`, or layers, that are trained. All others run in
             inference mode: a frozen batch norm normalizes by its statistics and keeps them, and dropout below it is
             inactive, as in flaxtl's own train step. None: everything is trained.
@@ -63,7 +63,8 @@ class ImageClassifier(nn.Module):
         if train:
             layers = list_layers(self.classifier.clone(parent=None), *images.shape[1:3])
             train_layers = self._train_layers(layers, trainable)
-            if any(layer.kind == "dropout" for layer in layers) or self.has_rng("dropout"):
+            active_dropout = any(layer.kind == "dropout" and layer.name in train_layers for layer in layers)
+            if active_dropout or self.has_rng("dropout"):
                 keys = jax.random.split(self.make_rng("dropout"), len(images))
         result = self.classifier(
             images,
@@ -82,6 +83,8 @@ class ImageClassifier(nn.Module):
         groups = {layer.name: self._group_of(layer) for layer in layers}
         if trainable is None:
             return frozenset(groups)
+        if isinstance(trainable, str):
+            raise UserError(f"trainable is the text {trainable!r}. Write trainable=({trainable!r},).")
         known = {*groups, *groups.values()}
         for name in trainable:
             if name not in known:

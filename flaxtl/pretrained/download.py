@@ -65,7 +65,7 @@ def resolve_weights(
         if builtin is None:
             raise UserError(f"flaxtl does not include {filename}. Use {option}=imagenet or the path of a file.")
         return ResolvedWeights(builtin, "built into flaxtl", trusted=True)
-    return find_file(weights, notify, "Use the path of a file, 'imagenet' or 'builtin'.")
+    return find_file(weights, notify, "Use the path of a file, hf:ORG/REPO, 'imagenet' or 'builtin'.")
 
 
 def find_file(weights: str, notify: Callable[[str], None], advice: str = "Correct the path.") -> ResolvedWeights:

@@ -20,7 +20,7 @@ from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download
 from flaxtl.train.phases import Phase, build_phases
 from flaxtl.train.run_dir import layer_records
-from flaxtl.train.setup import ModelInfo, build_model
+from flaxtl.train.setup import ModelInfo, build_model, check_settings
 
 WEIGHTS_LEGEND = (
     "weights: available without a download, because the file is in the cache of Keras or flaxtl or part of the "
@@ -113,6 +113,7 @@ def _pretrained_totals(spec: ModelSpec, shapes: Mapping[str, Mapping[str, Sequen
 
 def config_summary(config: Any) -> tuple[Table, str]:
     """Return the layers of a config's model with their param groups and the phases that train them, and totals."""
+    check_settings(config)
     classes = config.data.classes or open_source(config.data.source, fileio.cache_dir("data")).classes
     model_info = build_model(config, len(classes))
     phases = build_phases(

@@ -131,6 +131,7 @@ def check_settings(config: Any) -> None:
     _check_arithmetic(config)
     _check_groups(config, registry.get_spec(config.model.name))
     check_bit_depth(config.data.bit_depth)
+    AugmentConfig(**config.augmentation.to_dict())  # checks its values
     for key, known in CHOICES.items():
         if config.data[key] not in known:
             raise unknown(f"data.{key}", config.data[key], known)

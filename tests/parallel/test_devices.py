@@ -113,7 +113,7 @@ def test_machine_name_depends_on_processor_features(monkeypatch):
     ("platforms", "facts"),
     [
         ("cuda", r"JAX_PLATFORMS=cuda\b.*\bonly cpu\b.*'flaxtl\[gpu\]'.*\bunset JAX_PLATFORMS\b"),
-        ("tpu", r"JAX_PLATFORMS=tpu\b.*\bonly cpu\b.*'jax\[tpu\]'"),
+        ("tpu", r"JAX_PLATFORMS=tpu\b.*\bonly cpu\b.*'flaxtl\[tpu\]'.*\bunset JAX_PLATFORMS\b"),
         ("typo", r"JAX_PLATFORMS=typo\b.*\bonly cpu\b.*\bCorrect or unset\b"),
     ],
 )

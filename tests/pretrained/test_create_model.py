@@ -112,6 +112,8 @@ def test_create_model_trainable_name_is_a_group_or_a_layer(created, images):
     assert updated.shape == (4, 3)  # without mutable=["batch_stats"], as all batch norms are frozen
     with pytest.raises(UserError, match=r"'haed'.*'head'"):
         shapes(model, variables, images, train=True, trainable=("haed",), rngs={"dropout": jax.random.key(0)})
+    with pytest.raises(UserError, match=r"'head'.*trainable=\('head',\)"):
+        shapes(model, variables, images, train=True, trainable="head")
 
 
 def test_create_model_train_mode_drops_out_and_needs_a_key(created, images):
@@ -124,6 +126,7 @@ def test_create_model_train_mode_drops_out_and_needs_a_key(created, images):
     assert not np.array_equal(run(jax.random.key(0)), run(jax.random.key(1)))
     with pytest.raises(Exception, match="dropout"):
         shapes(model, variables, images, train=True, trainable=("head",))
+    assert shapes(model, variables, images, train=True, trainable=("predictions",)).shape == (4, 3)  # no dropout trains
 
 
 def test_create_model_captures_layers_and_their_gradients(created, images):

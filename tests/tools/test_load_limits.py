@@ -147,7 +147,7 @@ def test_classes_with_most_errors_are_sorted():
 
 
 def test_worst_first_sorts_many_classes_by_recall():
-    rows = [ClassRow(str(n), 1.0, recall, 1.0, 1) for n, recall in enumerate([0.5, float("nan"), 0.25, 1.0] * 10)]
+    rows = [ClassRow(str(n), 1.0, recall, 1.0, 1, 1) for n, recall in enumerate([0.5, float("nan"), 0.25, 1.0] * 10)]
     assert _worst_first(rows[:30]) == rows[:30]
     assert [row.recall for row in _worst_first(rows)][:20] == [0.25] * 10 + [0.5] * 10
     assert [row.name for row in _worst_first(rows)][-10:] == [str(n) for n in range(1, 40, 4)]

@@ -60,6 +60,13 @@ def test_build_manifest_misspelt_arithmetic_is_rejected_before_images_are_read(k
         build_manifest(config, None, tiny_run.quiet())
 
 
+def test_build_manifest_invalid_augmentation_is_rejected_before_images_are_read():
+    config = tiny_run.config("/does/not/exist")
+    config.augmentation.fill = "mirror"
+    with pytest.raises(UserError, match=r"'mirror'.*\breflect\b"):
+        build_manifest(config, None, tiny_run.quiet())
+
+
 def test_build_manifest_misspelt_group_is_rejected_before_images_are_read():
     config = tiny_run.config("/does/not/exist")
     with config.unlocked():
