@@ -33,7 +33,8 @@ def compact_outputs(cell: Any) -> None:
     printed = "".join(
         each["text"] for each in cell.outputs if each["output_type"] == "stream" and each["name"] == "stdout"
     )
-    results = [each for each in cell.outputs if each["output_type"] != "stream"]
+    others = (each for each in cell.outputs if each["output_type"] != "stream")
+    results = [each for each in others if any(each.get("data", {"": "an error"}).values())]  # ended bars are empty
     for result in results:
         result.get("data", {}).pop("image/jpeg", None)
         if "text/plain" in result.get("data", {}):

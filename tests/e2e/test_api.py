@@ -34,7 +34,9 @@ def test_train_returns_results_and_repeats_nothing(tmp_path):
     # predictions.csv has six digits; here without cached features, so float32 sums in another order
     np.testing.assert_allclose(again.probabilities, run.predictions.probabilities[rows], rtol=0, atol=1e-5)
     folder = run.export("safetensors", tmp_path / "exported")
-    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "model.json", "predict.py"}
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md", "model_card.md", "requirements.txt", "model.safetensors", "model.json", "predict.py",
+    }  # fmt: skip
     before = run.report_path.stat().st_mtime_ns
     assert repr(api.train(config, tmp_path / "run")) == repr(run)
     assert run.report_path.stat().st_mtime_ns == before

@@ -45,7 +45,7 @@ def watch(at, number):
     for module, names in makers:
         for name in names:
             setattr(module, name, made_counted(getattr(module, name), at, number))
-    logger.MetricLogger._record = counted(logger.MetricLogger._record, at, number)
+    logger.MetricLogger.record = counted(logger.MetricLogger.record, at, number)
     for owner, name in ((Path, "replace"), (os, "rename"), (os, "fsync")):
         setattr(owner, name, counted(getattr(owner, name), at, number))
 

@@ -6,8 +6,11 @@ from flaxtl.report.earlier_images import keep_images
 from flaxtl.report.photos import ClassHeatmap, Photo
 from flaxtl.report.templating import load_template
 
-SHOWN = '<div class="images" title="{title}"><img src="data:{data}" alt="Image of {label}, predicted b"></div>'
-MISSING = '<div class="missing" title="{title}">image not found</div>'
+SHOWN = (
+    '<li style="--aspect: 1.5"><figure>\n<div class="images" title="{title}">'
+    '<img src="data:{data}" alt="Image of {label}, predicted b"></div></figure></li>'
+)
+MISSING = '<li style="--aspect: 1.333"><figure><div class="missing" title="{title}">not found</div></figure></li>'
 
 
 def section(name, *tags):
@@ -43,11 +46,20 @@ def test_keep_images_keeps_augmentation_with_more_figures():
     assert keep_images(newer, earlier) == newer
 
 
+def test_keep_images_keeps_heat_maps_with_their_legend():
+    photo = SHOWN.replace("Image of", "Heat map for").format(data="1", label="a", title="a/1.jpg")
+    page = f'<div class="legend">no heat maps</div> {MISSING.format(title="a/1.jpg")}'
+    assert keep_images(page, f'<div class="legend">dark to bright</div> {photo}') == (
+        f'<div class="legend">dark to bright</div> {photo}'
+    )
+
+
 def test_gallery_has_the_tags_that_keep_images_finds():
     heatmap = ClassHeatmap("c", 0.5, "data:y", "the top")
     photo = Photo("data:x", "", 1.5, "1.jpg", 'a/"1".jpg', "a, b", "c", 0.5, 1.0, "c", (heatmap,))
     gallery = load_template("parts.html.jinja").module.gallery
-    shown, missing = (str(gallery([each])) for each in (photo, replace(photo, uri="", problem="image not found")))
+    unread = replace(photo, uri="", problem="image not found", aspect=1.333, heatmaps=())
+    shown, missing = (str(gallery([each])) for each in (photo, unread))
     assert 'src="data:x"' in shown
     assert 'src="data:x"' not in missing
     assert keep_images(missing, shown) == shown
