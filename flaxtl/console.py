@@ -1,6 +1,7 @@
 """Terminal output: messages, tables and progress bars in one style."""
 
 import importlib
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ NOTEBOOK_SECONDS = 0.5
 
 SPEED_SECONDS = 3600.0
 """Time over which the speed of a task is averaged: long enough for several steps of a large network on a CPU."""
+
+_NUMBER = re.compile(r"\d\S*( \S{1,4})*")
+"""A number with short words, as in '2 min 05 s', '24 of 24' or '7 % - 9 %'; not a sentence that starts with one."""
 
 _INVISIBLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # Unicode categories: controls, surrogates, line separators
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text after them
@@ -77,10 +81,10 @@ def print_box(console: Console, lines: Sequence[str]) -> None:
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a plain table. Columns of numbers are right-aligned; long cells are folded, not cut off."""
+    """Return a plain table. Columns of numbers, also with units, are right-aligned; long cells are folded, not cut."""
     table = Table(title=_text(title, "table.title"), title_justify="left", box=SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        numeric = bool(number and rows) and all(row[number][:1].isdigit() for row in rows if row[number])
+        numeric = bool(number and rows) and all(_NUMBER.fullmatch(row[number]) for row in rows if row[number])
         table.add_column(_text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))

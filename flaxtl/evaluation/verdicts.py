@@ -71,7 +71,7 @@ def describe_few_images(split: str, correct: int, n: int) -> str:
     unit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return (
         f"{n:,} {split} images are too few for a precise figure: the accuracy may be anything from "
-        f"{rounded_interval(correct, n)}. About {math.ceil(needed / unit) * unit:,} images would give ± "
+        f"{rounded_interval(correct, n)}. About {math.ceil(needed / unit) * unit:,} {split} images would give ± "
         f"{100 * MAX_HALF_WIDTH:.0f} points."
     )
 

@@ -96,6 +96,6 @@ def _describe_confidence(metadata: ModelMetadata) -> str:
         return "It prints the most probable classes with their probabilities, which are not calibrated."
     return (
         f"It prints the most probable classes. Their probabilities are calibrated with the temperature "
-        f"{metadata.temperature:.3f}, fitted on validation images: of 100 images at 90 %, about 90 are classified "
-        "correctly. `--raw` prints the model's own."
+        f"{metadata.temperature:.3f}, fitted on validation images: if new images are like those, about 90 of 100 "
+        "images at 90 % are classified correctly. `--raw` prints the model's own."
     )

@@ -18,6 +18,7 @@ from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
+from flaxtl.train.device_calls import MAX_PENDING_RESULTS
 from flaxtl.train.param_groups import layer_of
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics
@@ -27,7 +28,10 @@ MAX_EPOCH_LINES = 10
 """Epochs of a phase that are printed; slow ones are all printed, and metrics.jsonl has all of any phase."""
 
 FORECAST_SECONDS = 10.0
-"""Time in a phase after which the speed of its steps is known well enough for a forecast, if no epoch ends before."""
+"""Time from the first step of a phase, which is compiled by then, to a forecast, if no epoch ends before."""
+
+FORECAST_CALLS = 4 * MAX_PENDING_RESULTS
+"""Calls of the step before such a forecast: fewer may be dispatched, but not computed."""
 
 Forecast = Callable[[int, float, float | None], str | None]
 """(steps done, steps per second, images per second of the feature cache) -> how long the run takes, if it is known."""
@@ -138,11 +142,16 @@ class PhaseLog:
     def __init__(self, logger: MetricLogger, bar: ProgressBar, num_epochs: int, forecast: Forecast | None) -> None:
         self._logger, self._bar, self._num_epochs, self._forecast = logger, bar, num_epochs, forecast
         self._printed_at = time.monotonic()
+        self._calls, self._first_call_at = 0, 0.0
 
     def steps(self, steps_done: int) -> None:
         """Show that steps of the phase were dispatched; this does not wait for the device."""
         self._bar.update(steps_done)
-        if self._forecast is not None and self._bar.elapsed > FORECAST_SECONDS:
+        self._calls += 1
+        if self._calls == 1:
+            self._first_call_at = time.monotonic()
+        measured = self._calls > FORECAST_CALLS and time.monotonic() - self._first_call_at > FORECAST_SECONDS
+        if self._forecast is not None and measured:
             self._logger.print_forecast(self._bar, self._forecast)
 
     def epoch(self, metrics: EpochMetrics) -> None:

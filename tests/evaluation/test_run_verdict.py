@@ -51,7 +51,7 @@ def test_run_verdict_finished_run_has_result_findings_and_command(workdir):
     assert verdict.result == "81 % of 16 test images are classified correctly (95 % interval 57 to 93 %)."
     assert verdict.findings == (
         "16 test images are too few for a precise figure: the accuracy may be anything from 57 to 93 %. About 290 "
-        "images would give ± 5 points.",
+        "test images would give ± 5 points.",
         "Weakest class: daisy, 1 of 4 images recognized; on so few images this may be chance.",
         "Most frequent error: daisy predicted as <script>alert(1)</script>, 2 of 4 images.",
     )

@@ -38,11 +38,11 @@ def test_describe_accuracy():
     ("correct", "n", "text"),
     [
         (40, 60, "60 test images are too few for a precise figure: the accuracy may be anything from 54 to 77 %. "
-         "About 350 images would give ± 5 points."),
+         "About 350 test images would give ± 5 points."),
         (20, 20, "20 test images are too few for a precise figure: the accuracy may be anything from 84 to 100 %. "
-         "About 120 images would give ± 5 points."),
+         "About 120 test images would give ± 5 points."),
         (150, 300, "300 test images are too few for a precise figure: the accuracy may be anything from 44 to 56 %. "
-         "About 390 images would give ± 5 points."),
+         "About 390 test images would give ± 5 points."),
         (258, 300, ""),
         (60, 60, ""),
     ],

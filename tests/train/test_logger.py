@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_run
 
+from flaxtl.train import logger
 from flaxtl.train.logger import MetricLogger, param_group_table, read_metrics
 from flaxtl.train.run_records import EpochMetrics
 
@@ -88,6 +89,21 @@ def test_read_metrics_stops_at_invalid_line(tmp_path, damage):
     valid = line(EPOCHS[0]).encode()
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([valid, damage, valid]))
     assert read_metrics(tmp_path) == EPOCHS[:1]
+
+
+def test_forecast_waits_until_steps_are_computed(tmp_path, monkeypatch):
+    """Compiling takes 100 s; then steps are dispatched at once, before a call takes 5 s."""
+    now, messages = [0.0], []
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    metric_logger = MetricLogger(tmp_path, tiny_run.quiet())
+    with metric_logger.log_phase("frozen", 1, 100, forecast=lambda *arguments: messages.append(arguments)) as log:
+        now[0] = 100.0
+        for step in range(1, logger.FORECAST_CALLS + 1):
+            log.steps(step)
+        now[0] = 111.0
+        assert messages == []
+        log.steps(logger.FORECAST_CALLS + 1)
+        assert len(messages) == 1
 
 
 def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):

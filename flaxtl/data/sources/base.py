@@ -9,7 +9,7 @@ from pathlib import Path
 from flaxtl.data.sources import archive, csv_file, hub_dataset, image_folder
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
 from flaxtl.errors import UserError, unknown
-from flaxtl.fileio import user_path
+from flaxtl.fileio import suggest_path, user_path
 
 
 def open_source(source: str, cache: Path) -> DatasetIndex:
@@ -118,7 +118,8 @@ def _not_a_source(source: str, scheme: str) -> UserError:
     if ":" in source:
         return unknown("source scheme", scheme, _SCHEMES)
     forms = ", ".join(form for form, _ in _SCHEMES.values())
-    return UserError(f"Not a data source: {source!r}. Available: {forms}")
+    advice = suggest_path(user_path(source))
+    return UserError(f"Not a data source, nor an existing path: {source!r}. {advice} Available: {forms}")
 
 
 def _existing_path(location: str, cache: Path) -> Path:

@@ -337,5 +337,5 @@ class _FolderScan:
         if images := entries.images:
             self.problems.append(
                 f"{folder} contains {len(images)} image(s) outside the class folders, such as {images[0].name}. Move "
-                "them into a class folder, or away."
+                f"them into a class folder, or away; if {folder.name!r} is a class, give the folder above it."
             )
