@@ -129,6 +129,7 @@ def check_settings(config: Any) -> None:
     """Check every setting that can be checked before any image is read and the model is built."""
     check_training_settings(config)
     _check_arithmetic(config)
+    _make_head(config, num_classes=2)  # checks its values
     _check_groups(config, registry.get_spec(config.model.name))
     check_bit_depth(config.data.bit_depth)
     AugmentConfig(**config.augmentation.to_dict())  # checks its values
@@ -140,6 +141,10 @@ def check_settings(config: Any) -> None:
             f"data.pipeline={config.data.pipeline} keeps decoded images, but data.loader=tfdata decodes them in each "
             "epoch. Remove one of the two settings."
         )
+
+
+def _make_head(config: Any, num_classes: int) -> Head:
+    return Head(num_classes, **config.head.to_dict() | {"units": tuple(config.head.units)})
 
 
 def _check_arithmetic(config: Any) -> None:
@@ -162,8 +167,9 @@ def build_model(config: Any, num_classes: int) -> ModelInfo:
     """Return the config's model for a number of classes."""
     _check_arithmetic(config)
     spec = registry.get_spec(config.model.name)
-    head = Head(num_classes, **config.head.to_dict() | {"units": tuple(config.head.units)})
-    model = Classifier(spec, head, config.model.output_layer or None, DTYPES[config.dtype], config.precision)
+    model = Classifier(
+        spec, _make_head(config, num_classes), config.model.output_layer or None, DTYPES[config.dtype], config.precision
+    )
     size = (config.data.height, config.data.width)
     shapes = flatten_params(classifier.param_shapes(model, *size))
     # The rules are matched against the whole backbone, so that they do not depend on model.output_layer.

@@ -35,7 +35,7 @@ def feature_statistics(
     """Return path -> mean and biased variance, float32 [features], of what the head's normalization reads.
 
     Args:
-      model: a classifier whose head standardizes.
+      model: a classifier with `head.normalize=standardize`.
       mesh: devices to split a batch over.
       params: all parameters.
       loader: the training images without augmentation, or their outputs of `start_layer`.

@@ -60,10 +60,14 @@ def test_build_manifest_misspelt_arithmetic_is_rejected_before_images_are_read(k
         build_manifest(config, None, tiny_run.quiet())
 
 
-def test_build_manifest_invalid_augmentation_is_rejected_before_images_are_read():
+@pytest.mark.parametrize(
+    ("section", "key", "value", "known"),
+    [("augmentation", "fill", "mirror", "reflect"), ("head", "normalize", "l3", "l2")],
+)
+def test_build_manifest_invalid_value_is_rejected_before_images_are_read(section, key, value, known):
     config = tiny_run.config("/does/not/exist")
-    config.augmentation.fill = "mirror"
-    with pytest.raises(UserError, match=r"'mirror'.*\breflect\b"):
+    config[section][key] = value
+    with pytest.raises(UserError, match=rf"'{value}'.*\b{known}\b"):
         build_manifest(config, None, tiny_run.quiet())
 
 
