@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from flaxtl.defaults import ATOMIC_SETTINGS, DEFAULTS, LAST_BLOCK, PHASE_DEFAULTS
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError, join_names, unknown
 
 RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "monitor", "stop": "output_layer"}
 """Former names of settings, too different from the new ones for a suggestion by similarity."""
@@ -23,6 +23,20 @@ RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "mo
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 """Type of a setting -> what an error calls its values."""
+
+OTHER_NAMES = {
+    "lr": "lr.head",
+    "learning_rate": "lr.head",
+    "model": "model.name",
+    "arch": "model.name",
+    "optimizer": "optimizer.name",
+    "opt": "optimizer.name",
+    "weights": "weights.path",
+    "batch": "batch_size",
+    "img_size": "height",
+    "image_size": "height",
+}
+"""What the options of other training scripts, such as timm's, call a setting -> the end of its name here."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -107,6 +121,21 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
             yield from flatten_config(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def settings_named(name: str, known: Mapping[str, Any]) -> list[str]:
+    """Return the settings that end in a name, in the order of the phases.
+
+        settings_named("epochs", known)  # frozen.epochs, augmented.epochs, finetune.epochs
+        settings_named("lr", known)      # frozen.lr.head, augmented.lr.head, finetune.lr.head
+
+    Args:
+      name: a setting without its section, or a key of OTHER_NAMES.
+      known: all settings and their values.
+    """
+    ending, phases = OTHER_NAMES.get(name, name), list(known.get("phases", ()))
+    named = [key for key in known if key == ending or key.endswith(f".{ending}")]
+    return sorted(named, key=lambda key: phases.index(phase) if (phase := key.split(".")[0]) in phases else -1)
 
 
 def config_to_json(config: ConfigDict) -> dict[str, Any]:
@@ -279,9 +308,10 @@ def _is_phase(name: str, value: Any) -> bool:
 def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
     """Return the error for a setting that does not exist."""
     new_key = ".".join(RENAMED.get(part, part) for part in key.split("."))
-    similar = [name for name in known if name.startswith(new_key)] if new_key != key else []
-    if similar:
+    if new_key != key and any(name.startswith(new_key) for name in known):
         return UserError(f"Unknown setting {key!r}. Did you mean {new_key!r}?")
+    if named := settings_named(key, known):
+        return UserError(f"Unknown setting {key!r}. Did you mean {join_names(map(repr, named), 'or')}?")
     return unknown("setting", key, known)
 
 

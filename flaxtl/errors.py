@@ -43,9 +43,9 @@ def missing_package(what: str, packages: str, extra: str) -> UserError:
     return UserError(f"{what} needs {packages}: pip install 'flaxtl[{extra}]'")
 
 
-def join_names(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str], conjunction: str = "and") -> str:
     """Join names to 'a', 'a and b' or 'a, b and c'; of more than six, the first five and the number of the others."""
     *first, last = names
     if len(first) > 5:
-        return ", ".join(first[:5]) + f" and {len(first) - 4:,} more"
-    return f"{', '.join(first)} and {last}" if first else last
+        return ", ".join(first[:5]) + f" {conjunction} {len(first) - 4:,} more"
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

@@ -179,6 +179,8 @@ def test_override_that_is_no_rate_of_the_last_block_is_refused(write, key):
         ("sed=3", [r"\bsed\b.*\bseed\b"]),
         ("head.unit=3", [r"\bhead\.unit\b.*\bhead\.units\b"]),
         ("frozen.lr.haed=1", [r"\bfrozen\.lr\.haed\b.*\bfrozen\.lr\.head\b"]),
+        ("epochs=3", [r"'epochs'\. Did you mean 'frozen\.epochs'\?"]),
+        ("lr=3", [r"'lr'\. Did you mean 'frozen\.lr\.head'\?"]),
         ("seed", [r"--config\.seed(?!=)", r"--config\.seed=\S"]),
         ("phases=()", [r"\bphases\b", r"\bfrozen,finetune\b"]),
         ("seed=1.5", [r"--config\.seed=1\.5: '1\.5' is not a whole number, such as 0\."]),

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from flaxtl import __version__
+from flaxtl.cli.spelling import check_options
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import user_path
 
@@ -65,10 +66,7 @@ def _check_spelling(arguments: Sequence[str]) -> None:
     parser = Parser()
     _COMMANDS[command][1](parser)
     known = [*re.findall(r"--[\w-]+", parser.format_usage()), "--debug", "--help"]
-    for argument in arguments[arguments.index(command) + 1 :]:
-        name = argument.partition("=")[0]
-        if re.fullmatch(r"--[\w-]+", name) and name not in known:
-            raise unknown(f"option of flaxtl {command}:", name, known)
+    check_options(command, arguments[arguments.index(command) + 1 :], known, DEFAULT_CONFIG)
 
 
 def _check_overrides(rest: Sequence[str], options: argparse.Namespace) -> None:

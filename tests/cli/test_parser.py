@@ -6,6 +6,7 @@ import pytest
 
 from flaxtl.cli.parser import make_parser, parse_arguments
 from flaxtl.config import load_config
+from flaxtl.errors import UserError
 
 
 def path_options():
@@ -54,3 +55,36 @@ def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_p
         assert value == "~/x.py"
     else:
         assert (value[-1] if isinstance(value, list) else value) == tmp_path / "x.py"
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [
+        (
+            "train photos --epochs=5",
+            "--config.frozen.epochs=5, --config.augmented.epochs=5 or --config.finetune.epochs=5",
+        ),
+        ("train photos --epochs 5 --config.phases=frozen", "--config.frozen.epochs=5"),
+        ("train photos --epoch=5 --config.phases=frozen", "--config.frozen.epochs=5"),
+        ("train photos --lr --config.phases=frozen", "--config.frozen.lr.head=VALUE"),
+        ("train photos --learning-rate=1e-3 --config.phases=frozen", "--config.frozen.lr.head=1e-3"),
+        ("train photos --batch-size 8", "--config.batch_size=8"),
+        ("train --height=224 photos", "--config.data.height=224"),
+        ("train photos --model=resnet50", "--config.model.name=resnet50"),
+        ("train photos --weight-decay=0.1", "--config.optimizer.weight_decay=0.1"),
+        ("train photos --data.widht=64", "--config.data.width=64"),
+        ("train photos --dropout=0.5 --config=nowhere", "--config.head.dropout=0.5"),
+        ("sweep --config demo --workdir=w --seed=1", "--config.seed=1"),
+        ("train photos --proces=3", "'--process'"),
+        ("evaluate --workdri=3", "'--workdir'"),
+    ],
+)
+def test_unknown_option_suggests_the_setting_or_option_of_that_name(line, suggestion):
+    with pytest.raises(UserError) as error:
+        parse_arguments(line.split())
+    assert str(error.value).endswith(f" Did you mean {suggestion}?")
+
+
+def test_unknown_option_without_a_similar_setting_lists_the_options():
+    with pytest.raises(UserError, match=r"'--pretrained'\. Available: --data, --config"):
+        parse_arguments(["train", "photos", "--pretrained"])
