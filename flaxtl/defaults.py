@@ -76,6 +76,7 @@ DEFAULTS = ConfigDict(
         "phases": ("frozen",),  # phase names, in order; each phase has its own settings
         "feature_cache": {
             "views": 0,  # augmented views of each image whose frozen features are cached; 0: new views in every step
+            "compute_dtype": "",  # float32 or bfloat16: of the frozen layers, while features are computed; '' as dtype
             "dir": "",  # where features of frozen layers are cached; '' for the run directory
         },
         "checkpoint": {

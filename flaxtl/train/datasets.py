@@ -52,7 +52,7 @@ class SplitData:
 
     Args:
       split: name of the split, for progress bars.
-      model: the classifier.
+      model: the classifier, in the dtype of its cached features.
       layers: its layers, in order.
       mesh: devices to compute on.
       images: the decoded images.
@@ -350,7 +350,7 @@ def _split_data(setup: RunSetup, split: str, images: ImageSet) -> SplitData:
     plain = [phase for phase in setup.phases if phase not in augmented]
     return SplitData(
         split=split,
-        model=setup.model_info.model,
+        model=setup.feature_model,
         layers=setup.model_info.layers,
         mesh=setup.mesh,
         images=images,

@@ -96,6 +96,12 @@ class RunSetup:
         balanced = labels if self.config.data.sampling == "balanced" else None
         return EpochSampler(self.config.seed, self.config.batch_size, len(labels), balanced)
 
+    @property
+    def feature_model(self) -> Classifier:
+        """The model that computes cached features, in the dtype `feature_cache.compute_dtype`."""
+        name = self.config.feature_cache.compute_dtype or self.config.dtype
+        return self.model_info.model.clone(dtype=DTYPES[name])
+
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shape and sharding of every parameter, as restoring a checkpoint needs them."""
         sharding = devices.replicated_sharding(self.mesh)
@@ -151,6 +157,8 @@ def _check_arithmetic(config: Any) -> None:
     for key, known in ARITHMETIC.items():
         if config[key] not in known:
             raise unknown(key, config[key], known)
+    if (name := config.feature_cache.compute_dtype) not in ("", *DTYPES):
+        raise unknown("feature_cache.compute_dtype", name, tuple(DTYPES))
 
 
 def _check_groups(config: Any, spec: ModelSpec) -> None:

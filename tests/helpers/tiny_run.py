@@ -116,7 +116,7 @@ def inputs(prepared, split, directory, cuts):
     decoded = np.stack([np.asarray(Image.open(example.path)) for example in examples])
     return SplitData(
         split=split,
-        model=prepared.model_info.model,
+        model=prepared.feature_model,
         layers=prepared.model_info.layers,
         mesh=prepared.mesh,
         images=ImageSet(decoded, prepared.manifest.labels(examples)),

@@ -81,6 +81,15 @@ def test_cached_bfloat16_features_are_not_recomputed(folder, tmp_path):
     assert np.array_equal(first.data.inputs, again.data.inputs)
 
 
+def test_features_in_compute_dtype_are_those_of_a_run_in_that_dtype(folder, parameters, tmp_path):
+    whole = tiny_run.setup(folder, tmp_path, dtype="bfloat16")
+    tiny_run.inputs(whole, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, tiny_run.bar)
+    cached = tiny_run.setup(folder, tmp_path, feature_cache={"compute_dtype": "bfloat16"})
+    again = tiny_run.inputs(cached, "train", tmp_path, CUTS).feature_loader(CUTS[1], parameters, no_bar)
+    assert again.data.gather(jnp.arange(2)).dtype == jnp.bfloat16
+    assert cached.model_info.model.dtype == jnp.float32
+
+
 def test_feature_key_depends_on_weights_images_and_dtype(prepared, parameters, folder, tmp_path):
     def files(of=prepared, split="train", weights=parameters):
         before = set(tmp_path.iterdir())
