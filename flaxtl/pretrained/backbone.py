@@ -14,9 +14,10 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.head import Head
 from flaxtl.models.spec import ModelSpec
-from flaxtl.pretrained import download, safetensors_io
+from flaxtl.pretrained import download, hub, safetensors_io
 from flaxtl.pretrained.convert import adapt_preprocessing
-from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights
+from flaxtl.pretrained.download import ResolvedWeights
+from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights, skip_pattern
 from flaxtl.pretrained.merge import ExpectedShapes, ParamTree
 from flaxtl.pretrained.timm import pytorch_preprocessing
 
@@ -48,6 +49,16 @@ def initial_params(config: Any, model: Classifier, notify: Callable[[str], None]
     return InitialParams(classifier.flatten_params({"backbone": backbone, **head}), source)
 
 
+def check_weights(model: Classifier, weights: str, skip_layers: str = "") -> None:
+    """Raise UserError for a file that does not exist, `builtin` weights of a model without any, or a wrong pattern.
+
+    Arguments are those of `load_backbone`. Nothing is read or downloaded.
+    """
+    skip_pattern(skip_layers)
+    if weights not in ("random", "imagenet") and not hub.is_hub_reference(weights):
+        _find_file(model, weights, notify=lambda text: None, option="--config.weights.path")
+
+
 def load_backbone(
     model: Classifier,
     weights: str,
@@ -70,23 +81,27 @@ def load_backbone(
     Returns:
       The parameters, and where they came from.
     """
+    resolved = _find_file(model, weights, notify, option)
+    loaded = load_weights(
+        resolved.path,
+        expected_shapes(model),
+        optional_layers(model.spec),
+        skip_layers=skip_layers,
+        trusted=resolved.trusted,
+    )
+    return loaded.params, f"{resolved.path.name} ({resolved.source})"
+
+
+def _find_file(model: Classifier, weights: str, notify: Callable[[str], None], option: str) -> ResolvedWeights:
     spec = model.spec
     file, builtin = spec.weights_no_top, BUILTIN_DIR / spec.builtin if spec.builtin else None
     if model.head is None:
         file, builtin = spec.weights, None
     elif download.cached_files(spec.weights.name) and not download.cached_files(file.name):
         file = spec.weights
-    resolved = download.resolve_weights(
+    return download.resolve_weights(
         weights, filename=file.name, url=file.url, hash=file.hash, builtin=builtin, notify=notify, option=option
     )
-    loaded = load_weights(
-        resolved.path,
-        expected_shapes(model),
-        optional_layers(spec),
-        skip_layers=skip_layers,
-        trusted=resolved.trusted,
-    )
-    return loaded.params, f"{resolved.path.name} ({resolved.source})"
 
 
 def expected_shapes(model: Classifier) -> dict[str, dict[str, tuple[int, ...]]]:

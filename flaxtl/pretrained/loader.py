@@ -122,6 +122,14 @@ def read_layers(
     )
 
 
+def skip_pattern(skip_layers: str) -> re.Pattern[str]:
+    """Return the regular expression of the setting. Raises UserError if it is not one."""
+    try:
+        return re.compile(skip_layers)
+    except re.error as error:
+        raise UserError(f"skip_layers={skip_layers!r} is not a regular expression: {error}") from error
+
+
 _Content = TypeVar("_Content")
 
 
@@ -129,10 +137,7 @@ def _without_layers(layers: Mapping[str, _Content], pattern: str, path: Path) ->
     """Remove the layers with a name that `pattern` matches as a whole. Raises UserError if there is none."""
     if not pattern:
         return dict(layers)
-    try:
-        skipped = set(filter(re.compile(pattern).fullmatch, layers))
-    except re.error as error:
-        raise UserError(f"skip_layers={pattern!r} is not a regular expression: {error}") from error
+    skipped = set(filter(skip_pattern(pattern).fullmatch, layers))
     if not skipped:
         raise unknown("layer in skip_layers", pattern, layers)
     return {layer: content for layer, content in layers.items() if layer not in skipped}

@@ -1,6 +1,7 @@
 """The setup of a run: its model, manifest and phases, with every setting checked before anything is computed."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -29,6 +31,7 @@ from flaxtl.models.head import Head
 from flaxtl.models.spec import ModelSpec
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices
+from flaxtl.pretrained.backbone import check_weights
 from flaxtl.train.metrics import class_weights
 from flaxtl.train.param_groups import assign_groups
 from flaxtl.train.phases import Phase, build_phases, check_training_settings
@@ -113,7 +116,6 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
     """Check every setting of the config and build the setup."""
     check_settings(config)
     model_info = build_model(config, len(manifest.classes))
-    data = config.data
     train = manifest.of_split("train")
     phases = build_phases(
         config, model_info.model, model_info.layers, model_info.groups, len(train), model_info.unused_groups
@@ -124,11 +126,24 @@ def build_setup(config: Any, workdir: Path, manifest: Manifest) -> RunSetup:
         manifest=manifest,
         model_info=model_info,
         phases=phases,
-        resize=Resize(data.height, data.width, data.resize, data.interpolation, data.crop_pct, data.bit_depth),
+        resize=resize_of(config),
         augmentation=AugmentConfig(**config.augmentation.to_dict()),
         class_weights=class_weights(config.class_weights, manifest.classes, manifest.labels(train)),
         mesh=devices.make_mesh(config.batch_size),
     )
+
+
+def check_config(config: Any) -> None:
+    """Make every check that needs no image: the search for duplicates, which reads all of them, may take minutes.
+
+    Raises:
+      UserError: a setting is invalid, alone or for this model: its layers, parameter groups and learning rates.
+    """
+    check_settings(config)
+    resize_of(config)  # checks its values
+    info = build_model(config, num_classes=max(len(config.data.classes), 2))
+    check_weights(info.model, str(config.weights.path), str(config.weights.skip_layers))
+    build_phases(config, info.model, info.layers, info.groups, sys.maxsize, info.unused_groups)
 
 
 def check_settings(config: Any) -> None:
@@ -147,6 +162,12 @@ def check_settings(config: Any) -> None:
             f"data.pipeline={config.data.pipeline} keeps decoded images, but data.loader=tfdata decodes them in each "
             "epoch. Remove one of the two settings."
         )
+
+
+def resize_of(config: Any) -> Resize:
+    """Return how a config resizes images."""
+    data = config.data
+    return Resize(data.height, data.width, data.resize, data.interpolation, data.crop_pct, data.bit_depth)
 
 
 def _make_head(config: Any, num_classes: int) -> Head:
@@ -197,7 +218,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
       UserError: a setting is invalid, or the source has other classes than the config expects, or contains `workdir`;
         see `make_manifest`.
     """
-    check_settings(config)
+    check_config(config)
     data = config.data
     listing = base.open_source(data.source, fileio.cache_dir("data"))
     if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):
@@ -211,6 +232,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
             f"{data.source} has the classes {join_names(listing.classes)}, but the config expects "
             f"{join_names(expected)}. Correct data.source or data.classes (--config.data.classes='()' accepts any)."
         )
+    class_weights(config.class_weights, listing.classes, np.arange(len(listing.classes), dtype=np.int32))  # checks
     with progress_bar(console, "Looking for duplicates", len(listing.images)) as advance:
         return make_manifest(
             listing,

@@ -77,15 +77,15 @@ def train(
         if run_dir.is_complete(workdir):
             message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
+    devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     message(console, "1/4 Checking images", style="bold")
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.
     if is_resumed:
         manifest = resume.check_images(workdir, run_dir.read_manifest(workdir))
     else:
         manifest = build_manifest(config, workdir, console)
-    # 3. Every setting of the config.
+    # 3. Model and phases for these images. Without a manifest, step 2 has checked all settings that need no image.
     setup = build_setup(config, workdir, manifest)
-    devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     if note := _describe_repeated_images(config, len(manifest.of_split("train"))):
         message(console, note)
     with Checkpoints(workdir, partial(message, console)) as checkpoints:

@@ -14,7 +14,7 @@ The directory of a sweep holds:
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained.backbone import load_backbone
 from flaxtl.train.run_dir import run_dir_lock
-from flaxtl.train.setup import build_manifest, build_setup
+from flaxtl.train.setup import build_manifest, build_setup, check_config
 from flaxtl.train.signals import GRACE_SECONDS, SIGNALS, StopRequested, StopSignal, exit_code
 from flaxtl.tuning import sweep_results
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, merge_plans, read_plan, shard_runs
@@ -105,12 +105,19 @@ class Sweep:
         self.plan = merge_plans(read_plan(file), plan, workdir) if file.is_file() else plan
 
     def prepare(self) -> None:
-        """Check the config of every run, then write the lists of images and the plan."""
+        """Check every config, before images are read and with them; then write the lists of images and the plan."""
         # Accelerators are for the runs: a process that only looks at them would allocate their memory.
         jax.config.update("jax_platforms", "cpu")
+        self._check_configs(check_config)
         development = read_development_images(self._workdir)
         manifest = development or build_manifest(self._config, self._workdir, self._console)
-        self._check_configs(without_test_images(manifest))
+        development_images, checked_weights = without_test_images(manifest), set[tuple[str, str, str]]()
+
+        def check_start(config: Any) -> None:
+            setup = build_setup(config, self._workdir, development_images)
+            self._check_weights(config, setup.model_info.model, checked_weights)
+
+        self._check_configs(check_start)
         if development is None:
             near_duplicates, seed = self._config.data.near_duplicates, self._config.seed
             write_image_lists(self._workdir, manifest, self.plan.folds, seed, near_duplicates, self._console)
@@ -155,15 +162,13 @@ class Sweep:
     def _read_results(self) -> SweepResults:
         return read_results(self._workdir, self.plan)
 
-    def _check_configs(self, manifest: Manifest) -> None:
-        """Make the checks that a run makes at its start, for all incomplete points; read each weight file once."""
-        checked_weights: set[tuple[str, str, str]] = set()
+    def _check_configs(self, check: Callable[[Any], None]) -> None:
+        """Call `check` with the config of every incomplete point; its error names the run."""
         runs = {str(run.point): run for run in self._incomplete(self._requested.runs)}
         for run in runs.values():
             config = load_config(self._base.spec, [*self._base.overrides, *run.overrides])
             try:
-                setup = build_setup(config, self._workdir, manifest)
-                self._check_weights(config, setup.model_info.model, checked_weights)
+                check(config)
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from error
 

@@ -52,28 +52,39 @@ def test_build_manifest_workdir_inside_source_is_rejected(leaking):
         build_manifest(tiny_run.config(leaking), workdir, tiny_run.quiet())
 
 
-@pytest.mark.parametrize(("key", "value"), [("precision", "hihg"), ("dtype", "float23")])
-def test_build_manifest_misspelt_arithmetic_is_rejected_before_images_are_read(key, value):
-    config = tiny_run.config("/does/not/exist")
-    config[key] = value
-    with pytest.raises(UserError, match=f"'{value}'.*'{'high' if key == 'precision' else 'float32'}'"):
-        build_manifest(config, None, tiny_run.quiet())
-
-
 @pytest.mark.parametrize(
-    ("section", "key", "value", "known"),
-    [("augmentation", "fill", "mirror", "reflect"), ("head", "normalize", "l3", "l2")],
+    ("changes", "facts"),
+    [
+        ({"precision": "hihg"}, r"'hihg'.*'high'"),
+        ({"dtype": "float23"}, r"'float23'.*'float32'"),
+        ({"augmentation": {"fill": "mirror"}}, r"'mirror'.*\breflect\b"),
+        ({"head": {"normalize": "l3"}}, r"'l3'.*\bl2\b"),
+        ({"optimizer": {"name": "nadam", "weight_decay": -1.0}}, r"optimizer\.weight_decay\b.*-1\b"),
+        ({"finetune": {"clip_norm": -1.0}}, r"finetune\.clip_norm\b.*-1\b"),
+        ({"finetune": {"min_steps": -1}}, r"finetune\.min_steps\b.*-1\b"),
+        ({"finetune": {"lr": tiny_run.FROZEN | {"blok2": 0.1}}}, r"finetune\.lr.*'blok2'.*'block2'"),
+        ({"finetune": {"lr": tiny_run.FROZEN | {"head": -0.1}}}, r"finetune\.lr\.head\b.*-0\.1\b"),
+        ({"finetune": {"lr": {"head": 0.1, "block2": 0.1}}}, r"finetune\.lr\b.*\bbase\b"),
+        ({"finetune": {"steps_per_epoch": 2, "warmup_steps": 9}}, r"finetune\.warmup_steps\b.*\b9\b.*\b4\b"),
+        ({"model": {"name": "vgg16", "output_layer": "blok2_pool"}}, r"'blok2_pool'.*'block2_pool'"),
+        ({"param_groups": (("head", "head/.*"), ("block2", ".*"), ("base", ".*"))}, r"'base'.*\bmatches no\b"),
+        ({"data": {"height": 8}}, r"\b8x"),
+        ({"data": {"crop_pct": 0.0}}, r"crop_pct\b.*\b0\b"),
+        ({"weights": {"path": "/no/weights.h5"}}, r"'/no/weights\.h5' does not exist"),
+        ({"weights": {"skip_layers": "("}}, r"skip_layers\b.*'\('"),
+    ],
 )
-def test_build_manifest_invalid_value_is_rejected_before_images_are_read(section, key, value, known):
-    config = tiny_run.config("/does/not/exist")
-    config[section][key] = value
-    with pytest.raises(UserError, match=rf"'{value}'.*\b{known}\b"):
-        build_manifest(config, None, tiny_run.quiet())
+def test_build_manifest_invalid_value_is_rejected_before_images_are_read(changes, facts):
+    with pytest.raises(UserError, match=facts):
+        build_manifest(tiny_run.config("/does/not/exist", **changes), None, tiny_run.quiet())
 
 
-def test_build_manifest_misspelt_group_is_rejected_before_images_are_read():
-    config = tiny_run.config("/does/not/exist")
-    with config.unlocked():
-        config.finetune.lr["blok2"] = 0.1
-    with pytest.raises(UserError, match=r"finetune\.lr.*'blok2'.*'block2'"):
-        build_manifest(config, None, tiny_run.quiet())
+def test_build_manifest_unknown_class_weight_is_rejected_before_images_are_read(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "no_image.png").write_bytes(b"")
+    console = tiny_run.quiet()
+    config = tiny_run.config(tmp_path, class_weights="{'c': 2.0}")
+    with pytest.raises(UserError, match=r"class_weights 'c'\. Available: a, b"):
+        build_manifest(config, tmp_path.parent / "run", console)
+    assert tiny_run.texts(console) == ""

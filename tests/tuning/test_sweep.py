@@ -239,6 +239,13 @@ def test_sweep_with_invalid_input_trains_and_writes_nothing(sweeps, options, fac
     assert not sweeps.workdir.exists()
 
 
+def test_sweep_with_an_invalid_point_is_refused_before_images_are_read(sweeps):
+    options = [grid(8), "--grid=config.frozen.clip_norm=0.0,-1.0", "--config.data.source=folder:/no/images"]
+    code, _, err = sweeps.run(*options)
+    assert code == 2
+    assert re.search(r"head\.units=8,frozen\.clip_norm=-1\.0: frozen\.clip_norm is -1;", err[-1])
+
+
 def test_sweep_in_the_directory_of_another_is_refused(sweeps):
     with run_dir.run_dir_lock(sweeps.workdir):
         code, _, err = sweeps.run(grid(8))
