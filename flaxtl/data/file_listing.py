@@ -1,8 +1,9 @@
 """Decide which files of a folder are images, and list those below it: one answer for every command."""
 
 import os
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from PIL import Image
 from flaxtl.data import heif
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, join_names
 
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
 
@@ -22,6 +23,13 @@ _RAW_SUFFIXES = frozenset(
 
 # Formats that the first bytes tell for certain: files of them that cannot be decoded are reported, not skipped.
 _CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP", heif.FORMAT))
+
+_UNPACK = {
+    (".zip",): "unzip {file} -d {folder}",
+    (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"): "tar -xf {file} -C {folder}",
+    (".7z", ".rar"): "7z x {file} -o{folder}",
+}
+"""Suffixes of archives -> the command that unpacks one."""
 
 _MAX_SUFFIXES = 8  # suffixes that a message lists
 
@@ -57,6 +65,8 @@ def skip_reason(path: Path) -> str | None:
         return "not a regular file"
     if path.suffix.lower() in _RAW_SUFFIXES:
         return "a camera RAW image: convert it to JPEG or PNG"
+    if command := _unpack_command(path):
+        return f"an archive: unpack it with {command.split()[0]}"
     try:
         with path.open("rb") as file:
             start = file.read(SIGNATURE_BYTES)
@@ -67,6 +77,18 @@ def skip_reason(path: Path) -> str | None:
     formats = matching_formats(start)
     is_image = not _CLEAR_FORMATS.isdisjoint(formats) or (formats and _has_header(path))
     return None if is_image else "unsupported file type"
+
+
+def unpack_advice(files: Iterable[Path]) -> str:
+    """Return 'Unpack photos.zip: unzip a/photos.zip -d a' for the archives among the files; '' without any."""
+    commands = {path.name: command for path in files if (command := _unpack_command(path))}
+    return f"Unpack {join_names(commands)}: {'; '.join(commands.values())}" if commands else ""
+
+
+def _unpack_command(path: Path) -> str | None:
+    """Return the command that unpacks an archive into the folder that it is in; None for any other file."""
+    command = next((text for suffixes, text in _UNPACK.items() if path.name.lower().endswith(suffixes)), None)
+    return command and command.format(file=shlex.quote(str(path)), folder=shlex.quote(str(path.parent)))
 
 
 def _has_header(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.decode import Resize, decode
-from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, walk_images
+from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, unpack_advice, walk_images
 from flaxtl.data.loaders import Mask
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
@@ -269,6 +269,8 @@ def find_images(inputs: Sequence[str]) -> FolderImages:
         listings = [walk_images(match) if match.is_dir() else _as_listing(match) for match in matches]
         if not any(listing.images for listing in listings):
             others = [file for listing in listings for file in listing.skipped]
+            if advice := unpack_advice(file.path for file in others):
+                raise UserError(f"No images found at {text!r}. {advice}")
             reason = f" {describe_skipped(others)}." if others else ""
             raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or globs to --input.")
         for listing in listings:
@@ -278,5 +280,7 @@ def find_images(inputs: Sequence[str]) -> FolderImages:
 
 
 def _as_listing(path: Path) -> FolderImages:
-    """Return the listing of one file, or an empty one if there is no such file."""
+    """Return the listing of one file, which only an archive is not; an empty one if there is no such file."""
+    if path.is_file() and unpack_advice([path]):
+        return FolderImages([], [SkippedFile(path, "an archive")])
     return FolderImages([path] if path.is_file() else [], [])

@@ -13,6 +13,7 @@ from flaxtl.data.file_listing import SkippedFile, describe_skipped, skip_reason,
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import inspect_folder, scan_folder
 from flaxtl.errors import UserError
+from flaxtl.evaluation.predictor import find_images
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(40)
 JXL = b"\xff\x0a" + bytes(40)
@@ -40,12 +41,34 @@ def test_skip_reason_image_by_content_is_none(tmp_path, name, kind):
         ("a.txt", b"BM is the license plate", "file type"),
         ("a.txt", b"P6 is a road", "file type"),
         ("a", b"", "file type"),
+        ("a.zip", b"PK", "an archive: unpack it with unzip"),
+        ("a.Tar.gz", b"", "an archive: unpack it with tar"),
+        ("a.rar", b"", "an archive: unpack it with 7z"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_skip_reason_of_other_content_names_it(tmp_path, name, content, fact):
     (tmp_path / name).write_bytes(content)
     assert re.search(fact, skip_reason(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["a b.zip"], "Unpack a b.zip: unzip '{0}/a b.zip' -d {0}"),
+        (["a.tgz", "b.tar", "c.txt"], "Unpack a.tgz and b.tar: tar -xf {0}/a.tgz -C {0}; tar -xf {0}/b.tar -C {0}"),
+    ],
+)
+def test_folder_of_archives_says_how_to_unpack_them(tmp_path, names, advice):
+    for name in names:
+        (tmp_path / name).touch()
+    advice = advice.format(tmp_path)
+    assert inspect_folder(tmp_path).problems == (f"{tmp_path} contains no class folders. {advice}",)
+    with pytest.raises(UserError) as error:
+        find_images([str(tmp_path)])
+    assert str(error.value) == f"No images found at {str(tmp_path)!r}. {advice}"
+    with pytest.raises(UserError, match="Unpack"):
+        find_images([str(tmp_path / names[0])])
 
 
 def test_skip_reason_known_suffix_is_not_opened(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flaxtl.data.class_names import describe_similar, explain_missing
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason, walk_images
+from flaxtl.data.file_listing import SkippedFile, describe_skipped, is_visible, skip_reason, unpack_advice, walk_images
 from flaxtl.errors import UserError, join_names
 from flaxtl.fileio import suggest_path, user_path
 
@@ -273,9 +273,9 @@ class _FolderScan:
     ) -> None:
         self._check_no_images(parent, entries)
         if not classes:
-            self.problems.append(
-                f"{parent} contains no class folders. Put the images of each class into a folder named after the class."
-            )
+            beside = [file.path for file in self.skipped if file.path.parent == parent]
+            advice = unpack_advice(beside) or "Put the images of each class into a folder named after the class."
+            self.problems.append(f"{parent} contains no class folders. {advice}")
         for folder, (folders, direct) in classes.items():
             images = sorted([*direct, *self._nested_images((self.root, parent, folder), folders)])
             if len(classes) == 1 and folders and not direct:
