@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryFile
 from threading import Timer
 from typing import IO, Any, NamedTuple
 
@@ -57,16 +58,38 @@ def call(
     Raises:
       ProcessError: it failed, or took longer than `timeout` seconds.
     """
-    process = start(target, *arguments, environment=environment, stderr=subprocess.PIPE if quiet else None)
-    try:
-        result, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.communicate()
-        raise ProcessError(f"stopped after {timeout:.0f} s") from error
-    if process.returncode:
-        raise ProcessError((errors or f"exit code {process.returncode}").strip().splitlines()[-1])
-    return json.loads(result)
+    (result,) = stream(target, *arguments, environment=environment, quiet=quiet, timeout=timeout)
+    return result
+
+
+def stream(
+    target: str,
+    *arguments: object,
+    environment: Mapping[str, str] = {},
+    quiet: bool = True,
+    timeout: float | None = None,
+) -> Iterator[Any]:
+    """Yield the results of a generator that runs in a process of its own, each as soon as it is there; see `call`."""
+    start_time = time.monotonic()
+    with TemporaryFile("w+") as errors:
+        process = start(target, *arguments, environment=environment, stderr=errors if quiet else None)
+        alarm = Timer(timeout or 0.0, process.kill)
+        if timeout is not None:
+            alarm.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                yield json.loads(line)
+            code = process.wait()
+        finally:
+            alarm.cancel()
+            process.kill()
+            process.wait()
+        if timeout is not None and code and time.monotonic() - start_time >= timeout:
+            raise ProcessError(f"stopped after {timeout:.0f} s")
+        if code:
+            errors.seek(0)
+            raise ProcessError((errors.read() or f"exit code {code}").strip().splitlines()[-1])
 
 
 def run_command(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import benchmark
@@ -13,6 +15,7 @@ from benchmarks.compare import Subject
 from fresh_process import Measured, ProcessError
 
 from flaxtl.config import load_config
+from flaxtl.data.sources import synthetic
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"model": "alexnet", "batch": 2, "size": 96, "dtype": "float32", "seconds": 0.01}
@@ -117,30 +120,31 @@ def test_job_parts_add_up(monkeypatch, tmp_path, capsys):
 
 def test_accelerator_measures_missing_parts_and_continues(monkeypatch, tmp_path, capsys):
     rate = figures(20_000.0, flop_per_image=10.0, matmul_flop_per_second=1e6, images=256)
-    results = {
-        "describe_device": {"kind": "H200", "count": 1, "matmul": {"bfloat16": 8e14}, "bytes_per_second": 4e12},
-        "benchmarks.with_flaxtl:phases": {"forward": rate, "finetune": rate},
-        "benchmarks.with_torch:phases": {"finetune": figures(8_000.0)},
-    }
-    called, failing = [], ["benchmarks.with_torch:phases"]
+    device = {"kind": "H200", "count": 1, "matmul": {"bfloat16": 8e14}, "bytes_per_second": 4e12}
+    called, failing = [], ["with_torch"]
 
-    def call(target, settings, *, environment, timeout):
-        called.append(target)
-        if target in failing:
-            raise ProcessError("stopped after 9 s")
-        return next(result for name, result in results.items() if target.endswith(name))
+    def stream(target, settings, *, environment, timeout):
+        module = target.split(".")[1].split(":")[0]
+        for work in settings["work"]:
+            if module in failing and work == "finetune":
+                raise ProcessError("stopped after 9 s")
+            called.append((module, work))
+            yield work, rate if module == "with_flaxtl" else figures(8_000.0)
 
     run = job.Run(52.0, 60.0, 900.0, 14.0, {"steps": 30.0}, {"frozen": {}})
-    monkeypatch.setattr(accelerator, "call", call)
+    monkeypatch.setattr(accelerator, "call", lambda *_, **__: device)
+    monkeypatch.setattr(accelerator, "stream", stream)
     monkeypatch.setattr(compare, "find_spec", lambda package: package)
     monkeypatch.setattr(job, "run_train", lambda config, overrides, *_: called.append(overrides) or run)
     first = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
-    assert "stopped after 9 s" in first["parts"]["PyTorch: vgg16"]["note"]
+    assert first["parts"]["PyTorch: vgg16"]["note"] == "failed: stopped after 9 s"
     assert first["bars"] == {"finetune_images_per_second": 20_000.0, "course_seconds": 52.0}
-    assert called[3] == ["--config.dtype=bfloat16", *accelerator.NO_DOWNLOADS]
+    assert called[-1] == ["--config.dtype=bfloat16", *accelerator.NO_DOWNLOADS]
     failing.clear()
+    called.clear()
     second = run_benchmark(tmp_path, "accelerator", "--models=vgg16")
-    assert called[4:] == ["benchmarks.with_torch:phases"]  # only what failed
+    assert called == [("with_torch", "finetune")]  # only what failed
+    assert "note" not in second["parts"]["PyTorch: vgg16"]
     assert second["bars"] == first["bars"] | {"times_torch": 2.5}
     printed = capsys.readouterr().out
     assert "800.0 TFLOP/s" in printed
@@ -148,6 +152,36 @@ def test_accelerator_measures_missing_parts_and_continues(monkeypatch, tmp_path,
     with pytest.raises(SystemExit):
         run_benchmark(tmp_path, "accelerator", "--models=vgg16", "--batch=8")
     assert "--json" in capsys.readouterr().err
+
+
+def test_accelerator_misspelt_model_is_refused_first(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(accelerator, "call", None)
+    with pytest.raises(SystemExit):
+        run_benchmark(tmp_path, "accelerator", "--models=vgg61", "--config=")
+    assert "vgg61" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_accelerator_killed_run_continues_with_what_is_missing(tmp_path):
+    images = synthetic.generate_dataset(tmp_path / "flowers", per_class=8, size=64)
+    course = ["--config=flowers_vgg16:smoke", f"--config.data.source=folder:{images}", "--config.weights.path=builtin"]
+    course += ["--config.data.height=64", "--config.data.width=64"]
+    options = ["--models=alexnet", "--batch=2", "--size=96", "--seconds=0.01", "--steps=2", *course]
+    file = tmp_path / "figures.json"
+    command = [sys.executable, ROOT / "tools" / "benchmark.py", "accelerator", *options, f"--json={file}"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while not (file.exists() and "forward" in file.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    earlier = json.loads(file.read_text())["parts"]
+    assert "finetune" not in earlier["flaxtl: alexnet"]
+    parts = run_benchmark(tmp_path, "accelerator", *options)["parts"]
+    assert parts["device"] == earlier["device"]
+    assert parts["flaxtl: alexnet"]["forward"] == earlier["flaxtl: alexnet"]["forward"]
+    assert set(accelerator.WORK) < set(parts["flaxtl: alexnet"])
+    (name,) = (name for name in parts if name.startswith("course: flowers_vgg16:smoke"))
+    assert list(parts[name]["phases"]) == ["frozen", "augmented", "finetune"]
 
 
 def test_accelerator_without_time_starts_nothing(monkeypatch, tmp_path, capsys):
@@ -158,7 +192,7 @@ def test_accelerator_without_time_starts_nothing(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_phases_of_flaxtl_measure_every_kind_of_work():
-    measured = with_flaxtl.phases(SMALL | {"steps": 2})
+    measured = dict(with_flaxtl.measure_work(SMALL | {"steps": 2, "work": list(accelerator.WORK)}))
     assert list(measured) == list(accelerator.WORK)
     assert measured["frozen"]["flop_per_image"] < 0.1 * measured["augmented"]["flop_per_image"]
 

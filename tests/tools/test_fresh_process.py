@@ -17,11 +17,14 @@ def test_call_of_failing_function_raises_its_last_line():
         fresh_process.call("builtins:int", "x")
 
 
-def test_start_yields_the_results_of_a_generator_line_by_line(tmp_path, monkeypatch):
-    (tmp_path / "counting.py").write_text("def count(n):\n    print('noise')\n    yield from range(n)\n")
+def test_stream_yields_the_results_of_a_generator_until_it_fails(tmp_path, monkeypatch):
+    text = "def count(n):\n    print('noise')\n    yield from range(n)\n    raise ValueError('no more')\n"
+    (tmp_path / "counting.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with fresh_process.start("counting:count", 3) as process:
-        assert [line.strip() for line in process.stdout] == ["0", "1", "2"]
+    results = fresh_process.stream("counting:count", 3)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(fresh_process.ProcessError, match="ValueError: no more"):
+        next(results)
 
 
 def test_run_command_measures_and_writes_output(tmp_path):

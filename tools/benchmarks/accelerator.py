@@ -1,24 +1,25 @@
 """All figures of an accelerator in one run of a few minutes, measured part by part.
 
-Each part runs in a process of its own and is written to the JSON file at once. A later run with the same file measures
-only the parts that are missing, so that a run may be stopped at any time.
+Each model of each framework has a process of its own, and each figure is written to the JSON file at once. A later run
+with the same file measures only what is missing, so that a run may be stopped at any time.
 """
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import job
 from benchmarks.compare import ENVIRONMENT, PEERS
-from fresh_process import ProcessError, call
+from fresh_process import ProcessError, call, stream
 
 from flaxtl import console
 from flaxtl.errors import UserError
+from flaxtl.fileio import atomic_write
 
 MIN_SECONDS = 30.0
 """A part is not started in the last seconds of the time limit."""
@@ -26,6 +27,9 @@ MIN_SECONDS = 30.0
 WORK = {"forward": "forward", "frozen": "frozen: cached features", "augmented": "augmented: head from images",
         "finetune": "finetune: last block from images"}  # fmt: skip
 """Key of the figures -> name in the table."""
+
+TORCH_WORK = ("forward", "augmented", "finetune")
+"""What PyTorch is measured in."""
 
 BARS = {"finetune_images_per_second": 10_000.0, "times_torch": 1.3, "course_seconds": 60.0}
 """The goals for one GPU of the H200's class: at least, at least, and at most."""
@@ -35,29 +39,61 @@ NO_DOWNLOADS = ("--config.data.source=synthetic", "--config.weights.path=builtin
 
 SETTINGS = ("batch", "size", "dtype", "seconds", "steps")
 
-Part = tuple[str, Callable[[float], dict[str, Any]]]
+
+class Part(NamedTuple):
+    """A part of the measurements.
+
+    Attributes:
+      name: key in the JSON file.
+      work: keys that its figures have when it is complete.
+      measure: yields figures of the kinds of work that are missing; stopped after a number of seconds.
+    """
+
+    name: str
+    work: tuple[str, ...]
+    measure: Callable[[Sequence[str], float], Iterator[Mapping[str, Any]]]
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, print all, and return it."""
+    from flaxtl.models import registry
+
+    for model in options.models.split(","):
+        registry.get_spec(model)  # a misspelt name is refused before anything is measured
     settings = {name: getattr(options, name) for name in SETTINGS}
     parts = _load(options.json, settings)
     deadline, terminal = time.monotonic() + 60 * options.minutes, console.make_console()
-    for name, measure in _parts(options, settings):
-        if name in parts and "failed" not in parts[name].get("note", ""):
+    for part in _parts(options, settings):
+        done = parts.get(part.name, {})
+        missing = [work for work in part.work if work not in done]
+        if done and not missing and "failed" not in done.get("note", ""):
             continue
         left = deadline - time.monotonic()
         if left < min(MIN_SECONDS, 30 * options.minutes) or not options.minutes:
-            console.message(terminal, f"Not measured for lack of time: {name}. The same command with --json continues.")
+            message = f"Not measured for lack of time: {part.name}. The same command with --json continues."
+            console.message(terminal, message)
             continue
-        console.message(terminal, f"Measuring {name} ...")
-        start_time = time.monotonic()
-        parts[name] = measure(left) | {"measured_in": time.monotonic() - start_time}
-        figures = {"kind": "accelerator", "settings": settings, "parts": parts}
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        console.message(terminal, f"Measuring {part.name} ...")
+        for figures in _measure(part, missing, left, done):
+            parts[part.name] = figures
+            if options.json:
+                with atomic_write(options.json) as file:
+                    file.write(json.dumps({"kind": "accelerator", "settings": settings, "parts": parts}, indent=1))
     _print(terminal, parts, settings)
     return {"settings": settings, "parts": parts, "bars": bars(parts)}
+
+
+def _measure(part: Part, missing: Sequence[str], left: float, done: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of a part whenever there are more of them; a failure becomes their note."""
+    figures = {key: value for key, value in done.items() if key != "note"}
+    start_time, earlier_seconds = time.monotonic(), figures.get("measured_in", 0.0)
+    try:
+        for more in part.measure(missing, left):
+            figures |= more | {"measured_in": earlier_seconds + time.monotonic() - start_time}
+            yield figures
+    except (ProcessError, UserError) as error:
+        reason = re.sub(r"^[\w.]*\b(UserError|Unsupported): ", "", str(error))
+        yield figures | {"note": f"failed: {reason}"}
 
 
 def _load(file: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -74,34 +110,37 @@ def _load(file: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def _parts(options: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield name and measurement of each part, the most important first."""
+    """Yield all parts, the most important first."""
 
-    def process(module: str, function: str, settings: Mapping[str, Any]) -> Callable[[float], dict[str, Any]]:
-        def measure(timeout: float) -> dict[str, Any]:
-            try:
-                return dict(call(f"benchmarks.{module}:{function}", settings, environment=ENVIRONMENT, timeout=timeout))
-            except ProcessError as error:
-                return {"note": f"failed: {error}"}
+    def device(missing: Sequence[str], timeout: float) -> Iterator[Mapping[str, Any]]:
+        yield call("benchmarks.with_flaxtl:describe_device", {}, environment=ENVIRONMENT, timeout=timeout)
+
+    def network(module: str, **more: Any) -> Callable[[Sequence[str], float], Iterator[Mapping[str, Any]]]:
+        def measure(missing: Sequence[str], timeout: float) -> Iterator[Mapping[str, Any]]:
+            arguments = {**settings, **more, "work": missing}
+            for work, figures in stream(
+                f"benchmarks.{module}:measure_work", arguments, environment=ENVIRONMENT, timeout=timeout
+            ):
+                yield {work: figures}
 
         return measure
 
     overrides = [f"--config.dtype={settings['dtype']}", *(options.overrides or NO_DOWNLOADS)]
 
-    def course(timeout: float) -> dict[str, Any]:
-        with TemporaryDirectory() as folder, suppress(UserError):
-            return job.run_train(options.config, overrides, Path(folder) / "run", timeout)._asdict()
-        return {"note": "failed: flaxtl train did not end, see above; is there enough time?"}
+    def course(missing: Sequence[str], timeout: float) -> Iterator[Mapping[str, Any]]:
+        with TemporaryDirectory() as folder:
+            yield job.run_train(options.config, overrides, Path(folder) / "run", timeout)._asdict()
 
-    yield "device", process("with_flaxtl", "describe_device", {})
+    torch = PEERS["torch-compiled"]
+    yield Part("device", (), device)
     for number, model in enumerate(options.models.split(",")):
-        yield f"flaxtl: {model}", process("with_flaxtl", "phases", {"model": model, **settings})
-        torch = PEERS["torch-compiled"]
+        yield Part(f"flaxtl: {model}", tuple(WORK), network("with_flaxtl", model=model))
         if note := torch.missing():
-            yield f"PyTorch: {model}", lambda timeout, note=note: {"note": note}
+            yield Part(f"PyTorch: {model}", (), lambda missing, timeout, note=note: iter([{"note": note}]))
         else:
-            yield f"PyTorch: {model}", process("with_torch", "phases", {"model": model, **settings, **torch.settings})
+            yield Part(f"PyTorch: {model}", TORCH_WORK, network("with_torch", model=model, **torch.settings))
         if number == 0 and options.config:
-            yield f"course: {' '.join([options.config, *overrides])}", course
+            yield Part(f"course: {' '.join([options.config, *overrides])}", (), course)
 
 
 def bars(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -55,6 +55,8 @@ def run_train(config: str, overrides: Sequence[str], workdir: Path, timeout: flo
     """Run `flaxtl train`; its output goes to stderr. Raises UserError if it fails, or takes more seconds than given."""
     command = [sys.executable, "-m", "flaxtl", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
     measured = run_command(command, folder=Path.cwd(), timeout=timeout)
+    if timeout is not None and measured.code and measured.seconds >= timeout:
+        raise UserError(f"flaxtl train was stopped after {timeout:.0f} s.")
     if measured.code:
         raise UserError(f"flaxtl train failed with exit code {measured.code}.")
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))

@@ -80,7 +80,8 @@ def train(settings: dict[str, Any]) -> Trial:
     labels = np.arange(len(inputs), dtype=np.int32) % CLASSES
     params = _random_params(info.shapes)
     trainable, batch_stats, _ = phase.param_groups.partition(params)
-    frozen = phase.param_groups.partition(classifier.cast_for_compute(params, info.model)).frozen
+    cast = jax.jit(partial(classifier.cast_for_compute, model=info.model))  # not a program for each shape
+    frozen = phase.param_groups.partition(cast(params)).frozen
     state = train_step.TrainState.create(0, trainable, batch_stats, optimizer.init(trainable), CLASSES)
     state, frozen = devices.replicate((state, frozen), mesh)
     loader = DeviceLoader(put_dataset(inputs, labels, mesh))
@@ -110,12 +111,11 @@ WORK: dict[str, dict[str, Any]] = {
 """The phases of the course, as settings of `train`."""
 
 
-def phases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the figures of the forward pass and of the steps of each phase of the course."""
-    figures = {"forward": forward(settings).measure(settings["seconds"])}
-    for name, work in WORK.items():
-        figures[name] = train(settings | work).measure(settings["seconds"])
-    return {name: values | {"images": settings["batch"]} for name, values in figures.items()}
+def measure_work(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and figures of the kinds of `work` in the settings: the forward pass, and steps of the course."""
+    for name in settings["work"]:
+        trial = forward(settings) if name == "forward" else train(settings | WORK[name])
+        yield name, trial.measure(settings["seconds"]) | {"images": settings["batch"]}
 
 
 def describe_device(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The same work in PyTorch: networks in channels_last format, bfloat16 by autocast; a DataLoader with processes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -54,16 +54,15 @@ def train(settings: dict[str, Any]) -> Trial:
     return _trial(step, settings)
 
 
-WORK = {"augmented": "head", "finetune": "top"}
+PHASES = {"augmented": "head", "finetune": "top"}
 """Kind of work -> phase. The images are not augmented here, which is in PyTorch's favor."""
 
 
-def phases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the figures of the forward pass and of the steps from images, as far as they can be measured."""
-    figures = {"forward": forward(settings).measure(settings["seconds"])}
-    for name, phase in WORK.items():
-        figures[name] = train(settings | {"phase": phase}).measure(settings["seconds"])
-    return figures
+def measure_work(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and figures of the kinds of `work` in the settings: the forward pass, and steps from images."""
+    for name in settings["work"]:
+        trial = forward(settings) if name == "forward" else train(settings | {"phase": PHASES[name]})
+        yield name, trial.measure(settings["seconds"])
 
 
 def decode(settings: dict[str, Any]) -> Trial:
