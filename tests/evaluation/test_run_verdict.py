@@ -107,6 +107,19 @@ def test_run_verdict_overfitting_suggests_augmentation(workdir, augment, advice,
     assert next_step(workdir) == (advice, command)
 
 
+@pytest.mark.parametrize(
+    ("timings", "time"),  # 20 images have features; an epoch takes 1.5 s and 200 images
+    [({}, "."), ({"finetune: features": 0.1}, "."), ({"finetune: features": 6.0}, ": about 40 times as long.")],
+)
+def test_run_verdict_augmentation_costs_the_cached_layers(workdir, timings, time):
+    overfit(workdir, augment=False)
+    layers = json.loads((workdir / "layers.json").read_text())
+    (workdir / "layers.json").write_text(json.dumps([layers[0] | {"trained_in": []}, *layers]))
+    change(workdir / "summary.json", timings=timings)
+    expected = f"Augment the training images. Each step then runs the frozen layers, too{time}"
+    assert run_verdict(read_run(workdir)).advice == expected
+
+
 def test_run_verdict_command_replaces_settings_given_before(workdir):
     write_losses(workdir, [1.0, 0.8, 0.6])
     change(workdir / "summary.json", command="flaxtl train photos --config a.py --config.finetune.epochs=3 --workdir x")
