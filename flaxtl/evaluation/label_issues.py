@@ -52,8 +52,8 @@ def class_thresholds(predictions: Predictions) -> FloatArray:
 def find_label_issues(predictions: Predictions) -> LabelIssues:
     """Find images for which another class is more probable than the label and reaches its `class_thresholds` value.
 
-    If several classes do, the most probable one is suggested. Issues are sorted by the probability of the label, lowest
-    first: unlike the margin between the two probabilities, its logarithm does not saturate.
+    If several classes do, the most probable one is suggested. Issues are sorted by the probability of the suggested
+    class, highest first; equal ones by that of the label, lowest first, as its logarithm does not saturate.
     """
     probabilities, own = predictions.probabilities, _label_probabilities(predictions)[:, None]
     candidates = (probabilities > own) & (probabilities >= class_thresholds(predictions))
@@ -61,7 +61,7 @@ def find_label_issues(predictions: Predictions) -> LabelIssues:
     suggested = np.where(candidates[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]
     losses = cross_entropy(predictions.log_probabilities, predictions.labels)
-    order = np.argsort(-losses[rows], kind="stable")
+    order = np.lexsort((-losses[rows], -probability))
     return LabelIssues(rows[order], suggested[order], probability[order])
 
 

@@ -39,6 +39,15 @@ class ConfusionRow:
 
 
 @dataclass(frozen=True)
+class LabelIssueCount:
+    """`count` of `num_images` checked labels look wrong; below `label_issues.MIN_ACCURACY` the list is not reliable."""
+
+    count: int
+    num_images: int
+    are_reliable: bool
+
+
+@dataclass(frozen=True)
 class Results:
     """Results on the evaluated split: recalls in the order of the classes, the most frequent confusions first."""
 
@@ -58,15 +67,23 @@ def render_model_card(run: RunRecord) -> str:
         phases=run_summary.phase_rows(run),
         results=_results(run),
         calibration=run.calibration,
-        num_label_issues=len(label_issues.find_label_issues(run.calibrated_predictions).rows)
-        if run.calibrated_predictions is not None
-        else None,
+        label_issues=_label_issue_count(run),
+        min_accuracy=label_issues.MIN_ACCURACY,
         splits=run.manifest.splits,
         image_counts=Counter((example.label, example.split) for example in run.manifest.examples),
         split_totals=Counter(example.split for example in run.manifest.examples),
         weights_license=_weights_license(run),
         data_license=_data_license(run),
     )
+
+
+def _label_issue_count(run: RunRecord) -> LabelIssueCount | None:
+    """Return how many labels look wrong; None if there are no predictions yet."""
+    predictions = run.calibrated_predictions
+    if predictions is None:
+        return None
+    count = len(label_issues.find_label_issues(predictions).rows)
+    return LabelIssueCount(count, len(predictions), label_issues.are_reliable(predictions))
 
 
 def _arithmetic(run: RunRecord) -> str:

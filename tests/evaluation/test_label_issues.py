@@ -41,6 +41,19 @@ def test_find_label_issues_most_suspicious_first():
     assert issues.probability.tolist() == [0.75, 0.5]
 
 
+def test_find_label_issues_are_sorted_by_probability_then_by_label():
+    rows = [
+        (CAT, (0.25, 0.5, 0.25)),
+        (CAT, (0.125, 0.5, 0.375)),
+        (CAT, (0.375, 0.625, 0.0)),
+        (CAT, (1.0, 0.0, 0.0)),
+        (DOG, (0.5, 0.5, 0.0)),
+    ]
+    issues = label_issues.find_label_issues(make_predictions(*rows))
+    assert issues.probability.tolist() == [0.625, 0.5, 0.5]
+    assert issues.rows.tolist() == [2, 1, 0]
+
+
 def test_find_label_issues_below_threshold_not_suggested():
     confident_dog = (DOG, (0.0, 1.0, 0.0))
     assert label_issues.find_label_issues(make_predictions((CAT, (0.25, 0.75, 0.0)), confident_dog)).rows.tolist() == []
@@ -50,7 +63,7 @@ def test_find_label_issues_suggests_most_probable_candidate():
     rows = [(CAT, (0.125, 0.5, 0.375)), (DOG, (0.5, 0.5, 0.0)), (OWL, (0.75, 0.0, 0.25))]
     issues = label_issues.find_label_issues(make_predictions(*rows))
     # the cat: dog 0.5 >= 0.5 and owl 0.375 >= 0.25; the owl: cat 0.75 >= 0.125, but owl is more probable than cat above
-    assert (issues.rows.tolist(), issues.suggested.tolist()) == ([0, 2], [DOG, CAT])
+    assert (issues.rows.tolist(), issues.suggested.tolist()) == ([2, 0], [CAT, DOG])
 
 
 def test_find_label_issues_ignores_classes_below_threshold():

@@ -119,6 +119,11 @@ def test_card_counts_skipped_images_and_label_issues(workdir):
     predictions.write_predictions(workdir / "predictions.csv", stored)
     shown = card_after(workdir, "summary.json", skipped={"a.png": "empty", "b.png": "empty"})
     assert re.search(r"(?i)\blabels\b.*\b1 of 24\b.*\blabel_issues\.csv\b", shown)
+    assert "difficult images with a correct label" not in shown
+    stored.probabilities[:2] = (0.01, 0.97, 0.01, 0.01)  # validation images: 6 of 8 are correct
+    predictions.write_predictions(workdir / "predictions.csv", stored)
+    shown = card_after(workdir, "summary.json")
+    assert re.search(r"Fewer than 85.% of the validation images .* difficult images with a correct label", shown)
     assert re.search(r"(?m)^2 .*\bsummary\.json\b", shown)
 
 
