@@ -14,10 +14,10 @@ from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
 from flaxtl.errors import UserError, join_names
 
-_JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
+JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
 
 # Camera RAW files look like TIFF, but what Pillow would read from them is the small preview.
-_RAW_SUFFIXES = frozenset(
+RAW_SUFFIXES = frozenset(
     (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
 )
 
@@ -50,7 +50,7 @@ class FolderImages(NamedTuple):
 
 def is_visible(path: Path) -> bool:
     """Return whether a file or folder is neither hidden nor written by a file manager."""
-    return not path.name.startswith(".") and path.name.lower() not in _JUNK
+    return not path.name.startswith(".") and path.name.lower() not in JUNK
 
 
 def skip_reason(path: Path) -> str | None:
@@ -63,7 +63,7 @@ def skip_reason(path: Path) -> str | None:
         return None if path.is_file() or not path.exists() else "not a regular file"
     if not path.is_file():  # reading a named pipe would wait forever
         return "not a regular file"
-    if path.suffix.lower() in _RAW_SUFFIXES:
+    if path.suffix.lower() in RAW_SUFFIXES:
         return "a camera RAW image: convert it to JPEG or PNG"
     if command := _unpack_command(path):
         return f"an archive: unpack it with {command.split()[0]}"

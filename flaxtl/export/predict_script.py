@@ -1,4 +1,4 @@
-"""Classify images with the model in this folder: python predict.py IMAGE...
+"""Classify images with the model in this folder: python predict.py PATH..., for image files and folders of them.
 
 This file is standalone; copy and change it as you like. It needs numpy, Pillow and the runtime of the model file:
 onnxruntime for model.onnx, jax for model.stablehlo, flaxtl for model.safetensors; for HEIC photos of iPhones also
@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from PIL.ImageFile import ImageFile
 FOLDER = Path(__file__).parent
 TOP_K = 5  # classes printed for each image
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")  # Pillow's names
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+RAW_SUFFIXES = {  # of cameras: Pillow would read their preview
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
+}  # fmt: skip
+JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # written by file managers
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Model = Callable[[np.ndarray], np.ndarray]
@@ -30,14 +39,21 @@ Model = Callable[[np.ndarray], np.ndarray]
 def main(paths: Sequence[str], *, raw: bool = False) -> int:
     """Print the most probable classes of each image, `raw`: with uncalibrated probabilities.
 
-    Returns 2 if a package is missing or an image cannot be read, else 0.
+    Returns 2 if a package is missing, a folder has no images or an image cannot be read, else 0.
     """
     try:
         metadata, run_model, exit_code = read_metadata(), load_model(), 0
     except ImportError as error:
         print(f"predict.py needs {error.name}: pip install -r {FOLDER / 'requirements.txt'}", file=sys.stderr)
         return 2
-    for path in paths:
+    images: dict[Path, None] = {}
+    for path in map(Path, paths):
+        found = find_images(path) if path.is_dir() else [path]
+        images.update(dict.fromkeys(found))
+        if not found:
+            print(f"{path}: no images found", file=sys.stderr)
+            exit_code = 2
+    for path in images:
         try:
             image = load_image(path, metadata["resize"])
         except Exception as error:  # Pillow raises many types for invalid files
@@ -50,6 +66,40 @@ def main(paths: Sequence[str], *, raw: bool = False) -> int:
         top = np.argsort(-probabilities, kind="stable")[:TOP_K]
         print(f"{path}:", ", ".join(f"{metadata['classes'][index]} {probabilities[index]:.1%}" for index in top))
     return exit_code
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted; hidden files are left out."""
+    return sorted(_walk(folder, frozenset()))
+
+
+def _walk(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
+    """Yield the images below a folder; `outer` are the folders around it, to which links are not followed."""
+    inside = folder.resolve()
+    if inside in outer:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name.lower() in JUNK:
+            continue
+        if path.is_dir():
+            yield from _walk(path, outer | {inside})
+        elif _is_image(path):
+            yield path
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file has the suffix of an image; if it has another one, its content decides."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or suffix in RAW_SUFFIXES or not path.is_file():
+        return suffix in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            if _is_heic(file.read(32)):
+                return True
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Exception:  # Pillow raises many types for other files
+        return False
 
 
 def read_metadata() -> dict[str, Any]:
@@ -104,7 +154,7 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 
 def _read_rgb(content: bytes, bit_depth: int) -> Image.Image:
     """Return the upright RGB image of a file's content; `bit_depth` 0: 16-bit images use all 16."""
-    formats = _heic_formats() if _is_heic(content) else None
+    formats = _heic_formats() if _is_heic(content) else FORMATS
     with Image.open(BytesIO(content), formats=formats) as file:
         raw_mode = _raw_mode(file)
         file.load()
@@ -121,14 +171,14 @@ def _is_heic(content: bytes) -> bool:
     return content[4:8] == b"ftyp" and (b"hei" in brands or b"hev" in brands)
 
 
-def _heic_formats() -> list[str]:
+def _heic_formats() -> tuple[str, ...]:
     """Let Pillow read HEIC files; it returns them upright."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
         raise ValueError("HEIC, an iPhone format: pip install pillow-heif") from error
     register_heif_opener()
-    return ["HEIF"]
+    return ("HEIF",)
 
 
 def _without_metadata(png: bytes) -> bytes:
@@ -214,7 +264,7 @@ def _center_crop_box(size: tuple[int, int], resize: dict[str, Any]) -> tuple[flo
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=f"Print the {TOP_K} most probable classes of each image.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of images")
     parser.add_argument("--raw", action="store_true", help="probabilities as the model gives them, uncalibrated")
     options = parser.parse_args()
-    sys.exit(main(options.images, raw=options.raw))
+    sys.exit(main(options.paths, raw=options.raw))

@@ -44,7 +44,7 @@ def render_readme(metadata: ModelMetadata, name: str, *, has_model_card: bool) -
     form, height, width = metadata.file.partition(".")[2], metadata.resize.height, metadata.resize.width
     files = [
         (metadata.file, MODEL_FILES[form]),
-        ("predict.py", "classifies image files; a script to copy and change"),
+        ("predict.py", "classifies image files, and those in folders; a script to copy and change"),
         ("model.json", "classes, preprocessing, input size, calibration, versions, checksum"),
         (REQUIREMENTS_FILE, "packages that predict.py needs"),
     ]
@@ -61,7 +61,7 @@ It assigns one of these classes to every image, even if the image shows none of 
 
 ```bash
 pip install -r {REQUIREMENTS_FILE}
-python predict.py photo.jpg
+python predict.py photo.jpg folder/
 ```
 
 {_describe_confidence(metadata)}

@@ -234,6 +234,13 @@ def test_predict_script_unreadable_image_is_reported(exported, expected, tmp_pat
     assert result.stderr.startswith(f"{paths[0]}: ")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout.startswith(f"{paths[1]}: ")
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    shutil.copy(expected.paths[0], tmp_path / "photos")
+    folders = [tmp_path / "photos", tmp_path / "photos" / "empty"]
+    again = subprocess.run([*script, *folders], capture_output=True, text=True, check=False)
+    copy = tmp_path / "photos" / Path(expected.paths[0]).name
+    assert again.stdout == result.stdout.replace(expected.paths[0], str(copy))
+    assert (again.returncode, again.stderr) == (2, f"{folders[1]}: no images found\n")
     help_text = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
     assert re.match(r"usage: predict\.py \[-h\] \[--raw\] ([A-Z]+) \[\1 \.\.\.\]", help_text)
 

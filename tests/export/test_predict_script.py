@@ -10,11 +10,14 @@ import pytest
 from deep_images import chunk, save_png16, save_tiff
 from PIL import Image
 
-from flaxtl.data.decode import Resize, decode
+from flaxtl.data import file_listing
+from flaxtl.data.decode import EXTENSIONS, Resize, decode
+from flaxtl.data.image_file import FORMATS
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.calibration import apply_temperature
-from flaxtl.export.predict_script import calibrate, load_image
+from flaxtl.export import predict_script
+from flaxtl.export.predict_script import calibrate, find_images, load_image
 
 RESIZES = [
     Resize(24, 32),
@@ -109,6 +112,31 @@ def test_load_image_real_photos_match_decode(shared, resize):
     assert len(paths) >= 8
     for path in paths:
         np.testing.assert_array_equal(load_image(path, vars(resize)), decode(path, resize), err_msg=path.name)
+
+
+def test_find_images_finds_what_flaxtl_finds_in_the_same_order(tmp_path):
+    folder = tmp_path / "photos"
+    for inner in ("b", "b/c", "__MACOSX", ".hidden"):
+        (folder / inner).mkdir(parents=True)
+        random_image("RGB").save(folder / inner / "10.png")
+    for name in ("2.jpg", "10.JPG", "no_suffix", "b/other.txt"):
+        random_image("RGB").save(folder / name, "JPEG")
+    for name in ("notes.txt", "Thumbs.db", ".jpg", "raw.nef", "damaged.png"):
+        (folder / name).write_text("BM, but not an image")
+    (folder / "raw2.nef").write_bytes((folder / "2.jpg").read_bytes())
+    (folder / "b" / "loop").symlink_to(folder)
+    (folder / "missing.png").symlink_to(tmp_path / "nowhere")
+    found = find_images(folder)
+    assert found == file_listing.walk_images(folder).images
+    names = ["10.JPG", "2.jpg", "b/10.png", "b/c/10.png", "b/other.txt", "damaged.png", "missing.png", "no_suffix"]
+    assert [str(path.relative_to(folder)) for path in found] == names
+
+
+def test_image_kinds_are_those_of_flaxtl():
+    assert predict_script.SUFFIXES == EXTENSIONS
+    assert predict_script.FORMATS == FORMATS
+    assert predict_script.RAW_SUFFIXES == file_listing.RAW_SUFFIXES
+    assert predict_script.JUNK == file_listing.JUNK
 
 
 def test_calibrate_agrees_with_flaxtl():
