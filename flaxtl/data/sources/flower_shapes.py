@@ -90,18 +90,17 @@ class Canvas:
         """Draw petals [petals, along, across, 3] with colors [petals, along, 3], the farthest first."""
         turned = pose.turn(points)
         flat = pose.place(turned)
-        quads = np.stack([flat[:, :-1, :-1], flat[:, 1:, :-1], flat[:, 1:, 1:], flat[:, :-1, 1:]], axis=3)
-        tints = colors[:, :-1, None] * self._shading(turned)[..., None]
+        quads = np.stack([flat[:, :-1, :-1], flat[:, 1:, :-1], flat[:, 1:, 1:], flat[:, :-1, 1:]], axis=3) * self.side
+        tints = np.clip(colors[:, :-1, None] * self._shading(turned)[..., None], 0, 255).astype(np.int64)
         depth = turned[..., 2].mean(axis=(1, 2))
         nearness = turned[:, :-1, :-1, 2] + turned[:, 1:, 1:, 2]
         for petal in np.argsort(depth):
             rim = np.concatenate([flat[petal, :, 0], flat[petal, ::-1, -1]])
             self.line(rim, colors[petal].mean(axis=0) * 0.55, 0.025 * pose.radius, opacity=0.55)
             order = np.argsort(nearness[petal], axis=None)
-            for quad, tint in zip(
-                quads[petal].reshape(-1, 4, 2)[order], tints[petal].reshape(-1, 3)[order], strict=True
-            ):
-                self.polygon(quad, tint)
+            corners, fills = quads[petal].reshape(-1, 8)[order], tints[petal].reshape(-1, 3)[order]
+            for quad, fill in zip(corners.tolist(), fills.tolist(), strict=True):  # thousands in an image
+                self.solid.polygon(quad, fill=tuple(fill))
 
     def _shading(self, turned: Array) -> Array:
         """Return the brightness [petals, along - 1, across - 1] of each face; both sides of a petal are lit."""
