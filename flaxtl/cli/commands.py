@@ -242,7 +242,7 @@ def doctor(options: argparse.Namespace) -> None:
         raise UserError("Give the images to check once, as a path or --data=SOURCE: flaxtl doctor photos/")
     source = _source(sources[0])
     diagnosis = diagnose_source(source, options.near_duplicates, make_console(stderr=True))
-    make_console().print(*doctor_tables(diagnosis), sep="\n")
+    make_console().print(*doctor_tables(diagnosis, sources[0]), sep="\n")
     if options.json:
         _write(options.json, json.dumps(diagnosis.as_json(source), indent=1) + "\n")
     if options.html:

@@ -1,5 +1,6 @@
 """`flaxtl doctor`: check a dataset, and show the issues as tables on the console and as an HTML page."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,13 @@ def diagnose_source(source: str, near_duplicates: int, console: Console) -> Data
     return doctor.check_dataset(index, lambda title, total: progress_bar(console, title, total), near_duplicates)
 
 
-def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
-    """Yield tables of the images, of errors that stop training and of warnings, and a line with the result."""
+def doctor_tables(diagnosis: DatasetReport, source: str) -> Iterator[RenderableType]:
+    """Yield tables of the images, of errors that stop training and of warnings, and the result with the next command.
+
+    Args:
+      diagnosis: the result of `diagnose_source`.
+      source: the source as the user has written it.
+    """
     if diagnosis.classes:
         yield _image_table(diagnosis)
     for title, blocking in (("Errors that stop training", True), ("Warnings", False)):
@@ -83,6 +89,9 @@ def doctor_tables(diagnosis: DatasetReport) -> Iterator[RenderableType]:
         if rows:
             yield make_table(title, ("issue", "count", "examples, and what to do"), rows)
     yield Text(result_line(diagnosis))
+    if not diagnosis.num_blocking:
+        command = f"flaxtl train {printable(shlex.quote(source))}"
+        yield Text(f"Train on them: {command}", no_wrap=True, overflow="ignore")
 
 
 def result_line(diagnosis: DatasetReport) -> str:
