@@ -112,7 +112,7 @@ def test_find_problems_array_of_data_set_size_is_a_copy(prepared):
 def test_tpu_programs_pass_every_check(tmp_path):
     rows = tmp_path / "rows.jsonl"
     command = [sys.executable, TOOL, "v5e:2x2", "--config=flowers_vgg16:smoke", "--dtypes=bfloat16", f"--json={rows}"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3600)
     failed = {row["program"]: row["failed"] for row in map(json.loads, rows.read_text("utf-8").splitlines())}
     assert [problem for problems in failed.values() for problem in problems] == []
     # Three programs of each phase, and one for the features of each of two layers.
