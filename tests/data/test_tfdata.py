@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data import tfdata
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
@@ -22,6 +21,14 @@ from flaxtl.errors import UserError
 from flaxtl.parallel import devices
 
 pytestmark = pytest.mark.needs_tf
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow():
+    """Import TensorFlow for the tests here, not in every worker that collects them: it takes 4 s."""
+    global tfdata
+    from flaxtl.data import tfdata
+
 
 N, BATCH, STEPS = 22, 6, 9  # 54 examples: more than two epochs, and images twice in one batch
 LECTURE = AugmentConfig(rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True)

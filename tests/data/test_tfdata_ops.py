@@ -4,15 +4,22 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
-import tensorflow as tf
 from keras.src.legacy.preprocessing import image as keras_image
 
-from flaxtl.data import tfdata
 from flaxtl.data.augment import ops, randaugment
 from flaxtl.data.augment.config import FILLS, AugmentConfig, AugmentParams, example_keys, sample_params
-from flaxtl.data.tfdata import apply_params
 
 pytestmark = pytest.mark.needs_tf
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow():
+    """Import TensorFlow for the tests here, not in every worker that collects them: it takes 4 s."""
+    global tfdata, tf
+    import tensorflow as tf
+
+    from flaxtl.data import tfdata
+
 
 HEIGHT, WIDTH, BATCH = 33, 46, 24
 
@@ -80,7 +87,7 @@ def tensors(change):
 
 
 def ours(images, change, augmentation):
-    return apply_params(tf.constant(images), tensors(change), augmentation).numpy()
+    return tfdata.apply_params(tf.constant(images), tensors(change), augmentation).numpy()
 
 
 def only_warp(fill):

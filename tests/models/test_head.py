@@ -19,9 +19,18 @@ def model_with(**settings):
     return Classifier(VGG16, Head(num_classes=5, **settings))
 
 
-def init(model, features):
-    """Return new parameters of the head for features in place of VGG16's last pool."""
-    return jax.jit(partial(model.init, start="block5_pool"))(jax.random.key(0), features)["params"]
+def draw(model, features):
+    """Return random parameters of the head for features in place of VGG16's last pool."""
+    shapes = jax.eval_shape(partial(model.init, start="block5_pool"), jax.random.key(0), features)["params"]
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: 0.05 * random.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def run(model, tree, features, *taps):
+    """Return what the head computes from the features, in one program."""
+    return jax.jit(lambda tree, features: forward(model, tree, features, start="block5_pool", taps=taps))(
+        tree, features
+    )
 
 
 def layers(height=224, width=224, **settings):
@@ -69,8 +78,8 @@ def test_head_equals_keras_layers(pooling):
     """From 5x4 features: a 2x2 pool drops a row. Float32 sums of up to 640 products may differ in their order."""
     model = model_with(pooling=pooling, units=(7,))
     features = np.random.default_rng(0).uniform(0, 2, (3, 5, 4, 32)).astype(np.float32)
-    tree = init(model, features)
-    result = forward(model, tree, features, start="block5_pool", taps=("flatten",))
+    tree = draw(model, features)
+    result = run(model, tree, features, "flatten")
 
     pools = {
         "none": [],
@@ -115,7 +124,7 @@ def test_normalize_equals_keras_layer(normalize, params):
     tree = {"head": {"predictions": {"kernel": np.zeros((32, 5), np.float32), "bias": np.zeros(5, np.float32)}}}
     if params:
         tree["head"]["normalize"] = weights
-    result = forward(model_with(**settings), tree, features, start="block5_pool", taps=("flatten", "normalize"))
+    result = run(model_with(**settings), tree, features, "flatten", "normalize")
     norm = {
         "l2": keras.layers.UnitNormalization(),
         "layer_norm": keras.layers.LayerNormalization(center=False, scale=False),
@@ -145,13 +154,13 @@ def test_init_params_are_glorot_uniform_with_zero_bias():
 def test_dropout_zeroes_and_scales_in_train_mode_only():
     model = model_with(pooling="global_average", units=(1000,), dropout=0.4)
     features = np.ones((8, 1, 1, 4), np.float32)
-    tree = init(model, features)
+    tree = draw(model, features)
     tree["head"]["dense_1"] = {"kernel": np.zeros((4, 1000), np.float32), "bias": np.ones(1000, np.float32)}
 
     def dropped(key, train_layers=frozenset({"dense_1", "predictions"})):
         keys = None if key is None else jax.random.split(key, len(features))
         options = {"start": "block5_pool", "taps": ("dropout_1",), "train_layers": train_layers, "dropout_keys": keys}
-        return forward(model, tree, features, **options).taps["dropout_1"]
+        return jax.jit(lambda tree: forward(model, tree, features, **options).taps["dropout_1"])(tree)
 
     np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
     np.testing.assert_array_equal(dropped(jax.random.key(1), frozenset({"predictions"})), np.ones((8, 1000)))

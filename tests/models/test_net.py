@@ -61,8 +61,8 @@ X = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def vgg16():
-    """The first three blocks of VGG16 under a head."""
-    model = Classifier(VGG16, Head(3, "global_average"), output_layer="block3_pool")
+    """The first two blocks of VGG16 under a head."""
+    model = Classifier(VGG16, Head(3, "global_average"), output_layer="block2_pool")
     generator = np.random.default_rng(0)
     shapes = classifier.param_shapes(model, 32, 32)
     params = jax.tree.map(lambda shape: draw(generator, shape), shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -77,7 +77,7 @@ def draw(generator, shape):
 def test_stop_then_start_equals_the_whole_network(vgg16):
     """Layer by layer outside of jit, where each operation is computed separately, in the same way in both."""
     model, params, images = vgg16
-    cuts = ("block1_conv1", "block2_pool", "block3_conv2", "block3_pool")
+    cuts = ("block1_conv1", "block1_pool", "block2_conv1", "block2_pool")
     whole = forward(model, params, images, taps=cuts)
     assert np.ptp(whole.logits) > 0
     for layer in cuts:
@@ -127,32 +127,32 @@ def test_taps_return_outputs_by_name():
 
 def test_tap_that_does_not_run_is_an_error(vgg16):
     model, params, images = vgg16
-    with pytest.raises(UserError, match=r"'block3_pool'.*\bstop=block2_pool\b"):
-        forward(model, params, images, stop="block2_pool", taps=("block3_pool",))
-    features = forward(model, params, images, stop="block2_pool").output
-    with pytest.raises(UserError, match=r"'block1_pool'.*\bstart=block2_pool\b"):
-        forward(model, params, features, start="block2_pool", taps=("block1_pool",))
+    with pytest.raises(UserError, match=r"'block2_pool'.*\bstop=block1_pool\b"):
+        forward(model, params, images, stop="block1_pool", taps=("block2_pool",))
+    features = forward(model, params, images, stop="block1_pool").output
+    with pytest.raises(UserError, match=r"'block1_conv1'.*\bstart=block1_pool\b"):
+        forward(model, params, features, start="block1_pool", taps=("block1_conv1",))
 
 
 def test_start_above_stop_is_an_error(vgg16):
     model, params, images = vgg16
-    features = forward(model, params, images, stop="block3_pool").output
-    with pytest.raises(UserError, match=r"'block3_pool'.*\bstart=block3_pool\b.*\bstop=block2_pool\b"):
-        forward(model, params, features, start="block3_pool", stop="block2_pool")
+    features = forward(model, params, images, stop="block2_pool").output
+    with pytest.raises(UserError, match=r"'block2_pool'.*\bstart=block2_pool\b.*\bstop=block1_pool\b"):
+        forward(model, params, features, start="block2_pool", stop="block1_pool")
 
 
 def test_start_equal_to_stop_returns_the_input(vgg16):
     model, params, images = vgg16
-    features = forward(model, params, images, stop="block3_pool").output
-    same = forward(model, params, features, start="block3_pool", stop="block3_pool")
+    features = forward(model, params, images, stop="block2_pool").output
+    same = forward(model, params, features, start="block2_pool", stop="block2_pool")
     np.testing.assert_array_equal(same.output, features)
     assert same.logits is None
 
 
-@pytest.mark.parametrize("cut", [{"start": "block3_convv1"}, {"stop": "block3_convv1"}, {"taps": ("block3_convv1",)}])
+@pytest.mark.parametrize("cut", [{"start": "block2_convv1"}, {"stop": "block2_convv1"}, {"taps": ("block2_convv1",)}])
 def test_unknown_layer_suggests(vgg16, cut):
     model, params, images = vgg16
-    with pytest.raises(UserError, match=r"'block3_convv1'.*'block3_conv1'"):
+    with pytest.raises(UserError, match=r"'block2_convv1'.*'block2_conv1'"):
         jax.eval_shape(lambda: forward(model, params, images, **cut))
 
 
@@ -170,13 +170,13 @@ def test_perturbation_is_tapped_and_passed_on():
 def test_gradient_of_perturbation_is_that_of_the_layer(vgg16):
     """Outside of jit, operation by operation, so bit for bit."""
     model, params, images = vgg16
-    features = forward(model, params, images, stop="block3_conv3").output
+    features = forward(model, params, images, stop="block2_conv2").output
 
     def from_there(features):
-        return forward(model, params, features, start="block3_conv3").logits[:, 0].sum()
+        return forward(model, params, features, start="block2_conv2").logits[:, 0].sum()
 
     def with_added(zeros):
-        return forward(model, params, images, perturbations={"block3_conv3": zeros}).logits[:, 0].sum()
+        return forward(model, params, images, perturbations={"block2_conv2": zeros}).logits[:, 0].sum()
 
     found = jax.grad(with_added)(np.zeros_like(features))
     np.testing.assert_array_equal(found, jax.grad(from_there)(features))
@@ -185,8 +185,8 @@ def test_gradient_of_perturbation_is_that_of_the_layer(vgg16):
 
 def test_perturbation_of_unknown_layer_suggests(vgg16):
     model, params, images = vgg16
-    with pytest.raises(UserError, match=r"'block3_con3'.*'block3_conv3'"):
-        forward(model, params, images, perturbations={"block3_con3": np.zeros(())})
+    with pytest.raises(UserError, match=r"'block2_con2'.*'block2_conv2'"):
+        forward(model, params, images, perturbations={"block2_con2": np.zeros(())})
 
 
 def test_duplicate_layer_name_is_an_error():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from itertools import pairwise
 
 import jax
@@ -194,6 +195,15 @@ def run(folder, tmp_path_factory):
     return trainer.train(settings, tmp_path_factory.mktemp("runs") / "run", tiny_run.quiet(), "flaxtl train")
 
 
+@pytest.fixture(scope="module")
+def written(folder, tmp_path_factory):
+    """The directory of a run with only the first phase; its parameters are drawn, and the same before and after."""
+    workdir = tiny_run.untrained(folder, tmp_path_factory.mktemp("runs") / "written", phases=("frozen",))
+    phases = workdir / "checkpoints" / "phases"
+    shutil.copytree(phases / "1", phases / "0")
+    return workdir
+
+
 def test_load_phase_start_first_phase_has_initial_params(folder, tmp_path):
     config = tiny_run.config(folder)
     start = load_phase_start(config, tmp_path / "new", None, tiny_run.quiet())
@@ -232,9 +242,9 @@ def test_load_phase_start_untrained_earlier_phase_is_rejected(folder, tmp_path):
         ({"frozen": {"epochs": 3}, "feature_cache": {"dir": "elsewhere"}}, "frozen", None),
     ],
 )
-def test_load_phase_start_other_config_is_rejected(folder, run, changes, phase, facts):
+def test_load_phase_start_other_config_is_rejected(folder, written, changes, phase, facts):
     """The settings of the tested phase and of later ones may differ."""
-    config, workdir = tiny_run.config(folder, **changes), run.setup.workdir
+    config, workdir = tiny_run.config(folder, **changes), written
     if facts is None:
         assert load_phase_start(config, workdir, phase, tiny_run.quiet()).phase.name == phase
     else:

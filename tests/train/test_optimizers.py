@@ -33,11 +33,11 @@ def test_nadam_matches_keras(weight_decay):
     reference.build(list(theirs.values()))
     make = optimizers.optimizer_factory(NADAM | {"weight_decay": weight_decay})
     transformation = make(optax.constant_schedule(1e-3))
-    state = transformation.init(ours)
+    state, update = transformation.init(ours), jax.jit(transformation.update)
     for step in range(1, 21):
         gradients = random(step)
         reference.apply([gradients[path] for path in theirs])
-        updates, state = transformation.update(gradients, state, ours)
+        updates, state = update(gradients, state, ours)
         ours = optax.apply_updates(ours, updates)
         for path, variable in theirs.items():
             # 1 - 0.99 in float32 is off by 2**-24 / 0.01 = 6e-6 of itself; half of that under the root, of a step of
@@ -92,11 +92,11 @@ def test_make_optimizer_frozen_group_has_no_update_and_no_state():
     shapes = {"head/out/kernel": (5, 3), "backbone/conv/kernel": (7, 11)}
     parameters = random(0, shapes)
     transformation = optimizers.phase_optimizer(NADAM, two_groups(0.0), "constant", 10, 0)
-    state = transformation.init(parameters)
+    state, update = transformation.init(parameters), jax.jit(transformation.update)
     assert (7, 11) not in {leaf.shape for leaf in jax.tree.leaves(state)}
     assert not jax.tree.leaves(state.inner_states["<frozen>"])
     for step in range(1, 4):
-        updates, state = transformation.update(random(step, shapes), state, parameters)
+        updates, state = update(random(step, shapes), state, parameters)
         assert np.array_equal(updates["backbone/conv/kernel"], np.zeros((7, 11)))
         assert np.all(np.asarray(updates["head/out/kernel"]) != 0)
 
@@ -133,9 +133,10 @@ def test_make_optimizer_lr_scales_change_updates_not_state():
         optimizers.phase_optimizer(NADAM, ParamGroups(groups, rates, given), "cosine", 10, 0) for given in ({}, factors)
     )
     one, other = plain.init(parameters), scaled.init(parameters)
+    update_plain, update_scaled = jax.jit(plain.update), jax.jit(scaled.update)
     for step in range(1, 4):
-        expected, one = plain.update(random(step, shapes), one, parameters)
-        found, other = scaled.update(random(step, shapes), other, parameters)
+        expected, one = update_plain(random(step, shapes), one, parameters)
+        found, other = update_scaled(random(step, shapes), other, parameters)
         assert all(np.array_equal(found[path], factors[path] * expected[path]) for path in shapes)
         assert not np.any(found["backbone/stem/kernel"])
     assert jax.tree.structure(one) == jax.tree.structure(other)
@@ -197,7 +198,7 @@ def test_optimizer_factory_every_name_updates_params(name):
     parameters, gradients = random(0), random(1)
     split = ParamGroups(dict.fromkeys(SHAPES, "head"), {"head": 1e-2})
     transformation = optimizers.phase_optimizer({"name": name}, split, "constant", 10, 0)
-    updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
+    updates, _ = jax.jit(transformation.update)(gradients, transformation.init(parameters), parameters)
     assert all(np.any(np.asarray(update) != 0) for update in updates.values())
 
 
@@ -216,7 +217,7 @@ def test_weight_decay_applies_to_trained_kernels_only(name):
         {"name": name, "weight_decay": 0.5}, ParamGroups(groups, {"head": 0.1, "frozen": 0.0}), "constant", 10, 0
     )
     nothing = {path: jnp.zeros(shape) for path, shape in shapes.items()}
-    updates, _ = transformation.update(nothing, transformation.init(parameters), parameters)
+    updates, _ = jax.jit(transformation.update)(nothing, transformation.init(parameters), parameters)
     moved = sorted(path for path, update in updates.items() if np.any(np.asarray(update) != 0))
     assert moved == ["head/out/kernel"]
 
@@ -243,12 +244,13 @@ def test_layer_decay_scales_fall_from_the_head_down():
 @pytest.mark.parametrize(
     ("name", "num_blocks"),
     [
-        ("efficientnet_b0", 17),  # the stem and 16 MBConv blocks
+        pytest.param("efficientnet_b0", 17, marks=pytest.mark.slow),  # the stem and 16 MBConv blocks
         ("resnet50", 17),  # the stem and 3 + 4 + 6 + 3
         ("vit_tiny_patch16_224", 13),  # the embeddings and 12 encoder blocks
-        ("convnext_tiny", 19),  # the stem and 3 + 3 + 9 + 3; downsampling belongs to the block before it
+        # the stem and 3 + 3 + 9 + 3; downsampling belongs to the block before it
+        pytest.param("convnext_tiny", 19, marks=pytest.mark.slow),
         ("mobilenet", 14),  # the stem and 13
-        ("inception_v3", 12),  # the stem and mixed0 to mixed10
+        pytest.param("inception_v3", 12, marks=pytest.mark.slow),  # the stem and mixed0 to mixed10
     ],
 )
 def test_layer_decay_scales_of_a_network_count_its_blocks(name, num_blocks):

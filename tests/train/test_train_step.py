@@ -114,18 +114,16 @@ def test_train_step_dropout_depends_on_seed_and_step_only(world):
 
 def test_train_step_augmentation_depends_on_seed_epoch_and_image(world):
     augmented = {"augmentation": world.setup.augmentation}
-    step, (state, frozen) = world.step(world.finetune, **augmented), world.start(world.finetune)
+    step = world.step(world.finetune, **augmented)
     indices = np.array([0, 1, 2, 3], np.int32)
 
-    def loss(passes, step=step):
-        fresh = jax.tree.map(jnp.copy, state)
+    def loss(passes):
         given = IndexBatch(world.images.data, indices, np.array(passes, np.int32))
-        return float(step(fresh, frozen, given).metrics.loss)
+        return float(step(*world.start(world.finetune), given).metrics.loss)
 
     first = loss([0, 0, 0, 0])
     assert loss([0, 0, 0, 0]) == first
-    assert loss([0, 0, 0, 1]) != first
-    assert loss([0, 0, 0, 0], world.step(world.finetune)) != first
+    assert loss([0, 0, 0, 1]) != first  # dropout is that of the step: only augmentation knows the pass
 
 
 def test_train_step_keeps_caller_arrays_valid(world):
@@ -138,7 +136,7 @@ def test_train_step_keeps_caller_arrays_valid(world):
     assert param_digests(world.parameters) == before
 
 
-@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4)), 5])
 def test_evaluate_padded_batches_counts_each_example_once(world, n):
     data = DeviceLoader(DeviceDataset(world.features.data.inputs[:n], world.features.data.labels[:n]))
     step = eval_steps.make_eval_step(
@@ -146,7 +144,10 @@ def test_evaluate_padded_batches_counts_each_example_once(world, n):
     )
     probabilities, log_softmax, measures = evaluate(step, world.parameters, data, batch_size=4)
     images = world.images.data.inputs[:n]
-    direct = jax.nn.softmax(forward_logits(world.setup.model_info.model, unflatten_params(world.parameters), images))
+    model = world.setup.model_info.model
+    direct = jax.jit(lambda params: jax.nn.softmax(forward_logits(model, params, images)))(
+        unflatten_params(world.parameters)
+    )
     labels = np.asarray(data.data.labels)
     # Logits up to 30 are rounded to 2e-6, and a probability moves by at most a quarter of that: measured 5e-7.
     np.testing.assert_allclose(probabilities, direct, rtol=0, atol=2e-6)
@@ -165,22 +166,19 @@ def test_evaluate_padded_batches_counts_each_example_once(world, n):
 
 def test_train_step_on_host_batch_equals_step_on_index_batch(world):
     order = EpochSampler(3, 4, len(world.images))
-    step = world.step(world.finetune, feed=HostLoader(None, None, world.setup.mesh))
-    state, frozen = world.start(world.finetune)
+    step = world.step(world.frozen, feed=HostLoader(None, None, world.setup.mesh))
+    state, frozen = world.start(world.frozen)
     for number in range(3):
         batch, data = order.batch(number), world.images.data
         inputs, labels = (np.asarray(part)[batch.indices] for part in (data.inputs, data.labels))
         state = step(state, frozen, HostBatch(inputs, labels, batch.indices, batch.epochs))
-    _, picked = world.losses(world.finetune, world.images)
+    _, picked = world.losses(world.frozen, world.images)
     assert param_digests(state.params) == param_digests(picked.params)
     assert float(state.metrics.loss) == float(picked.metrics.loss)
 
 
 def test_train_step_class_weights_change_gradients_not_metrics(world):
-    plain, even = world.losses(world.frozen, world.features, start_layer=CUT)
-    ones, same = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(1.0, 1.0, 1.0))
-    assert param_digests(even.params) == param_digests(same.params)
-    assert plain == ones
+    plain, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     weighed, other = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(0.0, 0.0, 5.0))
     assert weighed[0] == plain[0]  # before the first update the totals are of the same network
     assert weighed[1] != plain[1]
@@ -189,12 +187,19 @@ def test_train_step_class_weights_change_gradients_not_metrics(world):
     assert np.sign(np.asarray(other.params[bias] - world.parameters[bias])).tolist() == [-1, -1, 1]
 
 
+@pytest.mark.slow
+def test_train_step_class_weights_of_one_change_nothing(world):
+    plain, even = world.losses(world.frozen, world.features, start_layer=CUT)
+    ones, same = world.losses(world.frozen, world.features, start_layer=CUT, class_weights=(1.0, 1.0, 1.0))
+    assert param_digests(even.params) == param_digests(same.params)
+    assert plain == ones
+
+
 def test_train_step_label_smoothing_changes_gradients_not_metrics(world):
     plain, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     smoothed, _ = world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.5)
     assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
     assert smoothed[1] != plain[1]
-    assert world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.0)[0] == plain
 
 
 def test_weighted_losses_mixed_images_use_both_labels(world):
@@ -347,7 +352,7 @@ def test_ema_update_matches_keras():
 
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, activation="softmax")])
     rate = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=EMA_DECAY)
-    model.compile(rate, loss="sparse_categorical_crossentropy", jit_compile=False)
+    model.compile(rate, loss="sparse_categorical_crossentropy")
     random, paths = np.random.default_rng(0), list(DENSE_SHAPES)
     average, after = dict.fromkeys(paths, jnp.zeros(())), jax.jit(Ema(EMA_DECAY, first_step=20).update)
     for step in range(20, 30):

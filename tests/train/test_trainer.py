@@ -214,8 +214,9 @@ def test_train_other_config_is_rejected(whole, folder):
 def test_train_early_stopping_keeps_best_params_and_step_numbers(folder, tmp_path):
     # The rate is too low to change a prediction: the first epoch stays the best. On CPU, saved buffers are not donated;
     # without checkpoints, best parameters that share the state's buffers would be lost.
-    frozen = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy", "epochs": 5, "patience": 2}
-    settings = {"frozen": frozen, "finetune": {"epochs": 1}}
+    slow = {"lr": tiny_run.FROZEN | {"head": 1e-9}, "monitor": "validation_accuracy"}
+    frozen = slow | {"epochs": 5, "patience": 2}
+    settings = {"frozen": frozen, "finetune": slow | {"epochs": 1, "augment": False}}  # the same step, compiled once
     stopped = train(tiny_run.config(folder, **settings), tmp_path / "stopped")
     one_epoch = train(tiny_run.config(folder, frozen=frozen | {"epochs": 1}, phases=("frozen",)), tmp_path / "one")
     epochs, phases = tiny_run.results(tmp_path / "stopped")
@@ -270,7 +271,7 @@ def test_train_results_do_not_depend_on_the_loader(folder, tmp_path):
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("loader", ["decoded", pytest.param("tfdata", marks=pytest.mark.needs_tf)])
+@pytest.mark.parametrize("loader", ["decoded", pytest.param("tfdata", marks=[pytest.mark.needs_tf, pytest.mark.slow])])
 def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monkeypatch, loader):
     images = shutil.copytree(folder, tmp_path / "images")
     damaged = images / "red" / "0.png"

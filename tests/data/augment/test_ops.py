@@ -201,9 +201,15 @@ def test_warp_index_and_weight_are_consistent():
     matrices = drawn(some_keys(8), LECTURE, 40, 30).matrix
     together = jax.jit(jax.vmap(warp))(images, matrices)
     in_turn = jax.jit(lambda *batch: jax.lax.map(lambda one: warp(*one), batch))(images, matrices)
-    by_steps = jax.vmap(warp)(images, matrices)
     # only the blend may be contracted: two float32 roundings of at most 255
     np.testing.assert_allclose(in_turn, together, rtol=0, atol=255 * 2.0**-22)
+
+
+@pytest.mark.slow
+def test_warp_step_by_step_equals_one_program():
+    """Outside of jit each operation is a program: fifty of them."""
+    images, matrices = noise(40, 30, (2,)), drawn(some_keys(8), LECTURE, 40, 30).matrix[:2]
+    by_steps, together = jax.vmap(warp)(images, matrices), jax.jit(jax.vmap(warp))(images, matrices)
     np.testing.assert_allclose(by_steps, together, rtol=0, atol=255 * 2.0**-22)
 
 
