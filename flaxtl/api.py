@@ -198,7 +198,7 @@ class RunResult:
         headline = run_summary.headline(self.record)
         if headline is None:
             return f"{self.workdir}: no phase has finished yet"
-        accuracy = templating.format_percent(headline.accuracy)
+        accuracy = headline.rounded_accuracy
         images = f"{templating.format_count(headline.num_images)} images"
         where = self.report_path if self.report_path.is_file() else "no report yet"
         return f"{self.workdir}: {headline.split} accuracy {accuracy} ({images}); {where}"

@@ -149,19 +149,6 @@ def typical_correct(probabilities: npt.NDArray[np.floating], labels: IntArray, l
     return rows[:limit]
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of an accuracy of `correct` out of `n`; (0, 1) for n = 0.
-
-    Unlike p ± 1.96 s it stays inside [0, 1] and holds for small n and for accuracies near 1.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    from scipy.stats import binomtest  # slow to import; training does not need it
-
-    low, high = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
-
-
 def binomial_test(correct: int, n: int, accuracy: float) -> float:
     """Return the one-sided p-value of at most `correct` of n > 0 images if each is correct with p = `accuracy`."""
     from scipy.stats import binomtest  # slow to import; training does not need it

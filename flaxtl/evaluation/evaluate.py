@@ -35,7 +35,6 @@ from flaxtl.evaluation.tta import (
     describe_gain,
     make_tta,
 )
-from flaxtl.evaluation.verdicts import rounded_interval, rounded_percent
 from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import processes
 from flaxtl.train import eval_steps, run_dir
@@ -43,6 +42,7 @@ from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData, decode_examples, remove_intermediate_files
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.phases import Phase
+from flaxtl.train.rounding import rounded_accuracy, rounded_interval, rounded_percent
 from flaxtl.train.run_records import Count, Fraction, Record, SplitMetrics, TemperatureFit, load_json
 from flaxtl.train.setup import RunSetup
 from flaxtl.train.trainer import TrainResult
@@ -135,7 +135,8 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
                 metrics = evaluations["test"].metrics
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=SplitMetrics(**metrics._asdict()))
                 if phase is not setup.phases[-1]:  # the summary at the end has the accuracy of the last phase
-                    message(console, f"{phase.name}: test accuracy {metrics.accuracy:.2%} on {metrics.n} images")
+                    accuracy = rounded_accuracy(metrics.accuracy, metrics.n)
+                    message(console, f"{phase.name}: test accuracy {accuracy} on {metrics.n:,} images")
     return {split: evaluations[split] for split in setup.manifest.splits if split in evaluations}, params
 
 

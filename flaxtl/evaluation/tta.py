@@ -19,6 +19,7 @@ from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.train import eval_steps
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.metrics import Metrics
+from flaxtl.train.rounding import rounded_accuracy
 from flaxtl.train.run_records import Count, Fraction, Record
 from flaxtl.train.setup import RunSetup
 
@@ -139,7 +140,8 @@ def compare_evaluations(labels: Labels, plain: Evaluation, averaged: Evaluation)
 def describe_gain(plain: Metrics, averaged: Metrics, gain: TtaGain) -> str:
     """Return the effect of TTA as one line for the console."""
     return (
-        f"Test-time augmentation: accuracy {100 * plain.accuracy:.2f} % -> {100 * averaged.accuracy:.2f} %; "
+        f"Test-time augmentation: accuracy {rounded_accuracy(plain.accuracy, plain.n)} -> "
+        f"{rounded_accuracy(averaged.accuracy, averaged.n)}; "
         f"{gain.became_right} of {averaged.n} predictions corrected, {gain.became_wrong} made wrong "
         f"(McNemar p = {gain.p:.2g})"
     )

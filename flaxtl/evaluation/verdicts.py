@@ -1,6 +1,6 @@
 """What the figures of a run mean, in plain sentences: for the end of a run, its report, and comparisons of runs.
 
-Figures are rounded to what the number of images supports; see `percent_digits`.
+Figures are rounded to what the number of images supports; see `train.rounding`.
 """
 
 import math
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import CountArray
+from flaxtl.train.rounding import rounded_interval, rounded_percent, wilson_interval
 from flaxtl.train.run_records import SplitMetrics
 
 SIGNIFICANT = 0.05
@@ -21,32 +22,6 @@ MIN_GAP = 0.05
 
 MIN_LOSS_CHANGE = 0.05
 """Smallest relative change of a validation loss that counts as falling or rising; smaller ones are noise."""
-
-
-def percent_digits(correct: int, n: int) -> int:
-    """Return the number of decimals that an accuracy of `correct` out of `n` is written with, in percent.
-
-    The half width h of its 95 % interval decides, as for any measured quantity (Particle Data Group, "Review of
-    Particle Physics", section "Rounding"): h in (0.355, 3.55] points supports one decimal, a larger one none. Below
-    100 images a decimal is never shown, because one image is more than one percent.
-    """
-    low, high = classification.wilson_interval(correct, n)
-    half_width = 50 * (high - low)
-    if n < 100 or half_width > 3.55:
-        return 0
-    return 1 if half_width > 0.355 else 2
-
-
-def rounded_percent(correct: int, n: int) -> str:
-    """Return an accuracy as text, such as '67 %' for 40 of 60."""
-    return _percent(correct / n, percent_digits(correct, n))
-
-
-def rounded_interval(correct: int, n: int) -> str:
-    """Return the 95 % Wilson interval of an accuracy as text, such as '54 to 77 %' for 40 of 60."""
-    digits = percent_digits(correct, n)
-    low, high = classification.wilson_interval(correct, n)
-    return f"{100 * low:.{digits}f} to {_percent(high, digits)}"
 
 
 def describe_accuracy(split: str, correct: int, n: int) -> str:
@@ -63,7 +38,7 @@ def describe_few_images(split: str, correct: int, n: int) -> str:
     The number is that of a normal interval of ± MAX_HALF_WIDTH at the accuracy of Agresti and Coull (1998), which is
     never 0 or 1, rounded up to two digits.
     """
-    low, high = classification.wilson_interval(correct, n)
+    low, high = wilson_interval(correct, n)
     if high - low <= 2 * MAX_HALF_WIDTH:
         return ""
     share = (correct + 2) / (n + 4)
@@ -80,7 +55,7 @@ def describe_guessing(split: str, matrix: CountArray, classes: Sequence[str]) ->
     """Return a warning if the model may be no better than predicting the largest class for every image; else ''."""
     n, largest = int(matrix.sum()), int(matrix.sum(axis=1).argmax())
     support, correct = int(matrix[largest].sum()), int(matrix.trace())
-    if classification.wilson_interval(correct, n)[0] > support / n:
+    if wilson_interval(correct, n)[0] > support / n:
         return ""
     return (
         f"No better than guessing: predicting {classes[largest]} for every image would be correct for "
@@ -97,7 +72,7 @@ def describe_overfitting(phase: str, train: SplitMetrics, validation: SplitMetri
     if train.accuracy is None or validation.accuracy is None or not validation.n or not train.n:
         return ""
     correct = round(validation.accuracy * validation.n)
-    _, high = classification.wilson_interval(correct, validation.n)
+    _, high = wilson_interval(correct, validation.n)
     if train.accuracy < max(validation.accuracy + MIN_GAP, high):
         return ""
     return (
@@ -181,10 +156,6 @@ def format_p(p_value: float) -> str:
     if p_value < 0.001:
         return "p < 0.001"
     return f"p = {p_value:.{1 if p_value >= 0.1 else 2}g}"
-
-
-def _percent(share: float, digits: int) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def _two_digits(value: float) -> str:

@@ -13,6 +13,7 @@ from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import run_summary
 from flaxtl.report.templating import format_count, format_percent, load_template
+from flaxtl.train.rounding import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ComparedRun:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the accuracy."""
-        return classification.wilson_interval(self.num_correct, self.num_images)
+        return wilson_interval(self.num_correct, self.num_images)
 
     @property
     def p_value(self) -> float:

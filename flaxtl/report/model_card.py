@@ -13,6 +13,7 @@ from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.models import registry
 from flaxtl.report import run_summary
 from flaxtl.report.templating import load_template, markdown_code, markdown_text
+from flaxtl.train.rounding import wilson_interval
 
 MAX_CONFUSIONS = 10
 UNKNOWN_LICENSE = "unknown; ask the provider"
@@ -102,7 +103,7 @@ def _results(run: RunRecord) -> Results | None:
     return Results(
         balanced_accuracy=classification.balanced_accuracy(matrix),
         recalls=[
-            ClassRecall(name, correct, total, classification.wilson_interval(correct, total))
+            ClassRecall(name, correct, total, wilson_interval(correct, total))
             for name, correct, total in zip(classes, num_correct, num_images, strict=True)
         ],
         confusions=[

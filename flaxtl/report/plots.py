@@ -23,9 +23,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from flaxtl.console import printable
-from flaxtl.evaluation import classification, verdicts
+from flaxtl.evaluation import classification
 from flaxtl.evaluation.calibration import NUM_BINS, ReliabilityDiagram, RiskCoverage
 from flaxtl.report.templating import format_lr, round_lr
+from flaxtl.train.rounding import rounded_percent, wilson_interval
 
 # Placeholders that matplotlib accepts. Each is replaced by a color of the page in the finished SVG.
 INK, ACCENT = "#010203", "#040506"
@@ -106,7 +107,7 @@ def plot_confusion(matrix: classification.CountArray, classes: Sequence[str]) ->
     title = "No images"
     if num_images:
         plural = "s" if num_errors != 1 else ""
-        accuracy = verdicts.rounded_percent(num_correct, num_images)
+        accuracy = rounded_percent(num_correct, num_images)
         title = f"Accuracy {accuracy}, {num_errors:,} error{plural} in {num_images:,}"
     shown = classification.classes_with_most_errors(matrix, MAX_CONFUSION_CLASSES)
     n = len(shown)
@@ -141,7 +142,7 @@ def plot_reliability(before: ReliabilityDiagram, after: ReliabilityDiagram | Non
         upper.bar(left_edges[filled], before.accuracy[filled], color=ACCENT, alpha=0.45, label="uncalibrated", **bars)
         for center, count, accuracy in zip(centers, before.count, before.accuracy, strict=True):
             if count:
-                interval = classification.wilson_interval(round(count * accuracy), int(count))
+                interval = wilson_interval(round(count * accuracy), int(count))
                 upper.plot([center, center], interval, color=INK, alpha=0.3, linewidth=1)
         if after is not None:
             style: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "clip_on": False}

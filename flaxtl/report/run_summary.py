@@ -11,11 +11,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from flaxtl.evaluation import classification, verdicts
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.report import plots
 from flaxtl.report.templating import format_count, format_duration, format_points, format_rounded, percent_digits
+from flaxtl.train import rounding
 from flaxtl.train.run_records import SplitMetrics
 
 SPLITS = ("train", "validation", "test")
@@ -37,17 +37,17 @@ class Headline:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the accuracy."""
-        return classification.wilson_interval(self.num_correct, self.num_images)
+        return rounding.wilson_interval(self.num_correct, self.num_images)
 
     @property
     def rounded_accuracy(self) -> str:
         """The accuracy with the digits that the number of images supports, such as '81 %'."""
-        return verdicts.rounded_percent(self.num_correct, self.num_images)
+        return rounding.rounded_percent(self.num_correct, self.num_images)
 
     @property
     def rounded_interval(self) -> str:
         """The interval with as many digits, such as '57 to 93 %'."""
-        return verdicts.rounded_interval(self.num_correct, self.num_images)
+        return rounding.rounded_interval(self.num_correct, self.num_images)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from flaxtl import console
 from flaxtl.console import printable
-from flaxtl.evaluation import verdicts
+from flaxtl.train import rounding
 from flaxtl.train.run_records import SplitMetrics
 
 
@@ -61,7 +61,7 @@ def format_rounded(metrics: SplitMetrics | None) -> str:
 
 def percent_digits(metrics: SplitMetrics) -> int:
     """Number of decimals of an accuracy that the number of its images supports."""
-    return verdicts.percent_digits(round((metrics.accuracy or 0) * metrics.n), metrics.n)
+    return rounding.percent_digits(round((metrics.accuracy or 0) * metrics.n), metrics.n)
 
 
 def format_units(text: str) -> str:

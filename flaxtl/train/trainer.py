@@ -30,6 +30,7 @@ from flaxtl.train.feature_cache import ProgressFn, param_digests
 from flaxtl.train.logger import MetricLogger, param_group_table
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase
+from flaxtl.train.rounding import rounded_accuracy
 from flaxtl.train.run_records import RunSummary, SplitMetrics, WeightsSource
 from flaxtl.train.setup import RunSetup, build_manifest, build_setup
 from flaxtl.train.signals import StopSignal
@@ -314,7 +315,8 @@ def _summarize_phase(
         ),
     )
     logger.info(
-        f"{phase.name}: validation accuracy {kept.validation_accuracy:.2%} ({num_validation} images). "
+        f"{phase.name}: validation accuracy {rounded_accuracy(kept.validation_accuracy, num_validation)} "
+        f"({num_validation:,} images). "
         f"{num_verified} frozen weight arrays verified unchanged."
     )
 

@@ -31,6 +31,7 @@ from flaxtl.data.split_writer import write_folds
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained.backbone import load_backbone
+from flaxtl.train.rounding import rounded_accuracy
 from flaxtl.train.run_dir import run_dir_lock
 from flaxtl.train.setup import build_manifest, build_setup, check_config
 from flaxtl.train.signals import GRACE_SECONDS, SIGNALS, StopRequested, StopSignal, exit_code
@@ -193,7 +194,8 @@ class Sweep:
         if outcome is None:
             fileio.atomic_write_text(failure_file, failure or "it ended without a result")
         else:
-            self._notify(f"{run.name}: validation accuracy {outcome.accuracy:.2%} in {outcome.seconds:.1f} s")
+            accuracy = rounded_accuracy(outcome.accuracy, outcome.num_images)
+            self._notify(f"{run.name}: validation accuracy {accuracy} in {outcome.seconds:.1f} s")
 
     def _train_arguments(self, run: SweepRun) -> list[str]:
         own_overrides = [

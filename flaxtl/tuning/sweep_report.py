@@ -13,6 +13,7 @@ from flaxtl.console import MAX_ROWS, make_table, truncate_rows
 from flaxtl.fileio import atomic_write
 from flaxtl.report.plots import MetricLine, plot_metric_vs_setting
 from flaxtl.report.templating import format_count, format_duration, load_template
+from flaxtl.train.rounding import percent_digits
 from flaxtl.tuning.sweep_grid import format_value
 from flaxtl.tuning.sweep_results import RUNS, MeanStd, SweepPoint, SweepResults
 
@@ -85,11 +86,12 @@ def table_cells(results: SweepResults, point: SweepPoint) -> list[str]:
 
 
 def format_accuracy(accuracy: MeanStd | None) -> str:
-    """Format as 87.20 %, or 87.20 % ± 0.53 if there is a standard deviation; '' for None."""
+    """Format as 87.2 %, or 87.2 % ± 0.5 if there is a standard deviation, as `rounding` does; '' for None."""
     if accuracy is None:
         return ""
-    std = "" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}"
-    return f"{100 * accuracy.mean:.2f} %{std}"
+    digits = percent_digits(round(accuracy.mean * accuracy.num_images), accuracy.num_images)
+    std = "" if accuracy.std is None else f" ± {100 * accuracy.std:.{digits}f}"
+    return f"{100 * accuracy.mean:.{digits}f} %{std}"
 
 
 def _format_loss(loss: MeanStd | None) -> str:

@@ -24,11 +24,15 @@ RUNS, LOGS, TESTS = "runs", "logs", "test"
 
 
 class MeanStd(NamedTuple):
-    """Mean and sample standard deviation of `n` values; `std` is None if there is only one."""
+    """Mean and sample standard deviation of `n` values; `std` is None if there is only one.
+
+    `num_images` is the number of different images that an accuracy was measured on, over all folds.
+    """
 
     mean: float
     std: float | None
     n: int
+    num_images: int = 0
 
 
 class RunOutcome(NamedTuple):
@@ -36,6 +40,7 @@ class RunOutcome(NamedTuple):
 
     accuracy: float
     loss: float
+    num_images: int
     trainable_params: int
     seconds: float
 
@@ -71,7 +76,9 @@ class SweepPoint:
     @property
     def accuracy(self) -> MeanStd | None:
         """Validation accuracy; None if no run is complete."""
-        return mean_std([outcome.accuracy for outcome in self.outcomes])
+        num_images = sum(outcome.num_images for outcome in self.outcomes)
+        num_repeats = len(self.runs) / len({run.fold for run in self.runs})  # each seed has the same images
+        return mean_std([outcome.accuracy for outcome in self.outcomes], round(num_images / num_repeats))
 
     @property
     def loss(self) -> MeanStd | None:
@@ -120,11 +127,12 @@ class SweepResults:
         return {name: reason for point in self.points for name, reason in point.failures.items()}
 
 
-def mean_std(values: Sequence[float]) -> MeanStd | None:
+def mean_std(values: Sequence[float], num_images: int = 0) -> MeanStd | None:
     """Return mean and standard deviation; None if there are no values."""
     if not values:
         return None
-    return MeanStd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return MeanStd(statistics.fmean(values), std, len(values), num_images)
 
 
 def read_results(workdir: Path, plan: SweepPlan) -> SweepResults:
@@ -147,10 +155,11 @@ def read_outcome(workdir: Path, run: SweepRun) -> RunOutcome | None:
     if not summary.complete:
         return None
     last = next(reversed(summary.phases.values()), None)
-    if last is None or last.validation.accuracy is None or last.validation.loss is None:
+    metrics = last.validation if last else None
+    if last is None or metrics is None or metrics.accuracy is None or metrics.loss is None:
         file = workdir / RUNS / run.name / "summary.json"
         raise UserError(f"{file} has no validation metrics. Remove {file.parent} to train the run again.")
-    return RunOutcome(last.validation.accuracy, last.validation.loss, last.trainable_params, summary.wall_seconds)
+    return RunOutcome(metrics.accuracy, metrics.loss, metrics.n, last.trainable_params, summary.wall_seconds)
 
 
 def test_file(workdir: Path, run: SweepRun) -> Path:
@@ -236,4 +245,5 @@ def _with_test_accuracy(workdir: Path, point: SweepPoint) -> SweepPoint:
     files = [test_file(workdir, run) for run in point.runs]
     if not all(file.is_file() for file in files):
         return point
-    return replace(point, test=mean_std([EvaluationResult.read(file).accuracy for file in files]))
+    evaluations = [EvaluationResult.read(file) for file in files]  # each of the same test images
+    return replace(point, test=mean_std([result.accuracy for result in evaluations], evaluations[0].n))

@@ -1,5 +1,4 @@
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -84,20 +83,6 @@ def test_largest_losses_beyond_a_logit_gap_of_88_are_ranked_by_the_logits():
 def test_top_losses_without_images_is_empty():
     rows, losses = classification.top_losses(np.zeros((0, 2)), np.zeros(0, np.int64), limit=3)
     assert (len(rows), len(losses)) == (0, 0)
-
-
-@pytest.mark.parametrize(("correct", "n"), [(1019, 1100), (9, 10), (1, 2), (0, 5)])
-def test_wilson_interval_solves_score_equation(correct, n):
-    # the bounds are the p with (correct / n - p)^2 = z^2 p (1 - p) / n
-    z2 = NormalDist().inv_cdf(0.975) ** 2
-    roots = np.sort(np.roots([1 + z2 / n, -2 * correct / n - z2 / n, (correct / n) ** 2]))
-    assert classification.wilson_interval(correct, n) == pytest.approx(roots, abs=1e-12)  # two ways through float64
-
-
-def test_wilson_interval_extreme_counts_stay_in_bounds():
-    assert classification.wilson_interval(0, 0) == (0.0, 1.0)
-    assert classification.wilson_interval(7, 7)[1] == 1.0
-    assert 0.0 <= classification.wilson_interval(0, 7)[0] < 1e-15  # a difference of equals, rounded
 
 
 @pytest.mark.parametrize(

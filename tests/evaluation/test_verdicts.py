@@ -9,25 +9,6 @@ from flaxtl.train.run_records import SplitMetrics
 CLASSES = ("daisy", "roses", "tulips")
 
 
-@pytest.mark.parametrize(
-    ("correct", "n", "text"),
-    [
-        (1, 3, "33 %, 6 to 79 %"),
-        (40, 60, "67 %, 54 to 77 %"),
-        (60, 60, "100 %, 94 to 100 %"),
-        (98, 99, "99 %, 94 to 100 %"),
-        (258, 300, "86 %, 82 to 89 %"),
-        (299, 300, "99.7 %, 98.1 to 99.9 %"),
-        (634, 735, "86.3 %, 83.6 to 88.6 %"),
-        (1020, 1101, "92.6 %, 90.9 to 94.0 %"),
-        (38_500, 50_000, "77.0 %, 76.6 to 77.4 %"),
-        (990_000, 1_000_000, "99.00 %, 98.98 to 99.02 %"),
-    ],
-)
-def test_rounded_accuracy_has_the_digits_that_n_supports(correct, n, text):
-    assert f"{verdicts.rounded_percent(correct, n)}, {verdicts.rounded_interval(correct, n)}" == text
-
-
 def test_describe_accuracy():
     assert verdicts.describe_accuracy("test", 40, 60) == (
         "67 % of 60 test images are classified correctly (95 % interval 54 to 77 %)."

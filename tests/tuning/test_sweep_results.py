@@ -9,6 +9,7 @@ from helpers.fake_train import EVALUATION, PHASE
 from flaxtl.errors import UserError
 from flaxtl.tuning import sweep_report, sweep_results
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun
+from flaxtl.tuning.sweep_results import MeanStd
 
 
 def summary_of_phase(accuracy, loss, trainable_params):
@@ -68,7 +69,7 @@ def test_results_are_ordered_by_validation_accuracy_then_loss(files):
     results = files.results()
     assert units(results) == [3, 2, 4, 1, 5]
     assert results.best is results.points[0]
-    assert results.points[0].accuracy == (0.75, None, 1)
+    assert results.points[0].accuracy == (0.75, None, 1, 8)
     assert (results.points[0].trainable_params, results.points[0].seconds) == (1234, 2.5)
 
 
@@ -77,7 +78,7 @@ def test_results_order_ignores_test_accuracy(files):
     files.run("b", {"units": 2}, 0.75, test=0.25)
     results = files.results()
     assert units(results) == [2, 1]
-    assert results.points[0].test == (0.25, None, 1)
+    assert results.points[0].test == (0.25, None, 1, 6)
     assert results.points[1].test is None  # not read
 
 
@@ -89,13 +90,33 @@ def test_point_has_mean_and_std_over_its_runs(tmp_path):
         files.run(f"b{seed}", {"units": 2}, accuracy)
     results = files.results()
     assert units(results) == [1, 2]  # 0.625 before 0.55
-    assert results.points[0].accuracy == (0.625, 0.125, 3)
-    assert results.points[0].loss == (1.25, 0.25, 3)
-    assert results.points[0].test == (0.3125, 0.0625, 3)
-    assert results.points[1].accuracy == (0.55, statistics.stdev([0.9, 0.2]), 2)
+    assert results.points[0].accuracy == (0.625, 0.125, 3, 8)
+    assert results.points[0].loss == (1.25, 0.25, 3, 0)
+    assert results.points[0].test == (0.3125, 0.0625, 3, 6)
+    assert results.points[1].accuracy == (0.55, statistics.stdev([0.9, 0.2]), 2, 8)
     cells = sweep_report.table_cells(results, results.points[0])
-    assert cells == ["1", "62.50 % ± 12.50", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31.25 % ± 6.25"]
+    assert cells == ["1", "62 % ± 12", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31 % ± 6"]
     assert sweep_report.table_columns(results)[-2:] == ["runs", "test accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "text"),
+    [
+        (MeanStd(0.9417, None, 1, 120), "94 %"),
+        (MeanStd(0.872, 0.0053, 3, 735), "87.2 % ± 0.5"),
+        (MeanStd(0.99, 0.0001, 2, 1_000_000), "99.00 % ± 0.01"),
+        (None, ""),
+    ],
+)
+def test_format_accuracy_has_the_digits_that_the_images_support(accuracy, text):
+    assert sweep_report.format_accuracy(accuracy) == text
+
+
+def test_point_of_folds_has_the_images_of_all_folds(tmp_path):
+    files = SweepFiles(tmp_path, seeded=True, folds=2)
+    for name, fold in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
+        files.run(name, {"units": 1}, 0.5, fold=fold)
+    assert files.results().points[0].accuracy == (0.5, 0.0, 4, 16)
 
 
 def test_results_name_points_that_are_no_different_from_the_best(files):
@@ -202,8 +223,8 @@ def test_report_shows_every_point_and_a_plot_of_every_setting(tmp_path):
     files.run("d", {"units": [8], "name": "<script>"}, 0.25)
     files.run("e", {"units": [8, 4], "name": "<script>"}, failed="<b>no</b>")
     page = sweep_report.render_sweep_report(files.results(), "mine")
-    assert re.search(r'<span class="figure">75\.00 %</span>[^<]*\bunits=\(8, 4\), name=x</h1>', page)
-    assert re.search(r"<p[^>]*>[^<]*25\.00 %[^<]*\btest\b", page)
+    assert re.search(r'<span class="figure">75 %</span>[^<]*\bunits=\(8, 4\), name=x</h1>', page)
+    assert re.search(r"<p[^>]*>[^<]*25 %[^<]*\btest\b", page)
     assert page.count("<svg") == 2
     assert 'href="runs/a%3D8%2Cb%3Dx/report/index.html"' in page
     assert "<script" not in page
