@@ -154,9 +154,10 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return 'key: old -> new' for every setting in which two JSON configs differ.
 
-    The settings of a phase that only one of them has are left out: `phases` differs too, which is enough.
+    The settings of a phase that only one of them has are left out: `phases` differs too, which is enough. An argument
+    of the optimizer that one of them lacks, because it had none when the run was started, has its default.
     """
-    before, after = dict(flatten_config(old)), dict(flatten_config(new))
+    before, after = (dict(flatten_config(_with_optimizer_defaults(config))) for config in (old, new))
     keys = [*before, *(key for key in after if key not in before)]
     absent = "(absent)"
     unshared_phases = set(old.get("phases", ())) ^ set(new.get("phases", ()))
@@ -165,6 +166,13 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
         for key in keys
         if before.get(key, absent) != after.get(key, absent) and key.split(".")[0] not in unshared_phases
     ]
+
+
+def _with_optimizer_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON config in which the default optimizer has all of its settings, with their default values."""
+    optimizer = config.get("optimizer", {})
+    defaults = DEFAULTS.optimizer.to_dict() if optimizer.get("name") == DEFAULTS.optimizer.name else {}
+    return {**config, "optimizer": {**defaults, **optimizer}}
 
 
 def _read_config_file(spec: str) -> ConfigDict:

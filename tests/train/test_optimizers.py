@@ -1,11 +1,14 @@
 """Optimizers against Keras and Optax: frozen groups, rates, schedules, settings."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from flaxtl.defaults import DEFAULTS
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
 from flaxtl.pretrained.backbone import headless_model
@@ -74,6 +77,13 @@ def test_clip_norm_clips_trainable_gradients_as_optax_and_keras(clip_norm):
 def test_clip_norm_zero_leaves_the_optimizer_as_it_is():
     optimizer = optax.sgd(1.0)
     assert optimizers.clip_grads(optimizer, 0.0) is optimizer
+
+
+def test_nadam_defaults_are_those_of_the_config():
+    """So a config without an argument is the same as one with its default: runs may resume with either."""
+    defaults = {name: argument.default for name, argument in inspect.signature(optimizers.nadam).parameters.items()}
+    settings = {key: value for key, value in DEFAULTS.optimizer.items() if key != "name"}
+    assert settings == {key: defaults[key] for key in settings}
 
 
 def test_nadam_differs_from_optax():

@@ -88,6 +88,18 @@ def test_check_config_lists_differences(workdir):
         run_dir.check_config(workdir, other)
 
 
+def test_check_config_accepts_run_without_a_setting_that_came_later(tmp_path):
+    former = CONFIG | {"optimizer": {"name": "nadam", "b1": 0.9, "b2": 0.99}}  # no eps, and no head.normalize
+    run_dir.create_run_dir(tmp_path, former, MANIFEST, [LAYER], RunSummary(command="flaxtl train"))
+    config = config_to_json(config_from_json(former))
+    run_dir.check_config(tmp_path, config | {"optimizer": former["optimizer"] | {"eps": 1e-7}})
+    with pytest.raises(UserError, match=r"\(optimizer\.eps: 1e-07 -> 1e-05\)"):
+        run_dir.check_config(tmp_path, config | {"optimizer": former["optimizer"] | {"eps": 1e-5}})
+    adam = {"name": "adam"}  # its eps without a value is that of Optax
+    with pytest.raises(UserError, match=r"optimizer\.eps: 1e-07 -> \(absent\)"):
+        run_dir.check_config(tmp_path, config | {"optimizer": adam})
+
+
 def test_check_config_accepts_run_with_a_former_model_name(tmp_path):
     former = CONFIG | {"model": {"name": "efficientnetv2-b0"}}
     run_dir.create_run_dir(tmp_path, former, MANIFEST, [LAYER], RunSummary(command="flaxtl train"))
