@@ -36,7 +36,7 @@ from flaxtl.train.run_dir import run_dir_lock
 from flaxtl.train.setup import build_manifest, build_setup, check_config
 from flaxtl.train.signals import GRACE_SECONDS, SIGNALS, StopRequested, StopSignal, exit_code
 from flaxtl.tuning import sweep_results
-from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, merge_plans, read_plan, shard_runs
+from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, keep_run_names, merge_plans, read_plan, shard_runs
 from flaxtl.tuning.sweep_report import result_messages, results_table, write_sweep_report
 from flaxtl.tuning.sweep_results import SweepPoint, SweepResults, read_results, write_results_csv
 
@@ -75,6 +75,7 @@ def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, shard: str | No
       UserError: the config of a run is invalid, or another process trains the same shard.
       StopRequested: a signal stopped the sweep.
     """
+    plan = _with_earlier_names(plan, workdir)
     runs = shard_runs(shard, plan.runs) if shard else plan.runs
     with run_dir_lock(workdir / SHARD_LOCKS / shard.replace("/", "-of-") if shard else workdir):
         sweep = Sweep(base, workdir, plan, console)
@@ -88,9 +89,15 @@ def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Co
     """Write the results of the runs that are complete; train nothing. Returns whether no run has failed."""
     if not (workdir / PLAN_NAME).is_file():
         raise UserError(f"{workdir} does not contain a sweep yet. Omit --collect.")
-    sweep = Sweep(base, workdir, plan, console)
+    sweep = Sweep(base, workdir, _with_earlier_names(plan, workdir), console)
     with sweep.processes.stop_signal.listening():
         return sweep.finish()
+
+
+def _with_earlier_names(plan: SweepPlan, workdir: Path) -> SweepPlan:
+    """Return the plan with the run names of the sweep in `workdir`, if there is one."""
+    file = workdir / PLAN_NAME
+    return keep_run_names(plan, read_plan(file)) if file.is_file() else plan
 
 
 class Sweep:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flaxtl.config import config_differences, config_from_json, config_to_json, flatten_config, load_config
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
+from flaxtl.models import registry
 from flaxtl.train.run_dir import with_canonical_name
 from flaxtl.train.run_records import Count, Record, load_json
 
@@ -125,6 +126,21 @@ def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
         raise UserError(f"{workdir} holds a sweep of another config ({'; '.join(differences)}). Use another --workdir.")
     runs = {run.name: run for run in (*old.runs, *new.runs)}
     return new.replace(runs=list(runs.values()))
+
+
+def keep_run_names(new: SweepPlan, old: SweepPlan) -> SweepPlan:
+    """Return `new` with the names, and so the directories, of runs that `old` has under another name of their model."""
+    names = {_canonical_run_name(run): run.name for run in old.runs}
+    return new.replace(runs=[run.replace(name=names.get(run.name, run.name)) for run in new.runs])
+
+
+def _canonical_run_name(run: SweepRun) -> str:
+    """Return a run's name with the registry's name of its model; earlier versions kept the name that was given."""
+    model = run.point.get("model.name")
+    if not isinstance(model, str):
+        return run.name
+    given, own = (f"model.name={_format_in_name(name)}" for name in (model, registry.canonical_name(model)))
+    return run.name.replace(given, own, 1)
 
 
 def shard_runs(shard: str, runs: Sequence[SweepRun]) -> list[SweepRun]:

@@ -6,7 +6,15 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.tuning import sweep_grid
-from flaxtl.tuning.sweep_grid import SweepRun, format_value, make_plan, merge_plans, shard_runs, split_values
+from flaxtl.tuning.sweep_grid import (
+    SweepRun,
+    format_value,
+    keep_run_names,
+    make_plan,
+    merge_plans,
+    shard_runs,
+    split_values,
+)
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.py")
 FROZEN = ["--config.phases=('frozen',)"]
@@ -80,6 +88,24 @@ def test_make_plan_knows_all_spellings_of_a_model(tmp_path):
         plan_of("config.model.name=EfficientNetB0,efficientnet_b0")
     named = [plan_of(seeds="0", overrides=[f"--config.model.name={name}"]) for name in ("VGG16", "vgg16")]
     assert len(merge_plans(*named, tmp_path).runs) == 1
+
+
+def test_keep_run_names_finds_runs_under_a_former_model_name(tmp_path):
+    own = plan_of("config.model.name=efficientnet_b0,resnet50", "config.head.units=8", seeds="0")
+    names = [run.name for run in own.runs]
+    former = own.replace(
+        runs=[
+            own.runs[0].replace(
+                name=names[0].replace("efficientnet_b0", "EfficientNetB0"),
+                point=own.runs[0].point | {"model.name": "EfficientNetB0"},
+            )
+        ]
+    )
+    kept = keep_run_names(own, former)
+    assert [run.name for run in kept.runs] == ["model.name=EfficientNetB0,head.units=8,seed=0", names[1]]
+    assert [run.point for run in kept.runs] == [run.point for run in own.runs]
+    assert merge_plans(former, kept, tmp_path).runs == kept.runs
+    assert keep_run_names(own, own) == own
 
 
 def test_run_names_suit_every_file_system():
