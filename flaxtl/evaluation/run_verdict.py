@@ -1,11 +1,9 @@
 """The verdict on a finished run: its result, what is wrong with it, and the one command to try next."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from flaxtl.evaluation import verdicts
@@ -76,7 +74,7 @@ def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: 
     if "rising" in training:
         return "Keep the weights of the best epoch.", _train_command(run, {f"{name}.patience": 5})
     if "overfitting" in training and not any(config[phase].augment for phase in config.phases):
-        advice = f"Augment the training images.{_describe_augmentation_time(run, name)}"
+        advice = f"Augment the training images.{_describe_augmentation_work(run, name)}"
         return advice, _train_command(run, _augmentation(config, name))
     if "overfitting" in training and not config.augmentation.mixup and _arguments(run):
         advice = "Add training images, or find out whether mixup helps."
@@ -86,23 +84,15 @@ def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: 
     return "Classify new images.", f"flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH"
 
 
-def _describe_augmentation_time(run: RunRecord, phase: str) -> str:
-    """Return what augmentation costs in a phase that reads cached features of its frozen layers; '' if it has none.
-
-    The factor follows from the time that the features of the training and validation images took, once, and the images
-    of an epoch. It is left out if that time is not known: the features may have been cached by an earlier run.
-    """
+def _describe_augmentation_work(run: RunRecord, phase: str) -> str:
+    """Return what augmentation costs a phase that reads cached features of its frozen layers; '' if it has none."""
     lowest = next((layer for layer in run.layers if layer.params), None)
     if lowest is None or phase in lowest.trained_in or run.config.feature_cache.views:
         return ""
-    num_images = sum(example.split in ("train", "validation") for example in run.manifest.examples)
-    image_seconds = run.summary.timings.get(f"{phase}: features", 0.0) / max(num_images, 1)
-    epoch_seconds = median([epoch.seconds for epoch in run.epochs if epoch.phase == phase] or [math.inf])
-    more_seconds = image_seconds * run.summary.phases[phase].train.n
-    text = " Each step then runs the frozen layers, too"
-    if more_seconds < epoch_seconds:
-        return f"{text}."
-    return f"{text}: about {float(f'{1 + more_seconds / epoch_seconds:.1g}'):,.0f} times as long."
+    num_cached = sum(example.split in ("train", "validation") for example in run.manifest.examples)
+    summary = run.summary.phases[phase]
+    num_trained = summary.epochs * summary.train.n
+    return f" Each step then runs the frozen layers, too: on {num_trained:,} images in all instead of {num_cached:,}."
 
 
 def _augmentation(config: Any, phase: str) -> dict[str, Any]:

@@ -107,17 +107,13 @@ def test_run_verdict_overfitting_suggests_augmentation(workdir, augment, advice,
     assert next_step(workdir) == (advice, command)
 
 
-@pytest.mark.parametrize(
-    ("timings", "time"),  # 20 images have features; an epoch takes 1.5 s and 200 images
-    [({}, "."), ({"finetune: features": 0.1}, "."), ({"finetune: features": 6.0}, ": about 40 times as long.")],
-)
-def test_run_verdict_augmentation_costs_the_cached_layers(workdir, timings, time):
-    overfit(workdir, augment=False)
+def test_run_verdict_augmentation_runs_the_cached_layers(workdir):
+    overfit(workdir, augment=False)  # 200 images in each of 3 epochs; 20 have cached features
     layers = json.loads((workdir / "layers.json").read_text())
     (workdir / "layers.json").write_text(json.dumps([layers[0] | {"trained_in": []}, *layers]))
-    change(workdir / "summary.json", timings=timings)
-    expected = f"Augment the training images. Each step then runs the frozen layers, too{time}"
-    assert run_verdict(read_run(workdir)).advice == expected
+    assert run_verdict(read_run(workdir)).advice == (
+        "Augment the training images. Each step then runs the frozen layers, too: on 600 images in all instead of 20."
+    )
 
 
 def test_run_verdict_command_replaces_settings_given_before(workdir):
