@@ -9,7 +9,7 @@ from rich.table import Table
 from flaxtl.console import make_table
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import flatten_params
-from flaxtl.models.flops import forward_flops
+from flaxtl.models.flops import eval_step_flops, forward_flops, train_step_flops
 from flaxtl.parallel.device_speed import DeviceGroup, DeviceSpeed
 from flaxtl.pretrained.backbone import headless_model
 
@@ -26,17 +26,20 @@ ESTIMATE_NOTE = (
 def step_flops(network: str) -> dict[str, int]:
     """Return the floating-point operations of one image, for 'features' and 'fine-tuning'.
 
-    'features' is the forward pass of the whole backbone. 'fine-tuning' adds the backward pass of its last block, which
-    costs two forward passes of the block. The head is left out.
+    'features' is the forward pass of the whole backbone. 'fine-tuning' adds the backward pass of its last block. The
+    head is left out.
     """
     model = headless_model(registry.get_spec(network))
     shapes = flatten_params(classifier.param_shapes(model, INPUT_SIZE, INPUT_SIZE))
     layers = [layer for layer in classifier.list_layers(model, INPUT_SIZE, INPUT_SIZE) if layer.section == "backbone"]
     flops = forward_flops(layers, shapes)
     _, (_, last_block), *_ = model.spec.groups
-    trained = sum(count for name, count in flops.items() if re.fullmatch(last_block, f"backbone/{name}/kernel"))
-    features = sum(flops.values())
-    return {"features": features, "fine-tuning": features + 2 * trained}
+    names = list(flops)
+    lowest = next(i for i, name in enumerate(names) if re.fullmatch(last_block, f"backbone/{name}/kernel"))
+    return {
+        "features": eval_step_flops(flops, None),
+        "fine-tuning": train_step_flops(flops, start_layer=None, cut_layer=names[lowest - 1]),
+    }
 
 
 def estimate_images(speed: DeviceSpeed) -> dict[str, dict[str, dict[str, float]]]:
