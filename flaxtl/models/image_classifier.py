@@ -36,18 +36,22 @@ class ImageClassifier(nn.Module):
         *,
         train: bool = False,
         trainable: Collection[str] | None = None,
+        start: str | None = None,
         capture: Collection[str] = (),
         perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Return float32 logits [batch, classes], or the features of a model without a classifier.
 
         Args:
-          images: RGB [batch, height, width, 3] with values 0..255, uint8 or float.
+          images: RGB [batch, height, width, 3] with values 0..255, uint8 or float; with `start`, the outputs of that
+            layer, such as `extract_features(..., layer=start)` returns.
           train: run batch norms and dropout in training mode. Needs `mutable=["batch_stats"]` if the model has batch
             norms, and `rngs={"dropout": key}` if dropout is active.
           trainable: with `train`, the groups of `default_groups`, or layers, that are trained. All others run in
             inference mode: a frozen batch norm normalizes by its statistics and keeps them, and dropout below it is
             inactive, as in flaxtl's own train step. None: everything is trained.
+          start: backbone layer that the call continues above, such as the last one, to train the head on features that
+            were computed once. `variables` need only the parameters above it.
           capture: names of layers to return the outputs of, too.
           perturbations: layer name -> array that is added to the output of the layer. The gradient with respect to
             zeros is the gradient with respect to this output (Grad-CAM).
@@ -61,7 +65,8 @@ class ImageClassifier(nn.Module):
         output_layers = (self.output_layer,) if self.output_layer else ()
         train_layers, keys = frozenset[str](), None
         if train:
-            layers = list_layers(self.classifier.clone(parent=None), *images.shape[1:3])
+            size = images.shape[1:3] if start is None else self.input_size
+            layers = list_layers(self.classifier.clone(parent=None), *size)
             train_layers = self._train_layers(layers, trainable)
             active_dropout = any(layer.kind == "dropout" and layer.name in train_layers for layer in layers)
             if active_dropout or self.has_rng("dropout"):
@@ -70,6 +75,7 @@ class ImageClassifier(nn.Module):
             images,
             train_layers=train_layers,
             dropout_keys=keys,
+            start=start,
             stop=self.output_layer,
             taps=(*output_layers, *capture),
             perturbations=perturbations,

@@ -157,6 +157,19 @@ def test_create_model_captures_layers_and_their_gradients(created, images):
         shapes(model, variables, images, capture=("conv_pw_14",))
 
 
+def test_create_model_start_continues_above_a_layer_with_its_parameters_only(created, images):
+    model, variables = created
+    whole, captured = jax.jit(lambda x: model.apply(variables, x, capture=("conv_pw_13_relu",)))(images)
+    features, above = captured["conv_pw_13_relu"], {"params": {"head": variables["params"]["head"]}}
+    logits = jax.jit(lambda x: model.apply(above, x, start="conv_pw_13_relu"))(features)
+    np.testing.assert_allclose(logits, whole, rtol=1e-6, atol=1e-6)  # float32, fused in another way
+    key = {"dropout": jax.random.key(0)}
+    arguments = {"start": "conv_pw_13_relu", "train": True, "trainable": ("head",), "rngs": key}
+    assert shapes(model, above, features, **arguments).shape == (4, 3)
+    with pytest.raises(UserError, match=r"'conv_pw_14_relu'.*'conv_pw_"):
+        shapes(model, above, features, start="conv_pw_14_relu")
+
+
 @pytest.mark.parametrize(
     ("pooling", "shape"),
     [
