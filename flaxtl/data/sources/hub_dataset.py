@@ -1,7 +1,8 @@
 """Image datasets of the Hugging Face Hub, `hf:ORG/NAME[/CONFIG][@REVISION][:COLUMN]`, exported to class folders.
 
-A repository has parquet files, as `datasets` writes them, or images in class folders. Repositories of other kinds, such
-as archives or scripts, have been converted to parquet by the hub itself at the revision refs/convert/parquet.
+A repository has parquet files, as `datasets` writes them, images in class folders, or images with labels in
+metadata.csv. Repositories of other kinds, such as archives or scripts, have been converted to parquet by the hub itself
+at the revision refs/convert/parquet.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 from flaxtl import fileio
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.data.sources import parquet_images
+from flaxtl.data.sources import csv_text, parquet_images
 from flaxtl.data.sources.class_folders import ClassFolders
 from flaxtl.data.sources.image_folder import SPLITS, parse_split_name
 from flaxtl.errors import UserError, join_names, unknown
@@ -70,7 +71,7 @@ def export_dataset(location: str, cache: Path) -> Path:
     """Export the labeled images of a dataset, byte for byte, to a folder in `cache`, once for each commit.
 
     A dataset with two or more of train, validation and test becomes FOLDER/SPLIT/CLASS/*, another FOLDER/CLASS/*. The
-    images of parquet files are called SPLIT_INDEX, where INDEX is the row in the split, six digits; so names, and with
+    images of tables are called SPLIT_INDEX, where INDEX is the row in the split, six digits; so names, and with
     them the order of the images, depend on the commit only. Rows without a label are skipped.
 
     Args:
@@ -93,7 +94,8 @@ def export_dataset(location: str, cache: Path) -> Path:
     target = cache / "hf" / f"{name}@{commit}"
     if not target.is_dir():
         with fileio.atomic_folder(target) as folder:
-            if not _export_parquet(repository, dataset, folder) and not _link_images(repository, folder):
+            exporters = (_export_parquet, _export_labeled, _link_images)
+            if not any(export(repository, dataset, folder) for export in exporters):
                 raise UserError(
                     f"{dataset} has neither parquet files nor images. {_suggest_conversion(dataset, 'Many datasets')}"
                 )
@@ -112,7 +114,7 @@ def explain_layout(problem: str, location: str, folder: Path) -> str:
     """Return what is wrong with the images of a repository in terms of the dataset, not of its exported `folder`."""
     dataset = parse_location(location)
     text = problem.replace(str(folder.resolve()), str(dataset))
-    return f"{text} {_suggest_conversion(dataset, 'Labels in other files are not read; many datasets')}"
+    return f"{text} {_suggest_conversion(dataset, 'Labels are read from metadata.csv only; many datasets')}"
 
 
 def _suggest_conversion(dataset: HubDataset, subject: str) -> str:
@@ -275,7 +277,41 @@ def _split_of_part(part: str) -> str | None:
     return next((split for word in words if (split := parse_split_name(word))), None)
 
 
-def _link_images(repository: _Repository, folder: Path) -> bool:
+def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:
+    """Write the images that metadata.csv files label, as for ImageFolder of `datasets`; return False without any."""
+    labels = {
+        str(name.parent / image): label
+        for name, file in repository.files(["metadata.csv", "*/metadata.csv"])
+        for image, label in _read_labels(file, dataset)
+    }
+    if not labels:
+        return False
+    files = {str(name): (name.parent, file) for name, file in repository.files(_IMAGES)}
+    if missing := sorted(labels.keys() - files.keys()):
+        raise UserError(f"{dataset} lacks {len(missing):,} image(s) that its metadata.csv lists, such as {missing[0]}.")
+    label_of = {files[name][1]: label for name, label in labels.items()}
+    splits, writer = _by_split([files[name] for name in sorted(labels)], {}), ClassFolders(str(dataset))
+    for split, images in splits.items():
+        parent = folder / split if len(splits) > 1 else folder
+        for index, file in enumerate(images):
+            writer.write(parent, label_of[file], f"{split}_{index:06d}", file.read_bytes())
+    return True
+
+
+def _read_labels(file: Path, dataset: HubDataset) -> list[tuple[str, str]]:
+    """Return (image, label) for the labeled rows of a metadata.csv; [] if it has no column of labels."""
+    label = (dataset.label or "label").lower()
+    table = csv_text.parse_table(file, csv_text.decode_text(file, csv_text.read_bytes(file)), {"file_name"})
+    if not {"file_name", label} <= set(table.header):
+        if dataset.label:
+            raise unknown(f"column of metadata.csv of {dataset}", dataset.label, table.header)
+        return []
+    columns = table.header.index("file_name"), table.header.index(label)
+    cells = [(row[columns[0]].strip(), row[columns[1]].strip()) for _, row in table.rows if len(row) > max(columns)]
+    return [(image, value) for image, value in cells if value]
+
+
+def _link_images(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:
     """Link the image files of the repository, in their folders; return False if there are none."""
     files = repository.files(_IMAGES)
     for name, file in files:
