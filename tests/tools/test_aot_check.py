@@ -13,7 +13,9 @@ import jax
 import pytest
 from aot import checks
 from aot.hlo import Program, num_bytes, study
-from aot.programs import PhasePrograms
+from aot.programs import Abstract, PhasePrograms, count_products
+
+from flaxtl.models.convolution import conv
 
 TOOL = Path(__file__).parents[2] / "tools" / "aot_check.py"
 
@@ -53,6 +55,13 @@ def test_steps_export_for_every_platform(prepared, phase):
     for function, arguments in (programs.train(), programs.evaluate(), programs.validate()):
         exported = jax.export.export(function, platforms=["cpu", "cuda", "tpu"])(*arguments)
         assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_count_products_counts_the_algorithm_of_the_platform():
+    arguments = Abstract((32, 50, 50, 256), "float32"), Abstract((3, 3, 256, 256), "float32")
+    jaxpr = jax.make_jaxpr(conv)(*arguments).jaxpr
+    assert count_products(jaxpr, "tpu") == count_products(jaxpr, "gpu") == 1
+    assert count_products(jaxpr, "cpu") == 17  # Winograd's 16 products of tiles, and the transform of the kernel
 
 
 def program(**changes):

@@ -1,5 +1,6 @@
 """The steps of a run as abstract programs: nothing is allocated, so the mesh may be of devices that are not there."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flaxtl.data.device_dataset import DeviceDataset, example_shape, split_over,
 from flaxtl.data.loaders import Batch, DeviceLoader, IndexBatch
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.models.classifier import FlatParams, cast_for_compute, forward_logits, unflatten_params
+from flaxtl.parallel import devices
 from flaxtl.train import eval_steps, train_step, trainer
 from flaxtl.train.feature_cache import AugmentedViews, make_feature_step
 from flaxtl.train.metrics import MetricSums
@@ -115,7 +117,7 @@ class PhasePrograms:
         def run(params: FlatParams, inputs: jax.Array) -> jax.Array:
             return forward_logits(model, unflatten_params(params), inputs, start=self.start_layer)
 
-        in_forward = _count_products(jax.make_jaxpr(run)(self.params, inputs).jaxpr)
+        in_forward = count_products(jax.make_jaxpr(run)(self.params, inputs).jaxpr, devices.platform_of(self.mesh))
         return in_forward + 2 * sum(len(leaf.shape) > 1 for leaf in self.state().params.values()) - 1
 
     def train(self) -> tuple[Any, tuple[Any, ...]]:
@@ -154,12 +156,22 @@ class PhasePrograms:
         return step, (self.params, images, numbers, numbers)
 
 
-def _count_products(jaxpr: Any) -> int:
-    """Count convolutions and matrix products, also in the functions that are called."""
-    inner = (value for equation in jaxpr.eqns for value in jax.tree.leaves(list(equation.params.values())))
-    called = (getattr(value, "jaxpr", value) for value in inner)
+def count_products(jaxpr: Any, platform: str) -> int:
+    """Count convolutions and matrix products on a platform ('cpu', 'gpu' or 'tpu'), also in the functions it calls."""
     own = sum(equation.primitive.name in ("conv_general_dilated", "dot_general") for equation in jaxpr.eqns)
-    return own + sum(_count_products(value) for value in called if hasattr(value, "eqns"))
+    called = (inner for equation in jaxpr.eqns for inner in _called(equation, platform))
+    return own + sum(count_products(inner, platform) for inner in called)
+
+
+def _called(equation: Any, platform: str) -> Iterator[Any]:
+    """Yield the functions that an equation calls; of `lax.platform_dependent`, the one for the platform."""
+    params = equation.params
+    if platforms := params.get("branches_platforms"):
+        index = next(i for i, names in enumerate(platforms) if names is None or platform in names)
+        params = {"branch": params["branches"][index]}
+    for value in jax.tree.leaves(list(params.values())):
+        if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+            yield inner
 
 
 def tree_bytes(tree: Any) -> int:
