@@ -12,8 +12,8 @@ from flaxtl.evaluation import classification
 from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.fileio import atomic_write_text
 from flaxtl.report import run_summary
-from flaxtl.report.templating import format_count, format_percent, load_template
-from flaxtl.train.rounding import wilson_interval
+from flaxtl.report.templating import format_count, load_template
+from flaxtl.train.rounding import rounded_interval, rounded_percent
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,6 @@ class ComparedRun:
     num_images: int
     only_first: int
     only_this: int
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of correct predictions, in [0, 1]."""
-        return self.num_correct / self.num_images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.num_correct, self.num_images)
 
     @property
     def p_value(self) -> float:
@@ -155,8 +145,7 @@ def render_comparison(runs: Sequence[RunRecord], comparison: Comparison) -> str:
 
 def _cells(run: ComparedRun, comparison: Comparison) -> tuple[str, ...]:
     """Return the figures of a run as text, in the order of COLUMNS."""
-    low, high = (format_percent(bound, 1) for bound in run.interval)
-    accuracy = format_percent(run.accuracy), f"{low} – {high}"
+    accuracy = rounded_percent(run.num_correct, run.num_images), rounded_interval(run.num_correct, run.num_images)
     if run is comparison.runs[0]:
         return (*accuracy, "", "", "")
     return (*accuracy, str(run.only_first), str(run.only_this), f"{run.p_value:.2g}")

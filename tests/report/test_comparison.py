@@ -51,7 +51,7 @@ def test_report_command_compares_runs(runs, capsys):
     out = capsys.readouterr().out
     file = runs[0] / "report" / "comparison.html"
     assert str(file) in out
-    assert "100.00" in out
+    assert re.search(r" 100 % +\d+ to 100 % ", out)
     html = file.read_text()
     page = finished_run.Page(html)
     assert "<b>better" in page.text
