@@ -124,7 +124,7 @@ def _add_head(base: Any, classes: int) -> Any:
 def _network(settings: dict[str, Any]) -> Any:
     """Return the network of this name in keras.applications, with random weights."""
     builders = {name.lower(): builder for name, builder in vars(keras.applications).items() if name[:1].isupper()}
-    name, size = re.sub("[-_]", "", settings["model"]), settings["size"]
+    name, size = re.sub("_100$|[-_]", "", settings["model"]), settings["size"]  # _100: width in percent
     if name not in builders:
         raise Unsupported(f"not available: keras.applications has no {settings['model']}")
     return builders[name](weights=None, include_top=False, input_shape=(size, size, 3))
