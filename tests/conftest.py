@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from helpers import compiling
 
 pytest_plugins = ["helpers.processor_time"]
 
@@ -22,8 +23,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Without optimizations, compiling takes a third less; `make slow` and `make exhaustive` test the optimized programs.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# `make slow` and `make exhaustive` set this variable to 0, and test the optimized programs.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    compiling.choose_quick_programs()
 
 
 @pytest.hookimpl(optionalhook=True)

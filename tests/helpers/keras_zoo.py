@@ -27,7 +27,7 @@ from flaxtl.models.head import Head
 from flaxtl.models.net import Net
 from flaxtl.pretrained.keras_layers import PUBLISHED_NORMALIZATION
 from flaxtl.pretrained.loader import load_weights
-from helpers import tiny_run
+from helpers import compiling
 
 KERAS_MODELS = {
     "vgg16": keras.applications.VGG16,
@@ -293,7 +293,7 @@ def random_images(height, width):
     return np.random.default_rng(1).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
 
 
-@tiny_run.compiled_quickly()
+@compiling.compiled_quickly()
 def compare_outputs(pair, layers, bound, preprocess=lambda x: x):
     """Assert that the outputs of `layers` are equal, and the logits of a network with them; Keras' has no softmax."""
     tensors = {layer: pair.keras.get_layer(layer).output for layer in layers}

@@ -3,7 +3,6 @@
 import io
 from contextlib import contextmanager
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -179,23 +178,3 @@ def stop_at(monkeypatch, owner, name, call, *, after=False):
 def bar(title, total):
     """A progress bar without output."""
     yield lambda done: None
-
-
-def compiled_quickly():
-    """Disable compiler optimizations, where they do not matter and compiling takes most of the time."""
-    return _optimizations(disabled=True)
-
-
-def compiled_as_users_do():
-    """Enable compiler optimizations: without them, two programs may round the same formula differently."""
-    return _optimizations(disabled=False)
-
-
-@contextmanager
-def _optimizations(disabled):
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", disabled)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)

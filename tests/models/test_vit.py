@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import numpy_vit, tiny_run
+from helpers import compiling, numpy_vit
 
 from flaxtl.errors import UserError
 from flaxtl.evaluation.gradcam import check_layer, default_layer, gradcam_maps
@@ -54,7 +54,7 @@ def random_images(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (40, 83)])
-@tiny_run.compiled_quickly()
+@compiling.compiled_quickly()
 def test_logits_equal_float64_reference(arrays, params, height, width):
     """At the published size, and with resampled embeddings, 2x5 of 14x14, and pixels that fill no patch."""
     images = random_images(height, width)

@@ -38,7 +38,7 @@ def run_python(devices, *arguments):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
     }
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_run
+from helpers import compiling, tiny_run
 
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.parallel import devices, processes
@@ -97,7 +97,7 @@ def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole,
 
 
 @pytest.mark.slow
-@tiny_run.compiled_as_users_do()
+@compiling.compiled_as_users_do()
 def test_ema_params_are_validated_and_saved(folder, tmp_path):
     rows_of, kept = [], []
     for decay in (0.0, 0.9):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import optax
 import pytest
-from helpers import tiny_run
+from helpers import compiling, tiny_run
 
 from flaxtl.data.device_dataset import DeviceDataset
 from flaxtl.data.loaders import DeviceLoader, ImageSet
@@ -51,7 +51,7 @@ BATCH = 4
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
-    with tiny_run.compiled_quickly():
+    with compiling.compiled_quickly():
         yield
 
 

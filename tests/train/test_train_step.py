@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_run
+from helpers import compiling, tiny_run
 
 from flaxtl.data.device_dataset import DeviceDataset
 from flaxtl.data.loaders import DeviceLoader, HostBatch, HostLoader, IndexBatch
@@ -224,7 +224,7 @@ def test_train_step_applies_mixing(world):
 
 
 @pytest.mark.slow
-@tiny_run.compiled_as_users_do()
+@compiling.compiled_as_users_do()
 def test_train_step_ema_averages_params_and_leaves_training_alone(world):
     average, phase, options = Ema(0.5, first_step=7), world.frozen, {"feed": world.features, "start_layer": CUT}
     state, frozen = world.start(phase, 7)
