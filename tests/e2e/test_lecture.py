@@ -8,7 +8,7 @@ import pytest
 from helpers import doc_pages
 
 ACCURACY = re.compile(r"\btest accuracy ([\d.]+)\s?%\s\(120 images\)")
-SHORTER = "config.augmented.epochs = config.finetune.epochs = 1"
+SHORTER = "config.augmented.epochs = config.finetune.epochs = 1\nconfig.data.height = config.data.width = 64"
 
 
 def read_notebook():
@@ -51,7 +51,7 @@ def test_committed_outputs_are_those_of_one_complete_run():
 
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """With one epoch in each of the phases that take long."""
+    """With small images, and one epoch in each of the phases that take long."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "configs").symlink_to(doc_pages.ROOT / "configs")
     monkeypatch.setenv("PYTHONPATH", str(doc_pages.ROOT))
