@@ -10,7 +10,7 @@ from flaxtl.errors import UserError
 
 @pytest.fixture(scope="module")
 def created():
-    return flaxtl.create_model("mobilenet_025", weights=None, input_size=32)
+    return flaxtl.create_model("vgg16", weights="builtin", input_size=32)
 
 
 def test_extract_features_reads_files_in_order(created, tmp_path):
@@ -22,11 +22,11 @@ def test_extract_features_reads_files_in_order(created, tmp_path):
     assert (images.shape, images.dtype) == ((3, 32, 32, 3), np.uint8)
     of_files = flaxtl.extract_features(*created, paths, batch_size=2)
     of_array = flaxtl.extract_features(*created, images, batch_size=2)
-    assert (of_files.shape, of_files.dtype) == ((3, 256), np.float32)
+    assert (of_files.shape, of_files.dtype) == ((3, 512), np.float32)
     np.testing.assert_array_equal(of_files, of_array)
     assert len(np.unique(of_files, axis=0)) == 3
-    layer = flaxtl.extract_features(*created, images, layer="conv1", batch_size=3)
-    assert (layer.shape, layer.dtype) == ((3, 16, 16, 8), np.float32)
+    layer = flaxtl.extract_features(*created, images, layer="block1_conv1", batch_size=3)
+    assert (layer.shape, layer.dtype) == ((3, 32, 32, 64), np.float32)
 
 
 def test_extract_features_mistakes_are_user_errors(created, tmp_path):
@@ -34,7 +34,7 @@ def test_extract_features_mistakes_are_user_errors(created, tmp_path):
         flaxtl.extract_features(*created, [tmp_path / "missing.png"])
     with pytest.raises(UserError, match=r"\b0 images"):
         flaxtl.extract_features(*created, [])
-    with pytest.raises(UserError, match=r"'conv2'.*'conv1'"):
-        flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="conv2")
+    with pytest.raises(UserError, match=r"'block1_convv1'.*'block1_conv1'"):
+        flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="block1_convv1")
     with pytest.raises(UserError, match=r"'flowers'"):
         flaxtl.load_images("flowers", 32)

@@ -176,8 +176,7 @@ def keras_network(name, height, width=None, *, include_top, **settings):
     """
     shape = (height, width or height, 3)
     settings = {"weights": None, "include_top": include_top, "input_shape": shape} | settings
-    # Collecting garbage takes 0.3 s; a published network is up to a gigabyte of it.
-    keras.backend.clear_session(free_memory=name not in SHORT_MODELS)
+    keras.backend.clear_session(free_memory=False)  # collecting garbage takes half a second
     with pytest.MonkeyPatch.context() as patch:
         without_initializers(patch)
         if family(name) == "efficientnet":

@@ -6,6 +6,7 @@ largest value of an output: three times the largest deviation measured on CPU. I
 where random activations grow to 40 and 1,000 and relu6 keeps 6 of that, with the rounding errors of the whole.
 """
 
+import gc
 import math
 from typing import NamedTuple
 
@@ -267,7 +268,10 @@ def network(case):
     family = FAMILIES[keras_zoo.family(case.name)]
     network = keras_zoo.keras_network(case.name, *case.size, include_top=True, classifier_activation=None)
     keras_zoo.scale_weights(network, family.damped, family.factor)
-    return keras.Model(network.input, network.get_layer(case.end).output) if case.end else network
+    yield keras.Model(network.input, network.get_layer(case.end).output) if case.end else network
+    if not case.end:
+        del network
+        gc.collect()  # up to a gigabyte
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def test_create_model_start_continues_above_a_layer_with_its_parameters_only(cre
         ("global_average", (4, 256)),
         pytest.param("global_max", (4, 256), marks=pytest.mark.slow),
         pytest.param("none", (4, 2, 2, 256), marks=pytest.mark.slow),
-        ("average_2x2", (4, 1, 1, 256)),
+        pytest.param("average_2x2", (4, 1, 1, 256), marks=pytest.mark.slow),
     ],
 )
 def test_create_model_without_classes_returns_features(pooling, shape):

@@ -203,8 +203,10 @@ def test_read_vgg_fc1_reorders_inputs(module, tmp_path):
     "network",
     [
         "vgg16",
-        "densenet121",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg19", "densenet201", "efficientnet_b0")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vgg19", "densenet121", "densenet201", "efficientnet_b0")
+        ),
     ],
 )
 def test_module_names_cover_every_layer(network):
