@@ -23,7 +23,6 @@ grow and cancel unlike those of trained models.
 SLOW = (
     "googlenet",
     "resnet50",
-    "inception_v3",
     "mobilenet_v3_small_100",
     "efficientnet_b0",
     "convnext_tiny",

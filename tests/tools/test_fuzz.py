@@ -39,7 +39,7 @@ def test_fuzz_few_files_finds_no_failure(tmp_path, kind, files):
 
 @pytest.mark.slow
 def test_fuzz_few_files_of_a_run_finds_no_failure(tmp_path):
-    process = run_fuzz(tmp_path, "checkpoint", "run", "lists", "images", "--files=4")
+    process = run_fuzz(tmp_path, "checkpoint", "run", "lists", "images", "--files=2")
     assert process.returncode == 0, process.stderr
 
 

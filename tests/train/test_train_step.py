@@ -284,8 +284,14 @@ def test_train_step_accum_steps_equal_whole_batch(world, phase, parts):
     assert state.metrics.correct.tolist() == expected.metrics.correct.tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kinds", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ({"mixup": 0.4}, {"cutmix": 1.0})),
+        pytest.param({"mixup": 0.4, "cutmix": 1.0}, marks=pytest.mark.exhaustive("runs")),
+    ],
+    ids=str,
+)
 def test_train_step_accum_steps_with_mixing_equal_whole_batch(world, kinds):
     """With microbatches of one image, too: partners are drawn from the whole batch."""
     options = {"augmentation": replace(world.setup.augmentation, **kinds)}
