@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -9,16 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_run
 from PIL import Image
 
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import EncodedImages, Resize
-from flaxtl.data.loaders import ImageSet
+from flaxtl.data.loaders import HostLoader, ImageSet
+from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sampler import EpochSampler
+from flaxtl.data.sources.image_folder import scan_folder
 from flaxtl.errors import UserError
 from flaxtl.parallel import devices
+from flaxtl.train.datasets import load_splits
+from flaxtl.train.setup import build_setup
 
 pytestmark = pytest.mark.needs_tf
 
@@ -128,6 +134,20 @@ def test_host_loader_of_files_equals_that_of_store(images, encoded):
     loaders = [ImageSet(source, LABELS, "digest").loader(mesh) for source in (encoded, images)]
     assert same(*(list(loader.train_batches(order, 0, STEPS, LECTURE)) for loader in loaders))  # uint8
     assert same(*([batch for batch, _ in loader.eval_batches(BATCH)] for loader in loaders))
+
+
+def test_load_splits_with_tfdata_reads_files_and_skips_the_unreadable(folder, tmp_path):
+    images = shutil.copytree(folder, tmp_path / "images")
+    damaged = images / "red" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:80])
+    config = tiny_run.config(images)
+    config.data.on_error, config.data.loader = "skip", "tfdata"
+    manifest = make_manifest(scan_folder(images), config.data.fractions.to_dict(), config.seed)
+    setup = build_setup(config, tmp_path / "run", manifest)
+    setup, splits, skipped = load_splits(setup, ("train", "validation", "test"), tiny_run.quiet(), may_skip=True)
+    assert list(skipped) == [str(damaged)]
+    assert sum(map(len, splits.values())) == len(setup.manifest.examples) == 23
+    assert {type(split.image_loader()) for split in splits.values()} == {HostLoader}
 
 
 def test_train_batches_of_files_reraise_decoding_errors(encoded, tmp_path):
