@@ -134,6 +134,7 @@ def peak_mebibytes(pid: int | str = "self") -> float:
 if __name__ == "__main__":
     with os.fdopen(os.dup(1), "w") as results:
         os.dup2(2, 1)  # libraries may print
+        sys.stdout.reconfigure(line_buffering=True)  # before the error message, which is the last line
         result = resolve_name(sys.argv[1])(*json.loads(sys.argv[2]))
         for value in result if isinstance(result, Generator) else (result,):
             print(json.dumps(value), file=results, flush=True)
