@@ -27,7 +27,7 @@ def test_train_returns_results_and_repeats_nothing(tmp_path):
     assert [row["epoch"] for row in run.history] == [1, 2]
     accuracy = summary["phases"]["frozen"]["test"]["accuracy"]
     assert run.metrics["test"].accuracy == accuracy
-    assert f"{100 * accuracy:.2f}" in repr(run)
+    assert f"test accuracy {100 * accuracy:.0f} % (6 images)" in repr(run)
     assert repr(run).endswith(str(run.report_path))
     rows = [row for row, split in enumerate(run.predictions.splits) if split == "test"]
     again = run.predict([run.predictions.paths[row] for row in rows])
