@@ -43,8 +43,8 @@ class RunWork:
     ) -> float | None:
         """Estimate the time from now to the end of the run.
 
-        A phase takes as long as its operations at the measured rate; one on features takes the time of its steps, as
-        they are too short for the operations to matter. Early stopping may end phases sooner.
+        A phase takes as long as its operations at the measured rate; one on features after another at least as long as
+        its steps, which may be too short for the operations to matter. Early stopping may end phases sooner.
 
         Args:
           phase: name of the current phase.
@@ -65,7 +65,8 @@ class RunWork:
             rate = images_per_second * self.features if images_per_second else float("inf")
         seconds = (current.steps - steps_done) * step_seconds + self.evaluation / rate
         for work in later:
-            seconds += work.steps * step_seconds if work.on_features and current.on_features else work.flops / rate
+            least = work.steps * step_seconds if work.on_features and current.on_features else 0.0
+            seconds += max(work.flops / rate, least)
         return seconds
 
 

@@ -30,6 +30,12 @@ def test_seconds_left_of_phases_on_features_is_the_time_of_their_steps():
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) == pytest.approx(8)
 
 
+def test_seconds_left_of_a_phase_that_trains_layers_on_features_counts_their_operations():
+    work = RunWork((FROZEN, FROZEN.__class__("finetune", 50, 600e9, True)), evaluation=0.0, features=2e9)
+    # 2 s of steps, and 60 s of 600e9 operations at 10 GFLOP/s instead of 1 s of steps
+    assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(62)
+
+
 def test_run_work_counts_steps_validation_and_evaluation(folder, tmp_path):
     work = run_work(tiny_run.setup(folder, tmp_path))
     positions, half = 32 * 32, 16 * 16
