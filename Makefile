@@ -61,7 +61,7 @@ wheel: $(VENV)/package.installed
 # downloaded. VIEWS=0 augments anew in every step, as the lecture does; that needs an accelerator, or a day. With views, the
 # frozen layers compute in bfloat16, in half the time.
 flowers: $(if $(DATA),$(VENV)/demo.installed,$(VENV)/tfds.installed)
-	@echo "Two to three hours on two CPU cores. If it is stopped, the same command continues it."
+	@echo "$(if $(filter 0,$(VIEWS)),A day,About three hours) on two CPU cores. If it is stopped, the same command continues it."
 	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=$(FLOWERS_WORKDIR) \
 	  $(if $(DATA),--config.data.source=folder:$(DATA)) $(if $(WEIGHTS),--config.weights.path=$(WEIGHTS)) \
 	  --config.feature_cache.views=$(VIEWS) $(if $(filter-out 0,$(VIEWS)),--config.feature_cache.compute_dtype=bfloat16)

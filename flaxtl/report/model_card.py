@@ -89,7 +89,9 @@ def _label_issue_count(run: RunRecord) -> LabelIssueCount | None:
 
 def _arithmetic(run: RunRecord) -> str:
     """Return the dtype of the layers and the precision of their products, which a TPU rounds to bfloat16 by default."""
-    return f"{run.config.dtype}, matrix products with precision {run.config.precision}"
+    cached = run.config.feature_cache.compute_dtype
+    features = f"; cached features in {cached}" if cached not in ("", run.config.dtype) else ""
+    return f"{run.config.dtype}, matrix products with precision {run.config.precision}{features}"
 
 
 def _results(run: RunRecord) -> Results | None:

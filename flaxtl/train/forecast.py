@@ -1,6 +1,6 @@
 """How long a run will take: the work of its phases in floating-point operations, and the speed of the first steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flaxtl.models.flops import eval_step_flops, forward_flops, train_step_flops
 from flaxtl.train.phases import Phase
@@ -14,7 +14,8 @@ class PhaseWork:
     Attributes:
       name: of the phase.
       steps: number of train steps, if it does not stop early.
-      flops: floating-point operations of all steps and of the validation after each epoch.
+      flops: floating-point operations of all steps, of the validation after each epoch, and of the cached views, which
+        the first phase that reads them computes.
       on_features: whether the steps read cached features instead of images.
     """
 
@@ -75,10 +76,14 @@ def run_work(setup: RunSetup) -> RunWork:
     info, manifest = setup.model_info, setup.manifest
     flops = forward_flops(info.layers, info.shapes)
     num_validation = len(manifest.of_split("validation"))
-    phases = tuple(_phase_work(phase, flops, setup, num_validation) for phase in setup.phases)
+    phases = [_phase_work(phase, flops, setup, num_validation) for phase in setup.phases]
+    readers = [i for i, phase in enumerate(setup.phases) if phase.augment and phases[i].on_features]
+    if readers:
+        first = phases[readers[0]]
+        phases[readers[0]] = replace(first, flops=first.flops + _view_flops(flops, setup))
     num_test = len(manifest.of_split("test")) if "test" in manifest.splits else 0
     whole = eval_step_flops(flops, None)
-    return RunWork(phases, num_test * whole, whole - eval_step_flops(flops, setup.phases[0].cut_layer))
+    return RunWork(tuple(phases), num_test * whole, whole - eval_step_flops(flops, setup.phases[0].cut_layer))
 
 
 def forecast(
@@ -114,3 +119,11 @@ def _phase_work(phase: Phase, flops: dict[str, int], setup: RunSetup, num_valida
     return PhaseWork(
         phase.name, phase.steps, phase.steps * setup.config.batch_size * per_image + validation, on_features
     )
+
+
+def _view_flops(flops: dict[str, int], setup: RunSetup) -> int:
+    """Return the operations of all cached views, up to the last cut layer of the phases that read them."""
+    cut_layers = [phase.cut_layer for phase in setup.phases if phase.augment and phase.cut_layer]
+    one_view = eval_step_flops(flops, None) - min(eval_step_flops(flops, layer) for layer in cut_layers)
+    num_views: int = len(setup.manifest.of_split("train")) * setup.config.feature_cache.views
+    return num_views * one_view

@@ -25,7 +25,7 @@ def compiled_quickly():
 
 
 def compiled_as_users_do():
-    """Enable compiler optimizations: without them, two programs may round the same formula differently."""
+    """Enable compiler optimizations, unless QUICK is set: at level 0, two programs may round a formula differently."""
     return _optimizations(disabled=False)
 
 
@@ -33,7 +33,7 @@ def compiled_as_users_do():
 def _optimizations(disabled):
     import jax
 
-    if QUICK in os.environ.get("XLA_FLAGS", ""):  # then all programs are as quick as they get
+    if QUICK in os.environ.get("XLA_FLAGS", ""):  # all programs have level 1, and agree
         yield
         return
     before = jax.config.read("jax_disable_most_optimizations")

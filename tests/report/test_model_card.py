@@ -49,6 +49,12 @@ def card_after(workdir, name, **values):
     return RenderedCard(model_card.render_model_card(read_run(workdir))).text
 
 
+def test_card_names_the_dtype_of_cached_features_if_it_is_another_one(workdir, card):
+    other = card_after(workdir, "config.json", feature_cache={"compute_dtype": "bfloat16"})
+    assert "precision default; cached features in bfloat16" in other
+    assert "cached features" not in card.text
+
+
 def license_lines(text):
     """Return the lines on the licenses of weights and data, which precede that of flaxtl."""
     lines = text.splitlines()

@@ -50,6 +50,14 @@ def test_run_work_counts_steps_validation_and_evaluation(folder, tmp_path):
     assert work.features == block1 + block2
 
 
+def test_run_work_adds_cached_views_to_the_first_phase_that_reads_them(folder, tmp_path):
+    block1, block2 = 2 * 32 * 32 * 9 * (3 * 64 + 64 * 64), 2 * 16 * 16 * 9 * (64 * 128 + 128 * 128)
+    head = 2 * (128 * 8 + 8 * 3)
+    _, finetune = run_work(tiny_run.setup(folder, tmp_path, feature_cache={"views": 5})).phases
+    assert finetune.on_features
+    assert finetune.flops == 12 * 5 * block1 + 6 * 4 * 3 * (block2 + head) + 2 * 6 * (block2 + head)
+
+
 def test_forecast_names_the_phases_that_are_left(folder, tmp_path):
     setup = tiny_run.setup(folder, tmp_path, finetune={"patience": 1})
     first, second = setup.phases
