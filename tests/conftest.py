@@ -1,5 +1,6 @@
 """Test setup: tests run on the CPU, with separate caches, and Keras runs on the JAX backend."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from helpers import compiling
 
 pytest_plugins = ["helpers.processor_time"]
+
+gc.disable()  # until all tests are collected: next to nothing of it is garbage
 
 _keras_home = tempfile.TemporaryDirectory(prefix="flaxtl-keras-")  # removed when the process ends
 
@@ -21,7 +24,7 @@ os.environ["KERAS_HOME"] = _keras_home.name
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="flaxtl-compiled-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")  # storing a program takes 0.01 s
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # `make slow` and `make exhaustive` set this variable to 0, and test the optimized programs.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
@@ -39,6 +42,14 @@ def pytest_xdist_make_scheduler(config, log):
             return "tf.data" if "/test_tfdata" in file else file
 
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """Keep the garbage collector from visiting again and again what stays until the end, and let it run less often."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

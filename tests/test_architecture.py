@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -62,21 +63,28 @@ class Import(NamedTuple):
     inside_function: bool
 
 
+def statements(body, inside_function=False):
+    """Yield every statement of a block and of the blocks in it, and whether it is inside a function."""
+    for statement in body:
+        yield statement, inside_function
+        inside = inside_function or isinstance(statement, ast.FunctionDef)
+        for block in ("body", "orelse", "handlers", "finalbody", "cases"):
+            yield from statements(getattr(statement, block, ()), inside)
+
+
 def imports_of(file):
     """Yield every import of a file; `from a import b` imports a.b."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    inside = {child for function in functions for child in ast.walk(function)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
-            targets = [f"{node.module}.{alias.name}" for alias in node.names]
+    for statement, inside_function in statements(tree.body):
+        if isinstance(statement, ast.Import):
+            targets = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{file}: a relative import"
+            targets = [f"{statement.module}.{alias.name}" for alias in statement.names]
         else:
             continue
         for target in targets:
-            yield Import(file.relative_to(ROOT).as_posix(), target, node in inside)
+            yield Import(file.relative_to(ROOT).as_posix(), target, inside_function)
 
 
 def module_of(file):
@@ -90,7 +98,12 @@ def package_of(module):
     return "cli" if name == "__main__" else name
 
 
-IMPORTS = [target for file in FILES for target in imports_of(file)]
+@cache
+def all_imports():
+    """Return every import of the package."""
+    return [imported for file in FILES for imported in imports_of(file)]
+
+
 MODULES = [module_of(file) for file in FILES]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXTRAS = {
@@ -103,13 +116,13 @@ OPTIONAL = ("tensorflow", "tensorflow_datasets", "keras", "onnx", "onnxruntime")
 
 
 def test_levels_list_every_package():
-    assert len(IMPORTS) > 100
+    assert len(all_imports()) > 100
     assert {package_of(module) for module in MODULES} - {""} == LEVEL_OF.keys()
 
 
 def test_imports_run_downward_only():
     upward = []
-    for imported in IMPORTS:
+    for imported in all_imports():
         own, other = package_of(module_of(ROOT / imported.file)), package_of(imported.target)
         between = imported.target.startswith("flaxtl.") and own in LEVEL_OF and other in LEVEL_OF and own != other
         if between and LEVEL_OF[other] >= LEVEL_OF[own]:
@@ -119,18 +132,20 @@ def test_imports_run_downward_only():
 
 @pytest.mark.parametrize(("library", "place"), KEPT_TO.items())
 def test_library_is_imported_in_its_place_only(library, place):
-    users = {imported.file for imported in IMPORTS if imported.target.split(".")[0] == library}
+    users = {imported.file for imported in all_imports() if imported.target.split(".")[0] == library}
     assert users
     assert {user for user in users if not user.removeprefix("flaxtl/").startswith(place)} == set()
 
 
 def test_rarely_used_libraries_are_imported_inside_functions():
-    libraries = [(imported.target.split(".")[0], imported.file) for imported in IMPORTS if not imported.inside_function]
+    libraries = [
+        (imported.target.split(".")[0], imported.file) for imported in all_imports() if not imported.inside_function
+    ]
     assert [pair for pair in libraries if pair[0] in INSIDE_FUNCTIONS] == []
 
 
 def test_reference_implementations_are_not_imported():
-    assert [imported for imported in IMPORTS if imported.target.split(".")[0] in NEVER_IMPORTED] == []
+    assert [imported for imported in all_imports() if imported.target.split(".")[0] in NEVER_IMPORTED] == []
 
 
 def test_libraries_are_those_that_pyproject_declares():
@@ -148,7 +163,7 @@ def test_libraries_are_those_that_pyproject_declares():
     declared.remove(distribution("filelock"))  # jax imports it, but does not declare it
     distributions = packages_distributions()
     names = set()
-    for imported in IMPORTS:
+    for imported in all_imports():
         library = imported.target.split(".")[0]
         if library != "flaxtl" and library not in sys.stdlib_module_names:
             names.add(
@@ -170,7 +185,7 @@ def test_setuptools_lists_every_package():
 
 def test_modules_have_no_import_cycle():
     uses = {module: set() for module in MODULES}
-    for imported in IMPORTS:
+    for imported in all_imports():
         if not imported.inside_function:
             target = next(
                 (name for name in (imported.target, imported.target.rpartition(".")[0]) if name in uses), None
@@ -247,7 +262,7 @@ def test_missing_library_error_says_how_to_install_it(module, monkeypatch):
 
 
 def test_modules_with_optional_libraries_are_imported_late():
-    early = [imported for imported in IMPORTS if imported.target in EXTRAS and not imported.inside_function]
+    early = [imported for imported in all_imports() if imported.target in EXTRAS and not imported.inside_function]
     assert {module_of(ROOT / imported.file) for imported in early} <= EXTRAS.keys()
 
 
