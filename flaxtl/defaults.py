@@ -27,7 +27,7 @@ DEFAULTS = ConfigDict(
             "allow_leaks": False,  # allow the same image in two of the given splits
             "on_error": "fail",  # or skip: train without the images that cannot be read
             "pipeline": "auto",  # or resident: images in device memory; or stream: from a file
-            "loader": "decoded",  # or tfdata: files are decoded again in each epoch, by tf.data, and never stored
+            "loader": "decoded",  # or tfdata: files (of tfds:NAME: TFDS' own) are decoded in each epoch, never stored
             "augment_on": "device",  # or host: streamed images are augmented by tf.data, before they are sent
         },
         "weights": {

@@ -110,6 +110,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the report of one run, or a comparison of several."""
+    from flaxtl.data.record_files import image_exists
     from flaxtl.evaluation.gradcam import update_heatmaps
     from flaxtl.evaluation.moved_images import relocate_run
     from flaxtl.evaluation.predictor import load_run, load_setup
@@ -132,7 +133,7 @@ def report(options: argparse.Namespace) -> None:
         setup = load_setup(workdir)
         update_heatmaps(workdir, lambda: load_run(workdir), _notify, options.gradcam)
         page = write_report(workdir, augmented=augmented_samples(setup))
-        num_missing = sum(not Path(example.path).exists() for example in setup.manifest.examples)
+        num_missing = sum(not image_exists(Path(example.path)) for example in setup.manifest.examples)
         if num_missing:
             _notify(
                 f"{num_missing:,} of the {len(setup.manifest.examples):,} images of the run do not exist; those of an "

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from flaxtl.data.bit_depth import largest_value
 from flaxtl.data.decode import raise_unreadable
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.record_files import open_binary
 from flaxtl.data.sources.image_folder import SourceImage
 from flaxtl.errors import UserError
 
@@ -94,9 +95,10 @@ def fingerprint_files(
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
+    with open_binary(path) as stream:
+        if not stream.seek(0, os.SEEK_END):
             raise OSError("the file is empty")  # and not a duplicate of all other empty files
+        stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

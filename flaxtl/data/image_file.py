@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 
-from flaxtl.data import heif
+from flaxtl.data import heif, record_files
 from flaxtl.data.bit_depth import low_bytes, mark_deep_color, merge_bytes, scale_to_8_bits, used_bit_depth
 from flaxtl.data.png_chunks import without_metadata
 
@@ -122,21 +122,27 @@ def open_image(path: Path, min_side: int | None = None, bit_depth: int = 0) -> I
 
 def _check_size(path: Path) -> int:
     """Return the size of the file in bytes."""
+    record_image = record_files.parse_path(path)
+    size = _file_size(path) if record_image is None else record_image.length
+    if size > MAX_FILE_BYTES:
+        raise UnreadableError("oversized", f"the file of {size:,} bytes is too large to read safely")
+    return size
+
+
+def _file_size(path: Path) -> int:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise _unreadable(error) from error
     if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
         raise UnreadableError("unreadable", "not a regular file")  # reading a named pipe would wait forever
-    size = status.st_size
-    if size > MAX_FILE_BYTES:
-        raise UnreadableError("oversized", f"the file of {size:,} bytes is too large to read safely")
-    return size
+    return status.st_size
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        with record_files.open_binary(path) as file:
+            content = file.read()
     except OSError as error:
         raise _unreadable(error) from error
     if not content:
@@ -175,7 +181,7 @@ def _open(content: bytes) -> ImageFile:
 def has_deep_header(path: Path) -> bool:
     """Return whether a file is an image with 16 bits a channel, by its header."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with record_files.open_binary(path) as file, Image.open(file, formats=FORMATS) as image:
             return image.mode.startswith("I") or bool(mark_deep_color(image))
     except Exception:  # whatever else the file is
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxtl import fileio
-from flaxtl.data import duplicates, manifest, splitting
+from flaxtl.data import duplicates, manifest, record_files, splitting
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.sources.csv_file import COLUMNS
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, parse_split_name
@@ -225,7 +225,10 @@ def _append_to_stem(stem: str, addition: str, suffix: str) -> str:
 
 def _copy(source: Path, target: Path, link: bool) -> None:
     if not link:
-        shutil.copy2(source, target)
+        if record_image := record_files.parse_path(source):
+            target.write_bytes(record_image.read())
+        else:
+            shutil.copy2(source, target)
         return
     try:
         os.link(source.resolve(), target)

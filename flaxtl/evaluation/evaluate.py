@@ -20,6 +20,7 @@ from flaxtl.data import manifest
 from flaxtl.data.augment.tta import TtaTransform
 from flaxtl.data.class_names import explain_missing
 from flaxtl.data.manifest import Example, Manifest
+from flaxtl.data.record_files import image_exists
 from flaxtl.data.sources import base
 from flaxtl.data.sources.image_folder import DatasetIndex
 from flaxtl.errors import UserError, join_names
@@ -180,7 +181,9 @@ def evaluate_workdir(
     run = load_run(workdir)
     views = make_views(run.setup) if make_views else None
     classes = run.setup.manifest.classes
-    examples, evaluated_split = _collect_examples(run.setup.manifest, source, split, console)
+    examples, evaluated_split = _collect_examples(
+        run.setup.manifest, source, split, console, loader=run.setup.config.data.loader
+    )
     labels = run.setup.manifest.labels(examples)
     evaluation, tta_fields = _evaluate_examples(run, examples, views, console)
     train_digests = {example.sha256 for example in run.setup.manifest.of_split("train")}
@@ -238,18 +241,18 @@ def brief_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _collect_examples(
-    run_manifest: Manifest, source: str | None, split: str, console: Console
+    run_manifest: Manifest, source: str | None, split: str, console: Console, *, loader: str = "decoded"
 ) -> tuple[tuple[Example, ...], str]:
     """Return the examples to evaluate, and the name of their split: 'all' for a source without splits."""
     if source is None:
         examples = run_manifest.of_split(split)
-        if missing := [example.path for example in examples if not Path(example.path).exists()]:
+        if missing := [example.path for example in examples if not image_exists(Path(example.path))]:
             raise UserError(
                 f"{len(missing):,} of the {len(examples):,} {split} images of the run do not exist, such as "
                 f"{missing[0]}. If they were moved, give their source: --data=folder:PATH."
             )
         return examples, split
-    index = base.open_source(source, fileio.cache_dir("data"))
+    index = base.open_source(source, fileio.cache_dir("data"), loader=loader)
     for text in index.messages:
         message(console, text)
     if not index.has_splits and (moved := _moved_examples(run_manifest, index, split)):
@@ -269,7 +272,7 @@ def _collect_examples(
 def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> tuple[Example, ...]:
     """Return a split of the run with its images in `index`; empty unless all have been moved there."""
     own = run_manifest.of_split(split) if split in run_manifest.splits else ()
-    if not own or any(Path(example.path).exists() for example in own):
+    if not own or any(image_exists(Path(example.path)) for example in own):
         return ()
     moved, missing = manifest.relocate(Manifest(run_manifest.classes, own), index)
     return () if missing else moved.examples

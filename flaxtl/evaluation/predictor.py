@@ -14,6 +14,7 @@ import numpy.typing as npt
 from flaxtl.data.decode import Resize, decode
 from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, unpack_advice, walk_images
 from flaxtl.data.loaders import Mask
+from flaxtl.data.record_files import image_exists
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
@@ -283,4 +284,4 @@ def _as_listing(path: Path) -> FolderImages:
     """Return the listing of one file, which only an archive is not; an empty one if there is no such file."""
     if path.is_file() and unpack_advice([path]):
         return FolderImages([], [SkippedFile(path, "an archive")])
-    return FolderImages([path] if path.is_file() else [], [])
+    return FolderImages([path] if image_exists(path) else [], [])

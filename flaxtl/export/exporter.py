@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from flaxtl import fileio
+from flaxtl.data.record_files import image_exists, open_binary
 from flaxtl.errors import UserError
 from flaxtl.evaluation.predictor import Predictor, TrainedRun
 from flaxtl.export import formats, predict_script, readme
@@ -120,9 +121,10 @@ def _writer(form: str) -> formats.WriteModel:
 
 def _check_export(folder: Path, run: TrainedRun, predictor: Predictor, form: str) -> ParityCheck:
     """Check the export on images of the run, or on synthetic ones if none of them exists."""
-    if paths := _check_images(run):
-        return check_parity(folder, predictor, paths, form)
     with tempfile.TemporaryDirectory() as scratch:
+        if paths := _check_images(run):
+            files = [_as_file(path, Path(scratch)) for path in paths]
+            return check_parity(folder, predictor, files, form)
         check = check_parity(folder, predictor, _synthetic_images(Path(scratch), predictor), form)
     return msgspec.structs.replace(check, synthetic=True)
 
@@ -131,9 +133,19 @@ def _check_images(run: TrainedRun) -> list[Path]:
     """Return existing files spread over the test split, or over the validation split if there is no test split."""
     manifest = run.setup.manifest
     examples = manifest.of_split("test" if "test" in manifest.splits else "validation")
-    paths = [path for path in (Path(example.path) for example in examples) if path.is_file()]
+    paths = [path for path in (Path(example.path) for example in examples) if image_exists(path)]
     indices = np.linspace(0, len(paths) - 1, min(NUM_CHECK_IMAGES, len(paths))).astype(int)
     return [paths[index] for index in indices]
+
+
+def _as_file(path: Path, folder: Path) -> Path:
+    """Return the path of an image as predict.py can open it: one inside a record file is written to `folder`."""
+    if path.is_file():
+        return path
+    copy = folder / path.name
+    with open_binary(path) as image:
+        copy.write_bytes(image.read())
+    return copy
 
 
 def _synthetic_images(folder: Path, predictor: Predictor) -> list[Path]:

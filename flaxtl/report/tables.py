@@ -114,7 +114,8 @@ def _pretrained_totals(spec: ModelSpec, shapes: Mapping[str, Mapping[str, Sequen
 def config_summary(config: Any) -> tuple[Table, str]:
     """Return the layers of a config's model with their param groups and the phases that train them, and totals."""
     check_settings(config)
-    classes = config.data.classes or open_source(config.data.source, fileio.cache_dir("data")).classes
+    data = config.data
+    classes = data.classes or open_source(data.source, fileio.cache_dir("data"), loader=data.loader).classes
     model_info = build_model(config, len(classes))
     phases = build_phases(
         config, model_info.model, model_info.layers, model_info.groups, sys.maxsize, model_info.unused_groups

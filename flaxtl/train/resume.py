@@ -8,6 +8,7 @@ from flaxtl import fileio
 from flaxtl.config import config_to_json
 from flaxtl.data import duplicates
 from flaxtl.data.manifest import Manifest, relocate
+from flaxtl.data.record_files import image_exists
 from flaxtl.data.sources import base
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
@@ -45,9 +46,10 @@ def locate_images(workdir: Path, config: Any, num_phases: int | None = None) -> 
     source, saved_source = config.data.source, saved.data.source
     run_dir.check_config(workdir, values | {"data": values["data"] | {"source": saved_source}}, num_phases)
     manifest = run_dir.read_manifest(workdir)
-    if source == saved_source and all(Path(example.path).exists() for example in manifest.examples):
+    if source == saved_source and all(image_exists(Path(example.path)) for example in manifest.examples):
         return manifest
-    moved, missing = relocate(manifest, base.open_source(source, fileio.cache_dir("data")))
+    listing = base.open_source(source, fileio.cache_dir("data"), loader=config.data.loader)
+    moved, missing = relocate(manifest, listing)
     if missing and source == saved_source:
         return manifest  # check_images lists them
     if missing:

@@ -220,7 +220,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     """
     check_config(config)
     data = config.data
-    listing = base.open_source(data.source, fileio.cache_dir("data"))
+    listing = base.open_source(data.source, fileio.cache_dir("data"), loader=data.loader)
     if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):
         raise UserError(
             f"--workdir={workdir} is inside the data source {listing.origin} and would become a part of it. "

@@ -12,17 +12,24 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import suggest_path, user_path
 
 
-def open_source(source: str, cache: Path) -> DatasetIndex:
+def open_source(source: str, cache: Path, *, loader: str = "decoded") -> DatasetIndex:
     """List the images of `source`; what has to be drawn, extracted or downloaded is written to `cache` once.
 
     Args:
       source: 'folder:PATH', 'archive:FILE' (.tar, .tar.gz, .tgz, .zip), 'hf:ORG/NAME', 'tfds:NAME', 'csv:FILE' or
         'synthetic'.
       cache: contains synthetic_VERSION/, archives/KEY/ (KEY: name and content hash), hf/NAME@COMMIT/ and tfds/NAME/.
+      loader: the setting `data.loader`; with 'tfdata', the images of 'tfds:NAME' are listed in TFDS' own files instead
+        of being written to `cache`.
 
     Raises:
       UserError: the scheme is unknown, the source is not available, or its layout is invalid.
     """
+    scheme, _, location = source.partition(":")
+    if scheme == "tfds" and loader == "tfdata" and location:
+        from flaxtl.data.sources import tfds
+
+        return tfds.list_records(location)
     path = _resolve(source, cache)
     if _is_csv(source):
         return csv_file.scan_csv(path)

@@ -42,15 +42,19 @@ class ClassFolders:
             raise UserError(f"{self._dataset} has the class {label!r}, which cannot be a folder. Export it yourself.")
         return name
 
-    def write(self, folder: Path, label: str, stem: str, image: bytes) -> None:
-        """Write an image of the class `label` to `folder`/CLASS/`stem`.SUFFIX; the suffix follows from the content.
+    def relative_path(self, label: str, stem: str, start: bytes) -> str:
+        """Return CLASS/`stem`.SUFFIX; the suffix follows from the first SIGNATURE_BYTES of the image.
 
         Raises:
           UserError: it is not an image of a known format, or the name of the class is not one of a folder.
         """
-        formats = matching_formats(image[:SIGNATURE_BYTES])
+        formats = matching_formats(start)
         if not formats:
             raise UserError(f"{self._dataset} contains an image of an unknown format: {stem}")
-        path = folder / self.check(label) / (stem + _SUFFIXES[formats[0]])
+        return f"{self.check(label)}/{stem}{_SUFFIXES[formats[0]]}"
+
+    def write(self, folder: Path, label: str, stem: str, image: bytes) -> None:
+        """Write an image of the class `label` below `folder`; see `relative_path` for its name and for errors."""
+        path = folder / self.relative_path(label, stem, image[:SIGNATURE_BYTES])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)

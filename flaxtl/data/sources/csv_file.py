@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from flaxtl.data import record_files
 from flaxtl.data.sources import csv_text
 from flaxtl.data.sources.csv_text import Table
 from flaxtl.data.sources.image_folder import (
@@ -147,6 +148,8 @@ def _row_problem(cells: Mapping[str, str], image: SourceImage) -> str | None:
 
 def _file_problem(path: Path) -> str | None:
     """Return why `path` cannot be read as a file, or None."""
+    if record_files.parse_path(path):
+        return None if record_files.image_exists(path) else f"there is no image {path}"
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -1,18 +1,24 @@
-"""Export a TensorFlow Datasets dataset to class folders with the original encoded images.
+"""TensorFlow Datasets (TFDS): export to class folders with the original encoded images, or list them in place.
 
 TFDS downloads and prepares the dataset, for which it may load TensorFlow (its own sessions use only the CPU). The
 prepared records are read here without TensorFlow, so that the accelerator's memory is left to JAX.
 """
 
+import os
 import re
-import struct
 import textwrap
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from flaxtl.data import tf_example
+from flaxtl.data.image_file import SIGNATURE_BYTES
+from flaxtl.data.record_files import RecordImage
 from flaxtl.data.sources.class_folders import ClassFolders
-from flaxtl.data.sources.image_folder import SPLITS
+from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage
 from flaxtl.errors import UserError, missing_package, unknown
 from flaxtl.fileio import atomic_folder
 
@@ -38,19 +44,80 @@ def export_tfds(name: str, target: Path, data_dir: Path | None = None) -> Path:
     """
     if target.is_dir():
         return target
+    dataset = _open(name, data_dir)
+    with atomic_folder(target) as folder:
+        for split in dataset.splits:
+            parent = folder / split if len(dataset.splits) > 1 else folder
+            for label, stem, image in _encoded_images(dataset, split):
+                dataset.folders.write(parent, label, stem, image)
+    return target
+
+
+def list_records(name: str, data_dir: Path | None = None) -> DatasetIndex:
+    """List every labeled image of a TFDS dataset where it is, in the TFRecord files of TFDS.
+
+    Labels, splits, file names and order are those of the folder that `export_tfds` writes; the paths are explained in
+    `record_files`. Only the first bytes of each image are read.
+
+    Args:
+      name: as for `export_tfds`.
+      data_dir: as for `export_tfds`.
+
+    Raises:
+      UserError: as `export_tfds`, or the files of the dataset are not TFRecord files.
+    """
+    dataset = _open(name, data_dir)
+    if dataset.file_format != "tfrecord":
+        raise UserError(
+            f"TFDS dataset {name!r} is stored in {dataset.file_format} files, which data.loader=tfdata cannot read in "
+            "place. Prepare it as tfrecord, or use data.loader=decoded, which exports its images."
+        )
+    images: list[SourceImage] = []
+    for split in dataset.splits:
+        found = []
+        for label, stem, image, start in _scan_records(dataset, split):
+            path = image.path(dataset.folders.relative_path(label, stem, start))
+            found.append(SourceImage(path, path.parent.name, split if len(dataset.splits) > 1 else None))
+        images += sorted(found, key=lambda image: (image.label, image.path.name))
+    if not images:
+        raise UserError(f"TFDS dataset {name!r} has no images with a class")
+    return DatasetIndex(tuple(images), f"tfds:{name}", root=images[0].path.parents[3])
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A prepared image classification dataset.
+
+    Attributes:
+      builder: of TFDS.
+      image_key: the key of the image in an example.
+      label_key: the key of the class.
+      classes: the names of the classes by index.
+      folders: their folders.
+      splits: those to use, in the order of SPLITS.
+    """
+
+    builder: Any
+    image_key: str
+    label_key: str
+    classes: list[str]
+    folders: ClassFolders
+    splits: list[str]
+
+    @property
+    def file_format(self) -> str:
+        value: str = self.builder.info.file_format.value
+        return value
+
+
+def _open(name: str, data_dir: Path | None) -> _Dataset:
     builder = _prepare(name, data_dir)
     image_key, label_key = _supervised_keys(name, builder.info)
-    classes, writer = builder.info.features[label_key].names, ClassFolders(f"TFDS dataset {name!r}")
+    classes, folders = builder.info.features[label_key].names, ClassFolders(f"TFDS dataset {name!r}")
     for label in classes:
-        writer.check(label)
+        folders.check(label)
     splits = _select_splits(name, list(builder.info.splits))
-    with atomic_folder(target) as folder:
-        for split in splits:
-            parent = folder / split if len(splits) > 1 else folder
-            for index, example in enumerate(_examples(builder, split)):
-                if example[label_key] >= 0:  # -1: the label was never published
-                    writer.write(parent, classes[example[label_key]], f"{split}_{index:06d}", example[image_key])
-    return target
+    return _Dataset(builder, image_key, label_key, classes, folders, splits)
 
 
 def _prepare(name: str, data_dir: Path | None) -> Any:
@@ -109,26 +176,48 @@ def _select_splits(name: str, published: list[str]) -> list[str]:
     raise UserError(f"TFDS dataset {name!r} has none of the splits {', '.join(SPLITS)}, only {', '.join(published)}")
 
 
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """Yield the examples of a split in the order of its files, with encoded images."""
+def _encoded_images(dataset: _Dataset, split: str) -> Iterator[tuple[str, str, bytes]]:
+    """Yield class, file name without suffix, and encoded image of each labeled example of a split, in its order."""
+    if dataset.file_format == "tfrecord":
+        for label, stem, image, _ in _scan_records(dataset, split):
+            yield label, stem, image.read()
+        return
     from tensorflow_datasets import decode, features
 
-    images = [key for key, feature in builder.info.features.items() if isinstance(feature, features.Image)]
+    images = [key for key, feature in dataset.builder.info.features.items() if isinstance(feature, features.Image)]
     skip = {key: decode.SkipDecoding() for key in images}
-    if builder.info.file_format.value != "tfrecord":
-        yield from builder.as_data_source(split, decoders=skip)
-        return
-    for file in builder.info.splits[split].filepaths:
-        for record in _records(Path(file)):
-            yield builder.info.features.deserialize_example_np(record, decoders=skip)
+    for index, example in enumerate(dataset.builder.as_data_source(split, decoders=skip)):
+        if (label := example[dataset.label_key]) >= 0:  # -1: the label was never published
+            yield dataset.classes[label], f"{split}_{index:06d}", example[dataset.image_key]
 
 
-def _records(file: Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file: length (8 bytes, little-endian), checksum (4), data, checksum (4)."""
-    with file.open("rb") as stream:
-        while head := stream.read(12):
-            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
-            record = stream.read(length + 4)
-            if len(head) < 12 or len(record) < length + 4:
-                raise UserError(f"{file} is truncated. Remove its folder and let TFDS prepare the dataset again.")
-            yield record[:-4]
+def _scan_records(dataset: _Dataset, split: str) -> Iterator[tuple[str, str, RecordImage, bytes]]:
+    """Yield class, file name without suffix, place and first bytes of each labeled image of a split, in its order."""
+    index = 0
+    for file in map(Path, dataset.builder.info.splits[split].filepaths):
+        for label, image, start in _scan_file(file.parent.resolve() / file.name, dataset):
+            if label >= 0:  # -1: the label was never published
+                yield dataset.classes[label], f"{split}_{index:06d}", image, start
+            index += 1
+
+
+def _scan_file(file: Path, dataset: _Dataset) -> Iterator[tuple[int, RecordImage, bytes]]:
+    """Yield class index, place and first bytes of the image of each record of a file."""
+    try:
+        with file.open("rb") as stream, _map_file(stream) as data:
+            for record in tf_example.record_spans(data):
+                features = tf_example.parse_features(data, record)
+                label = tf_example.int64_value(data, features[dataset.label_key])
+                first, last = tf_example.bytes_span(data, features[dataset.image_key])
+                start = data[first : min(last, first + SIGNATURE_BYTES)]
+                yield label, RecordImage(file, first, last - first), start
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file} is missing, truncated or damaged. Remove its folder and let TFDS prepare the dataset again."
+        ) from error
+
+
+def _map_file(stream: BinaryIO) -> mmap | AbstractContextManager[bytes]:
+    """Return the content of a file, of which only the parts that are used are read."""
+    is_empty = not stream.seek(0, os.SEEK_END)  # cannot be mapped
+    return nullcontext(b"") if is_empty else mmap(stream.fileno(), 0, access=ACCESS_READ)

@@ -1,76 +1,35 @@
-"""TFDS datasets become class folders with the original encoded images. The datasets are created here, offline."""
+"""TFDS datasets are exported to class folders, or listed in place. The datasets are created here, offline."""
 
-import io
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from flaxtl.data.sources.image_folder import scan_folder
-from flaxtl.data.sources.tfds import export_tfds
+from flaxtl.data.manifest import make_manifest
+from flaxtl.data.record_files import open_binary
+from flaxtl.data.sources.base import open_source
+from flaxtl.data.sources.image_folder import DatasetIndex, scan_folder
+from flaxtl.data.sources.tfds import export_tfds, list_records
 from flaxtl.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
-gcs_utils = pytest.importorskip("tensorflow_datasets.core.utils.gcs_utils")
 
-KEYS = ("image", "label")
-NAMES = ["tulips", "daisy/white", "roses"]  # not sorted, and not all valid as folder names
-
-
-def encoded(seed: int, kind: str = "JPEG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-def made(
-    data_dir: Path, splits: dict[str, int], file_format: str = "tfrecord", unlabelled: str = "", keys: Any = KEYS
-) -> str:
-    """Prepares a dataset of JPEG and PNG images as TFDS does; `splits` gives the number of examples per split."""
-
-    class TinyPlants(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc,call-arg]
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=NAMES), "id": np.int64}
-            features["mask"] = tfds.features.Image()  # a second image that must be neither used nor decoded
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
-            )
-
-        def _split_generators(self, manager: Any) -> dict[str, Any]:
-            return {split: self._generate_examples(split, n) for split, n in splits.items()}
-
-        def _generate_examples(self, split: str, n: int) -> Iterator[tuple[int, dict[str, Any]]]:
-            for i in range(n):
-                image = io.BytesIO(original(split, i))
-                label = -1 if split == unlabelled else i % 3
-                yield i, {"image": image, "label": label, "id": i, "mask": io.BytesIO(encoded(999))}
-
-    TinyPlants(data_dir=data_dir).download_and_prepare(file_format=file_format)
-    return "tiny_plants"
-
-
-def original(split: str, i: int) -> bytes:
-    return encoded(1000 * len(split) + i, "PNG" if i % 4 == 3 else "JPEG")
+from helpers import tiny_tfds  # noqa: E402
+from helpers.tiny_tfds import prepare  # noqa: E402
 
 
 def expected(splits: dict[str, int], nested: bool) -> set[tuple[str, str, bytes]]:
     """(folder, suffix, bytes) of every image. TFDS shuffles while writing, so the number in a name is arbitrary."""
     return {
         (
-            (f"{split}/" if nested else "") + NAMES[i % 3].replace("/", "-"),
+            (f"{split}/" if nested else "") + tiny_tfds.NAMES[i % 3].replace("/", "-"),
             ".png" if i % 4 == 3 else ".jpg",
-            original(split, i),
+            tiny_tfds.original(split, i),
         )
         for split, n in splits.items()
         for i in range(n)
@@ -82,16 +41,22 @@ def found(folder: Path) -> set[tuple[str, str, bytes]]:
     return {(path.parent.relative_to(folder).as_posix(), path.suffix, path.read_bytes()) for path in files}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow() -> None:
+    """Import TensorFlow, with which TFDS writes records, once for the tests here: it takes longer than they do."""
+    pytest.importorskip("tensorflow")
+
+
 @pytest.fixture(autouse=True)
-def _no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcs_utils, "_is_gcs_disabled", True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_tfds.work_offline(monkeypatch, tmp_path / "tfds")
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_export_one_split_becomes_class_folders(tmp_path: Path, file_format: str) -> None:
     if file_format == "array_record":
         pytest.importorskip("array_record")
-    name = made(tmp_path / "tfds", {"train": 30}, file_format)
+    name = prepare(tmp_path / "tfds", {"train": 30}, file_format)
     folder = export_tfds(name, tmp_path / "out", tmp_path / "tfds")
     assert folder == tmp_path / "out"
     assert found(folder) == expected({"train": 30}, nested=False)
@@ -102,34 +67,33 @@ def test_export_one_split_becomes_class_folders(tmp_path: Path, file_format: str
 
 def test_export_keeps_published_splits(tmp_path: Path) -> None:
     splits = {"test": 6, "train": 9, "validation": 12, "unlabeled": 3}
-    folder = export_tfds(made(tmp_path / "tfds", splits), tmp_path / "out", tmp_path / "tfds")
+    folder = export_tfds(prepare(tmp_path / "tfds", splits), tmp_path / "out", tmp_path / "tfds")
     del splits["unlabeled"]
     assert found(folder) == expected(splits, nested=True)
     assert scan_folder(folder).splits == ("train", "validation", "test")
 
 
 def test_export_uses_the_one_known_split(tmp_path: Path) -> None:
-    folder = export_tfds(made(tmp_path / "tfds", {"train": 6, "extra": 3}), tmp_path / "out", tmp_path / "tfds")
+    folder = export_tfds(prepare(tmp_path / "tfds", {"train": 6, "extra": 3}), tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=False)
 
 
 def test_export_drops_unlabeled_images(tmp_path: Path) -> None:
-    name = made(tmp_path / "tfds", {"train": 6, "test": 6}, unlabelled="test")
+    name = prepare(tmp_path / "tfds", {"train": 6, "test": 6}, unlabeled="test")
     folder = export_tfds(name, tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=True)
 
 
 def test_export_names_are_deterministic(tmp_path: Path) -> None:
-    first = export_tfds(made(tmp_path / "a", {"train": 9}), tmp_path / "first", tmp_path / "a")
-    second = export_tfds(made(tmp_path / "b", {"train": 9}), tmp_path / "second", tmp_path / "b")
+    first = export_tfds(prepare(tmp_path / "a", {"train": 9}), tmp_path / "first", tmp_path / "a")
+    second = export_tfds(prepare(tmp_path / "b", {"train": 9}), tmp_path / "second", tmp_path / "b")
     assert {p.relative_to(first): p.read_bytes() for p in first.rglob("*.*")} == {
         p.relative_to(second): p.read_bytes() for p in second.rglob("*.*")
     }
 
 
-def test_export_refuses_class_name_with_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "NAMES", ["tulips", "..", "roses"])
-    name = made(tmp_path / "tfds", {"train": 3})
+def test_export_refuses_class_name_with_dot(tmp_path: Path) -> None:
+    name = prepare(tmp_path / "tfds", {"train": 3}, names=("tulips", "..", "roses"))
     with pytest.raises(UserError, match=r"'tiny_plants'.*(\bdot\b|'\.)"):
         export_tfds(name, tmp_path / "out", tmp_path / "tfds")
     assert not (tmp_path / "out").exists()
@@ -141,7 +105,7 @@ def test_export_runs_once(tmp_path: Path) -> None:
 
 
 def test_export_uses_tfds_data_dir_and_no_tensorflow(tmp_path: Path) -> None:
-    made(tmp_path / "tfds", {"train": 6})
+    prepare(tmp_path / "tfds", {"train": 6})
     code = (
         "import sys; from pathlib import Path; from flaxtl.data.sources.tfds import export_tfds;"
         "export_tfds('tiny_plants', Path(sys.argv[1])); print('tensorflow' in sys.modules)"
@@ -172,7 +136,7 @@ def test_export_unknown_name_suggests_one(tmp_path: Path) -> None:
 
 
 def test_export_refuses_other_tasks(tmp_path: Path) -> None:
-    error = fails(tmp_path, made(tmp_path / "tfds", {"train": 3}, keys=None))
+    error = fails(tmp_path, prepare(tmp_path / "tfds", {"train": 3}, keys=None))
     assert re.search("(?i)'tiny_plants'.*image classification", error)
 
 
@@ -181,7 +145,7 @@ def test_export_refuses_text_before_download(tmp_path: Path) -> None:
 
 
 def test_export_unknown_splits_are_listed(tmp_path: Path) -> None:
-    name = made(tmp_path / "tfds", {"fold1": 3, "fold2": 3})
+    name = prepare(tmp_path / "tfds", {"fold1": 3, "fold2": 3})
     splits = ("fold1", "fold2", "train", "validation", "test")
     assert re.search("".join(rf"(?=.*\b{split}\b)" for split in splits), fails(tmp_path, name))
 
@@ -214,7 +178,76 @@ def test_export_without_tfds_names_the_extra(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: data + b"123"])
 def test_export_detects_truncated_records(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    name = made(tmp_path / "tfds", {"train": 3})
+    name = prepare(tmp_path / "tfds", {"train": 3})
     (file,) = (tmp_path / "tfds").rglob("*.tfrecord*")
     file.write_bytes(damage(file.read_bytes()))
     assert file.name in fails(tmp_path, name)
+
+
+def rows(index: DatasetIndex) -> list[tuple[str, str, str | None, bytes]]:
+    """Class, file name, split and bytes of each image."""
+    contents = []
+    for image in index.images:
+        with open_binary(image.path) as stream:
+            contents.append((image.label, image.path.name, image.split, stream.read()))
+    return contents
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [{"train": 30}, {"test": 6, "train": 9, "validation": 12, "unlabeled": 3}, {"train": 12, "extra": 3}],
+    ids=["one", "published", "one known"],
+)
+def test_list_records_equals_the_export(tmp_path: Path, splits: dict[str, int]) -> None:
+    name = prepare(tmp_path / "tfds", splits, num_shards=3)
+    listed = list_records(name, tmp_path / "tfds")
+    exported = scan_folder(export_tfds(name, tmp_path / "out", tmp_path / "tfds"))
+    assert rows(listed) == rows(exported)
+    assert (listed.classes, listed.splits, listed.messages) == (exported.classes, exported.splits, exported.messages)
+    fractions = {"train": 0.5, "validation": 0.2, "test": 0.3}
+    manifests = [make_manifest(index, fractions, 5) for index in (listed, exported)]
+    lines = [
+        [(Path(e.path).parent.name, Path(e.path).name, e.label, e.split, e.sha256) for e in manifest.examples]
+        for manifest in manifests
+    ]
+    assert lines[0] == lines[1]
+    root = tmp_path / "tfds" / "tiny_plants" / "1.0.0"
+    assert listed.root == root
+    shards = {image.path.relative_to(root).parts[0] for image in listed.images}
+    assert "tiny_plants-train.tfrecord-00002-of-00003" in shards
+
+
+def test_list_records_skips_unlabeled_images(tmp_path: Path) -> None:
+    name = prepare(tmp_path / "tfds", {"train": 6, "test": 6}, unlabeled="test")
+    assert {image.split for image in list_records(name, tmp_path / "tfds").images} == {"train"}
+    name = prepare(tmp_path / "none", {"train": 6}, unlabeled="train")
+    with pytest.raises(UserError, match=r"'tiny_plants'.*no images with a class"):
+        list_records(name, tmp_path / "none")
+
+
+def test_list_records_of_another_format_names_the_loader(tmp_path: Path) -> None:
+    pytest.importorskip("array_record")
+    name = prepare(tmp_path / "tfds", {"train": 3}, "array_record")
+    with pytest.raises(UserError, match=r"'tiny_plants'.*array_record.*data\.loader=decoded"):
+        list_records(name, tmp_path / "tfds")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:12] + bytes(len(data) - 12)])
+def test_list_records_detects_damaged_records(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    name = prepare(tmp_path / "tfds", {"train": 3})
+    (file,) = (tmp_path / "tfds").rglob("*.tfrecord*")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=f"{file.name} is missing, truncated or damaged"):
+        list_records(name, tmp_path / "tfds")
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name} is missing, truncated or damaged"):
+        list_records(name, tmp_path / "tfds")
+
+
+def test_open_source_with_tfdata_writes_nothing(tmp_path: Path) -> None:
+    name = prepare(tmp_path / "tfds", {"train": 3})
+    index = open_source(f"tfds:{name}", tmp_path / "cache", loader="tfdata")
+    assert len(index.images) == 3
+    assert not (tmp_path / "cache").exists()
+    assert rows(open_source(f"tfds:{name}", tmp_path / "cache")) == rows(index)
+    assert (tmp_path / "cache" / "tfds" / "tiny_plants").is_dir()
