@@ -26,8 +26,19 @@ from flaxtl.errors import UserError
 SYNC_SECONDS = 30.0
 """Maximum time between two progress records: a power loss costs at most this much work."""
 
+XLA_CPU_ALIGNMENT = 64
+"""Bytes: `jax.device_put` shares a NumPy array at such an address with CPU devices, and copies any other."""
+
 Array = npt.NDArray[Any]
 Rows = Sequence[SupportsIndex] | npt.NDArray[np.integer[Any]] | slice
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialized array that CPU devices will share; a copy would double the memory of a large one."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(num_bytes + XLA_CPU_ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % XLA_CPU_ALIGNMENT
+    return memory[first : first + num_bytes].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class ArrayStore:
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             assert step == 1, "slices of rows are contiguous"
-            array = np.empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
+            array = aligned_empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
             pieces: list[tuple[int, Array]] = [(start, array)] if array.size else []
         else:
             array = np.empty((len(rows), *self.shape[1:]), self.dtype)

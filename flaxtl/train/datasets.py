@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flaxtl import __version__
 from flaxtl.console import message, progress_bar
-from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
+from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, aligned_empty, check_space
 from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
@@ -259,7 +259,7 @@ def _decode(
         message(console, reason)
     if pipeline == "stream":
         return _decode_to_disk(setup, examples, console, skip=skip)
-    images: ImagePixels = np.empty((n, height, width, 3), np.uint8)
+    images: ImagePixels = aligned_empty((n, height, width, 3), np.uint8)
     unreadable = _decode_into(images, setup, examples, console, skip=skip)
     return (np.delete(images, list(unreadable), axis=0) if unreadable else images), unreadable
 

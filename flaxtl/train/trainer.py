@@ -170,7 +170,7 @@ def train_phase(
     validation_loader = _clean_loader(splits, "validation", phase.cut_layer, params, logger.progress_bar)
     train_loader, start_layer = select_loader(splits, phase, params, num_views, logger.progress_bar)
     if phase.augment and start_layer:
-        source = ", read from a file" if isinstance(train_loader, HostLoader) else ""
+        source = ", read from a file," if isinstance(train_loader, HostLoader) else ""
         logger.info(f"{phase.name}: {num_views} views of each image are cached{source} and replace fresh augmentation.")
     feature_seconds = time.monotonic() - phase_start
 

@@ -56,6 +56,10 @@ def test_store_read_returns_rows_in_given_order(store, images):
     assert np.array_equal(store.read(slice(2, 5)), images[2:5])
 
 
+def test_store_read_of_all_rows_is_aligned_for_cpu_devices(store):
+    assert store.read().ctypes.data % 64 == 0
+
+
 def test_store_file_is_npy(store, images):
     assert np.array_equal(np.load(store.path), images)
     assert [file.name for file in store.path.parent.iterdir()] == ["images.npy"]

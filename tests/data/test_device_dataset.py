@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxtl.data.array_store import aligned_empty
 from flaxtl.data.device_dataset import DeviceDataset, bits, device_bytes, put_dataset, stored_shape
 from flaxtl.parallel import devices
 
@@ -55,6 +56,16 @@ def test_stored_shape_on_tpu_is_of_whole_tiles(monkeypatch, shape, itemsize, exp
     monkeypatch.setattr(devices, "platform_of", lambda mesh: "tpu")
     assert stored_shape(shape, itemsize, mesh) == expected
     assert device_bytes(shape, itemsize, mesh) == 5 * expected[1] * 128 * itemsize
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.uint8])
+def test_put_dataset_on_cpu_shares_aligned_arrays(dtype):
+    """Features of gigabytes would otherwise be in memory twice while they are loaded."""
+    examples = aligned_empty((3, 7, 5), dtype)
+    examples[:] = np.arange(3 * 7 * 5).reshape(3, 7, 5)
+    data = put_dataset(examples, np.zeros(3, np.int32), devices.make_mesh(1))
+    assert data.inputs.unsafe_buffer_pointer() == examples.ctypes.data
+    assert np.asarray(data.gather(jnp.asarray([2]))).tobytes() == examples[2].tobytes()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, np.uint8])
