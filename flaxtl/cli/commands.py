@@ -137,7 +137,8 @@ def report(options: argparse.Namespace) -> None:
         if num_missing:
             _notify(
                 f"{num_missing:,} of the {len(setup.manifest.examples):,} images of the run do not exist; those of an "
-                "earlier report are kept. If the images were moved, give their source: --data=folder:PATH."
+                "earlier report are kept. If the images were moved, give their source: --data=folder:PATH or "
+                "--data=tfds:NAME."
             )
     message(make_console(), f"report: {page}")
 

@@ -249,7 +249,7 @@ def _collect_examples(
         if missing := [example.path for example in examples if not image_exists(Path(example.path))]:
             raise UserError(
                 f"{len(missing):,} of the {len(examples):,} {split} images of the run do not exist, such as "
-                f"{missing[0]}. If they were moved, give their source: --data=folder:PATH."
+                f"{missing[0]}. If they were moved, give their source: --data=folder:PATH or --data=tfds:NAME."
             )
         return examples, split
     index = base.open_source(source, fileio.cache_dir("data"), loader=loader)

@@ -13,7 +13,7 @@ from flaxtl.cli.main import main
 from flaxtl.data.sources.tfds import export_tfds
 from flaxtl.evaluation.predictions import read_predictions
 from flaxtl.train import run_dir
-from flaxtl.train.resume import locate_images
+from flaxtl.train.epoch_loop import PhaseTrainer
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -34,6 +34,7 @@ def get_config():
     c.augmentation = dict(rotation=20.0, horizontal_flip=True)
     c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
     c.phases = ("frozen",)
+    c.checkpoint = dict(every_seconds=0.0)
     c.frozen = dict(epochs=2, augment=True, lr=dict(head=1e-2, base=0.0))
     return c
 """
@@ -111,25 +112,42 @@ def test_split_of_a_list_of_records_copies_them(place):
     assert copies == {path.name: path.read_bytes() for path in (place / "export").rglob("train_*")}
 
 
-def test_run_finds_its_images_in_a_dataset_prepared_anew(place, capsys):
-    """Last in this file: it changes tfds/."""
-    before = read_predictions(place / "records" / "predictions.csv")
+@pytest.fixture(scope="module")
+def prepared_anew(place):
+    """Interrupt a run, cut/, in its second epoch, then let TFDS write other files; the tests of this come last."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_run.stop_at(patch, PhaseTrainer, "_begin_epoch", 2)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(place, "cut", "tfds:tiny_plants")
     shutil.rmtree(place / "tfds")
     tiny_tfds.prepare(place / "tfds", {"train": 36}, num_shards=2)
+    return place
+
+
+def test_interrupted_run_resumes_on_a_dataset_prepared_anew(prepared_anew, capsys):
+    cut, records = prepared_anew / "cut", prepared_anew / "records"
+    train(prepared_anew, "cut", "tfds:tiny_plants")
+    assert "has all 36 images of the run" in capsys.readouterr().out
+    assert tiny_run.results(cut) == tiny_run.results(records)
+    predictions = [read_predictions(workdir / "predictions.csv") for workdir in (cut, records)]
+    assert np.array_equal(*(each.probabilities for each in predictions))
+    assert all("-of-00002/bytes=" in path for path in predictions[0].paths)
+
+
+def test_finished_run_finds_images_of_a_dataset_prepared_anew(prepared_anew, capsys):
+    workdir, data = prepared_anew / "records", "--data=tfds:tiny_plants"
+    before = read_predictions(workdir / "predictions.csv")
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", f"--workdir={place / 'records'}"])
+        main(["evaluate", f"--workdir={workdir}"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "9 of the 9 test images" in error
     assert "tiny_plants-train.tfrecord" in error
-    found = locate_images(place / "records", run_dir.load_config(place / "records"))
-    assert all("-of-00002/bytes=" in example.path for example in found.examples)
-    data = "--data=tfds:tiny_plants"
-    main(["evaluate", f"--workdir={place / 'records'}", data, f"--json={place / 'again.json'}"])
-    assert json.loads((place / "again.json").read_text())["n"] == 9
-    main(["report", f"--workdir={place / 'records'}", data])
-    after = read_predictions(place / "records" / "predictions.csv")
+    main(["evaluate", f"--workdir={workdir}", data, f"--json={prepared_anew / 'again.json'}"])
+    assert json.loads((prepared_anew / "again.json").read_text())["n"] == 9
+    main(["report", f"--workdir={workdir}", data])
+    after = read_predictions(workdir / "predictions.csv")
     assert all("-of-00002/bytes=" in path for path in after.paths)
     assert [Path(path).name for path in after.paths] == [Path(path).name for path in before.paths]
     assert np.array_equal(after.probabilities, before.probabilities)
-    assert not (place / "cache" / "data" / "tfds").exists()
+    assert not (prepared_anew / "cache" / "data" / "tfds").exists()
