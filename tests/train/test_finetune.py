@@ -78,7 +78,7 @@ def drawn(shapes, seed=0):
             return random.uniform(0.5, 1.5, shape)
         return random.standard_normal(shape) * (0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[:-1])))
 
-    return {path: jnp.asarray(draw(path, shape), jnp.float32) for path, shape in shapes.items()}
+    return {path: jax.device_put(np.float32(draw(path, shape))) for path, shape in shapes.items()}
 
 
 NORM = ("scale", "bias", "mean", "var")
@@ -96,7 +96,8 @@ class World:
         self.parameters = drawn(self.model_info.shapes)
         shape = (2 * BATCH, config.data.height, config.data.width, 3)
         images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-        self.feed = DeviceLoader(DeviceDataset(jnp.asarray(images), jnp.arange(2 * BATCH, dtype=jnp.int32) % 3))
+        labels = np.arange(2 * BATCH, dtype=np.int32) % 3
+        self.feed = DeviceLoader(DeviceDataset(jax.device_put(images), jax.device_put(labels)))
         self.optimizer = phase_optimizer(config.optimizer, self.phase.param_groups, "constant", 2, 0)
         self.mesh = devices.make_mesh(BATCH)
 

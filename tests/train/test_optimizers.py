@@ -21,7 +21,29 @@ NADAM = {"name": "nadam", "b1": 0.9, "b2": 0.99}
 
 def random(seed, shapes=SHAPES):
     generator = np.random.default_rng(seed)
-    return {path: jnp.asarray(generator.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    return {path: jax.device_put(np.float32(generator.normal(size=shape))) for path, shape in shapes.items()}
+
+
+class KerasSteps:
+    """The steps of one of Keras' optimizers, as one program; `variables` has their results."""
+
+    def __init__(self, optimizer, values):
+        import keras
+
+        self.variables = {path: keras.Variable(value, name=path.rpartition("/")[2]) for path, value in values.items()}
+        optimizer.build(list(self.variables.values()))
+        self._optimizer, self._apply = optimizer, jax.jit(optimizer.stateless_apply)
+
+    def apply(self, gradients):
+        trainable = list(self.variables.values())
+        results = self._apply(
+            [variable.value for variable in self._optimizer.variables],
+            [gradients[path] for path in self.variables],
+            [variable.value for variable in trainable],
+        )
+        for variables, values in zip((trainable, self._optimizer.variables), results, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
@@ -29,20 +51,23 @@ def test_nadam_matches_keras(weight_decay):
     """With weight decay of kernels only: Keras' exclude_from_weight_decay(var_names=["bias"])."""
     import keras
 
-    ours = {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
-    theirs = {path: keras.Variable(value, name=path.rpartition("/")[2]) for path, value in ours.items()}
+    ours = {path: jax.device_put(np.zeros(shape, np.float32)) for path, shape in SHAPES.items()}
     reference = keras.optimizers.Nadam(1e-3, beta_1=0.9, beta_2=0.99, weight_decay=weight_decay or None)
     reference.exclude_from_weight_decay(var_names=["bias"])
-    reference.build(list(theirs.values()))
+    theirs = KerasSteps(reference, ours)
     make = optimizers.optimizer_factory(NADAM | {"weight_decay": weight_decay})
     transformation = make(optax.constant_schedule(1e-3))
-    state, update = transformation.init(ours), jax.jit(transformation.update)
+
+    @jax.jit
+    def update(gradients, state, params):
+        updates, state = transformation.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = transformation.init(ours)
     for step in range(1, 21):
-        gradients = random(step)
-        reference.apply([gradients[path] for path in theirs])
-        updates, state = update(gradients, state, ours)
-        ours = optax.apply_updates(ours, updates)
-        for path, variable in theirs.items():
+        theirs.apply(random(step))
+        ours, state = update(random(step), state, ours)
+        for path, variable in theirs.variables.items():
             # 1 - 0.99 in float32 is off by 2**-24 / 0.01 = 6e-6 of itself; half of that under the root, of a step of
             # 1e-3, is 3e-9 in a step. The values stay below 0.01, where their own rounding is 5e-10.
             np.testing.assert_allclose(ours[path], variable.numpy(), rtol=0, atol=step * 3e-9)
@@ -62,15 +87,13 @@ def test_clip_norm_clips_trainable_gradients_as_optax_and_keras(clip_norm):
     assert 0.5 < norm < 100
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     by_hand, _ = optax.clip_by_global_norm(clip_norm).update(grads, optax.EmptyState())
-    variables = {path: keras.Variable(value) for path, value in params.items()}
-    reference = keras.optimizers.SGD(1e-2, global_clipnorm=clip_norm)
-    reference.build(list(variables.values()))
-    reference.apply([grads[path] for path in variables])
+    theirs = KerasSteps(keras.optimizers.SGD(1e-2, global_clipnorm=clip_norm), params)
+    theirs.apply(grads)
     for path, update in updates.items():
-        np.testing.assert_array_equal(update, -jnp.float32(1e-2) * by_hand[path])
-        np.testing.assert_allclose(update, -1e-2 * min(1, clip_norm / norm) * grads[path], rtol=3e-7)
+        np.testing.assert_array_equal(update, -np.float32(1e-2) * np.asarray(by_hand[path]))
+        np.testing.assert_allclose(update, -1e-2 * min(1, clip_norm / norm) * np.asarray(grads[path]), rtol=3e-7)
         np.testing.assert_allclose(
-            params[path] + update, variables[path].numpy(), rtol=0, atol=2.5e-7
+            np.asarray(params[path]) + update, theirs.variables[path].numpy(), rtol=0, atol=2.5e-7
         )  # values below 4
 
 
@@ -89,7 +112,7 @@ def test_nadam_defaults_are_those_of_the_config():
 def test_nadam_differs_from_optax():
     parameters, gradients = random(0), random(1)
     steps = [make(1e-3, 0.9, 0.99) for make in (lambda rate, *b: optimizers.nadam(lambda _: rate, *b), optax.nadam)]
-    ours, theirs = (step.update(gradients, step.init(parameters))[0] for step in steps)
+    ours, theirs = (jax.jit(step.update)(gradients, step.init(parameters))[0] for step in steps)
     assert not np.allclose(ours["head/out/bias"], theirs["head/out/bias"], rtol=1e-2)
 
 
@@ -113,11 +136,11 @@ def test_make_optimizer_frozen_group_has_no_update_and_no_state():
 
 def test_make_optimizer_uses_the_rate_of_each_group():
     shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,)}
-    same = {path: jnp.full(4, 0.3) for path in shapes}
+    same = {path: np.full(4, 0.3, np.float32) for path in shapes}
     transformation = optimizers.phase_optimizer(NADAM, two_groups(1e-4), "constant", 10, 0)
-    updates, _ = transformation.update(same, transformation.init(same), same)
+    updates, _ = jax.jit(transformation.update)(same, transformation.init(same), same)
     # One float32 product by the rate each: their ratio is exact to three roundings.
-    np.testing.assert_allclose(updates["head/out/kernel"], 100 * updates["backbone/conv/kernel"], rtol=2e-7)
+    np.testing.assert_allclose(updates["head/out/kernel"], 100 * np.asarray(updates["backbone/conv/kernel"]), rtol=2e-7)
 
 
 def test_make_optimizer_takes_a_prefix_of_the_groups():
@@ -221,12 +244,12 @@ def test_weight_decay_applies_to_trained_kernels_only(name):
         "backbone/bn/scale": (4,),
         "backbone/conv/kernel": (2, 2),
     }
-    parameters = {path: jnp.full(shape, 2.0) for path, shape in shapes.items()}
+    parameters = {path: np.full(shape, 2.0, np.float32) for path, shape in shapes.items()}
     groups = {path: "frozen" if path == "backbone/conv/kernel" else "head" for path in shapes}
     transformation = optimizers.phase_optimizer(
         {"name": name, "weight_decay": 0.5}, ParamGroups(groups, {"head": 0.1, "frozen": 0.0}), "constant", 10, 0
     )
-    nothing = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    nothing = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     updates, _ = jax.jit(transformation.update)(nothing, transformation.init(parameters), parameters)
     moved = sorted(path for path, update in updates.items() if np.any(np.asarray(update) != 0))
     assert moved == ["head/out/kernel"]
