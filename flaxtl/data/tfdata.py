@@ -270,9 +270,9 @@ def _shift_hue(images: Any, turns: Any) -> Any:
     chroma = value - tf.reduce_min(images, -1)
     step = 1 / tf.where(chroma > 0, chroma, 1.0)
     hue = tf.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) * step,
-        tf.where(value == green, 2 + (blue - red) * step, 4 + (red - green) * step),
+        tf.where(green >= blue, 2 + (blue - red) * step, 4 + (red - green) * step),
     )
     k = (tf.constant(ops.HUE_OFFSETS) + hue[..., tf.newaxis] + 6 * _each(turns)) % 6
     return value[..., tf.newaxis] - chroma[..., tf.newaxis] * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)

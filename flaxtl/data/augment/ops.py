@@ -237,15 +237,18 @@ def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
 
     With V the maximum of the channels, C its distance to the minimum and h in 0..6 the hue in sixths of the circle, a
     channel is V - C max(0, min(k, 4 - k, 1)), k = (n + h) mod 6, n = 5, 3, 1 for red, green, blue.
+
+    Channels are compared with each other, where h is continuous, and not with V: a compiler may compute a channel
+    twice, in two fusions that round differently.
     """
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(-1)
     chroma = value - image.min(-1)
     step = 1 / jnp.where(chroma > 0, chroma, 1)  # a gray pixel has no hue: any value works
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) * step,
-        jnp.where(value == green, 2 + (blue - red) * step, 4 + (red - green) * step),
+        jnp.where(green >= blue, 2 + (blue - red) * step, 4 + (red - green) * step),
     )
     k = jnp.array(HUE_OFFSETS) + (hue + 6 * turns)[..., None]
     k -= 6 * jnp.floor(k / 6)
