@@ -26,8 +26,8 @@ PHASES = {
 }
 
 
-def train(folder, workdir, console=None, **phases):
-    config = tiny_run.config(folder, **(phases or PHASES))
+def train(folder, workdir, console=None, every_seconds=3600.0, **phases):
+    config = tiny_run.config(folder, checkpoint={"every_seconds": every_seconds}, **(phases or PHASES))
     return trainer.train(config, workdir, console or tiny_run.quiet(), "flaxtl train")
 
 
@@ -85,7 +85,8 @@ def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole,
     with monkeypatch.context() as patch:
         tiny_run.stop_at(patch, owner, name, call, after=True)
         with pytest.raises(KeyboardInterrupt):
-            train(folder, tmp_path / "run")
+            train(folder, tmp_path / "run", every_seconds=0.0)
+    assert list((tmp_path / "run" / "checkpoints" / "latest").iterdir())  # else the phase would be repeated
     made = []
     for maker in ("make_train_step", "make_multi_step"):
         make = getattr(train_step, maker)
