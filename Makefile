@@ -7,7 +7,8 @@ BROWSER ?= chromium
 WORKDIR ?= runs/demo
 FLOWERS_WORKDIR ?= runs/flowers
 VIEWS ?= 32
-PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
+# An empty PYTHONDONTWRITEBYTECODE: the processes that tests start do not compile the modules of the package again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 

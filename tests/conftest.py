@@ -28,7 +28,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")  # s
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # `make slow` and `make exhaustive` set this variable to 0, and test the optimized programs.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    compiling.choose_quick_programs()
+    os.environ.update(compiling.quick_variables())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,6 +60,13 @@ def _own_caches(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("FLAXTL_CACHE", f"{caches}/flaxtl")
         monkeypatch.setenv("KERAS_HOME", f"{caches}/keras")
         yield
+
+
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Let the processes that a slow test starts compile with few optimizations; those of the fast set do anyway."""
+    for name, value in compiling.quick_variables().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import tiny_run
+from helpers import compiling, tiny_run
 
 HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ class Place:
     def train(self, program: list[str], workdir: Path, *more: str, stderr: int = subprocess.PIPE) -> subprocess.Popen:
         """Start `flaxtl train` by a program that takes its command line; compiled programs are kept in the folder."""
         environment = os.environ | {
+            **compiling.quick_variables(),
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),

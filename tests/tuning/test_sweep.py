@@ -320,6 +320,7 @@ def run_flaxtl(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_processes")
 def test_sweep_of_real_runs_shares_their_features(tmp_path, capsys):
     sweeps = Sweeps(tmp_path, capsys)
     out = run_flaxtl(*sweeps.arguments(grid(8, "(8,4)"), "--seeds=0,1"))
