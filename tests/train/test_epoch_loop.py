@@ -78,7 +78,8 @@ def test_plateau_reduces_rates_where_keras_does(whole, log, name):
     ("owner", "name", "call"),
     [
         pytest.param(PhaseTrainer, "_after_epoch", 3, id="on a plateau"),
-        pytest.param(PhaseTrainer, "_maybe_checkpoint", 8, id="within an epoch", marks=pytest.mark.slow),
+        # The first call makes one step, whatever the number of steps of later calls.
+        pytest.param(PhaseTrainer, "_maybe_checkpoint", 1, id="within an epoch", marks=pytest.mark.slow),
     ],
 )
 def test_resume_is_bit_identical_and_compiles_each_step_once(monkeypatch, whole, folder, tmp_path, owner, name, call):
