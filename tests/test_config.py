@@ -287,7 +287,7 @@ def test_missing_config_file_is_named(spec):
         load_config(spec)
 
 
-@pytest.mark.parametrize("name", ["demo", "folder", "flowers_vgg16", "flowers_vgg16:scratch", "gradual"])
+@pytest.mark.parametrize("name", ["demo", "folder", "flowers_tuned", "flowers_vgg16:scratch", "gradual"])
 def test_config_name_finds_a_config_of_flaxtl(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "finetune" in load_config(name).phases or name == "gradual"

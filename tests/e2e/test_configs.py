@@ -23,7 +23,13 @@ from flaxtl.train.phases import build_phases
 from flaxtl.train.setup import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-VARIANTS = {"demo.py": [""], "flowers_vgg16.py": ["", "scratch", "smoke"], "folder.py": [""], "gradual.py": [""]}
+VARIANTS = {
+    "demo.py": [""],
+    "flowers_tuned.py": [""],
+    "flowers_vgg16.py": ["", "scratch", "smoke"],
+    "folder.py": [""],
+    "gradual.py": [""],
+}
 SPECS = [f"{file}:{variant}" if variant else file for file, variants in VARIANTS.items() for variant in variants]
 
 
@@ -117,6 +123,22 @@ def test_flowers_vgg16_has_the_data_of_the_exercise():
 def test_flowers_vgg16_scratch_skips_the_frozen_phase():
     _, phases = model_and_phases(load("flowers_vgg16.py:scratch"))
     assert [(phase.name, phase.epochs) for phase in phases] == [("augmented", 250), ("finetune", 250)]
+
+
+def test_flowers_tuned_trains_blocks_4_and_5_on_cached_views():
+    config = load("flowers_tuned.py")
+    net, (phase,) = model_and_phases(config)
+    trained = {path.split("/")[1] for path in net.shapes if phase.param_groups.is_trainable(path)}
+    blocks = {f"block{block}_conv{layer}" for block in (4, 5) for layer in (1, 2, 3)}
+    assert trained == blocks | {"predictions"}
+    assert net.count("head/") == 512 * 5 + 5
+    assert (phase.cut_layer, config.feature_cache.views, phase.steps) == ("block3_pool", 6, 6 * 58)
+
+
+def test_flowers_configs_use_the_same_images():
+    data = [load(file).data.to_dict() for file in ("flowers_vgg16.py", "flowers_tuned.py")]
+    for settings in ("source", "classes", "fractions"):
+        assert data[0][settings] == data[1][settings]
 
 
 QUICK = ("vgg16", "mobilenet_025")
