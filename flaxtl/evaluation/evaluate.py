@@ -285,7 +285,8 @@ def _evaluate_examples(
     setup = run.setup
     loader = decode_examples(setup, examples, console).loader(setup.mesh)
     step = eval_steps.make_eval_step(setup.model_info.model, setup.mesh, None, loader.sharding(setup.mesh))
-    plain = evaluate(step, run.params, loader, setup.config.batch_size)
+    with progress_bar(console, "Evaluating images", len(examples)) as advance:
+        plain = evaluate(step, run.params, loader, setup.config.batch_size, advance)
     if views is None:
         return plain, {}
     if views.resize != setup.resize:

@@ -78,13 +78,12 @@ def average_views(
     step = eval_steps.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
     log_total = np.where(views.include_original, plain.log_softmax.astype(np.float64), -np.inf)
-    with progress_bar(console, "Evaluating views", views.num_generated) as advance:
+    with progress_bar(console, "Evaluating views", views.num_generated * len(labels)) as advance:
         for view in range(views.num_generated):
             view_step = partial(step, np.int32(view))
-            evaluation = evaluate(view_step, run.params, data, setup.config.batch_size)
+            evaluation = evaluate(view_step, run.params, data, setup.config.batch_size, advance)
             total += evaluation.probabilities
             log_total = np.logaddexp(log_total, evaluation.log_softmax)
-            advance(1)
     probabilities = (total / views.num_views).astype(np.float32)
     log_softmax = log_total - math.log(views.num_views)
     log_probs = classification.log_probabilities(probabilities, log_softmax)

@@ -65,12 +65,27 @@ def collect(step: Callable[[Params, Inputs, Mask], Any], params: Params, batches
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def evaluate(step: EvalStep, params: FlatParams, loader: Loader, batch_size: int) -> Evaluation:
-    """Return the probabilities of every example, and their metrics."""
+def evaluate(
+    step: EvalStep,
+    params: FlatParams,
+    loader: Loader,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda examples: None,
+) -> Evaluation:
+    """Return the probabilities of every example, and their metrics.
+
+    Args:
+      step: the evaluation step.
+      params: all parameters.
+      loader: the data.
+      batch_size: examples per step.
+      advance: called after each batch, with the number of its examples.
+    """
     parts, sums = [], []
     for (batch_probabilities, batch_sums), mask in run_batches(step, params, loader.eval_batches(batch_size)):
         parts.append(take_rows(batch_probabilities, mask))
         sums.append(batch_sums)
+        advance(int(mask.sum()))
     probabilities, log_softmax = map(np.concatenate, zip(*parts, strict=True))
     return Evaluation(probabilities, log_softmax, _total(sums).compute())
 

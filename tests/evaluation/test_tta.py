@@ -286,6 +286,8 @@ def test_evaluate_tta_command_output_and_gain(run, tmp_path, capsys):
     assert gain["points"] == pytest.approx(100 * (result["accuracy"] - plain["accuracy"]))
     assert gain["became_right"] - gain["became_wrong"] == plain["errors"] - result["errors"]
     assert re.search(rf"\b{100 * plain['accuracy']:.0f} ?%.*\b{100 * result['accuracy']:.0f} ?%", output.err)
+    assert f"Evaluating images: {result['n']} in " in output.err
+    assert f"Evaluating views: {10 * result['n']} in " in output.err
     assert "--split=validation" in output.err
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from flaxtl.data.sampler import padded_batches
 from flaxtl.train import eval_loop
+from flaxtl.train.metrics import MetricSums
 
 DATA = np.arange(14, dtype=np.float32).reshape(7, 2)
 
@@ -36,11 +37,23 @@ def test_run_batches_dispatches_two_batches_ahead():
     assert [mask.sum() for _, mask in results] == [3, 1]
 
 
-def test_evaluate_metrics_on_batch_may_stop_the_loop():
-    class Loader:
-        def eval_batches(self, batch_size):
-            return batches()
+class Loader:
+    def eval_batches(self, batch_size):
+        return batches()
 
+
+def test_evaluate_advances_by_the_examples_of_each_batch():
+    advanced = []
+
+    def eval_step(params, batch, mask):
+        return (batch, np.log(batch + 1)), MetricSums.zero(2)
+
+    evaluation = eval_loop.evaluate(eval_step, None, Loader(), 3, advanced.append)
+    np.testing.assert_array_equal(evaluation.probabilities, DATA)
+    assert advanced == [3, 3, 1]
+
+
+def test_evaluate_metrics_on_batch_may_stop_the_loop():
     def stop():
         raise KeyboardInterrupt
 
