@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import reference
-from helpers import compiling, doc_pages
+from helpers import doc_pages
 
 from flaxtl.config import flatten_config
 from flaxtl.data.sources import synthetic
@@ -117,7 +117,6 @@ def environment(tmp_path_factory):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = str(tmp_path_factory.mktemp("cache"))
     return os.environ | {
-        **compiling.quick_variables(),
         "PATH": path,
         "PYTHONPATH": f"{doc_pages.ROOT}{os.pathsep}{doc_pages.ROOT / 'tests'}",
         "FLAXTL_CACHE": cache,

@@ -50,7 +50,6 @@ def test_committed_outputs_are_those_of_one_complete_run():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_processes")
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     """With small images, and one epoch in each of the phases that take long."""
     (tmp_path / "docs").mkdir()
