@@ -67,13 +67,13 @@ FLOWERS_INPUTS = $(if $(DATA),--config.data.source=folder:$(DATA)) $(if $(WEIGHT
 # VIEWS=0 augments anew in every step, as the lecture does; that needs an accelerator, or a day. With views, the frozen layers
 # compute in bfloat16, in half the time.
 flowers: $(FLOWERS_PACKAGES)
-	@echo "$(if $(filter 0,$(VIEWS)),A day,About three hours) on two CPU cores. If it is stopped, the same command continues it."
+	@echo "$(if $(filter 0,$(VIEWS)),A day,About three hours and 11 GB of disk) on two CPU cores. If it is stopped, the same command continues it."
 	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=$(FLOWERS_WORKDIR) $(FLOWERS_INPUTS) \
 	  --config.feature_cache.views=$(VIEWS) $(if $(filter-out 0,$(VIEWS)),--config.feature_cache.compute_dtype=bfloat16)
 
 # The same network and images with today's methods: see configs/flowers_tuned.py. DATA and WEIGHTS as above.
 flowers-tuned: $(FLOWERS_PACKAGES)
-	@echo "About 40 minutes on two CPU cores, and 5 GB of disk. If it is stopped, the same command continues it."
+	@echo "About 40 minutes and 5 GB of disk on two CPU cores. If it is stopped, the same command continues it."
 	$(BIN)/flaxtl train --config=flowers_tuned --workdir=$(TUNED_WORKDIR) $(FLOWERS_INPUTS)
 
 clean:
