@@ -292,11 +292,11 @@ def test_decode_bad_file_raises_one_user_error(tmp_path):
 
 
 def test_decode_without_permission_raises(tmp_path, monkeypatch):
-    def forbidden(path: Path) -> bytes:
+    def forbidden(path: Path, *args: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     save(tmp_path / "a.png", Image.new("L", (2, 2)))
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(UserError, match=r"(?i)a\.png\b.*permission denied"):
         decode(tmp_path / "a.png", Resize(2, 2))
 
