@@ -2,9 +2,10 @@
 
     flaxtl train --config=flowers_tuned --workdir=runs/flowers_tuned
 
-Differs from the exercise in: images of 224x224 with bicubic interpolation, as VGG16 was trained; features averaged over
-places and normalized per image, and no hidden layer; blocks 4 and 5 train together with the head, with AdamW and a
-learning rate that warms up and falls to 0; label smoothing; bfloat16. Six augmented views of each image are cached.
+Differs from the exercise in: images of 224x224, the size that VGG16 was trained with, resized with bicubic
+interpolation; features averaged over places and normalized per image, and no hidden layer; blocks 4 and 5 train
+together with the head, with AdamW and a learning rate that warms up and falls to 0; label smoothing; bfloat16. Six
+augmented views of each image are cached.
 """
 
 from ml_collections import ConfigDict
