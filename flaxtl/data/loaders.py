@@ -59,9 +59,9 @@ class IndexBatch(NamedTuple):
         return IndexBatch(self.data, *arrays)
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
-        """Return the model's inputs, augmented here, inside the step."""
+        """Return the model's inputs; images, which are uint8, are augmented here, inside the step."""
         inputs = self.data.gather(self.indices)
-        if augmentation is None:
+        if augmentation is None or inputs.dtype != np.uint8:
             return inputs
         return augment(example_keys(seed, self.epochs, self.indices), inputs, augmentation)
 

@@ -345,7 +345,8 @@ def _image_set(
 def _split_data(setup: RunSetup, split: str, images: ImageSet) -> SplitData:
     """Cut layers of augmented phases need augmented views of the training images, all others plain images."""
     config = setup.config
-    views = AugmentedViews(VIEWS_DTYPE, config.feature_cache.views, config.seed, setup.augmentation)
+    augmentation = setup.augmentation.without_mixing()
+    views = AugmentedViews(VIEWS_DTYPE, config.feature_cache.views, config.seed, augmentation)
     augmented = [phase for phase in setup.phases if split == "train" and phase.augment]
     plain = [phase for phase in setup.phases if phase not in augmented]
     return SplitData(

@@ -173,7 +173,7 @@ def build_phases(
         phases.append(phase)
     if len({phase.name for phase in phases}) < len(phases):
         raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}; give each its own name and settings")
-    _check_views(config, phases)
+    _check_views(config, phases, layers)
     return tuple(phases)
 
 
@@ -184,7 +184,7 @@ def check_training_settings(config: Any) -> None:
         raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1")
-    mixing = _mixing(config)
+    mixing = [name for name in ("mixup", "cutmix") if config.augmentation[name]]
     if config.batch_size == 1 and mixing and any(config[name].augment for name in config.phases):
         raise UserError(
             f"augmentation.{mixing[0]} mixes the images of a batch, but batch_size is 1. Set batch_size to at least 2, "
@@ -227,23 +227,22 @@ def _lrs(config: Any, model: Classifier, lrs: Mapping[str, float]) -> dict[str, 
     return {last_block if group == LAST_BLOCK else group: float(lr) for group, lr in lrs.items()}
 
 
-def _mixing(config: Any) -> list[str]:
-    """Return the active settings that mix images."""
-    return [name for name in ("mixup", "cutmix") if config.augmentation[name]]
-
-
-def _check_views(config: Any, phases: Sequence[Phase]) -> None:
-    """Check that mixing finds the other images of a batch, which cached views of single images are not."""
-    num_views, mixing = config.feature_cache.views, _mixing(config)
+def _check_views(config: Any, phases: Sequence[Phase], layers: Sequence[Layer]) -> None:
+    """Check the number of cached views, and that CutMix finds places in their features."""
+    num_views = config.feature_cache.views
     if num_views < 0:
         raise UserError(
             f"feature_cache.views is {num_views}; set 0 for fresh augmentation, or the number of views to cache"
         )
-    if num_views and mixing and any(phase.augment and phase.cut_layer for phase in phases):
-        raise UserError(
-            f"feature_cache.views={num_views} caches views of single images, but augmentation.{mixing[0]} mixes images "
-            f"anew in every step; set feature_cache.views=0 or augmentation.{mixing[0]}=0"
-        )
+    if not (num_views and config.augmentation.cutmix):
+        return
+    without_places = {layer.name for layer in layers if len(layer.shape) != 3}
+    for phase in phases:
+        if phase.augment and phase.cut_layer in without_places:
+            raise UserError(
+                f"augmentation.cutmix pastes a box of another image, but the cached features of phase {phase.name} "
+                f"({phase.cut_layer}) have no rows and columns; use augmentation.mixup, or set feature_cache.views=0"
+            )
 
 
 def _at_least(minimum: int, phase: str, key: str, settings: Any) -> int:

@@ -112,7 +112,7 @@ class StepConfig(NamedTuple):
       mesh: devices to split a batch over.
       seed: of augmentation and dropout.
       start_layer: layer that the batches are outputs of; None if they are images.
-      augmentation: applied to images inside the step; None for none.
+      augmentation: applied inside the step, of which features take mixup and CutMix only; None for none.
       class_weights: weight of each class in the loss.
       label_smoothing: fraction of a label that is spread evenly over all classes (Szegedy et al. 2016).
       accum_steps: number of equal microbatches that a batch is processed in, one after the other, to save memory. The

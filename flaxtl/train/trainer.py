@@ -231,7 +231,7 @@ def make_step_config(
         mesh=setup.mesh,
         seed=setup.config.seed,
         start_layer=start_layer,
-        augmentation=setup.augmentation if phase.augment and start_layer is None else None,
+        augmentation=setup.augmentation if phase.augment else None,
         class_weights=setup.class_weights,
         label_smoothing=float(setup.config.label_smoothing),
         accum_steps=setup.config.accum_steps,

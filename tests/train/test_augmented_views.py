@@ -2,24 +2,29 @@ import re
 import shutil
 from collections import namedtuple
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import tiny_run
 
 from flaxtl.data.array_store import ArrayStore
 from flaxtl.data.augment.config import AugmentConfig, example_keys
+from flaxtl.data.augment.mixup import mix
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.loaders import READ_AHEAD, DeviceLoader, HostLoader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.errors import UserError
 from flaxtl.models.classifier import forward, unflatten_params
 from flaxtl.parallel import devices
-from flaxtl.train import datasets, feature_cache, trainer
+from flaxtl.train import datasets, feature_cache, train_step, trainer
 from flaxtl.train.datasets import SplitData
 from flaxtl.train.feature_cache import AugmentedViews, CutLayers
+from flaxtl.train.train_step import StepConfig
 
 CUTS = ("block1_pool", "block2_pool")
 K, SEED = 3, 5
@@ -234,8 +239,15 @@ def test_extraction_on_small_disk_fails_before_computing(monkeypatch, prepared, 
     [
         ({"feature_cache": {"views": -1}}, r"\.views\b.*-1\b"),
         (
-            {"feature_cache": {"views": 4}, "augmentation": {"cutmix": 1.0}},
-            r"(?=.*\baugmentation\.cutmix\b)(?=.*\.views\b)",
+            {
+                "feature_cache": {"views": 4},
+                "augmentation": {"cutmix": 1.0},
+                "model": {"name": "vit_tiny_patch16_224"},
+                "param_groups": (),
+                "phases": ("finetune",),
+                "finetune": {"lr": {"head": 1e-3, "top": 1e-4, "base": 0.0}, "augment": True},
+            },
+            r"(?=.*\baugmentation\.cutmix\b)(?=.*\bfinetune\b)(?=.*\.views=0\b)",
         ),
     ],
 )
@@ -244,12 +256,32 @@ def test_invalid_view_settings_are_named(folder, tmp_path, changes, facts):
         tiny_run.setup(folder, tmp_path, **changes)
 
 
-def test_mixing_without_cut_layer_allows_views_setting(folder, tmp_path):
-    whole = {"frozen": {"lr": {"head": 1e-3, "base": 1e-3}, "augment": True}, "phases": ("frozen",)}
-    groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    settings = {"feature_cache": {"views": 4}, "augmentation": {"mixup": 1.0}, "param_groups": groups}
-    (phase,) = tiny_run.setup(folder, tmp_path, **whole, **settings).phases
-    assert phase.cut_layer is None
+def test_cached_views_are_not_mixed(folder, parameters, tmp_path):
+    """So a change of mixup or CutMix does not compute them again."""
+    settings = {"feature_cache": {"views": 2, "dir": str(tmp_path / "features")}, "frozen": {"augment": True}}
+    for mixing, bar in ({}, tiny_run.bar), ({"mixup": 0.4}, no_bar), ({"cutmix": 1.0}, no_bar):
+        setup = tiny_run.setup(folder, tmp_path, augmentation={"horizontal_flip": True} | mixing, **settings)
+        images = tiny_run.inputs(setup, "train", tmp_path, CUTS)._images
+        data = datasets._split_data(setup, "train", images)
+        data.feature_loader("block2_pool", parameters, bar, num_views=2)
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_steps_on_views_mix_features_and_labels(prepared, parameters, tmp_path, mixing):
+    """And apply nothing else: the views are augmented already."""
+    loader = view_data(prepared, tmp_path).feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
+    augmentation = replace(FLIPS, **mixing)
+    cfg = StepConfig(prepared.model_info.model, optax.sgd(0.1), prepared.mesh, SEED, CUTS[1], augmentation)
+    (batch,) = loader.train_batches(EpochSampler(SEED, 4, 12), 0, 1, augmentation)
+    examples = jax.jit(partial(train_step._make_examples, cfg))(batch, jnp.int32(0))
+    keys = example_keys(SEED, batch.epochs, batch.indices)
+    expected = mix(keys, batch.inputs(SEED, None), batch.labels, AugmentConfig(**mixing))
+    assert not np.array_equal(expected.images, batch.inputs(SEED, None))
+    np.testing.assert_array_equal(examples.inputs, expected.images)
+    main, other = examples.targets
+    np.testing.assert_array_equal(main.labels, expected.labels)
+    np.testing.assert_array_equal(other.labels, expected.labels_b)
+    np.testing.assert_array_equal(main.weight, expected.lam)
 
 
 # ---------------------------------------------------------------------- whole runs

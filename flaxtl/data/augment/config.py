@@ -11,7 +11,7 @@ around a point off their center. For square images and equal shifts, as in the l
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import reduce
 from typing import NamedTuple
@@ -152,6 +152,10 @@ class AugmentConfig:
     def uses_mixing(self) -> bool:
         """Whether images are mixed with others of the batch."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def without_mixing(self) -> "AugmentConfig":
+        """Return the augmentation of single images."""
+        return replace(self, mixup=0, cutmix=0)
 
 
 class AugmentParams(NamedTuple):

@@ -1,6 +1,7 @@
 """mixup and CutMix: every image of a batch is mixed with the next one, and its label in the same proportion.
 
-The order of a batch is random already, so the next image is a random partner.
+The order of a batch is random already, so the next image is a random partner. Cached features are mixed like images,
+which is manifold mixup (Verma et al. 2019) at the cut layer.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ class Mixed(NamedTuple):
     """A batch with the loss lam * loss(labels) + (1 - lam) * loss(labels_b)."""
 
     images: jax.Array
-    """float32 [batch, height, width, channels], 0..255."""
+    """float32 [batch, ...]: images or features."""
     labels: jax.Array
     """int32 [batch]: the original labels."""
     labels_b: jax.Array
@@ -29,7 +30,8 @@ def mix(keys: jax.Array, images: jax.Array, labels: jax.Array, augmentation: Aug
 
     Args:
       keys: [batch], see `config.example_keys`.
-      images: uint8 or float32 [batch, height, width, channels], 0..255.
+      images: uint8 or float32 [batch, height, width, channels], 0..255; or features [batch, ...] of any float dtype.
+        CutMix needs features with rows and columns: [batch, height, width, channels].
       labels: int32 [batch].
       augmentation: static under jit; if neither is enabled, lam is 1.
     """
@@ -55,7 +57,8 @@ def mix(keys: jax.Array, images: jax.Array, labels: jax.Array, augmentation: Aug
 def _mixup(keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """Zhang et al. 2017: lam x + (1 - lam) other, lam from Beta(alpha, alpha), one per image."""
     lam = _beta(keys, alpha)
-    return others + lam[:, None, None, None] * (images - others), lam
+    weight = lam.reshape(-1, *(1,) * (images.ndim - 1))
+    return others + weight * (images - others), lam
 
 
 def _cutmix(keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:

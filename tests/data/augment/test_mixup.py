@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.distributions import kolmogorov_distance
@@ -13,6 +14,7 @@ IMAGES = np.random.default_rng(7).integers(0, 256, (N, 20, 27, 3), dtype=np.uint
 NEXT = np.roll(IMAGES, -1, axis=0)
 
 MIXUP, CUTMIX, BOTH = {"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}
+MIXED_TOKENS = AugmentConfig(**MIXUP)
 
 keys_of = jax.jit(example_keys)
 step = jax.jit(mix, static_argnums=3)
@@ -43,6 +45,17 @@ def test_mixup_is_weighted_mean():
     # a difference, a product and a sum of at most 255 in float32
     atol = 3 * 255 * 2.0**-24
     np.testing.assert_allclose(result.images, shares * IMAGES + (1 - shares) * NEXT, rtol=0, atol=atol)
+
+
+def test_mixup_of_features_without_places_is_weighted_mean():
+    tokens = np.random.default_rng(4).normal(size=(N, 5, 8)).astype(jnp.bfloat16)
+    result = jax.tree.map(np.asarray, step(keys_of(5, np.zeros(N, int), np.arange(N)), tokens, LABELS, MIXED_TOKENS))
+    shares, values = result.lam.astype(np.float64)[:, None, None], tokens.astype(np.float64)
+    assert result.images.dtype == np.float32
+    # a difference, a product and a sum of values below 5, in float32
+    expected = shares * values + (1 - shares) * np.roll(values, -1, axis=0)
+    np.testing.assert_allclose(result.images, expected, rtol=0, atol=3 * 10 * 2.0**-24)
+    np.testing.assert_array_equal(result.lam, mixed(**MIXUP).lam)  # as for images
 
 
 def test_cutmix_pastes_one_box_and_counts_pixels():
@@ -79,7 +92,7 @@ def test_mix_with_both_selects_one_per_step():
     heads = 0
     for turn in range(40):
         shares = mixed(turn, **BOTH).lam
-        alone = [np.array_equal(shares, mixed(turn, **kind).lam) for kind in (MIXUP, CUTMIX)]
+        alone = [np.allclose(shares, mixed(turn, **kind).lam, atol=1e-6) for kind in (MIXUP, CUTMIX)]
         assert sum(alone) == 1
         heads += alone[0]
     assert 8 <= heads <= 32  # 4 standard deviations of 40 fair coins
