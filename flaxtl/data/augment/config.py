@@ -154,8 +154,8 @@ class AugmentConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     def without_mixing(self) -> "AugmentConfig":
-        """Return the augmentation of single images."""
-        return replace(self, mixup=0, cutmix=0)
+        """Return the augmentation of single images; its `repr`, in the key of cached views, is that of a config."""
+        return replace(self, mixup=0.0, cutmix=0.0)
 
 
 class AugmentParams(NamedTuple):
