@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, StopRequested) as stop:
         number = stop.number if isinstance(stop, StopRequested) else signal.SIGINT
         resume = "; progress saved. Run the same command to resume." if RESUMABLE & set(arguments[:1]) else "."
-        _fail(f"Stopped{resume}", exit_code(number), arguments)
+        _fail(f"Stopped{resume}", exit_code(number), arguments, interrupted=True)
     except MemoryError:
         _fail("Out of memory. Lower --config.batch_size, or set --config.data.pipeline=stream.", 2, arguments)
     except OSError as error:
@@ -83,11 +83,13 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
         sys.__excepthook__(kind, error, trace)
 
 
-def _fail(text: str, code: int, arguments: Sequence[str]) -> NoReturn:
-    """Print the error and exit; in a distributed run, notify the other processes."""
+def _fail(text: str, code: int, arguments: Sequence[str], *, interrupted: bool = False) -> NoReturn:
+    """Print the error and exit; in a distributed run, notify the other processes. See `processes.end`."""
     if "--debug" in arguments:
         traceback.print_exc()
     message(make_console(stderr=True), f"flaxtl: {text}", style="red")
-    if "flaxtl.parallel.processes" in sys.modules:  # otherwise there are no other processes
-        sys.modules["flaxtl.parallel.processes"].end(code)
+    if "jax" in sys.modules:
+        from flaxtl.parallel import processes
+
+        processes.end(code, interrupted=interrupted)
     sys.exit(code)

@@ -196,13 +196,21 @@ def should_stop(step: int) -> bool:
     return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(step)
 
 
-def end(code: int) -> NoReturn:
-    """Exit like sys.exit, without waiting for processes that continue: they notice."""
-    if not jax.distributed.is_initialized():
+def end(code: int, *, interrupted: bool = False) -> NoReturn:
+    """Exit like sys.exit, without waiting for processes that continue: they notice.
+
+    Args:
+      code: the exit code.
+      interrupted: a signal ended the run, perhaps while jax waited for a compilation. That goes on in a thread of XLA,
+        which crashes if the interpreter is torn down around it, so the process exits at once.
+    """
+    is_distributed = jax.distributed.is_initialized()
+    if not is_distributed and not interrupted:
         sys.exit(code)
-    with suppress(Exception):
-        sys.stdout.flush()
-    if is_main_process():
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    if is_distributed and is_main_process():
         time.sleep(FAILURE_SECONDS)
     os._exit(code)
 

@@ -100,7 +100,7 @@ class StopSignal:
     def _exit_after_grace(self, read_end: int, done: threading.Event) -> None:
         """Exit GRACE_SECONDS after a signal.
 
-        Python's own handlers wait while XLA compiles; the wake-up pipe does not.
+        Python's own handlers wait while the main thread runs C code; the wake-up pipe does not.
         """
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while received := pipe.read(1):

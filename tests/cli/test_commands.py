@@ -379,20 +379,3 @@ def test_error_of_jax_itself_asks_for_the_platform(error_lines, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "models", fail)
     monkeypatch.setattr(devices, "check_backend", check_backend)
     assert error_lines("models") == ["flaxtl: JAX_PLATFORMS=cuda, but ..."]
-
-
-@pytest.mark.parametrize(
-    ("command", "resumable"),
-    [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
-)
-def test_ctrl_c_exits_with_code_130(capsys, monkeypatch, command, resumable):
-    def interrupt(options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(commands.COMMANDS, command[0], interrupt)
-    with pytest.raises(SystemExit) as ended:
-        main.main(command)
-    assert ended.value.code == 130
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("flaxtl: ")
-    assert ("Run the same command to resume" in line) == resumable

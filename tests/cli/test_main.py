@@ -1,0 +1,58 @@
+"""How a command ends that a signal stops."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flaxtl.cli import commands, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "resumable"),
+    [(["train", "--config=x", "--workdir=y"], True), (["models"], False)],
+)
+def test_ctrl_c_exits_with_code_130(capsys, monkeypatch, command, resumable):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, command[0], interrupt)
+    monkeypatch.setattr(os, "_exit", lambda code: exits.append(code) or sys.exit(code))
+    exits = []
+    with pytest.raises(SystemExit):
+        main.main(command)
+    assert exits == [130]  # not by the end of the interpreter: XLA may still compile
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flaxtl: ")
+    assert ("Run the same command to resume" in line) == resumable
+
+
+COMPILING = """
+import os, signal, threading
+import jax
+from flaxtl.cli import main
+from flaxtl.cli.commands import COMMANDS
+
+def compile_program(options):
+    def program(x):
+        for step in range(100):
+            x = jax.numpy.sort(jax.numpy.sin(x) + step)[::-1].cumsum(0)
+        return x
+
+    lowered = jax.jit(program).lower(jax.ShapeDtypeStruct((64, 64), float))
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    lowered.compile()
+    print("compiled in less than 0.2 s")
+
+COMMANDS["models"] = compile_program
+main.main(["models"])
+"""
+
+
+def test_ctrl_c_while_xla_compiles_exits_with_code_130():
+    done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "flaxtl: Stopped.\n")
