@@ -5,7 +5,11 @@ but the flower heads and their tilt comes from the same distributions for all cl
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,15 @@ DATASET_VERSION = 1
 
 _OVERSAMPLING = 3  # the foreground is drawn this many times larger and then averaged: smooth edges
 _METADATA = "dataset.json"
+
+_IMAGES_PER_PROCESS = 50  # starting a process takes as long as drawing about ten
+
+_PROCESS_CODE = """
+import json, sys
+sys.path[:] = sys.argv[2:]
+from flaxtl.data.sources import synthetic
+synthetic.draw_part(**json.loads(sys.argv[1]))
+"""
 
 _GREENS: tuple[Color, ...] = ((52, 92, 36), (86, 132, 52), (120, 152, 74), (64, 104, 70))
 _BLOSSOMS: tuple[Color, ...] = (
@@ -70,13 +83,44 @@ def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: 
     if _contains(directory, metadata, per_class):
         return directory
     with atomic_folder(directory) as folder:
-        for label in CLASSES:
-            (folder / label).mkdir()
-            for index in range(per_class):
-                file = folder / label / f"{label}_{index:04d}.jpg"
-                _draw_image(label, seed, index, size).save(file, quality=90)
+        _draw_in_processes(folder, per_class, seed, size)
         (folder / _METADATA).write_text(metadata, encoding="utf-8")
     return directory
+
+
+def draw_part(folder: str, per_class: int, seed: int, size: int, part: int, num_parts: int) -> None:
+    """Draw every `num_parts`-th image of each class, from image `part` on; for the processes of `generate_dataset`."""
+    for label in CLASSES:
+        for index in range(part, per_class, num_parts):
+            _draw_image(label, seed, index, size).save(Path(folder, label, f"{label}_{index:04d}.jpg"), quality=90)
+
+
+def _draw_in_processes(folder: Path, per_class: int, seed: int, size: int) -> None:
+    """Draw all images, a part of them in each of several processes: most of the work is Python's, which has one thread.
+
+    This process draws the first part, and those of processes that fail: if the reason is here, too, it raises.
+    """
+    for label in CLASSES:
+        (folder / label).mkdir()
+    num_parts = max(1, min(os.cpu_count() or 1, per_class * len(CLASSES) // _IMAGES_PER_PROCESS))
+    parts = [
+        {"folder": str(folder), "per_class": per_class, "seed": seed, "size": size, "part": i, "num_parts": num_parts}
+        for i in range(num_parts)
+    ]
+    search_path = [str(Path(__file__).parents[3]), *filter(None, sys.path)]  # an editable install is on no path
+    with ExitStack() as stack:
+        started = []
+        for part in parts[1:]:
+            command = [sys.executable, "-I", "-S", "-c", _PROCESS_CODE, json.dumps(part), *search_path]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.kill)
+            started.append((part, process))
+        draw_part(**parts[0])
+        for part, process in started:
+            if process.wait():
+                draw_part(**part)
 
 
 def _contains(directory: Path, metadata: str, per_class: int) -> bool:

@@ -69,6 +69,20 @@ def test_generate_dataset_first_image_is_draw_flower(tmp_path: Path) -> None:
     assert (directory / "daisy" / "daisy_0000.jpg").read_bytes() == (tmp_path / "daisy.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("code", [synthetic._PROCESS_CODE, "raise OSError"])
+def test_generate_dataset_processes_draw_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    alone = files(synthetic.generate_dataset(tmp_path / "alone", per_class=3, seed=2, size=16))
+    drawn, draw = [], synthetic._draw_image
+    monkeypatch.setattr(synthetic, "_draw_image", lambda *image: drawn.append(image) or draw(*image))
+    monkeypatch.setattr(synthetic, "_IMAGES_PER_PROCESS", 5)
+    monkeypatch.setattr(synthetic, "_PROCESS_CODE", code)
+    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 2)
+    assert files(synthetic.generate_dataset(tmp_path / "together", per_class=3, seed=2, size=16)) == alone
+    assert len(drawn) == (10 if code != "raise OSError" else 15)  # of 3 images of a class, 2 are drawn here
+
+
 def test_generate_dataset_is_deterministic_and_extensible(tmp_path: Path) -> None:
     one, two, long = (
         files(synthetic.generate_dataset(tmp_path / name, per_class=count, size=32))
