@@ -1,4 +1,7 @@
-"""Runs from Python: train a run, look at its results and use its model."""
+"""Runs from Python: train a run, look at its results and use its model.
+
+`flaxtl.report` is imported where it is used: its libraries take half a second, which training need not wait for.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,9 +27,6 @@ from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.export import exporter
 from flaxtl.fileio import user_path
 from flaxtl.parallel import devices, processes
-from flaxtl.report import report, run_summary, templating
-from flaxtl.report.model_card import render_model_card
-from flaxtl.report.report import augmented_samples
 from flaxtl.train import run_dir, trainer
 from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
@@ -183,6 +183,8 @@ class RunResult:
         Raises:
           UserError: an unknown format, a folder with files, or probabilities that differ from those of the run.
         """
+        from flaxtl.report.model_card import render_model_card
+
         if form not in exporter.FORMATS:
             raise unknown("format", form, exporter.FORMATS)
         folder = user_path(path)
@@ -195,6 +197,8 @@ class RunResult:
 
     def __repr__(self) -> str:
         """Return one line with the accuracy and the path of the report."""
+        from flaxtl.report import run_summary, templating
+
         headline = run_summary.headline(self.record)
         if headline is None:
             return f"{self.workdir}: no phase has finished yet"
@@ -204,6 +208,8 @@ class RunResult:
         return f"{self.workdir}: {headline.split} accuracy {accuracy} ({images}); {where}"
 
     def _repr_html_(self) -> str:
+        from flaxtl.report import report
+
         return report.render_notebook_summary(self.record, repr(self))
 
 
@@ -247,6 +253,8 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
 
 def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
     """Evaluate a trained run and write its report; None: the run was already complete."""
+    from flaxtl.report import report, run_summary
+
     if result is not None:
         message(console, "4/4 Evaluation and report", style="bold")
     params = evaluate_run(result, console) if result is not None else None
@@ -254,5 +262,5 @@ def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
     if result is not None and params is not None and processes.is_main_process():
         run, workdir = TrainedRun(result.setup, params, result.setup.phases[-1].name), result.setup.workdir
         gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
-        path = report.write_report(workdir, augmented=augmented_samples(result.setup))
+        path = report.write_report(workdir, augmented=report.augmented_samples(result.setup))
         print_box(console, run_summary.summary_lines(run_files.read_run(workdir), path))

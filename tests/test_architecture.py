@@ -276,6 +276,16 @@ print([name for name in heavy if name in sys.modules])
     assert python(code).splitlines()[-1] == "[]"
 
 
+def test_training_starts_without_libraries_of_the_report():
+    code = """
+import sys
+from flaxtl import api
+from flaxtl.train import trainer
+print([name for name in ("matplotlib", "jinja2", "flaxtl.report.report") if name in sys.modules])
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
 @pytest.mark.slow
 def test_models_command_loads_only_what_it_needs():
     code = """
