@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from rich.table import Table
 
 from flaxtl.console import make_table
@@ -44,7 +43,7 @@ def initial_params(config: Any, model: Classifier, notify: Callable[[str], None]
         params = classifier.init_params(model, height, width, key, head_only=False)
         return InitialParams(classifier.flatten_params(params), "random")
     loaded, source = load_backbone(model, weights, notify, skip_layers=config.weights.skip_layers)
-    backbone = {layer: {leaf: jnp.asarray(array) for leaf, array in leaves.items()} for layer, leaves in loaded.items()}
+    backbone = jax.device_put(loaded, may_alias=False)  # jnp.asarray would compile a copy for each shape
     head = classifier.init_params(model, height, width, key, head_only=True)
     return InitialParams(classifier.flatten_params({"backbone": backbone, **head}), source)
 

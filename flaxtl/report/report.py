@@ -17,7 +17,7 @@ from PIL import Image
 
 from flaxtl.config import config_to_json
 from flaxtl.console import printable
-from flaxtl.data.augment.config import example_keys
+from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
@@ -191,13 +191,21 @@ def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5
             image = decode(Path(examples[index].path), setup.resize)
         except UserError:
             continue
-        epochs = jnp.arange(num_samples, dtype=jnp.int32)
-        keys = example_keys(setup.config.seed, epochs, jnp.full(num_samples, index, jnp.int32))
-        copies = jnp.broadcast_to(image, (num_samples, *image.shape))
-        samples = jax.jit(augment, static_argnums=2)(keys, copies, setup.augmentation)
-        pixels = np.asarray(samples.round().clip(0, 255), np.uint8)
+        samples = _augment_copies(setup.config.seed, setup.augmentation, num_samples, image, np.int32(index))
+        pixels = np.asarray(samples)
         augmented.append(AugmentedExample(Image.fromarray(image), [Image.fromarray(sample) for sample in pixels]))
     return augmented
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _augment_copies(
+    seed: int, augmentation: AugmentConfig, num_samples: int, image: jax.Array, index: jax.Array
+) -> jax.Array:
+    """Return training image `index` as in its first epochs, uint8 [num_samples, height, width, 3]; one program."""
+    epochs = jnp.arange(num_samples, dtype=jnp.int32)
+    keys = example_keys(seed, epochs, jnp.full_like(epochs, index))
+    samples = augment(keys, jnp.broadcast_to(image, (num_samples, *image.shape)), augmentation)
+    return samples.round().clip(0, 255).astype(jnp.uint8)
 
 
 def evaluation_section(run: RunRecord) -> EvaluationSection | None:
