@@ -42,7 +42,7 @@ _PROCESS_CODE = """
 import json, sys
 sys.path[:] = sys.argv[2:]
 from flaxtl.data.sources import synthetic
-synthetic.draw_part(**json.loads(sys.argv[1]))
+synthetic.draw_part(*json.loads(sys.argv[1]))
 """
 
 _GREENS: tuple[Color, ...] = ((52, 92, 36), (86, 132, 52), (120, 152, 74), (64, 104, 70))
@@ -103,10 +103,7 @@ def _draw_in_processes(folder: Path, per_class: int, seed: int, size: int) -> No
     for label in CLASSES:
         (folder / label).mkdir()
     num_parts = max(1, min(os.cpu_count() or 1, per_class * len(CLASSES) // _IMAGES_PER_PROCESS))
-    parts = [
-        {"folder": str(folder), "per_class": per_class, "seed": seed, "size": size, "part": i, "num_parts": num_parts}
-        for i in range(num_parts)
-    ]
+    parts = [(str(folder), per_class, seed, size, part, num_parts) for part in range(num_parts)]
     search_path = [str(Path(__file__).parents[3]), *filter(None, sys.path)]  # an editable install is on no path
     with ExitStack() as stack:
         started = []
@@ -117,10 +114,10 @@ def _draw_in_processes(folder: Path, per_class: int, seed: int, size: int) -> No
             )
             stack.callback(process.kill)
             started.append((part, process))
-        draw_part(**parts[0])
+        draw_part(*parts[0])
         for part, process in started:
             if process.wait():
-                draw_part(**part)
+                draw_part(*part)
 
 
 def _contains(directory: Path, metadata: str, per_class: int) -> bool:
