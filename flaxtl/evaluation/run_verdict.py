@@ -1,6 +1,7 @@
 """The verdict on a finished run: its result, what is wrong with it, and the one command to try next."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from flaxtl.evaluation import verdicts
 from flaxtl.evaluation.run_files import RunRecord
+
+MAX_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,23 @@ def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: 
     """Return the most promising next step as (advice, command)."""
     config, name = run.config, next(reversed(run.summary.phases), run.config.phases[-1])
     if guessing:
-        return "Check the images and their labels.", f"flaxtl doctor --data={shlex.quote(config.data.source)}"
+        in_place = config.data.loader == "tfdata" and config.data.source.startswith("tfds:")
+        note = " This first writes them to the cache." if in_place else ""
+        command = shlex.join(["flaxtl", "doctor", f"--data={config.data.source}"])
+        return f"Check the images and their labels.{note}", command
     if "falling" in training:
-        return "Train longer.", _train_command(run, {f"{name}.epochs": 2 * config[name].epochs})
+        return "Train longer.", _train_command(run, _twice_as_long(config, name))
     if "rising" in training:
         return "Keep the weights of the best epoch.", _train_command(run, {f"{name}.patience": 5})
-    if "overfitting" in training and not any(config[phase].augment for phase in config.phases):
+    if "overfitting" in training and not config[name].augment:
         advice = f"Augment the training images.{_describe_augmentation_work(run, name)}"
         return advice, _train_command(run, _augmentation(config, name))
-    if "overfitting" in training and not config.augmentation.mixup and _arguments(run):
+    can_mix = config.batch_size > 1 and not config.augmentation.mixup
+    if "overfitting" in training and can_mix and _arguments(run):
         advice = "Add training images, or find out whether mixup helps."
         return advice, _sweep_command(run, "--grid=config.augmentation.mixup=0.0,0.2")
-    if few and _arguments(run):
-        return "Measure the accuracy on all images, by cross-validation.", _sweep_command(run, "--kfold=5")
+    if few and (folds := _num_folds(run)) > 1 and _arguments(run):
+        return "Measure the accuracy on all images, by cross-validation.", _sweep_command(run, f"--kfold={folds}")
     return "Classify new images.", f"flaxtl predict --workdir={shlex.quote(str(run.workdir))} --input PATH"
 
 
@@ -93,6 +100,18 @@ def _describe_augmentation_work(run: RunRecord, phase: str) -> str:
     summary = run.summary.phases[phase]
     num_trained = summary.epochs * summary.train.n
     return f" Each step then runs the frozen layers, too: on {num_trained:,} images in all instead of {num_cached:,}."
+
+
+def _twice_as_long(config: Any, phase: str) -> dict[str, Any]:
+    """Return the settings that double the steps of a phase: with `min_steps`, more epochs may only get shorter."""
+    keys = ("epochs",) if config[phase].steps_per_epoch else ("epochs", "min_steps")
+    return {f"{phase}.{key}": 2 * config[phase][key] for key in keys if config[phase][key]}
+
+
+def _num_folds(run: RunRecord) -> int:
+    """Return 5, or the number of images of the smallest class: each fold needs one. Test images are in no fold."""
+    sizes = Counter(example.label for example in run.manifest.examples if example.split != "test")
+    return min(MAX_FOLDS, *sizes.values())
 
 
 def _augmentation(config: Any, phase: str) -> dict[str, Any]:

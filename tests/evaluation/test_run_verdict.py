@@ -1,10 +1,12 @@
 """The verdict on a run directory: its findings in order, and one next command."""
 
 import json
+import shlex
 
 import pytest
 from helpers import finished_run
 
+from flaxtl.evaluation import verdicts
 from flaxtl.evaluation.run_files import read_run
 from flaxtl.evaluation.run_verdict import run_verdict
 
@@ -28,6 +30,13 @@ def write_losses(workdir, losses, phase="finetune"):
     summary["phases"][phase]["epochs"] = config[phase]["epochs"] = len(losses)
     (workdir / "summary.json").write_text(json.dumps(summary))
     (workdir / "config.json").write_text(json.dumps(config))
+
+
+def change_config(workdir, **sections):
+    """Change settings of some sections, and those outside of any."""
+    config = json.loads((workdir / "config.json").read_text())
+    merged = {key: config.get(key, {}) | value if isinstance(value, dict) else value for key, value in sections.items()}
+    change(workdir / "config.json", **merged)
 
 
 def overfit(workdir, augment):
@@ -127,3 +136,48 @@ def test_run_verdict_run_started_from_python_gives_settings(workdir):
     assert next_step(workdir) == ("Classify new images.", "flaxtl predict --workdir=DIR --input PATH")
     write_losses(workdir, [1.0, 0.8, 0.6])
     assert next_step(workdir)[1] == "config.finetune.epochs = 6"
+
+
+def test_run_verdict_min_steps_are_doubled_with_the_epochs(workdir):
+    write_losses(workdir, [1.0, 0.8, 0.6])
+    change_config(workdir, finetune={"min_steps": 1000})
+    assert "--config.finetune.epochs=6 --config.finetune.min_steps=2000 " in next_step(workdir)[1]
+
+
+def test_run_verdict_overfitting_without_augmentation_of_the_last_phase_adds_it(workdir):
+    overfit(workdir, augment=False)
+    change_config(workdir, frozen={"augment": True})
+    assert "--config.finetune.augment=true " in next_step(workdir)[1]
+
+
+def test_run_verdict_mixup_is_not_suggested_for_single_images(workdir):
+    overfit(workdir, augment=True)
+    change_config(workdir, batch_size=1)
+    assert "--kfold=5" in next_step(workdir)[1]
+
+
+@pytest.mark.parametrize(("size", "option"), [(3, "--kfold=3"), (1, "predict")])
+def test_run_verdict_small_class_gets_fewer_folds_or_none(workdir, size, option):
+    header, *rows = (workdir / "manifest.csv").read_text().splitlines()
+    development = [row for row in rows if ",daisy," in row and ",test," not in row]
+    kept = [row for row in rows if row not in development[size:]]
+    (workdir / "manifest.csv").write_text("\n".join([header, *kept]) + "\n")
+    assert option in next_step(workdir)[1]
+
+
+def test_run_verdict_command_with_spaces_keeps_them(workdir):
+    spaced = workdir.rename(workdir.with_name("my run"))
+    write_losses(spaced, [1.0, 0.8, 0.6])
+    change(spaced / "summary.json", command="flaxtl train 'my photos' --workdir='my run'")
+    assert shlex.split(run_verdict(read_run(spaced)).command) == [
+        "flaxtl", "train", "my photos", "--config.finetune.epochs=6", f"--workdir={spaced}-2"
+    ]  # fmt: skip
+
+
+def test_run_verdict_guessing_on_records_in_place_says_what_doctor_writes(workdir, monkeypatch):
+    monkeypatch.setattr(verdicts, "describe_guessing", lambda *_: "Guessing.")
+    change_config(workdir, data={"source": "tfds:tf_flowers", "loader": "tfdata"})
+    assert next_step(workdir) == (
+        "Check the images and their labels. This first writes them to the cache.",
+        "flaxtl doctor --data=tfds:tf_flowers",
+    )
