@@ -9,7 +9,6 @@ Coordinates are the same fixed-point numbers, so both implementations read the s
 float32 in both, summed in an order that XLA chooses.
 """
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
@@ -25,10 +24,10 @@ from flaxtl.data.augment.config import AugmentConfig, AugmentParams, example_key
 from flaxtl.data.augment.randaugment import Operation, rounded_mean, smooth_inside, stretch, to_gray
 from flaxtl.data.decode import EncodedImages
 from flaxtl.data.sampler import EpochSampler, Indices, process_slice
+from flaxtl.data.sources.tfds import silence_tensorflow
 from flaxtl.errors import UserError, missing_package
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; TensorFlow reads both variables at import
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice, and nothing here uses it
+silence_tensorflow()
 try:
     import tensorflow as tf
 except ImportError as error:

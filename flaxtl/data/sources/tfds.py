@@ -120,7 +120,18 @@ def _open(name: str, data_dir: Path | None) -> _Dataset:
     return _Dataset(builder, image_key, label_key, classes, folders, splits)
 
 
+def silence_tensorflow() -> None:
+    """Hide log lines of TensorFlow other than errors; it reads both variables when it is imported.
+
+    Without a network, its client of Google's storage warns that it found no token if TFDS does not know a dataset.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # 1: the default that jax sets
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice, and nothing here uses it
+
+
 def _prepare(name: str, data_dir: Path | None) -> Any:
+    silence_tensorflow()
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -251,3 +251,14 @@ def test_open_source_with_tfdata_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     assert rows(open_source(f"tfds:{name}", tmp_path / "cache")) == rows(index)
     assert (tmp_path / "cache" / "tfds" / "tiny_plants").is_dir()
+
+
+@pytest.mark.parametrize(("level", "expected"), [(None, "2"), ("1", "2"), ("0", "0"), ("3", "3")])
+def test_unknown_dataset_hides_warnings_of_tensorflow(monkeypatch, tmp_path, level, expected):
+    """Its own messages, not those that were asked for; 1 is what jax sets."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
+    if level is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    with pytest.raises(UserError, match="misspelt"):
+        export_tfds("misspelt", tmp_path / "out")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == expected
