@@ -113,11 +113,15 @@ class Sweep:
         self.plan = merge_plans(read_plan(file), plan, workdir) if file.is_file() else plan
 
     def prepare(self) -> None:
-        """Check every config, before images are read and with them; then write the lists of images and the plan."""
+        """Check every config with the images; then write the lists of images and the plan.
+
+        A new sweep reads all images first, which may take minutes, so every config is checked before that without them.
+        """
         # Accelerators are for the runs: a process that only looks at them would allocate their memory.
         jax.config.update("jax_platforms", "cpu")
-        self._check_configs(check_config)
         development = read_development_images(self._workdir)
+        if development is None:
+            self._check_configs(check_config)
         manifest = development or build_manifest(self._config, self._workdir, self._console)
         development_images, checked_weights = without_test_images(manifest), set[tuple[str, str, str]]()
 

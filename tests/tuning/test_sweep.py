@@ -16,7 +16,7 @@ from helpers import tiny_run
 
 from flaxtl.cli import main
 from flaxtl.data.sources.csv_file import scan_csv
-from flaxtl.train import run_dir
+from flaxtl.train import run_dir, setup
 from flaxtl.tuning import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +244,16 @@ def test_sweep_with_an_invalid_point_is_refused_before_images_are_read(sweeps):
     code, _, err = sweeps.run(*options)
     assert code == 2
     assert re.search(r"head\.units=8,frozen\.clip_norm=-1\.0: frozen\.clip_norm is -1;", err[-1])
+
+
+def test_sweep_again_checks_a_config_once(sweeps, monkeypatch):
+    assert sweeps.run(grid(20))[0] == 0
+    build, checked = setup.build_model, []
+    monkeypatch.setattr(
+        setup, "build_model", lambda config, n: checked.append(tuple(config.head.units)) or build(config, n)
+    )
+    assert sweeps.run(grid(20, 30))[0] == 0
+    assert checked == [(30,)]
 
 
 def test_sweep_in_the_directory_of_another_is_refused(sweeps):
