@@ -123,7 +123,7 @@ class Sweep:
         if development is None:
             self._check_configs(check_config)
         manifest = development or build_manifest(self._config, self._workdir, self._console)
-        development_images, checked_weights = without_test_images(manifest), set[tuple[str, str, str]]()
+        development_images, checked_weights = without_test_images(manifest), set[tuple[str, ...]]()
 
         def check_start(config: Any) -> None:
             setup = build_setup(config, self._workdir, development_images)
@@ -187,11 +187,11 @@ class Sweep:
     def _incomplete(self, runs: Sequence[SweepRun]) -> list[SweepRun]:
         return [run for run in runs if sweep_results.read_outcome(self._workdir, run) is None]
 
-    def _check_weights(self, config: Any, model: Classifier, checked: set[tuple[str, str, str]]) -> None:
-        path = str(config.weights.path)
-        key = config.model.name, config.model.output_layer, path
+    def _check_weights(self, config: Any, model: Classifier, checked: set[tuple[str, ...]]) -> None:
+        path, skip_layers = config.weights.path, config.weights.skip_layers
+        key = config.model.name, config.model.output_layer, path, skip_layers
         if path != "random" and key not in checked:
-            load_backbone(model, path, self._notify)
+            load_backbone(model, path, self._notify, skip_layers=skip_layers)
         checked.add(key)
 
     def _train(self, run: SweepRun) -> None:

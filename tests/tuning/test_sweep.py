@@ -246,6 +246,15 @@ def test_sweep_with_an_invalid_point_is_refused_before_images_are_read(sweeps):
     assert re.search(r"head\.units=8,frozen\.clip_norm=-1\.0: frozen\.clip_norm is -1;", err[-1])
 
 
+def test_sweep_checks_each_combination_of_weights_and_skipped_layers_once(sweeps, monkeypatch, tmp_path):
+    (file := tmp_path / "weights.h5").touch()
+    checked = []
+    monkeypatch.setattr(sweep, "load_backbone", lambda model, path, notify, **options: checked.append(options))
+    grids = ["--grid=config.weights.skip_layers=head.*,top.*", grid(20, 30)]
+    sweeps.run(*grids, f"--config.weights.path={file}")
+    assert checked == [{"skip_layers": "head.*"}, {"skip_layers": "top.*"}]
+
+
 def test_sweep_again_checks_a_config_once(sweeps, monkeypatch):
     assert sweeps.run(grid(20))[0] == 0
     build, checked = setup.build_model, []
