@@ -1,10 +1,11 @@
 """Image datasets of the Hugging Face Hub, `hf:ORG/NAME[/CONFIG][@REVISION][:COLUMN]`, exported to class folders.
 
 A repository has parquet files, as `datasets` writes them, images in class folders, or images with labels in
-metadata.csv. Repositories of other kinds, such as archives or scripts, have been converted to parquet by the hub itself
-at the revision refs/convert/parquet.
+metadata.csv or metadata.jsonl. Repositories of other kinds, such as archives or scripts, have been converted to parquet
+by the hub itself at the revision refs/convert/parquet.
 """
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,9 @@ CONVERTED = "refs/convert/parquet"
 """Revision at which the hub stores its own conversion of a dataset."""
 
 CARD = "README.md"
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files with labels, in any folder, as ImageFolder of `datasets` reads them."""
 
 _REFERENCE = re.compile(
     r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[^@:/]+))?(?:@(?P<revision>[^:]+))?(?::(?P<label>.+))?"
@@ -114,7 +118,7 @@ def explain_layout(problem: str, location: str, folder: Path) -> str:
     """Return what is wrong with the images of a repository in terms of the dataset, not of its exported `folder`."""
     dataset = parse_location(location)
     text = problem.replace(str(folder.resolve()), str(dataset))
-    return f"{text} {_suggest_conversion(dataset, 'Labels are read from metadata.csv only; many datasets')}"
+    return f"{text} {_suggest_conversion(dataset, f'Labels are read from {join_names(METADATA)} only; many datasets')}"
 
 
 def _suggest_conversion(dataset: HubDataset, subject: str) -> str:
@@ -278,17 +282,17 @@ def _split_of_part(part: str) -> str | None:
 
 
 def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:
-    """Write the images that metadata.csv files label, as for ImageFolder of `datasets`; return False without any."""
+    """Write the images that METADATA files label; return False without any."""
     labels = {
         str(name.parent / image): label
-        for name, file in repository.files(["metadata.csv", "*/metadata.csv"])
+        for name, file in repository.files([*METADATA, *(f"*/{name}" for name in METADATA)])
         for image, label in _read_labels(file, dataset)
     }
     if not labels:
         return False
     files = {str(name): (name.parent, file) for name, file in repository.files(_IMAGES)}
     if missing := sorted(labels.keys() - files.keys()):
-        raise UserError(f"{dataset} lacks {len(missing):,} image(s) that its metadata.csv lists, such as {missing[0]}.")
+        raise UserError(f"{dataset} lacks {len(missing):,} image(s) that its metadata lists, such as {missing[0]}.")
     label_of = {files[name][1]: label for name, label in labels.items()}
     splits, writer = _by_split([files[name] for name in sorted(labels)], {}), ClassFolders(str(dataset))
     for split, images in splits.items():
@@ -299,16 +303,32 @@ def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) 
 
 
 def _read_labels(file: Path, dataset: HubDataset) -> list[tuple[str, str]]:
-    """Return (image, label) for the labeled rows of a metadata.csv; [] if it has no column of labels."""
+    """Return (image, label) for the labeled rows of a METADATA file; [] if it has no column of labels."""
     label = (dataset.label or "label").lower()
-    table = csv_text.parse_table(file, csv_text.decode_text(file, csv_text.read_bytes(file)), {"file_name"})
-    if not {"file_name", label} <= set(table.header):
+    text = csv_text.decode_text(file, csv_text.read_bytes(file))
+    if file.suffix == ".csv":
+        table = csv_text.parse_table(file, text, {"file_name"})
+        rows = [dict(zip(table.header, cells, strict=False)) for _, cells in table.rows]
+    else:
+        rows = [_json_row(number, line, dataset) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if not {"file_name", label} <= set(columns):
         if dataset.label:
-            raise unknown(f"column of metadata.csv of {dataset}", dataset.label, table.header)
+            raise unknown(f"column of {file.name} of {dataset}", dataset.label, columns)
         return []
-    columns = table.header.index("file_name"), table.header.index(label)
-    cells = [(row[columns[0]].strip(), row[columns[1]].strip()) for _, row in table.rows if len(row) > max(columns)]
-    return [(image, value) for image, value in cells if value]
+    cells = [(row.get("file_name", "").strip(), row.get(label, "").strip()) for row in rows]
+    return [(image, value) for image, value in cells if image and value]
+
+
+def _json_row(number: int, line: str, dataset: HubDataset) -> dict[str, str]:
+    """Return the texts and integers of a line of metadata.jsonl, by column; class indices are labels, too."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"Line {number} of metadata.jsonl of {dataset} is not a JSON object: {line[:40]!r}.")
+    return {name.lower(): str(value) for name, value in row.items() if isinstance(value, str | int)}
 
 
 def _link_images(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:

@@ -88,6 +88,12 @@ LISTS = {
     "test/metadata.csv": b"label;file_name\nroses;test_a.jpg\n",
     **{name: encoded(n) for n, name in enumerate(("train/a.jpg", "train/sub/b.jpg", "train/c.jpg", "test/test_a.jpg"))},
 }
+JSON_LINES = {
+    "train/metadata.jsonl": b'{"file_name": "a.jpg", "label": "roses", "objects": {"bbox": []}}\n\n'
+    b'{"Label": "daisy", "file_name": "sub/b.jpg"}\n{"file_name": "c.jpg", "label": null}\n',
+    "test/metadata.jsonl": b'{"file_name": "test_a.jpg", "label": "roses", "index": 2}',
+    **{name: encoded(n) for n, name in enumerate(("train/a.jpg", "train/sub/b.jpg", "train/c.jpg", "test/test_a.jpg"))},
+}
 CONVERTED = {
     "one/train/0000.parquet": table([0, 1], coarse=["a", "b"], fine=["c", "d"]),
     "two/partial-train/0000.parquet": table([2], label=["e"]),
@@ -98,6 +104,7 @@ FAULTY = {
     "paths": {"train.parquet": table([], label=pa.array([], pa.int64()))},
     "flat": {"a.jpg": encoded(0), "b.jpg": encoded(1)},
     "lost": {"metadata.csv": b"file_name,label\na.jpg,x\nb.jpg,y\n", "a.jpg": encoded(0)},
+    "cut": {"metadata.jsonl": b'{"file_name": "a.jpg", "label": "x"}\n{"file_name": "b.jp', "a.jpg": encoded(0)},
     "numbers": {"train.parquet": table([0], {"label": class_label(["a"])}, label=[3])},
     "text": {"train.parquet": table([0], label=[0.5])},
     "unknown": {"train.parquet": table([0], label=["."])},
@@ -106,7 +113,15 @@ FAULTY = {
 
 @pytest.fixture(scope="module")
 def server():
-    repos = {"flowers": FLOWERS, "listed": LISTED, "photos": PHOTOS, "lists": LISTS, "converted": CONVERTED, **FAULTY}
+    repos = {
+        "flowers": FLOWERS,
+        "listed": LISTED,
+        "photos": PHOTOS,
+        "lists": LISTS,
+        "lines": JSON_LINES,
+        "converted": CONVERTED,
+        **FAULTY,
+    }
     with serve_hub({f"datasets/org/{name}": {"main": files} for name, files in repos.items()}) as server:
         yield server
 
@@ -202,6 +217,16 @@ def test_export_dataset_reads_labels_of_metadata_csv(fake_hub, tmp_path):
         export_dataset("org/lists:kind", tmp_path)
 
 
+def test_export_dataset_reads_labels_of_metadata_jsonl(fake_hub, tmp_path):
+    assert contents(export_dataset("org/lines", tmp_path)) == {
+        "train/roses/train_000000.png": encoded(0),
+        "train/daisy/train_000001.png": encoded(1),  # c.jpg has no label
+        "test/roses/test_000000.png": encoded(3),
+    }
+    with pytest.raises(UserError, match=r"column of metadata\.jsonl of hf:org/lines 'ind'.*'index'"):
+        export_dataset("org/lines:ind", tmp_path)
+
+
 def test_export_dataset_follows_the_card(fake_hub, tmp_path):
     small, large = export_dataset("org/listed", tmp_path), export_dataset("org/listed/large", tmp_path)
     assert contents(small) == {"hen/train_000000.png": encoded(0), "cow/train_000001.png": encoded(1)}
@@ -238,8 +263,9 @@ def test_export_dataset_of_several_configs_and_labels_asks(fake_hub, tmp_path):
         ("damaged", r"train\.parquet\b.*hf:org/damaged"),
         ("paths", r"no column of images.*\bimage and label\b"),
         ("flat", r"hf:org/flat contains 2 image\(s\) outside.*hf:org/flat@refs/convert/parquet"),
-        ("lost", r"hf:org/lost lacks 1 image\(s\) that its metadata\.csv lists, such as b\.jpg"),
+        ("lost", r"hf:org/lost lacks 1 image\(s\) that its metadata lists, such as b\.jpg"),
         ("lists:species", r"column of metadata\.csv of hf:org/lists 'species'.*\bfile_name\b"),
+        ("cut", r"Line 2 of metadata\.jsonl of hf:org/cut is not a JSON object: .*b\.jp"),
         ("numbers", r"hf:org/numbers has the label 3 and only 1 classes"),
         ("text", r"hf:org/text has no column of labels"),
         ("unknown", r"hf:org/unknown has the class '\.'"),
