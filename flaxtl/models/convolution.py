@@ -1,4 +1,8 @@
-"""Fast 3x3 convolutions on CPU: Winograd's F(2x2, 3x3), with 16 products for every 2x2 outputs instead of 36.
+"""Fast convolutions on CPU, where XLA's are slow.
+
+Images smaller than the kernel: XLA's own convolution then takes tens of times as long, so one product of matrices.
+
+Large 3x3 convolutions: Winograd's F(2x2, 3x3), with 16 products for every 2x2 outputs instead of 36.
 
 Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308. A tile of 4x4 inputs `d` and a kernel `k` give 2x2 outputs,
 A^T ((G k G^T) * (B^T d B)) A, where the product of the two 4x4 matrices is summed over the input channels: 16 products
@@ -20,7 +24,7 @@ from jax import export, lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-1"
+CONV_VERSION = "winograd-1, small-1"
 """Changes with the arithmetic of `conv`, so that cached features of another version are not used."""
 
 MIN_CHANNELS = 64
@@ -55,7 +59,7 @@ def conv(
 ) -> jax.Array:
     """Convolve images. On CPU a large 3x3 convolution of stride 1 uses Winograd's algorithm.
 
-    There it has no forward-mode derivatives (`jax.jvp`).
+    There it has no forward-mode derivatives (`jax.jvp`). Images smaller than the kernel are one product of matrices.
 
     Args:
       x: [batch, height, width, inputs], float32 or bfloat16.
@@ -70,12 +74,18 @@ def conv(
       [batch, height, width, outputs] of the same dtype.
     """
 
+    def finish(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+        y = y if bias is None else y + bias
+        return jax.nn.relu(y) if relu else y
+
     def xla_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         y = lax.conv_general_dilated(
             x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS, feature_group_count=groups
         )
-        y = y if bias is None else y + bias
-        return jax.nn.relu(y) if relu else y
+        return finish(y, bias)
+
+    def small_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        return finish(_multiply_patches(x, kernel, strides, padding), bias)
 
     def winograd_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         zeros = jnp.zeros(kernel.shape[3], kernel.dtype)
@@ -85,7 +95,37 @@ def conv(
     if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and groups == 1 and _is_large(x, kernel):
         output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=winograd_conv, default=xla_conv)
         return output
+    if groups == 1 and _is_smaller_than_kernel(x, kernel):
+        output = lax.platform_dependent(x, kernel, bias, cpu=small_conv, default=xla_conv)
+        return output
     return xla_conv(x, kernel, bias)
+
+
+def _is_smaller_than_kernel(x: jax.Array, kernel: jax.Array) -> bool:
+    """Return whether images have fewer rows or columns than the kernel, but more than one pixel.
+
+    XLA makes products of matrices for single pixels itself. Exported programs keep its convolution.
+    """
+    batch, *size, _ = x.shape
+    is_smaller = any(length < reach for length, reach in zip(size, kernel.shape[:2], strict=True))
+    return is_smaller and size != [1, 1] and not export.is_symbolic_dim(batch)
+
+
+def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:
+    """Return the convolution without bias: the pixels that an output needs, side by side, times all weights."""
+    height, width, _, outputs = kernel.shape
+    pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    last_row, last_column = padded.shape[1] - height, padded.shape[2] - width
+    patches = [
+        padded[:, i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1]]
+        for i in range(height)
+        for j in range(width)
+    ]
+    products = jnp.dot(
+        jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs), preferred_element_type=jnp.float32
+    )
+    return products.astype(x.dtype)
 
 
 def _is_large(x: jax.Array, kernel: jax.Array) -> bool:

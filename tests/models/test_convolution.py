@@ -47,6 +47,38 @@ SIZES = (8, 6, 2), (1, 1, 2), (2, 3, 1)
 
 
 @pytest.mark.parametrize(
+    ("size", "kernel_size", "strides", "padding"),
+    [
+        ((2, 2), 3, (1, 1), "SAME"),
+        ((2, 7), 3, (2, 2), "SAME"),
+        ((4, 3), 5, (2, 1), "SAME"),
+        ((1, 2), 3, (1, 1), "SAME"),
+    ],
+)
+def test_conv_of_small_image_is_a_product_and_equals_xla(size, kernel_size, strides, padding):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(BATCH, *size, INPUTS)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(kernel_size, kernel_size, INPUTS, OUTPUTS)), jnp.float32)
+
+    def xla(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS)
+
+    def own(x, kernel):
+        return convolution.conv(x, kernel, strides=strides, padding=padding)
+
+    def output_and_gradients(convolve, x, kernel):
+        output, gradients = jax.vjp(convolve, x, kernel)
+        return output, *gradients(jnp.ones_like(output))
+
+    assert " convolution(" not in jax.jit(own).lower(x, kernel).compile().as_text()
+    actual = jax.jit(lambda *arrays: output_and_gradients(own, *arrays))(x, kernel)
+    expected = jax.jit(lambda *arrays: output_and_gradients(xla, *arrays))(x, kernel)
+    for value, reference in zip(actual, expected, strict=True):
+        assert (value.shape, value.dtype) == (reference.shape, jnp.float32)
+        assert relative_error(value, reference) < 8 * 2.0**-24  # sums of up to 25 * 24 products in another order
+
+
+@pytest.mark.parametrize(
     ("height", "width", "batch"), [(7, 9, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES)]
 )
 def test_winograd_and_gradients_equal_xla(monkeypatch, height, width, batch):
