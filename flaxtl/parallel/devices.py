@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxtl import fileio
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
+from flaxtl.parallel.host_memory import host_memory
 
 Tree = TypeVar("Tree")
 
@@ -79,7 +80,7 @@ def device_memory(mesh: Mesh) -> tuple[int, str]:
     stats = mesh.local_devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], "device memory"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices), "memory"
+    return host_memory() // len(mesh.local_devices), "memory"
 
 
 def make_deterministic() -> None:
