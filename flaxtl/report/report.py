@@ -178,10 +178,15 @@ def render_notebook_summary(run: RunRecord, title: str) -> str:
 def augmented_samples(setup: RunSetup, num_images: int = 5, num_samples: int = 5) -> list[AugmentedExample]:
     """Return the first training image of up to `num_images` classes, augmented as in its first `num_samples` epochs.
 
-    Empty if no phase augments. Images that can no longer be read are left out.
+    Fewer samples if the run repeats fewer cached views; empty if no phase augments. Images that can no longer be read
+    are left out.
     """
-    if not any(phase.augment for phase in setup.phases):
+    phases = [phase for phase in setup.phases if phase.augment]
+    if not phases:
         return []
+    views = setup.config.feature_cache.views
+    if views and all(phase.cut_layer for phase in phases):
+        num_samples = min(num_samples, views)
     examples = setup.manifest.of_split("train")
     first_indices = {example.label: index for index, example in reversed(list(enumerate(examples)))}
     augmented = []

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import tiny_run
 from helpers.finished_run import CLASSES, Page
 from PIL import Image
 
@@ -112,6 +113,29 @@ def test_report_shows_augmented_samples(page):
         for pattern, alt in zip(("Original.* 1", "Augmented.* 1", "Augmented.* 2"), alts[-3:], strict=True)
     )
     assert not any(re.match("Original|Augmented", alt) for alt in alts[:-3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_shown"),
+    [
+        ({}, 3),
+        ({"feature_cache": {"views": 2}}, 2),  # training never sees a third one
+        ({"feature_cache": {"views": 9}}, 3),
+        ({"feature_cache": {"views": 2}, "finetune": {"lr": dict.fromkeys(("head", "block2", "base"), 1e-3)}}, 3),
+    ],
+    ids=["fresh", "views", "many_views", "nothing_frozen"],
+)
+def test_augmented_samples_are_those_that_training_sees(tmp_path, settings, num_shown):
+    setup = tiny_run.setup(tiny_run.images(tmp_path / "images"), tmp_path / "run", **settings)
+    (example,) = report.augmented_samples(setup, num_images=1, num_samples=3)
+    assert len(example.samples) == num_shown
+    assert len({sample.tobytes() for sample in example.samples}) == num_shown
+
+
+def test_augmented_samples_without_augmentation_are_empty(tmp_path):
+    images = tiny_run.images(tmp_path / "images")
+    setup = tiny_run.setup(images, tmp_path / "run", finetune={"augment": False})
+    assert report.augmented_samples(setup) == []
 
 
 def test_write_report_twice_gives_same_files(workdir):
