@@ -216,6 +216,17 @@ def test_demo_config_needs_no_downloads():
     assert config.weights.path == "builtin"
 
 
+def test_demo_config_runs_frozen_layers_on_cached_views_only():
+    config = load("demo.py")
+    _, phases = model_and_phases(config, 200)
+    assert [(phase.cut_layer, phase.augment) for phase in phases] == [
+        ("block5_pool", False),
+        ("block5_pool", True),
+        ("block4_pool", True),
+    ]
+    assert all(config.feature_cache.views < phase.epochs for phase in phases)  # otherwise they save nothing
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_config_accepts_the_overrides_of_the_checks(spec):
     phase = load(spec).phases[-1]
