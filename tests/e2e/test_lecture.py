@@ -30,9 +30,20 @@ def check_results(notebook):
         assert float(accuracy[1]) > 60  # chance is 20 %
         assert result(cell, "text/html").count("<svg") == 3  # loss, accuracy, confusion matrix
     assert sum(bool(result(cell, "image/png")) for cell in notebook.cells) == 3  # classes, augmentation, errors
+    check_errors(next(cell for cell in notebook.cells if "top_losses" in cell.source))
     heads = ast.literal_eval(result(notebook.cells[-2], "text/plain"))
     assert list(heads) == [(), (128,), (256, 128)]
     assert min(heads.values()) > 0.6
+
+
+def check_errors(cell):
+    """Check the probabilities of the true classes of the test images with the largest loss."""
+    printed = "".join(each["text"] for each in cell.outputs if each["output_type"] == "stream")
+    probabilities = [float(percent) for percent in re.findall(r"([\d.]+)% for ", printed)]
+    assert len(probabilities) == 5
+    assert probabilities == sorted(probabilities)
+    assert probabilities[0] < 50  # the image is classified wrongly
+    assert probabilities[-1] <= 100
 
 
 def kinds_of_outputs(cell):
