@@ -24,6 +24,10 @@ RESUMABLE = frozenset({"train", "sweep"})
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit.
 
+    Args:
+      arguments: of the command; None: those of this process, which then ends without cleaning up if a signal stops it
+        (see `flaxtl.parallel.processes.end`).
+
     Exit codes:
       0: done.
       1: a run of a sweep failed, doctor found a blocking problem, or an internal error.
@@ -31,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       69: another process of a distributed run has died (see `flaxtl.parallel.processes`).
       130, 143: stopped by Ctrl-C or SIGTERM; progress is saved.
     """
+    is_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _silence_libraries()
     try:
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, StopRequested) as stop:
         number = stop.number if isinstance(stop, StopRequested) else signal.SIGINT
         resume = "; progress saved. Run the same command to resume." if RESUMABLE & set(arguments[:1]) else "."
-        _fail(f"Stopped{resume}", exit_code(number), arguments, interrupted=True)
+        _fail(f"Stopped{resume}", exit_code(number), arguments, at_once=is_process)
     except MemoryError:
         _fail("Out of memory. Lower --config.batch_size, or set --config.data.pipeline=stream.", 2, arguments)
     except OSError as error:
@@ -83,7 +88,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
         sys.__excepthook__(kind, error, trace)
 
 
-def _fail(text: str, code: int, arguments: Sequence[str], *, interrupted: bool = False) -> NoReturn:
+def _fail(text: str, code: int, arguments: Sequence[str], *, at_once: bool = False) -> NoReturn:
     """Print the error and exit; in a distributed run, notify the other processes. See `processes.end`."""
     if "--debug" in arguments:
         traceback.print_exc()
@@ -91,5 +96,5 @@ def _fail(text: str, code: int, arguments: Sequence[str], *, interrupted: bool =
     if "jax" in sys.modules:
         from flaxtl.parallel import processes
 
-        processes.end(code, interrupted=interrupted)
+        processes.end(code, at_once=at_once)
     sys.exit(code)

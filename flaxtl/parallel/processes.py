@@ -196,16 +196,16 @@ def should_stop(step: int) -> bool:
     return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(step)
 
 
-def end(code: int, *, interrupted: bool = False) -> NoReturn:
+def end(code: int, *, at_once: bool = False) -> NoReturn:
     """Exit like sys.exit, without waiting for processes that continue: they notice.
 
     Args:
       code: the exit code.
-      interrupted: a signal ended the run, perhaps while jax waited for a compilation. That goes on in a thread of XLA,
-        which crashes if the interpreter is torn down around it, so the process exits at once.
+      at_once: without tearing down the interpreter. A signal may stop a run while jax waits for a compilation, which
+        goes on in a thread of XLA; that crashes if the interpreter is torn down around it.
     """
     is_distributed = jax.distributed.is_initialized()
-    if not is_distributed and not interrupted:
+    if not is_distributed and not at_once:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
