@@ -17,12 +17,14 @@ class PhaseWork:
       flops: floating-point operations of all steps, of the validation after each epoch, and of the cached views, which
         the first phase that reads them computes.
       on_features: whether the steps read cached features instead of images.
+      computes_views: whether the cached views that they read are computed first.
     """
 
     name: str
     steps: int
     flops: float
     on_features: bool
+    computes_views: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ class RunWork:
           images_per_second: measured speed of the feature cache; None: nothing had to be computed.
 
         Returns:
-          Seconds; None if a later phase reads images and the speed of the backbone is not known yet.
+          Seconds; None if the backbone runs in a later phase and its speed is not known yet.
         """
         index = [work.name for work in self.phases].index(phase)
         current, later = self.phases[index], self.phases[index + 1 :]
         step_seconds = 1 / steps_per_second
         rate = current.flops / (current.steps * step_seconds)
         if current.on_features:
-            if images_per_second is None and any(not work.on_features for work in later):
+            if images_per_second is None and any(work.computes_views or not work.on_features for work in later):
                 return None
             rate = images_per_second * self.features if images_per_second else float("inf")
         seconds = (current.steps - steps_done) * step_seconds + self.evaluation / rate
@@ -80,7 +82,7 @@ def run_work(setup: RunSetup) -> RunWork:
     readers = [i for i, phase in enumerate(setup.phases) if phase.augment and phases[i].on_features]
     if readers:
         first = phases[readers[0]]
-        phases[readers[0]] = replace(first, flops=first.flops + _view_flops(flops, setup))
+        phases[readers[0]] = replace(first, flops=first.flops + _view_flops(flops, setup), computes_views=True)
     num_test = len(manifest.of_split("test")) if "test" in manifest.splits else 0
     whole = eval_step_flops(flops, None)
     return RunWork(tuple(phases), num_test * whole, whole - eval_step_flops(flops, setup.phases[0].cut_layer))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from helpers import tiny_run
 
@@ -17,6 +19,10 @@ def test_seconds_left_on_features_uses_the_speed_of_the_feature_cache():
 
 def test_seconds_left_is_unknown_until_the_backbone_has_run():
     assert WORK.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) is None
+    views = replace(AUGMENTED, on_features=True, computes_views=True)
+    work = RunWork((FROZEN, views), evaluation=0.0, features=2e9)
+    assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) is None
+    assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(2 + 40)
 
 
 def test_seconds_left_on_images_uses_the_speed_of_the_steps():
@@ -55,6 +61,7 @@ def test_run_work_adds_cached_views_to_the_first_phase_that_reads_them(folder, t
     head = 2 * (128 * 8 + 8 * 3)
     _, finetune = run_work(tiny_run.setup(folder, tmp_path, feature_cache={"views": 5})).phases
     assert finetune.on_features
+    assert finetune.computes_views
     assert finetune.flops == 12 * 5 * block1 + 6 * 4 * 3 * (block2 + head) + 2 * 6 * (block2 + head)
 
 
