@@ -73,7 +73,7 @@ flowers: $(FLOWERS_PACKAGES)
 
 # The same network and images with today's methods: see configs/flowers_tuned.py. DATA and WEIGHTS as above.
 flowers-tuned: $(FLOWERS_PACKAGES)
-	@echo "About 20 minutes and 3 GB of disk on two CPU cores. If it is stopped, the same command continues it."
+	@echo "About 25 minutes and 3 GB of disk on two CPU cores. If it is stopped, the same command continues it."
 	$(BIN)/flaxtl train --config=flowers_tuned --workdir=$(TUNED_WORKDIR) $(FLOWERS_INPUTS)
 
 clean:

@@ -60,10 +60,7 @@ class IndexBatch(NamedTuple):
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
         """Return the model's inputs; images, which are uint8, are augmented here, inside the step."""
-        inputs = self.data.gather(self.indices)
-        if augmentation is None or inputs.dtype != np.uint8:
-            return inputs
-        return augment(example_keys(seed, self.epochs, self.indices), inputs, augmentation)
+        return _augment_images(self, self.data.gather(self.indices), seed, augmentation)
 
     @property
     def labels(self) -> jax.Array:
@@ -93,12 +90,17 @@ class HostBatch(NamedTuple):
 
     def inputs(self, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
         """Return the model's inputs; uint8 images are augmented here, inside the step."""
-        if augmentation is None or self.images.dtype != np.uint8:
-            return self.images
-        return augment(example_keys(seed, self.epochs, self.indices), self.images, augmentation)
+        return _augment_images(self, self.images, seed, augmentation)
 
 
 Batch = IndexBatch | HostBatch
+
+
+def _augment_images(batch: Batch, inputs: jax.Array, seed: int, augmentation: AugmentConfig | None) -> jax.Array:
+    """Return the inputs of a batch, augmented if they are uint8: not features, nor what the host has augmented."""
+    if augmentation is None or inputs.dtype != np.uint8:
+        return inputs
+    return augment(example_keys(seed, batch.epochs, batch.indices), inputs, augmentation)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:

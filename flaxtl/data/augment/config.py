@@ -154,7 +154,8 @@ class AugmentConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     def without_mixing(self) -> "AugmentConfig":
-        """Return the augmentation of single images; its `repr`, in the key of cached views, is that of a config."""
+        """Return the augmentation of single images."""
+        # 0.0 as in defaults.py, not 0: the `repr` is part of the key of cached views.
         return replace(self, mixup=0.0, cutmix=0.0)
 
 
