@@ -36,7 +36,7 @@ from flaxtl.cli.commands import COMMANDS
 
 def compile_program(options):
     def program(x):
-        for step in range(100):
+        for step in range(600):
             x = jax.numpy.sort(jax.numpy.sin(x) + step)[::-1].cumsum(0)
         return x
 
