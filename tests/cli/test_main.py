@@ -45,6 +45,7 @@ def compile_program(options):
     lowered.compile()
     print("compiled in less than 0.2 s")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 COMMANDS["models"] = compile_program
 sys.argv = ["flaxtl", "models"]
 main.main()
