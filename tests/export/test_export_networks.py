@@ -24,8 +24,6 @@ SLOW = (
     "googlenet",
     "resnet50",
     "mobilenet_v3_small_100",
-    "efficientnet_b0",
-    "convnext_tiny",
     "vit_tiny_patch16_224",
 )
 NAMES = [family.MODELS[0].name for family in registry.FAMILIES]

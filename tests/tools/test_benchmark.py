@@ -161,7 +161,7 @@ def test_accelerator_misspelt_model_is_refused_first(monkeypatch, tmp_path, caps
     assert "vgg61" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive("runs")
 @pytest.mark.usefixtures("quick_processes")
 def test_accelerator_killed_run_continues_with_what_is_missing(tmp_path):
     images = synthetic.generate_dataset(tmp_path / "flowers", per_class=8, size=64)
