@@ -2,6 +2,7 @@
 
     forward  images per second of a forward pass
     train    images per second of train steps
+    layers   processor time of each convolution of a network
     data     images per second of decoding, and of augmentation
     job      a whole `flaxtl train`, from start-up to report
     accelerator  all of this for a GPU or TPU in 8 minutes: three models, share of its peak, PyTorch, the course
@@ -21,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import accelerator, job
+from benchmarks import accelerator, job, layers
 from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare
 
 from flaxtl.errors import UserError
@@ -66,6 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     kinds.add_parser("forward", parents=[network], help="images per second of a forward pass")
     train = kinds.add_parser("train", parents=[network], help="images per second of train steps")
     train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the last block too")
+    single = kinds.add_parser("layers", parents=[network], help="processor time of each convolution of a network")
+    single.set_defaults(peers="keras-tensorflow", seconds=0.5)
     data = kinds.add_parser("data", parents=[step], help="images per second of decoding, and of augmentation")
     data.add_argument("--source", default="synthetic", help="as data.source of flaxtl train (default: %(default)s)")
     data.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
@@ -119,6 +122,15 @@ def run_train(options: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, "rows": compare(title, "train", subjects, settings, options.repeats)}
 
 
+def run_layers(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the convolutions of a network one by one."""
+    settings = network_settings(options)
+    peers = {name: peer for name, peer in PEERS.items() if peer.module == "with_keras"}
+    subjects = [Subject("flaxtl"), *select_peers(options.peers, peers)]
+    rows = layers.compare_layers(_title("convolutions", settings), subjects, settings, options.repeats)
+    return {"settings": settings, "rows": rows}
+
+
 def network_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all subjects need; `last_block` is the pattern of the parameters that phase `top` adds."""
     from flaxtl.models import registry
@@ -159,7 +171,14 @@ def run_data(options: argparse.Namespace) -> dict[str, Any]:
     return figures | {"settings": settings}
 
 
-KINDS = {"forward": run_forward, "train": run_train, "data": run_data, "job": job.run, "accelerator": accelerator.run}
+KINDS = {
+    "forward": run_forward,
+    "train": run_train,
+    "layers": run_layers,
+    "data": run_data,
+    "job": job.run,
+    "accelerator": accelerator.run,
+}
 
 
 def environment() -> dict[str, object]:

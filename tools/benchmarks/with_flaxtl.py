@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import repeat
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarks.trial import CLASSES, Trial, image_files
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,7 +27,9 @@ from flaxtl.data.loaders import DeviceLoader, HostLoader, Loader
 from flaxtl.data.sampler import EpochSampler
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
+from flaxtl.models.convolution import conv
 from flaxtl.models.head import Head
+from flaxtl.models.layers import Conv, DepthwiseConv, SeparableConv, depthwise_conv
 from flaxtl.parallel import devices
 from flaxtl.train import setup, train_step
 from flaxtl.train.optimizers import phase_optimizer
@@ -116,6 +120,58 @@ def measure_work(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     for name in settings["work"]:
         trial = forward(settings) if name == "forward" else train(settings | WORK[name])
         yield name, trial.measure(settings["seconds"]) | {"images": settings["batch"]}
+
+
+def list_convolutions(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the shapes of a network's convolutions, and how many `layers` have each."""
+    found: Counter[tuple[Any, ...]] = Counter()
+
+    def record(run: Any, arguments: Any, options: Any, context: Any) -> Any:
+        if context.method_name == "__call__":
+            found.update(_convolutions_of(context.module, *arguments))
+        return run(*arguments, **options)
+
+    model = Classifier(registry.get_spec(settings["model"]), Head(CLASSES))
+    image = jax.ShapeDtypeStruct((1, settings["size"], settings["size"], 3), jnp.uint8)
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    names = ("kind", "height", "width", "inputs", "outputs", "kernel", "stride", "padding")
+    return [dict(zip(names, values, strict=True)) | {"layers": layers} for values, layers in found.items()]
+
+
+def _convolutions_of(module: nn.Module, x: Any = None, *_: object) -> list[tuple[Any, ...]]:
+    if not isinstance(module, Conv | DepthwiseConv | SeparableConv):
+        return []
+    _, height, width, channels = x.shape
+    kernel, stride, padding = module.kernel_size, module.strides, module.padding
+    if isinstance(module, Conv):
+        return [("conv", height, width, channels, module.features, kernel, stride, padding)]
+    found = [("depthwise", height, width, channels, channels, kernel, stride, padding)]
+    if isinstance(module, SeparableConv):
+        size = (-(-length // stride) for length in (height, width))
+        found.append(("conv", *size, channels, module.features, (1, 1), 1, "VALID"))
+    return found
+
+
+def time_convolutions(settings: dict[str, Any]) -> list[float]:
+    """Return the processor seconds per image of each of the `convolutions`."""
+    return [
+        _convolution(settings, each).measure(settings["seconds"])["cpu_seconds_per_image"]
+        for each in settings["convolutions"]
+    ]
+
+
+def _convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+    dtype, strides = setup.DTYPES[settings["dtype"]], (shape["stride"],) * 2
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (settings["batch"], *(shape[name] for name in ("height", "width", "inputs"))), dtype)
+    channels = (1, shape["inputs"]) if shape["kind"] == "depthwise" else (shape["inputs"], shape["outputs"])
+    kernel = jax.random.normal(key, (*shape["kernel"], *channels), dtype)
+    if shape["kind"] == "depthwise":
+        run = jax.jit(lambda x, kernel: depthwise_conv(x, kernel, strides, shape["padding"]))
+    else:
+        run = jax.jit(lambda x, kernel: conv(x, kernel, strides=strides, padding=shape["padding"]))
+    return Trial(lambda: run(x, kernel), settings["batch"], jax.block_until_ready)
 
 
 def describe_device(settings: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,26 @@ def _generator_trial(generator: ImageDataGenerator, settings: dict[str, Any]) ->
     return Trial(lambda: [next(flow) for _ in range(len(flow))], flow.samples)
 
 
+def time_convolutions(settings: dict[str, Any]) -> list[float]:
+    """Return the processor seconds per image of each of the `convolutions`."""
+    return [
+        _convolution(settings, each).measure(settings["seconds"])["cpu_seconds_per_image"]
+        for each in settings["convolutions"]
+    ]
+
+
+def _convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+    is_depthwise = shape["kind"] == "depthwise"
+    x = keras.random.normal(
+        (settings["batch"], shape["height"], shape["width"], shape["inputs"]), dtype=settings["dtype"]
+    )
+    channels = (shape["inputs"], 1 if is_depthwise else shape["outputs"])
+    kernel = keras.random.normal((*shape["kernel"], *channels), dtype=settings["dtype"])
+    operation = keras.ops.depthwise_conv if is_depthwise else keras.ops.conv
+    run = _jitted(lambda x, kernel: operation(x, kernel, shape["stride"], shape["padding"].lower()))
+    return _trial(lambda: run(x, kernel), settings)
+
+
 def course(settings: dict[str, Any]) -> dict[str, Any]:
     """Train the course's phase without augmentation as its script does.
 
@@ -141,14 +161,20 @@ def _images(settings: dict[str, Any]) -> np.ndarray:
 
 def _compiled(model: Any) -> Callable[[Any], Any]:
     if keras.backend.backend() == "tensorflow":
+        return _jitted(lambda x: model(x, training=False))
+    trainable, other = ([v.value for v in kind] for kind in (model.trainable_variables, model.non_trainable_variables))
+    run = _jitted(lambda trainable, other, x: model.stateless_call(trainable, other, x, training=False)[0])
+    return lambda x: run(trainable, other, x)
+
+
+def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    if keras.backend.backend() == "tensorflow":
         import tensorflow
 
-        return tensorflow.function(lambda x: model(x, training=False), jit_compile=_device() != "cpu")
+        return tensorflow.function(function, jit_compile=_device() != "cpu")
     import jax
 
-    trainable, other = ([v.value for v in kind] for kind in (model.trainable_variables, model.non_trainable_variables))
-    run = jax.jit(lambda trainable, other, x: model.stateless_call(trainable, other, x, training=False)[0])
-    return lambda x: run(trainable, other, x)
+    return jax.jit(function)
 
 
 def _trial(step: Callable[[], Any], settings: dict[str, Any]) -> Trial:
