@@ -9,7 +9,9 @@ FLOWERS_WORKDIR ?= runs/flowers
 TUNED_WORKDIR ?= runs/flowers_tuned
 VIEWS ?= 32
 # An empty PYTHONDONTWRITEBYTECODE: the processes that tests start do not compile the modules of the package again.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
+# A worker that a test kills is not replaced: that test fails, where pytest would wait for ever for the rest of its file.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 \
+  --durations=25
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
