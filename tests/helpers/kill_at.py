@@ -3,7 +3,8 @@
     python tests/helpers/kill_at.py N SIGNAL train --config=... --workdir=...
 
 Moments are the events of a run: each step, each batch of an evaluation, each row, each file that gets its final name,
-each part of a checkpoint. The last line of the output gives their number; with N = 0 nothing is killed.
+each part of a checkpoint. The last line of the output gives their number; with N = 0 nothing is killed. Another line
+says at which moment a phase ends.
 """
 
 import os
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from flaxtl.cli.main import main
-from flaxtl.train import eval_steps, logger, train_step
+from flaxtl.train import checkpoints, eval_steps, logger, train_step
 
 moments = 0
 
@@ -36,8 +37,17 @@ def made_counted(maker, at, number):
     return lambda *given: counted(maker(*given), at, number)
 
 
+def announced(save_phase):
+    def run(*given, **named):
+        print("phase ends at moment", moments, flush=True)
+        return save_phase(*given, **named)
+
+    return run
+
+
 def watch(at, number):
     """Report every moment of a run just before it happens."""
+    checkpoints.Checkpoints.save_phase = announced(checkpoints.Checkpoints.save_phase)
     makers = (
         (train_step, ("make_train_step", "make_multi_step")),
         (eval_steps, ("make_eval_step", "make_multi_eval_step")),
