@@ -1,6 +1,8 @@
 """Fast convolutions on CPU, where XLA's are slow.
 
-Images smaller than the kernel: XLA's own convolution then takes tens of times as long, so one product of matrices.
+Kernels of one pixel: XLA computes most of them on one core, so one product of matrices.
+
+Images smaller than the kernel: XLA's own convolution then takes tens of times as long, so one product of matrices, too.
 
 Large 3x3 convolutions: Winograd's F(2x2, 3x3), with 16 products for every 2x2 outputs instead of 36.
 
@@ -24,7 +26,7 @@ from jax import export, lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-1, small-1"
+CONV_VERSION = "winograd-1, small-1, pointwise-1"
 """Changes with the arithmetic of `conv`, so that cached features of another version are not used."""
 
 MIN_CHANNELS = 64
@@ -59,7 +61,8 @@ def conv(
 ) -> jax.Array:
     """Convolve images. On CPU a large 3x3 convolution of stride 1 uses Winograd's algorithm.
 
-    There it has no forward-mode derivatives (`jax.jvp`). Images smaller than the kernel are one product of matrices.
+    There it has no forward-mode derivatives (`jax.jvp`). Kernels of one pixel, and images smaller than the kernel, are
+    one product of matrices.
 
     Args:
       x: [batch, height, width, inputs], float32 or bfloat16.
@@ -84,6 +87,9 @@ def conv(
         )
         return finish(y, bias)
 
+    def pointwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        return finish(_multiply_pixels(x, kernel, strides), bias)
+
     def small_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return finish(_multiply_patches(x, kernel, strides, padding), bias)
 
@@ -94,6 +100,9 @@ def conv(
 
     if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and groups == 1 and _is_large(x, kernel):
         output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=winograd_conv, default=xla_conv)
+        return output
+    if kernel.shape[:2] == (1, 1) and groups == 1 and not export.is_symbolic_dim(x.shape[0]):
+        output = lax.platform_dependent(x, kernel, bias, cpu=pointwise_conv, default=xla_conv)
         return output
     if groups == 1 and _is_smaller_than_kernel(x, kernel):
         output = lax.platform_dependent(x, kernel, bias, cpu=small_conv, default=xla_conv)
@@ -109,6 +118,12 @@ def _is_smaller_than_kernel(x: jax.Array, kernel: jax.Array) -> bool:
     batch, *size, _ = x.shape
     is_smaller = any(length < reach for length, reach in zip(size, kernel.shape[:2], strict=True))
     return is_smaller and size != [1, 1] and not export.is_symbolic_dim(batch)
+
+
+def _multiply_pixels(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
+    """Return the convolution with a kernel of one pixel, without bias."""
+    pixels = x[:, :: strides[0], :: strides[1]]
+    return _multiply(pixels, kernel[0, 0]).astype(x.dtype)
 
 
 def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:
@@ -279,9 +294,9 @@ def _spread_outputs(y: Vector) -> Vector:
     return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]  # A y
 
 
-def _multiply(tiles: jax.Array, weights: jax.Array) -> jax.Array:
+def _multiply(pixels: jax.Array, weights: jax.Array) -> jax.Array:
     """[batch, rows, columns, inputs] times [inputs, outputs], float32."""
-    return lax.dot_general(tiles, weights, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return lax.dot_general(pixels, weights, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _multiply_groups(tiles: jax.Array, grads: jax.Array, groups: int) -> jax.Array:

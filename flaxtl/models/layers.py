@@ -100,7 +100,7 @@ class SeparableConv(nn.Module):
         kernel = self.param("depthwise_kernel", GLOROT, (*self.kernel_size, 1, inputs)).astype(self.dtype)
         pointwise = self.param("pointwise_kernel", GLOROT, (1, 1, inputs, self.features)).astype(self.dtype)
         x = depthwise_conv(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
-        return lax.conv_general_dilated(x, pointwise, (1, 1), "VALID", dimension_numbers=DIMENSION_NUMBERS)
+        return conv(x, pointwise)
 
 
 class LayerScale(nn.Module):

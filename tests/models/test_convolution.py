@@ -1,4 +1,4 @@
-"""Winograd's algorithm for 3x3 convolutions on CPU, compared with XLA's convolution."""
+"""The convolutions on CPU, Winograd's algorithm and products of matrices, compared with XLA's convolution."""
 
 import os
 import subprocess
@@ -53,9 +53,12 @@ SIZES = (8, 6, 2), (1, 1, 2), (2, 3, 1)
         ((2, 7), 3, (2, 2), "SAME"),
         ((4, 3), 5, (2, 1), "SAME"),
         ((1, 2), 3, (1, 1), "SAME"),
+        ((6, 5), 1, (1, 1), "SAME"),
+        ((7, 6), 1, (2, 2), "SAME"),
+        ((5, 8), 1, (2, 3), "VALID"),
     ],
 )
-def test_conv_of_small_image_is_a_product_and_equals_xla(size, kernel_size, strides, padding):
+def test_conv_of_small_image_or_one_pixel_is_a_product_and_equals_xla(size, kernel_size, strides, padding):
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(BATCH, *size, INPUTS)), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(kernel_size, kernel_size, INPUTS, OUTPUTS)), jnp.float32)
@@ -111,12 +114,12 @@ def test_winograd_with_vmap_equals_one_call_each():
     assert relative_error(jax.vmap(winograd, (0, None, None))(many, kernel, bias), expected) < 8 * 2.0**-24
 
 
-def exported_text(platform, batch, width, channels, **options):
+def exported_text(platform, batch, width, channels, size=3, **options):
     """Return the program of a convolution for a platform; nothing is compiled."""
     run = jax.jit(lambda x, kernel: convolution.conv(x, kernel, **options))
     inputs = channels // options.get("groups", 1)
     x = jax.ShapeDtypeStruct((batch, width, width, channels), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((3, 3, inputs, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((size, size, inputs, channels), jnp.float32)
     return jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
 
 
@@ -138,9 +141,15 @@ def test_conv_uses_winograd_for_large_convolutions_on_cpu(options, expected):
     assert ("winograd", "XLA")["stablehlo.convolution" in text] == expected
 
 
-def test_conv_exports_any_batch_size_with_xla():
+@pytest.mark.parametrize("size", [3, 1])
+def test_conv_exports_any_batch_size_with_xla(size):
     (batch,) = jax.export.symbolic_shape("batch")
-    assert "stablehlo.convolution" in exported_text("cpu", batch, 400, 128)
+    assert "stablehlo.convolution" in exported_text("cpu", batch, 400, 128, size)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_conv_of_one_pixel_on_accelerators_is_left_to_xla(platform):
+    assert "stablehlo.convolution" in exported_text(platform, 2, 8, 64, size=1)
 
 
 SPLIT_BATCH = """
