@@ -233,7 +233,7 @@ HOSTILE_CLASSES = (
     "[red]:cat:", "[",  # and here [/bold]
     "-rf", "path", "two\nlines", "carriage\rreturn", "\x1b[2J\x1b]0;title\x07", "spaces   inside",
     "caf\u00e9", "cafe\u0301", "\U0001f469\u200d\U0001f52c \U0001f33b", "\u202egpj.exe \u05d0\u05d1",
-    "comma, \"quote\" 'single' $x_{ %s {0} \u00a0.", "bytes\udcff\udc80",
+    "comma, \"quote\" 'single' $x_{ %s {0} \u00a0.",
     "n" * 255, "\u7261" * 85,  # 255 bytes
 )  # fmt: skip
 

@@ -49,9 +49,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
       `command_line` (the whole line, as in a shell).
     """
     _check_spelling(arguments)
-    options, rest = make_parser().parse_known_args(arguments or ["--help"])
-    _check_overrides(rest, options)
-    options.overrides = rest
+    # argparse takes an unknown option with a space in its value, such as the path of a folder, for an argument.
+    overrides = [argument for argument in arguments if re.match(r"--config\.[^=]+=", argument)]
+    others = [argument for argument in arguments if argument not in overrides]
+    options, rest = make_parser().parse_known_args(others or ["--help"])
+    overrides += rest
+    _check_overrides(overrides, options)
+    options.overrides = overrides
     options.command_line = shlex.join(["flaxtl", *arguments])
     return options
 

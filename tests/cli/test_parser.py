@@ -88,3 +88,9 @@ def test_unknown_option_suggests_the_setting_or_option_of_that_name(line, sugges
 def test_unknown_option_without_a_similar_setting_lists_the_options():
     with pytest.raises(UserError, match=r"'--pretrained'\. Available: --data, --config"):
         parse_arguments(["train", "photos", "--pretrained"])
+
+
+def test_parse_arguments_setting_with_spaces_is_an_override():
+    setting = "--config.data.source=folder:/my photos/a\nb"
+    options = parse_arguments(["train", "--workdir=x", setting])
+    assert (options.overrides, options.data) == ([setting], None)
