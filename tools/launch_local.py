@@ -33,10 +33,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.processes < 1:
         parser.error("--processes must be 1 or more")
-    processes = start(options.processes, options.devices_per_process, options.command)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: send(processes, received))
-    codes = wait(processes)
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):  # from now on: one that comes while processes start is for them, too
+        signal.signal(number, lambda number, _: received.append(number))
+    codes = wait(start(options.processes, options.devices_per_process, options.command), received)
     sys.exit(next((code for code in codes if code not in (0, LOST)), max(codes)))
 
 
@@ -66,10 +66,15 @@ def relay(number: int, lines: Iterable[str]) -> None:
         sys.stderr.write(f"[{number}] {line}")
 
 
-def wait(started: Sequence[subprocess.Popen[str]]) -> list[int]:
-    """Return the exit codes, as a shell gives them; after one process has failed, kill the rest in time."""
+def wait(started: Sequence[subprocess.Popen[str]], received: list[int]) -> list[int]:
+    """Return the exit codes, as a shell gives them; after one process has failed, kill the rest in time.
+
+    Signals are taken from `received` and forwarded.
+    """
     failed = None
     while any(process.poll() is None for process in started):
+        while received:
+            send(started, received.pop(0))
         if failed is None and any(process.returncode for process in started):
             failed = time.monotonic()
         if failed is not None and time.monotonic() - failed > KILL_SECONDS:

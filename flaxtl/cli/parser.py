@@ -52,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     # argparse takes an unknown option with a space in its value, such as the path of a folder, for an argument.
     overrides = [argument for argument in arguments if re.match(r"--config\.[^=]+=", argument)]
     others = [argument for argument in arguments if argument not in overrides]
-    options, rest = make_parser().parse_known_args(others or ["--help"])
+    options, rest = make_parser().parse_known_args(others if arguments else ["--help"])
     overrides += rest
     _check_overrides(overrides, options)
     options.overrides = overrides

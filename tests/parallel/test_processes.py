@@ -329,3 +329,24 @@ time.sleep(30)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
     assert process.returncode == 143
+
+
+SIGNAL_WHILE_STARTING = """
+import os, signal, launch_local
+start = launch_local.start
+def interrupted(*arguments):
+    started = start(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return started
+launch_local.start = interrupted
+launch_local.main()
+"""
+
+
+def test_launcher_forwards_sigterm_that_comes_while_processes_start(tmp_path):
+    (tmp_path / "flaxtl").mkdir()
+    (tmp_path / "flaxtl" / "__main__.py").write_text("import time\ntime.sleep(30)\n")
+    command = [sys.executable, "-c", SIGNAL_WHILE_STARTING, "--processes=2", "train"]
+    environment = os.environ | {"PYTHONPATH": str(LAUNCHER.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=20, check=False)
+    assert done.returncode == 143

@@ -4,24 +4,27 @@ import json
 import math
 
 import benchmark
+import jax
+import jax.numpy as jnp
 import pytest
 from benchmarks import layers, with_flaxtl
 from benchmarks.compare import Subject
+from fresh_process import ProcessError
 
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
+from flaxtl.models.layers import SeparableConv
 
 SETTINGS = {"size": 96, "batch": 1, "dtype": "float32", "seconds": 0.001}
 
 
 def num_weights(row):
     """Return the size of a convolution's kernel."""
-    outputs = 1 if row["kind"] == "depthwise" else row["outputs"]
-    return math.prod(row["kernel"]) * row["inputs"] * outputs
+    return math.prod(row["kernel"]) * row["inputs"] // row["groups"] * row["outputs"]
 
 
-@pytest.mark.parametrize("name", ["vgg16", "mobilenet_v2_035", "xception"])
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "mobilenet_v2_035", "xception"])
 def test_list_convolutions_has_the_weights_of_all_kernels(name):
     model = Classifier(registry.get_spec(name), Head(2, "global_average"))
     shapes = classifier.flatten_params(classifier.param_shapes(model, 96, 96))
@@ -31,11 +34,19 @@ def test_list_convolutions_has_the_weights_of_all_kernels(name):
     assert sum(row["layers"] * num_weights(row) for row in found) == sum(sizes)
 
 
-@pytest.mark.parametrize("kind", ["conv", "depthwise"])
-def test_time_convolutions_measures_the_convolution_of_that_shape(kind):
-    shape = {"kind": kind, "height": 8, "width": 6, "inputs": 3, "outputs": 5, "kernel": [3, 3], "stride": 2}
-    trial = with_flaxtl._convolution(SETTINGS, shape | {"padding": "SAME"})
-    assert trial.step().shape == (1, 4, 3, 5 if kind == "conv" else 3)
+@pytest.mark.parametrize(("padding", "size"), [("SAME", (5, 4)), ("VALID", (4, 3))])
+def test_list_convolutions_follows_a_separable_one_by_its_pointwise_part(padding, size):
+    module = SeparableConv(8, (3, 3), 2, padding, jnp.float32)
+    first, second = with_flaxtl._convolutions_of(module, jax.ShapeDtypeStruct((1, 9, 8, 4), jnp.float32))
+    assert first == ("depthwise", 9, 8, 4, 4, (3, 3), 2, padding, 4)
+    assert second == ("conv", *size, 4, 8, (1, 1), 1, "VALID", 1)
+
+
+@pytest.mark.parametrize(("kind", "groups", "outputs"), [("conv", 1, 6), ("conv", 2, 6), ("depthwise", 4, 4)])
+def test_convolution_measures_one_of_that_shape(kind, groups, outputs):
+    shape = {"kind": kind, "height": 8, "width": 6, "inputs": 4, "outputs": outputs, "kernel": [3, 3], "stride": 2}
+    trial = with_flaxtl.convolution(SETTINGS, shape | {"padding": "SAME", "groups": groups})
+    assert trial.step().shape == (1, 4, 3, outputs)
 
 
 def test_layers_prints_sums_of_equal_layers(monkeypatch, tmp_path, capsys):
@@ -43,7 +54,7 @@ def test_layers_prints_sums_of_equal_layers(monkeypatch, tmp_path, capsys):
     seconds = iter([[0.001, 0.003], [0.002, 0.006], [0.003, 0.001], [0.006, 0.002]])
     pointwise = {"kind": "conv", "height": 8, "width": 8, "inputs": 3, "outputs": 4, "kernel": [1, 1], "stride": 1}
     depthwise = {"kind": "depthwise", "height": 4, "width": 4, "inputs": 4, "outputs": 4, "kernel": [3, 3], "stride": 2}
-    rows = [pointwise | {"layers": 1}, depthwise | {"layers": 5}]
+    rows = [pointwise | {"layers": 1, "groups": 1}, depthwise | {"layers": 5, "groups": 4}]
     monkeypatch.setattr(layers, "call", lambda target, *_, **__: rows if "list" in target else next(seconds))
     monkeypatch.setattr(Subject, "missing", lambda subject: "")
     file = tmp_path / "figures.json"
@@ -64,3 +75,15 @@ def test_layers_of_a_peer_that_is_not_installed_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["layers", "--model=alexnet"])
     assert "Keras 3 on TensorFlow: not installed: tensorflow." in capsys.readouterr().err
+
+
+def test_layers_of_a_peer_that_fails_says_why(monkeypatch, capsys):
+    def fail(target, *_, **__):
+        if "list" in target:
+            return []
+        raise ProcessError("no memory")
+
+    monkeypatch.setattr(layers, "call", fail)
+    with pytest.raises(SystemExit):
+        benchmark.main(["layers", "--model=alexnet", "--peers=none"])
+    assert "flaxtl failed: no memory" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.compare import ENVIRONMENT, Subject
-from fresh_process import call
+from fresh_process import ProcessError, call
 
 from flaxtl import console
 from flaxtl.errors import UserError
@@ -19,19 +19,18 @@ def compare_layers(title: str, subjects: Sequence[Subject], settings: Mapping[st
     """Measure the subjects in turns, print a table, and return its rows; the milliseconds are of all equal layers.
 
     Raises:
-      UserError: a subject is not installed.
+      UserError: a subject is not installed, or fails.
     """
     for subject in subjects:
         if missing := subject.missing():
             raise UserError(f"{subject.name}: {missing}.")
-    rows = call("benchmarks.with_flaxtl:list_convolutions", settings, environment=ENVIRONMENT)
+    rows = _call("flaxtl", "benchmarks.with_flaxtl:list_convolutions", settings)
     settings = {**settings, "convolutions": rows}
     turns: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
     for _ in range(repeats):
         for subject in subjects:
-            environment = ENVIRONMENT | dict(subject.environment)
-            seconds = call(f"benchmarks.{subject.module}:time_convolutions", settings, environment=environment)
-            turns[subject.name].append(seconds)
+            arguments = ("benchmarks.trial:time_convolutions", subject.module, settings)
+            turns[subject.name].append(_call(subject.name, *arguments, environment=subject.environment))
     for number, row in enumerate(rows):
         row["milliseconds"] = {
             name: 1000 * row["layers"] * median(turn[number] for turn in done) for name, done in turns.items()
@@ -39,6 +38,13 @@ def compare_layers(title: str, subjects: Sequence[Subject], settings: Mapping[st
     rows.sort(key=lambda row: -row["milliseconds"][subjects[0].name])
     _print(title, rows, list(turns))
     return list(rows)
+
+
+def _call(name: str, target: str, *arguments: object, environment: Mapping[str, str] = {}) -> Any:
+    try:
+        return call(target, *arguments, environment=ENVIRONMENT | dict(environment))
+    except ProcessError as error:
+        raise UserError(f"{name} failed: {error}") from error
 
 
 def _print(title: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -65,4 +71,5 @@ def _describe_input(row: Mapping[str, Any]) -> str:
 def _describe_kernel(row: Mapping[str, Any]) -> str:
     size = "x".join(map(str, row["kernel"]))
     stride = f" stride {row['stride']}" if row["stride"] > 1 else ""
-    return f"{size}{' depthwise' if row['kind'] == 'depthwise' else ''}{stride}"
+    kind = " depthwise" if row["kind"] == "depthwise" else f" in {row['groups']} groups" if row["groups"] > 1 else ""
+    return f"{size}{kind}{stride}"

@@ -66,6 +66,13 @@ def measure(module: str, function: str, settings: dict[str, Any]) -> dict[str, A
     return trial.measure(settings["seconds"])
 
 
+def time_convolutions(module: str, settings: dict[str, Any]) -> list[float]:
+    """Return the processor seconds per image of each of the `convolutions`, by `convolution` of benchmarks.MODULE."""
+    convolution = importlib.import_module(f"benchmarks.{module}").convolution
+    trials = (convolution(settings, shape) for shape in settings["convolutions"])
+    return [trial.measure(settings["seconds"])["cpu_seconds_per_image"] for trial in trials]
+
+
 def image_files(settings: dict[str, Any]) -> list[Path]:
     """Return the images of a folder with one folder for each class."""
     return sorted(Path(settings["folder"]).glob("*/*"))

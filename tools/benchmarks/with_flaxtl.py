@@ -135,7 +135,7 @@ def list_convolutions(settings: dict[str, Any]) -> list[dict[str, Any]]:
     image = jax.ShapeDtypeStruct((1, settings["size"], settings["size"], 3), jnp.uint8)
     with nn.intercept_methods(record):
         jax.eval_shape(model.init, jax.random.key(0), image)
-    names = ("kind", "height", "width", "inputs", "outputs", "kernel", "stride", "padding")
+    names = ("kind", "height", "width", "inputs", "outputs", "kernel", "stride", "padding", "groups")
     return [dict(zip(names, values, strict=True)) | {"layers": layers} for values, layers in found.items()]
 
 
@@ -145,32 +145,28 @@ def _convolutions_of(module: nn.Module, x: Any = None, *_: object) -> list[tuple
     _, height, width, channels = x.shape
     kernel, stride, padding = module.kernel_size, module.strides, module.padding
     if isinstance(module, Conv):
-        return [("conv", height, width, channels, module.features, kernel, stride, padding)]
-    found = [("depthwise", height, width, channels, channels, kernel, stride, padding)]
+        return [("conv", height, width, channels, module.features, kernel, stride, padding, module.groups)]
+    found = [("depthwise", height, width, channels, channels, kernel, stride, padding, channels)]
     if isinstance(module, SeparableConv):
-        size = (-(-length // stride) for length in (height, width))
-        found.append(("conv", *size, channels, module.features, (1, 1), 1, "VALID"))
+        weights = jax.ShapeDtypeStruct((*kernel, 1, channels), x.dtype)
+        between = jax.eval_shape(lambda x, weights: depthwise_conv(x, weights, (stride,) * 2, padding), x, weights)
+        found.append(("conv", *between.shape[1:], module.features, (1, 1), 1, "VALID", 1))
     return found
 
 
-def time_convolutions(settings: dict[str, Any]) -> list[float]:
-    """Return the processor seconds per image of each of the `convolutions`."""
-    return [
-        _convolution(settings, each).measure(settings["seconds"])["cpu_seconds_per_image"]
-        for each in settings["convolutions"]
-    ]
-
-
-def _convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+def convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+    """Time one convolution, a row of `with_flaxtl.list_convolutions`."""
     dtype, strides = setup.DTYPES[settings["dtype"]], (shape["stride"],) * 2
     key = jax.random.key(0)
     x = jax.random.normal(key, (settings["batch"], *(shape[name] for name in ("height", "width", "inputs"))), dtype)
-    channels = (1, shape["inputs"]) if shape["kind"] == "depthwise" else (shape["inputs"], shape["outputs"])
+    channels = (shape["inputs"] // shape["groups"], shape["outputs"])
     kernel = jax.random.normal(key, (*shape["kernel"], *channels), dtype)
     if shape["kind"] == "depthwise":
         run = jax.jit(lambda x, kernel: depthwise_conv(x, kernel, strides, shape["padding"]))
     else:
-        run = jax.jit(lambda x, kernel: conv(x, kernel, strides=strides, padding=shape["padding"]))
+        run = jax.jit(
+            lambda x, kernel: conv(x, kernel, strides=strides, padding=shape["padding"], groups=shape["groups"])
+        )
     return Trial(lambda: run(x, kernel), settings["batch"], jax.block_until_ready)
 
 

@@ -59,20 +59,13 @@ def _generator_trial(generator: ImageDataGenerator, settings: dict[str, Any]) ->
     return Trial(lambda: [next(flow) for _ in range(len(flow))], flow.samples)
 
 
-def time_convolutions(settings: dict[str, Any]) -> list[float]:
-    """Return the processor seconds per image of each of the `convolutions`."""
-    return [
-        _convolution(settings, each).measure(settings["seconds"])["cpu_seconds_per_image"]
-        for each in settings["convolutions"]
-    ]
-
-
-def _convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+def convolution(settings: dict[str, Any], shape: dict[str, Any]) -> Trial:
+    """Time one convolution, a row of `with_flaxtl.list_convolutions`."""
     is_depthwise = shape["kind"] == "depthwise"
     x = keras.random.normal(
         (settings["batch"], shape["height"], shape["width"], shape["inputs"]), dtype=settings["dtype"]
     )
-    channels = (shape["inputs"], 1 if is_depthwise else shape["outputs"])
+    channels = (shape["inputs"], 1) if is_depthwise else (shape["inputs"] // shape["groups"], shape["outputs"])
     kernel = keras.random.normal((*shape["kernel"], *channels), dtype=settings["dtype"])
     operation = keras.ops.depthwise_conv if is_depthwise else keras.ops.conv
     run = _jitted(lambda x, kernel: operation(x, kernel, shape["stride"], shape["padding"].lower()))
