@@ -2,6 +2,8 @@
 
 Kernels of one pixel: XLA computes most of them on one core, so one product of matrices.
 
+Few outputs: XLA uses one core, so the rows of the kernel become outputs of one convolution with a single row.
+
 Images smaller than the kernel: XLA's own convolution then takes tens of times as long, so one product of matrices, too.
 
 Large 3x3 convolutions: Winograd's F(2x2, 3x3), with 16 products for every 2x2 outputs instead of 36.
@@ -17,7 +19,7 @@ processor's bfloat16 instructions, if it has any.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +28,16 @@ from jax import export, lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-1, small-1, pointwise-1"
+CONV_VERSION = "winograd-2, small-1, pointwise-1, rows-1"
 """Changes with the arithmetic of `conv`, so that cached features of another version are not used."""
 
-MIN_CHANNELS = 64
-"""Below as many input or output channels the transforms cost more than they save."""
+MIN_PRODUCTS = {256: 2**27, 64: 2**30}
+"""Channels on both sides -> fewest products of a kernel element in a call (pixels of the batch * inputs * outputs).
+Winograd takes a second to compile, far longer than XLA's convolution. From here on it saves at least 10 ms of processor
+time a call. With fewer channels the transforms cost more of what is saved; with less than 64, all of it."""
 
-MIN_PRODUCTS = 2**30
-"""Fewest products of a kernel element in a call (pixels of the batch * inputs * outputs). Winograd takes a second to
-compile, far longer than XLA's convolution, and from here on saves at least 0.1 s of processor time a call."""
+MAX_SERIAL_OUTPUTS = 64
+"""XLA uses one core for a convolution with up to as many outputs (jax 0.10.2; not if there are only 16)."""
 
 CHUNK_SIZE = 1_300_000
 """Input values that are transformed at a time, so that their products are still in the cache when they are added."""
@@ -44,6 +47,10 @@ _KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 
 
 _KERNEL_TRANSFORM_2D = np.einsum("ai,bj->abij", _KERNEL_TRANSFORM, _KERNEL_TRANSFORM).reshape(16, 9)
 
+Padding = Sequence[tuple[int, int]]
+"""Zeros above and below, left and right."""
+
+Pair = tuple[jax.Array, jax.Array]
 Vector = list[jax.Array]
 Matrix = list[list[jax.Array]]
 """A small matrix for each tile and channel; its elements are arrays [batch, rows, columns, channels]."""
@@ -82,13 +89,14 @@ def conv(
         return jax.nn.relu(y) if relu else y
 
     def xla_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS, feature_group_count=groups
-        )
-        return finish(y, bias)
+        return finish(_convolve(x, kernel, strides, padding, feature_group_count=groups), bias)
 
     def pointwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return finish(_multiply_pixels(x, kernel, strides), bias)
+
+    def rows_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        output: jax.Array = _sum_rows(x, kernel, strides[1], padding)
+        return finish(output, bias)
 
     def small_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return finish(_multiply_patches(x, kernel, strides, padding), bias)
@@ -98,26 +106,37 @@ def conv(
         output: jax.Array = winograd(x, kernel, zeros if bias is None else bias, relu)
         return output
 
-    if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and groups == 1 and _is_large(x, kernel):
-        output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=winograd_conv, default=xla_conv)
-        return output
-    if kernel.shape[:2] == (1, 1) and groups == 1 and not export.is_symbolic_dim(x.shape[0]):
-        output = lax.platform_dependent(x, kernel, bias, cpu=pointwise_conv, default=xla_conv)
-        return output
-    if groups == 1 and _is_smaller_than_kernel(x, kernel):
-        output = lax.platform_dependent(x, kernel, bias, cpu=small_conv, default=xla_conv)
-        return output
-    return xla_conv(x, kernel, bias)
+    if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
+        return xla_conv(x, kernel, bias)
+    if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel):
+        cpu_conv = winograd_conv
+    elif kernel.shape[:2] == (1, 1):
+        cpu_conv = pointwise_conv
+    elif _is_smaller_than_kernel(x, kernel):
+        cpu_conv = small_conv
+    elif strides[0] == 1 and _has_few_outputs(kernel):
+        cpu_conv = rows_conv
+    else:
+        return xla_conv(x, kernel, bias)
+    output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=cpu_conv, default=xla_conv)
+    return output
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str | Padding, **options: Any
+) -> jax.Array:
+    """Return XLA's convolution."""
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS, **options)
 
 
 def _is_smaller_than_kernel(x: jax.Array, kernel: jax.Array) -> bool:
     """Return whether images have fewer rows or columns than the kernel, but more than one pixel.
 
-    XLA makes products of matrices for single pixels itself. Exported programs keep its convolution.
+    XLA makes products of matrices for single pixels itself.
     """
-    batch, *size, _ = x.shape
+    size = x.shape[1:3]
     is_smaller = any(length < reach for length, reach in zip(size, kernel.shape[:2], strict=True))
-    return is_smaller and size != [1, 1] and not export.is_symbolic_dim(batch)
+    return is_smaller and size != (1, 1)
 
 
 def _multiply_pixels(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
@@ -143,13 +162,42 @@ def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int],
     return products.astype(x.dtype)
 
 
+def _has_few_outputs(kernel: jax.Array) -> bool:
+    """Return whether XLA would use one core, and what `_sum_rows` has to add up is no larger than its inputs."""
+    rows, _, inputs, outputs = kernel.shape
+    return rows > 1 and rows * outputs <= inputs and outputs <= MAX_SERIAL_OUTPUTS
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _sum_rows(x: jax.Array, kernel: jax.Array, column_stride: int, padding: str) -> jax.Array:
+    """Return the convolution with vertical stride 1, without bias: the sum of those with each row of the kernel.
+
+    They are the channels of one convolution, because XLA divides channels among the cores.
+    """
+    rows, columns, inputs, outputs = kernel.shape
+    pads = lax.padtype_to_pads(x.shape[1:3], (rows, columns), (1, column_stride), padding)
+    row = kernel.transpose(1, 2, 0, 3).reshape(1, columns, inputs, rows * outputs)
+    products = _convolve(x, row, (1, column_stride), pads, preferred_element_type=jnp.float32)
+    height = products.shape[1] - rows + 1
+    parts = [products[:, i : i + height, :, i * outputs : (i + 1) * outputs] for i in range(rows)]
+    return sum(parts[1:], start=parts[0]).astype(x.dtype)
+
+
+@_sum_rows.defjvp
+def _differentiate_rows(column_stride: int, padding: str, primals: Pair, tangents: Pair) -> Pair:
+    """Differentiate XLA's convolution, because the gradient of one with a single row takes ten times as long."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    strides = (1, column_stride)
+    tangent = _convolve(dx, kernel, strides, padding) + _convolve(x, dkernel, strides, padding)
+    return _sum_rows(x, kernel, column_stride, padding), tangent
+
+
 def _is_large(x: jax.Array, kernel: jax.Array) -> bool:
     """Return whether Winograd's algorithm saves more time than it takes to compile."""
     batch, height, width, inputs = x.shape
-    if export.is_symbolic_dim(batch):  # an exported program, for batches of any size
-        return False
     outputs = kernel.shape[3]
-    return min(inputs, outputs) >= MIN_CHANNELS and batch * height * width * inputs * outputs >= MIN_PRODUCTS
+    products = batch * height * width * inputs * outputs
+    return any(min(inputs, outputs) >= channels and products >= least for channels, least in MIN_PRODUCTS.items())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

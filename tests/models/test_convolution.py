@@ -82,6 +82,36 @@ def test_conv_of_small_image_or_one_pixel_is_a_product_and_equals_xla(size, kern
 
 
 @pytest.mark.parametrize(
+    ("kernel_size", "strides", "padding"),
+    [((3, 3), (1, 1), "SAME"), ((2, 5), (1, 2), "SAME"), ((4, 2), (1, 1), "VALID")],
+)
+def test_conv_with_few_outputs_has_one_row_and_equals_xla(kernel_size, strides, padding):
+    random = np.random.default_rng(0)
+    inputs, outputs = 24, 6
+    shapes = [(BATCH, 8, 9, inputs)] * 2 + [(*kernel_size, inputs, outputs)] * 2
+    x, dx, kernel, dkernel = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes)
+
+    def xla(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS)
+
+    def own(x, kernel):
+        return convolution.conv(x, kernel, strides=strides, padding=padding)
+
+    def output_and_derivatives(convolve):
+        output, tangent = jax.jvp(convolve, (x, kernel), (dx, dkernel))
+        return output, tangent, *jax.vjp(convolve, x, kernel)[1](jnp.ones_like(output))
+
+    text = jax.jit(own).lower(x, kernel).as_text()
+    assert f"tensor<1x{kernel_size[1]}x{inputs}x{kernel_size[0] * outputs}xf32>" in text
+    for value, reference in zip(output_and_derivatives(own), output_and_derivatives(xla), strict=True):
+        assert (value.shape, value.dtype) == (reference.shape, jnp.float32)
+        assert relative_error(value, reference) < 8 * 2.0**-24  # sums of up to 10 * 24 products in another order
+    half = own(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    assert relative_error(half, own(x, kernel)) < 2**-7  # inputs, kernel and output are rounded to 8 bits
+
+
+@pytest.mark.parametrize(
     ("height", "width", "batch"), [(7, 9, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES)]
 )
 def test_winograd_and_gradients_equal_xla(monkeypatch, height, width, batch):
@@ -129,6 +159,8 @@ def exported_text(platform, batch, width, channels, size=3, **options):
         ({}, "winograd"),
         ({"platform": "cuda"}, "XLA"),
         ({"platform": "tpu"}, "XLA"),
+        ({"width": 12, "channels": 256}, "winograd"),
+        ({"width": 12, "channels": 255}, "XLA"),  # too little work for so few channels
         ({"channels": 32, "batch": 1024}, "XLA"),  # too few channels
         ({"batch": 1}, "XLA"),  # too little work
         ({"strides": (2, 2)}, "XLA"),
