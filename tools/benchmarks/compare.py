@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fresh_process import ProcessError, call
 
 from flaxtl import console
+from flaxtl.cli import huge_pages
 
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -40,6 +41,11 @@ class Subject(NamedTuple):
             return dict(call("benchmarks.trial:measure", *arguments, environment=ENVIRONMENT | dict(self.environment)))
         except ProcessError as error:
             return {"note": f"failed: {error}"}
+
+
+def flaxtl(name: str = "flaxtl", **settings: Any) -> Subject:
+    """Return flaxtl, which asks for huge pages as its command does."""
+    return Subject(name, settings=settings, environment={huge_pages.VARIABLE: huge_pages.TUNABLES})
 
 
 def keras(backend: str, name: str) -> Subject:
