@@ -69,7 +69,7 @@ def conv(
     """Convolve images. On CPU a large 3x3 convolution of stride 1 uses Winograd's algorithm.
 
     There it has no forward-mode derivatives (`jax.jvp`). Kernels of one pixel, and images smaller than the kernel, are
-    one product of matrices.
+    one product of matrices; convolutions with few outputs are computed by rows of the kernel.
 
     Args:
       x: [batch, height, width, inputs], float32 or bfloat16.
@@ -114,7 +114,7 @@ def conv(
         cpu_conv = pointwise_conv
     elif _is_smaller_than_kernel(x, kernel):
         cpu_conv = small_conv
-    elif strides[0] == 1 and _has_few_outputs(kernel):
+    elif strides[0] == 1 and _has_few_outputs(x, kernel):
         cpu_conv = rows_conv
     else:
         return xla_conv(x, kernel, bias)
@@ -162,10 +162,10 @@ def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int],
     return products.astype(x.dtype)
 
 
-def _has_few_outputs(kernel: jax.Array) -> bool:
+def _has_few_outputs(x: jax.Array, kernel: jax.Array) -> bool:
     """Return whether XLA would use one core, and what `_sum_rows` has to add up is no larger than its inputs."""
     rows, _, inputs, outputs = kernel.shape
-    return rows > 1 and rows * outputs <= inputs and outputs <= MAX_SERIAL_OUTPUTS
+    return 1 < rows <= x.shape[1] and rows * outputs <= inputs and outputs <= MAX_SERIAL_OUTPUTS
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

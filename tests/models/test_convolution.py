@@ -144,12 +144,12 @@ def test_winograd_with_vmap_equals_one_call_each():
     assert relative_error(jax.vmap(winograd, (0, None, None))(many, kernel, bias), expected) < 8 * 2.0**-24
 
 
-def exported_text(platform, batch, width, channels, size=3, **options):
+def exported_text(platform, batch, width, channels, size=3, outputs=None, **options):
     """Return the program of a convolution for a platform; nothing is compiled."""
     run = jax.jit(lambda x, kernel: convolution.conv(x, kernel, **options))
     inputs = channels // options.get("groups", 1)
     x = jax.ShapeDtypeStruct((batch, width, width, channels), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((size, size, inputs, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((size, size, inputs, outputs or channels), jnp.float32)
     return jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
 
 
@@ -171,6 +171,22 @@ def exported_text(platform, batch, width, channels, size=3, **options):
 def test_conv_uses_winograd_for_large_convolutions_on_cpu(options, expected):
     text = exported_text(**({"platform": "cpu", "batch": 32, "width": 200, "channels": 64} | options))
     assert ("winograd", "XLA")["stablehlo.convolution" in text] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "by_rows"),
+    [
+        ({}, True),
+        ({"platform": "cuda"}, False),
+        ({"platform": "tpu"}, False),
+        ({"width": 1}, False),  # of one pixel XLA makes a product of matrices
+        ({"outputs": 33}, False),  # the sum of rows would be larger than the images
+        ({"strides": (2, 2)}, False),
+    ],
+)
+def test_conv_computes_few_outputs_by_rows_on_cpu(options, by_rows):
+    options = {"platform": "cpu", "batch": 2, "width": 8, "channels": 96, "outputs": 32} | options
+    assert ("tensor<1x3x96x96xf32>" in exported_text(**options)) == by_rows
 
 
 @pytest.mark.parametrize("size", [3, 1])
