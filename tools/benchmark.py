@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import accelerator, job, layers
-from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare, flaxtl
+from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare, own
 
 from flaxtl.errors import UserError
 
@@ -108,7 +108,7 @@ def select_peers(names: str, peers: dict[str, Subject]) -> list[Subject]:
 def run_forward(options: argparse.Namespace) -> dict[str, Any]:
     """Measure a forward pass from images to logits."""
     settings = network_settings(options)
-    subjects = [flaxtl(), *select_peers(options.peers, PEERS)]
+    subjects = [own(), *select_peers(options.peers, PEERS)]
     rows = compare(_title("forward", settings), "forward", subjects, settings, options.repeats)
     return {"settings": settings, "rows": rows}
 
@@ -116,7 +116,7 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
 def run_train(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the step of a phase, from images and (as without augmentation or with cached views) from features."""
     settings = network_settings(options) | {"phase": options.phase}
-    ours = [flaxtl(cached=False), flaxtl("flaxtl, cached", cached=True)]
+    ours = [own(cached=False), own("flaxtl, cached", cached=True)]
     subjects = [*ours, *select_peers(options.peers, PEERS)]
     title = _title(f"train, phase {options.phase}", settings)
     return {"settings": settings, "rows": compare(title, "train", subjects, settings, options.repeats)}
@@ -126,7 +126,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the convolutions of a network one by one."""
     settings = network_settings(options)
     peers = {name: peer for name, peer in PEERS.items() if peer.module == "with_keras"}
-    subjects = [flaxtl(), *select_peers(options.peers, peers)]
+    subjects = [own(), *select_peers(options.peers, peers)]
     rows = layers.compare_layers(_title("convolutions", settings), subjects, settings, options.repeats)
     return {"settings": settings, "rows": rows}
 
@@ -151,10 +151,9 @@ def run_data(options: argparse.Namespace) -> dict[str, Any]:
     from flaxtl.data.sources import base
 
     peers = select_peers(options.peers, DATA_PEERS)
-    in_memory = flaxtl("flaxtl, in memory", to_file=False, streamed=False)
-    on_disk = flaxtl("flaxtl, streamed", to_file=True, streamed=True, augment_on="device")
-    on_host = flaxtl("flaxtl, augmented on the host", to_file=True, streamed=True, augment_on="host")
-    on_host = on_host._replace(packages=("tensorflow",))
+    in_memory = own("flaxtl, in memory", to_file=False, streamed=False)
+    on_disk = own("flaxtl, streamed", to_file=True, streamed=True, augment_on="device")
+    on_host = own("flaxtl, augmented on the host", ("tensorflow",), to_file=True, streamed=True, augment_on="host")
     images = base.open_source(options.source, fileio.cache_dir("data")).images
     images = images[:: max(1, len(images) // options.images)][: options.images]  # from all classes
     figures: dict[str, Any] = {"images": len(images)}

@@ -33,8 +33,8 @@ CONV_VERSION = "winograd-2, small-1, pointwise-1, rows-1"
 
 MIN_PRODUCTS = {256: 2**27, 64: 2**30}
 """Channels on both sides -> fewest products of a kernel element in a call (pixels of the batch * inputs * outputs).
-Winograd takes a second to compile, far longer than XLA's convolution. From here on it saves at least 10 ms of processor
-time a call. With fewer channels the transforms cost more of what is saved; with less than 64, all of it."""
+Winograd takes a second to compile, far longer than XLA's convolution. From here on it saves about 10 ms of processor
+time a call, or more. With fewer channels the transforms cost more of what is saved; with less than 64, all of it."""
 
 MAX_SERIAL_OUTPUTS = 64
 """XLA uses one core for a convolution with up to as many outputs (jax 0.10.2; not if there are only 16)."""

@@ -81,7 +81,6 @@ print(sys.stdin.read(), os.environ["GLIBC_TUNABLES"])
 @pytest.mark.skipif(not huge_pages.malloc_can_ask(), reason="another C library, or an older one")
 def test_restarted_process_has_the_same_number_and_standard_streams(tmp_path):
     (tmp_path / "enabled").write_text("[madvise]")
-    (tmp_path / "enabled").write_text("[madvise]")
     environment = os.environ | {"FLAXTL_HUGE_PAGES": "1"}
     environment.pop("GLIBC_TUNABLES", None)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "enabled")]

@@ -43,9 +43,10 @@ class Subject(NamedTuple):
             return {"note": f"failed: {error}"}
 
 
-def flaxtl(name: str = "flaxtl", **settings: Any) -> Subject:
-    """Return flaxtl, which asks for huge pages as its command does."""
-    return Subject(name, settings=settings, environment={huge_pages.VARIABLE: huge_pages.TUNABLES})
+def own(name: str = "flaxtl", packages: tuple[str, ...] = (), **settings: Any) -> Subject:
+    """Return flaxtl, with memory in huge pages as its command asks for."""
+    environment = {huge_pages.VARIABLE: huge_pages.TUNABLES}
+    return Subject(name, packages=packages, settings=settings, environment=environment)
 
 
 def keras(backend: str, name: str) -> Subject:
