@@ -17,7 +17,7 @@ from rich.console import Console
 from flaxtl import config
 from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message, print_box
-from flaxtl.data.file_listing import describe_skipped
+from flaxtl.data.file_listing import describe_skipped, find_images
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, gradcam, predictor, run_files
 from flaxtl.evaluation.classification import CountArray
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
     try:
         with training_session(config, workdir) as (console, stop_signal):
             result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)
-            evaluate_and_report(result, console)
+            evaluate_and_report(result, workdir, console)
     except StopRequested as stopped:
         raise KeyboardInterrupt from stopped
     return RunResult(workdir)
@@ -153,21 +153,24 @@ class RunResult:
     @property
     def report_path(self) -> Path:
         """Path of the HTML report, which exists once the run has ended."""
-        return self.workdir / "report" / "index.html"
+        return run_dir.report_path(self.workdir)
 
-    def predict(self, inputs: Sequence[str | Path]) -> Predictions:
+    def predict(self, inputs: Sequence[str | Path], *, calibrated: bool = False) -> Predictions:
         """Classify images with the model after the last finished phase.
 
         Args:
           inputs: image files, folders or glob patterns.
+          calibrated: return probabilities at the run's temperature, as `flaxtl predict` does by default, instead of
+            those of the network.
 
         Raises:
-          UserError: no image is found or can be read, or no phase has finished.
+          UserError: no image is found or can be read, no phase has finished, or the run has no temperature.
         """
-        listing = predictor.find_images([str(path) for path in inputs])
+        listing = find_images([str(path) for path in inputs])
         if listing.skipped:
             message(make_console(), describe_skipped(listing.skipped))
-        return self._trained.predictor().predict(listing.images)
+        predictions = self._trained.predictor().predict(listing.images)
+        return predictor.calibrate(predictions, self.workdir) if calibrated else predictions
 
     def export(self, form: str, path: str | Path) -> Path:
         """Export the model after the last finished phase, with its preprocessing, and verify it on images of the run.
@@ -235,10 +238,10 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
     Raises:
       UserError: another process uses `workdir`.
     """
+    if config.deterministic:
+        devices.make_deterministic()  # before check_backend, which may be the first to use a device
     devices.check_backend()
     devices.enable_compilation_cache()
-    if config.deterministic:
-        devices.make_deterministic()
     is_main = processes.is_main_process()
     console = make_console() if is_main else Console(quiet=True)
     with (
@@ -251,16 +254,30 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
         yield console, stop_signal
 
 
-def evaluate_and_report(result: TrainResult | None, console: Console) -> None:
-    """Evaluate a trained run and write its report; None: the run was already complete."""
-    from flaxtl.report import report, run_summary
+def evaluate_and_report(result: TrainResult | None, workdir: Path, console: Console) -> None:
+    """Evaluate a trained run and write its report.
 
+    Args:
+      result: None if the run was already complete; then only a report that is missing is written.
+      workdir: the run directory.
+      console: for messages and tables.
+    """
+    run = None
     if result is not None:
         message(console, "4/4 Evaluation and report", style="bold")
-    params = evaluate_run(result, console) if result is not None else None
+        run = TrainedRun(result.setup, evaluate_run(result, console), result.setup.phases[-1].name)
+    elif processes.any_process(not run_dir.has_report(workdir)):
+        message(console, "Its report is missing and is written now.")
+        run = predictor.load_run(workdir)
     processes.shutdown()
-    if result is not None and params is not None and processes.is_main_process():
-        run, workdir = TrainedRun(result.setup, params, result.setup.phases[-1].name), result.setup.workdir
-        gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
-        path = report.write_report(workdir, augmented=report.augmented_samples(result.setup))
-        print_box(console, run_summary.summary_lines(run_files.read_run(workdir), path))
+    if run is not None and processes.is_main_process():
+        _write_report(run, console)
+
+
+def _write_report(run: TrainedRun, console: Console) -> None:
+    from flaxtl.report import report, run_summary
+
+    workdir = run.setup.workdir
+    gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
+    path = report.write_report(workdir, augmented=report.augmented_samples(run.setup))
+    print_box(console, run_summary.summary_lines(run_files.read_run(workdir), path))

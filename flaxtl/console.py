@@ -5,7 +5,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from html import escape
 from typing import Any
 
@@ -31,6 +31,9 @@ NOTEBOOK_SECONDS = 0.5
 
 SPEED_SECONDS = 3600.0
 """Time over which the speed of a task is averaged: long enough for several steps of a large network on a CPU."""
+
+ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""(title, total) -> a context that shows a progress bar and yields the function that advances it: `progress_bar`."""
 
 _NUMBER = re.compile(r"\d\S*( \S{1,4})*")
 """A number with short words, as in '2 min 05 s', '24 of 24' or '7 % - 9 %'; not a sentence that starts with one."""

@@ -1,4 +1,4 @@
-"""`UserError`, the exception for every error that a user can fix, and helpers for its messages."""
+"""`UserError`, the exception for every error that a user can fix, and helpers for messages."""
 
 from collections.abc import Iterable, Set
 from difflib import get_close_matches
@@ -41,6 +41,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def missing_package(what: str, packages: str, extra: str) -> UserError:
     """Return the error for an optional package: `what` needs `packages`, which an extra of flaxtl installs."""
     return UserError(f"{what} needs {packages}: pip install 'flaxtl[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message or the name of its type: at most 200 characters, without a period."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def join_names(names: Iterable[str], conjunction: str = "and") -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from io import BufferedRandom
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 from flaxtl.errors import UserError
@@ -55,7 +56,7 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
     """
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}")  # processes of two hosts may have one number
     try:
         with temporary.open(mode, **options) as file:
             yield file

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flaxtl.errors import UserError, missing_package
+from flaxtl.errors import UserError, first_line, missing_package
 
 PREFIX = "hf:"
 
@@ -51,8 +51,7 @@ def explained_errors(repo: str, revision: str, what: str) -> Iterator[None]:
     except errors.EntryNotFoundError:
         raise
     except Exception as error:  # of the HTTP client or the disk; a name that the hub does not allow
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot download {what} from the Hugging Face Hub: {first_line}") from error
+        raise UserError(f"Cannot download {what} from the Hugging Face Hub: {first_line(error)}") from error
 
 
 def _unreachable(what: str) -> str:

@@ -23,7 +23,7 @@ MAX_LINES = 400
 
 LEVELS = (
     ("errors", "defaults"),
-    ("fileio", "console", "config", "hub_access"),
+    ("fileio", "console", "config", "hub_access", "child_process"),
     ("parallel",),
     ("models", "data"),
     ("pretrained",),

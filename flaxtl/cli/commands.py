@@ -37,7 +37,7 @@ def train(options: argparse.Namespace) -> None:
         message(make_console(), f"Run directory: {workdir} ({reason}; --workdir=DIR chooses another)")
     with training_session(config, workdir) as (console, stop_signal):
         result = trainer.train(config, workdir, console, options.command_line, stop_signal)
-        evaluate_and_report(result, console)
+        evaluate_and_report(result, workdir, console)
 
 
 def lr_find(options: argparse.Namespace) -> None:
@@ -90,9 +90,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Print a table of predictions and write the requested files."""
-    from flaxtl.data.file_listing import describe_skipped
+    from flaxtl.data.file_listing import describe_skipped, find_images
     from flaxtl.evaluation.predictions import predictions_table, write_outputs
-    from flaxtl.evaluation.predictor import calibrate, find_images
+    from flaxtl.evaluation.predictor import calibrate
 
     _check_predict_options(options)
     listing, top = find_images(options.input), options.top or DEFAULT_TOP
@@ -101,7 +101,12 @@ def predict(options: argparse.Namespace) -> None:
     predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
     predictions = predictor.predict(listing.images, options.tap)
     if options.workdir and not options.raw:
-        predictions = calibrate(predictions, options.workdir, _notify, required=options.calibrated)
+        try:
+            predictions = calibrate(predictions, options.workdir)
+        except UserError as error:
+            if options.calibrated:
+                raise UserError(f"{error} Leave out --calibrated.") from error
+            _notify(str(error))
     make_console().print(predictions_table(predictions, top))
     write_outputs(predictions, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if predictions.unreadable:

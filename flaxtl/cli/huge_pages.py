@@ -21,8 +21,8 @@ KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart_with_huge_pages() -> None:
     """Replace this process by one with the same number, command line and standard streams, and with huge pages.
 
-    Nothing happens where they are not to be had by asking, if the environment sets GLIBC_TUNABLES, as it does after the
-    restart, or with FLAXTL_HUGE_PAGES=0.
+    It does nothing if Linux or the C library does not give them on request, with FLAXTL_HUGE_PAGES=0, or if the
+    environment sets GLIBC_TUNABLES, as it does after the restart.
     """
     if os.environ.get("FLAXTL_HUGE_PAGES") == "0" or VARIABLE in os.environ or not _can_ask():
         return

@@ -83,11 +83,11 @@ def _run_name(source: str) -> str:
 
 
 def _is_unfinished(folder: Path, config: Any) -> bool:
-    """Return whether `folder` has a run with this config that is not complete."""
+    """Return whether `folder` has a run with this config that is not complete, or has no report yet."""
     try:
-        if not run_dir.is_run(folder) or run_dir.is_complete(folder):
+        if not run_dir.is_run(folder) or (run_dir.is_complete(folder) and run_dir.has_report(folder)):
             return False
-        run_dir.check_config(folder, config_to_json(config))
+        run_dir.check_config(folder, config_to_json(run_dir.with_canonical_name(config)))
     except UserError:
         return False
     return True

@@ -49,9 +49,8 @@ _POLICIES = ("squash", "crop")
 
 _MAX_NAMED = 100  # maximum number of bad files listed in an error
 
-_MAX_GROUP = (
-    16  # files that a thread decodes before it takes the next ones; one by one, small photos took a third longer
-)
+_MAX_GROUP = 16
+"""Files that a thread decodes before it takes the next ones. One by one, small photos took a third longer."""
 
 CROP_PCT = 0.875
 """Size of the crop relative to the resized image: 224 of 256, as ImageNet networks are evaluated (timm's crop_pct)."""

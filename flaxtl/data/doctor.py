@@ -4,7 +4,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from flaxtl.console import ProgressFn
 from flaxtl.data import duplicates, splitting
 from flaxtl.data.bit_depth import describe_range, is_deep_color, narrow_bit_depth
 from flaxtl.data.class_names import show_difference, similar_classes
@@ -20,9 +20,6 @@ from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage, absent_classes
 from flaxtl.defaults import DEFAULTS
 from flaxtl.errors import UserError, join_names
-
-ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(title, total) -> a context that shows a progress bar and yields the function that advances it."""
 
 MIN_SIDE = 32
 """Images with a shorter side, in pixels, are reported as tiny: the smallest input of the VGG models."""

@@ -4,6 +4,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from PIL import Image
 from flaxtl.data import heif
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
+from flaxtl.data.record_files import image_exists
 from flaxtl.errors import UserError, join_names
+from flaxtl.fileio import user_path
 
 JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
 
@@ -120,6 +123,42 @@ def walk_images(folder: Path, outer: Sequence[Path] = ()) -> FolderImages:
             listing.skipped.append(SkippedFile(path, reason))
     listing.images.sort()
     return listing
+
+
+def find_images(inputs: Sequence[str]) -> FolderImages:
+    """Return the image files that `inputs` stand for: files, all images below folders, and matches of globs.
+
+    Sorted within each input, without duplicates. Files are images whatever they are called; in folders,
+    `skip_reason` decides.
+
+    Raises:
+      UserError: an input matches no image, or a folder cannot be read.
+    """
+    paths: dict[Path, None] = {}
+    skipped: dict[SkippedFile, None] = {}
+    for text in inputs:
+        path = user_path(text)
+        matches = [path]
+        if has_magic(text) and not path.exists():
+            matches = [Path(match) for match in sorted(glob(str(path), recursive=True))]  # noqa: PTH207
+        listings = [walk_images(match) if match.is_dir() else _as_listing(match) for match in matches]
+        if not any(listing.images for listing in listings):
+            others = [file for listing in listings for file in listing.skipped]
+            if advice := unpack_advice(file.path for file in others):
+                raise UserError(f"No images found at {text!r}. {advice}")
+            reason = f" {describe_skipped(others)}." if others else ""
+            raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or globs to --input.")
+        for listing in listings:
+            paths.update(dict.fromkeys(listing.images))
+            skipped.update(dict.fromkeys(listing.skipped))
+    return FolderImages(list(paths), list(skipped))
+
+
+def _as_listing(path: Path) -> FolderImages:
+    """Return the listing of one file, which only an archive is not; an empty one if there is no such file."""
+    if path.is_file() and unpack_advice([path]):
+        return FolderImages([], [SkippedFile(path, "an archive")])
+    return FolderImages([path] if image_exists(path) else [], [])
 
 
 def _walk(folder: Path, outer: frozenset[tuple[int, int]]) -> Iterator[Path]:

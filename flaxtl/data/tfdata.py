@@ -125,13 +125,14 @@ def _map_batches(
     if not numbers:
         return
     calls = _HostCalls()
-    arrays = calls.add(read, read(numbers[0]))  # all batches have the shapes and dtypes of the first
+    first = read(numbers[0])
+    arrays = calls.add(read, first)  # all batches have its shapes and dtypes
     parallel: dict[str, Any] = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     steps = tf.data.Dataset.range(numbers.start, numbers.stop)
     if decode is None:
         dataset = steps.map(lambda number: finish(*arrays(number)), **parallel)
     else:
-        rows = read(numbers[0])[0]
+        rows = first[0]
         image = calls.add(lambda row: (decode(row),), (decode(rows[0]),))
         batches = steps.map(arrays)
         decoded = batches.map(lambda rows, *_: rows).unbatch().map(lambda row: image(row)[0], **parallel)

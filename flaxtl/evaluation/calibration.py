@@ -26,9 +26,9 @@ class ReliabilityDiagram:
     """Predictions in NUM_BINS confidence bins of equal width; bin i is (i / NUM_BINS, (i + 1) / NUM_BINS].
 
     Attributes:
-        count: predictions in the bin, int64 [NUM_BINS].
-        confidence: their mean confidence, float64 [NUM_BINS]; NaN for an empty bin.
-        accuracy: the fraction of them that is correct, float64 [NUM_BINS]; NaN for an empty bin.
+      count: predictions in the bin, int64 [NUM_BINS].
+      confidence: their mean confidence, float64 [NUM_BINS]; NaN for an empty bin.
+      accuracy: the fraction of them that is correct, float64 [NUM_BINS]; NaN for an empty bin.
     """
 
     count: CountArray
@@ -86,8 +86,8 @@ def fit_temperature(log_probs: FloatArray, labels: IntArray) -> float | None:
     minimizing the loss itself would give half of them.
 
     Returns:
-        The temperature, or None if there is no minimum between MIN_TEMPERATURE and MAX_TEMPERATURE: without images,
-        with almost no errors (sharper is always better), and with predictions no better than chance.
+      The temperature, or None if there is no minimum between MIN_TEMPERATURE and MAX_TEMPERATURE: without images,
+      with almost no errors (sharper is always better), and with predictions no better than chance.
     """
     if not len(labels):
         return None
@@ -126,9 +126,9 @@ class RiskCoverage:
     """Accuracy when only predictions above a confidence threshold are accepted; one entry per distinct confidence.
 
     Attributes:
-        threshold: float64 [m], decreasing.
-        num_covered: images with at least this confidence, int64 [m], increasing to all n images.
-        num_correct: correct predictions among them, int64 [m].
+      threshold: float64 [m], decreasing.
+      num_covered: images with at least this confidence, int64 [m], increasing to all n images.
+      num_correct: correct predictions among them, int64 [m].
     """
 
     threshold: FloatArray
@@ -164,13 +164,13 @@ class CalibrationReport:
     """Calibration of the predictions on the evaluation split.
 
     Attributes:
-        uncalibrated: metrics of the probabilities as predicted.
-        calibrated: metrics at the run's temperature; None if it has none.
-        temperature: fitted on the validation images at the end of the run, or None.
-        no_temperature_reason: why there is no temperature, a sentence without its period; "" if there is one.
-        num_fitted: number of validation images that the temperature was fitted on.
-        risk_coverage: accuracy against the fraction of images covered; of calibrated confidences, if there are any.
-        coverage_points: points of the curve at COVERAGE_PERCENTS.
+      uncalibrated: metrics of the probabilities as predicted.
+      calibrated: metrics at the run's temperature; None if it has none.
+      temperature: fitted on the validation images at the end of the run, or None.
+      no_temperature_reason: why there is no temperature, a sentence without its period; "" if there is one.
+      num_fitted: number of validation images that the temperature was fitted on.
+      risk_coverage: accuracy against the fraction of images covered; of calibrated confidences, if there are any.
+      coverage_points: points of the curve at COVERAGE_PERCENTS.
     """
 
     uncalibrated: CalibrationMetrics
@@ -186,9 +186,9 @@ def calibration_report(log_probs: FloatArray, labels: IntArray, fit: Temperature
     """Compute the calibration of predictions on n > 0 images, without and with a temperature.
 
     Args:
-        log_probs: log-probabilities on the evaluation split, [n, classes].
-        labels: true classes, [n].
-        fit: the run's temperature; None if it has not finished.
+      log_probs: log-probabilities on the evaluation split, [n, classes].
+      labels: true classes, [n].
+      fit: the run's temperature; None if it has not finished.
     """
     temperature = fit.temperature if fit else None
     scaled = apply_temperature(log_probs, temperature) if temperature else None

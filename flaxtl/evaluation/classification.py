@@ -24,10 +24,10 @@ class ClassMetrics:
     """Metrics of each class; every array is [classes].
 
     Attributes:
-        precision: fraction of the images predicted as this class that belong to it; NaN if there are none.
-        recall: fraction of the images of this class that were predicted as such; NaN if there are none.
-        f1: harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN if all three counts are 0.
-        support: number of images of this class, int64.
+      precision: fraction of the images predicted as this class that belong to it; NaN if there are none.
+      recall: fraction of the images of this class that were predicted as such; NaN if there are none.
+      f1: harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN if all three counts are 0.
+      support: number of images of this class, int64.
     """
 
     precision: FloatArray
@@ -49,12 +49,12 @@ def confusion_matrix(labels: IntArray, predicted: IntArray, num_classes: int) ->
     """Count images by true class (row) and predicted class (column).
 
     Args:
-        labels: true class indices, [n].
-        predicted: predicted class indices, [n].
-        num_classes: size of the matrix; indices are below it.
+      labels: true class indices, [n].
+      predicted: predicted class indices, [n].
+      num_classes: size of the matrix; indices are below it.
 
     Returns:
-        int64 [num_classes, num_classes].
+      int64 [num_classes, num_classes].
     """
     matrix = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
@@ -109,9 +109,9 @@ def log_probabilities(
     """Return the logarithms of probabilities, float64 [n, classes], also of those that underflow float32.
 
     Args:
-        probabilities: float32 [n, classes].
-        log_softmax: the log-softmax of the logits, [n, classes]; used where a probability is below SMALLEST. None:
-            these count as SMALLEST, so that their logarithm, -87.3, is finite.
+      probabilities: float32 [n, classes].
+      log_softmax: the log-softmax of the logits, [n, classes]; used where a probability is below SMALLEST. None:
+        these count as SMALLEST, so that their logarithm, -87.3, is finite.
     """
     logs = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
     return logs if log_softmax is None else np.where(probabilities < SMALLEST, log_softmax, logs)
@@ -160,8 +160,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of the exact McNemar test.
 
     Args:
-        only_first: number of images that only the first classifier predicts correctly.
-        only_second: number of images that only the second classifier predicts correctly.
+      only_first: number of images that only the first classifier predicts correctly.
+      only_second: number of images that only the second classifier predicts correctly.
     """
     n = only_first + only_second
     if n == 0:

@@ -53,21 +53,21 @@ class EvaluationResult(Record, frozen=True, kw_only=True):
     """The JSON object of `flaxtl evaluate`.
 
     Attributes:
-        workdir: run directory.
-        data: data source.
-        split: name of the split; 'all' for other images that are evaluated as a whole.
-        phase: the last finished phase, whose parameters were evaluated.
-        seen_in_training: number of images that the run was trained on.
-        loss: mean cross-entropy (nats).
-        accuracy: fraction of correct predictions.
-        balanced_accuracy: mean recall of the classes that have images.
-        n: number of images.
-        tta: test-time augmentation that the metrics were computed with, if any.
-        without: metrics without it.
-        gain: its effect.
-        errors: number of misclassified images.
-        classes: class names.
-        confusion_matrix: number of images by true class (row) and predicted class (column).
+      workdir: run directory.
+      data: data source.
+      split: name of the split; 'all' for other images that are evaluated as a whole.
+      phase: the last finished phase, whose parameters were evaluated.
+      seen_in_training: number of images that the run was trained on.
+      loss: mean cross-entropy (nats).
+      accuracy: fraction of correct predictions.
+      balanced_accuracy: mean recall of the classes that have images.
+      n: number of images.
+      tta: test-time augmentation that the metrics were computed with, if any.
+      without: metrics without it.
+      gain: its effect.
+      errors: number of misclassified images.
+      classes: class names.
+      confusion_matrix: number of images by true class (row) and predicted class (column).
     """
 
     workdir: str
@@ -96,7 +96,7 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
     """Evaluate a trained run, write predictions.csv and the temperature, and mark the run as complete.
 
     Returns:
-        The parameters after the last phase.
+      The parameters after the last phase.
     """
     setup = result.setup
     evaluations, params = _evaluate_phases(result, console)
@@ -122,7 +122,7 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
     """Evaluate each phase on the test split, if there is one, and the last phase on the validation split, too.
 
     Returns:
-        The last phase's evaluations by split, in the manifest's order, and its parameters.
+      The last phase's evaluations by split, in the manifest's order, and its parameters.
     """
     setup, data = result
     evaluations: dict[str, Evaluation] = {}
@@ -167,15 +167,15 @@ def evaluate_workdir(
     """Evaluate a run on a split of its own images or of another data source.
 
     Args:
-        workdir: run directory.
-        source: data source; None: the run's own images. If these are not where they were, and `source` has all of
-            the split, they are evaluated.
-        split: name of the split; a source that is a plain folder of classes is taken as a whole.
-        console: for progress and warnings.
-        tta_method: the value of --tta, to average predictions over views of each image.
+      workdir: run directory.
+      source: data source; None: the run's own images. If these are not where they were, and `source` has all of
+        the split, they are evaluated.
+      split: name of the split; a source that is a plain folder of classes is taken as a whole.
+      console: for progress and warnings.
+      tta_method: the value of --tta, to average predictions over views of each image.
 
     Raises:
-        UserError: among others, the source has classes that the run does not have.
+      UserError: among others, the source has classes that the run does not have.
     """
     make_views = None if tta_method is None else make_tta(tta_method)
     run = load_run(workdir)

@@ -1,6 +1,7 @@
 """Features: the outputs of one layer for many images, for other libraries such as scikit-learn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -48,16 +49,22 @@ def extract_features(
     """
     if batch_size < 1 or not len(images):
         raise UserError(f"Cannot compute features of {len(images)} images in batches of {batch_size}. Give 1 or more.")
+    step = _make_feature_step(model, layer)
+    features = collect(step, dict(variables), _batches(model, images, min(batch_size, len(images))))
+    return cast(npt.NDArray[np.float32], features)
 
-    @jax.jit
+
+@cache
+def _make_feature_step(model: ImageClassifier, layer: str | None) -> Callable[..., jax.Array]:
+    """Return the jitted (variables, images, mask) -> outputs of the layer, float32."""
+
     def step(variables: Mapping[str, Any], batch: jax.Array, mask: Mask) -> jax.Array:
         if layer is None:
             return cast(jax.Array, model.apply(variables, batch))
         _, captured = model.apply(variables, batch, capture=(layer,))
         return cast(jax.Array, captured[layer].astype(jnp.float32))
 
-    features = collect(step, dict(variables), _batches(model, images, min(batch_size, len(images))))
-    return cast(npt.NDArray[np.float32], features)
+    return jax.jit(step)
 
 
 def _batches(model: ImageClassifier, images: Images, batch_size: int) -> Iterator[tuple[Any, Mask]]:

@@ -52,11 +52,11 @@ class HeatmapSet:
     """The heatmaps of a run.
 
     Attributes:
-        layer: name of the layer that they were computed at.
-        rows: height of the layer's output, and so of each heatmap.
-        columns: width of the layer's output.
-        resize: how images were resized; a heatmap covers the part of the image that this leaves.
-        maps: image path -> class name -> heatmap.
+      layer: name of the layer that they were computed at.
+      rows: height of the layer's output, and so of each heatmap.
+      columns: width of the layer's output.
+      resize: how images were resized; a heatmap covers the part of the image that this leaves.
+      maps: image path -> class name -> heatmap.
     """
 
     layer: str
@@ -75,13 +75,13 @@ def update_heatmaps(
     reason is reported, because a report does not require them; with `layer` it is an error.
 
     Args:
-        workdir: run directory.
-        load_run: called only if the model is needed.
-        notify: called with a message if there are no heatmaps.
-        layer: layer name; None keeps the layer of the stored heatmaps, or else takes `default_layer`.
+      workdir: run directory.
+      load_run: called only if the model is needed.
+      notify: called with a message if there are no heatmaps.
+      layer: layer name; None keeps the layer of the stored heatmaps, or else takes `default_layer`.
 
     Raises:
-        UserError: `layer` is unknown, or the heatmaps at `layer` cannot be computed.
+      UserError: `layer` is unknown, or the heatmaps at `layer` cannot be computed.
     """
     targets, stored = heatmap_targets(run_files.read_run(workdir)), read_heatmaps(workdir)
     if stored and layer in (None, stored.layer) and _has_targets(stored, targets):
@@ -121,12 +121,12 @@ def compute_heatmaps(run: TrainedRun, targets: Mapping[str, ClassPair], layer: s
     """Compute heatmaps of images for their classes; unreadable images are left out.
 
     Args:
-        run: the model, and how it decodes images.
-        targets: image path -> classes.
-        layer: name of a layer with spatial output; None takes `default_layer`.
+      run: the model, and how it decodes images.
+      targets: image path -> classes.
+      layer: name of a layer with spatial output; None takes `default_layer`.
 
     Raises:
-        UserError: `layer` is unknown or has no spatial output, or none of the images can be read.
+      UserError: `layer` is unknown or has no spatial output, or none of the images can be read.
     """
     setup = run.setup
     layers = setup.model_info.layers
@@ -182,14 +182,14 @@ def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: 
     dropout run in inference mode.
 
     Args:
-        model: a classifier with logits.
-        params: its parameters.
-        images: RGB, values 0..255, [batch, height, width, 3].
-        classes: class indices, int32 [batch, n].
-        layer: as `check_layer` returns it for images of this size; it may be inside a branch.
+      model: a classifier with logits.
+      params: its parameters.
+      images: RGB, values 0..255, [batch, height, width, 3].
+      classes: class indices, int32 [batch, n].
+      layer: as `check_layer` returns it for images of this size; it may be inside a branch.
 
     Returns:
-        float32 [batch, n, rows, columns] in 0..1: each heatmap is divided by its maximum; 0 without positive evidence.
+      float32 [batch, n, rows, columns] in 0..1: each heatmap is divided by its maximum; 0 without positive evidence.
     """
     model = model.clone(dtype=jnp.float32)
 
@@ -226,10 +226,10 @@ def default_layer(layers: Sequence[Layer]) -> str:
     deepest features at the highest resolution they exist in.
 
     Args:
-        layers: as `classifier.list_layers` returns them.
+      layers: as `classifier.list_layers` returns them.
 
     Raises:
-        UserError: there is no such layer.
+      UserError: there is no such layer.
     """
     backbone = [layer for layer in layers if layer.section == "backbone"]
     unbranched = set(cut_points(backbone))
@@ -252,7 +252,7 @@ def check_layer(layers: Sequence[Layer], name: str) -> Layer:
     Of the tokens of a ViT this is the shape of its patches: the class token has no place in a heatmap.
 
     Raises:
-        UserError: there is none, or its output is not spatial.
+      UserError: there is none, or its output is not spatial.
     """
     by_name = {layer.name: layer for layer in layers}
     if name not in by_name:

@@ -31,9 +31,9 @@ class LabelIssues:
     """m images with a likely wrong label, the most suspicious first.
 
     Attributes:
-        rows: their rows in the predictions, int [m].
-        suggested: the suggested class of each, int [m].
-        probability: the probability of that class, float32 [m].
+      rows: their rows in the predictions, int [m].
+      suggested: the suggested class of each, int [m].
+      probability: the probability of that class, float32 [m].
     """
 
     rows: npt.NDArray[np.intp]

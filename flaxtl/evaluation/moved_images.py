@@ -22,7 +22,7 @@ def relocate_run(workdir: Path, source: str, notify: Callable[[str], None]) -> N
     """
     with run_dir.run_dir_lock(workdir):
         manifest = run_dir.read_manifest(workdir)
-        moved = find_images(manifest, source, run_dir.load_config(workdir).data.loader, notify)
+        moved = find_moved_images(manifest, source, run_dir.load_config(workdir).data.loader, notify)
         new_path = {old.path: new.path for old, new in zip(manifest.examples, moved.examples, strict=True)}
         if (workdir / "predictions.csv").is_file():
             predictions = read_predictions(workdir / "predictions.csv")
@@ -37,11 +37,11 @@ def relocate_run(workdir: Path, source: str, notify: Callable[[str], None]) -> N
 def relocate_loaded(run: TrainedRun, source: str, notify: Callable[[str], None]) -> TrainedRun:
     """Return the run with the paths of its images in `source`; its files stay as they are."""
     setup = run.setup
-    moved = find_images(setup.manifest, source, setup.config.data.loader, notify)
+    moved = find_moved_images(setup.manifest, source, setup.config.data.loader, notify)
     return run._replace(setup=replace(setup, manifest=moved))
 
 
-def find_images(manifest: Manifest, source: str, loader: str, notify: Callable[[str], None]) -> Manifest:
+def find_moved_images(manifest: Manifest, source: str, loader: str, notify: Callable[[str], None]) -> Manifest:
     """Return the manifest with the paths of its images in `source`, read as `data.loader` does, if they are there."""
     listing = base.open_source(source, fileio.cache_dir("data"), loader=loader)
     moved, missing = relocate(manifest, listing)

@@ -34,15 +34,15 @@ class Predictions:
     """Class probabilities of n images, and what is known about each image.
 
     Attributes:
-        paths: n file names, as in the manifest or as given.
-        splits: split of each image: train, validation or test; "" if it has none.
-        labels: true classes as indices into `classes`, int [n]; UNLABELED if unknown.
-        probabilities: float32 [n, classes] in [0, 1].
-        classes: class names in the order of the model's outputs; () if only layer outputs were computed.
-        log_softmax: logarithms of the probabilities from the logits, [n, classes]; None if these are not known.
-        wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
-        taps: layer name -> its output on the images, float32 [n, ...].
-        unreadable: one message for each image file that could not be read.
+      paths: n file names, as in the manifest or as given.
+      splits: split of each image: train, validation or test; "" if it has none.
+      labels: true classes as indices into `classes`, int [n]; UNLABELED if unknown.
+      probabilities: float32 [n, classes] in [0, 1].
+      classes: class names in the order of the model's outputs; () if only layer outputs were computed.
+      log_softmax: logarithms of the probabilities from the logits, [n, classes]; None if these are not known.
+      wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
+      taps: layer name -> its output on the images, float32 [n, ...].
+      unreadable: one message for each image file that could not be read.
     """
 
     paths: tuple[str, ...]
@@ -163,7 +163,7 @@ def read_predictions(path: Path) -> Predictions:
     """Read predictions.csv.
 
     Raises:
-        UserError: the file is missing, or `write_predictions` did not write it.
+      UserError: the file is missing, or `write_predictions` did not write it.
     """
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob, has_magic
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.data.decode import Resize, decode
-from flaxtl.data.file_listing import FolderImages, SkippedFile, describe_skipped, unpack_advice, walk_images
 from flaxtl.data.loaders import Mask
-from flaxtl.data.record_files import image_exists
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
-from flaxtl.fileio import user_path
 from flaxtl.models import classifier, imagenet, registry
 from flaxtl.models.classifier import Classifier, FlatParams, Params, forward, unflatten_params
 from flaxtl.models.spec import ModelSpec
@@ -37,12 +34,12 @@ class Predictor(NamedTuple):
     """A model and its params, ready to predict images of any size.
 
     Attributes:
-        model: the network.
-        params: its parameters.
-        resize: how images are resized to the input size.
-        classes: what the outputs of layer 'predictions' stand for; () if the model is run for layer outputs only.
-        wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
-        output_layer: the last layer to run; None runs the whole network.
+      model: the network.
+      params: its parameters.
+      resize: how images are resized to the input size.
+      classes: what the outputs of layer 'predictions' stand for; () if the model is run for layer outputs only.
+      wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
+      output_layer: the last layer to run; None runs the whole network.
     """
 
     model: Classifier
@@ -56,20 +53,14 @@ class Predictor(NamedTuple):
         """Predict every readable image.
 
         Args:
-            paths: image files.
-            taps: names of layers to return the outputs of, too.
+          paths: image files.
+          taps: names of layers to return the outputs of, too.
 
         Raises:
-            UserError: none of the images can be read.
+          UserError: none of the images can be read.
         """
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
-
-        @jax.jit
-        def step(params: Params, images: jax.Array, mask: Mask) -> tuple[dict[str, jax.Array], jax.Array | None]:
-            result = forward(self.model, params, images, taps=layers, stop=self.output_layer)
-            taps = {layer: output.astype(jnp.float32) for layer, output in result.taps.items()}
-            return taps, None if result.logits is None else jax.nn.log_softmax(result.logits)
-
+        step = _make_predict_step(self.model, layers, self.output_layer)
         batches = ImageBatches(paths, self.resize)
         outputs, log_softmax = collect(step, self.params, batches)
         n = len(batches.decoded)
@@ -86,12 +77,26 @@ class Predictor(NamedTuple):
         )
 
 
+@cache
+def _make_predict_step(
+    model: Classifier, layers: tuple[str, ...], stop: str | None
+) -> Callable[..., tuple[dict[str, jax.Array], jax.Array | None]]:
+    """Return the jitted (params, images, mask) -> (outputs by layer, log probabilities)."""
+
+    def step(params: Params, images: jax.Array, mask: Mask) -> tuple[dict[str, jax.Array], jax.Array | None]:
+        result = forward(model, params, images, taps=layers, stop=stop)
+        outputs = {layer: output.astype(jnp.float32) for layer, output in result.taps.items()}
+        return outputs, None if result.logits is None else jax.nn.log_softmax(result.logits)
+
+    return jax.jit(step)
+
+
 class ImageBatches:
     """Image files as batches for `run_batches`, decoded while they are consumed; unreadable files are left out.
 
     Attributes:
-        decoded: files decoded so far, in the order of the batches.
-        unreadable: one message for each unreadable file so far.
+      decoded: files decoded so far, in the order of the batches.
+      unreadable: one message for each unreadable file so far.
     """
 
     def __init__(self, paths: Sequence[Path], resize: Resize) -> None:
@@ -104,7 +109,7 @@ class ImageBatches:
         """Yield uint8 images [batch, height, width, 3] and mask [batch]; all batches have one size: one compilation.
 
         Raises:
-            UserError: none of the images can be read.
+          UserError: none of the images can be read.
         """
         size = self._batch_size
         with ThreadPoolExecutor() as pool:
@@ -149,7 +154,7 @@ def load_run(workdir: Path) -> TrainedRun:
     """Load the run in `workdir`.
 
     Raises:
-        UserError: no phase of it has finished.
+      UserError: no phase of it has finished.
     """
     devices.enable_compilation_cache()
     setup = load_setup(workdir)
@@ -166,24 +171,16 @@ def load_setup(workdir: Path) -> RunSetup:
     return build_setup(run_dir.load_config(workdir), workdir, run_dir.read_manifest(workdir))
 
 
-def calibrate(
-    predictions: Predictions, workdir: Path, notify: Callable[[str], None], *, required: bool = False
-) -> Predictions:
+def calibrate(predictions: Predictions, workdir: Path) -> Predictions:
     """Return predictions of the run in `workdir` at its temperature.
 
-    If the run has none, they are returned as they are and `notify` gets the reason.
-
     Raises:
-        UserError: a temperature is `required`, but the run has none.
+      UserError: the run has none.
     """
     fit = run_dir.read_summary(workdir).calibration
-    if fit is not None and fit.temperature is not None:
-        return predictions.at_temperature(fit.temperature)
-    reason = missing_temperature_reason(fit)
-    if required:
-        raise UserError(f"{reason}. Leave out --calibrated.")
-    notify(f"{reason}. The probabilities are not calibrated.")
-    return predictions
+    if fit is None or fit.temperature is None:
+        raise UserError(f"{missing_temperature_reason(fit)}. Its probabilities cannot be calibrated.")
+    return predictions.at_temperature(fit.temperature)
 
 
 def load_pretrained(
@@ -198,19 +195,19 @@ def load_pretrained(
     """Load a model of the registry with pretrained weights.
 
     Args:
-        name: model name.
-        weights: 'imagenet', 'builtin' or a weights file.
-        taps: names of layers to return the outputs of.
-        classify: whether class probabilities are needed. If not, and all `taps` are layers of the headless model, that
-            is loaded, and weights without the top are enough.
-        notify: called with messages about the download.
-        skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
+      name: model name.
+      weights: 'imagenet', 'builtin' or a weights file.
+      taps: names of layers to return the outputs of.
+      classify: whether class probabilities are needed. If not, and all `taps` are layers of the headless model, that
+        is loaded, and weights without the top are enough.
+      notify: called with messages about the download.
+      skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
     Returns:
-        The predictor, and a description of where its weights come from.
+      The predictor, and a description of where its weights come from.
 
     Raises:
-        UserError: a layer is unknown, or no matching weights are found.
+      UserError: a layer is unknown, or no matching weights are found.
     """
     if weights == "random":
         raise UserError("Random weights cannot classify. Leave out --weights for pretrained weights, or give a file.")
@@ -249,39 +246,3 @@ def eval_resize(spec: ModelSpec) -> Resize:
     github.com/keras-team/keras-applications/issues/99. Squashing with Keras' default, nearest, costs VGG16 accuracy.
     """
     return Resize(spec.input_size, spec.input_size, policy="crop", interpolation="bicubic")
-
-
-def find_images(inputs: Sequence[str]) -> FolderImages:
-    """Return the image files that `inputs` stand for: files, all images below folders, and matches of globs.
-
-    Sorted within each input, without duplicates. Files are images whatever they are called; in folders,
-    `file_listing.skip_reason` decides.
-
-    Raises:
-        UserError: an input matches no image, or a folder cannot be read.
-    """
-    paths: dict[Path, None] = {}
-    skipped: dict[SkippedFile, None] = {}
-    for text in inputs:
-        path = user_path(text)
-        matches = [path]
-        if has_magic(text) and not path.exists():
-            matches = [Path(match) for match in sorted(glob(str(path), recursive=True))]  # noqa: PTH207
-        listings = [walk_images(match) if match.is_dir() else _as_listing(match) for match in matches]
-        if not any(listing.images for listing in listings):
-            others = [file for listing in listings for file in listing.skipped]
-            if advice := unpack_advice(file.path for file in others):
-                raise UserError(f"No images found at {text!r}. {advice}")
-            reason = f" {describe_skipped(others)}." if others else ""
-            raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or globs to --input.")
-        for listing in listings:
-            paths.update(dict.fromkeys(listing.images))
-            skipped.update(dict.fromkeys(listing.skipped))
-    return FolderImages(list(paths), list(skipped))
-
-
-def _as_listing(path: Path) -> FolderImages:
-    """Return the listing of one file, which only an archive is not; an empty one if there is no such file."""
-    if path.is_file() and unpack_advice([path]):
-        return FolderImages([], [SkippedFile(path, "an archive")])
-    return FolderImages([path] if image_exists(path) else [], [])

@@ -115,7 +115,7 @@ def read_run(workdir: Path) -> RunRecord:
     """Return the record of a run directory.
 
     Raises:
-        UserError: `workdir` is not a run directory, or another version of flaxtl wrote it.
+      UserError: `workdir` is not a run directory, or another version of flaxtl wrote it.
     """
     run_dir.load_config(workdir)
     return RunRecord(workdir)

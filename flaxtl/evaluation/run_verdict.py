@@ -18,11 +18,11 @@ class RunVerdict:
     """What a teacher would say about a run; every text is one or two sentences.
 
     Attributes:
-        result: the accuracy with its interval.
-        findings: what limits it, the most important first: guessing, overfitting, too few epochs or images, weakest
-            class, most frequent error.
-        advice: what to try next.
-        command: the command line that does so, or the setting to change if the run was started from Python.
+      result: the accuracy with its interval.
+      findings: what limits it, the most important first: guessing, overfitting, too few epochs or images, weakest
+        class, most frequent error.
+      advice: what to try next.
+      command: the command line that does so, or the setting to change if the run was started from Python.
     """
 
     result: str

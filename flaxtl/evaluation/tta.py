@@ -36,7 +36,7 @@ def make_tta(method: str) -> Callable[[RunSetup], TtaTransform]:
     """Return the function that makes the views of --tta=`method` for a run.
 
     Raises:
-        UserError: `method` is neither in TTA_METHODS nor a number of views from 2 up.
+      UserError: `method` is neither in TTA_METHODS nor a number of views from 2 up.
     """
     if method in TTA_METHODS:
         return TTA_METHODS[method]
@@ -67,12 +67,12 @@ def average_views(
     loss and gain are right where all views underflow.
 
     Args:
-        run: the model.
-        views: the views of each image.
-        plain: the evaluation of the original images.
-        labels: true classes, int32 [n].
-        data: the images, decoded with `views.resize`.
-        console: shows a progress bar.
+      run: the model.
+      views: the views of each image.
+      plain: the evaluation of the original images.
+      labels: true classes, int32 [n].
+      data: the images, decoded with `views.resize`.
+      console: shows a progress bar.
     """
     setup = run.setup
     step = eval_steps.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))

@@ -141,8 +141,8 @@ def describe_ties(num_images: int, discordant: Mapping[str, tuple[int, int]]) ->
     """Return which models are no different from the best one on the same images; '' if all of them are worse.
 
     Args:
-        num_images: number of images.
-        discordant: model -> (images that only the best model predicts correctly, images that only this one does).
+      num_images: number of images.
+      discordant: model -> (images that only the best model predicts correctly, images that only this one does).
     """
     p_values = {name: classification.mcnemar(*counts) for name, counts in discordant.items()}
     ties = [f"{name} (McNemar {format_p(p)})" for name, p in p_values.items() if p >= SIGNIFICANT]

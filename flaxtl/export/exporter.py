@@ -1,13 +1,13 @@
 """Export a trained run as a folder with the model, its description and predict.py, and verify the result."""
 
 import hashlib
-import os
 import runpy
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from secrets import token_hex
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +47,20 @@ def export_run(run: TrainedRun, output: Path, form: str, model_card: str = "") -
     ONNX models compute in float32 and are compared with the run's model in float32, even if the run uses bfloat16.
 
     Args:
-        run: a run with trained parameters.
-        output: a folder that is empty or does not exist.
-        form: one of FORMATS.
-        model_card: Markdown for the file model_card.md; '' leaves it out.
+      run: a run with trained parameters.
+      output: a folder that is empty or does not exist.
+      form: one of FORMATS.
+      model_card: Markdown for the file model_card.md; '' leaves it out.
 
     Raises:
-        UserError: `output` is not empty or cannot be written, no image of the run can be read, or the exported model
-            does not give the probabilities of the run's model.
+      UserError: `output` is not empty or cannot be written, no image of the run can be read, or the exported model
+        does not give the probabilities of the run's model.
     """
     target = _check_empty(output)
     predictor = run.predictor()
     if form == "onnx":
         predictor = predictor._replace(model=predictor.model.clone(dtype=jnp.float32))
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch = target.with_name(f".{target.name}.{token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
@@ -91,7 +91,7 @@ def _check_empty(output: Path) -> Path:
 def _write_export(folder: Path, run: TrainedRun, predictor: Predictor, form: str) -> ModelMetadata:
     """Write predict.py, the model and model.json; return the metadata."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(predictor.params))
-    fileio.check_disk_space(folder, size, "the model needs", "free some space, or choose another --output")
+    fileio.check_disk_space(folder, size, "The exported model needs", "Free some space, or choose another --output.")
     shutil.copyfile(predict_script.__file__, folder / "predict.py")
     metadata = model_metadata(run, predictor)
     file = folder / f"model.{form}"

@@ -85,23 +85,23 @@ class ModelMetadata(_Record, frozen=True):
     """The content of model.json.
 
     Attributes:
-        versions: package -> version.
-        phase: the phase after which the weights were saved.
-        architecture: name of the model in the registry.
-        output_layer: the last layer of the backbone; None for all of it.
-        head: the layers on top of the backbone.
-        dtype: of the computation, 'float32' or 'bfloat16'.
-        precision: of float32 products on accelerators, 'default', 'high' or 'highest'.
-        classes: class names in the order of the output.
-        input: uint8 RGB images.
-        output: probabilities, uncalibrated.
-        preprocessing: from pixels to the input of the first layer.
-        resize: from image files to the input size.
-        temperature: calibration temperature of the run; None if it has none.
-        license: of the pretrained weights.
-        file: name of the file with the model.
-        sha256: of that file.
-        parity_check: result of the check after the export.
+      versions: package -> version.
+      phase: the phase after which the weights were saved.
+      architecture: name of the model in the registry.
+      output_layer: the last layer of the backbone; None for all of it.
+      head: the layers on top of the backbone.
+      dtype: of the computation, 'float32' or 'bfloat16'.
+      precision: of float32 products on accelerators, 'default', 'high' or 'highest'.
+      classes: class names in the order of the output.
+      input: uint8 RGB images.
+      output: probabilities, uncalibrated.
+      preprocessing: from pixels to the input of the first layer.
+      resize: from image files to the input size.
+      temperature: calibration temperature of the run; None if it has none.
+      license: of the pretrained weights.
+      file: name of the file with the model.
+      sha256: of that file.
+      parity_check: result of the check after the export.
     """
 
     versions: dict[str, str]

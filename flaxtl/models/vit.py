@@ -23,9 +23,7 @@ EPSILON = 1e-6
 """Of the layer norms: Flax's default."""
 
 
-def vit(
-    net: Net, x: Value, include_top: bool, *, patch: int, channels: int, depth: int, heads: int
-) -> Value:  # fmt: skip
+def vit(net: Net, x: Value, include_top: bool, *, patch: int, channels: int, depth: int, heads: int) -> Value:
     """Run a class token and patches of `patch` x `patch` pixels through `depth` encoder blocks.
 
     The output is the class token, [batch, channels]. Pixels at the right and bottom that fill no patch are left out.

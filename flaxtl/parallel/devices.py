@@ -84,7 +84,7 @@ def device_memory(mesh: Mesh) -> tuple[int, str]:
 
 
 def make_deterministic() -> None:
-    """Make XLA choose deterministic kernels on GPUs. Call it before anything is computed.
+    """Make XLA choose deterministic kernels on GPUs. It has no effect once a device was used: XLA reads its flags then.
 
     These kernels are slower for scatters and the gradients of pooling and some convolutions. On CPU and TPU, XLA is
     deterministic anyway.

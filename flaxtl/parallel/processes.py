@@ -25,7 +25,7 @@ import numpy.typing as npt
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, first_line
 
 EXIT_PEER_LOST = 69
 """Exit code if another process of the run is gone: EX_UNAVAILABLE of sysexits.h."""
@@ -87,7 +87,7 @@ def initialize(
         )
     except Exception as error:  # each cluster's detection raises its own type
         raise UserError(
-            f"No cluster found in the environment ({_first_line(error)}). Start with srun, mpirun, on a TPU pod or in "
+            f"No cluster found in the environment ({first_line(error)}). Start with srun, mpirun, on a TPU pod or in "
             "a Kubernetes job, or give --coordinator, --processes and --process."
         ) from error
 
@@ -254,7 +254,8 @@ def _supervise(child: int, process_id: int | None, num_processes: int | None) ->
         )
         os._exit(EXIT_PEER_LOST)
     if code < 0:  # another signal: end the same way
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
@@ -302,7 +303,3 @@ def _check_address(coordinator: str, *, listens: bool, timeout: int) -> None:
                     "Start it, and check the address and the firewall."
                 ) from error
             time.sleep(0.2)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -156,9 +156,7 @@ def _needs_trial(path: Path) -> bool:
     return _is_keras(path, start) or onnx_reader.is_onnx(start)
 
 
-def _read_keras(
-    path: Path, start: bytes, expected: ExpectedShapes, known: Collection[str]
-) -> tuple[StoredLayers, str]:  # fmt: skip
+def _read_keras(path: Path, start: bytes, expected: ExpectedShapes, known: Collection[str]) -> tuple[StoredLayers, str]:
     if start.startswith(_ZIP_MAGIC):
         with open_h5(keras_v3.open_archive(path), path) as file:
             return keras_v3.read_keras_v3(file, expected), "Keras 3 .keras archive"

@@ -137,7 +137,7 @@ def _extra(expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[
 
 def _another_head(
     expected: ExpectedShapes, layers: LoadedLayers, optional: Collection[str], num_problems: int
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Return the layers that may be another head if nothing else is wrong.
 
     These are extra layers, none of which has a convolution's kernel, and the last layer if only its outputs differ.
@@ -169,9 +169,7 @@ def _wrong_values(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[st
             yield f"! {name} holds NaN or infinite values, stored as {tensor.name}"
 
 
-def _common(
-    expected: ExpectedShapes, layers: LoadedLayers
-) -> Iterator[tuple[str, StoredTensor, tuple[int, ...]]]:  # fmt: skip
+def _common(expected: ExpectedShapes, layers: LoadedLayers) -> Iterator[tuple[str, StoredTensor, tuple[int, ...]]]:
     """Yield ('layer/leaf', stored tensor, expected shape) of every expected parameter that the file holds."""
     for layer, leaves in expected.items():
         for leaf, shape in leaves.items():

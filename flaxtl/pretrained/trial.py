@@ -12,12 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from time import process_time
 
+from flaxtl.child_process import python_command
 from flaxtl.errors import UserError
 from flaxtl.pretrained.merge import damaged_file
 
 _CODE = """
-import sys
-sys.path[:] = sys.argv[2:]
 from flaxtl.pretrained import loader, trial
 trial.main(loader.read_layers)
 """
@@ -37,10 +36,9 @@ def trial_read(path: Path) -> None:
     Raises:
       UserError: the file is refused there, or it makes the process crash, hang or run out of memory.
     """
-    command = [sys.executable, "-I", "-S", "-c", _CODE, os.fspath(path), *_search_path()]
     try:
         process = subprocess.run(
-            command,
+            python_command(_CODE, os.fspath(path)),
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each of its threads would reserve address space
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -67,11 +65,6 @@ def main(read: Callable[[Path], object]) -> None:
         refusal = error if isinstance(error, UserError) else _unreadable(path)
         sys.stdout.buffer.write(os.fsencode(str(refusal)))
         sys.exit(_EXIT_REFUSED)
-
-
-def _search_path() -> list[str]:
-    """Return this process's module search path, this package first: an editable install is on no path."""
-    return [str(Path(__file__).parents[2]), *filter(None, sys.path)]
 
 
 def _cpu_seconds(path: Path) -> int:

@@ -21,11 +21,11 @@ class ComparedRun:
     """One run on the images that all runs have in common, compared with the first run.
 
     Attributes:
-        name: run directory as given.
-        num_correct: correct predictions.
-        num_images: images compared.
-        only_first: images that only the first run predicts correctly; 0 for the first run itself.
-        only_this: images that only this run predicts correctly.
+      name: run directory as given.
+      num_correct: correct predictions.
+      num_images: images compared.
+      only_first: images that only the first run predicts correctly; 0 for the first run itself.
+      only_this: images that only this run predicts correctly.
     """
 
     name: str

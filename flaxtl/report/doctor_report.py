@@ -48,11 +48,11 @@ class IssueSection:
     """All issues of one type.
 
     Attributes:
-        key: of the type in ISSUE_TYPES.
-        type: title and advice.
-        count: number of issues.
-        items: the first MAX_PAGE_ISSUES of them.
-        layout: 'groups' if an issue has several files, 'thumbnails' if each has one readable image, else 'lines'.
+      key: of the type in ISSUE_TYPES.
+      type: title and advice.
+      count: number of issues.
+      items: the first MAX_PAGE_ISSUES of them.
+      layout: 'groups' if an issue has several files, 'thumbnails' if each has one readable image, else 'lines'.
     """
 
     key: str

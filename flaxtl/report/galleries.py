@@ -52,13 +52,13 @@ class Galleries:
     """All photos of the report, of the evaluated split unless another one is named.
 
     Attributes:
-        worst: the class with the lowest recall, with its errors; None if no class is worse than the others.
-        best: the class with the highest recall, with typical images.
-        pairs: the most confused pairs of classes, with the most confident errors.
-        errors: other errors, the largest loss first.
-        correct: a typical correct prediction of each class.
-        label_issues: labels that look wrong and are not shown above; of any evaluated split.
-        heatmaps: the heat maps that photos have; None if none has one.
+      worst: the class with the lowest recall, with its errors; None if no class is worse than the others.
+      best: the class with the highest recall, with typical images.
+      pairs: the most confused pairs of classes, with the most confident errors.
+      errors: other errors, the largest loss first.
+      correct: a typical correct prediction of each class.
+      label_issues: labels that look wrong and are not shown above; of any evaluated split.
+      heatmaps: the heat maps that photos have; None if none has one.
     """
 
     worst: ClassPhotos | None

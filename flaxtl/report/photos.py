@@ -30,10 +30,10 @@ class ClassHeatmap:
     """The heat map of one class over a photo.
 
     Attributes:
-        class_name: of the class.
-        probability: of the class, in [0, 1].
-        uri: the overlay as a data URI.
-        location: where the map is largest, such as "the upper left"; "" if it is 0 everywhere.
+      class_name: of the class.
+      probability: of the class, in [0, 1].
+      uri: the overlay as a data URI.
+      location: where the map is largest, such as "the upper left"; "" if it is 0 everywhere.
     """
 
     class_name: str
@@ -47,17 +47,17 @@ class Photo:
     """One image of the run.
 
     Attributes:
-        uri: the image as a data URI; "" if it cannot be read.
-        problem: why it cannot be read, in a few words; else "".
-        aspect: width / height as shown, in [MIN_ASPECT, MAX_ASPECT].
-        name: file name.
-        short_path: folder and file name.
-        true: name of the labeled class.
-        predicted: name of the predicted class.
-        confidence: probability of `predicted`, in [0, 1].
-        loss: -log of the probability of the labeled class.
-        suggested: the class that the label should probably be; "" if the label does not look wrong.
-        heatmaps: where the model looked, for the predicted class and, for an error, the labeled class; or none.
+      uri: the image as a data URI; "" if it cannot be read.
+      problem: why it cannot be read, in a few words; else "".
+      aspect: width / height as shown, in [MIN_ASPECT, MAX_ASPECT].
+      name: file name.
+      short_path: folder and file name.
+      true: name of the labeled class.
+      predicted: name of the predicted class.
+      confidence: probability of `predicted`, in [0, 1].
+      loss: -log of the probability of the labeled class.
+      suggested: the class that the label should probably be; "" if the label does not look wrong.
+      heatmaps: where the model looked, for the predicted class and, for an error, the labeled class; or none.
     """
 
     uri: str
@@ -77,10 +77,10 @@ class PhotoAlbum:
     """The photos of a report; each is given out once.
 
     Args:
-        predictions: of all images, as people are shown them.
-        bit_depth: the setting `data.bit_depth`.
-        suggested: row in the predictions -> the class that its label should probably be; may be set later.
-        heatmaps: by path; None if there are none.
+      predictions: of all images, as people are shown them.
+      bit_depth: the setting `data.bit_depth`.
+      suggested: row in the predictions -> the class that its label should probably be; may be set later.
+      heatmaps: by path; None if there are none.
     """
 
     def __init__(

@@ -61,9 +61,9 @@ class MetricLine(NamedTuple):
     """One line of `plot_metric_vs_setting`.
 
     Attributes:
-        name: the label of the line.
-        values: index of the setting's value -> (mean, standard deviation) of the accuracy, both in [0, 1].
-        is_best: draw this line in the accent color.
+      name: the label of the line.
+      values: index of the setting's value -> (mean, standard deviation) of the accuracy, both in [0, 1].
+      is_best: draw this line in the accent color.
     """
 
     name: str
@@ -75,9 +75,9 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], metric: Literal["loss", "ac
     """Plot a training and validation metric over all phases on one epoch axis.
 
     Args:
-        epochs: the lines of metrics.jsonl in order. Each has a "phase" and, if measured, "train_METRIC" and
-            "validation_METRIC"; a value that is missing, None or not finite leaves a gap.
-        metric: the metric to plot.
+      epochs: the lines of metrics.jsonl in order. Each has a "phase" and, if measured, "train_METRIC" and
+        "validation_METRIC"; a value that is missing, None or not finite leaves a gap.
+      metric: the metric to plot.
     """
     with _figure(aspect=0.72) as figure:
         axes = figure.add_subplot()
@@ -210,10 +210,10 @@ def plot_lr_curve(points: Sequence[tuple[float, float, float]], num_skipped: int
     """Plot the loss over learning rates on a logarithmic axis: dots for batches, a line for their moving average.
 
     Args:
-        points: (learning rate, loss, smoothed loss); values that are not finite leave a gap.
-        num_skipped: how many of the first points do not count yet, because the moving average is still noisy. The y
-            axis covers the descent to the lowest average of the others; a diverging loss may leave it.
-        suggested: the learning rate to mark, if any.
+      points: (learning rate, loss, smoothed loss); values that are not finite leave a gap.
+      num_skipped: how many of the first points do not count yet, because the moving average is still noisy. The y
+        axis covers the descent to the lowest average of the others; a diverging loss may leave it.
+      suggested: the learning rate to mark, if any.
     """
     lrs, losses, smoothed = np.array(points, np.float64).T
     with _figure(aspect=0.72) as figure:

@@ -32,6 +32,7 @@ from flaxtl.report.galleries import make_galleries
 from flaxtl.report.photos import jpeg_data_uri
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
+from flaxtl.train import run_dir
 from flaxtl.train.setup import RunSetup
 
 LABEL_ISSUES_FILE = "label_issues.csv"
@@ -62,10 +63,10 @@ class EvaluationSection:
     """Confusion matrix and metrics of the classes on the evaluated split.
 
     Attributes:
-        confusion: the confusion matrix as SVG.
-        num_shown: number of classes in it.
-        balanced_accuracy: mean recall of the classes.
-        class_rows: one for each class.
+      confusion: the confusion matrix as SVG.
+      num_shown: number of classes in it.
+      balanced_accuracy: mean recall of the classes.
+      class_rows: one for each class.
     """
 
     confusion: Markup
@@ -79,10 +80,10 @@ class CalibrationSection:
     """Calibration and selective prediction on the evaluated split; plots are SVG.
 
     Attributes:
-        metrics: the figures.
-        description: what the temperature means, such as "overconfident"; "" without a temperature.
-        reliability: diagram of confidence and accuracy.
-        risk_coverage: accuracy if the least confident images are left out.
+      metrics: the figures.
+      description: what the temperature means, such as "overconfident"; "" without a temperature.
+      reliability: diagram of confidence and accuracy.
+      risk_coverage: accuracy if the least confident images are left out.
     """
 
     metrics: CalibrationReport
@@ -96,7 +97,7 @@ class LabelIssueSection:
     """How many of the `num_images` labels of some splits look wrong.
 
     Attributes:
-        are_reliable: whether the model is accurate enough; otherwise the section is folded.
+      are_reliable: whether the model is accurate enough; otherwise the section is folded.
     """
 
     are_reliable: bool
@@ -111,29 +112,30 @@ def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -
     Images that cannot be read any more are taken from the earlier index.html, if there is one.
 
     Args:
-        workdir: run directory of a finished or unfinished run.
-        augmented: examples for the section on augmentation.
+      workdir: run directory of a finished or unfinished run.
+      augmented: examples for the section on augmentation.
 
     Returns:
-        The page, one self-contained file.
+      The page, one self-contained file.
 
     Raises:
-        UserError: workdir is not a run directory, or one of its files cannot be read.
+      UserError: workdir is not a run directory, or one of its files cannot be read.
     """
     run = read_run(workdir)
     page, card = render_report(run, augmented), model_card.render_model_card(run)
-    folder = workdir / "report"
+    file = run_dir.report_path(workdir)
+    folder = file.parent
     folder.mkdir(exist_ok=True)
-    if (folder / "index.html").is_file():
-        page = keep_images(page, (folder / "index.html").read_text(encoding="utf-8", errors="replace"))
-    atomic_write_text(folder / "index.html", page)
     atomic_write_text(folder / "model_card.md", card)
     if predictions := run.calibrated_predictions:
         issues = label_issues.find_label_issues(predictions)
         label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, predictions, issues)
     else:
         (folder / LABEL_ISSUES_FILE).unlink(missing_ok=True)
-    return folder / "index.html"
+    if file.is_file():
+        page = keep_images(page, file.read_text(encoding="utf-8", errors="replace"))
+    atomic_write_text(file, page)  # last, because `flaxtl train` writes a report again that has no page
+    return file
 
 
 def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.report import plots
-from flaxtl.report.templating import format_count, format_duration, format_points, format_rounded, percent_digits
+from flaxtl.report.templating import format_count, format_duration, format_points, format_rounded, metrics_digits
 from flaxtl.train import rounding
 from flaxtl.train.run_records import SplitMetrics
 
@@ -55,15 +55,15 @@ class PhaseRow:
     """One row of the phase table.
 
     Attributes:
-        name: of the phase.
-        lrs: learning rate of each param group; 0 if it is frozen.
-        trainable_params: how many parameters train; None if unknown.
-        verified_arrays: how many frozen arrays were verified unchanged; None if the phase has not ended.
-        augment: whether training images were augmented.
-        epochs: epochs trained so far.
-        planned_epochs: epochs in the config.
-        seconds: wall time; None if unknown.
-        metrics: split -> its accuracy and number of images; None if not measured.
+      name: of the phase.
+      lrs: learning rate of each param group; 0 if it is frozen.
+      trainable_params: how many parameters train; None if unknown.
+      verified_arrays: how many frozen arrays were verified unchanged; None if the phase has not ended.
+      augment: whether training images were augmented.
+      epochs: epochs trained so far.
+      planned_epochs: epochs in the config.
+      seconds: wall time; None if unknown.
+      metrics: split -> its accuracy and number of images; None if not measured.
     """
 
     name: str
@@ -145,7 +145,7 @@ def phase_results(run: RunRecord, split: str) -> list[PhaseResult]:
         metrics = row.metrics[split]
         if metrics is None or metrics.accuracy is None:
             continue
-        gain = "" if before is None else format_points(metrics.accuracy - before, percent_digits(metrics))
+        gain = "" if before is None else format_points(metrics.accuracy - before, metrics_digits(metrics))
         results.append(PhaseResult(row.name, format_rounded(metrics), gain))
         before = metrics.accuracy
     return results

@@ -29,10 +29,10 @@ def load_template(
     unless `clean` returns Markup.
 
     Args:
-        name: file name of the template.
-        clean: applied to every string that the template outputs.
-        keep_trailing_newline: keep the newline at the end of the template.
-        **filters: additional filters; they replace number filters of the same name.
+      name: file name of the template.
+      clean: applied to every string that the template outputs.
+      keep_trailing_newline: keep the newline at the end of the template.
+      **filters: additional filters; they replace number filters of the same name.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flaxtl.report"),
@@ -56,10 +56,10 @@ def format_rounded(metrics: SplitMetrics | None) -> str:
     """Accuracy of a split, with the digits that the number of its images supports; a dash if it was not measured."""
     if metrics is None or metrics.accuracy is None:
         return format_percent(None)
-    return format_percent(metrics.accuracy, percent_digits(metrics))
+    return format_percent(metrics.accuracy, metrics_digits(metrics))
 
 
-def percent_digits(metrics: SplitMetrics) -> int:
+def metrics_digits(metrics: SplitMetrics) -> int:
     """Number of decimals of an accuracy that the number of its images supports."""
     return rounding.percent_digits(round((metrics.accuracy or 0) * metrics.n), metrics.n)
 

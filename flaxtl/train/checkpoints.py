@@ -24,7 +24,7 @@ import numpy.typing as npt
 import orbax.checkpoint as ocp
 
 from flaxtl import fileio
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, first_line
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train.run_records import Count, Record
@@ -322,4 +322,4 @@ def _reason(error: Exception) -> str:
     system_message = re.search(r"([^:]+) \[os_error_code=", str(error))
     if system_message:
         return system_message[1].strip()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from flaxtl import __version__
-from flaxtl.console import message, progress_bar
+from flaxtl.console import ProgressFn, message, progress_bar
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, aligned_empty, check_space
 from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
@@ -37,7 +37,6 @@ from flaxtl.train.feature_cache import (
     AugmentedViews,
     CutLayers,
     FeatureExtractor,
-    ProgressFn,
     param_digests,
 )
 from flaxtl.train.param_groups import layer_of
@@ -117,8 +116,8 @@ class SplitData:
           reserved_bytes: device memory that is needed for other data. Features that do not fit are read from the file.
         """
         cuts = self._augmented if num_views else self._plain
-        assert cuts is not None, "views are announced at construction"
-        assert cuts.views.num_views == max(num_views, 1), "so is their number"
+        assert cuts is not None, "SplitData was created without augmented views"
+        assert cuts.views.num_views == max(num_views, 1), "all phases use the same number of views"
         digests = param_digests({path: value for path, value in params.items() if path.startswith("backbone/")})
         layers = sorted(set(cuts.layers), key=self._order.index)
         stores = {layer: self._store(layer, cuts.views, digests) for layer in layers}

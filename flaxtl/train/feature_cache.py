@@ -6,7 +6,7 @@ read its outputs from here.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,9 +27,6 @@ from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_
 from flaxtl.parallel import devices, processes
 
 Item = TypeVar("Item")
-
-ProgressFn = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(title, total) -> context manager of a progress bar, which yields the function that advances it."""
 
 VIEWS_DTYPE = np.dtype(jnp.bfloat16)
 """Dtype of augmented views: half the memory of float32, with its range. VGG16's preprocessing keeps gray levels, so its

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
 from rich.console import Console
 
-from flaxtl.console import message, progress_bar
+from flaxtl.console import ProgressFn, message, progress_bar
 from flaxtl.data.loaders import Loader
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.models.classifier import FlatParams, cast_for_compute
@@ -22,7 +23,6 @@ from flaxtl.pretrained import backbone
 from flaxtl.train import resume, run_dir, train_step
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData, load_splits
-from flaxtl.train.feature_cache import ProgressFn
 from flaxtl.train.metrics import MetricSums
 from flaxtl.train.optimizers import Schedule, clip_grads, make_optimizer, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups
@@ -61,7 +61,7 @@ class LrRange(NamedTuple):
                 "Set --min-lr above 0 and below --max-lr."
             )
         if self.steps < MIN_STEPS:
-            raise UserError(f"--steps={self.steps} is too few for a range test; use {MIN_STEPS} or more, such as 100")
+            raise UserError(f"--steps={self.steps} is too few for a range test. Use {MIN_STEPS} or more, such as 100.")
 
     def lrs(self) -> npt.NDArray[np.float64]:
         """Return the learning rate of each step, [steps]."""
@@ -125,6 +125,7 @@ def load_phase_start(config: Any, workdir: Path, name: str | None, console: Cons
     """
     config = run_dir.with_canonical_name(config)
     index = _phase_index(config, name)
+    devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     is_run = run_dir.is_run(workdir)
     if is_run:
         manifest = resume.check_images(workdir, resume.locate_images(workdir, config, num_phases=index))

@@ -141,9 +141,9 @@ def class_weights(setting: str, classes: Sequence[str], labels: npt.NDArray[np.i
         if name not in classes:
             raise unknown("class in class_weights", str(name), classes)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise UserError(f"class_weights of {name!r} is {weight!r}; it must be a number of at least 0")
+            raise UserError(f"class_weights of {name!r} is {weight!r}; it must be a number of at least 0.")
     if not any(weights.get(name, 1) for name in classes):
-        raise UserError("class_weights is 0 for every class, so nothing would be trained; raise one of them")
+        raise UserError("class_weights is 0 for every class, so nothing would be trained. Raise one of them.")
     return tuple(float(weights.get(name, 1)) for name in classes)
 
 
@@ -155,5 +155,5 @@ def _parse_weights(setting: str) -> dict[Any, Any]:
     except (SyntaxError, ValueError):
         weights = None
     if not isinstance(weights, dict):
-        raise UserError("class_weights must be none, balanced, or weights by class name such as {'daisy': 2.0}")
+        raise UserError("class_weights must be none, balanced, or weights by class name such as {'daisy': 2.0}.")
     return weights

@@ -228,7 +228,7 @@ def _check_argument(key: str, value: Any, default: Any) -> None:
         is_valid = is_number and (0 <= value < 1 if is_fraction else 0 <= value < math.inf)
         allowed = "a number of at least 0 and below 1" if is_fraction else "a number of at least 0"
     if not is_valid:
-        raise UserError(f"optimizer.{key} is {value!r}; it must be {allowed}")
+        raise UserError(f"optimizer.{key} is {value!r}; it must be {allowed}.")
 
 
 def _weight_decay_mask(params: optax.Params) -> optax.Params:

@@ -114,9 +114,9 @@ def make_param_groups(phase: str, groups: Mapping[str, str], lrs: Mapping[str, f
         if group not in names:
             raise unknown(f"group (in {phase}.lr)", group, names)
         if not lr >= 0:
-            raise UserError(f"{phase}.lr.{group} is {lr}; a learning rate is 0.0 (frozen) or above")
+            raise UserError(f"{phase}.lr.{group} is {lr}; a learning rate is 0.0 (frozen) or above.")
     if missing := sorted(names - set(lrs)):
-        raise UserError(f"{phase}.lr has no learning rate for {', '.join(missing)}; 0.0 freezes a group")
+        raise UserError(f"{phase}.lr has no learning rate for {', '.join(missing)}. 0.0 freezes a group.")
     if not any(lrs[group] for path, group in groups.items() if not is_batch_stat(path)):
         raise UserError(f"Nothing is trained in phase {phase!r}. Set a learning rate above 0.0 in {phase}.lr.")
     return ParamGroups(groups, dict(lrs))

@@ -13,6 +13,7 @@ from flaxtl.defaults import LAST_BLOCK
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.tracer import Layer, cut_points
+from flaxtl.parallel import devices
 from flaxtl.train.optimizers import SCHEDULES, Schedule, layer_decay_scales, lr_schedules, optimizer_factory
 from flaxtl.train.param_groups import ParamGroups, layer_of, make_param_groups
 
@@ -69,12 +70,12 @@ class Phase:
         """Check that the warm-up ends, and that the plateau schedule acts before early stopping."""
         if self.warmup_steps > self.steps:
             raise UserError(
-                f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps; lower it"
+                f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps. Lower it."
             )
         if self.schedule == "plateau" and 0 < self.patience <= self.plateau_patience:
             raise UserError(
                 f"{self.name}.patience={self.patience} ends the phase before its schedule 'plateau' reduces the "
-                f"learning rate, after {self.plateau_patience} epochs; lower {self.name}.plateau_patience"
+                f"learning rate, after {self.plateau_patience} epochs. Lower {self.name}.plateau_patience."
             )
 
     @property
@@ -172,7 +173,7 @@ def build_phases(
         )
         phases.append(phase)
     if len({phase.name for phase in phases}) < len(phases):
-        raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}; give each its own name and settings")
+        raise UserError(f"phases lists a phase twice: {', '.join(config.phases)}. Give each its own name and settings.")
     _check_views(config, phases, layers)
     return tuple(phases)
 
@@ -181,9 +182,10 @@ def check_training_settings(config: Any) -> None:
     """Check the settings that concern neither images nor the model. Raises UserError for the first that is invalid."""
     optimizer_factory(config.optimizer)  # each phase creates its own
     if config.batch_size < 1:
-        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1.")
+    devices.check_batch_size(1, config.batch_size, config.accum_steps)
     if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1")
+        raise UserError(f"label_smoothing is {config.label_smoothing:g}; it must be at least 0 and below 1.")
     mixing = [name for name in ("mixup", "cutmix") if config.augmentation[name]]
     if config.batch_size == 1 and mixing and any(config[name].augment for name in config.phases):
         raise UserError(
@@ -232,7 +234,7 @@ def _check_views(config: Any, phases: Sequence[Phase], layers: Sequence[Layer]) 
     num_views = config.feature_cache.views
     if num_views < 0:
         raise UserError(
-            f"feature_cache.views is {num_views}; set 0 for fresh augmentation, or the number of views to cache"
+            f"feature_cache.views is {num_views}. Set 0 for fresh augmentation, or the number of views to cache."
         )
     if not (num_views and config.augmentation.cutmix):
         return
@@ -241,21 +243,21 @@ def _check_views(config: Any, phases: Sequence[Phase], layers: Sequence[Layer]) 
         if phase.augment and phase.cut_layer in without_places:
             raise UserError(
                 f"augmentation.cutmix pastes a box of another image, but the cached features of phase {phase.name} "
-                f"({phase.cut_layer}) have no rows and columns; use augmentation.mixup, or set feature_cache.views=0"
+                f"({phase.cut_layer}) have no rows and columns. Use augmentation.mixup, or set feature_cache.views=0."
             )
 
 
 def _at_least(minimum: int, phase: str, key: str, settings: Any) -> int:
     value = settings[key]
     if value < minimum:
-        raise UserError(f"{phase}.{key} is {value}; it must be at least {minimum}")
+        raise UserError(f"{phase}.{key} is {value}; it must be at least {minimum}.")
     return int(value)
 
 
 def _in_range(phase: str, key: str, settings: Any) -> float:
     value, (is_valid, allowed) = float(settings[key]), RANGES[key]
     if not is_valid(value):
-        raise UserError(f"{phase}.{key} is {value:g}; it must be {allowed}")
+        raise UserError(f"{phase}.{key} is {value:g}; it must be {allowed}.")
     return value
 
 

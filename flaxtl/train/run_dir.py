@@ -171,6 +171,16 @@ def is_complete(workdir: Path) -> bool:
     return read_summary(workdir).complete and (workdir / "predictions.csv").is_file()
 
 
+def report_path(workdir: Path) -> Path:
+    """Return the path of the HTML report, which `flaxtl train` writes last."""
+    return workdir / "report" / "index.html"
+
+
+def has_report(workdir: Path) -> bool:
+    """Return whether the report of the run in `workdir` was written."""
+    return report_path(workdir).is_file()
+
+
 def read_summary(workdir: Path) -> RunSummary:
     """Return summary.json; an empty summary if there is none."""
     file = workdir / "summary.json"

@@ -184,12 +184,11 @@ def _check_arithmetic(config: Any) -> None:
 
 def _check_groups(config: Any, spec: ModelSpec) -> None:
     """Raise UserError if a phase has a learning rate for a group that no rule defines."""
-    names = [name for name, _ in config.param_groups or spec.groups]
-    last_block = () if config.param_groups else (LAST_BLOCK,)
+    known = [name for name, _ in config.param_groups or (*spec.groups, (LAST_BLOCK, ""))]
     for phase in config.phases:
         for group in config[phase].lr:
-            if group not in (*names, *last_block):
-                raise unknown(f"group (in {phase}.lr)", group, names)
+            if group not in known:
+                raise unknown(f"group (in {phase}.lr)", group, known)
 
 
 def build_model(config: Any, num_classes: int) -> ModelInfo:

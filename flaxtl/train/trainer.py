@@ -16,7 +16,7 @@ import optax
 from rich.console import Console
 
 from flaxtl.config import config_to_json
-from flaxtl.console import message
+from flaxtl.console import ProgressFn, message
 from flaxtl.data.loaders import HostLoader, Loader
 from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import devices, processes
@@ -26,7 +26,7 @@ from flaxtl.train import resume, run_dir
 from flaxtl.train.checkpoints import Checkpoints, EarlyStopping, PhaseProgress
 from flaxtl.train.datasets import SplitData, load_splits
 from flaxtl.train.epoch_loop import PhaseTrainer
-from flaxtl.train.feature_cache import ProgressFn, param_digests
+from flaxtl.train.feature_cache import param_digests
 from flaxtl.train.logger import MetricLogger, param_group_table
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import Phase

@@ -13,7 +13,7 @@ from flaxtl.config import config_differences, config_from_json, config_to_json, 
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
 from flaxtl.models import registry
-from flaxtl.train.run_dir import with_canonical_name
+from flaxtl.train.run_dir import MUTABLE_SETTINGS, with_canonical_name
 from flaxtl.train.run_records import Count, Record, load_json
 
 SEED = "seed"
@@ -120,7 +120,7 @@ def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
         for difference in config_differences(
             config_to_json(with_canonical_name(config_from_json(old.config))), new.config
         )
-        if not difference.startswith(("feature_cache.dir", "checkpoint."))  # they do not change the results
+        if not difference.startswith(MUTABLE_SETTINGS)
     ]
     if differences:
         raise UserError(f"{workdir} holds a sweep of another config ({'; '.join(differences)}). Use another --workdir.")

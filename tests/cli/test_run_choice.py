@@ -62,13 +62,23 @@ def test_choose_workdir_takes_the_name_and_the_date():
     assert choose_workdir(config_of("--config=demo"), "demo")[0].as_posix() == f"runs/demo-{TODAY}"
 
 
+def test_choose_workdir_resumes_a_run_of_the_same_model_by_another_name(working_directory):
+    earlier = working_directory / "runs/my-photos-2001-01-01"
+    write_run(earlier, config_of("my photos", "--config.model.name=mobilenet_v2_100"), complete=False)
+    assert choose_workdir(config_of("my photos", "--config.model.name=MobileNetV2"), None)[0].name == earlier.name
+
+
 def test_choose_workdir_resumes_only_an_unfinished_run_of_the_same_config(working_directory):
     config, other = config_of("my photos"), config_of("my photos", "--config.seed=1")
     earlier = working_directory / "runs/my-photos-2001-01-01"
     write_run(earlier, config, complete=False)
     assert choose_workdir(config, None)[0].name == earlier.name
     assert choose_workdir(other, None)[0].name == f"my-photos-{TODAY}"
-    write_run(working_directory / f"runs/my-photos-{TODAY}", other, complete=True)
+    newer = working_directory / f"runs/my-photos-{TODAY}"
+    write_run(newer, other, complete=True)
+    assert choose_workdir(other, None)[0].name == newer.name  # its report is missing
+    (newer / "report").mkdir()
+    (newer / "report" / "index.html").touch()
     workdir, reason = choose_workdir(other, None)
     assert workdir.name == f"my-photos-{TODAY}-2"
     assert f"my-photos-{TODAY} exists and is kept" in reason

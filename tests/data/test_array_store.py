@@ -1,7 +1,6 @@
 import re
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flaxtl import fileio
 from flaxtl.data import array_store
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.decode import Resize, decode_all, decode_into
@@ -185,9 +185,14 @@ def test_killed_writer_resumes_at_its_last_record(monkeypatch, tmp_path):
     assert store.read(np.array([3, 0, 3])).tolist() == [[6, 7], [0, 1], [6, 7]]
 
 
-def test_second_writer_waits_and_writes_nothing(tmp_path):
+def test_second_writer_waits_and_writes_nothing(tmp_path, monkeypatch):
     store = features(tmp_path, n=3)
     events = []
+    waits, file_lock = threading.Event(), fileio.file_lock
+
+    def lock(*args, **options):
+        waits.set()
+        return file_lock(*args, **options)
 
     def second():
         with ArrayStoreWriter(store) as writer:
@@ -195,9 +200,10 @@ def test_second_writer_waits_and_writes_nothing(tmp_path):
             writer.write(0, np.zeros((3, 2), np.float32))
 
     with ArrayStoreWriter(store) as writer:
+        monkeypatch.setattr(fileio, "file_lock", lock)
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.2)
+        assert waits.wait(60)
         writer.write(0, np.arange(6, dtype=np.float32).reshape(3, 2))
         events.append("first")
     thread.join(10)

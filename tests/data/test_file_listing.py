@@ -9,11 +9,10 @@ import pytest
 from helpers.image_folders import image, paint
 
 from flaxtl.data import file_listing, heif
-from flaxtl.data.file_listing import SkippedFile, describe_skipped, skip_reason, walk_images
+from flaxtl.data.file_listing import SkippedFile, describe_skipped, find_images, skip_reason, walk_images
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.sources.image_folder import inspect_folder, scan_folder
 from flaxtl.errors import UserError
-from flaxtl.evaluation.predictor import find_images
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(40)
 JXL = b"\xff\x0a" + bytes(40)

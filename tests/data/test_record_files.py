@@ -10,11 +10,11 @@ from PIL import Image
 
 from flaxtl.data.decode import EncodedImages, Resize, decode, largest_values, load_images
 from flaxtl.data.duplicates import fingerprint_files
+from flaxtl.data.file_listing import find_images
 from flaxtl.data.image_file import MAX_FILE_BYTES, UnreadableError, has_deep_header, open_image
 from flaxtl.data.record_files import RecordImage, image_exists, open_binary, parse_path
 from flaxtl.data.tf_example import bytes_field_head
 from flaxtl.errors import UserError
-from flaxtl.evaluation.predictor import find_images
 
 
 def encoded(array: np.ndarray) -> bytes:

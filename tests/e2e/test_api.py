@@ -1,10 +1,12 @@
 """Runs from Python: training, and the results of a run in a notebook."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import finished_run
@@ -12,6 +14,8 @@ from helpers.train_process import Place
 
 from flaxtl import api
 from flaxtl.errors import UserError
+from flaxtl.evaluation import predictor
+from flaxtl.train import run_dir
 from flaxtl.train.signals import StopRequested
 
 
@@ -53,6 +57,17 @@ def test_train_stop_request_interrupts_the_cell(monkeypatch, tmp_path):
         api.train(api.load_config(str(configs / "demo.py")), tmp_path)
 
 
+def test_training_session_is_deterministic_before_it_uses_a_device(monkeypatch, tmp_path):
+    """XLA reads its flags once, when a device is first used."""
+    flags, devices = [], jax.devices
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "devices", lambda *names: flags.append(os.environ["XLA_FLAGS"]) or devices(*names))
+    config = api.load_config(str(Path(__file__).parents[2] / "configs" / "demo.py"), "deterministic=true")
+    with api.training_session(config, tmp_path):
+        jax.devices()
+    assert set(flags) == {"--xla_gpu_deterministic_ops=true"}
+
+
 def test_run_result_html_has_phases_curves_and_matrix(tmp_path):
     run = finished_run.write_run(tmp_path)
     shown = finished_run.Page(api.load_run(run)._repr_html_())
@@ -79,6 +94,17 @@ def test_run_result_counts_and_selects_test_errors(tmp_path):
         run.errors(predicted="dasy")
     with pytest.raises(UserError, match=r"'onx'.*'onnx'"):
         run.export("onx", tmp_path / "exported")
+
+
+def test_calibrate_uses_the_temperature_of_the_run(tmp_path):
+    workdir = finished_run.write_run(tmp_path)  # at temperature 2
+    predictions = api.load_run(workdir).predictions
+    roots = np.sqrt(predictions.probabilities)
+    calibrated = predictor.calibrate(predictions, workdir)
+    np.testing.assert_allclose(calibrated.probabilities, roots / roots.sum(axis=1, keepdims=True), rtol=1e-6)
+    run_dir.update_summary(workdir, calibration=None)
+    with pytest.raises(UserError, match=r"no temperature.*cannot be calibrated"):
+        predictor.calibrate(predictions, workdir)
 
 
 def test_run_result_of_unfinished_run_is_empty(tmp_path):

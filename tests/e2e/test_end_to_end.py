@@ -201,6 +201,15 @@ def test_train_of_a_complete_run_changes_nothing(place, capsys):
 
 
 @pytest.mark.slow
+def test_train_writes_a_missing_report(place):
+    """A run that was stopped after its evaluation, which had set `complete`."""
+    before = {file.name: file.read_bytes() for file in (place / "run" / "report").iterdir()}
+    shutil.rmtree(place / "run" / "report")
+    train(place, "run")
+    assert {file.name: file.read_bytes() for file in (place / "run" / "report").iterdir()} == before
+
+
+@pytest.mark.slow
 def test_train_writes_lost_predictions_again(place):
     file = place / "run" / "predictions.csv"
     before = file.read_bytes()

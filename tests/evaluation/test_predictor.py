@@ -16,6 +16,7 @@ from keras.src.applications import imagenet_utils
 
 from flaxtl.cli import main
 from flaxtl.data.decode import Resize, decode_all
+from flaxtl.data.file_listing import find_images
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictor
 from flaxtl.models import imagenet, registry
@@ -227,10 +228,10 @@ def test_predict_finds_linked_images_and_counts_other_files(tmp_path, run_predic
     (tmp_path / "set" / "notes.txt").write_text("x")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("x")
-    listing = predictor.find_images([str(tmp_path / "*et")])
+    listing = find_images([str(tmp_path / "*et")])
     assert [path.name for path in listing.images] == ["download", "0.png", "1.png"]
     code, _, err = run_predict("--input", tmp_path / "set", "--tap=unknown", "--npz=unwritten.npz")
     assert code == 2
     assert err.startswith("Skipped 1 file that is not an image flaxtl can read: .txt 1\n")
     with pytest.raises(UserError, match=r"No images found at .*\.txt 1"):
-        predictor.find_images([str(tmp_path / "texts")])
+        find_images([str(tmp_path / "texts")])

@@ -224,6 +224,8 @@ def test_build_phases_layer_decay_counts_blocks_up_to_output_layer(net):
             r"(?=.*'plateau')(?=.*\bfrozen\.plateau_patience\b).*\bfrozen\.patience\b\D*10\b",
         ),
         ({"batch_size": 0}, r"\bbatch\w*\b.*\b0\b"),
+        ({"accum_steps": 0}, r"\baccum_steps\b.*\b0\b"),
+        ({"batch_size": 16, "accum_steps": 3}, r"\bbatch_size 16\b.*\b3\b.*\b15 or 18\b"),
         ({"batch_size": 1, "augmentation": {"cutmix": 1.0}}, r"\baugmentation\.cutmix\b.*\bbatch_size\b.*\b1\b"),
         ({"label_smoothing": 1.0}, r"\blabel_smoothing\b.*\b1\b"),
         ({"optimizer": {"name": "nadm"}}, "optimizer.*'nadm'.*'nadam'"),

@@ -28,11 +28,11 @@ def test_signal_outside_deferred_stops_at_once(number):
 
 
 def test_signal_inside_deferred_is_recorded_second_stops_at_once():
-    told = []
-    with StopSignal(lambda: told.append(True)).listening() as interruption, interruption.deferred():
+    requests = []
+    with StopSignal(lambda: requests.append(True)).listening() as interruption, interruption.deferred():
         send(signal.SIGTERM)
         assert interruption.requested
-        assert told == [True]
+        assert requests == [True]
         with pytest.raises(StopRequested) as stopped:
             interruption.stop()
         assert stopped.value.number == signal.SIGTERM
@@ -49,10 +49,16 @@ def test_listening_restores_previous_handlers():
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_listening_end_cancels_grace_period():
-    with StopSignal(grace_seconds=0.2).listening() as interruption, interruption.deferred():
+def test_listening_end_cancels_grace_period(monkeypatch):
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    before = threading.enumerate()
+    with StopSignal(grace_seconds=3600).listening() as interruption, interruption.deferred():
+        (timer,) = set(threading.enumerate()) - set(before)
         send(signal.SIGTERM)
-    time.sleep(0.5)  # if the grace period did not end here, it would end the process of this test
+    timer.join(60)
+    assert not timer.is_alive()
+    assert exits == []
 
 
 def test_listening_in_thread_does_nothing():

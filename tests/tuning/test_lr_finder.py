@@ -115,6 +115,7 @@ def test_lr_find_leaves_an_unfinished_run_unchanged(place, run, tmp_path):
         (["--phase=finetune"], r"\bfinetune\b.*\bfrozen\b.*flaxtl train\b"),
         (["--config.frozen.lr.head=0"], r"'frozen'.*\bfrozen\.lr\b"),
         (["--config.batch_size=0"], r"\bbatch\w*\b.* 0\b"),
+        (["--config.accum_steps=0"], r"\baccum_steps\b.* 0\b"),
         (["--config.data.source=folder:nowhere"], r"\bnowhere\b"),
         (["--config.optimizer.name=adm"], "'adm'.*'adam'"),
         (["--resume"], "'--resume'.*--help"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flaxtl.errors import UserError, join_names, missing_package, unknown
+from flaxtl.errors import UserError, first_line, join_names, missing_package, unknown
 
 BATCH = 64
 """Rows that are read at a time: some hundred MB of photos at most."""
@@ -183,5 +183,6 @@ def _read(file: Path, read: Any, reference: str) -> Any:
     try:
         return read(parquet)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot read {file} of {reference} ({reason}). Remove it and download it again.") from error
+        raise UserError(
+            f"Cannot read {file} of {reference} ({first_line(error)}). Remove it and download it again."
+        ) from error

@@ -7,7 +7,6 @@ but the flower heads and their tilt comes from the same distributions for all cl
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from flaxtl.child_process import python_command
 from flaxtl.data.sources import flower_shapes
 from flaxtl.data.sources.flower_shapes import Array, Canvas, Color, Pose
 from flaxtl.errors import UserError, unknown
@@ -40,7 +40,6 @@ _IMAGES_PER_PROCESS = 50  # starting a process takes as long as drawing about te
 
 _PROCESS_CODE = """
 import json, sys
-sys.path[:] = sys.argv[2:]
 from flaxtl.data.sources import synthetic
 synthetic.draw_part(*json.loads(sys.argv[1]))
 """
@@ -104,11 +103,10 @@ def _draw_in_processes(folder: Path, per_class: int, seed: int, size: int) -> No
         (folder / label).mkdir()
     num_parts = max(1, min(os.cpu_count() or 1, per_class * len(CLASSES) // _IMAGES_PER_PROCESS))
     parts = [(str(folder), per_class, seed, size, part, num_parts) for part in range(num_parts)]
-    search_path = [str(Path(__file__).parents[3]), *filter(None, sys.path)]  # an editable install is on no path
     with ExitStack() as stack:
         started = []
         for part in parts[1:]:
-            command = [sys.executable, "-I", "-S", "-c", _PROCESS_CODE, json.dumps(part), *search_path]
+            command = python_command(_PROCESS_CODE, json.dumps(part))
             process = stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             )

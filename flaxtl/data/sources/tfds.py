@@ -6,7 +6,6 @@ prepared records are read here without TensorFlow, so that the accelerator's mem
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from flaxtl.data.image_file import SIGNATURE_BYTES
 from flaxtl.data.record_files import RecordImage
 from flaxtl.data.sources.class_folders import ClassFolders
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage
-from flaxtl.errors import UserError, missing_package, unknown
+from flaxtl.errors import UserError, first_line, missing_package, unknown
 from flaxtl.fileio import atomic_folder
 
 
@@ -80,7 +79,7 @@ def list_records(name: str, data_dir: Path | None = None) -> DatasetIndex:
             found.append(SourceImage(path, path.parent.name, split if len(dataset.splits) > 1 else None))
         images += sorted(found, key=lambda image: (image.label, image.path.name))
     if not images:
-        raise UserError(f"TFDS dataset {name!r} has no images with a class")
+        raise UserError(f"TFDS dataset {name!r} has no images with a class.")
     return DatasetIndex(tuple(images), f"tfds:{name}", root=images[0].path.parents[3])
 
 
@@ -141,7 +140,7 @@ def _prepare(name: str, data_dir: Path | None) -> Any:
     except tfds.core.registered.DatasetNotFoundError as error:
         raise unknown("TFDS dataset", re.split("[/:]", name)[0], tfds.list_builders()) from error
     except ValueError as error:  # unknown config or version, or a malformed name
-        raise UserError(f"Cannot open the TFDS dataset {name!r}: {_first_line(error)}") from error
+        raise UserError(f"Cannot open the TFDS dataset {name!r}: {first_line(error)}") from error
     _supervised_keys(name, builder.info)  # fail before a long download
     try:
         builder.download_and_prepare()
@@ -149,15 +148,10 @@ def _prepare(name: str, data_dir: Path | None) -> Any:
         raise UserError(f"TFDS dataset {name!r} needs the module {error.name}: pip install {error.name}") from error
     except Exception as error:  # the network, the disk or the code of the dataset may raise anything
         raise UserError(
-            f"Cannot prepare the TFDS dataset {name!r} ({_first_line(error)}). Check network and disk, or prepare it "
+            f"Cannot prepare the TFDS dataset {name!r} ({first_line(error)}). Check network and disk, or prepare it "
             "elsewhere and set $TFDS_DATA_DIR."
         ) from error
     return builder
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return textwrap.shorten(line, 160, placeholder=" ...").rstrip(".")
 
 
 def _supervised_keys(name: str, info: Any) -> tuple[str, str]:
