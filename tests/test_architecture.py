@@ -219,6 +219,12 @@ def test_files_are_at_most_400_lines_long():
     assert long == {}
 
 
+def test_names_of_tests_have_at_most_70_characters():
+    files = {file: ast.parse(file.read_text("utf-8")) for file in (ROOT / "tests").rglob("test_*.py")}
+    functions = {node.name for tree in files.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert {name for name in functions if name.startswith("test_") and len(name) > 70} == set()
+
+
 def test_no_module_is_named_utils():
     assert [
         module for module in MODULES if module.split(".")[-1] in {"utils", "util", "helpers", "misc", "common"}

@@ -63,7 +63,7 @@ def test_progress_bar_on_a_pipe_prints_a_line_a_minute(monkeypatch):
     ]
 
 
-def test_progress_bar_on_a_terminal_shows_title_and_count_and_then_disappears():
+def test_progress_bar_on_terminal_shows_title_and_disappears():
     terminal = SafeConsole(file=io.StringIO(), width=100, force_terminal=True)
     with console.ProgressBar(terminal, "phase [/bold]", 6, describe=lambda done: f"step {done}") as bar:
         bar.update(4)

@@ -285,9 +285,9 @@ def test_decode_bad_file_raises_one_user_error(tmp_path):
         with pytest.raises(UserError) as error:
             decode(path, Resize(8, 8))
         assert str(path) in str(error.value)
-        told = str(error.value).replace(str(path), "")
-        assert re.search(f"(?i){reason}", told), told
-        assert re.search(r"(?i)\b(replace|remove)\b", told)
+        message = str(error.value).replace(str(path), "")
+        assert re.search(f"(?i){reason}", message), message
+        assert re.search(r"(?i)\b(replace|remove)\b", message)
         assert "\n" not in str(error.value)
 
 

@@ -41,7 +41,7 @@ def diagnosis_of(folder, near_duplicates=4):
     return check_dataset(image_folder.inspect_folder(folder), bar, near_duplicates)
 
 
-def told(diagnosis, root):
+def messages(diagnosis, root):
     """Return (type, paths relative to the root, message) of every issue."""
     return [
         (finding.kind, [path.relative_to(root).as_posix() for path in finding.paths], finding.message)
@@ -49,9 +49,9 @@ def told(diagnosis, root):
     ]
 
 
-def assert_told(diagnosis, root, *expected):
+def assert_reported(diagnosis, root, *expected):
     """Assert that the issues are these (type, paths, pattern of the message), in this order."""
-    found = told(diagnosis, root)
+    found = messages(diagnosis, root)
     assert [each[:2] for each in found] == [each[:2] for each in expected]
     for (*_, message), (*_, pattern) in zip(found, expected, strict=True):
         assert re.search(pattern, message), message
@@ -165,7 +165,7 @@ def test_check_dataset_reports_issue_of_file(plain, kind):
     paths = [f"ants/{name}"]
     if kind.endswith("duplicate"):
         paths = ["ants/0.png", *paths]
-    assert_told(diagnosis_of(plain), plain, (kind, paths, pattern))
+    assert_reported(diagnosis_of(plain), plain, (kind, paths, pattern))
 
 
 def test_check_dataset_accepts_gray_and_mpo(plain):
@@ -183,7 +183,7 @@ def test_check_dataset_single_colors_are_not_duplicates(plain):
 def test_check_dataset_reports_label_conflict(plain):
     shutil.copy(plain / "ants" / "3.png", plain / "bees" / "z.png")
     image(4).save(plain / "bees" / "4.jpg", quality=60)
-    assert_told(
+    assert_reported(
         diagnosis_of(plain),
         plain,
         ("label-conflict", ["ants/3.png", "bees/z.png"], SAME_BYTES + r".*\bants and bees\b"),
@@ -196,7 +196,7 @@ def test_check_dataset_reports_leak(given):
     image(1004).save(given / "validation" / "ants" / "1004.jpg", quality=60)
     found = diagnosis_of(given)
     across = r".*\btrain and validation\b"
-    assert_told(
+    assert_reported(
         found,
         given,
         ("leak", ["train/ants/1003.png", "validation/ants/z.png"], SAME_BYTES + across),
@@ -216,7 +216,7 @@ def test_check_dataset_reports_copies_once(plain):
     for name in "xyz":
         shutil.copy(plain / "ants" / "0.png", plain / "ants" / f"{name}.png")
     paths = ["ants/0.png", "ants/x.png", "ants/y.png", "ants/z.png"]
-    assert_told(diagnosis_of(plain), plain, ("duplicate", paths, SAME_BYTES + r".*\b4\b.*\bants\b"))
+    assert_reported(diagnosis_of(plain), plain, ("duplicate", paths, SAME_BYTES + r".*\b4\b.*\bants\b"))
 
 
 def test_check_dataset_names_first_labels_of_many(tmp_path):

@@ -37,7 +37,7 @@ def test_fit_temperature_two_classes_matches_closed_form(num_correct):
     assert calibration.fit_temperature(log_probs, labels) == pytest.approx(expected, rel=1e-11)
 
 
-def test_loss_and_temperature_beyond_a_logit_gap_of_88_are_those_of_the_logits():
+def test_loss_and_temperature_beyond_logit_gap_of_88_are_exact():
     """Three of four images are right by a gap of 801.84, so the loss is a quarter of it; T makes it ln 3."""
     labels = np.array([0, 0, 0, 1])
     assert loss(log_softmax(np.tile([801.84, 0], (4, 1))), labels, 1) == 801.84 / 4 == 200.46

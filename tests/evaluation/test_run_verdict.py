@@ -144,7 +144,7 @@ def test_run_verdict_min_steps_are_doubled_with_the_epochs(workdir):
     assert "--config.finetune.epochs=6 --config.finetune.min_steps=2000 " in next_step(workdir)[1]
 
 
-def test_run_verdict_overfitting_without_augmentation_of_the_last_phase_adds_it(workdir):
+def test_run_verdict_overfitting_last_phase_adds_augmentation(workdir):
     overfit(workdir, augment=False)
     change_config(workdir, frozen={"augment": True})
     assert "--config.finetune.augment=true " in next_step(workdir)[1]

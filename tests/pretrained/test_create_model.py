@@ -157,7 +157,7 @@ def test_create_model_captures_layers_and_their_gradients(created, images):
         shapes(model, variables, images, capture=("conv_pw_14",))
 
 
-def test_create_model_start_continues_above_a_layer_with_its_parameters_only(created, images):
+def test_create_model_start_needs_only_parameters_above_the_layer(created, images):
     model, variables = created
     whole, captured = jax.jit(lambda x: model.apply(variables, x, capture=("conv_pw_13_relu",)))(images)
     features, above = captured["conv_pw_13_relu"], {"params": {"head": variables["params"]["head"]}}

@@ -78,8 +78,8 @@ def directly(prepared, parameters, images):
     """Every view of every image, image by image, up to the higher cut."""
 
     @jax.jit
-    def run(indices, passes):
-        seen = augment(example_keys(SEED, passes, indices), images[indices], FLIPS)
+    def run(indices, epochs):
+        seen = augment(example_keys(SEED, epochs, indices), images[indices], FLIPS)
         return forward(prepared.model_info.model, unflatten_params(parameters), seen, stop=CUTS[1]).output
 
     return np.asarray(run(*(part.astype(np.int32) for part in np.divmod(np.arange(12 * K), K))))
@@ -98,9 +98,9 @@ def test_views_equal_features_of_fresh_augmentation(prepared, parameters, tmp_pa
     loader = data.feature_loader(CUTS[1], parameters, tiny_run.bar, num_views=K)
     assert isinstance(loader, DeviceLoader)
     assert len(loader) == 12
-    for step, (features, answers) in enumerate(given(loader)):  # five passes: the views come again after three
-        indices, passes = EpochSampler(SEED, 4, 12).batch(step)
-        expected = direct[indices * K + passes % K]
+    for step, (features, answers) in enumerate(given(loader)):  # five epochs: the views come again after three
+        indices, epochs = EpochSampler(SEED, 4, 12).batch(step)
+        expected = direct[indices * K + epochs % K]
         assert features.dtype == dtype
         np.testing.assert_allclose(features.astype(np.float32), expected, rtol=rounded, atol=1e-5 * direct.max())
         assert np.array_equal(answers, labels[indices])
@@ -304,19 +304,19 @@ def compare(ours, theirs, rel):
 @pytest.mark.slow
 def test_run_with_a_view_per_epoch_equals_fresh_augmentation(monkeypatch, folder, tmp_path):
     phases = ("frozen", "finetune")
-    passes = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 images
+    num_views = 2 * len(phases)  # epochs of 3 batches of 4 out of 12 images
     fresh, output = train(folder, tmp_path / "fresh", phases=phases)
     assert "views" not in output
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "VIEWS_DTYPE", np.dtype(np.float32))
-        epochs, output = train(folder, tmp_path / "views", phases=phases, feature_cache={"views": passes})
+        epochs, output = train(folder, tmp_path / "views", phases=phases, feature_cache={"views": num_views})
     compare(epochs, fresh, rel=1e-5)  # the sums of another program, through 12 steps at most; here all bits are equal
     for phase in phases:
-        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{passes} views\b.*$", output, re.MULTILINE)
+        (line,) = re.findall(rf"^.*\b{phase}\b.*\b{num_views} views\b.*$", output, re.MULTILINE)
         assert not re.search(r"\bfile\b", line)
     # once for these, once for the clean validation images
     assert len(re.findall(r"^.*(?<!\w)block\d_pool\b.*$", output, re.MULTILINE)) == 2
-    epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, feature_cache={"views": passes})
+    epochs, _ = train(folder, tmp_path / "bfloat16", phases=phases, feature_cache={"views": num_views})
     compare(epochs, fresh, rel=2e-3)  # 8 bits of each feature, rounded up and down alike
 
 

@@ -97,18 +97,18 @@ class World:
         shape = (2 * BATCH, config.data.height, config.data.width, 3)
         images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
         labels = np.arange(2 * BATCH, dtype=np.int32) % 3
-        self.feed = DeviceLoader(DeviceDataset(jax.device_put(images), jax.device_put(labels)))
+        self.loader = DeviceLoader(DeviceDataset(jax.device_put(images), jax.device_put(labels)))
         self.optimizer = phase_optimizer(config.optimizer, self.phase.param_groups, "constant", 2, 0)
         self.mesh = devices.make_mesh(BATCH)
 
     def run(self, seed=3):
         """Two steps: the step, the state after it and the frozen parameters."""
-        learning, statistics, frozen = self.phase.param_groups.partition(self.parameters)
-        state = TrainState.create(0, learning, statistics, self.optimizer.init(learning), 3)
+        trainable, batch_stats, frozen = self.phase.param_groups.partition(self.parameters)
+        state = TrainState.create(0, trainable, batch_stats, self.optimizer.init(trainable), 3)
         task = train_step.StepConfig(self.model_info.model, self.optimizer, self.mesh, seed)
-        step = train_step.make_train_step(task, self.feed.sharding(self.mesh))
+        step = train_step.make_train_step(task, self.loader.sharding(self.mesh))
         state = devices.replicate(state, self.mesh)
-        for examples in self.feed.train_batches(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
+        for examples in self.loader.train_batches(EpochSampler(seed, BATCH, 2 * BATCH), 0, 2, None):
             state = step(state, frozen, examples)
             state = state._replace(metrics=devices.replicate(MetricSums.zero(3), self.mesh))
         return step, state, frozen
@@ -231,7 +231,7 @@ def test_train_step_matches_keras(monkeypatch):
     }
     for layer, order in paths.items():
         reference.get_layer(layer).set_weights([np.asarray(made.parameters[path]) for path in order])
-    for examples in made.feed.train_batches(EpochSampler(3, BATCH, 2 * BATCH), 0, 2, None):
+    for examples in made.loader.train_batches(EpochSampler(3, BATCH, 2 * BATCH), 0, 2, None):
         reference.train_on_batch(examples.inputs(0, None) / 127.5 - 1, np.asarray(examples.labels))
     _, state, frozen = made.run()
     assert not frozen
@@ -309,7 +309,7 @@ def test_dropout_does_not_depend_on_skipped_layers(dropping):
 
 def test_feature_key_depends_on_batch_stats_below_the_cut(tmp_path):
     made = World(make_config("mobilenet_025"))
-    held = ImageSet(np.asarray(made.feed.data.inputs), np.asarray(made.feed.data.labels))
+    held = ImageSet(np.asarray(made.loader.data.inputs), np.asarray(made.loader.data.labels))
     cut, net = made.phase.cut_layer, made.model_info
     inputs = SplitData("train", net.model, net.layers, made.mesh, held, [cut], tmp_path, BATCH)
 
@@ -383,8 +383,8 @@ def test_output_layer_ends_the_backbone(last):
     frozen, finetune = build_phases(made, net.model, net.layers, net.groups, 8, net.unused_groups)
     assert frozen.cut_layer == last
     assert finetune.cut_layer == "conv4_block6_out"
-    learning = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.param_groups.is_trainable(path)}
-    assert learning - {"dense", "predictions"} == ({"conv5"} if last.startswith("conv5") else set())
+    trainable = {path.split("/")[1].split("_")[0] for path in net.shapes if finetune.param_groups.is_trainable(path)}
+    assert trainable - {"dense", "predictions"} == ({"conv5"} if last.startswith("conv5") else set())
 
 
 def test_output_layer_inside_a_branch_is_rejected():

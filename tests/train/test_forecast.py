@@ -36,7 +36,7 @@ def test_seconds_left_of_phases_on_features_is_the_time_of_their_steps():
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) == pytest.approx(8)
 
 
-def test_seconds_left_of_a_phase_that_trains_layers_on_features_counts_their_operations():
+def test_seconds_left_counts_operations_of_layers_above_features():
     work = RunWork((FROZEN, FROZEN.__class__("finetune", 50, 600e9, True)), evaluation=0.0, features=2e9)
     # 2 s of steps, and 60 s of 600e9 operations at 10 GFLOP/s instead of 1 s of steps
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(62)

@@ -37,21 +37,21 @@ class World:
 
     def start(self, phase, step=0):
         """(first state, frozen parameters)."""
-        learning, statistics, frozen = phase.param_groups.partition(self.parameters)
-        state = TrainState.create(step, learning, statistics, self.optimizer(phase).init(learning), 3)
+        trainable, batch_stats, frozen = phase.param_groups.partition(self.parameters)
+        state = TrainState.create(step, trainable, batch_stats, self.optimizer(phase).init(trainable), 3)
         return devices.replicate(state, self.setup.mesh), frozen
 
     def optimizer(self, phase):
         return phase_optimizer(self.setup.config.optimizer, phase.param_groups, "constant", phase.steps, 0)
 
-    def step(self, phase, *, feed=None, **options):
+    def step(self, phase, *, loader=None, **options):
         """Return the step with these options; the same step for the same options."""
-        key = phase.name, type(feed), *sorted(options.items())
-        return self._steps.setdefault(key, self.new_step(phase, feed=feed, **options))
+        key = phase.name, type(loader), *sorted(options.items())
+        return self._steps.setdefault(key, self.new_step(phase, loader=loader, **options))
 
-    def new_step(self, phase, *, seed=3, feed=None, **options):
+    def new_step(self, phase, *, seed=3, loader=None, **options):
         setup = self.setup
-        sharding = (self.images if feed is None else feed).sharding(setup.mesh)
+        sharding = (self.images if loader is None else loader).sharding(setup.mesh)
         task = train_step.StepConfig(setup.model_info.model, self.optimizer(phase), setup.mesh, seed, **options)
         return train_step.make_train_step(task, sharding)
 
@@ -88,12 +88,12 @@ def test_train_step_updates_trainable_params_only(world):
 
 
 def test_opt_state_covers_trainable_params_only(world):
-    learning, *_ = world.frozen.param_groups.partition(world.parameters)
-    state = world.optimizer(world.frozen).init(learning)
+    trainable, *_ = world.frozen.param_groups.partition(world.parameters)
+    state = world.optimizer(world.frozen).init(trainable)
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
     # nadam: the count, the momentum product and two means of each leaf
-    assert sizes == sorted([1, 1] + 2 * [leaf.size for leaf in learning.values()])
-    assert sum(leaf.size for leaf in learning.values()) == 128 * 8 + 8 + 8 * 3 + 3
+    assert sizes == sorted([1, 1] + 2 * [leaf.size for leaf in trainable.values()])
+    assert sum(leaf.size for leaf in trainable.values()) == 128 * 8 + 8 + 8 * 3 + 3
 
 
 def test_train_step_on_features_equals_step_on_images(world):
@@ -117,8 +117,8 @@ def test_train_step_augmentation_depends_on_seed_epoch_and_image(world):
     step = world.step(world.finetune, **augmented)
     indices = np.array([0, 1, 2, 3], np.int32)
 
-    def loss(passes):
-        given = IndexBatch(world.images.data, indices, np.array(passes, np.int32))
+    def loss(epochs):
+        given = IndexBatch(world.images.data, indices, np.array(epochs, np.int32))
         return float(step(*world.start(world.finetune), given).metrics.loss)
 
     first = loss([0, 0, 0, 0])
@@ -166,7 +166,7 @@ def test_evaluate_padded_batches_counts_each_example_once(world, n):
 
 def test_train_step_on_host_batch_equals_step_on_index_batch(world):
     order = EpochSampler(3, 4, len(world.images))
-    step = world.step(world.frozen, feed=HostLoader(None, None, world.setup.mesh))
+    step = world.step(world.frozen, loader=HostLoader(None, None, world.setup.mesh))
     state, frozen = world.start(world.frozen)
     for number in range(3):
         batch, data = order.batch(number), world.images.data
@@ -226,7 +226,7 @@ def test_train_step_applies_mixing(world):
 @pytest.mark.slow
 @compiling.compiled_as_users_do()
 def test_train_step_ema_averages_params_and_leaves_training_alone(world):
-    average, phase, options = Ema(0.5, first_step=7), world.frozen, {"feed": world.features, "start_layer": CUT}
+    average, phase, options = Ema(0.5, first_step=7), world.frozen, {"loader": world.features, "start_layer": CUT}
     state, frozen = world.start(phase, 7)
     state = state._replace(ema_params=devices.replicate(state.params, world.setup.mesh))
     step, plain = world.new_step(phase, ema=average, **options), world.new_step(phase, **options)
@@ -250,15 +250,15 @@ def test_train_step_lr_scale_multiplies_updates_without_recompiling(world):
     transformation = phase_optimizer(settings, phase.param_groups, "constant", phase.steps, 0)
     task = train_step.StepConfig(world.setup.model_info.model, transformation, world.setup.mesh, 3, start_layer=CUT)
     step = train_step.make_train_step(task, world.features.sharding(world.setup.mesh))
-    learning, statistics, frozen = phase.param_groups.partition(world.parameters)
+    trainable, batch_stats, frozen = phase.param_groups.partition(world.parameters)
     (examples,) = world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)
     moved = {}
     for scale in (1.0, 0.5, 0.0):
-        state = TrainState.create(0, learning, statistics, transformation.init(learning), 3)._replace(
+        state = TrainState.create(0, trainable, batch_stats, transformation.init(trainable), 3)._replace(
             lr_scale=jnp.float32(scale)
         )
         state = step(devices.replicate(state, world.setup.mesh), frozen, examples)
-        moved[scale] = {path: np.asarray(state.params[path]) - learning[path] for path in learning}
+        moved[scale] = {path: np.asarray(state.params[path]) - trainable[path] for path in trainable}
         assert float(state.lr_scale) == scale
     for path, whole in moved[1.0].items():
         assert np.any(whole)
@@ -313,7 +313,7 @@ def test_main_labels_are_those_of_the_larger_weight():
 
 
 def test_train_step_nonfinite_loss_freezes_state(world):
-    step = world.step(world.frozen, feed=world.features, start_layer=CUT)
+    step = world.step(world.frozen, loader=world.features, start_layer=CUT)
     state, frozen = world.start(world.frozen)
     order = EpochSampler(3, 4, len(world.features))
     good, bad, after = (examples for examples in world.features.train_batches(order, 0, 3, None))
@@ -333,7 +333,7 @@ def test_train_step_nonfinite_gradient_is_recorded(world, monkeypatch):
         return jnp.sqrt(jnp.abs(logits - jax.lax.stop_gradient(logits)).sum(-1)) + 1.0
 
     monkeypatch.setattr(train_step, "cross_entropy", steep)
-    step = world.new_step(world.frozen, feed=world.features, start_layer=CUT)
+    step = world.new_step(world.frozen, loader=world.features, start_layer=CUT)
     state, frozen = world.start(world.frozen)
     state = step(state, frozen, next(world.features.train_batches(EpochSampler(3, 4, len(world.features)), 0, 1, None)))
     assert int(state.nonfinite_step) == 0

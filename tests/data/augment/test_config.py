@@ -54,9 +54,9 @@ def is_uniform(values: np.ndarray, low: float, high: float) -> bool:
 
 
 def test_example_keys_depend_on_seed_epoch_and_index_only():
-    passes, indices = np.array([0, 0, 1, 1, 2]), np.array([5, 6, 5, 1_000_000, 2])
-    batch = jax.random.key_data(keys_of(11, passes, indices))
-    backward = jax.random.key_data(keys_of(11, passes[::-1], indices[::-1]))
+    epochs, indices = np.array([0, 0, 1, 1, 2]), np.array([5, 6, 5, 1_000_000, 2])
+    batch = jax.random.key_data(keys_of(11, epochs, indices))
+    backward = jax.random.key_data(keys_of(11, epochs[::-1], indices[::-1]))
     np.testing.assert_array_equal(backward[::-1], batch)
     untagged = jax.random.fold_in(jax.random.fold_in(jax.random.key(11), 0), 5)
     assert (jax.random.key_data(untagged) != batch[0]).any()

@@ -97,9 +97,9 @@ def test_scan_csv_bad_row_is_named_by_number(table, row: str, fault: str) -> Non
     with pytest.raises(UserError) as caught:
         scan_csv(file)
     assert str(file) in str(caught.value)
-    row_told, told = re.search(r"\brow (\d+)\b(.*)", str(caught.value)).groups()
-    assert row_told == "4"
-    assert re.search(fault, told), told
+    number, message = re.search(r"\brow (\d+)\b(.*)", str(caught.value)).groups()
+    assert number == "4"
+    assert re.search(fault, message), message
     report = inspect_csv(file)
     index, problems = report.index, report.problems
     assert problems[0] == str(caught.value)
