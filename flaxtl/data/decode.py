@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,28 +13,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from flaxtl.data.bit_depth import check_bit_depth, largest_value
-from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, has_deep_header, open_image, to_rgb
+from flaxtl.data.image_file import (
+    FORMAT_SUFFIXES,
+    UnreadableError,
+    apply_exif_orientation,
+    has_deep_header,
+    open_image,
+    to_rgb,
+)
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import user_path
 
-EXTENSIONS = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
-)
+EXTENSIONS = frozenset(chain.from_iterable(FORMAT_SUFFIXES.values()))
 """Suffixes of image files, in lower case; the format is detected from the content."""
 
 _INTERPOLATIONS = {

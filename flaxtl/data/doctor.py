@@ -15,8 +15,9 @@ from flaxtl.console import ProgressFn
 from flaxtl.data import duplicates, splitting
 from flaxtl.data.bit_depth import describe_range, is_deep_color, narrow_bit_depth
 from flaxtl.data.class_names import show_difference, similar_classes
+from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.duplicates import Fingerprint
-from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.image_file import FORMAT_SUFFIXES, UnreadableError, apply_exif_orientation, open_image, to_rgb
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage, absent_classes
 from flaxtl.defaults import DEFAULTS
 from flaxtl.errors import UserError, join_names
@@ -271,33 +272,13 @@ def _count_frames(image: Image.Image) -> int:
         return 1
 
 
-_FORMATS = {
-    ".avif": "AVIF",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".jfif": "JPEG",
-    ".jpeg": "JPEG",
-    ".jp2": "JPEG2000",
-    ".jpg": "JPEG",
-    ".pbm": "PPM",
-    ".pgm": "PPM",
-    ".png": "PNG",
-    ".ppm": "PPM",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-}
-"""The format that each suffix of `decode.EXTENSIONS` stands for."""
-
-
 def _file_issues(path: Path, result: ImageInfo | ImageError) -> Iterator[Issue]:
     """Yield the issues of one file."""
     if isinstance(result, ImageError):
         yield Issue(result.kind, (path,), result.reason)
         return
-    expected = _FORMATS.get(path.suffix.lower())
-    actual = "JPEG" if result.format == "MPO" else result.format
-    if expected not in (None, actual):
+    suffix, actual = path.suffix.lower(), "JPEG" if result.format == "MPO" else result.format
+    if suffix in EXTENSIONS and suffix not in FORMAT_SUFFIXES.get(actual, ()):
         yield Issue("suffix", (path,), f"{path.suffix} by name, {actual} by content")
     if min(result.width, result.height) < MIN_SIDE:
         yield Issue("tiny", (path,), f"{result.width} × {result.height} pixels")

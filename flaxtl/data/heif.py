@@ -5,6 +5,9 @@ from functools import cache
 FORMAT = "HEIF"
 """pillow-heif's name of the format."""
 
+SUFFIX = ".heic"
+"""Suffix of its files."""
+
 MISSING_READER = "HEIC, an iPhone format: pip install 'flaxtl[heif]'"
 
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")

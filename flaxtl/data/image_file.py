@@ -26,8 +26,21 @@ never take more than 1.3 GB, whatever the number of threads.
 MAX_FILE_BYTES = 2**29
 """Bytes of the largest file that is read: MAX_PIXELS of 4 bytes, uncompressed."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""Pillow's names of the formats of `decode.EXTENSIONS`, the usual ones first.
+FORMAT_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2",),
+}
+"""Pillow's names of the formats that are read -> suffixes of their files, in lower case; the usual ones first."""
+
+FORMATS = tuple(FORMAT_SUFFIXES)
+"""Pillow's names of the formats that are read.
 
 Naming them keeps Pillow from trying its other formats on an untrusted file: for PostScript it would start an
 interpreter.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data import decode, doctor
+from flaxtl.data import doctor
 from flaxtl.data.doctor import ISSUE_TYPES, check_dataset
 from flaxtl.data.sources import csv_file, image_folder
 from flaxtl.errors import UserError
@@ -320,10 +320,6 @@ def test_check_dataset_sorts_by_severity(plain):
     assert [ISSUE_TYPES[kind].blocking for kind in ISSUE_TYPES] == sorted(
         (kind.blocking for kind in ISSUE_TYPES.values()), reverse=True
     )
-
-
-def test_doctor_knows_format_of_every_suffix():
-    assert doctor._FORMATS.keys() == decode.EXTENSIONS
 
 
 def test_as_json(given):

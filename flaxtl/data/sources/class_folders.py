@@ -2,22 +2,9 @@
 
 from pathlib import Path
 
-from flaxtl.data.image_file import SIGNATURE_BYTES, matching_formats
+from flaxtl.data import heif
+from flaxtl.data.image_file import FORMAT_SUFFIXES, SIGNATURE_BYTES, matching_formats
 from flaxtl.errors import UserError
-
-_SUFFIXES = {
-    "JPEG": ".jpg",
-    "PNG": ".png",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-    "PPM": ".ppm",
-    "TIFF": ".tif",
-    "WEBP": ".webp",
-    "AVIF": ".avif",
-    "JPEG2000": ".jp2",
-    "HEIF": ".heic",
-}
-"""Pillow's name of a format -> file suffix."""
 
 
 class ClassFolders:
@@ -51,7 +38,8 @@ class ClassFolders:
         formats = matching_formats(start)
         if not formats:
             raise UserError(f"{self._dataset} contains an image of an unknown format: {stem}")
-        return f"{self.check(label)}/{stem}{_SUFFIXES[formats[0]]}"
+        suffix = FORMAT_SUFFIXES.get(formats[0], (heif.SUFFIX,))[0]
+        return f"{self.check(label)}/{stem}{suffix}"
 
     def write(self, folder: Path, label: str, stem: str, image: bytes) -> None:
         """Write an image of the class `label` below `folder`; see `relative_path` for its name and for errors."""
