@@ -155,21 +155,27 @@ class RunResult:
         """Path of the HTML report, which exists once the run has ended."""
         return run_dir.report_path(self.workdir)
 
-    def predict(self, inputs: Sequence[str | Path], *, calibrated: bool = False) -> Predictions:
+    def predict(self, inputs: str | Path | Sequence[str | Path], *, calibrated: bool = False) -> Predictions:
         """Classify images with the model after the last finished phase.
 
         Args:
-          inputs: image files, folders or glob patterns.
+          inputs: image files, folders or glob patterns, or one of them.
           calibrated: return probabilities at the run's temperature, as `flaxtl predict` does by default, instead of
             those of the network.
+
+        Returns:
+          One row for each image, named by `paths`: in the order of the inputs, and sorted within a folder. An image
+          that is given twice has one row; one that cannot be read has none, but is in `unreadable`, with a message.
 
         Raises:
           UserError: no image is found or can be read, no phase has finished, or the run has no temperature.
         """
-        listing = find_images([str(path) for path in inputs])
+        listing = find_images(_path_texts(inputs))
         if listing.skipped:
             message(make_console(), describe_skipped(listing.skipped))
         predictions = self._trained.predictor().predict(listing.images)
+        for reason in predictions.unreadable:
+            message(make_console(), reason)
         return predictor.calibrate(predictions, self.workdir) if calibrated else predictions
 
     def export(self, form: str, path: str | Path) -> Path:
@@ -214,6 +220,15 @@ class RunResult:
         from flaxtl.report import report
 
         return report.render_notebook_summary(self.record, repr(self))
+
+
+def _path_texts(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    if others := [type(path).__name__ for path in paths if not isinstance(path, str | Path)]:
+        raise UserError(f"Give image files, folders or glob patterns to predict, not objects of type {others[0]}.")
+    if not paths:
+        raise UserError("Give one or more image files, folders or glob patterns to predict.")
+    return list(map(str, paths))
 
 
 def _class_index(name: str, classes: Sequence[str]) -> int:

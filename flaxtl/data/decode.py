@@ -1,7 +1,7 @@
 """Decode image files to uint8 RGB arrays of one size; one error names all files that cannot be read, and why."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -194,10 +194,18 @@ def load_images(
       UserError: no paths, files that cannot be read (all are named), or an invalid `resize`, `interpolation` or
         `crop_pct`.
     """
-    if isinstance(paths, str | Path) or not len(paths):
-        raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {paths!r}.")
-    height, width = (size, size) if isinstance(size, int) else size
+    check_image_files(paths)
+    height, width = (size, size) if isinstance(size, int | np.integer) else size
     return decode_all([user_path(path) for path in paths], Resize(height, width, resize, interpolation, crop_pct))
+
+
+def check_image_files(paths: object) -> None:
+    """Raise UserError unless `paths` is a list, or another collection, of one or more paths."""
+    files = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else []
+    others = [file for file in files if not isinstance(file, str | Path)]
+    if others or not files:
+        given = f"{type(others[0]).__name__} objects" if others else repr(paths)
+        raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {given}.")
 
 
 def decode_into(

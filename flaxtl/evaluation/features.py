@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.decode import load_images
+from flaxtl.data.decode import check_image_files, load_images
 from flaxtl.data.loaders import Mask
 from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError
@@ -49,6 +49,8 @@ def extract_features(
     """
     if batch_size < 1 or not len(images):
         raise UserError(f"Cannot compute features of {len(images)} images in batches of {batch_size}. Give 1 or more.")
+    if not isinstance(images, np.ndarray | jax.Array):
+        check_image_files(images)
     step = _make_feature_step(model, layer)
     features = collect(step, dict(variables), _batches(model, images, min(batch_size, len(images))))
     return cast(npt.NDArray[np.float32], features)

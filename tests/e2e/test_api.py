@@ -107,6 +107,17 @@ def test_calibrate_uses_the_temperature_of_the_run(tmp_path):
         predictor.calibrate(predictions, workdir)
 
 
+@pytest.mark.parametrize("inputs", [[], [np.zeros((8, 8, 3), np.uint8)], np.zeros((1, 8, 8, 3), np.uint8)])
+def test_predict_inputs_that_are_no_paths_are_user_errors(tmp_path, inputs):
+    with pytest.raises(UserError, match=r"Give .*image files, folders or glob patterns to predict"):
+        api.load_run(finished_run.write_run(tmp_path)).predict(inputs)
+
+
+def test_predict_takes_one_path(tmp_path):
+    with pytest.raises(UserError, match=r"No images found at '.*/absent\.jpg'"):
+        api.load_run(finished_run.write_run(tmp_path)).predict(str(tmp_path / "absent.jpg"))
+
+
 def test_run_result_of_unfinished_run_is_empty(tmp_path):
     workdir = finished_run.write_run(tmp_path)
     for name in ("predictions.csv", "metrics.jsonl", "summary.json"):
