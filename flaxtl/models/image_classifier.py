@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import export
 
 from flaxtl.errors import UserError, unknown
-from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, list_layers
+from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, check_input_size, list_layers
 from flaxtl.models.spec import Groups
 from flaxtl.models.tracer import Layer
 
@@ -60,8 +61,12 @@ class ImageClassifier(nn.Module):
           The logits; with `capture`, the logits and a dict of layer name -> output, in the dtype of the layers.
 
         Raises:
-          UserError: a layer or a group does not exist.
+          UserError: a layer or a group does not exist, or images have another shape or are too small for the network.
         """
+        if start is None:
+            self._check_images(images)
+        if isinstance(capture, str):
+            raise UserError(f"capture is the text {capture!r}. Write capture=({capture!r},).")
         output_layers = (self.output_layer,) if self.output_layer else ()
         train_layers, keys = frozenset[str](), None
         if train:
@@ -83,6 +88,15 @@ class ImageClassifier(nn.Module):
         output = result.taps[self.output_layer].astype(jnp.float32) if self.output_layer else result.logits
         assert output is not None, "without an output layer, the forward pass reaches the logits"
         return (output, {name: result.taps[name] for name in capture}) if capture else output
+
+    def _check_images(self, images: jax.Array) -> None:
+        """Check the shape. Of images that are too small, no pixel is left above, and the outputs would be NaN."""
+        if images.ndim != 4 or images.shape[3] != 3:
+            shape = "x".join(map(str, images.shape)) or "no dimensions"
+            raise UserError(f"The model takes RGB images [batch, height, width, 3], but their shape is {shape}.")
+        size = images.shape[1:3]
+        if not any(map(export.is_symbolic_dim, size)):
+            check_input_size(self.classifier.spec, *size)
 
     def _train_layers(self, layers: list[Layer], trainable: Collection[str] | None) -> frozenset[str]:
         """Return the layers in train mode: those of `trainable`, groups or layers; None: all."""

@@ -155,6 +155,18 @@ def test_create_model_captures_layers_and_their_gradients(created, images):
     assert np.any(gradient(jnp.zeros((4, 256))))
     with pytest.raises(UserError, match=r"'conv_pw_14'.*'conv_pw_"):
         shapes(model, variables, images, capture=("conv_pw_14",))
+    with pytest.raises(UserError, match=r"'pool'.*capture=\('pool',\)"):
+        shapes(model, variables, images, capture="pool")
+
+
+@pytest.mark.parametrize(
+    ("shape", "fact"),
+    [((1, 16, 16, 3), "16x16.* 32"), ((32, 32, 3), "32x32x3"), ((1, 3, 32, 32), "1x3x32x32"), ((1, 32, 32, 4), "x4")],
+)
+def test_create_model_images_of_another_shape_are_refused(created, shape, fact):
+    model, variables = created
+    with pytest.raises(UserError, match=fact):
+        shapes(model, variables, np.zeros(shape, np.uint8))
 
 
 def test_create_model_start_needs_only_parameters_above_the_layer(created, images):
