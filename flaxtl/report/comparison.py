@@ -1,5 +1,6 @@
 """Comparison of runs: accuracies on their common images, McNemar's test, phases and curves."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,16 +81,16 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
     split = "test" if all(run.eval_split == "test" for run in runs) else "validation"
     results = [_labels_and_correctness(run, split) for run in runs]
     common = set(results[0]).intersection(*results[1:])
-    paths = [path for path in results[0] if path in common and len({result[path][0] for result in results}) == 1]
-    if not paths:
+    images = [image for image in results[0] if image in common and len({result[image][0] for result in results}) == 1]
+    if not images:
         names = " and ".join(str(run.workdir) for run in runs)
         raise UserError(
             f"{names} have no {split} image with the same label in common. Compare runs on the same images."
         )
-    first = [results[0][path][1] for path in paths]
+    first = [results[0][image][1] for image in images]
     compared = []
     for run, result in zip(runs, results, strict=True):
-        correct = [result[path][1] for path in paths]
+        correct = [result[image][1] for image in images]
         outcomes = list(zip(first, correct, strict=True))
         compared.append(
             ComparedRun(
@@ -100,19 +101,25 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
                 only_this=outcomes.count((False, True)),
             )
         )
-    return Comparison(split, compared, num_excluded=len(set().union(*results)) - len(paths))
+    return Comparison(split, compared, num_excluded=len(set().union(*results)) - len(images))
 
 
-def _labels_and_correctness(run: RunRecord, split: str) -> dict[str, tuple[str, bool]]:
-    """Return path -> (label, whether the prediction is correct) of the images of a split."""
+def _labels_and_correctness(run: RunRecord, split: str) -> dict[tuple[str, int], tuple[str, bool]]:
+    """Return image -> (label, whether the prediction is correct) of the images of a split.
+
+    An image is the SHA-256 of its file, because each run may have its own copy, and a number for files with equal bytes.
+    """
     predictions = run.predictions.of_split(split) if run.predictions else None
     if predictions is None or not predictions.paths:
         raise UserError(f"{run.workdir} has no predictions of {split} images. Run flaxtl train until it is complete.")
-    labels = (predictions.classes[label] for label in predictions.labels)
-    return {
-        path: (label, bool(correct))
-        for path, label, correct in zip(predictions.paths, labels, predictions.correct, strict=True)
-    }
+    digests = {example.path: example.sha256 for example in run.manifest.examples}
+    results: dict[tuple[str, int], tuple[str, bool]] = {}
+    counts: Counter[str] = Counter()
+    for path, label, correct in zip(predictions.paths, predictions.labels, predictions.correct, strict=True):
+        digest = digests.get(path, path)
+        results[digest, counts[digest]] = predictions.classes[label], bool(correct)
+        counts[digest] += 1
+    return results
 
 
 COLUMNS = ("accuracy", "95 % interval", "only first correct", "only this correct", "p")

@@ -1,6 +1,7 @@
 """A run directory of a finished run without its checkpoints, and a parser for its report."""
 
 import csv
+import hashlib
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,7 +66,8 @@ def write_run(root):
             draw_image(path, index)
             rows.append((str(path), name, split))
     with (workdir / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "split", "sha256"), *((*row, "0" * 64) for row in rows)])
+        csv.writer(file).writerow(("path", "label", "split", "sha256"))
+        csv.writer(file).writerows((*row, hashlib.sha256(row[0].encode()).hexdigest()) for row in rows)
 
     evaluated = [row for row in rows if row[2] != "train"]
     labels = np.array([CLASSES.index(row[1]) for row in evaluated])

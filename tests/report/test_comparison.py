@@ -10,6 +10,7 @@ from flaxtl.cli.main import main
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions, run_files
 from flaxtl.report import comparison
+from flaxtl.train import run_dir
 
 
 @pytest.fixture
@@ -44,6 +45,19 @@ def test_compare_runs_uses_common_images(runs):
     assert (first.only_first, first.only_this, first.p_value) == (0, 0, 1.0)
     assert (second.only_first, second.only_this) == (0, (~correct).sum())
     assert second.p_value == pytest.approx(2 / 2 ** int((~correct).sum()), rel=1e-12)
+
+
+def test_compare_runs_finds_images_that_were_copied(runs):
+    first, second = (run_files.read_run(run) for run in runs)
+    rows = [tuple(pair) for pair in zip(first.manifest.examples, range(99), strict=False)]
+    assert len({example.sha256 for example, _ in rows}) == len(rows)
+    expected = comparison.compare_runs([first, second])
+    moved = {example.path: f"/elsewhere/{number}.jpg" for example, number in rows}
+    examples = tuple(replace(example, path=moved[example.path]) for example in second.manifest.examples)
+    run_dir.write_manifest(second.workdir, replace(second.manifest, examples=examples, root=None))
+    paths = tuple(moved[path] for path in second.predictions.paths)
+    predictions.write_predictions(second.workdir / "predictions.csv", replace(second.predictions, paths=paths))
+    assert comparison.compare_runs([first, run_files.read_run(second.workdir)]) == expected
 
 
 def test_report_command_compares_runs(runs, capsys):
