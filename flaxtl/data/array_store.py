@@ -7,6 +7,7 @@ and grow with the data.
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     memory = np.empty(num_bytes + XLA_CPU_ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % XLA_CPU_ALIGNMENT
     return memory[first : first + num_bytes].view(dtype).reshape(shape)
+
+
+DIGEST_LENGTH = 20
+"""Hexadecimal digits of the digest in the name of a store that flaxtl may delete."""
+
+_STORE_NAME = re.compile(rf"\.*([\w.-]+-)?[0-9a-f]{{{DIGEST_LENGTH}}}\.npy(\.part|\.json(\.[0-9a-f]+)?)?")
+"""Names of such a store and of the files beside it while it is written."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,18 @@ class ArrayStore:
 
     def _offset(self, row: int) -> int:
         return len(self.header) + (self.first_row + row) * self.row_bytes
+
+
+def remove_stores(folder: Path) -> None:
+    """Delete the complete and the unfinished stores in a folder whose names end in a digest, and the folder if empty.
+
+    All other files are kept: the folder may be the user's own.
+    """
+    for file in folder.glob("*") if folder.is_dir() else ():
+        if _STORE_NAME.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class ArrayStoreWriter:

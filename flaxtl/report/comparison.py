@@ -107,7 +107,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
 def _labels_and_correctness(run: RunRecord, split: str) -> dict[tuple[str, int], tuple[str, bool]]:
     """Return image -> (label, whether the prediction is correct) of the images of a split.
 
-    An image is the SHA-256 of its file, because each run may have its own copy, and a number for files with equal bytes.
+    An image is the SHA-256 of its file, of which each run may have its own copy, and a number for files of equal bytes.
     """
     predictions = run.predictions.of_split(split) if run.predictions else None
     if predictions is None or not predictions.paths:

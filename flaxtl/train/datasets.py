@@ -1,7 +1,6 @@
 """The splits of a run: images decoded into memory or into a file, their cached features, and the loaders of both."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,14 @@ from rich.console import Console
 
 from flaxtl import __version__
 from flaxtl.console import ProgressFn, message, progress_bar
-from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, aligned_empty, check_space
+from flaxtl.data.array_store import (
+    DIGEST_LENGTH,
+    ArrayStore,
+    ArrayStoreWriter,
+    aligned_empty,
+    check_space,
+    remove_stores,
+)
 from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
@@ -180,7 +186,7 @@ class SplitData:
             repr(views),
             *sorted(f"{path}={digest}" for path, digest in digests.items() if layer_of(path) in needed_layers),
         ]
-        return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:20]}"
+        return f"{layer}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:DIGEST_LENGTH]}"
 
 
 def load_splits(
@@ -234,9 +240,11 @@ def feature_cache_dir(setup: RunSetup) -> Path:
 
 def remove_intermediate_files(setup: RunSetup) -> None:
     """Remove files that only resuming needs: decoded images, and features in the run directory."""
-    shutil.rmtree(_image_dir(setup).parent, ignore_errors=True)
+    images = _image_dir(setup).parent
+    for folder in (*images.glob("[0-9]*"), images):
+        remove_stores(folder)
     if not setup.config.feature_cache.dir:
-        shutil.rmtree(feature_cache_dir(setup), ignore_errors=True)
+        remove_stores(feature_cache_dir(setup))
 
 
 def _report_skipped(skipped: dict[str, str], num_images: int, console: Console) -> None:
@@ -281,7 +289,7 @@ def _decode_to_disk(
     store = _image_store(setup, examples)
     if store.exists():
         return store, {}
-    shutil.rmtree(_image_dir(setup), ignore_errors=True)  # images of another manifest
+    remove_stores(_image_dir(setup))  # images of another manifest
     check_space([store], "Decoded images need", "Free some space or reduce data.height and data.width.")
     with ArrayStoreWriter(store) as writer:
         unreadable = _decode_into(writer, setup, examples, console, skip=skip)
@@ -311,7 +319,7 @@ def _decode_into(
 
 
 def _image_store(setup: RunSetup, examples: Sequence[Example]) -> ArrayStore:
-    path = _image_dir(setup) / f"{_digest(setup.resize, examples)[:20]}.npy"
+    path = _image_dir(setup) / f"{_digest(setup.resize, examples)[:DIGEST_LENGTH]}.npy"
     return ArrayStore(path, (len(examples), setup.resize.height, setup.resize.width, 3), np.dtype(np.uint8))
 
 

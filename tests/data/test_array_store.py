@@ -185,6 +185,22 @@ def test_killed_writer_resumes_at_its_last_record(monkeypatch, tmp_path):
     assert store.read(np.array([3, 0, 3])).tolist() == [[6, 7], [0, 1], [6, 7]]
 
 
+def test_remove_stores_keeps_all_other_files(tmp_path):
+    digest = "0123456789abcdef0123"
+    ours = (f"{digest}.npy", f"block4_pool-{digest}.npy", f".a-{digest}.npy.part", f".a-{digest}.npy.json")
+    theirs = ("mine.npy", "0.jpg", f"{digest}.jpg", f"{digest}0.npy.gz", f"block4_pool-{digest[1:]}.npy")
+    for name in ours + theirs:
+        (tmp_path / name).write_text("x")
+    (tmp_path / f"b-{digest}.npy").mkdir()
+    array_store.remove_stores(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, f"b-{digest}.npy"}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / ours[0]).touch()
+    array_store.remove_stores(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+    array_store.remove_stores(tmp_path / "own")  # a folder that does not exist
+
+
 def test_second_writer_waits_and_writes_nothing(tmp_path, monkeypatch):
     store = features(tmp_path, n=3)
     events = []

@@ -200,6 +200,18 @@ def test_train_of_a_complete_run_changes_nothing(place, capsys):
     assert (place / "run" / "summary.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("folder", ["images", "features"])
+def test_train_in_the_folder_of_the_images_keeps_them(place, tmp_path, folder):
+    """Files of a run are also in WORKDIR/images/0 and WORKDIR/features."""
+    source = shutil.copytree(place / "images", tmp_path / folder)
+    source.joinpath("red").rename(source / "0")
+    before = {path: path.read_bytes() for path in source.rglob("*.png")}
+    settings = ("phases=frozen", "frozen.epochs=1", "data.pipeline=stream", f"data.source=folder:{source}")
+    options = [f"--config.{setting}" for setting in settings]
+    main(["train", f"--config={place / 'config.py'}", f"--workdir={tmp_path}", *options])
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.slow
 def test_train_writes_a_missing_report(place):
     """A run that was stopped after its evaluation, which had set `complete`."""
