@@ -14,7 +14,7 @@ import jax
 from flaxtl import fileio
 from flaxtl.config import config_differences, config_from_json, config_to_json
 from flaxtl.data.manifest import Manifest
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, join_names
 from flaxtl.models import registry
 from flaxtl.parallel import processes
 from flaxtl.train.phases import Phase
@@ -28,6 +28,19 @@ PACKAGES = ("flaxtl", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "pill
 
 MUTABLE_SETTINGS = ("feature_cache.dir", "checkpoint.")
 """Settings that a resumed run may change: they affect where and when files are written, not the result."""
+
+
+OUTPUT_FILES = (
+    "summary.json",
+    "layers.json",
+    "manifest.csv",
+    "metrics.jsonl",
+    "predictions.csv",
+    "report/index.html",
+    "report/model_card.md",
+    "report/label_issues.csv",
+)
+"""Files that a run writes, beside config.json; it would replace a user's own files of these names."""
 
 
 @contextmanager
@@ -73,6 +86,29 @@ def is_run(workdir: Path) -> bool:
     return has_config
 
 
+def check_unused(workdir: Path) -> None:
+    """Check that a new run in `workdir` overwrites nothing.
+
+    After a start that was interrupted before config.json was written, summary.json is a run's, and so are the others.
+
+    Raises:
+      UserError: the folder has files with the names of a run's.
+    """
+    names = [name for name in OUTPUT_FILES if (workdir / name).exists()]
+    if names and not _has_own_summary(workdir):
+        raise UserError(
+            f"{workdir} is not a run directory, but has {join_names(names)}, which a run would overwrite. "
+            "Use another --workdir."
+        )
+
+
+def _has_own_summary(workdir: Path) -> bool:
+    try:
+        return bool(load_versioned(workdir / "summary.json"))
+    except UserError:
+        return False
+
+
 def create_run_dir(
     workdir: Path, config: Mapping[str, Any], manifest: Manifest, layers: Sequence[LayerRecord], summary: RunSummary
 ) -> None:
@@ -80,7 +116,6 @@ def create_run_dir(
     if not processes.is_main_process():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
     summary = summary.replace(
         seed=config["seed"],
         dtype=config["dtype"],
@@ -89,7 +124,8 @@ def create_run_dir(
         devices=[device.device_kind for device in jax.devices()],
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
-    _write_summary(workdir, summary)
+    _write_summary(workdir, summary)  # first: it shows that the other files are a run's
+    _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
     write_manifest(workdir, manifest)
     _write_json(workdir / "config.json", with_version(config))
 

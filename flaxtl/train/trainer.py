@@ -78,6 +78,8 @@ def train(
         if run_dir.is_complete(workdir):
             message(console, f"{workdir} is already complete. Use a new --workdir to train again.")
             return None
+    else:
+        run_dir.check_unused(workdir)
     devices.check_batch_size(jax.device_count(), config.batch_size, config.accum_steps)
     message(console, "1/4 Checking images", style="bold")
     # 2. Manifest: images and their splits. It is created once, which may take minutes, and is part of the run.

@@ -28,7 +28,7 @@ from flaxtl.console import message, progress_bar
 from flaxtl.data.manifest import Manifest
 from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage
 from flaxtl.data.split_writer import write_folds
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, join_names
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained.backbone import load_backbone
 from flaxtl.train.rounding import rounded_accuracy
@@ -41,6 +41,7 @@ from flaxtl.tuning.sweep_report import result_messages, results_table, write_swe
 from flaxtl.tuning.sweep_results import SweepPoint, SweepResults, read_results, write_results_csv
 
 PLAN_NAME, DEVELOPMENT_NAME, TEST_NAME = "sweep.json", "development.csv", "test.csv"
+TABLE_NAME, PAGE_NAME = "sweep.csv", "sweep.html"
 
 FOLDS, FEATURES, SHARD_LOCKS = "folds", "features", "shards"
 """Folders of a sweep: lists of the folds, cached features, and a lock for each shard that is being trained."""
@@ -75,6 +76,7 @@ def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, shard: str | No
       UserError: the config of a run is invalid, or another process trains the same shard.
       StopRequested: a signal stopped the sweep.
     """
+    _check_unused(workdir)
     plan = _with_earlier_names(plan, workdir)
     runs = shard_runs(shard, plan.runs) if shard else plan.runs
     with run_dir_lock(workdir / SHARD_LOCKS / shard.replace("/", "-of-") if shard else workdir):
@@ -92,6 +94,26 @@ def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Co
     sweep = Sweep(base, workdir, _with_earlier_names(plan, workdir), console)
     with sweep.processes.stop_signal.listening():
         return sweep.finish()
+
+
+def _check_unused(workdir: Path) -> None:
+    """Raise UserError if a new sweep in `workdir` would overwrite files, or read a list of images that is another's."""
+    if (workdir / PLAN_NAME).is_file():
+        return
+    names = [name for name in (DEVELOPMENT_NAME, TEST_NAME, TABLE_NAME, PAGE_NAME) if (workdir / name).exists()]
+    if foreign := [name for name in names if not _is_manifest(workdir / name)]:  # manifests precede the plan
+        raise UserError(
+            f"{workdir} is not a sweep, but has {join_names(foreign)}, which a sweep would overwrite. "
+            "Use another --workdir."
+        )
+
+
+def _is_manifest(file: Path) -> bool:
+    try:
+        Manifest.read(file)
+    except UserError:
+        return False
+    return True
 
 
 def _with_earlier_names(plan: SweepPlan, workdir: Path) -> SweepPlan:
@@ -162,13 +184,13 @@ class Sweep:
             results = self._read_results()
             evaluated = results.best is None or self._evaluate(results.best)
             results = self._read_results()
-            write_results_csv(results, self._workdir / "sweep.csv")
-            write_sweep_report(results, self._workdir / "sweep.html")
+            write_results_csv(results, self._workdir / TABLE_NAME)
+            write_sweep_report(results, self._workdir / PAGE_NAME)
             (self._workdir / ".table").unlink()
         self._console.print(results_table(results))
         for text in result_messages(results):
             self._notify(text)
-        self._notify(f"results: {self._workdir / 'sweep.html'}, {self._workdir / 'sweep.csv'}")
+        self._notify(f"results: {self._workdir / PAGE_NAME}, {self._workdir / TABLE_NAME}")
         return evaluated and not results.failures
 
     def _read_results(self) -> SweepResults:

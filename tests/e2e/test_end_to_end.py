@@ -200,6 +200,18 @@ def test_train_of_a_complete_run_changes_nothing(place, capsys):
     assert (place / "run" / "summary.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["manifest.csv", "predictions.csv", "summary.json", "report/index.html"])
+def test_train_in_a_folder_with_files_of_those_names_is_refused(place, tmp_path, capsys, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    command = ["train", f"--config={place / 'config.py'}", f"--workdir={tmp_path}"]
+    error = error_of(capsys, *command, f"--config.data.source=folder:{place / 'images'}")
+    assert re.search(rf"{re.escape(str(tmp_path))}\b.*\b{name}\b.*--workdir", error)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "{}"
+
+
 @pytest.mark.parametrize("folder", ["images", "features"])
 def test_train_in_the_folder_of_the_images_keeps_them(place, tmp_path, folder):
     """Files of a run are also in WORKDIR/images/0 and WORKDIR/features."""

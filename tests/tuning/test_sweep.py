@@ -265,6 +265,16 @@ def test_sweep_again_checks_a_config_once(sweeps, monkeypatch):
     assert checked == [(30,)]
 
 
+@pytest.mark.parametrize("name", ["development.csv", "test.csv", "sweep.html"])
+def test_sweep_in_a_folder_with_files_of_those_names_is_refused(sweeps, name):
+    sweeps.workdir.mkdir()
+    (sweeps.workdir / name).write_text("path,label\na.jpg,a\n")
+    code, _, err = sweeps.run("--seeds=0")
+    assert code == 2
+    assert re.search(rf"{re.escape(str(sweeps.workdir))}\b.*\b{name}\b.*--workdir", err[-1])
+    assert [(path.name, path.read_text()) for path in sweeps.workdir.iterdir()] == [(name, "path,label\na.jpg,a\n")]
+
+
 def test_sweep_in_the_directory_of_another_is_refused(sweeps):
     with run_dir.run_dir_lock(sweeps.workdir):
         code, _, err = sweeps.run(grid(8))
