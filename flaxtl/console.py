@@ -1,6 +1,7 @@
 """Terminal output: messages, tables and progress bars in one style."""
 
 import importlib
+import os
 import re
 import time
 import unicodedata
@@ -54,11 +55,16 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 class SafeConsole(Console):
-    """A rich Console that replaces unprintable characters, which file names and labels may contain."""
+    """A rich Console for long work: it replaces unprintable characters, as in file names, and outlives its reader."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert to rich Text, as Console does, after making every line printable."""
         return super().render_str(printable(text, keep="\n"), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without output when the reader of a pipe, such as `head`, has ended; Console would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def message(console: Console, text: str, *, style: str | None = None) -> None:

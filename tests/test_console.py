@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -38,6 +39,16 @@ def test_make_table_keeps_names_as_they_are():
     text = printed(make_table("a[/x]", ("b[/y]", "n"), [("c[/z] :cat: \x1b[2J", "1"), ("\udcff", "2")]))
     assert all(name in text for name in ("a[/x]", "b[/y]", "c[/z] :cat: \N{REPLACEMENT CHARACTER}[2J"))
     assert "\x1b" not in text
+
+
+def test_console_goes_on_without_the_reader_of_its_pipe():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as pipe:
+        output = console.SafeConsole(file=pipe)
+        for text in ("first", "second"):
+            console.message(output, text)
+    assert output.quiet
 
 
 def test_progress_bar_on_a_pipe_prints_one_line_at_the_end():

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import TracebackType
 from typing import NoReturn
 
@@ -16,6 +17,9 @@ from flaxtl.cli.parser import parse_arguments
 from flaxtl.console import make_console, message
 from flaxtl.errors import UserError
 from flaxtl.train.signals import StopRequested, exit_code
+
+CLOSED_LOOP = "Event loop is closed"
+"""The error of TensorStore's threads, which is no use to anybody, after a write that has failed."""
 
 RESUMABLE = frozenset({"train", "sweep"})
 """Commands that resume when they are run again."""
@@ -38,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _silence_libraries()
+    _escape_unencodable()
     try:
         options = parse_arguments(arguments)
         with _backend_errors():
@@ -74,18 +79,31 @@ def _backend_errors() -> Iterator[None]:
         raise
 
 
+def _escape_unencodable() -> None:
+    """Print characters that the encoding of the output lacks as escapes; a name or a '±' would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _silence_libraries() -> None:
     """Hide log lines and warnings of libraries about errors that flaxtl reports itself or that do not stop a run."""
     for library in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="PIL")  # large images, damaged metadata
-    sys.excepthook = _excepthook
+    sys.excepthook, sys.unraisablehook = _excepthook, _unraisablehook
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback as Python does, except that of TensorStore's threads after a write that has failed."""
-    if str(error) != "Event loop is closed":
+    if str(error) != CLOSED_LOOP:
         sys.__excepthook__(kind, error, trace)
+
+
+def _unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Do the same with what those threads cannot raise anywhere."""
+    if str(unraisable.exc_value) != CLOSED_LOOP:
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(text: str, code: int, arguments: Sequence[str], *, at_once: bool = False) -> NoReturn:

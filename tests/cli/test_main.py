@@ -1,5 +1,6 @@
 """How a command ends that a signal stops."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flaxtl.cli import commands, main
+from flaxtl.console import make_console, message
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,14 @@ def test_ctrl_c_exits_with_code_130(capsys, monkeypatch, command, resumable):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flaxtl: ")
     assert ("Run the same command to resume" in line) == resumable
+
+
+def test_output_of_another_encoding_gets_escapes(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setitem(commands.COMMANDS, "models", lambda options: message(make_console(), "81 % ± 5"))
+    main.main(["models"])
+    assert stream.buffer.getvalue() == b"81 % \\xb1 5\n"
 
 
 COMPILING = """
