@@ -47,7 +47,8 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
     """Open a file for writing that replaces `path` when the block ends without an error.
 
     Readers see the old file until then, and two processes may write at once. The content is on disk before it gets its
-    name, so a power loss leaves the old file or the new one.
+    name, so a power loss leaves the old file or the new one. A link stays and its target is replaced; what is not a
+    regular file, such as /dev/stdout or a named pipe, is written to directly.
 
     Args:
       path: the file.
@@ -56,6 +57,11 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
     """
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
+    if path.exists() and not path.is_file():
+        with path.open(mode, **options) as file:
+            yield file
+        return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")  # processes of two hosts may have one number
     try:
         with temporary.open(mode, **options) as file:

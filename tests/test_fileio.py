@@ -1,6 +1,8 @@
 import csv
 import io
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +19,20 @@ def test_atomic_write_replaces_file_at_the_end(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text(encoding="utf-8") == "né"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_keeps_links_and_pipes(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    atomic_write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        atomic_write_text(tmp_path / "pipe", "sent")
+    assert read.result() == "sent"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_atomic_write_after_error_keeps_old_file(tmp_path):

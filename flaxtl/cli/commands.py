@@ -7,7 +7,7 @@ import argparse
 import ast
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +96,7 @@ def predict(options: argparse.Namespace) -> None:
 
     _check_predict_options(options)
     listing, top = find_images(options.input), options.top or DEFAULT_TOP
+    _check_predict_outputs(options, listing.images)
     if listing.skipped:
         _notify(describe_skipped(listing.skipped))
     predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
@@ -224,11 +225,12 @@ def split(options: argparse.Namespace) -> None:
         _notify("--fractions and --link have no effect: --kfold writes lists of K equal folds and no images.")
     fractions = split_writer.parse_fractions(options.fractions) if k is None else {}
     index = open_source(_source(options.source), fileio.cache_dir("data"))
-    with progress_bar(console, "Splitting images", len(index.images) * (2 if k is None else 1)) as advance:
+    steps = 2 if k is None else 1  # an image is read, and then copied into its folder
+    with progress_bar(console, "Splitting images", len(index.images)) as advance:
         shared = {
             "near_duplicates": options.near_duplicates,
             "notify": partial(message, console),
-            "on_progress": lambda done: advance(1),
+            "on_progress": lambda done: advance(done % steps == 0),
         }
         if k is None:
             splits = [split for split, part in fractions.items() if part > 0]
@@ -327,6 +329,18 @@ def _check_predict_options(options: argparse.Namespace) -> None:
         raise UserError("--calibrated and --raw contradict each other. Leave out one of them.")
     if options.calibrated and options.model:
         raise UserError("--calibrated applies only to --workdir=DIR; a pretrained model has no temperature.")
+
+
+def _check_predict_outputs(options: argparse.Namespace, images: Sequence[Path]) -> None:
+    """Raise UserError if an output file is one of the images, or one that the run has written."""
+    from flaxtl.train.run_dir import OUTPUT_FILES
+
+    run_files = {(options.workdir / name).resolve() for name in OUTPUT_FILES} if options.workdir else set()
+    inputs = {path.resolve() for path in images}
+    for option, file in (("csv", options.csv), ("json", options.json), ("npz", options.npz)):
+        if file is not None and file.resolve() in run_files | inputs:
+            what = "one of the images" if file.resolve() in inputs else "a file of the run"
+            raise UserError(f"--{option}={file} is {what}. Choose another file.")
 
 
 def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":

@@ -12,7 +12,7 @@ from flaxtl import fileio
 from flaxtl.data import duplicates, manifest, record_files, splitting
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.sources.csv_file import COLUMNS
-from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage, parse_split_name
+from flaxtl.data.sources.image_folder import MANIFEST_NAME, SPLITS, DatasetIndex, SourceImage, parse_split_name
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_folder
 
@@ -109,7 +109,7 @@ def write_folders(
             _copy(image.path, target, link)
             if on_progress is not None:
                 on_progress(len(images) + number)
-        _write_csv(folder / "manifest.csv", sorted(rows))
+        _write_csv(folder / MANIFEST_NAME, sorted(rows))
         _remove_empty(output)
     return Counter((row.label, row.split) for row in rows)
 

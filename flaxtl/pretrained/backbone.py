@@ -137,6 +137,8 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
       A table with one row per array of the file.
     """
     spec = registry.get_spec(name)
+    if output.resolve() == source.resolve():
+        raise UserError(f"--output={output} is the file that is read. Choose another file.")
     if timm and skip_layers:
         raise UserError("--skip-layers applies to files with Keras' layer names. Leave it out, or omit --layout=timm.")
 

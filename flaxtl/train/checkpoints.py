@@ -291,7 +291,10 @@ def _quarantine(source: Path, target: Path) -> None:
 
 
 def _damaged(manager: _Manager, number: int) -> UserError:
-    return UserError(f"Checkpoint {_path(manager, number)} is damaged, or belongs to another run.")
+    return UserError(
+        f"Checkpoint {_path(manager, number)} is damaged, or belongs to another run. "
+        "Delete it and run flaxtl train again."
+    )
 
 
 def _path(manager: _Manager, number: int) -> Path:

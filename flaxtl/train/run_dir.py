@@ -203,8 +203,10 @@ def replace_source(workdir: Path, config: Mapping[str, Any], manifest: Manifest)
 
 
 def is_complete(workdir: Path) -> bool:
-    """Return whether the run in `workdir` was trained and evaluated."""
-    return read_summary(workdir).complete and (workdir / "predictions.csv").is_file()
+    """Return whether the run in `workdir` was trained and evaluated, and still has its predictions and parameters."""
+    summary = read_summary(workdir)
+    kept = (workdir / "predictions.csv", workdir / "checkpoints" / "phases" / str(len(summary.phases)))
+    return summary.complete and all(path.exists() for path in kept)
 
 
 def report_path(workdir: Path) -> Path:

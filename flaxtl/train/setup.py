@@ -210,6 +210,15 @@ def build_model(config: Any, num_classes: int) -> ModelInfo:
     return ModelInfo(model, tuple(classifier.list_layers(model, *size)), shapes, groups, unused)
 
 
+def _check_outside(workdir: Path, source: Path) -> None:
+    """Raise UserError if the run directory is inside the folder of the images."""
+    if source.is_dir() and workdir.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"--workdir={workdir} is inside the data source {source} and would become a part of it. "
+            "Use another --workdir."
+        )
+
+
 def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     """Find the config's images and split them.
 
@@ -219,12 +228,11 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     """
     check_config(config)
     data = config.data
+    scheme, _, location = data.source.partition(":")
+    if scheme == "folder":  # before it is listed, because the lock has created the run directory
+        _check_outside(workdir, fileio.user_path(location))
     listing = base.open_source(data.source, fileio.cache_dir("data"), loader=data.loader)
-    if Path(listing.origin).is_dir() and workdir.resolve().is_relative_to(listing.origin):
-        raise UserError(
-            f"--workdir={workdir} is inside the data source {listing.origin} and would become a part of it. "
-            "Use another --workdir."
-        )
+    _check_outside(workdir, Path(listing.origin))
     expected = tuple(map(str, data.classes))  # an override 1,2 is read as numbers
     if expected and expected != listing.classes:
         raise UserError(

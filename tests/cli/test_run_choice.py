@@ -32,6 +32,7 @@ def write_run(folder, config, *, complete):
     (folder / "config.json").write_text(json.dumps(with_version(config_to_json(config))))
     (folder / "summary.json").write_text(json.dumps(with_version({"complete": complete})))
     (folder / "predictions.csv").touch()
+    (folder / "checkpoints" / "phases" / "0").mkdir(parents=True)
 
 
 @pytest.mark.parametrize(

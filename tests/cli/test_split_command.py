@@ -43,7 +43,7 @@ def test_split_with_fractions_writes_folders(split, tmp_path: Path) -> None:
     assert rows[5][1:] == ["15", "6", "9", "30"]
     ((written,),) = rows[6:]
     assert written.endswith(f"{tmp_path}/out")
-    assert re.search(r"^Splitting images: 60 in \d", err, re.MULTILINE)
+    assert re.search(r"^Splitting images: 30 in \d", err, re.MULTILINE)
     assert len(scan_csv(tmp_path / "out" / "manifest.csv").images) == 30
 
 

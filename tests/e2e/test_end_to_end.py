@@ -200,30 +200,6 @@ def test_train_of_a_complete_run_changes_nothing(place, capsys):
     assert (place / "run" / "summary.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["manifest.csv", "predictions.csv", "summary.json", "report/index.html"])
-def test_train_in_a_folder_with_files_of_those_names_is_refused(place, tmp_path, capsys, name):
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("{}")
-    command = ["train", f"--config={place / 'config.py'}", f"--workdir={tmp_path}"]
-    error = error_of(capsys, *command, f"--config.data.source=folder:{place / 'images'}")
-    assert re.search(rf"{re.escape(str(tmp_path))}\b.*\b{name}\b.*--workdir", error)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
-    assert file.read_text() == "{}"
-
-
-@pytest.mark.parametrize("folder", ["images", "features"])
-def test_train_in_the_folder_of_the_images_keeps_them(place, tmp_path, folder):
-    """Files of a run are also in WORKDIR/images/0 and WORKDIR/features."""
-    source = shutil.copytree(place / "images", tmp_path / folder)
-    source.joinpath("red").rename(source / "0")
-    before = {path: path.read_bytes() for path in source.rglob("*.png")}
-    settings = ("phases=frozen", "frozen.epochs=1", "data.pipeline=stream", f"data.source=folder:{source}")
-    options = [f"--config.{setting}" for setting in settings]
-    main(["train", f"--config={place / 'config.py'}", f"--workdir={tmp_path}", *options])
-    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
-
-
 @pytest.mark.slow
 def test_train_writes_a_missing_report(place):
     """A run that was stopped after its evaluation, which had set `complete`."""
@@ -231,6 +207,15 @@ def test_train_writes_a_missing_report(place):
     shutil.rmtree(place / "run" / "report")
     train(place, "run")
     assert {file.name: file.read_bytes() for file in (place / "run" / "report").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_train_restores_a_lost_last_checkpoint(place):
+    before = (place / "run" / "predictions.csv").read_bytes()
+    shutil.rmtree(place / "run" / "checkpoints" / "phases" / "2")
+    train(place, "run")
+    assert (place / "run" / "checkpoints" / "phases" / "2").is_dir()
+    assert (place / "run" / "predictions.csv").read_bytes() == before
 
 
 @pytest.mark.slow

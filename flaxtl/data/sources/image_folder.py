@@ -15,6 +15,9 @@ from flaxtl.fileio import suggest_path, user_path
 SPLITS = ("train", "validation", "test")
 """The splits, in the order used everywhere."""
 
+MANIFEST_NAME = "manifest.csv"
+"""List of the images in a folder that `flaxtl split` has written, beside its splits."""
+
 _SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
@@ -241,6 +244,8 @@ class _FolderScan:
             for path in sorted(path for path in folder.iterdir() if is_visible(path)):
                 if path.is_dir():
                     entries.folders.append(path)
+                elif path == self.root / MANIFEST_NAME:  # of flaxtl split
+                    continue
                 elif (reason := skip_reason(path)) is None:
                     entries.images.append(path)
                 else:
