@@ -127,7 +127,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Classes", format_count(len(run.classes))),
         ("Images", format_count(len(run.manifest.examples)) if run.manifest.examples else "–"),
         ("Seed", str(run.config.seed)),
-        ("Wall time", format_duration(summary.wall_seconds or None)),
+        ("Training time", format_duration(summary.wall_seconds or None)),
         ("Devices", ", ".join(f"{n} × {kind}" for kind, n in devices.items()) or "–"),
     ]
 

@@ -48,6 +48,7 @@ def test_report_headline_and_facts(page):
     assert "finetune 81 % +6 points" in page.text
     labels = r"[A-Z][a-z]+( [a-z]+)?"
     facts = ("vgg16", "200 × 180", r"vgg16\.h5", "4", "36", "7", "1 h 02 min", "2 × H200")
+    assert "Training time 1 h 02 min" in page.text
     assert re.search(rf"\b{labels} " + rf" {labels} ".join(facts) + r"\b", page.text)
 
 
