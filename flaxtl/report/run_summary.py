@@ -163,7 +163,7 @@ def _phase_row(run: RunRecord, name: str) -> PhaseRow:
             epochs=done.epochs,
             planned_epochs=planned.epochs,
             seconds=done.wall_seconds,
-            metrics={"train": done.train, "validation": done.validation, "test": done.test},
+            metrics={"train": run.train_metrics(name), "validation": done.validation, "test": done.test},
         )
     epochs = [epoch for epoch in run.epochs if epoch.phase == name]
     metrics: dict[str, SplitMetrics | None] = dict.fromkeys(SPLITS)

@@ -58,6 +58,13 @@ def test_report_phases(page):
     assert re.search(r"\b26\b[^.\d]+\bfrozen\b[^.\d]+\b26\b[^.\d]+\bfinetune\b", page.text)
 
 
+def test_report_phases_round_training_accuracy_by_its_images(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["phases"]["frozen"]["train"] |= {"accuracy": 0.9991, "n": 1088}  # uses of 12 images
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    assert "frozen head 0.001 590,597 off 2 1 min 01 s 100 % 75 % 75 %" in text(workdir)
+
+
 def test_report_confusion_and_class_table(page):
     assert re.search(r"\b81 %\D+\b3\b\D+\b16\b", page.text)
     # one of four daisies is found, and nothing else is predicted as daisy
