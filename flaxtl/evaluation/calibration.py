@@ -116,6 +116,11 @@ def describe_temperature(temperature: float) -> str:
     return very + ("overconfident" if temperature > 1 else "underconfident")
 
 
+def temperature_message(temperature: float) -> str:
+    """Return what a fitted temperature means, and the temperature with two significant digits, as a sentence."""
+    return f"Model is {describe_temperature(temperature)} (temperature {temperature:.2g})."
+
+
 def _logits(log_probs: FloatArray) -> FloatArray:
     """Return log p minus its maximum, so that its exponential cannot overflow."""
     return np.asarray(log_probs - log_probs.max(axis=1, keepdims=True, initial=-np.inf), np.float64)

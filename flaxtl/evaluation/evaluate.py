@@ -157,7 +157,7 @@ def _fit_temperature(validation: Predictions, console: Console) -> TemperatureFi
     """Fit the temperature on validation predictions."""
     temperature = calibration.fit_temperature(validation.log_probabilities, validation.labels)
     if temperature:
-        message(console, f"Model is {calibration.describe_temperature(temperature)} (temperature {temperature:.1f}).")
+        message(console, calibration.temperature_message(temperature))
     return TemperatureFit(temperature, len(validation.paths))
 
 

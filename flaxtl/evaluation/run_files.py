@@ -10,7 +10,7 @@ from flaxtl.data.manifest import Manifest
 from flaxtl.evaluation.calibration import CalibrationReport, calibration_report
 from flaxtl.evaluation.predictions import Predictions, read_predictions
 from flaxtl.train import run_dir
-from flaxtl.train.run_records import EpochMetrics, LayerRecord, RunSummary, invalid_file, load_json
+from flaxtl.train.run_records import EpochMetrics, LayerRecord, RunSummary, SplitMetrics, invalid_file, load_json
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,15 @@ class RunRecord:
         """manifest.csv."""
         exists = (self.workdir / "manifest.csv").is_file()
         return run_dir.read_manifest(self.workdir) if exists else Manifest((), ())
+
+    def train_metrics(self, phase: str) -> SplitMetrics:
+        """The training metrics of a finished phase; their `n` is at most the number of training images, if known.
+
+        In summary.json it is the number of uses: with `min_steps` an epoch uses each image several times.
+        """
+        metrics = self.summary.phases[phase].train
+        num_images = sum(example.split == "train" for example in self.manifest.examples)
+        return metrics.replace(n=min(metrics.n, num_images or metrics.n))
 
     @cached_property
     def predictions(self) -> Predictions | None:

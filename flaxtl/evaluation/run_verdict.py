@@ -1,5 +1,6 @@
 """The verdict on a finished run: its result, what is wrong with it, and the one command to try next."""
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ class RunVerdict:
 
     Attributes:
       result: the accuracy with its interval.
-      findings: what limits it, the most important first: guessing, overfitting, too few epochs or images, weakest
-        class, most frequent error.
+      findings: what limits it, the most important first: guessing, too few steps, overfitting, too few epochs or
+        images, weakest class, most frequent error.
       advice: what to try next.
       command: the command line that does so, or the setting to change if the run was started from Python.
     """
@@ -40,43 +41,72 @@ def run_verdict(run: RunRecord) -> RunVerdict | None:
     matrix, classes = predictions.confusion_matrix, predictions.classes
     guessing = verdicts.describe_guessing(run.eval_split, matrix, classes)
     training = _training_findings(run)
+    chance = verdicts.describe_possible_guessing(run.eval_split, matrix, classes)
     few = verdicts.describe_few_images(run.eval_split, correct, n)
     weakest = verdicts.describe_weakest_class(matrix, classes)
     pair = verdicts.describe_confused_pair(matrix, classes)
     advice, command = _next_step(run, guessing, training, few)
     return RunVerdict(
         result=verdicts.describe_accuracy(run.eval_split, correct, n),
-        findings=tuple(text for text in (guessing, *training.values(), few, weakest, pair) if text),
+        findings=tuple(text for text in (guessing, *training.values(), chance, few, weakest, pair) if text),
         advice=advice,
         command=command,
     )
 
 
 def _training_findings(run: RunRecord) -> dict[str, str]:
-    """Return what the metrics of the last phase show: 'overfitting', 'rising' and 'falling', each with its sentence."""
+    """Return what the metrics of the last phase show, each with its sentence.
+
+    The keys are 'untrained', 'overfitting', 'rising' and 'falling'. A phase that stopped early is neither untrained nor
+    falling: more epochs would not be trained.
+    """
     name, phase = next(reversed(run.summary.phases.items()), (None, None))
     if name is None or phase is None:
         return {}
     losses = [epoch.validation_loss for epoch in run.epochs if epoch.phase == name]
     keeps_best = run.config[name].patience > 0
+    all_epochs = phase.epochs == run.config[name].epochs
     findings = {
-        "overfitting": verdicts.describe_overfitting(name, phase.train, phase.validation),
+        "untrained": _describe_untrained(run, name) if all_epochs else "",
+        "overfitting": verdicts.describe_overfitting(name, run.train_metrics(name), phase.validation),
         "rising": "" if keeps_best else verdicts.describe_rising_loss(name, losses),
-        "falling": verdicts.describe_falling_loss(name, losses) if phase.epochs == run.config[name].epochs else "",
+        "falling": verdicts.describe_falling_loss(name, losses) if all_epochs else "",
     }
     return {kind: text for kind, text in findings.items() if text}
+
+
+def _describe_untrained(run: RunRecord, phase: str) -> str:
+    """Return that the run has hardly trained; '' if it has, or if mixed labels keep the loss of the phase high."""
+    augmentation, summary = run.config.augmentation, run.summary.phases[phase]
+    if summary.augment and (augmentation.mixup or augmentation.cutmix):
+        return ""
+    num_steps = sum(done.steps for done in run.summary.phases.values())
+    return verdicts.describe_untrained(num_steps, summary.train.loss, _guessing_loss(run))
+
+
+def _guessing_loss(run: RunRecord) -> float:
+    """Return the training loss of predicting the frequencies of the classes for every image (nats); 0 if unknown.
+
+    It is the entropy of the training labels. Sampling or weights that balance the classes make all equally frequent.
+    """
+    counts = Counter(example.label for example in run.manifest.examples if example.split == "train")
+    if run.config.data.sampling == "balanced" or run.config.class_weights != "none":
+        return math.log(max(1, len(counts)))
+    return -sum(count / counts.total() * math.log(count / counts.total()) for count in counts.values())
 
 
 def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: str) -> tuple[str, str]:
     """Return the most promising next step as (advice, command)."""
     config, name = run.config, next(reversed(run.summary.phases), run.config.phases[-1])
+    if "untrained" in training:
+        return "Train longer.", _train_command(run, _enough_steps(config, name))
+    if "falling" in training:
+        return "Train longer.", _train_command(run, _twice_as_long(config, name))
     if guessing:
         in_place = config.data.loader == "tfdata" and config.data.source.startswith("tfds:")
         note = " This first writes them to the cache." if in_place else ""
         command = shlex.join(["flaxtl", "doctor", f"--data={config.data.source}"])
         return f"Check the images and their labels.{note}", command
-    if "falling" in training:
-        return "Train longer.", _train_command(run, _twice_as_long(config, name))
     if "rising" in training:
         return "Keep the weights of the best epoch.", _train_command(run, {f"{name}.patience": 5})
     if "overfitting" in training and not config[name].augment:
@@ -100,6 +130,13 @@ def _describe_augmentation_work(run: RunRecord, phase: str) -> str:
     summary = run.summary.phases[phase]
     num_trained = summary.epochs * summary.train.n
     return f" Each step then runs the frozen layers, too: on {num_trained:,} images in all instead of {num_cached:,}."
+
+
+def _enough_steps(config: Any, phase: str) -> dict[str, Any]:
+    """Return the settings that give a phase MIN_STEPS steps; twice as many epochs if `steps_per_epoch` is set."""
+    if config[phase].steps_per_epoch:
+        return _twice_as_long(config, phase)
+    return {f"{phase}.min_steps": verdicts.MIN_STEPS}
 
 
 def _twice_as_long(config: Any, phase: str) -> dict[str, Any]:

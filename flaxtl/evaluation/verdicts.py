@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import CountArray
-from flaxtl.train.rounding import rounded_interval, rounded_percent, wilson_interval
+from flaxtl.train.rounding import rounded_accuracy, rounded_interval, rounded_percent, wilson_interval
 from flaxtl.train.run_records import SplitMetrics
 
 SIGNIFICANT = 0.05
@@ -22,6 +22,12 @@ MIN_GAP = 0.05
 
 MIN_LOSS_CHANGE = 0.05
 """Smallest relative change of a validation loss that counts as falling or rising; smaller ones are noise."""
+
+MIN_STEPS = 1000
+"""Number of train steps that train a new head, as measured for `min_steps` of configs/folder.py."""
+
+UNTRAINED_LOSS = 0.8
+"""A training loss above this share of that of guessing, after fewer than MIN_STEPS steps, counts as untrained."""
 
 
 def describe_accuracy(split: str, correct: int, n: int) -> str:
@@ -52,14 +58,45 @@ def describe_few_images(split: str, correct: int, n: int) -> str:
 
 
 def describe_guessing(split: str, matrix: CountArray, classes: Sequence[str]) -> str:
-    """Return a warning if the model may be no better than predicting the largest class for every image; else ''."""
-    n, largest = int(matrix.sum()), int(matrix.sum(axis=1).argmax())
-    support, correct = int(matrix[largest].sum()), int(matrix.trace())
-    if wilson_interval(correct, n)[0] > support / n:
+    """Return a warning if the model is no better than predicting the largest class for every image; else ''."""
+    n, correct, (largest, support) = int(matrix.sum()), int(matrix.trace()), _largest_class(matrix)
+    if correct > support:
         return ""
     return (
         f"No better than guessing: predicting {classes[largest]} for every image would be correct for "
         f"{rounded_percent(support, n)} of the {split} images."
+    )
+
+
+def describe_possible_guessing(split: str, matrix: CountArray, classes: Sequence[str]) -> str:
+    """Return a warning if the model is better than predicting the largest class, but may be so by chance; else ''.
+
+    It may be chance if the interval of the accuracy contains the share of the largest class.
+    """
+    n, correct, (largest, support) = int(matrix.sum()), int(matrix.trace()), _largest_class(matrix)
+    if correct <= support or wilson_interval(correct, n)[0] > support / n:
+        return ""
+    return (
+        f"{n:,} {split} images do not show that the model is better than guessing: predicting {classes[largest]} for "
+        f"every image would be correct for {rounded_percent(support, n)} of them."
+    )
+
+
+def describe_untrained(num_steps: int, loss: float | None, guessing_loss: float) -> str:
+    """Return that training has hardly begun, if the loss is still near that of guessing after few steps; else ''.
+
+    Args:
+      num_steps: train steps of all phases together.
+      loss: training loss of the last phase (nats); None if it was not measured.
+      guessing_loss: that of predicting the frequencies of the classes for every image (nats); 0 if unknown.
+    """
+    if loss is None or not math.isfinite(loss) or not guessing_loss:
+        return ""
+    if num_steps >= MIN_STEPS or loss <= UNTRAINED_LOSS * guessing_loss:
+        return ""
+    return (
+        f"The model has hardly trained in {num_steps:,} steps: its training loss is {loss:.2f}, and guessing by class "
+        f"frequencies would give {guessing_loss:.2f}."
     )
 
 
@@ -76,8 +113,8 @@ def describe_overfitting(phase: str, train: SplitMetrics, validation: SplitMetri
     if train.accuracy < max(validation.accuracy + MIN_GAP, high):
         return ""
     return (
-        f"Overfitting in phase {phase}: {rounded_percent(round(train.accuracy * train.n), train.n)} of the training "
-        f"images are classified correctly, but only {rounded_percent(correct, validation.n)} of the validation images."
+        f"Overfitting in phase {phase}: {rounded_accuracy(train.accuracy, train.n)} of the training images are "
+        f"classified correctly, but only {rounded_percent(correct, validation.n)} of the validation images."
     )
 
 
@@ -156,6 +193,12 @@ def format_p(p_value: float) -> str:
     if p_value < 0.001:
         return "p < 0.001"
     return f"p = {p_value:.{1 if p_value >= 0.1 else 2}g}"
+
+
+def _largest_class(matrix: CountArray) -> tuple[int, int]:
+    """Return the index of the class with the most images, and their number."""
+    support = matrix.sum(axis=1)
+    return int(support.argmax()), int(support.max())
 
 
 def _two_digits(value: float) -> str:

@@ -127,7 +127,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Classes", format_count(len(run.classes))),
         ("Images", format_count(len(run.manifest.examples)) if run.manifest.examples else "–"),
         ("Seed", str(run.config.seed)),
-        ("Wall time", format_duration(summary.wall_seconds or None)),
+        ("Training time", format_duration(summary.wall_seconds or None)),
         ("Devices", ", ".join(f"{n} × {kind}" for kind, n in devices.items()) or "–"),
     ]
 
@@ -163,7 +163,7 @@ def _phase_row(run: RunRecord, name: str) -> PhaseRow:
             epochs=done.epochs,
             planned_epochs=planned.epochs,
             seconds=done.wall_seconds,
-            metrics={"train": done.train, "validation": done.validation, "test": done.test},
+            metrics={"train": run.train_metrics(name), "validation": done.validation, "test": done.test},
         )
     epochs = [epoch for epoch in run.epochs if epoch.phase == name]
     metrics: dict[str, SplitMetrics | None] = dict.fromkeys(SPLITS)

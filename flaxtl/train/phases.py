@@ -70,7 +70,8 @@ class Phase:
         """Check that the warm-up ends, and that the plateau schedule acts before early stopping."""
         if self.warmup_steps > self.steps:
             raise UserError(
-                f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps. Lower it."
+                f"{self.name}.warmup_steps is {self.warmup_steps}, but the phase has only {self.steps} steps. "
+                f"Lower it to at most {self.steps}, or raise {self.name}.epochs or {self.name}.min_steps."
             )
         if self.schedule == "plateau" and 0 < self.patience <= self.plateau_patience:
             raise UserError(

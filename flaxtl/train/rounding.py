@@ -33,12 +33,12 @@ def percent_digits(correct: int, n: int) -> int:
 
 def rounded_accuracy(accuracy: float, n: int) -> str:
     """Return an accuracy in [0, 1] on n > 0 images as text, such as '67 %'."""
-    return rounded_percent(round(accuracy * n), n)
+    return f"{100 * accuracy:.{percent_digits(round(accuracy * n), n)}f} %"
 
 
 def rounded_percent(correct: int, n: int) -> str:
     """Return an accuracy as text, such as '67 %' for 40 of 60."""
-    return f"{100 * (correct / n):.{percent_digits(correct, n)}f} %"
+    return rounded_accuracy(correct / n, n)
 
 
 def rounded_interval(correct: int, n: int) -> str:

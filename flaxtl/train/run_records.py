@@ -124,7 +124,7 @@ class RunSummary(Record, frozen=True):
       skipped_files: number of files in the folders of the data source that are not images.
       phases: phase name -> its summary, once it has ended.
       timings: name of a part of the run -> seconds.
-      wall_seconds: duration, over all resumed runs.
+      wall_seconds: duration of start-up and training, without the final evaluation, over all resumed runs.
       complete: whether the run was trained and evaluated.
       calibration: fitted when the run ended.
       nonfinite_step: set if training diverged.

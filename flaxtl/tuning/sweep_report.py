@@ -64,7 +64,7 @@ def render_sweep_report(results: SweepResults, name: str) -> str:
 def table_columns(results: SweepResults) -> list[str]:
     """Return the names of the columns; the settings of the grids come first."""
     settings = list(results.plan.keys) or ["point"]
-    metrics = ["validation accuracy", "validation loss", "trained weights", "time per run"]
+    metrics = ["validation accuracy", "validation loss", "trained weights", "training time"]
     runs = ["runs"] if _is_repeated(results) else []
     return [*settings, *metrics, *runs, *(["test accuracy"] if _is_tested(results) else [])]
 

@@ -175,6 +175,13 @@ def test_gradual_config_unfreezes_one_block_per_phase():
     assert all(last.lrs[net.groups[path]] == 0 for path in net.groups if "/block3_" in path)
 
 
+@pytest.mark.parametrize(("n_train", "steps"), [(32, [1020, 200, 200]), (1835, [1740, 580, 580])])
+def test_gradual_config_warms_up_a_tenth_of_a_phase_at_most(n_train, steps):
+    _, phases = model_and_phases(load("gradual.py"), n_train)
+    assert [phase.steps for phase in phases] == steps
+    assert [phase.warmup_steps for phase in phases] == [0, 20, 20]
+
+
 @pytest.mark.exhaustive("runs")
 def test_gradual_config_trains_on_synthetic_images(tmp_path, capsys):
     overrides = [

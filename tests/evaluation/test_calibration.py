@@ -105,6 +105,18 @@ def test_describe_temperature_names_direction_and_degree(temperature, text):
     assert calibration.describe_temperature(temperature) == text
 
 
+@pytest.mark.parametrize(
+    ("temperature", "text"),
+    [
+        (0.0213, "Model is very underconfident (temperature 0.021)."),
+        (0.927, "Model is well calibrated (temperature 0.93)."),
+        (11.62, "Model is very overconfident (temperature 12)."),
+    ],
+)
+def test_temperature_message_has_two_significant_digits(temperature, text):
+    assert calibration.temperature_message(temperature) == text
+
+
 def test_apply_temperature_scales_log_probabilities():
     p = np.array([[0.2, 0.8], [0.5, 0.5]])
     # 2 takes square roots: 1 : 2; 0.5 squares: 1 : 16

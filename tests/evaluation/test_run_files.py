@@ -8,6 +8,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation.evaluate import EvaluationResult
 from flaxtl.evaluation.predictions import write_predictions
 from flaxtl.evaluation.run_files import read_run
+from flaxtl.train.run_records import SplitMetrics
 
 
 @pytest.fixture
@@ -35,6 +36,16 @@ def test_run_record_config_alone_gives_empty_values(workdir):
     assert (run.epochs, run.layers, run.classes, run.predictions, run.calibration) == ([], [], [], None, None)
     assert not run.summary.complete
     assert run.eval_split == "validation"
+
+
+@pytest.mark.parametrize(("uses", "n"), [(1088, 12), (8, 8)])
+def test_train_metrics_have_at_most_the_training_images(workdir, uses, n):
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["phases"]["frozen"]["train"]["n"] = uses
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    assert read_run(workdir).train_metrics("frozen") == SplitMetrics(0.75, n, 0.5)
+    (workdir / "manifest.csv").unlink()
+    assert read_run(workdir).train_metrics("frozen") == SplitMetrics(0.75, uses, 0.5)
 
 
 def test_eval_split_without_test_predictions_is_validation(workdir):

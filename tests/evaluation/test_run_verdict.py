@@ -2,11 +2,14 @@
 
 import json
 import shlex
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import finished_run
 
 from flaxtl.evaluation import verdicts
+from flaxtl.evaluation.predictions import write_predictions
 from flaxtl.evaluation.run_files import read_run
 from flaxtl.evaluation.run_verdict import run_verdict
 
@@ -48,6 +51,23 @@ def overfit(workdir, augment):
     config["finetune"]["augment"] = augment
     (workdir / "summary.json").write_text(json.dumps(summary))
     (workdir / "config.json").write_text(json.dumps(config))
+
+
+def undertrain(workdir, loss=1.3, steps=3):
+    """Give the phases few steps, and the last one a training loss near that of guessing 4 classes, ln 4 = 1.39."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    for phase in summary["phases"].values():
+        phase["steps"] = steps
+    summary["phases"]["finetune"]["train"]["loss"] = loss
+    (workdir / "summary.json").write_text(json.dumps(summary))
+
+
+def predict(workdir, num_correct):
+    """Let the first `num_correct` of the 16 test images be predicted as their class, the others as the next one."""
+    tested = read_run(workdir).predictions.of_split("test")
+    labels = tested.labels + (np.arange(16) >= num_correct)
+    probabilities = np.eye(4, dtype="float32")[labels % 4]
+    write_predictions(workdir / "predictions.csv", replace(tested, probabilities=probabilities))
 
 
 def next_step(workdir):
@@ -112,7 +132,7 @@ def test_run_verdict_rising_loss_adds_early_stopping(workdir):
 )
 def test_run_verdict_overfitting_suggests_augmentation(workdir, augment, advice, command):
     overfit(workdir, augment)
-    assert run_verdict(read_run(workdir)).findings[0].startswith("Overfitting in phase finetune: 99.0 %")
+    assert run_verdict(read_run(workdir)).findings[0].startswith("Overfitting in phase finetune: 99 % of the training")
     assert next_step(workdir) == (advice, command)
 
 
@@ -181,3 +201,75 @@ def test_run_verdict_guessing_on_records_in_place_says_what_doctor_writes(workdi
         "Check the images and their labels. This first writes them to the cache.",
         "flaxtl doctor --data=tfds:tf_flowers",
     )
+
+
+def test_run_verdict_guessing_says_check_the_images(workdir):
+    predict(workdir, num_correct=4)
+    assert run_verdict(read_run(workdir)).findings[0].startswith("No better than guessing: predicting daisy")
+    assert next_step(workdir) == ("Check the images and their labels.", "flaxtl doctor --data=folder:/p")
+
+
+def test_run_verdict_possible_guessing_says_cross_validate(workdir):
+    predict(workdir, num_correct=6)
+    overfit(workdir, augment=True)
+    change_config(workdir, batch_size=1)  # mixup is not suggested
+    overfitting, possible, few, *_ = run_verdict(read_run(workdir)).findings
+    assert overfitting.startswith("Overfitting")
+    assert possible.startswith("16 test images do not show that the model is better than guessing: predicting daisy")
+    assert few.startswith("16 test images are too few")
+    assert next_step(workdir)[0] == "Measure the accuracy on all images, by cross-validation."
+
+
+def test_run_verdict_untrained_model_gets_1000_steps(workdir):
+    undertrain(workdir)
+    predict(workdir, num_correct=4)
+    write_losses(workdir, [1.5, 1.4, 1.3])  # still falling
+    guessing, untrained, falling, *_ = run_verdict(read_run(workdir)).findings
+    assert guessing.startswith("No better than guessing")
+    assert untrained == (
+        "The model has hardly trained in 6 steps: its training loss is 1.30, and guessing by class frequencies would "
+        "give 1.39."
+    )
+    assert falling.startswith("Phase finetune ended too early")
+    assert next_step(workdir) == (
+        "Train longer.",
+        "flaxtl train --config=a.py --config.finetune.min_steps=1000 --workdir=DIR-2",
+    )
+
+
+def test_run_verdict_untrained_with_steps_per_epoch_doubles_the_epochs(workdir):
+    undertrain(workdir)
+    change_config(workdir, finetune={"steps_per_epoch": 1})
+    assert next_step(workdir)[1] == "flaxtl train --config=a.py --config.finetune.epochs=6 --workdir=DIR-2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "steps"),
+    [
+        ({"augmentation": {"mixup": 0.2}}, 1.3, 3),  # mixed labels keep the loss high
+        ({"augmentation": {"cutmix": 1.0}}, 1.3, 3),
+        ({"finetune": {"epochs": 4, "patience": 2}}, 1.3, 3),  # stopped early
+        ({}, 1.3, 500),  # of two phases
+        ({}, 1.1, 3),
+    ],
+)
+def test_run_verdict_trained_model_is_not_untrained(workdir, settings, loss, steps):
+    undertrain(workdir, loss, steps)
+    change_config(workdir, **settings)
+    assert next_step(workdir)[0] == "Measure the accuracy on all images, by cross-validation."
+
+
+@pytest.mark.parametrize(
+    ("settings", "guessing_loss"),
+    [({}, "0.56"), ({"data": {"sampling": "balanced"}}, "0.69"), ({"class_weights": "balanced"}, "0.69")],
+)
+def test_run_verdict_guessing_loss_follows_class_frequencies(workdir, settings, guessing_loss):
+    undertrain(workdir)
+    change_config(workdir, **settings)
+    header, *rows = (workdir / "manifest.csv").read_text().splitlines()
+    names = ("daisy", "daisy", "daisy", "tulips")  # an entropy of 0.56 nats
+    kept = [row for row in rows if ",train," not in row]
+    kept += [f"/{number}.png,{name},train,{'0' * 64}" for number, name in enumerate(names)]
+    (workdir / "manifest.csv").write_text("\n".join([header, *kept]) + "\n")
+    (untrained,) = [text for text in run_verdict(read_run(workdir)).findings if "hardly trained" in text]
+    assert untrained.endswith(f"frequencies would give {guessing_loss}.")

@@ -1,5 +1,7 @@
 """The sentences about the figures of a run, on plain arrays."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -32,12 +34,48 @@ def test_describe_few_images(correct, n, text):
     assert verdicts.describe_few_images("test", correct, n) == text
 
 
-def test_describe_guessing():
-    matrix = np.array([[20, 5, 5], [10, 5, 5], [8, 1, 1]])
-    assert verdicts.describe_guessing("test", matrix, CLASSES) == (
-        "No better than guessing: predicting daisy for every image would be correct for 50 % of the test images."
-    )
-    assert verdicts.describe_guessing("test", np.diag([30, 20, 10]), CLASSES) == ""
+GUESSING = "No better than guessing: predicting daisy for every image would be correct for 50 % of the test images."
+
+
+@pytest.mark.parametrize(
+    ("matrix", "guessing", "possible"),
+    [
+        ([[20, 5, 5], [10, 5, 5], [8, 1, 1]], GUESSING, ""),
+        ([[24, 3, 3], [10, 5, 5], [8, 1, 1]], GUESSING, ""),  # 30 of 60, as many as are daisies
+        ([[25, 3, 2], [10, 5, 5], [8, 1, 1]], "",
+         "60 test images do not show that the model is better than guessing: predicting daisy for every image would be "
+         "correct for 50 % of them."),
+        ([[10, 0, 0], [1, 3, 0], [0, 0, 0]], "",  # 13 of 14: the interval is 69 to 99 %
+         "14 test images do not show that the model is better than guessing: predicting daisy for every image would be "
+         "correct for 71 % of them."),
+        (np.diag([30, 20, 10]), "", ""),
+    ],
+)  # fmt: skip
+def test_describe_guessing_compares_with_the_largest_class(matrix, guessing, possible):
+    assert verdicts.describe_guessing("test", np.array(matrix), CLASSES) == guessing
+    assert verdicts.describe_possible_guessing("test", np.array(matrix), CLASSES) == possible
+
+
+@pytest.mark.parametrize(
+    ("steps", "loss", "text"),
+    [
+        (10, 1.5512, "The model has hardly trained in 10 steps: its training loss is 1.55"),
+        (999, 3.0, "The model has hardly trained in 999 steps: its training loss is 3.00"),
+        (10, 1.29, "The model has hardly trained in 10 steps: its training loss is 1.29"),
+        (10, 1.28, ""),  # 0.8 of ln 5 is 1.288
+        (1000, 3.0, ""),
+        (10, None, ""),
+        (10, math.nan, ""),
+        (10, math.inf, ""),
+    ],
+)
+def test_describe_untrained_needs_few_steps_and_a_high_loss(steps, loss, text):
+    guessing = ", and guessing by class frequencies would give 1.61." if text else ""
+    assert verdicts.describe_untrained(steps, loss, math.log(5)) == text + guessing
+
+
+def test_describe_untrained_unknown_loss_of_guessing_is_empty():
+    assert verdicts.describe_untrained(10, 1.55, 0.0) == ""
 
 
 @pytest.mark.parametrize(
@@ -47,6 +85,12 @@ def test_describe_guessing():
             SplitMetrics(0.99, 735),
             SplitMetrics(0.81, 300),
             "Overfitting in phase frozen: 99.0 % of the training images are classified correctly, but only 81 % of the "
+            "validation images.",
+        ),
+        (
+            SplitMetrics(0.9936, 280),  # a mean over several uses of each image
+            SplitMetrics(0.875, 80),
+            "Overfitting in phase frozen: 99.4 % of the training images are classified correctly, but only 88 % of the "
             "validation images.",
         ),
         (SplitMetrics(0.99, 735), SplitMetrics(0.95, 735), ""),  # less than 5 points

@@ -48,6 +48,7 @@ def test_report_headline_and_facts(page):
     assert "finetune 81 % +6 points" in page.text
     labels = r"[A-Z][a-z]+( [a-z]+)?"
     facts = ("vgg16", "200 × 180", r"vgg16\.h5", "4", "36", "7", "1 h 02 min", "2 × H200")
+    assert "Training time 1 h 02 min" in page.text
     assert re.search(rf"\b{labels} " + rf" {labels} ".join(facts) + r"\b", page.text)
 
 
@@ -55,6 +56,13 @@ def test_report_phases(page):
     assert "frozen head 0.001 590,597 off 2 1 min 01 s 75 % 75 % 75 %" in page.text
     assert "finetune head 1e-6 top 1e-6 590,597 on 3 1 min 01 s 75 % 75 % 81 %" in page.text
     assert re.search(r"\b26\b[^.\d]+\bfrozen\b[^.\d]+\b26\b[^.\d]+\bfinetune\b", page.text)
+
+
+def test_report_phases_round_training_accuracy_by_its_images(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["phases"]["frozen"]["train"] |= {"accuracy": 0.9991, "n": 1088}  # uses of 12 images
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    assert "frozen head 0.001 590,597 off 2 1 min 01 s 100 % 75 % 75 %" in text(workdir)
 
 
 def test_report_confusion_and_class_table(page):

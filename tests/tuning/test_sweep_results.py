@@ -96,7 +96,7 @@ def test_point_has_mean_and_std_over_its_runs(tmp_path):
     assert results.points[1].accuracy == (0.55, statistics.stdev([0.9, 0.2]), 2, 8)
     cells = sweep_report.table_cells(results, results.points[0])
     assert cells == ["1", "62 % ± 12", "1.2500 ± 0.2500", "1,234", "2.5 s", "3", "31 % ± 6"]
-    assert sweep_report.table_columns(results)[-2:] == ["runs", "test accuracy"]
+    assert sweep_report.table_columns(results)[-3:] == ["training time", "runs", "test accuracy"]
 
 
 @pytest.mark.parametrize(
