@@ -11,9 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
-from flaxtl import fileio
 from flaxtl.console import make_table, printable, truncate_rows
-from flaxtl.data.sources.base import open_source
+from flaxtl.data.sources.base import open_config_source
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import BATCH_STATS, Classifier
 from flaxtl.models.spec import ModelSpec
@@ -115,7 +114,7 @@ def config_summary(config: Any) -> tuple[Table, str]:
     """Return the layers of a config's model with their param groups and the phases that train them, and totals."""
     check_settings(config)
     data = config.data
-    classes = data.classes or open_source(data.source, fileio.cache_dir("data"), loader=data.loader).classes
+    classes = data.classes or open_config_source(data).classes
     model_info = build_model(config, len(classes))
     phases = build_phases(
         config, model_info.model, model_info.layers, model_info.groups, sys.maxsize, model_info.unused_groups

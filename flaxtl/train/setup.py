@@ -231,7 +231,7 @@ def build_manifest(config: Any, workdir: Path, console: Console) -> Manifest:
     scheme, _, location = data.source.partition(":")
     if scheme == "folder":  # before it is listed, because the lock has created the run directory
         _check_outside(workdir, fileio.user_path(location))
-    listing = base.open_source(data.source, fileio.cache_dir("data"), loader=data.loader)
+    listing = base.open_config_source(data)
     _check_outside(workdir, Path(listing.origin))
     expected = tuple(map(str, data.classes))  # an override 1,2 is read as numbers
     if expected and expected != listing.classes:

@@ -30,6 +30,9 @@ FOLDER_NAME = "learning_rate"
 MIN_POINTS = 5
 """Minimum number of points for a suggestion."""
 
+NUM_RECENT, LEARNED_LOSS = 10, 0.01
+"""If the last batches all have a smaller loss, they are learned: only the moving average still falls."""
+
 
 class Suggestion(NamedTuple):
     """A learning rate, rounded to two digits, the rule that suggests it, and what the rule looks for."""
@@ -75,9 +78,13 @@ class LrFinderResult(NamedTuple):
             return "The loss diverged before it fell. Try a lower --min-lr."
         if self.suggested_lr is None:
             return "The loss never fell. Try a higher --max-lr."
-        if min(self.curve.usable_points, key=_smoothed_loss) is self.curve.points[-1]:
-            return "The loss is still falling at the highest learning rate. Try a higher --max-lr."
-        return ""
+        if min(self.curve.usable_points, key=_smoothed_loss) is not self.curve.points[-1]:
+            return ""
+        if max(point.loss for point in self.curve.points[-NUM_RECENT:]) < LEARNED_LOSS:
+            return (
+                "All batches are learned before the highest learning rate, so the curve does not show where it fails."
+            )
+        return "The loss is still falling at the highest learning rate. Try a higher --max-lr."
 
 
 def find_learning_rate(

@@ -131,9 +131,10 @@ def test_lr_find_with_invalid_input_fails_and_writes_nothing(place, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
-def result_of(losses):
+def result_of(losses, batch_losses=None):
     lr_range = LrRange(1e-6, 1.0, len(losses))
-    points = tuple(LrPoint(lr, loss, loss) for lr, loss in zip(lr_range.lrs().tolist(), losses, strict=True))
+    values = zip(lr_range.lrs().tolist(), losses if batch_losses is None else batch_losses, losses, strict=True)
+    points = tuple(LrPoint(lr, batch_loss, loss) for lr, batch_loss, loss in values)
     curve = LrCurve(points, lr_range.num_skipped)
     return LrFinderResult("finetune", lr_range, curve, {"head": 1.0, LAST_BLOCK: 0.1}, suggest_lrs(curve))
 
@@ -148,6 +149,12 @@ def test_overrides_set_the_suggested_rate_for_all_trained_groups():
     assert config.finetune.lr.head == result.suggested_lr
     assert config.finetune.lr.top == pytest.approx(result.suggested_lr / 10, rel=1e-15)
     assert result.warning == ""
+
+
+def test_warning_of_learned_batches_asks_for_no_higher_rate():
+    warning = result_of(np.linspace(2, 1, 30), [1.0] * 20 + [0.0] * 10).warning
+    assert warning.startswith("All batches are learned before the highest learning rate")
+    assert "--max-lr" in result_of(np.linspace(2, 1, 30), [1.0] * 20 + [0.0] * 9 + [0.1]).warning
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flaxtl.data.sources import archive, csv_file, hub_dataset, image_folder
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
 from flaxtl.errors import UserError, unknown
-from flaxtl.fileio import suggest_path, user_path
+from flaxtl.fileio import cache_dir, suggest_path, user_path
 
 
 def open_source(source: str, cache: Path, *, loader: str = "decoded") -> DatasetIndex:
@@ -93,6 +94,22 @@ def _explain(problem: str, source: str, folder: Path) -> str:
 
 def _archive_name(source: str) -> str:
     return str(user_path(source.removeprefix("archive:")))
+
+
+def open_config_source(data: Any) -> DatasetIndex:
+    """List the images of the section `data` of a config; see `open_source`.
+
+    Raises:
+      UserError: also if its folder does not exist, which may be that of an example.
+    """
+    scheme, _, location = data.source.partition(":")
+    folder = user_path(location)
+    if scheme == "folder" and location and not folder.exists():
+        raise UserError(
+            f"There is no folder {folder}, from which the config reads its images. {suggest_path(folder)} "
+            "Give the folder of your images: --config.data.source=folder:PATH"
+        )
+    return open_source(data.source, cache_dir("data"), loader=data.loader)
 
 
 def _resolve(source: str, cache: Path) -> Path:
