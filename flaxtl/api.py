@@ -62,6 +62,8 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
       UserError: config or images are invalid, or `workdir` holds another run.
       KeyboardInterrupt: the kernel was interrupted; call again to resume.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"Give a config, such as flaxtl.load_config('folder', ...), not {config!r}.")
     config, workdir = prune_phases(config), user_path(workdir)
     try:
         with training_session(config, workdir) as (console, stop_signal):

@@ -18,7 +18,7 @@ class UserError(Exception):
         return [f"flaxtl: {self}"]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist.
 
     It suggests the most similar known name, ignoring case: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
@@ -26,12 +26,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
     Args:
       kind: what the name stands for, such as 'layer'.
-      name: the unknown name.
+      name: the unknown name; from Python it may be no text at all.
       known: all names that exist, in the order in which to list them (a set: alphabetical).
     """
     known = sorted(known) if isinstance(known, Set) else list(known)
     lowercase = {other.lower(): other for other in known}
-    similar = get_close_matches(name.lower(), lowercase, n=1, cutoff=0.6)
+    similar = get_close_matches(str(name).lower(), lowercase, n=1, cutoff=0.6)
     if similar:
         return UserError(f"Unknown {kind} {name!r}. Did you mean {lowercase[similar[0]]!r}?")
     more = ", ..." if len(known) > MAX_SUGGESTIONS else ""

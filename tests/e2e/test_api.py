@@ -92,6 +92,8 @@ def test_run_result_counts_and_selects_test_errors(tmp_path):
     assert len(run.errors(true="tulips")) == 0
     with pytest.raises(UserError, match=r"'dasy'.*'daisy'"):
         run.errors(predicted="dasy")
+    with pytest.raises(UserError, match=r"Unknown class 0\. Available: daisy"):
+        run.errors(true=0)
     with pytest.raises(UserError, match=r"'onx'.*'onnx'"):
         run.export("onx", tmp_path / "exported")
 
@@ -132,6 +134,8 @@ def test_run_result_of_unfinished_run_is_empty(tmp_path):
 
 
 def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match=r"Give a config, .* not 'folder'"):
+        api.train("folder", tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + r"\b.*\bconfig\.json"):
         api.load_run(tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.py"))):
