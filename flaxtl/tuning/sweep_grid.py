@@ -4,20 +4,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import field
+
 from flaxtl.config import config_differences, config_from_json, config_to_json, flatten_config, load_config
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_write_text
+from flaxtl.fileio import atomic_write_text, user_path
 from flaxtl.models import registry
 from flaxtl.train.run_dir import MUTABLE_SETTINGS, with_canonical_name
 from flaxtl.train.run_records import Count, Record, load_json
 
 SEED = "seed"
 """The setting whose values are averaged over instead of compared."""
+
+WEIGHTS = "weights.path"
 
 SHARED_SETTINGS = ("data.source", "data.classes", "data.fractions", "data.near_duplicates", "data.allow_leaks")
 """Settings that select the images of the splits: points are compared on the same images."""
@@ -58,6 +62,7 @@ class SweepPlan(Record, frozen=True):
       seeded: whether the runs have different seeds.
       folds: number of cross-validation folds; 0 without.
       runs: in the order of the grids.
+      weights: weight file on this machine -> its SHA-256, in hex.
     """
 
     config: dict[str, Any]
@@ -65,6 +70,7 @@ class SweepPlan(Record, frozen=True):
     seeded: bool
     folds: Count
     runs: list[SweepRun]
+    weights: dict[str, str] = field(default_factory=dict)
 
     def write(self, file: Path) -> None:
         """Write the plan as JSON."""
@@ -108,7 +114,15 @@ def make_plan(
                 raise UserError(f"Two values of a --grid give the same run, {name}. Leave one of them out.")
             runs[name] = SweepRun(name, point, fold, own_overrides)
     keys = [axis.key for axis in axes if axis.key != SEED]
-    return SweepPlan(base, keys, len(keys) < len(axes), folds or 0, list(runs.values()))
+    paths = {base["weights"]["path"], *(run.point.get(WEIGHTS) for run in runs.values())}
+    return SweepPlan(base, keys, len(keys) < len(axes), folds or 0, list(runs.values()), _weight_digests(paths))
+
+
+def _weight_digests(paths: Collection[object]) -> dict[str, str]:
+    """Return the SHA-256 of those values of `weights.path` that are files on this machine."""
+    files = {path: user_path(path) for path in paths if isinstance(path, str)}
+    existing = {path: file for path, file in sorted(files.items()) if os.path.isfile(file)}  # noqa: PTH113  # a long name is none
+    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in existing.items()}
 
 
 def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
@@ -124,8 +138,13 @@ def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
     ]
     if differences:
         raise UserError(f"{workdir} holds a sweep of another config ({'; '.join(differences)}). Use another --workdir.")
+    if changed := [path for path in old.weights if new.weights.get(path, old.weights[path]) != old.weights[path]]:
+        raise UserError(
+            f"{changed[0]} has changed since the sweep in {workdir} was started, so its runs could not be compared. "
+            "Use another --workdir."
+        )
     runs = {run.name: run for run in (*old.runs, *new.runs)}
-    return new.replace(runs=list(runs.values()))
+    return new.replace(runs=list(runs.values()), weights=old.weights | new.weights)
 
 
 def keep_run_names(new: SweepPlan, old: SweepPlan) -> SweepPlan:

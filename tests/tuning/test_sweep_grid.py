@@ -39,6 +39,20 @@ def test_split_values_ignores_commas_inside_brackets(text, values):
     assert split_values(text) == values
 
 
+def test_merge_plans_with_a_changed_weight_file_is_refused(tmp_path):
+    file = tmp_path / "w.h5"
+    weights = [*FROZEN, f"--config.weights.path={file}"]
+    file.write_bytes(b"first")
+    old = plan_of("config.head.dropout=0.1", overrides=weights)
+    assert list(old.weights) == [str(file)]
+    more = plan_of("config.head.dropout=0.2", overrides=weights)
+    assert len(merge_plans(old, more, tmp_path).runs) == 2
+    file.write_bytes(b"second")
+    changed = plan_of("config.head.dropout=0.2", overrides=weights)
+    with pytest.raises(UserError, match=rf"{re.escape(str(file))} has changed since the sweep .*--workdir"):
+        merge_plans(old, changed, tmp_path)
+
+
 def test_make_plan_is_the_product_of_grids_in_order():
     plan = plan_of("config.head.units=64,(128,64)", "config.head.dropout=0,0.4")
     assert plan.keys == ["head.units", "head.dropout"]
