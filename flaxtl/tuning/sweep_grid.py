@@ -121,8 +121,11 @@ def make_plan(
 def _weight_digests(paths: Collection[object]) -> dict[str, str]:
     """Return the SHA-256 of those values of `weights.path` that are files on this machine."""
     files = {path: user_path(path) for path in paths if isinstance(path, str)}
-    existing = {path: file for path, file in sorted(files.items()) if os.path.isfile(file)}  # noqa: PTH113  # a long name is none
-    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in existing.items()}
+    return {
+        path: hashlib.sha256(file.read_bytes()).hexdigest()
+        for path, file in sorted(files.items())
+        if os.path.isfile(file)  # noqa: PTH113  # Path.is_file raises an error for a name that is too long
+    }
 
 
 def merge_plans(old: SweepPlan, new: SweepPlan, workdir: Path) -> SweepPlan:
