@@ -26,6 +26,8 @@ from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.predictor import TrainedRun
 from flaxtl.export import exporter
 from flaxtl.fileio import user_path
+from flaxtl.models import classifier
+from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, trainer
 from flaxtl.train.run_records import SplitMetrics
@@ -179,6 +181,26 @@ class RunResult:
         for reason in predictions.unreadable:
             message(make_console(), reason)
         return predictor.calibrate(predictions, self.workdir) if calibrated else predictions
+
+    def model(self) -> tuple[ImageClassifier, dict[str, Any]]:
+        """Return the model after the last finished phase, as a Flax module and its variables, for your own code.
+
+            model, variables = run.model()
+            images = flaxtl.load_images(paths, model.input_size, resize=run.record.config.data.resize)
+            logits = model.apply(variables, images)    # float32 [n, classes]
+
+        Returns:
+          As of `flaxtl.create_model`: the module takes RGB images 0..255 and returns float32 logits [n, classes] in
+          the order of `classes`. Their softmax equals the probabilities of `predict` if the images are resized as in
+          the config of the run. The variables are a copy, so a step may donate them.
+
+        Raises:
+          UserError: no phase has finished.
+        """
+        setup = self._trained.setup
+        variables = classifier.to_variables(classifier.unflatten_params(self._trained.params))
+        model = ImageClassifier(setup.model_info.model, (setup.resize.height, setup.resize.width))
+        return model, jax.device_put(variables, may_alias=False)
 
     def export(self, form: str, path: str | Path) -> Path:
         """Export the model after the last finished phase, with its preprocessing, and verify it on images of the run.

@@ -1,8 +1,8 @@
 """A model as one function of images: preprocessing, backbone and head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -244,11 +244,18 @@ def _trace(model: Classifier, height: int, width: int) -> _Trace:
 def init_params(model: Classifier, height: int, width: int, key: jax.Array, *, head_only: bool) -> Params:
     """Return new float32 parameters, of the head only or of the whole model."""
     if not head_only:
-        images = jnp.zeros((1, height, width, 3), jnp.uint8)
-        return _from_variables(jax.jit(model.init)(key, images))  # compiled, the unused forward pass is dropped
+        return _from_variables(_make_init(model)(key, jnp.zeros((1, height, width, 3), jnp.uint8)))
     last = [layer for layer in list_layers(model, height, width) if layer.section == "backbone"][-1]
-    features = jnp.zeros((1, *last.shape), jnp.float32)
-    return _from_variables(jax.jit(partial(model.init, start=last.name))(key, features))
+    return _from_variables(_make_init(model, last.name)(key, jnp.zeros((1, *last.shape), jnp.float32)))
+
+
+@cache
+def _make_init(model: Classifier, start: str | None = None) -> Callable[[jax.Array, jax.Array], Any]:
+    """Return the jitted (key, input) -> Flax variables of the layers above `start`; None: of all layers.
+
+    One program of all layers drops the forward pass, which is unused. It takes seconds to compile, so it is kept.
+    """
+    return jax.jit(partial(model.init, start=start))
 
 
 def check_input_size(spec: ModelSpec, height: int, width: int) -> None:
@@ -256,7 +263,7 @@ def check_input_size(spec: ModelSpec, height: int, width: int) -> None:
     if min(height, width) < spec.min_input_size:
         raise UserError(
             f"Images of {height}x{width} are too small for {spec.name}. "
-            f"Set data.height and data.width to at least {spec.min_input_size}."
+            f"Height and width (data.height and data.width in a config) must be at least {spec.min_input_size}."
         )
 
 

@@ -1,6 +1,7 @@
 """The head: the new classifier on top of a backbone."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models.net import Net
@@ -45,11 +46,11 @@ class Head:
     def __post_init__(self) -> None:
         """Check the values."""
         if self.pooling not in POOLINGS:
-            raise unknown("head pooling", self.pooling, POOLINGS)
+            raise unknown("head pooling", str(self.pooling), POOLINGS)
         if self.normalize not in NORMALIZATIONS:
-            raise unknown("head.normalize", self.normalize, NORMALIZATIONS)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"head.dropout is {self.dropout}. It must be at least 0 and less than 1.")
+            raise unknown("head.normalize", str(self.normalize), NORMALIZATIONS)
+        if not (isinstance(self.dropout, Real) and 0 <= self.dropout < 1):
+            raise UserError(f"head.dropout is {self.dropout!r}. It must be a number of at least 0 and less than 1.")
         if not all(isinstance(units, int) and units >= 1 for units in self.units):
             raise UserError(f"head.units is {self.units}. Every hidden layer needs an integer number of units >= 1.")
 

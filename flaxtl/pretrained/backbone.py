@@ -5,18 +5,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from flaxtl.console import make_table
 from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier, FlatParams
+from flaxtl.models.classifier import Classifier, FlatParams, NestedParams
 from flaxtl.models.head import Head
 from flaxtl.models.spec import ModelSpec
 from flaxtl.pretrained import download, hub, safetensors_io
 from flaxtl.pretrained.convert import adapt_preprocessing
 from flaxtl.pretrained.download import ResolvedWeights
-from flaxtl.pretrained.loader import LoadedWeights, load_timm_weights, load_weights, skip_pattern
+from flaxtl.pretrained.loader import (
+    LoadedWeights,
+    load_timm_weights,
+    load_weights,
+    load_weights_with_head,
+    skip_pattern,
+)
 from flaxtl.pretrained.merge import ExpectedShapes, ParamTree
 from flaxtl.pretrained.timm import pytorch_preprocessing
 
@@ -89,6 +97,45 @@ def load_backbone(
         trusted=resolved.trusted,
     )
     return loaded.params, f"{resolved.path.name} ({resolved.source})"
+
+
+def load_params(
+    model: Classifier,
+    weights: str,
+    notify: Callable[[str], None],
+    *,
+    head: ExpectedShapes,
+    skip_layers: str = "",
+) -> NestedParams[NDArray[np.float32]]:
+    """Load the weights of the model's backbone and, from a file that holds one of these shapes, a trained head.
+
+    Args:
+      model: the model. Without a head, it is loaded with its own ImageNet top.
+      weights: as in `load_backbone`; 'imagenet' and 'builtin' have no trained head.
+      notify: receives messages about downloads.
+      head: the parameters of the model's head; empty if it has none, or none is to be loaded.
+      skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
+
+    Returns:
+      Section -> layer -> leaf -> array; section 'head' only if the file holds it.
+
+    Raises:
+      UserError: the file does not fit the backbone, or holds another head than the model.
+    """
+    resolved = _find_file(model, weights, notify, option="weights")
+    backbone, is_published = expected_shapes(model), weights in ("imagenet", "builtin")
+    loaded = load_weights_with_head(
+        resolved.path,
+        backbone,
+        {} if is_published else head,
+        published=expected_shapes(Classifier(model.spec)),
+        skip_layers=skip_layers,
+        trusted=resolved.trusted,
+    )
+    sections: NestedParams[NDArray[np.float32]] = {}
+    for layer, leaves in loaded.items():
+        sections.setdefault("backbone" if layer in backbone else "head", {})[layer] = leaves
+    return sections
 
 
 def _find_file(model: Classifier, weights: str, notify: Callable[[str], None], option: str) -> ResolvedWeights:

@@ -1,5 +1,6 @@
 """Models as Flax modules with pretrained weights: the entry point for training loops other than flaxtl's own."""
 
+import operator
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxtl.errors import UserError, unknown
 from flaxtl.models import classifier, registry
-from flaxtl.models.classifier import Classifier
+from flaxtl.models.classifier import Classifier, Params
 from flaxtl.models.head import Head
 from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.models.imagenet import imagenet_classes
@@ -31,7 +33,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str,
+    name: str | ModelSpec,
     num_classes: int | None = None,
     weights: str | Path | None = "imagenet",
     *,
@@ -48,8 +50,11 @@ def create_model(
 ) -> tuple[ImageClassifier, dict[str, Any]]:
     """Create a model with pretrained weights, as a Flax module and its variables, for your own training loop.
 
-    With `num_classes`, a new head follows the backbone and the model returns logits. Without, it returns features. With
+    With `num_classes`, a head follows the backbone and the model returns logits. Without, it returns features. With
     `include_top`, it is the published network, which returns the logits of the 1,000 ImageNet classes.
+
+    The head is new, with random parameters, unless `weights` is a file with a trained head of the same layers and
+    shapes, such as the safetensors export of a run: then its parameters are those of the file.
 
         model, variables = flaxtl.create_model("vgg16", num_classes=5)
         logits = model.apply(variables, images)    # uint8 [n, height, width, 3] -> float32 [n, 5]
@@ -59,14 +64,16 @@ def create_model(
         )
 
     Args:
-      name: model name, see `list_models`; Keras' and timm's spellings work too, see `registry.get_spec`.
-      num_classes: number of classes of the new head; None: no head.
-      weights: backbone weights: 'imagenet' (published; downloaded once), 'builtin' (come with flaxtl), a weight file
+      name: model name, see `list_models`; Keras' and timm's spellings work too, see `registry.get_spec`. Or the
+        `ModelSpec` of a network of your own.
+      num_classes: number of classes of the head, at least 1; None: no head.
+      weights: 'imagenet' (published; downloaded once), 'builtin' (come with flaxtl), a weight file
         in any format that flaxtl reads, `hf:ORG/REPO[/FILE][@REVISION]` (a safetensors file on the Hugging Face Hub),
         or None (as in a config: 'random') for random weights.
-      skip_layers: layers of the weight file to leave out, such as another head: a regular expression for their names.
+      skip_layers: layers of the weight file to leave out, such as a head that is not to be loaded: a regular
+        expression for their names.
       input_size: height and width of the images in pixels, one number if they are equal; None: the size that the
-        weights were published for. Only the shape of a new head depends on it.
+        weights were published for. Only the shape of the head depends on it.
       include_top: whether to create the published network with its own classifier; excludes `num_classes`.
       pooling: of the backbone's features: 'global_average', 'global_max', 'average_2x2' (2x2 windows) or 'none'.
       units: units of the head's hidden layers, with relu.
@@ -88,14 +95,16 @@ def create_model(
       For the other arguments of the call, see `flaxtl.models.image_classifier.ImageClassifier`.
 
     Raises:
-      UserError: an unknown model, pooling or dtype; weights that do not exist or do not fit; images too small for the
-        model; or `include_top` with another number of classes than 1,000.
+      UserError: an unknown model, pooling or dtype; an argument of another type; weights that do not exist or do not
+        fit; a weight file with a trained head that does not fit; images too small for the model; or `include_top` with
+        another number of classes than 1,000.
     """
-    spec = registry.get_spec(name)
+    spec = name if isinstance(name, ModelSpec) else registry.get_spec(str(name))
     size = _image_size(spec, input_size)
+    num_classes = None if num_classes is None else _integer("num_classes", num_classes)
     network = Classifier(
         spec,
-        None if include_top else Head(num_classes or 1, pooling, tuple(units), dropout, normalize),
+        None if include_top else Head(num_classes or 1, pooling, _head_units(units), dropout, normalize),
         dtype=jnp.dtype(_dtype_name(dtype)),
     )
     if include_top:
@@ -105,20 +114,53 @@ def create_model(
         output_layer = _feature_layer(network, size)
     elif num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is {num_classes}. Give 1 or more, or None for a model without a head.")
-    key = jax.random.key(seed)
+    model = ImageClassifier(network, size, output_layer)
+    key = jax.random.key(_integer("seed", seed))
     if weights in (None, "random"):
         params = classifier.init_params(network, *size, key, head_only=False)
     else:
-        loaded, _ = backbone.load_backbone(network, str(weights), notify, option="weights", skip_layers=skip_layers)
-        head = {} if network.head is None else classifier.init_params(network, *size, key, head_only=True)
-        params = {"backbone": jax.tree.map(jnp.asarray, loaded), **head}
+        params = _load_params(model, str(weights), key, skip_layers, notify)
     if output_layer:  # the head is a placeholder
         params = {"backbone": params["backbone"]}
-    return ImageClassifier(network, size, output_layer), classifier.to_variables(params)
+    return model, classifier.to_variables(params)
 
 
-def _image_size(spec: ModelSpec, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size or (spec.input_size,) * 2
+def _load_params(
+    model: ImageClassifier, weights: str, key: jax.Array, skip_layers: str, notify: Callable[[str], None]
+) -> Params:
+    """Return pretrained parameters; those of a head are random if the weights have none."""
+    network, size = model.classifier, model.input_size
+    head = {} if model.output_layer else classifier.param_shapes(network, *size).get("head", {})
+    loaded = backbone.load_params(network, weights, notify, head=head, skip_layers=skip_layers)
+    params: Params = jax.tree.map(jnp.asarray, loaded)
+    if head and "head" not in params:
+        params |= classifier.init_params(network, *size, key, head_only=True)
+    return params
+
+
+def _integer(argument: str, value: Any) -> int:
+    """Return an integer of Python or NumPy as an int. Raises UserError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{argument} is {value!r}. Give an integer.") from error
+
+
+def _head_units(units: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, units))
+    except TypeError as error:
+        raise UserError(f"units is {units!r}. Give a sequence of integers, such as (128,), or () for none.") from error
+
+
+def _image_size(spec: ModelSpec, input_size: Any) -> tuple[int, int]:
+    """Return height and width. Raises UserError if `input_size` is neither, or too small."""
+    if input_size is None:
+        input_size = spec.input_size
+    try:
+        height, width = map(operator.index, input_size if np.iterable(input_size) else (input_size, input_size))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"input_size is {input_size!r}. Give an integer or (height, width), in pixels.") from error
     classifier.check_input_size(spec, height, width)
     return height, width
 

@@ -24,6 +24,7 @@ from flaxtl.pretrained.merge import (
     WeightRow,
     merge_params,
 )
+from flaxtl.pretrained.trained_head import merge_with_head
 from flaxtl.pretrained.trial import trial_read
 
 
@@ -66,10 +67,26 @@ def load_weights(
       UserError: the file is in none of these formats, damaged or unsafe, or does not fit the model; or `skip_layers`
         is invalid or matches none of its layers.
     """
-    if not trusted and _needs_trial(path):
-        trial_read(path)
+    if not trusted:
+        _check_readable(path)
     layers, file_format = read_layers(path, expected, dict.fromkeys((*optional, *expected)), skip_layers)
     return LoadedWeights(*merge_params(expected, layers, optional=optional, source=str(path)), file_format)
+
+
+def load_weights_with_head(
+    path: Path,
+    backbone: ExpectedShapes,
+    head: ExpectedShapes,
+    *,
+    published: ExpectedShapes,
+    skip_layers: str = "",
+    trusted: bool = False,
+) -> ParamTree:
+    """Do the same for a file that may hold a trained head; see `merge_with_head` for the arguments and the result."""
+    if not trusted:
+        _check_readable(path)
+    layers, _ = read_layers(path, backbone, dict.fromkeys((*published, *backbone)), skip_layers)
+    return merge_with_head(layers, backbone, head, published=published, source=str(path))
 
 
 def load_timm_weights(
@@ -150,10 +167,11 @@ def _is_keras(path: Path, start: bytes) -> bool:
     return (start.startswith(_ZIP_MAGIC) and not augreg.is_npz(start)) or bool(h5py.is_hdf5(path))
 
 
-def _needs_trial(path: Path) -> bool:
-    """Return whether the file is parsed by a C library that a hostile file can crash or exhaust."""
+def _check_readable(path: Path) -> None:
+    """Read a file first in a separate process if a C library parses it, which a hostile file can crash or exhaust."""
     start = _read_start(path)
-    return _is_keras(path, start) or onnx_reader.is_onnx(start)
+    if _is_keras(path, start) or onnx_reader.is_onnx(start):
+        trial_read(path)
 
 
 def _read_keras(path: Path, start: bytes, expected: ExpectedShapes, known: Collection[str]) -> tuple[StoredLayers, str]:

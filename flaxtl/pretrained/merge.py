@@ -100,8 +100,8 @@ def merge_params(
         if model is None and (head := _another_head(expected, layers, optional, len(problems))):
             pattern = "|".join(map(re.escape, head))
             advice = (
-                f"If the other layers are another head, leave them out: --config.weights.skip_layers='{pattern}' "
-                f"(--skip-layers='{pattern}' for flaxtl predict and convert)."
+                f"If the other layers are another head, leave them out with skip_layers='{pattern}' "
+                "(--config.weights.skip_layers of flaxtl train, --skip-layers of predict and convert)."
             )
         listing = "".join(f"\n  {problem}" for problem in problems)
         raise UserError(f"{source} does not fit the model ({hint}). {advice}{listing}")

@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import finished_run
+from helpers import finished_run, tiny_run
 from helpers.train_process import Place
 
 from flaxtl import api
+from flaxtl.data.decode import load_images
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictor
 from flaxtl.train import run_dir
@@ -96,6 +97,23 @@ def test_run_result_counts_and_selects_test_errors(tmp_path):
         run.errors(true=0)
     with pytest.raises(UserError, match=r"'onx'.*'onnx'"):
         run.export("onx", tmp_path / "exported")
+
+
+def test_run_result_model_has_the_outputs_of_predict(tmp_path):
+    folder = tiny_run.images(tmp_path / "images")
+    workdir = tiny_run.untrained(folder, tmp_path / "run", head={"pooling": "global_average", "units": (8,)})
+    run = api.load_run(workdir)
+    model, variables = run.model()
+    assert model.input_size == (tiny_run.SIDE, tiny_run.SIDE)
+    assert variables["params"].keys() == {"backbone", "head"}
+    predicted = run.predict([folder])
+    images = load_images(predicted.paths, model.input_size, resize=run.record.config.data.resize)
+    logits = model.apply(variables, images)
+    assert (logits.shape, logits.dtype) == ((24, 3), np.float32)
+    # float32 rounding of a program and of operations one by one
+    np.testing.assert_allclose(jax.nn.softmax(logits), predicted.probabilities, rtol=0, atol=1e-6)
+    jax.tree.map(lambda array: array.delete(), variables)  # as a step that donates them
+    np.testing.assert_array_equal(run.predict([folder]).probabilities, predicted.probabilities)
 
 
 def test_calibrate_uses_the_temperature_of_the_run(tmp_path):

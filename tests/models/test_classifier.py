@@ -105,6 +105,20 @@ def test_init_params_depends_on_the_key_only(params):
     assert np.any(other["head"]["dense_1"]["kernel"] != params["head"]["dense_1"]["kernel"])
 
 
+@pytest.mark.parametrize("head_only", [False, True])
+def test_init_params_compiles_an_equal_model_once(head_only):
+    model = Classifier(VGG16, Head(num_classes=4, pooling="global_average", units=()), output_layer="block1_pool")
+    first = classifier.init_params(model, 32, 32, jax.random.key(0), head_only=head_only)
+    compiled = classifier._make_init.cache_info().misses
+    again = classifier.init_params(model.copy(), 32, 32, jax.random.key(0), head_only=head_only)
+    assert classifier._make_init.cache_info().misses == compiled
+    init = classifier._make_init(*([model, "block1_pool"] if head_only else [model]))
+    assert init._cache_size() == 1
+    expected = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, again["head"], expected)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
 def test_param_shapes_match_init_params(params):
     assert jax.tree.map(jnp.shape, params) == classifier.param_shapes(SMALL, 32, 32)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}

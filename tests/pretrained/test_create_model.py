@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import keras_zoo
 
 import flaxtl
 from flaxtl.errors import UserError
@@ -224,12 +225,45 @@ def test_create_model_include_top_is_the_published_network():
         (("vgg16", 5, None, {"input_size": 31}), ("31x31", "32")),
         (("vgg16", 5, None, {"include_top": True}), ("1,000", "5")),
         (("vgg16", None, None, {"include_top": True, "input_size": 256}), ("vgg16", "224x224")),
+        ((None,), ("'None'",)),
+        (("vgg16", "5"), ("num_classes is '5'", "integer")),
+        (("vgg16", 5.0), ("num_classes is 5.0", "integer")),
+        (("vgg16", 5, None, {"units": 128}), ("units is 128", "(128,)")),
+        (("vgg16", 5, None, {"units": (8.0,)}), ("units is (8.0,)", "(128,)")),
+        (("vgg16", 5, None, {"pooling": None}), ("pooling 'None'", "'none'")),
+        (("vgg16", 5, None, {"normalize": None}), ("normalize 'None'", "'none'")),
+        (("vgg16", 5, None, {"dropout": "0.5"}), ("dropout is '0.5'", "number")),
+        (("vgg16", 5, None, {"input_size": 64.0}), ("input_size is 64.0", "(height, width)")),
+        (("vgg16", 5, None, {"input_size": (64, 64, 3)}), ("input_size is (64, 64, 3)", "(height, width)")),
+        (("vgg16", 5, None, {"input_size": (64, 16)}), ("64x16", "data.height", "32")),
+        (("vgg16", 5, None, {"seed": 0.5}), ("seed is 0.5", "integer")),
     ],
 )
 def test_create_model_mistake_is_a_user_error(arguments, facts):
     options = arguments[-1] if isinstance(arguments[-1], dict) else {}
     with pytest.raises(UserError, match=".*".join(map(re.escape, facts))):
         flaxtl.create_model(*(value for value in arguments if not isinstance(value, dict)), **options)
+
+
+def test_create_model_accepts_integers_of_numpy():
+    sizes = {"input_size": np.array([64, 32]), "units": np.array([8]), "seed": np.int32(0)}
+    model, variables = create_abstractly(NAME, np.int64(3), None, **sizes)
+    assert model.input_size == (64, 32)
+    assert variables["params"]["head"]["dense_1"]["kernel"].shape == (256, 8)
+    assert variables["params"]["head"]["predictions"]["kernel"].shape == (8, 3)
+    assert create_abstractly(NAME, 3, None, input_size=np.int64(64), units=[8])[0].input_size == (64, 64)
+
+
+def test_create_model_accepts_the_spec_of_an_unregistered_network():
+    spec = keras_zoo.get_spec("short_resnet")
+    assert spec.name not in flaxtl.list_models()
+    model, variables = create_abstractly(spec, 3, None, input_size=64)
+    assert variables["params"]["head"]["predictions"]["kernel"].shape[1] == 3
+    expected = param_shapes(Classifier(spec, Head(3, "global_average", ())), 64, 64)["backbone"]
+    leaves = flatten_params(variables["params"]) | flatten_params(variables["batch_stats"])
+    backbone = {path: leaf.shape for path, leaf in leaves.items() if path.startswith("backbone/")}
+    assert backbone == flatten_params({"backbone": expected})
+    assert model.default_groups == spec.groups
 
 
 def test_list_models_pattern_selects_names():

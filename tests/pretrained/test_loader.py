@@ -11,7 +11,7 @@ import pytest
 
 from flaxtl.errors import UserError
 from flaxtl.pretrained import loader, safetensors_io
-from flaxtl.pretrained.loader import load_weights
+from flaxtl.pretrained.loader import load_weights, load_weights_with_head
 
 EXPECTED = {
     "block1_conv1": {"kernel": (3, 3, 3, 4), "bias": (4,)},
@@ -113,6 +113,11 @@ def test_load_nested_model_with_and_without_head(nested, tmp_path, write, filena
         load_weights(tmp_path / filename, EXPECTED, trusted=True)
     skipped = load_weights(tmp_path / filename, EXPECTED, skip_layers="pred.*", trusted=True)
     assert_holds(skipped.params, *convolutions)
+    published = EXPECTED | {"predictions": {"kernel": (80, 1000), "bias": (1000,)}}
+    with_head = load_weights_with_head(tmp_path / filename, EXPECTED, HEAD, published=published, trusted=True)
+    assert_holds(with_head, *convolutions, head)
+    with pytest.raises(UserError, match=r"3 classes \(predictions \(80, 3\)\).*none.*skip_layers='predictions'"):
+        load_weights_with_head(tmp_path / filename, EXPECTED, {}, published=published, trusted=True)
 
 
 @written_by
