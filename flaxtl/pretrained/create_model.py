@@ -102,11 +102,16 @@ def create_model(
     spec = name if isinstance(name, ModelSpec) else registry.get_spec(str(name))
     size = _image_size(spec, input_size)
     num_classes = None if num_classes is None else _integer("num_classes", num_classes)
+    units = _head_units(units)
     network = Classifier(
         spec,
-        None if include_top else Head(num_classes or 1, pooling, _head_units(units), dropout, normalize),
+        None if include_top else Head(num_classes or 1, pooling, units, dropout, normalize),
         dtype=jnp.dtype(_dtype_name(dtype)),
     )
+    if dropout and not units:
+        raise UserError(
+            f"dropout={dropout} follows hidden layers, and there are none. Give units, such as units=(128,)."
+        )
     if include_top:
         _check_top(network, num_classes, size)
     output_layer = None

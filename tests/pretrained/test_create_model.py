@@ -223,6 +223,7 @@ def test_create_model_include_top_is_the_published_network():
         (("vgg16", 5, None, {"dtype": "float16"}), ("float16", "bfloat16")),
         (("vgg16", 5, None, {"pooling": "avg"}), ("'avg'", "global_average")),
         (("vgg16", 5, None, {"input_size": 31}), ("31x31", "32")),
+        (("vgg16", 5, None, {"dropout": 0.5}), ("dropout=0.5", "units=")),
         (("vgg16", 5, None, {"include_top": True}), ("1,000", "5")),
         (("vgg16", None, None, {"include_top": True, "input_size": 256}), ("vgg16", "224x224")),
         ((None,), ("'None'",)),
