@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
+from jax.sharding import NamedSharding, auto_axes
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -103,7 +104,10 @@ def conv(
 
     def winograd_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         zeros = jnp.zeros(kernel.shape[3], kernel.dtype)
-        output: jax.Array = winograd(x, kernel, zeros if bias is None else bias, relu)
+        arrays = _vary_alike(x, kernel, zeros if bias is None else bias)
+        sharding = jax.eval_shape(xla_conv, x, kernel, bias).sharding
+        convolve = _split_by_xla(partial(winograd, relu=relu), sharding)
+        output: jax.Array = convolve(*arrays)
         return output
 
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
@@ -120,6 +124,22 @@ def conv(
         return xla_conv(x, kernel, bias)
     output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=cpu_conv, default=xla_conv)
     return output
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Let all arrays vary over the same axes of `jax.shard_map`, as the carries of loops and their inputs have to."""
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    all_axes = frozenset().union(*axes)
+    return [lax.pcast(array, tuple(all_axes - own), to="varying") for array, own in zip(arrays, axes, strict=True)]
+
+
+def _split_by_xla(convolve: Callable[..., jax.Array], sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+    """Let XLA choose how intermediate arrays are split over the explicit axes of a mesh; `sharding` is the output's.
+
+    Reshapes of several axes, as between images and tiles, are not possible with explicit axes.
+    """
+    axes = sharding.mesh.explicit_axes if sharding is not None else ()
+    return auto_axes(convolve, axes=axes, out_sharding=sharding) if axes else convolve
 
 
 def _convolve(
@@ -245,7 +265,7 @@ def _winograd_backward(relu: bool, saved: Saved, dy: jax.Array) -> Saved:
     """
     x, kernel, y = saved
     dy = jnp.where(y > 0, dy, 0) if relu else dy
-    no_bias = jnp.zeros(kernel.shape[2], kernel.dtype)
+    no_bias = jnp.zeros_like(kernel, shape=kernel.shape[2])
     dx = winograd(dy, kernel[::-1, ::-1].swapaxes(2, 3), no_bias, False)
     dbias = dy.sum((0, 1, 2), dtype=jnp.float32).astype(dy.dtype)
     return dx, _kernel_gradient(x, dy).astype(kernel.dtype), dbias
@@ -272,7 +292,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         )
         return total + jnp.einsum("ak,gab->gkb", _KERNEL_TRANSFORM_2D, products.reshape(groups, 16, -1))
 
-    total = jnp.zeros((groups, 9, inputs * outputs), jnp.float32)
+    total = jnp.zeros_like(x, jnp.float32, (groups, 9, inputs * outputs))
     total = lax.fori_loop(0, chunks.number, add_chunk, total)
     return jnp.sum(total, axis=0).reshape(3, 3, inputs, outputs)
 

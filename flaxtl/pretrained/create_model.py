@@ -63,6 +63,9 @@ def create_model(
             variables, images, train=True, trainable=("head",), mutable=["batch_stats"], rngs={"dropout": key}
         )
 
+    On CPU, large 3x3 convolutions have no forward-mode derivatives (`jax.jvp`, `jax.hessian`); `jax.grad` of `jax.grad`
+    works.
+
     Args:
       name: model name, see `list_models`; Keras' and timm's spellings work too, see `registry.get_spec`. Or the
         `ModelSpec` of a network of your own.

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flaxtl.models import convolution
 from flaxtl.models.convolution import DIMENSION_NUMBERS
@@ -200,30 +202,82 @@ def test_conv_of_one_pixel_on_accelerators_is_left_to_xla(platform):
     assert "stablehlo.convolution" in exported_text(platform, 2, 8, 64, size=1)
 
 
+DEVICE_CASES = {"winograd": (7, 3, 16), "one pixel": (7, 1, 16), "rows": (7, 3, 6), "small image": (2, 3, 8)}
+"""Name -> (width and height, those of the kernel, outputs)."""
+
+
+@pytest.fixture(params=DEVICE_CASES)
+def conv_case(monkeypatch, request):
+    """Return images, kernel, bias and gradient of the outputs, for each way to compute a convolution on CPU."""
+    monkeypatch.setattr(convolution, "MIN_PRODUCTS", {16: 1})
+    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * BATCH * 7 * INPUTS)  # two rows of tiles
+    size, kernel_size, outputs = DEVICE_CASES[request.param]
+    shapes = (BATCH, size, size, INPUTS), (kernel_size, kernel_size, INPUTS, outputs), (outputs,)
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in (*shapes, (BATCH, size, size, outputs))]
+
+
+def conv_and_gradients(*arrays):
+    return outputs_and_gradients(partial(convolution.conv, relu=True), *arrays)
+
+
+def assert_equal_but_for_rounding(values, expected):
+    for value, reference in zip(values, expected, strict=True):
+        assert value.shape == reference.shape
+        assert relative_error(value, reference) < 8 * 2.0**-24  # XLA may add up to 9 * 24 products in another order
+
+
+def test_conv_on_mesh_with_explicit_axes_equals_no_mesh(conv_case):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    arrays = jax.device_put(conv_case, [split, whole, whole, split])
+    values, expected = (jax.jit(conv_and_gradients)(*each) for each in (arrays, conv_case))
+    assert_equal_but_for_rounding(values, expected)
+    assert [value.sharding.is_equivalent_to(split, value.ndim) for value in values[:2]] == [True, True]
+
+
+@pytest.mark.parametrize("varying", [0, 1, 2])
+def test_conv_in_shard_map_equals_no_mesh(conv_case, varying):
+    """Images, kernel or bias differ between devices: the gradients of the others are sums over the devices."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = PartitionSpec("data"), PartitionSpec()
+    specs = [split if index == varying else whole for index in range(3)]
+    run = jax.shard_map(conv_and_gradients, mesh=mesh, in_specs=(*specs, split), out_specs=(split, *specs))
+    assert_equal_but_for_rounding(jax.jit(run)(*conv_case), jax.jit(conv_and_gradients)(*conv_case))
+
+
 SPLIT_BATCH = """
-import re, jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+import re, sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from flaxtl.models import convolution
 
-convolution.CHUNK_SIZE = 4 * 4 * 6 * 8
-mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+convolution.MIN_PRODUCTS, convolution.CHUNK_SIZE = {8: 1}, 4 * 4 * 6 * 8
+axis_type, in_shard_map = AxisType[sys.argv[1]], sys.argv[2] == "shard_map"
+mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
+specs = PartitionSpec(), PartitionSpec("data")
+whole, split = (NamedSharding(mesh, spec) for spec in specs)
 
 def loss(kernel, x):
-    return (convolution.winograd(x, kernel, jnp.zeros(8), True) ** 2).sum()
+    return (convolution.conv(x, kernel, relu=True) ** 2).sum()
 
 random = np.random.default_rng(0)
 arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 3, 8, 8), (4, 6, 6, 8))]
 gradients = jax.grad(loss, argnums=(0, 1))
-program = jax.jit(gradients, in_shardings=(whole, split), out_shardings=(whole, split)).lower(*arrays).compile()
-for value, expected in zip(program(*arrays), jax.jit(gradients)(*arrays)):
-    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+expected = jax.jit(gradients)(*arrays)
+if in_shard_map:
+    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs)
+arrays = jax.device_put(arrays, [whole, split])
+program = jax.jit(gradients, out_shardings=(whole, split)).lower(*arrays).compile()
+for value, reference in zip(program(*arrays), expected):
+    np.testing.assert_allclose(value, reference, rtol=0, atol=2e-6 * np.abs(reference).max())
 print(re.findall(r" (all-\\w+|collective-\\w+|reduce-scatter)\\(", program.as_text()))
 """
 
 
 @pytest.mark.slow
-def test_winograd_keeps_a_split_batch_on_its_devices():
+@pytest.mark.parametrize("arguments", [("Auto", "jit"), ("Explicit", "jit"), ("Auto", "shard_map")])
+def test_winograd_keeps_a_split_batch_on_its_devices(arguments):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = subprocess.run([sys.executable, "-c", SPLIT_BATCH], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", SPLIT_BATCH, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["['all-reduce']"], done.stderr  # of the kernel's gradient, after the loop
