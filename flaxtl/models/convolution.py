@@ -103,11 +103,8 @@ def conv(
         return finish(_multiply_patches(x, kernel, strides, padding), bias)
 
     def winograd_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        zeros = jnp.zeros(kernel.shape[3], kernel.dtype)
-        arrays = _vary_alike(x, kernel, zeros if bias is None else bias)
-        sharding = jax.eval_shape(xla_conv, x, kernel, bias).sharding
-        convolve = _split_by_xla(partial(winograd, relu=relu), sharding)
-        output: jax.Array = convolve(*arrays)
+        zeros = jnp.where(False, kernel[0, 0, 0], 0)  # on the kernel's mesh, unlike jnp.zeros
+        output: jax.Array = winograd(*_vary_alike(x, kernel, zeros if bias is None else bias), relu)
         return output
 
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
@@ -131,15 +128,6 @@ def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     all_axes = frozenset().union(*axes)
     return [lax.pcast(array, tuple(all_axes - own), to="varying") for array, own in zip(arrays, axes, strict=True)]
-
-
-def _split_by_xla(convolve: Callable[..., jax.Array], sharding: NamedSharding | None) -> Callable[..., jax.Array]:
-    """Let XLA choose how intermediate arrays are split over the explicit axes of a mesh; `sharding` is the output's.
-
-    Reshapes of several axes, as between images and tiles, are not possible with explicit axes.
-    """
-    axes = sharding.mesh.explicit_axes if sharding is not None else ()
-    return auto_axes(convolve, axes=axes, out_sharding=sharding) if axes else convolve
 
 
 def _convolve(
@@ -228,6 +216,21 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> ja
     over devices stays split. The bias [outputs] is added, and negative outputs are replaced, while a row is in the
     cache.
     """
+    y = jax.eval_shape(lambda: _convolve(x, kernel, (1, 1), "SAME") + bias)
+    return _split_by_xla(partial(_convolve_tiles, relu=relu), y.sharding)(x, kernel, bias)
+
+
+def _split_by_xla(function: Callable[..., jax.Array], sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+    """Let XLA choose how `function` splits arrays over the explicit axes of a mesh; `sharding` is that of its output.
+
+    With explicit axes, JAX refuses reshapes between images and tiles, which merge or split several axes.
+    """
+    axes = sharding.mesh.explicit_axes if sharding is not None else ()
+    return auto_axes(function, axes=axes, out_sharding=sharding) if axes else function
+
+
+def _convolve_tiles(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> jax.Array:
+    """Return what `winograd` returns, on devices or meshes whose axes are not explicit."""
     _, height, width, inputs = x.shape
     outputs = kernel.shape[3]
     chunks = _Chunks.of(x)
@@ -268,7 +271,9 @@ def _winograd_backward(relu: bool, saved: Saved, dy: jax.Array) -> Saved:
     no_bias = jnp.zeros_like(kernel, shape=kernel.shape[2])
     dx = winograd(dy, kernel[::-1, ::-1].swapaxes(2, 3), no_bias, False)
     dbias = dy.sum((0, 1, 2), dtype=jnp.float32).astype(dy.dtype)
-    return dx, _kernel_gradient(x, dy).astype(kernel.dtype), dbias
+    sharding = NamedSharding(jax.typeof(dy).sharding.mesh, jax.typeof(kernel).sharding.spec)
+    dkernel = _split_by_xla(_kernel_gradient, sharding)(x, dy)
+    return dx, dkernel.astype(kernel.dtype), dbias
 
 
 winograd.defvjp(_winograd_forward, _winograd_backward)
@@ -292,7 +297,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         )
         return total + jnp.einsum("ak,gab->gkb", _KERNEL_TRANSFORM_2D, products.reshape(groups, 16, -1))
 
-    total = jnp.zeros_like(x, jnp.float32, (groups, 9, inputs * outputs))
+    total = jnp.zeros_like(x, jnp.float32, (groups, 9, inputs * outputs))  # with the varying axes of x
     total = lax.fori_loop(0, chunks.number, add_chunk, total)
     return jnp.sum(total, axis=0).reshape(3, 3, inputs, outputs)
 

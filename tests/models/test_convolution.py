@@ -236,6 +236,14 @@ def test_conv_on_mesh_with_explicit_axes_equals_no_mesh(conv_case):
     assert [value.sharding.is_equivalent_to(split, value.ndim) for value in values[:2]] == [True, True]
 
 
+def test_conv_of_images_on_no_mesh_and_kernel_on_mesh_equals_no_mesh(conv_case):
+    images, kernel = (np.asarray(array) for array in conv_case[:2])
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    replicated = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    outputs = jax.jit(convolution.conv)(images, replicated), jax.jit(convolution.conv)(images, kernel)
+    assert_equal_but_for_rounding(*([output] for output in outputs))
+
+
 @pytest.mark.parametrize("varying", [0, 1, 2])
 def test_conv_in_shard_map_equals_no_mesh(conv_case, varying):
     """Images, kernel or bias differ between devices: the gradients of the others are sums over the devices."""
