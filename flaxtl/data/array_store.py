@@ -159,7 +159,7 @@ class ArrayStore:
 
 
 def remove_stores(folder: Path) -> None:
-    """Delete the complete and the unfinished stores in a folder whose names end in a digest, and the folder if empty.
+    """Delete the stores in a folder that have a digest in their names, complete or not, and the folder if it is empty.
 
     All other files are kept: the folder may be the user's own.
     """

@@ -56,7 +56,7 @@ class EvaluationResult(Record, frozen=True, kw_only=True):
       workdir: run directory.
       data: data source.
       split: name of the split; 'all' for other images that are evaluated as a whole.
-      phase: the last finished phase, whose parameters were evaluated.
+      phase: the last finished phase; its parameters were evaluated.
       seen_in_training: number of images that the run was trained on.
       loss: mean cross-entropy (nats).
       accuracy: fraction of correct predictions.

@@ -230,7 +230,7 @@ def _split_by_xla(function: Callable[..., jax.Array], sharding: NamedSharding | 
 
 
 def _convolve_tiles(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> jax.Array:
-    """Return what `winograd` returns, on devices or meshes whose axes are not explicit."""
+    """Return what `winograd` returns, on devices or on meshes without explicit axes."""
     _, height, width, inputs = x.shape
     outputs = kernel.shape[3]
     chunks = _Chunks.of(x)

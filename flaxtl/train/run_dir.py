@@ -31,6 +31,7 @@ MUTABLE_SETTINGS = ("feature_cache.dir", "checkpoint.")
 
 
 OUTPUT_FILES = (
+    "config.json",
     "summary.json",
     "layers.json",
     "manifest.csv",
@@ -40,7 +41,7 @@ OUTPUT_FILES = (
     "report/model_card.md",
     "report/label_issues.csv",
 )
-"""Files that a run writes, beside config.json; it would replace a user's own files of these names."""
+"""Files that a run writes; it would replace a user's own files of these names."""
 
 
 @contextmanager

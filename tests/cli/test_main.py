@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,14 @@ def test_output_of_another_encoding_gets_escapes(monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "models", lambda options: message(make_console(), "81 % ± 5"))
     main.main(["models"])
     assert stream.buffer.getvalue() == b"81 % \\xb1 5\n"
+
+
+def test_unraisable_errors_of_a_closed_loop_are_hidden(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    for text in (main.CLOSED_LOOP, "another"):
+        main._unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert shown == ["another"]
 
 
 COMPILING = """

@@ -89,10 +89,13 @@ def test_train_inside_the_folder_of_the_images_is_refused(train, tmp_path):
 def test_predict_into_an_image_or_a_file_of_the_run_is_refused(tmp_path, capsys, option):
     source, workdir = images(tmp_path / "images"), tmp_path / "run"
     workdir.mkdir()
-    (workdir / "predictions.csv").write_text("kept")
+    for name in ("config.json", "predictions.csv"):
+        (workdir / name).write_text("kept")
     before = content(tmp_path)
     command = ["predict", f"--workdir={workdir}", f"--input={source}", *(["--tap=pool"] if option == "npz" else [])]
-    for file, what in ((source / "red" / "0.png", "one of the images"), (workdir / "predictions.csv", "of the run")):
+    outputs = {source / "red" / "0.png": "one of the images"}
+    outputs |= {workdir / name: "a file of the run" for name in ("config.json", "predictions.csv")}
+    for file, what in outputs.items():
         code, error = run_command(capsys, *command, f"--{option}={file}")
         assert code == 2
         assert re.search(rf"--{option}={re.escape(str(file))} is .*{what}", error)

@@ -6,6 +6,7 @@ from PIL import Image
 
 import flaxtl
 from flaxtl.errors import UserError
+from flaxtl.evaluation import features
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,13 @@ def test_extract_features_reads_files_in_order(created, tmp_path):
     assert len(np.unique(of_files, axis=0)) == 3
     layer = flaxtl.extract_features(*created, images, layer="block1_conv1", batch_size=3)
     assert (layer.shape, layer.dtype) == ((3, 32, 32, 64), np.float32)
+
+
+def test_extract_features_twice_compiles_once(created):
+    step = features._make_feature_step(created[0], "block2_pool")
+    for _ in range(2):
+        flaxtl.extract_features(*created, np.zeros((2, 32, 32, 3), np.uint8), layer="block2_pool")
+    assert step._cache_size() == 1
 
 
 def test_extract_features_mistakes_are_user_errors(created, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 from helpers import tiny_run
 from helpers.image_folders import paint
 
+from flaxtl.config import load_config
 from flaxtl.errors import UserError
-from flaxtl.train.setup import build_manifest
+from flaxtl.train.setup import build_manifest, check_config
 
 
 @pytest.fixture
@@ -88,3 +89,9 @@ def test_build_manifest_unknown_class_weight_reads_no_images(tmp_path):
     with pytest.raises(UserError, match=r"class_weights 'c'\. Available: a, b"):
         build_manifest(config, tmp_path.parent / "run", console)
     assert tiny_run.texts(console) == ""
+
+
+def test_check_config_misspelt_last_block_is_suggested():
+    config = load_config("folder", ["--config.finetune.lr.topp=1e-5"])
+    with pytest.raises(UserError, match=r"'topp'.*'top'"):
+        check_config(config)
