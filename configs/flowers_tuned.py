@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
 
     c.model = dict(name="vgg16")
     c.weights = dict(path="imagenet")
-    c.head = dict(pooling="global_average", units=(), normalize="layer_norm")
+    c.head = dict(pooling="global_average", units=(), dropout=0.0, normalize="layer_norm")
     c.augmentation = dict(rotation=25.0, height_shift=0.1, width_shift=0.1, zoom=0.2, horizontal_flip=True)
     c.optimizer = dict(name="adamw", weight_decay=1e-2)
     c.feature_cache = dict(views=6)

@@ -41,7 +41,7 @@ DEFAULTS = ConfigDict(
         "head": {
             "pooling": "average_2x2",  # or global_average, global_max, none
             "units": (128,),  # width of each hidden layer; () for none
-            "dropout": 0.4,  # dropout rate of the hidden layers
+            "dropout": 0.4,  # dropout rate after each hidden layer; without hidden layers, of the features
             "normalize": "none",  # of the features: l2 or layer_norm (per image), standardize (fixed) or batch_norm
         },
         "augmentation": {

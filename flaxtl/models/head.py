@@ -22,13 +22,14 @@ NORMALIZE = "normalize"
 class Head:
     """Pooling, normalization of the features, hidden dense layers with relu and dropout, and the logits.
 
-    The layers are named `pool`, `flatten`, `normalize`, `dense_1`, `dropout_1`, ... and `predictions`.
+    The layers are named `pool`, `flatten`, `normalize`, `dense_1`, `dropout_1`, ... and `predictions`; the dropout of a
+    head without hidden layers is called `dropout`.
 
     Attributes:
       num_classes: number of outputs.
       pooling: one of POOLINGS.
       units: units of the hidden layers.
-      dropout: rate of the dropout after each hidden layer, in [0, 1).
+      dropout: rate of the dropout after each hidden layer or, without hidden layers, of the features, in [0, 1).
       normalize: one of NORMALIZATIONS: 'l2' divides the features of each image by their length, 'layer_norm' subtracts
         their mean and divides by their standard deviation; both have no parameters. 'standardize' does so for each
         feature by its fixed mean and standard deviation over the training images, 'batch_norm' by those of a batch.
@@ -78,7 +79,10 @@ class Head:
             x = net.batch_norm(x, name=NORMALIZE)
         for number, units in enumerate(self.units, start=1):
             x = net.dense(x, units, act="relu", name=f"dense_{number}")
-            x = net.dropout(x, self.dropout, name=f"dropout_{number}")
+            if self.dropout:
+                x = net.dropout(x, self.dropout, name=f"dropout_{number}")
+        if self.dropout and not self.units:
+            x = net.dropout(x, self.dropout, name="dropout", trains_with="predictions")
         return net.dense(x, self.num_classes, act="softmax", name="predictions")
 
 

@@ -323,17 +323,21 @@ class Net(LayerRunner):
         """[batch, ...] -> [batch, *shape], in that order (Keras' Reshape)."""
         return self._layer("reshape", name or self._auto_name("reshape"), lambda x: x.reshape(x.shape[0], *shape), x)
 
-    def dropout(self, x: Value, rate: float, *, name: str = "", per_example: bool = False) -> Value:
+    def dropout(
+        self, x: Value, rate: float, *, name: str = "", per_example: bool = False, trains_with: str = ""
+    ) -> Value:
         """Zero a fraction `rate` of the values and scale the others up, in train mode (Keras' Dropout).
 
-        It is in train mode if the last layer with parameters before it is. In a frozen base it is therefore inactive,
-        as in Keras when the base is called with training=False. With `per_example` all values of an example are
-        dropped together (DropConnect, also called stochastic depth; Keras: noise_shape=(None, 1, 1, 1)).
+        It is in train mode if the layer `trains_with` is; by default, the last layer with parameters before it. In a
+        frozen base it is therefore inactive, as in Keras when the base is called with training=False. With
+        `per_example` all values of an example are dropped together (DropConnect, also called stochastic depth; Keras:
+        noise_shape=(None, 1, 1, 1)).
         """
         name = name or self._auto_name("dropout")
 
         def run(x: jax.Array) -> jax.Array:
-            if not rate or not self._in_train_mode or self.dropout_keys is None:
+            in_train_mode = trains_with in self.train_layers if trains_with else self._in_train_mode
+            if not rate or not in_train_mode or self.dropout_keys is None:
                 return x
             layer_id = crc32(name.encode())  # depends on the name only, not on which layers were skipped
             shape = (1,) * (x.ndim - 1) if per_example else x.shape[1:]

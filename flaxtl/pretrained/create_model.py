@@ -80,7 +80,7 @@ def create_model(
       include_top: whether to create the published network with its own classifier; excludes `num_classes`.
       pooling: of the backbone's features: 'global_average', 'global_max', 'average_2x2' (2x2 windows) or 'none'.
       units: units of the head's hidden layers, with relu.
-      dropout: dropout rate after each hidden layer, in [0, 1).
+      dropout: dropout rate after each hidden layer or, without hidden layers, of the features, in [0, 1).
       normalize: of the pooled features, before the head's dense layers: 'none', 'l2', 'layer_norm', 'standardize' or
         'batch_norm', see `flaxtl.models.head.Head`. The statistics of 'standardize' are for you to set, see below.
       dtype: 'float32' or 'bfloat16': dtype of the layers. Parameters, batch norms and logits are always float32.
@@ -111,10 +111,6 @@ def create_model(
         None if include_top else Head(num_classes or 1, pooling, units, dropout, normalize),
         dtype=jnp.dtype(_dtype_name(dtype)),
     )
-    if dropout and not units:
-        raise UserError(
-            f"dropout={dropout} follows hidden layers, and there are none. Give units, such as units=(128,)."
-        )
     if include_top:
         _check_top(network, num_classes, size)
     output_layer = None

@@ -53,7 +53,13 @@ def param_shapes(**settings):
     ],
 )
 def test_pooling_layers_and_shapes(pooling, expected):
-    assert layers(pooling=pooling, units=()) == [*expected, ("predictions", (5,))]
+    assert layers(pooling=pooling, units=()) == [*expected, ("dropout", expected[-1][1]), ("predictions", (5,))]
+
+
+def test_head_without_dropout_has_no_dropout_layers():
+    assert layers(pooling="global_max", units=(), dropout=0.0)[1:] == [("flatten", (512,)), ("predictions", (5,))]
+    names = [name for name, _ in layers(pooling="global_max", units=(8, 4), dropout=0.0)]
+    assert names == ["pool", "flatten", "dense_1", "dense_2", "predictions"]
 
 
 def test_hidden_layers_are_numbered_from_one():
@@ -151,23 +157,28 @@ def test_init_params_are_glorot_uniform_with_zero_bias():
     assert not np.any(head["predictions"]["bias"])
 
 
-def test_dropout_zeroes_and_scales_in_train_mode_only():
-    model = model_with(pooling="global_average", units=(1000,), dropout=0.4)
-    features = np.ones((8, 1, 1, 4), np.float32)
+@pytest.mark.parametrize(
+    ("units", "layer", "trained", "other"),
+    [((1000,), "dropout_1", "dense_1", "predictions"), ((), "dropout", "predictions", "block5_conv3")],
+)
+def test_dropout_zeroes_and_scales_in_train_mode_only(units, layer, trained, other):
+    model = model_with(pooling="global_average", units=units, dropout=0.4)
+    features = np.ones((8, 1, 1, 4 if units else 1000), np.float32)
     tree = draw(model, features)
-    tree["head"]["dense_1"] = {"kernel": np.zeros((4, 1000), np.float32), "bias": np.ones(1000, np.float32)}
+    if units:
+        tree["head"]["dense_1"] = {"kernel": np.zeros((4, 1000), np.float32), "bias": np.ones(1000, np.float32)}
 
-    def dropped(key, train_layers=frozenset({"dense_1", "predictions"})):
+    def dropped(key, *train_layers):
         keys = None if key is None else jax.random.split(key, len(features))
-        options = {"start": "block5_pool", "taps": ("dropout_1",), "train_layers": train_layers, "dropout_keys": keys}
-        return jax.jit(lambda tree: forward(model, tree, features, **options).taps["dropout_1"])(tree)
+        options = {"taps": (layer,), "train_layers": frozenset(train_layers), "dropout_keys": keys}
+        return jax.jit(lambda tree: forward(model, tree, features, start="block5_pool", **options).taps[layer])(tree)
 
-    np.testing.assert_array_equal(dropped(None, frozenset()), np.ones((8, 1000)))
-    np.testing.assert_array_equal(dropped(jax.random.key(1), frozenset({"predictions"})), np.ones((8, 1000)))
-    values = np.asarray(dropped(jax.random.key(1)))
+    np.testing.assert_array_equal(dropped(None), np.ones((8, 1000)))
+    np.testing.assert_array_equal(dropped(jax.random.key(1), other), np.ones((8, 1000)))
+    values = np.asarray(dropped(jax.random.key(1), trained))
     np.testing.assert_array_equal(np.unique(values), [0, np.float32(1) / np.float32(0.6)])
     assert (values == 0).mean() == pytest.approx(0.4, abs=0.02)  # 8,000 draws: standard deviation 0.0055
-    assert np.any(values != dropped(jax.random.key(2)))
+    assert np.any(values != dropped(jax.random.key(2), trained))
 
 
 def test_too_few_features_to_pool_suggests_a_fix():

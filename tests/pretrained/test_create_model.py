@@ -87,7 +87,7 @@ def test_create_model_is_a_plain_flax_module(created, images):
 
 def test_image_classifier_trains_what_is_named_as_the_train_step_does(images):
     """Frozen batch norms keep their statistics; the others change as in flaxtl's own forward pass."""
-    network = Classifier(registry.get_spec(NAME), Head(3, units=()), output_layer="conv_pw_1_relu")
+    network = Classifier(registry.get_spec(NAME), Head(3, units=(), dropout=0.0), output_layer="conv_pw_1_relu")
     params = init_params(network, 32, 32, jax.random.key(0), head_only=False)
     model, variables = ImageClassifier(network, (32, 32)), to_variables(params)
     flat = flatten_params(params)
@@ -125,7 +125,7 @@ def test_create_model_trainable_name_is_a_group_or_a_layer(created, images):
         shapes(model, variables, images, train=True, trainable="head")
 
 
-def test_create_model_train_mode_drops_out_and_needs_a_key(created, images):
+def test_create_model_train_mode_drops_out(created, images):
     model, variables = created
 
     @jax.jit
@@ -135,9 +135,20 @@ def test_create_model_train_mode_drops_out_and_needs_a_key(created, images):
     once, again = run(jax.random.key(0)), run(jax.random.key(1))
     assert np.isfinite(once).all()
     assert not np.array_equal(once, again)
+    assert shapes(model, variables, images, train=True, trainable=("predictions",)).shape == (4, 3)  # no dropout trains
+
+
+@pytest.mark.parametrize("units", [(), (8,)])
+def test_create_model_without_dropout_trains_without_a_key(images, units):
+    model, variables = create_abstractly(NAME, 3, None, input_size=32, units=units)
+    assert shapes(model, variables, images, train=True, trainable=("head",)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("units", [(), (8,)])
+def test_create_model_dropout_needs_a_key(images, units):
+    model, variables = create_abstractly(NAME, 3, None, input_size=32, units=units, dropout=0.5)
     with pytest.raises(Exception, match="dropout"):
         shapes(model, variables, images, train=True, trainable=("head",))
-    assert shapes(model, variables, images, train=True, trainable=("predictions",)).shape == (4, 3)  # no dropout trains
 
 
 def test_create_model_captures_layers_and_their_gradients(created, images):
@@ -223,7 +234,6 @@ def test_create_model_include_top_is_the_published_network():
         (("vgg16", 5, None, {"dtype": "float16"}), ("float16", "bfloat16")),
         (("vgg16", 5, None, {"pooling": "avg"}), ("'avg'", "global_average")),
         (("vgg16", 5, None, {"input_size": 31}), ("31x31", "32")),
-        (("vgg16", 5, None, {"dropout": 0.5}), ("dropout=0.5", "units=")),
         (("vgg16", 5, None, {"include_top": True}), ("1,000", "5")),
         (("vgg16", None, None, {"include_top": True, "input_size": 256}), ("vgg16", "224x224")),
         ((None,), ("'None'",)),
