@@ -18,7 +18,7 @@ from flaxtl import config
 from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message, print_box
 from flaxtl.data.file_listing import describe_skipped, find_images
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError, memory_errors, unknown
 from flaxtl.evaluation import classification, gradcam, predictor, run_files
 from flaxtl.evaluation.classification import CountArray
 from flaxtl.evaluation.evaluate import evaluate_run
@@ -61,14 +61,14 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
       workdir: the run directory; created if it does not exist, resumed if it holds a run with the same config.
 
     Raises:
-      UserError: config or images are invalid, or `workdir` holds another run.
+      UserError: config or images are invalid, `workdir` holds another run, or the memory is not enough.
       KeyboardInterrupt: the kernel was interrupted; call again to resume.
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"Give a config, such as flaxtl.load_config('folder', ...), not {config!r}.")
     config, workdir = prune_phases(config), user_path(workdir)
     try:
-        with training_session(config, workdir) as (console, stop_signal):
+        with memory_errors(), training_session(config, workdir) as (console, stop_signal):
             result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)
             evaluate_and_report(result, workdir, console)
     except StopRequested as stopped:
@@ -177,7 +177,8 @@ class RunResult:
         listing = find_images(_path_texts(inputs))
         if listing.skipped:
             message(make_console(), describe_skipped(listing.skipped))
-        predictions = self._trained.predictor().predict(listing.images)
+        with memory_errors():
+            predictions = self._trained.predictor().predict(listing.images)
         for reason in predictions.unreadable:
             message(make_console(), reason)
         return predictor.calibrate(predictions, self.workdir) if calibrated else predictions

@@ -1,10 +1,14 @@
 """`UserError`, the exception for every error that a user can fix, and helpers for messages."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 MAX_SUGGESTIONS = 12
 """Names that the error for an unknown name lists, if no known name is similar to it."""
+
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+"""What XLA's errors say when a device, or its library for CPUs, cannot allocate a buffer."""
 
 
 class UserError(Exception):
@@ -41,6 +45,22 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 def missing_package(what: str, packages: str, extra: str) -> UserError:
     """Return the error for an optional package: `what` needs `packages`, which an extra of flaxtl installs."""
     return UserError(f"{what} needs {packages}: pip install 'flaxtl[{extra}]'")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise UserError in place of the errors of Python and of XLA for memory that cannot be allocated."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError("Out of memory. Lower batch_size, or set data.pipeline=stream.") from error
+    except Exception as error:
+        if not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        raise UserError(
+            "The device is out of memory. Lower batch_size, raise accum_steps, or choose smaller images or a smaller "
+            "network or head."
+        ) from error
 
 
 def first_line(error: Exception) -> str:

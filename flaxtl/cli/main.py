@@ -15,7 +15,7 @@ from typing import NoReturn
 from flaxtl.cli.commands import COMMANDS
 from flaxtl.cli.parser import parse_arguments
 from flaxtl.console import make_console, message
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, memory_errors
 from flaxtl.train.signals import StopRequested, exit_code
 
 CLOSED_LOOP = "Event loop is closed"
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _escape_unencodable()
     try:
         options = parse_arguments(arguments)
-        with _backend_errors():
+        with _backend_errors(), memory_errors():
             COMMANDS[options.command](options)
     except UserError as error:
         _fail(str(error), 2, arguments)
@@ -55,14 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = stop.number if isinstance(stop, StopRequested) else signal.SIGINT
         resume = "; progress saved. Run the same command to resume." if RESUMABLE & set(arguments[:1]) else "."
         _fail(f"Stopped{resume}", exit_code(number), arguments, at_once=is_process)
-    except MemoryError:
-        _fail("Out of memory. Lower --config.batch_size, or set --config.data.pipeline=stream.", 2, arguments)
     except OSError as error:
         _fail(f"Cannot read or write {error.filename or 'a file'}: {error.strerror or error}.", 2, arguments)
     except Exception as error:
-        # The latter is from XLA's library for CPUs, for a buffer that it cannot allocate.
-        if "RESOURCE_EXHAUSTED" in str(error) or "YNNPACK operation failed" in str(error):
-            _fail("The device is out of memory. Lower --config.batch_size or raise --config.accum_steps.", 2, arguments)
         _fail(f"Internal error ({type(error).__name__}: {error}). Add --debug for the traceback.", 1, arguments)
 
 

@@ -58,6 +58,15 @@ def test_train_stop_request_interrupts_the_cell(monkeypatch, tmp_path):
         api.train(api.load_config(str(configs / "demo.py")), tmp_path)
 
 
+def test_train_out_of_memory_is_a_user_error(monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(api.trainer, "train", fail)
+    with pytest.raises(UserError, match=r"\bmemory\b.*\bbatch_size\b.*\baccum_steps\b"):
+        api.train(api.load_config(str(Path(__file__).parents[2] / "configs" / "demo.py")), tmp_path)
+
+
 def test_training_session_is_deterministic_before_it_uses_a_device(monkeypatch, tmp_path):
     """XLA reads its flags once, when a device is first used."""
     flags, devices = [], jax.devices
