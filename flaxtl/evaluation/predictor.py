@@ -17,7 +17,8 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
 from flaxtl.evaluation.predictions import UNLABELED, Predictions
 from flaxtl.models import classifier, imagenet, registry
-from flaxtl.models.classifier import Classifier, FlatParams, Params, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, Params, unflatten_params
+from flaxtl.models.inference import infer
 from flaxtl.models.spec import ModelSpec
 from flaxtl.parallel import devices
 from flaxtl.pretrained.backbone import headless_model, load_backbone
@@ -84,7 +85,8 @@ def _make_predict_step(
     """Return the jitted (params, images, mask) -> (outputs by layer, log probabilities)."""
 
     def step(params: Params, images: jax.Array, mask: Mask) -> tuple[dict[str, jax.Array], jax.Array | None]:
-        result = forward(model, params, images, taps=layers, stop=stop)
+        in_chunks = jax.default_backend() == "cpu"
+        result = infer(model, params, images, in_chunks=in_chunks, stop=stop, taps=layers)
         outputs = {layer: output.astype(jnp.float32) for layer, output in result.taps.items()}
         return outputs, None if result.logits is None else jax.nn.log_softmax(result.logits)
 

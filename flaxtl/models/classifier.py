@@ -109,6 +109,7 @@ class Classifier(nn.Module):
         stop: str | None = None,
         taps: tuple[str, ...] = (),
         perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
+        num_chunks: int = 1,
         trace: list[Layer] | None = None,
     ) -> ModelOutput:
         """Run the model, or a part of it.
@@ -122,6 +123,7 @@ class Classifier(nn.Module):
           stop: last layer to run.
           taps: names of the layers whose outputs are returned.
           perturbations: layer name -> array that is added to the output of the layer.
+          num_chunks: number of batches like `x` that the program runs; more of them repay a longer compilation.
           trace: list that every layer that runs is appended to, in Keras' order.
 
         Raises:
@@ -136,6 +138,7 @@ class Classifier(nn.Module):
             stop=stop,
             taps=taps,
             perturbations=perturbations,
+            num_chunks=num_chunks,
         )
         pixels = PREPROCESSING[self.spec.preprocessing](x) if start is None else SKIPPED
         with nullcontext() if self.precision == "default" else jax.default_matmul_precision(self.precision):

@@ -29,8 +29,8 @@ from jax.sharding import NamedSharding, auto_axes
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-2, small-1, pointwise-1, rows-1"
-"""Changes with the arithmetic of `conv`, so that cached features of another version are not used."""
+CONV_VERSION = "winograd-2, small-1, pointwise-1, rows-1, chunks-1"
+"""Changes with the arithmetic of `conv` and `infer`, so that cached features of another version are not used."""
 
 MIN_PRODUCTS = {256: 2**27, 64: 2**30}
 """Channels on both sides -> fewest products of a kernel element in a call (pixels of the batch * inputs * outputs).
@@ -66,6 +66,7 @@ def conv(
     padding: str = "SAME",
     groups: int = 1,
     relu: bool = False,
+    num_chunks: int = 1,
 ) -> jax.Array:
     """Convolve images. On CPU a large 3x3 convolution of stride 1 uses Winograd's algorithm.
 
@@ -80,6 +81,7 @@ def conv(
       padding: 'SAME' or 'VALID'.
       groups: number of groups of channels that are convolved separately.
       relu: replace negative outputs by zero.
+      num_chunks: number of batches like `x` that the program convolves; more of them repay a longer compilation.
 
     Returns:
       [batch, height, width, outputs] of the same dtype.
@@ -109,7 +111,7 @@ def conv(
 
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
         return xla_conv(x, kernel, bias)
-    if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel):
+    if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel, num_chunks):
         cpu_conv = winograd_conv
     elif kernel.shape[:2] == (1, 1):
         cpu_conv = pointwise_conv
@@ -200,11 +202,11 @@ def _differentiate_rows(column_stride: int, padding: str, primals: Pair, tangent
     return _sum_rows(x, kernel, column_stride, padding), tangent
 
 
-def _is_large(x: jax.Array, kernel: jax.Array) -> bool:
+def _is_large(x: jax.Array, kernel: jax.Array, num_chunks: int) -> bool:
     """Return whether Winograd's algorithm saves more time than it takes to compile."""
     batch, height, width, inputs = x.shape
     outputs = kernel.shape[3]
-    products = batch * height * width * inputs * outputs
+    products = num_chunks * batch * height * width * inputs * outputs
     return any(min(inputs, outputs) >= channels and products >= least for channels, least in MIN_PRODUCTS.items())
 
 

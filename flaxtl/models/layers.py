@@ -39,8 +39,8 @@ class Conv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, height, width, inputs] -> [batch, height, width, features]."""
+    def __call__(self, x: jax.Array, num_chunks: int = 1) -> jax.Array:
+        """[batch, height, width, inputs] -> [batch, height, width, features]. `num_chunks`: see `conv`."""
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", GLOROT, shape).astype(self.dtype)
         bias = None
@@ -55,6 +55,7 @@ class Conv(nn.Module):
             padding=self.padding,
             groups=self.groups,
             relu=self.relu,
+            num_chunks=num_chunks,
         )
 
 

@@ -71,7 +71,8 @@ class Net(LayerRunner):
         def run(x: jax.Array) -> jax.Array:
             relu = act == "relu"  # part of the convolution, which can do it while its outputs are in the cache
             window = _pair(kernel_size)
-            y = Conv(features, window, strides, padding.upper(), groups, use_bias, relu, self.dtype, name=name)(x)
+            layer = Conv(features, window, strides, padding.upper(), groups, use_bias, relu, self.dtype, name=name)
+            y = layer(x, self.num_chunks)
             return y if relu else ACTIVATIONS[act](y)
 
         return self._layer_with_params("conv", name, run, x)

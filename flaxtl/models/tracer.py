@@ -56,6 +56,7 @@ class LayerRunner:
       stop: name of the last layer to run.
       taps: names of the layers whose outputs are kept in `tapped`.
       perturbations: layer name -> array that is added to the output of the layer.
+      num_chunks: number of batches of this size that the program runs, one after the other.
 
     Results:
       output: of the last layer that ran.
@@ -72,6 +73,7 @@ class LayerRunner:
     stop: str | None = None
     taps: tuple[str, ...] = ()
     perturbations: Mapping[str, jax.Array] = field(default_factory=dict)
+    num_chunks: int = 1
 
     output: Value = SKIPPED
     logits: jax.Array | None = None

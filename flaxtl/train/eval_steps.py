@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from flaxtl.data.augment.tta import ViewFn
 from flaxtl.data.loaders import Batch, Mask, shard_batch
 from flaxtl.models.classifier import Classifier, FlatParams, forward_logits, unflatten_params
+from flaxtl.models.inference import infer
 from flaxtl.parallel import devices
 from flaxtl.train.metrics import ClassProbabilities, MetricSums, batch_metrics
 
@@ -36,7 +37,7 @@ def make_eval_step(model: Classifier, mesh: Mesh, start_layer: str | None, shard
 
     def step(params: FlatParams, batch: Batch, mask: jax.Array) -> tuple[ClassProbabilities, MetricSums]:
         batch = shard_batch(batch, mesh)
-        return _predict(model, params, batch.inputs(0, None), batch.labels, mask, start_layer)
+        return _predict(model, mesh, params, batch.inputs(0, None), batch.labels, mask, start_layer)
 
     replicated = devices.replicated_sharding(mesh)
     return jax.jit(step, in_shardings=(replicated, sharding, replicated), out_shardings=replicated)
@@ -80,7 +81,7 @@ def make_tta_step(model: Classifier, mesh: Mesh, view_fn: ViewFn, sharding: Batc
     ) -> tuple[ClassProbabilities, MetricSums]:
         batch = shard_batch(batch, mesh)
         images = view_fn(batch.inputs(0, None), batch.indices, view)
-        return _predict(model, params, images, batch.labels, mask)
+        return _predict(model, mesh, params, images, batch.labels, mask)
 
     replicated = devices.replicated_sharding(mesh)
     return jax.jit(step, in_shardings=(replicated, replicated, sharding, replicated), out_shardings=replicated)
@@ -88,11 +89,14 @@ def make_tta_step(model: Classifier, mesh: Mesh, view_fn: ViewFn, sharding: Batc
 
 def _predict(
     model: Classifier,
+    mesh: Mesh,
     params: FlatParams,
     inputs: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
     start_layer: str | None = None,
 ) -> tuple[ClassProbabilities, MetricSums]:
-    logits = forward_logits(model, unflatten_params(params), inputs, start=start_layer)
+    in_chunks = devices.is_one_cpu(mesh)
+    logits = infer(model, unflatten_params(params), inputs, in_chunks=in_chunks, start=start_layer).logits
+    assert logits is not None, "without `stop` the softmax is reached"
     return ClassProbabilities.from_logits(logits), batch_metrics(logits, labels, mask)

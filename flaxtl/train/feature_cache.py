@@ -23,7 +23,8 @@ from flaxtl.data.loaders import (
     Mask,
 )
 from flaxtl.data.sampler import padded_batches
-from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, unflatten_params
+from flaxtl.models.inference import infer
 from flaxtl.parallel import devices, processes
 
 Item = TypeVar("Item")
@@ -122,7 +123,8 @@ def make_feature_step(
     def run(params: FlatParams, images: jax.Array, epochs: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
         if views.augmentation is not None:
             images = augment(example_keys(views.seed, epochs, indices), images, views.augmentation)
-        taps = forward(model, unflatten_params(params), images, stop=layers[-1], taps=layers).taps
+        in_chunks = devices.is_one_cpu(mesh)
+        taps = infer(model, unflatten_params(params), images, in_chunks=in_chunks, stop=layers[-1], taps=layers).taps
         return {layer: output.astype(views.dtype) for layer, output in taps.items()}
 
     replicated, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)

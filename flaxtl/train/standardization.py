@@ -9,8 +9,9 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from flaxtl.data.loaders import Batch, Loader, Mask
-from flaxtl.models.classifier import Classifier, FlatParams, forward, unflatten_params
+from flaxtl.models.classifier import Classifier, FlatParams, unflatten_params
 from flaxtl.models.head import FEATURES, NORMALIZE
+from flaxtl.models.inference import infer
 from flaxtl.parallel import devices
 from flaxtl.train.eval_loop import run_batches
 
@@ -46,7 +47,9 @@ def feature_statistics(
     def step(params: FlatParams, batch: Batch, mask: Mask) -> Moments:
         batch = batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
         inputs = batch.inputs(0, None)
-        output = forward(model, unflatten_params(params), inputs, start=start_layer, stop=FEATURES).output
+        in_chunks = devices.is_one_cpu(mesh)
+        tree = unflatten_params(params)
+        output = infer(model, tree, inputs, in_chunks=in_chunks, start=start_layer, stop=FEATURES).output
         features, weights = output.astype(jnp.float32), jnp.asarray(mask, jnp.float32)[:, None]
         count = weights.sum()
         mean = (weights * features).sum(0) / count

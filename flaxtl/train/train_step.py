@@ -19,6 +19,7 @@ from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.mixup import mix
 from flaxtl.data.loaders import Batch, shard_batch
 from flaxtl.models.classifier import Classifier, FlatParams, flatten_params, forward, unflatten_params
+from flaxtl.models.inference import infer
 from flaxtl.parallel import devices
 from flaxtl.train.metrics import MetricSums, batch_metrics, cross_entropy
 from flaxtl.train.param_groups import layers_in_train_mode
@@ -118,6 +119,7 @@ class StepConfig(NamedTuple):
       accum_steps: number of equal microbatches that a batch is processed in, one after the other, to save memory. The
         result is that of the whole batch, except that trained batch norms see one microbatch at a time.
       ema: moving average of the trainable parameters, if any. Batch statistics are never averaged.
+      cut_layer: the last frozen layer below everything that trains. None without one.
 
     Metrics ignore `class_weights` and `label_smoothing`, so that they can be compared with those of validation.
     """
@@ -132,6 +134,7 @@ class StepConfig(NamedTuple):
     label_smoothing: float = 0.0
     accum_steps: int = 1
     ema: Ema | None = None
+    cut_layer: str | None = None
 
 
 TrainStep = Callable[[TrainState, FlatParams, Batch], TrainState]
@@ -223,13 +226,14 @@ def compute_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, exampl
 
     Only `state.params` is differentiated; `frozen` is constant, so XLA drops its backward pass.
     """
-    inputs, targets, dropout_keys = examples
+    _, targets, dropout_keys = examples
+    start_layer, inputs = _run_frozen_layers(cfg, frozen, examples.inputs)
     train_layers = layers_in_train_mode(state.updated_params, frozen)
 
     def loss_fn(params: FlatParams) -> tuple[jax.Array, tuple[jax.Array, FlatParams]]:
         all_params = unflatten_params(frozen | state.batch_stats | params)
         output = forward(
-            cfg.model, all_params, inputs, start=cfg.start_layer, train_layers=train_layers, dropout_keys=dropout_keys
+            cfg.model, all_params, inputs, start=start_layer, train_layers=train_layers, dropout_keys=dropout_keys
         )
         assert output.logits is not None, "the forward pass is not stopped before the logits"
         losses = _weighted_losses(output.logits, targets, cfg.class_weights, cfg.label_smoothing)
@@ -239,6 +243,17 @@ def compute_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, exampl
     labels, losses = _main_labels(targets), _weighted_losses(logits, targets)
     metrics = batch_metrics(logits, labels, jnp.ones(len(logits), bool), losses)
     return StepGrads(loss, grads, {path: batch_stats[path] for path in state.batch_stats}, metrics)
+
+
+def _run_frozen_layers(cfg: StepConfig, frozen: FlatParams, inputs: jax.Array) -> tuple[str | None, jax.Array]:
+    """Return the layer above which the step differentiates, and its outputs.
+
+    On a CPU it is `cfg.cut_layer`, because inference runs in chunks; elsewhere XLA does the same with the whole model.
+    """
+    if cfg.start_layer is not None or cfg.cut_layer is None or not devices.is_one_cpu(cfg.mesh):
+        return cfg.start_layer, inputs
+    params = unflatten_params(frozen)
+    return cfg.cut_layer, infer(cfg.model, params, inputs, in_chunks=True, stop=cfg.cut_layer).output
 
 
 def _accumulate_grads(cfg: StepConfig, state: TrainState, frozen: FlatParams, examples: Examples) -> StepGrads:

@@ -238,6 +238,7 @@ def make_step_config(
         label_smoothing=float(setup.config.label_smoothing),
         accum_steps=setup.config.accum_steps,
         ema=Ema(phase.ema, phase.first_step) if phase.ema else None,
+        cut_layer=phase.cut_layer,
     )
 
 

@@ -165,6 +165,7 @@ def exported_text(platform, batch, width, channels, size=3, outputs=None, **opti
         ({"width": 12, "channels": 255}, "XLA"),  # too little work for so few channels
         ({"channels": 32, "batch": 1024}, "XLA"),  # too few channels
         ({"batch": 1}, "XLA"),  # too little work
+        ({"batch": 1, "num_chunks": 32}, "winograd"),  # repeated often enough
         ({"strides": (2, 2)}, "XLA"),
         ({"padding": "VALID"}, "XLA"),
         ({"groups": 2}, "XLA"),

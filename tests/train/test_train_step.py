@@ -105,6 +105,17 @@ def test_train_step_on_features_equals_step_on_images(world):
     assert state.metrics.correct.tolist() == other.metrics.correct.tolist()
 
 
+def test_train_step_infers_frozen_layers_in_chunks_on_a_cpu(world, monkeypatch):
+    calls, infer = [], train_step.infer
+    monkeypatch.setattr(train_step, "infer", lambda *given, **cuts: calls.append(cuts) or infer(*given, **cuts))
+    expected, whole = world.losses(world.frozen, world.images)
+    found, state = world.losses(world.frozen, world.images, cut_layer=CUT)
+    assert calls == [{"in_chunks": True, "stop": CUT}]
+    # The same float32 sums in another order, as from features.
+    np.testing.assert_allclose(found, expected, rtol=12 * 2.0**-24)
+    assert state.metrics.correct.tolist() == whole.metrics.correct.tolist()
+
+
 def test_train_step_dropout_depends_on_seed_and_step_only(world):
     losses, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     assert world.losses(world.frozen, world.features, start_layer=CUT)[0] == losses

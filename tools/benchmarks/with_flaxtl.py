@@ -29,6 +29,7 @@ from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.convolution import conv
 from flaxtl.models.head import Head
+from flaxtl.models.inference import infer
 from flaxtl.models.layers import Conv, DepthwiseConv, SeparableConv, depthwise_conv
 from flaxtl.parallel import devices
 from flaxtl.train import setup, train_step
@@ -57,8 +58,8 @@ def forward(settings: dict[str, Any]) -> Trial:
     shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
     params = classifier.unflatten_params(_random_params(shapes))
     images = jnp.asarray(_random_images((settings["batch"], size, size, 3)))
-    predict = jax.jit(partial(classifier.forward_logits, model))
-    return _trial(lambda: predict(params, images), predict.lower(params, images), settings)
+    predict, whole = (jax.jit(partial(infer, model, in_chunks=n)) for n in (jax.default_backend() == "cpu", False))
+    return _trial(lambda: predict(params, images).logits, whole.trace(params, images), settings)
 
 
 def train(settings: dict[str, Any]) -> Trial:
@@ -71,15 +72,15 @@ def train(settings: dict[str, Any]) -> Trial:
     (phase,) = build_phases(config, info.model, info.layers, info.groups, BATCHES * batch)
     optimizer = phase_optimizer(config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    cut_layer = phase.cut_layer if settings["cached"] else None
+    start_layer = phase.cut_layer if settings["cached"] else None
     augmentation = AUGMENTATION if settings.get("augment") else None
     step_config = train_step.StepConfig(
-        info.model, optimizer, mesh, config.seed, start_layer=cut_layer, augmentation=augmentation
+        info.model, optimizer, mesh, config.seed, start_layer, augmentation, cut_layer=phase.cut_layer
     )
 
     inputs = _random_images((BATCHES * batch, size, size, 3))
-    if cut_layer is not None:
-        (shape,) = (layer.shape for layer in info.layers if layer.name == cut_layer)
+    if start_layer is not None:
+        (shape,) = (layer.shape for layer in info.layers if layer.name == start_layer)
         inputs = _random_images((BATCHES * batch, *shape)).astype(info.model.dtype)
     labels = np.arange(len(inputs), dtype=np.int32) % CLASSES
     params = _random_params(info.shapes)
@@ -92,7 +93,8 @@ def train(settings: dict[str, Any]) -> Trial:
     sampler = EpochSampler(config.seed, batch, len(labels))
     batches = loader.train_batches(sampler, 0, 2**31, None)
     update = train_step.make_train_step(step_config, loader.sharding(mesh))
-    lowered = update.lower(state, frozen, next(batches))
+    whole = train_step.make_train_step(step_config._replace(cut_layer=None), loader.sharding(mesh))
+    traced = whole.trace(state, frozen, next(batches))
     inputs_of_call: Iterator[tuple[Any, ...]] = ((batch,) for batch in batches)
     if steps := settings.get("steps"):
         update = train_step.make_multi_step(step_config, loader.sharding(mesh))
@@ -104,7 +106,7 @@ def train(settings: dict[str, Any]) -> Trial:
         state = update(state, frozen, *next(inputs_of_call))
         return jnp.copy(state.step)  # the next call donates the state
 
-    return _trial(step, lowered, settings, images=batch * (steps or 1))
+    return _trial(step, traced, settings, images=batch * (steps or 1))
 
 
 WORK: dict[str, dict[str, Any]] = {
@@ -185,12 +187,16 @@ def describe_device(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _trial(step: Any, lowered: Any, settings: dict[str, Any], images: int | None = None) -> Trial:
-    """Count operations before compilation: afterwards XLA does not know what its libraries compute."""
+def _trial(step: Any, traced: Any, settings: dict[str, Any], images: int | None = None) -> Trial:
+    """Count operations of the program for a TPU: that for a CPU has loops, whose body would count once.
+
+    They are counted before compilation: afterwards XLA does not know what its libraries compute.
+    """
+    operations = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
     device = jax.devices()[0]
     facts = {
         "device": device.device_kind,
-        "flop_per_image": lowered.cost_analysis()["flops"] / settings["batch"],
+        "flop_per_image": operations / settings["batch"],
         "matmul_flop_per_second": matmul_rate(device, settings["dtype"]),
     }
     return Trial(

@@ -1,0 +1,102 @@
+"""Inference in chunks: their sizes, and results equal to those of whole batches."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import numpy_vit
+
+from flaxtl.models import inference, registry
+from flaxtl.models.classifier import Classifier, forward, init_params
+from flaxtl.models.head import Head
+from flaxtl.models.inference import infer, map_chunks
+
+MODEL = Classifier(registry.get_spec("mobilenet_025"), Head(3, "global_average", units=()))
+SIDE = 32
+LARGE, SMALL = "conv_pw_11_relu", "conv_pw_13_relu"
+"""Layers of MODEL with 2x2 and 1x1 pixels, for images of SIDE."""
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(MODEL, 64, 64, jax.random.key(0), head_only=False)
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Return six images, of which two are a chunk."""
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", 2 * SIDE**2)
+    return np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "expected"),
+    [
+        (32, 200, 4),
+        (32, 224, 2),  # three do not divide 32
+        (30, 224, 3),
+        (31, 200, 31),  # a prime number: one by one would be slower
+        (10, 100, 10),
+        (32, 100, 16),
+        (32, 32, 32),
+        (8, 512, 1),
+        (1, 200, 1),
+    ],
+)
+def test_map_chunks_divides_batches_by_their_pixels(batch, side, expected):
+    found = []
+
+    def record(chunk, num_chunks):
+        found.append((*chunk.shape, num_chunks))
+        return chunk[:, 0, 0, 0]
+
+    shape = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)
+    outputs = jax.eval_shape(lambda images: map_chunks(record, images), shape)
+    assert found == [(expected, side, side, 3, batch // expected)]
+    assert outputs.shape == (batch,)
+
+
+def test_map_chunks_keeps_the_order_of_the_images(images):
+    outputs = map_chunks(lambda chunk, num_chunks: {"half": chunk // 2, "n": num_chunks + chunk[:, 0, 0, 0]}, images)
+    np.testing.assert_array_equal(outputs["half"], images // 2)
+    np.testing.assert_array_equal(outputs["n"], 3 + images[:, 0, 0, 0])
+
+
+def infer_twice(params, images, **cuts):
+    """Return the results in chunks and of the whole batch, and check which of the programs has a loop over chunks."""
+    programs = [jax.jit(lambda params, n=n: infer(MODEL, params, images, in_chunks=n, **cuts)) for n in (True, False)]
+    assert ["stablehlo.while" in program.lower(params).as_text() for program in programs] == [True, False]
+    return [program(params) for program in programs]
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {"taps": (SMALL, LARGE)},
+        {"taps": (SMALL, LARGE), "stop": SMALL},
+        {"taps": (LARGE,), "stop": LARGE},
+        {"stop": "conv_pw_1"},
+    ],
+    ids=str,
+)
+def test_infer_in_chunks_equals_whole_batch(params, images, cuts):
+    """The same float32 sums, perhaps in another order: of up to 256 terms in each of 27 layers."""
+    in_chunks, whole = infer_twice(params, images, **cuts)
+    assert in_chunks.taps.keys() == whole.taps.keys() == set(cuts.get("taps", ()))
+    assert (in_chunks.logits is None) == ("stop" in cuts)
+    for value, expected in zip(jax.tree.leaves(in_chunks), jax.tree.leaves(whole), strict=True):
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(value, expected, rtol=0, atol=27 * 2.0**-20 * np.abs(expected).max())
+
+
+def test_infer_from_a_layer_is_the_forward_pass(params, images):
+    features = np.random.default_rng(0).standard_normal((6, 16, 16, 16), np.float32)
+    result = infer(MODEL, params, features, in_chunks=True, start="conv_pw_1_relu")
+    np.testing.assert_array_equal(result.logits, forward(MODEL, params, features, start="conv_pw_1_relu").logits)
+
+
+def test_infer_without_large_layers_is_the_forward_pass(monkeypatch, images):
+    monkeypatch.setattr(inference, "LARGE_STRIDE", 1)
+    model = Classifier(numpy_vit.SPEC, Head(3, "global_average", units=()))
+    params = init_params(model, SIDE, SIDE, jax.random.key(0), head_only=False)
+    result = infer(model, params, images, in_chunks=True)
+    np.testing.assert_array_equal(result.logits, forward(model, params, images).logits)
