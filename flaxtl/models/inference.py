@@ -19,8 +19,8 @@ CHUNK_PIXELS = 160_000
 """Maximum number of pixels of the images in a chunk: four images of 200x200."""
 
 LARGE_STRIDE = 16
-"""Layers with at least one row for as many rows of the image are large. Above them weights outweigh outputs, so that
-they are faster for a whole batch."""
+"""Maximum stride of a large layer: rows of the image for a row of its output. The weights of later layers outweigh
+their outputs, so that they are faster for a whole batch."""
 
 
 def infer(
@@ -43,17 +43,20 @@ def infer(
       start: backbone layer whose output is `x`.
       stop: last layer to run.
       taps: names of the layers whose outputs are returned.
+
+    Raises:
+      UserError: a layer does not exist, or is not part of what runs.
     """
     large = _large_layers(model, *x.shape[1:3]) if in_chunks and start is None else []
     if not large or _chunk_size(x) == len(x):
         return forward(model, params, x, start=start, stop=stop, taps=taps)
     cut = stop if stop in large else large[-1]
     large_taps = tuple(name for name in taps if name in large)
+    other_taps = tuple(name for name in taps if name not in large)
     run = partial(model.apply, to_variables(params), stop=cut, taps=large_taps)
     result = map_chunks(lambda chunk, num_chunks: cast(ModelOutput, run(chunk, num_chunks=num_chunks)), x)
-    if cut == stop:
+    if cut == stop and not other_taps:
         return result
-    other_taps = tuple(name for name in taps if name not in large)
     rest = forward(model, params, result.output, start=cut, stop=stop, taps=other_taps)
     return rest._replace(taps=result.taps | rest.taps)
 

@@ -1,10 +1,13 @@
 """Inference in chunks: their sizes, and results equal to those of whole batches."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from helpers import numpy_vit
 
+from flaxtl.errors import UserError
 from flaxtl.models import inference, registry
 from flaxtl.models.classifier import Classifier, forward, init_params
 from flaxtl.models.head import Head
@@ -88,15 +91,26 @@ def test_infer_in_chunks_equals_whole_batch(params, images, cuts):
         np.testing.assert_allclose(value, expected, rtol=0, atol=27 * 2.0**-20 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("cuts", [{"taps": ("conv_pw_99",)}, {"stop": LARGE, "taps": (SMALL,)}], ids=str)
+def test_infer_taps_of_layers_that_do_not_run_are_user_errors(params, images, cuts):
+    with pytest.raises(UserError, match=cuts["taps"][0]):
+        jax.eval_shape(lambda: infer(MODEL, params, images, in_chunks=True, **cuts))
+
+
+def program_text(function, *arguments):
+    return jax.jit(lambda *given: function(*given).logits).lower(*arguments).as_text()
+
+
 def test_infer_from_a_layer_is_the_forward_pass(params, images):
-    features = np.random.default_rng(0).standard_normal((6, 16, 16, 16), np.float32)
-    result = infer(MODEL, params, features, in_chunks=True, start="conv_pw_1_relu")
-    np.testing.assert_array_equal(result.logits, forward(MODEL, params, features, start="conv_pw_1_relu").logits)
+    features = np.zeros((6, 16, 16, 16), np.float32)
+    infer_above, forward_above = (partial(run, MODEL, start="conv_pw_1_relu") for run in (infer, forward))
+    text = program_text(partial(infer_above, in_chunks=True), params, features)
+    assert text == program_text(forward_above, params, features)
 
 
 def test_infer_without_large_layers_is_the_forward_pass(monkeypatch, images):
     monkeypatch.setattr(inference, "LARGE_STRIDE", 1)
     model = Classifier(numpy_vit.SPEC, Head(3, "global_average", units=()))
     params = init_params(model, SIDE, SIDE, jax.random.key(0), head_only=False)
-    result = infer(model, params, images, in_chunks=True)
-    np.testing.assert_array_equal(result.logits, forward(model, params, images).logits)
+    text = program_text(partial(infer, model, in_chunks=True), params, images)
+    assert text == program_text(partial(forward, model), params, images)
