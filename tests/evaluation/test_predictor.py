@@ -157,10 +157,10 @@ def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monke
 
     def counting(model, parameters, x, **options):
         compiled.append(x.shape)
-        return forward(model, parameters, x, **options)
+        return infer(model, parameters, x, **options)
 
-    forward = predictor.forward
-    monkeypatch.setattr(predictor, "forward", counting)
+    infer = predictor.infer
+    monkeypatch.setattr(predictor, "infer", counting)
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 2 * 224 * 224 + 1)
     file = tmp_path / "out.npz"
     code, _, err = run_predict(
