@@ -40,9 +40,9 @@ def infer(
       params: its parameters.
       x: images, or the output of layer `start`.
       in_chunks: whether large layers run for a few images at a time; for a single CPU device.
-      start: backbone layer whose output is `x`.
+      start: backbone layer that `x` is the output of.
       stop: last layer to run.
-      taps: names of the layers whose outputs are returned.
+      taps: names of layers to return the outputs of.
 
     Raises:
       UserError: a layer does not exist, or is not part of what runs.

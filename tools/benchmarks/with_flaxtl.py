@@ -188,7 +188,7 @@ def describe_device(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trial(step: Any, traced: Any, settings: dict[str, Any], images: int | None = None) -> Trial:
-    """Count operations of the program for a TPU: that for a CPU has loops, whose body would count once.
+    """Count operations of the program for a TPU: a loop in that for a CPU would count once.
 
     They are counted before compilation: afterwards XLA does not know what its libraries compute.
     """
