@@ -55,11 +55,11 @@ from flaxtl.cli.commands import COMMANDS
 
 def compile_program(options):
     def program(x):
-        for step in range(600):
+        for step in range(100):
             x = jax.numpy.sort(jax.numpy.sin(x) + step)[::-1].cumsum(0)
         return x
 
-    lowered = jax.jit(program).lower(jax.ShapeDtypeStruct((64, 64), float))
+    lowered = jax.jit(program).lower(jax.ShapeDtypeStruct((64, 64), "float32"))
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     lowered.compile()
     print("compiled in less than 0.2 s")

@@ -210,7 +210,7 @@ def test_train_step_label_smoothing_changes_gradients_not_metrics(world):
     plain, _ = world.losses(world.frozen, world.features, start_layer=CUT)
     smoothed, _ = world.losses(world.frozen, world.features, start_layer=CUT, label_smoothing=0.5)
     assert smoothed[0] == plain[0]  # before the first update the totals are of the same network
-    assert smoothed[1] != plain[1]
+    assert smoothed[2] != plain[2]  # the first update is almost the signs of the gradients, which may be the same
 
 
 def test_weighted_losses_mixed_images_use_both_labels(world):
