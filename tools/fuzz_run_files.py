@@ -19,7 +19,7 @@ from flaxtl.data.sources import base
 from flaxtl.evaluation.predictor import load_setup
 from flaxtl.report import photos, report
 from flaxtl.report.report import augmented_samples
-from flaxtl.train import logger, run_dir
+from flaxtl.train import run_dir, run_records
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.setup import build_setup
 
@@ -40,7 +40,7 @@ def run(folder: Path) -> list[Sample]:
         """Read a run directory like `train` when it resumes."""
         run_dir.check_config(case, config)
         run_dir.read_summary(case)
-        [row.step for row in logger.read_metrics(case)]
+        [row.step for row in run_records.read_metrics(case)]
         build_setup(run_dir.load_config(case), case, run_dir.read_manifest(case))
 
     files = ("config.json", "summary.json", "layers.json", "metrics.jsonl", "predictions.csv", "manifest.csv")

@@ -1,6 +1,5 @@
 """Typed reader of a run directory, for everything that looks at a run from outside: report, sweep, notebook."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,15 @@ from flaxtl.data.manifest import Manifest
 from flaxtl.evaluation.calibration import CalibrationReport, calibration_report
 from flaxtl.evaluation.predictions import Predictions, read_predictions
 from flaxtl.train import run_dir
-from flaxtl.train.run_records import EpochMetrics, LayerRecord, RunSummary, SplitMetrics, invalid_file, load_json
+from flaxtl.train.run_records import (
+    EpochMetrics,
+    LayerRecord,
+    RunSummary,
+    SplitMetrics,
+    invalid_file,
+    load_json,
+    read_metrics,
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,8 @@ class RunRecord:
 
     @cached_property
     def epochs(self) -> list[EpochMetrics]:
-        """metrics.jsonl. A last line without line end is still being written and is left out."""
-        file = self.workdir / "metrics.jsonl"
-        if not file.is_file():
-            return []
-        try:
-            *lines, _ = file.read_text(encoding="utf-8").split("\n")
-            values = [json.loads(line) for line in lines if line]
-        except (OSError, ValueError, RecursionError) as error:
-            raise invalid_file(file, error) from error
-        return [EpochMetrics.from_json(value, file) for value in values]
+        """metrics.jsonl. A last line that is still being written is left out."""
+        return read_metrics(self.workdir)
 
     @cached_property
     def layers(self) -> list[LayerRecord]:

@@ -15,13 +15,12 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_progress
-from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write_text
 from flaxtl.parallel import processes
 from flaxtl.train.device_calls import MAX_PENDING_RESULTS
 from flaxtl.train.param_groups import layer_of
 from flaxtl.train.phases import Phase
-from flaxtl.train.run_records import EpochMetrics
+from flaxtl.train.run_records import EpochMetrics, read_metrics
 from flaxtl.train.setup import ModelInfo
 
 MAX_EPOCH_LINES = 10
@@ -164,18 +163,6 @@ class PhaseLog:
             self._logger.info(f"{metrics.phase} {metrics.epoch}/{self._num_epochs}: {_format_metrics(metrics)}")
         if self._forecast is not None:
             self._logger.print_forecast(self._bar, self._forecast)
-
-
-def read_metrics(workdir: Path) -> list[EpochMetrics]:
-    """Return the epochs of metrics.jsonl up to the first invalid line, which a crash may leave at the end."""
-    epochs: list[EpochMetrics] = []
-    file = workdir / "metrics.jsonl"
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        try:
-            epochs.append(EpochMetrics.from_json(json.loads(line), file))
-        except (UserError, ValueError, RecursionError):
-            break
-    return epochs
 
 
 def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> Table:

@@ -206,6 +206,25 @@ def load_json(file: Path) -> Any:
         raise invalid_file(file, error) from error
 
 
+def read_metrics(workdir: Path) -> list[EpochMetrics]:
+    """Return the epochs of metrics.jsonl; [] if there is none.
+
+    A last line without line end is left out: it is being written, or a crash has cut it off.
+
+    Raises:
+      UserError: the file cannot be read, or a line is damaged or was written by another version of flaxtl.
+    """
+    file = workdir / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    try:
+        *lines, _ = file.read_bytes().split(b"\n")
+        values = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise invalid_file(file, error) from error
+    return [EpochMetrics.from_json(value, file) for value in values]
+
+
 def load_versioned(file: Path) -> dict[str, Any]:
     """Return the content of config.json or summary.json, without its format version.
 

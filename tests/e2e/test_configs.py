@@ -16,10 +16,10 @@ from flaxtl.errors import UserError
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.train import run_dir
-from flaxtl.train.logger import read_metrics
 from flaxtl.train.metrics import class_weights
 from flaxtl.train.optimizers import phase_optimizer
 from flaxtl.train.phases import build_phases
+from flaxtl.train.run_records import read_metrics
 from flaxtl.train.setup import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"

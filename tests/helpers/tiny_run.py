@@ -17,8 +17,7 @@ from flaxtl.train import run_dir
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.datasets import SplitData
 from flaxtl.train.feature_cache import param_digests
-from flaxtl.train.logger import read_metrics
-from flaxtl.train.run_records import RunSummary
+from flaxtl.train.run_records import RunSummary, read_metrics
 from flaxtl.train.setup import build_setup
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}

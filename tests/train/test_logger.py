@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from helpers import tiny_run
 
+from flaxtl.errors import UserError
 from flaxtl.train import logger
-from flaxtl.train.logger import MetricLogger, param_group_table, read_metrics
-from flaxtl.train.run_records import EpochMetrics
+from flaxtl.train.logger import MetricLogger, param_group_table
+from flaxtl.train.run_records import EpochMetrics, read_metrics
 
 
 def epoch_metrics(phase, epoch, step):
@@ -83,12 +84,14 @@ def test_logger_epoch_goes_to_console_file_and_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\xff\xfe", b"[" * 100_000, b"7", b"[]", b'{"phase": "frozen"}', b'{"phase": 1, "epoch": 2}']
+    "damage", [b"\xff\xfe", b"[" * 100_000, b"7", b"[]", b'{"phase": "frozen"}', b'{"phase": 1, "epoch": 2}', b""]
 )
-def test_read_metrics_stops_at_invalid_line(tmp_path, damage):
-    valid = line(EPOCHS[0]).encode()
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([valid, damage, valid]))
-    assert read_metrics(tmp_path) == EPOCHS[:1]
+def test_logger_invalid_line_raises_and_keeps_the_file(tmp_path, damage):
+    content = b"\n".join([line(EPOCHS[0]).encode(), damage, line(EPOCHS[1]).encode(), b""])
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "metrics.jsonl"))):
+        MetricLogger(tmp_path, tiny_run.quiet())
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
 
 
 def test_forecast_waits_until_steps_are_computed(tmp_path, monkeypatch):

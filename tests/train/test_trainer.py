@@ -12,7 +12,7 @@ from flaxtl.train import eval_steps, run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.epoch_loop import PhaseTrainer
 from flaxtl.train.feature_cache import param_digests
-from flaxtl.train.logger import read_metrics
+from flaxtl.train.run_records import read_metrics
 from flaxtl.train.setup import build_setup
 
 # The best weights are handed on from `frozen`, the last ones from `finetune`.
