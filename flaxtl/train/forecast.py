@@ -16,6 +16,7 @@ class PhaseWork:
       steps: number of train steps, if it does not stop early.
       flops: floating-point operations of all steps, of the validation after each epoch, and of the cached views, which
         the first phase that reads them computes.
+      features: floating-point operations for the features of one image, up to the phase's cut layer.
       on_features: whether the steps read cached features instead of images.
       computes_views: whether the cached views that they read are computed first.
     """
@@ -23,6 +24,7 @@ class PhaseWork:
     name: str
     steps: int
     flops: float
+    features: float
     on_features: bool
     computes_views: bool = False
 
@@ -34,12 +36,10 @@ class RunWork:
     Attributes:
       phases: of each phase, in order.
       evaluation: floating-point operations of the evaluation of the test images, once.
-      features: floating-point operations for the features of one image, up to the first phase's cut layer.
     """
 
     phases: tuple[PhaseWork, ...]
     evaluation: float
-    features: float
 
     def seconds_left(
         self, phase: str, steps_done: int, steps_per_second: float, images_per_second: float | None
@@ -65,7 +65,7 @@ class RunWork:
         if current.on_features:
             if images_per_second is None and any(work.computes_views or not work.on_features for work in later):
                 return None
-            rate = images_per_second * self.features if images_per_second else float("inf")
+            rate = images_per_second * current.features if images_per_second else float("inf")
         seconds = (current.steps - steps_done) * step_seconds + self.evaluation / rate
         for work in later:
             least = work.steps * step_seconds if work.on_features and current.on_features else 0.0
@@ -84,8 +84,7 @@ def run_work(setup: RunSetup) -> RunWork:
         first = phases[readers[0]]
         phases[readers[0]] = replace(first, flops=first.flops + _view_flops(flops, setup), computes_views=True)
     num_test = len(manifest.of_split("test")) if "test" in manifest.splits else 0
-    whole = eval_step_flops(flops, None)
-    return RunWork(tuple(phases), num_test * whole, whole - eval_step_flops(flops, setup.phases[0].cut_layer))
+    return RunWork(tuple(phases), num_test * eval_step_flops(flops, None))
 
 
 def forecast(
@@ -117,9 +116,14 @@ def _count_phases(num_left: int, num_phases: int) -> str:
 def _phase_work(phase: Phase, flops: dict[str, int], setup: RunSetup, num_validation: int) -> PhaseWork:
     on_features = bool(phase.cut_layer) and (not phase.augment or setup.config.feature_cache.views > 0)
     per_image = train_step_flops(flops, phase.cut_layer if on_features else None, phase.cut_layer)
-    validation = phase.epochs * num_validation * eval_step_flops(flops, phase.cut_layer)
+    validation = eval_step_flops(flops, phase.cut_layer)
+    train_flops = phase.steps * setup.config.batch_size * per_image
     return PhaseWork(
-        phase.name, phase.steps, phase.steps * setup.config.batch_size * per_image + validation, on_features
+        phase.name,
+        phase.steps,
+        flops=train_flops + phase.epochs * num_validation * validation,
+        features=eval_step_flops(flops, None) - validation,
+        on_features=on_features,
     )
 
 

@@ -5,10 +5,10 @@ from helpers import tiny_run
 
 from flaxtl.train.forecast import PhaseWork, RunWork, describe_time, forecast, run_work
 
-FROZEN = PhaseWork("frozen", steps=100, flops=1e9, on_features=True)
-AUGMENTED = PhaseWork("augmented", steps=50, flops=400e9, on_features=False)
-FINETUNE = PhaseWork("finetune", steps=50, flops=600e9, on_features=False)
-WORK = RunWork((FROZEN, AUGMENTED, FINETUNE), evaluation=20e9, features=2e9)
+FROZEN = PhaseWork("frozen", steps=100, flops=1e9, features=2e9, on_features=True)
+AUGMENTED = PhaseWork("augmented", steps=50, flops=400e9, features=2e9, on_features=False)
+FINETUNE = PhaseWork("finetune", steps=50, flops=600e9, features=0.0, on_features=False)
+WORK = RunWork((FROZEN, AUGMENTED, FINETUNE), evaluation=20e9)
 
 
 def test_seconds_left_on_features_uses_the_speed_of_the_feature_cache():
@@ -20,7 +20,7 @@ def test_seconds_left_on_features_uses_the_speed_of_the_feature_cache():
 def test_seconds_left_is_unknown_until_the_backbone_has_run():
     assert WORK.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) is None
     views = replace(AUGMENTED, on_features=True, computes_views=True)
-    work = RunWork((FROZEN, views), evaluation=0.0, features=2e9)
+    work = RunWork((FROZEN, views), evaluation=0.0)
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) is None
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(2 + 40)
 
@@ -32,14 +32,20 @@ def test_seconds_left_on_images_uses_the_speed_of_the_steps():
 
 
 def test_seconds_left_of_phases_on_features_is_the_time_of_their_steps():
-    work = RunWork((FROZEN, FROZEN.__class__("second", 300, 1e9, True)), evaluation=0.0, features=2e9)
+    work = RunWork((FROZEN, replace(FROZEN, name="second", steps=300)), evaluation=0.0)
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=None) == pytest.approx(8)
 
 
 def test_seconds_left_counts_operations_of_layers_above_features():
-    work = RunWork((FROZEN, FROZEN.__class__("finetune", 50, 600e9, True)), evaluation=0.0, features=2e9)
+    work = RunWork((FROZEN, replace(FINETUNE, on_features=True)), evaluation=0.0)
     # 2 s of steps, and 60 s of 600e9 operations at 10 GFLOP/s instead of 1 s of steps
     assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(62)
+
+
+def test_seconds_left_of_a_resumed_run_uses_features_of_its_phase():
+    # a first phase without a cut layer; then, at 10 GFLOP/s, 2 s of steps and 2 s of evaluation
+    work = RunWork((FINETUNE, FROZEN), evaluation=20e9)
+    assert work.seconds_left("frozen", 0, steps_per_second=50.0, images_per_second=5.0) == pytest.approx(4)
 
 
 def test_run_work_counts_steps_validation_and_evaluation(folder, tmp_path):
@@ -53,7 +59,8 @@ def test_run_work_counts_steps_validation_and_evaluation(folder, tmp_path):
     assert frozen.flops == 6 * 4 * 3 * head + 2 * 6 * head
     assert finetune.flops == 6 * 4 * (block1 + 3 * (block2 + head)) + 2 * 6 * (block2 + head)
     assert work.evaluation == 6 * (block1 + block2 + head)
-    assert work.features == block1 + block2
+    assert frozen.features == block1 + block2
+    assert finetune.features == block1
 
 
 def test_run_work_adds_cached_views_to_the_first_phase_that_reads_them(folder, tmp_path):
