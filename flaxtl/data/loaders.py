@@ -120,7 +120,7 @@ class Loader(Protocol):
         """Return the number of examples."""
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """Return the sharding of a batch: examples split over the devices, device-resident data replicated."""
+        """Return the shardings of a batch, as the compiled steps expect it."""
 
     def train_batches(
         self, sampler: EpochSampler, first_step: int, last_step: int, augmentation: AugmentConfig | None
@@ -149,7 +149,7 @@ class DeviceLoader:
         return len(self.data) // self._num_views
 
     def sharding(self, mesh: Mesh) -> Batch:
-        """Return replicated shardings of the indices: the step splits them itself."""
+        """Return the shardings of the data, which is divided among the devices, and of indices, which each has."""
         replicated = devices.replicated_sharding(mesh)
         return IndexBatch(self.data.shardings(mesh), replicated, replicated)  # type: ignore[arg-type]  # a tree of shardings
 
@@ -297,6 +297,11 @@ class ImageSet:
         return self._loader
 
 
+def fits_in_memory(n_bytes: int, memory_bytes: int) -> bool:
+    """Return whether data fits beside the model in every process: hosts may differ, but all need the same loader."""
+    return not processes.any_process(n_bytes > MAX_MEMORY_FRACTION * memory_bytes)
+
+
 def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str, num_devices: int = 1) -> tuple[str, str]:
     """Return what `data.pipeline=auto` selects for decoded images, 'resident' or 'stream', and a message that says why.
 
@@ -308,7 +313,7 @@ def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str, num_devices: i
     """
     split = f" on each of {num_devices} devices" if num_devices > 1 else ""
     size = f"Decoded images ({fileio.format_bytes(n_bytes)}{split})"
-    if n_bytes <= MAX_MEMORY_FRACTION * memory_bytes:
+    if fits_in_memory(n_bytes, memory_bytes):
         return "resident", f"{size} kept in {memory}."
     limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"
     return "stream", f"{size} exceed {limit}; streaming them from disk."

@@ -23,13 +23,13 @@ from flaxtl.data.array_store import (
 from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
-    MAX_MEMORY_FRACTION,
     DeviceLoader,
     HostLoader,
     ImagePixels,
     ImageSet,
     Loader,
     choose_pipeline,
+    fits_in_memory,
 )
 from flaxtl.data.manifest import Example
 from flaxtl.errors import UserError
@@ -164,7 +164,7 @@ class SplitData:
         """Return whether the features fit into the device memory of every process."""
         memory, _ = devices.device_memory(self._mesh)
         needed = device_bytes(store.shape, store.dtype.itemsize, self._mesh) + self._image_bytes + reserved_bytes
-        return not processes.any_process(needed > MAX_MEMORY_FRACTION * memory)
+        return fits_in_memory(needed, memory)
 
     def _store(self, layer: str, views: AugmentedViews, digests: Mapping[str, str]) -> ArrayStore:
         shape = (len(self) * views.num_views, *self._shapes[layer])

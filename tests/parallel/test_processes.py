@@ -33,6 +33,7 @@ HEARTBEAT = 8
 PROGRAM = f"""
 import os, signal, sys, time
 import jax, numpy as np
+from flaxtl.data import loaders
 from flaxtl.errors import UserError
 from flaxtl.parallel import devices, processes
 
@@ -169,6 +170,7 @@ TOGETHER = """
 meet(coordinator=None, num_processes=None, process_id=None, detect_cluster=True)
 assert processes.process_count() == 2 and processes.is_main_process() == (number == 0)
 assert processes.any_process(number == 1) and not processes.any_process(False)
+assert loaders.choose_pipeline(6 * 10**9, (8 if number == 1 else 64) * 10**9, "memory")[0] == "stream"
 processes.barrier("here")
 processes.assert_equal("the config", "one")
 try:
