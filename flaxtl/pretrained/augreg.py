@@ -40,7 +40,7 @@ def read_npz(path: Path, expected: ExpectedShapes) -> LoadedLayers:
       expected: shapes of the parameters that the caller needs; position embeddings are resampled to theirs.
 
     Raises:
-      UserError: the file is damaged, too large, or holds Python objects.
+      UserError: the file is damaged, encrypted or too large, or holds anything but numeric arrays.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -51,10 +51,16 @@ def read_npz(path: Path, expected: ExpectedShapes) -> LoadedLayers:
                 "Give a file that holds only the weights."
             )
         with np.load(path, allow_pickle=False) as arrays:
-            tensors = {key: StoredTensor(key, arrays[key].dtype.name, arrays[key]) for key in arrays.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            tensors = {key: _to_stored_tensor(key, arrays[key]) for key in arrays.files}
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise damaged_file(path, error) from error
     return _by_layer({_split_key(key): tensor for key, tensor in tensors.items()}, expected)
+
+
+def _to_stored_tensor(key: str, values: NDArray[Any] | bytes) -> StoredTensor:
+    if isinstance(values, bytes) or values.dtype.kind not in "fiub":  # bytes: the member is not an array
+        raise ValueError(f"{key!r} is not a numeric array")
+    return StoredTensor(key, values.dtype.name, values)
 
 
 def _split_key(key: str) -> tuple[str, str]:

@@ -91,7 +91,7 @@ def open_archive(path: Path) -> BytesIO:
                     f"{member.file_size:,}. Get the file from its original source."
                 )
             return BytesIO(archive.read(member))
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error) as error:
         raise damaged_file(path, error) from error
 
 

@@ -118,7 +118,7 @@ def read_layers(
     start = _read_start(path)
     if _is_keras(path, start):
         layers, file_format = _read_keras(path, start, expected, known)
-        layers = _without_layers(layers, skip_layers, path)  # before automatic names are told apart by their number
+        layers = _without_layers(layers, skip_layers)  # before automatic names are told apart by their number
         layers = keras_layers.drop_normalization(layers, path)
         layers = keras_layers.rename_automatic_layers(layers, (known, expected), path)
         layers = keras_layers.rename_final_norm(layers, expected)
@@ -126,13 +126,12 @@ def read_layers(
     _check_size(path)
     if start[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
         tensors, metadata = safetensors_io.read_safetensors(path)
-        return _without_layers(
-            tensors, skip_layers, path
-        ), f"safetensors ({metadata.get('precision', 'unknown precision')})"
+        file_format = f"safetensors ({metadata.get('precision', 'unknown precision')})"
+        return _without_layers(tensors, skip_layers), file_format
     if augreg.is_npz(start):
-        return _without_layers(augreg.read_npz(path, expected), skip_layers, path), "NumPy .npz"
+        return _without_layers(augreg.read_npz(path, expected), skip_layers), "NumPy .npz"
     if onnx_reader.is_onnx(start):
-        return _without_layers(onnx_reader.read_onnx(path), skip_layers, path), "ONNX"
+        return _without_layers(onnx_reader.read_onnx(path), skip_layers), "ONNX"
     raise UserError(
         f"{path} is {_guess_content(start)}, not a weight file. "
         "Supported: Keras .h5 and .keras, flaxtl .safetensors, ViT's .npz, and .onnx files."
@@ -150,7 +149,7 @@ def skip_pattern(skip_layers: str) -> re.Pattern[str]:
 _Content = TypeVar("_Content")
 
 
-def _without_layers(layers: Mapping[str, _Content], pattern: str, path: Path) -> dict[str, _Content]:
+def _without_layers(layers: Mapping[str, _Content], pattern: str) -> dict[str, _Content]:
     """Remove the layers with a name that `pattern` matches as a whole. Raises UserError if there is none."""
     if not pattern:
         return dict(layers)

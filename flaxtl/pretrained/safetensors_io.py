@@ -132,5 +132,5 @@ def _to_stored_tensor(name: str, tensor: Mapping[str, Any]) -> StoredTensor:
 def _read_metadata(payload: bytes) -> dict[str, str]:
     """Return the metadata of the header: eight bytes of length, then that many bytes of JSON."""
     length = int.from_bytes(payload[:8], "little")
-    metadata: dict[str, str] = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
-    return metadata
+    metadata: dict[str, str] | None = json.loads(payload[8 : 8 + length]).get("__metadata__")
+    return metadata or {}

@@ -1,5 +1,7 @@
 """Weight files of ViT: .npz archives and timm's safetensors."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from helpers import numpy_vit
@@ -104,6 +106,27 @@ def test_damaged_npz_is_refused(tmp_path):
         assert is_npz(damaged[:512])
         with pytest.raises(UserError, match="damaged"):
             read_npz(tmp_path / "x.npz", {})
+
+
+@pytest.mark.parametrize(("flag", "method"), [(1, 0), (0, 99)], ids=["encrypted", "unknown compression"])
+def test_npz_that_cannot_be_unpacked_is_refused(tmp_path, flag, method):
+    np.savez(tmp_path / "x.npz", cls=np.zeros(3))
+    payload = bytearray((tmp_path / "x.npz").read_bytes())
+    for start in (6, payload.index(b"PK\1\2") + 8):  # flags and method, in both headers of the member
+        payload[start], payload[start + 2] = flag, method
+    (tmp_path / "x.npz").write_bytes(payload)
+    with pytest.raises(UserError, match="damaged"):
+        read_npz(tmp_path / "x.npz", {})
+
+
+@pytest.mark.parametrize("values", [np.array(["text"]), np.array([1j]), None], ids=["text", "complex", "no array"])
+def test_npz_with_other_values_names_them(tmp_path, values):
+    np.savez(tmp_path / "x.npz", cls=np.zeros(3), **({} if values is None else {"other": values}))
+    if values is None:
+        with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+            archive.writestr("other", "text")
+    with pytest.raises(UserError, match="'other' is not a numeric array"):
+        read_npz(tmp_path / "x.npz", {})
 
 
 def test_npz_with_objects_is_refused(tmp_path):

@@ -118,6 +118,13 @@ def test_read_truncated_file_is_refused(tmp_path, keep):
         read_safetensors(path)
 
 
+def test_read_null_metadata_is_empty(tmp_path):
+    tensors = {"fc/kernel": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    header = json.dumps({"__metadata__": None, **tensors}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert read_safetensors(tmp_path / "x").metadata == {}
+
+
 def test_read_int8_without_matching_scale_is_refused(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int8)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"'fc/kernel'.*\bint8\b.*\bscale\b"):
