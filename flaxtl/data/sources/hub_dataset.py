@@ -310,7 +310,7 @@ def _read_labels(file: Path, dataset: HubDataset) -> list[tuple[str, str]]:
         table = csv_text.parse_table(file, text, {"file_name"})
         rows = [dict(zip(table.header, cells, strict=False)) for _, cells in table.rows]
     else:
-        rows = [_json_row(number, line, dataset) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [_json_row(number, line, dataset) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not {"file_name", label} <= set(columns):
         if dataset.label:

@@ -90,7 +90,8 @@ LISTS = {
 }
 JSON_LINES = {
     "train/metadata.jsonl": b'{"file_name": "a.jpg", "label": "roses", "objects": {"bbox": []}}\n\n'
-    b'{"Label": "daisy", "file_name": "sub/b.jpg"}\n{"file_name": "c.jpg", "label": null}\n',
+    b'{"Label": "daisy", "file_name": "sub/b.jpg", "caption": "two\xe2\x80\xa8lines"}\n'
+    b'{"file_name": "c.jpg", "label": null}\n',
     "test/metadata.jsonl": b'{"file_name": "test_a.jpg", "label": "roses", "index": 2}',
     **{name: encoded(n) for n, name in enumerate(("train/a.jpg", "train/sub/b.jpg", "train/c.jpg", "test/test_a.jpg"))},
 }
