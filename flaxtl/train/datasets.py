@@ -38,13 +38,7 @@ from flaxtl.models.classifier import Classifier, FlatParams
 from flaxtl.models.convolution import CONV_VERSION
 from flaxtl.models.tracer import Layer
 from flaxtl.parallel import devices, processes
-from flaxtl.train.feature_cache import (
-    VIEWS_DTYPE,
-    AugmentedViews,
-    CutLayers,
-    FeatureExtractor,
-    param_digests,
-)
+from flaxtl.train.feature_cache import VIEWS_DTYPE, AugmentedViews, CutLayers, FeatureExtractor, param_digests
 from flaxtl.train.param_groups import layer_of
 from flaxtl.train.setup import RunSetup, build_setup
 

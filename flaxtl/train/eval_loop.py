@@ -43,7 +43,7 @@ def run_batches(
 ) -> Iterator[tuple[Outputs, Mask]]:
     """Yield the outputs of `step(params, batch, mask)` for each batch, and its mask, in order.
 
-    The host dispatches up to MAX_PENDING_RESULTS batches ahead of the results it yields; those are ready.
+    The host dispatches up to MAX_PENDING_RESULTS batches ahead of the results that it yields.
 
     Args:
       step: returns a pytree of arrays.

@@ -18,10 +18,7 @@ from jax.sharding import Mesh
 from flaxtl.data.array_store import ArrayStore, ArrayStoreWriter, check_space
 from flaxtl.data.augment.config import AugmentConfig, example_keys
 from flaxtl.data.augment.ops import augment
-from flaxtl.data.loaders import (
-    ImageSet,
-    Mask,
-)
+from flaxtl.data.loaders import ImageSet, Mask
 from flaxtl.data.sampler import padded_batches
 from flaxtl.models.classifier import Classifier, FlatParams, unflatten_params
 from flaxtl.models.inference import infer

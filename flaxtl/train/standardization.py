@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from flaxtl.data.loaders import Batch, Loader, Mask
+from flaxtl.data.loaders import Batch, Loader, Mask, shard_batch
 from flaxtl.models.classifier import Classifier, FlatParams, unflatten_params
 from flaxtl.models.head import FEATURES, NORMALIZE
 from flaxtl.models.inference import infer
@@ -45,8 +45,7 @@ def feature_statistics(
     """
 
     def step(params: FlatParams, batch: Batch, mask: Mask) -> Moments:
-        batch = batch.with_arrays(jax.lax.with_sharding_constraint(batch.arrays, devices.batch_sharding(mesh)))
-        inputs = batch.inputs(0, None)
+        inputs = shard_batch(batch, mesh).inputs(0, None)
         in_chunks = devices.is_one_cpu(mesh)
         tree = unflatten_params(params)
         output = infer(model, tree, inputs, in_chunks=in_chunks, start=start_layer, stop=FEATURES).output
