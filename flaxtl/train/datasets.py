@@ -202,8 +202,15 @@ def load_splits(
     """
     examples = [example for split in splits for example in setup.manifest.of_split(split)]
     skip = may_skip and setup.config.data.on_error == "skip"
-    decode = _encoded_images if setup.config.data.loader == "tfdata" else _decode
-    images, unreadable = decode(setup, examples, console, skip=skip)
+    images: ImagePixels | ArrayStore | EncodedImages
+    if setup.config.data.loader == "tfdata":
+        from flaxtl.data import tfdata  # noqa: F401  # without TensorFlow, stop here rather than at the first step
+
+        images, unreadable = _encoded_images(setup, examples, console, skip=skip)
+    elif _is_streamed(setup, len(examples), console):
+        images, unreadable = _decode_to_disk(setup, examples, console, skip=skip)
+    else:
+        images, unreadable = _decode_to_memory(setup, examples, console, skip=skip)
     skipped = {examples[index].path: reason for index, reason in unreadable.items()}
     if skipped:
         _report_skipped(skipped, len(examples), console)
@@ -218,12 +225,15 @@ def load_splits(
 
 
 def decode_examples(setup: RunSetup, examples: Sequence[Example], console: Console) -> ImageSet:
-    """Decode any images as the run decodes its own.
+    """Decode any images as the run decodes its own; if they are too many for memory, again whenever they are read.
+
+    No file is written: the run may be in training, and its directory has the images of its own splits only.
 
     Raises:
       UserError: images cannot be read; one error lists all.
     """
-    images, _ = _decode(setup, examples, console, skip=False)
+    decode = _encoded_images if _is_streamed(setup, len(examples), console) else _decode_to_memory
+    images, _ = decode(setup, examples, console, skip=False)
     return _image_set(setup, examples, images, 0, len(examples))
 
 
@@ -247,20 +257,21 @@ def _report_skipped(skipped: dict[str, str], num_images: int, console: Console) 
     message(console, f"Skipped {len(skipped)} of {num_images} images that cannot be read: {names}{more}")
 
 
-def _decode(
-    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
-) -> tuple[ImagePixels | ArrayStore, dict[int, str]]:
-    """Return the readable images in order, and index -> reason for the others."""
-    n, height, width = len(examples), setup.resize.height, setup.resize.width
+def _is_streamed(setup: RunSetup, num_images: int, console: Console) -> bool:
+    """Return whether images are read from disk in each epoch, with a message on what `data.pipeline=auto` selects."""
     pipeline = setup.config.data.pipeline
     if pipeline == "auto":
-        pipeline, reason = choose_pipeline(
-            device_bytes((n, height, width, 3), 1, setup.mesh), *devices.device_memory(setup.mesh), setup.mesh.size
-        )
+        num_bytes = device_bytes((num_images, setup.resize.height, setup.resize.width, 3), 1, setup.mesh)
+        pipeline, reason = choose_pipeline(num_bytes, *devices.device_memory(setup.mesh), setup.mesh.size)
         message(console, reason)
-    if pipeline == "stream":
-        return _decode_to_disk(setup, examples, console, skip=skip)
-    images: ImagePixels = aligned_empty((n, height, width, 3), np.uint8)
+    return bool(pipeline == "stream")
+
+
+def _decode_to_memory(
+    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+) -> tuple[ImagePixels, dict[int, str]]:
+    """Return the readable images in order, and index -> reason for the others."""
+    images: ImagePixels = aligned_empty((len(examples), setup.resize.height, setup.resize.width, 3), np.uint8)
     unreadable = _decode_into(images, setup, examples, console, skip=skip)
     return (np.delete(images, list(unreadable), axis=0) if unreadable else images), unreadable
 
@@ -269,8 +280,6 @@ def _encoded_images(
     setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
 ) -> tuple[EncodedImages, dict[int, str]]:
     """Return the readable files in order, and index -> reason for the others."""
-    from flaxtl.data import tfdata  # noqa: F401  # without TensorFlow, stop here rather than at the first step
-
     unreadable = _decode_into(None, setup, examples, console, skip=skip)
     paths = (Path(example.path) for index, example in enumerate(examples) if index not in unreadable)
     return EncodedImages(tuple(paths), setup.resize), unreadable

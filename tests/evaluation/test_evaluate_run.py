@@ -1,9 +1,10 @@
-"""The evaluation at the end of a run: the programs that it shares with training."""
+"""The evaluation at the end of a run, which shares programs with training, and that of a run directory."""
 
 import pytest
 from helpers import tiny_run
 
-from flaxtl.evaluation.evaluate import evaluate_run
+from flaxtl.data.array_store import DIGEST_LENGTH
+from flaxtl.evaluation.evaluate import evaluate_run, evaluate_workdir
 from flaxtl.train import eval_steps, trainer
 
 
@@ -16,3 +17,17 @@ def test_evaluate_run_in_bfloat16_compiles_no_step_again(folder, tmp_path, monke
     evaluate_run(result, tiny_run.quiet())
     assert len(steps) > len(set(steps))  # training and evaluation share one
     assert {step._cache_size() for step in steps} == {1}
+
+
+def test_evaluate_streamed_images_keeps_those_of_training(folder, tmp_path):
+    results = []
+    for pipeline in ("resident", "stream"):
+        data = tiny_run.config(folder).data.to_dict() | {"pipeline": pipeline}
+        workdir = tiny_run.untrained(folder, tmp_path / pipeline, data=data)
+        image_file = workdir / "images" / "0" / f"{'a' * DIGEST_LENGTH}.npy"  # the run may be in training
+        image_file.parent.mkdir(parents=True)
+        image_file.touch()
+        result = evaluate_workdir(workdir, None, "validation", tiny_run.quiet())
+        assert list(image_file.parent.iterdir()) == [image_file]
+        results.append(result.replace(workdir=""))
+    assert results[0] == results[1]
