@@ -171,7 +171,7 @@ def decode_all(
 
 
 def load_images(
-    paths: Sequence[str | Path],
+    paths: Iterable[str | Path],
     size: int | tuple[int, int] = 224,
     *,
     resize: str = "crop",
@@ -194,18 +194,19 @@ def load_images(
       UserError: no paths, files that cannot be read (all are named), or an invalid `resize`, `interpolation` or
         `crop_pct`.
     """
-    check_image_files(paths)
+    files = list_image_files(paths)
     height, width = (size, size) if isinstance(size, int | np.integer) else size
-    return decode_all([user_path(path) for path in paths], Resize(height, width, resize, interpolation, crop_pct))
+    return decode_all([user_path(file) for file in files], Resize(height, width, resize, interpolation, crop_pct))
 
 
-def check_image_files(paths: object) -> None:
-    """Raise UserError unless `paths` is a list, or another collection, of one or more paths."""
+def list_image_files(paths: object) -> list[str | Path]:
+    """Return paths as a list. Raises UserError unless `paths` is a list, or another iterable, of one or more paths."""
     files = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else []
     others = [file for file in files if not isinstance(file, str | Path)]
     if others or not files:
         given = f"{type(others[0]).__name__} objects" if others else repr(paths)
         raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {given}.")
+    return files
 
 
 def decode_into(

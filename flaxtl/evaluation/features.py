@@ -1,6 +1,6 @@
 """Features: the outputs of one layer for many images, for other libraries such as scikit-learn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from flaxtl.data.decode import check_image_files, load_images
+from flaxtl.data.decode import list_image_files, load_images
 from flaxtl.data.loaders import Mask
 from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError
@@ -23,7 +23,7 @@ Images: TypeAlias = npt.NDArray[np.uint8] | jax.Array | Sequence[str | Path]
 def extract_features(
     model: ImageClassifier,
     variables: Mapping[str, Any],
-    images: Images,
+    images: Images | Iterable[str | Path],
     *,
     layer: str | None = None,
     batch_size: int = 32,
@@ -47,10 +47,10 @@ def extract_features(
     Raises:
       UserError: no images, an image that cannot be read, or an unknown layer.
     """
+    if not isinstance(images, np.ndarray | jax.Array):
+        images = list_image_files(images)
     if batch_size < 1 or not len(images):
         raise UserError(f"Cannot compute features of {len(images)} images in batches of {batch_size}. Give 1 or more.")
-    if not isinstance(images, np.ndarray | jax.Array):
-        check_image_files(images)
     step = _make_feature_step(model, layer)
     features = collect(step, dict(variables), _batches(model, images, min(batch_size, len(images))))
     return cast(npt.NDArray[np.float32], features)

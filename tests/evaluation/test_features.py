@@ -19,9 +19,9 @@ def test_extract_features_reads_files_in_order(created, tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)).save(path)
-    images = flaxtl.load_images(paths, 32)
+    images = flaxtl.load_images(iter(paths), 32)
     assert (images.shape, images.dtype) == ((3, 32, 32, 3), np.uint8)
-    of_files = flaxtl.extract_features(*created, paths, batch_size=2)
+    of_files = flaxtl.extract_features(*created, iter(paths), batch_size=2)
     of_array = flaxtl.extract_features(*created, images, batch_size=2)
     assert (of_files.shape, of_files.dtype) == ((3, 512), np.float32)
     np.testing.assert_array_equal(of_files, of_array)
@@ -41,6 +41,8 @@ def test_extract_features_mistakes_are_user_errors(created, tmp_path):
     with pytest.raises(UserError, match=r"missing\.png"):
         flaxtl.extract_features(*created, [tmp_path / "missing.png"])
     with pytest.raises(UserError, match=r"\b0 images"):
+        flaxtl.extract_features(*created, np.zeros((0, 32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match=r"not \[\]"):
         flaxtl.extract_features(*created, [])
     with pytest.raises(UserError, match=r"'block1_convv1'.*'block1_conv1'"):
         flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="block1_convv1")
