@@ -132,7 +132,8 @@ def _by_layer(tensors: Mapping[tuple[str, str], StoredTensor], expected: Expecte
 def _to_flaxtl(layer: str, leaf: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Join the axes of heads and of their channels, and resample position embeddings to `shape`."""
     if leaf == "kernel" and values.ndim == 3:  # [heads, size, outputs] or [inputs, heads, size]
-        return values.reshape(-1, values.shape[-1]) if layer.endswith("_out") else values.reshape(len(values), -1)
+        first, middle, last = values.shape
+        return values.reshape(first * middle, last) if layer.endswith("_out") else values.reshape(first, middle * last)
     if leaf == "bias" and values.ndim == 2:
         return values.ravel()
     if leaf == "pos_embedding" and values.ndim == len(shape) == 3 and values.shape[1] != shape[1]:
@@ -144,7 +145,7 @@ def _resample(embedding: NDArray[Any], tokens: int) -> NDArray[Any]:
     """Resample embeddings of a square grid to one of `tokens` - 1 patches; unchanged if one of them is not square."""
     from flaxtl.models.tokens import resample_embedding  # here, because the trial process must not load jax
 
-    old, new = (math.isqrt(count - 1) for count in (embedding.shape[1], tokens))
+    old, new = (math.isqrt(max(count - 1, 0)) for count in (embedding.shape[1], tokens))
     if (1 + old**2, 1 + new**2) != (embedding.shape[1], tokens):
         return embedding
     return np.asarray(resample_embedding(embedding.astype(np.float32), (old, old), (new, new)))

@@ -44,7 +44,8 @@ def _to_flax_depthwise(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTe
     """Reshape a depthwise kernel; return every other array unchanged."""
     kernel = tensor.values
     if len(shape) == kernel.ndim == 4 and shape[2] == 1 and kernel.shape[2] > 1:
-        return replace(tensor, values=kernel.reshape(*kernel.shape[:2], 1, -1))
+        height, width, channels, multiplier = kernel.shape
+        return replace(tensor, values=kernel.reshape(height, width, 1, channels * multiplier))
     return tensor
 
 
@@ -62,7 +63,7 @@ def channels_last_kernel(layer: str, values: NDArray[Any]) -> NDArray[Any]:
     channels = FLATTENED_CHANNELS.get(layer, 0)
     if not channels or inputs % channels:
         return values.T
-    return values.reshape(outputs, channels, -1).transpose(2, 1, 0).reshape(inputs, outputs)
+    return values.reshape(outputs, channels, inputs // channels).transpose(2, 1, 0).reshape(inputs, outputs)
 
 
 def adapt_preprocessing(params: ParamTree, source: str, target: str) -> ParamTree:

@@ -5,6 +5,7 @@ to b7, and its ViT with AugReg weights (see `augreg`). PyTorch's ResNet is not: 
 convolution (v1.5), Keras' on the first 1x1.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -64,7 +65,7 @@ def _to_flax(tensor: StoredTensor, layer: str, shape: tuple[int, ...]) -> Stored
     """Convert to channels last. timm's fc1 of VGG, a convolution over the whole map, becomes a dense kernel."""
     values = channels_last_kernel(layer, tensor.values)
     if values.ndim == 4 and len(shape) == 2:
-        values = values.reshape(-1, values.shape[-1])
+        values = values.reshape(math.prod(values.shape[:3]), values.shape[-1])
     return replace(tensor, values=values)
 
 

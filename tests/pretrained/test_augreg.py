@@ -129,6 +129,13 @@ def test_npz_with_other_values_names_them(tmp_path, values):
         read_npz(tmp_path / "x.npz", {})
 
 
+@pytest.mark.parametrize(("leaf", "shape"), [("pos_embedding", (1, 0, 4)), ("kernel", (0, 2, 2))])
+def test_npz_with_empty_array_does_not_fit(tmp_path, leaf, shape):
+    np.savez(tmp_path / "x.npz", **{f"layer/{leaf}": np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match=f"! layer/{leaf} is "):
+        load_weights(tmp_path / "x.npz", {"layer": {leaf: (1, 5, 4)}})
+
+
 def test_npz_with_objects_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", cls=np.array([{}], object))
     with pytest.raises(UserError, match="allow_pickle=False"):

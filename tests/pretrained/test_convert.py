@@ -31,6 +31,13 @@ def test_name_leaves_reshapes_depthwise_kernels_only(shape):
     np.testing.assert_array_equal(named.values, kernel.values.reshape(shape))
 
 
+def test_kernels_without_outputs_or_rows_keep_their_number_of_values():
+    kernel = StoredTensor("k", "float32", np.zeros((0, 3, 4, 2)))
+    named = convert.name_leaves({"conv": [kernel]}, {"conv": {"kernel": (3, 3, 1, 8)}})["conv"]["kernel"]
+    assert named.values.shape == (0, 3, 1, 8)
+    assert convert.channels_last_kernel("fc1", np.zeros((0, 1024))).shape == (1024, 0)
+
+
 @pytest.mark.parametrize(("layer", "channels"), [("fc1", 512), ("fc6", 256)])
 def test_channels_last_kernel_reorders_inputs_of_flattened_maps(layer, channels):
     """PyTorch and Caffe flatten map by map, Keras pixel by pixel."""
