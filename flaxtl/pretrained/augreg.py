@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flaxtl.errors import UserError
-from flaxtl.pretrained.merge import MAX_BYTES, ExpectedShapes, LoadedLayers, StoredTensor, damaged_file
+from flaxtl.pretrained.merge import ExpectedShapes, LoadedLayers, StoredTensor, check_size, damaged_file
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _NAME_OFFSET = 30  # of the name of the first file in a zip archive; its length is at 26
@@ -44,12 +43,7 @@ def read_npz(path: Path, expected: ExpectedShapes) -> LoadedLayers:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-        if size > MAX_BYTES:
-            raise UserError(
-                f"{path} has {size:,} bytes, more than any supported model needs. "
-                "Give a file that holds only the weights."
-            )
+            check_size(path, sum(info.file_size for info in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             tensors = {key: _to_stored_tensor(key, arrays[key]) for key in arrays.files}
     except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:

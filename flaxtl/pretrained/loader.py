@@ -16,12 +16,12 @@ from flaxtl.errors import UserError, unknown
 from flaxtl.pretrained import augreg, convert, keras_layers, keras_legacy, keras_v3, onnx_reader, safetensors_io, timm
 from flaxtl.pretrained.hdf5 import open_h5
 from flaxtl.pretrained.merge import (
-    MAX_BYTES,
     ExpectedShapes,
     LoadedLayers,
     ParamTree,
     StoredLayers,
     WeightRow,
+    check_size,
     merge_params,
 )
 from flaxtl.pretrained.trained_head import merge_with_head
@@ -94,7 +94,7 @@ def load_timm_weights(
 ) -> LoadedWeights:
     """Do the same for a safetensors file of PyTorch's `model_name` with the names of timm or torchvision."""
     _read_start(path)
-    _check_size(path)
+    check_size(path, path.stat().st_size)  # it is read as a whole
     layers = timm.read_timm(path, model_name, {*expected, *optional}, expected)
     params, rows = merge_params(expected, layers, optional=optional, source=str(path))
     return LoadedWeights(params, rows, "PyTorch safetensors")
@@ -123,7 +123,7 @@ def read_layers(
         layers = keras_layers.rename_automatic_layers(layers, (known, expected), path)
         layers = keras_layers.rename_final_norm(layers, expected)
         return convert.name_leaves(layers, expected), file_format
-    _check_size(path)
+    check_size(path, path.stat().st_size)  # it is read as a whole
     if start[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
         tensors, metadata = safetensors_io.read_safetensors(path)
         file_format = f"safetensors ({metadata.get('precision', 'unknown precision')})"
@@ -198,15 +198,6 @@ def _read_start(path: Path) -> bytes:
     if not start:
         raise UserError(f"{path} is empty. Copy or download it again.")
     return start
-
-
-def _check_size(path: Path) -> None:
-    """Refuse a file that is read as a whole and larger than any model."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{path} has {size:,} bytes, more than any supported model needs. Give a file that holds only the weights."
-        )
 
 
 def _guess_content(start: bytes) -> str:

@@ -49,6 +49,15 @@ def damaged_file(path: Path, reason: object) -> UserError:
     return UserError(f"{path} is truncated or damaged ({reason}). Copy or download it again.")
 
 
+def check_size(path: Path, num_bytes: int) -> None:
+    """Raise UserError if a weight file, or its arrays, would take more memory than MAX_BYTES."""
+    if num_bytes > MAX_BYTES:
+        raise UserError(
+            f"{path} takes {num_bytes:,} bytes of memory, more than any supported model needs. "
+            "Give a file that holds only the weights."
+        )
+
+
 class WeightRow(NamedTuple):
     """What happened to one array of a weight file."""
 

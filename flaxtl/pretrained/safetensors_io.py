@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_write
-from flaxtl.pretrained.merge import MAX_BYTES, LoadedLayers, ParamTree, StoredTensor, damaged_file
+from flaxtl.pretrained.merge import LoadedLayers, ParamTree, StoredTensor, check_size, damaged_file
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -83,12 +83,7 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         metadata = _read_metadata(payload)
     except (safetensors.SafetensorError, ValueError) as error:
         raise damaged_file(path, error) from error
-    size = sum(np.dtype(np.float32).itemsize * tensor.values.size for tensor in tensors.values())
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{path} has {size:,} bytes in float32, more than any supported model needs. "
-            "Give a file that holds only the weights."
-        )
+    check_size(path, sum(np.dtype(np.float32).itemsize * tensor.values.size for tensor in tensors.values()))
     return tensors, metadata
 
 

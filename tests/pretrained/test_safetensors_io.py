@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from flaxtl.errors import UserError
-from flaxtl.pretrained import safetensors_io
+from flaxtl.pretrained import merge
 from flaxtl.pretrained.safetensors_io import quantize, read_safetensors, write_safetensors
 
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_read_int8_without_matching_scale_is_refused(tmp_path):
 
 def test_read_refuses_more_float32_bytes_than_any_model(tmp_path, monkeypatch):
     write_safetensors(tmp_path / "a.safetensors", {"a": {"kernel": np.zeros(64, np.float32)}}, {}, "int8")
-    monkeypatch.setattr(safetensors_io, "MAX_BYTES", 255)
+    monkeypatch.setattr(merge, "MAX_BYTES", 255)
     with pytest.raises(UserError, match=r"a\.safetensors\b.*\b512 bytes\b"):
         read_safetensors(tmp_path / "a.safetensors")
 
