@@ -273,7 +273,11 @@ def _decode_to_memory(
     """Return the readable images in order, and index -> reason for the others."""
     images: ImagePixels = aligned_empty((len(examples), setup.resize.height, setup.resize.width, 3), np.uint8)
     unreadable = _decode_into(images, setup, examples, console, skip=skip)
-    return (np.delete(images, list(unreadable), axis=0) if unreadable else images), unreadable
+    readable = [index for index in range(len(examples)) if index not in unreadable]
+    for row, index in enumerate(readable):
+        if row < index:  # in place: a copy would double the memory
+            images[row] = images[index]
+    return images[: len(readable)], unreadable
 
 
 def _encoded_images(
