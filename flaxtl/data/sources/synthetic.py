@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from flaxtl.child_process import python_command
 from flaxtl.data.sources import flower_shapes
 from flaxtl.data.sources.flower_shapes import Array, Canvas, Color, Pose
-from flaxtl.errors import UserError, unknown
+from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_folder
 
 # Each class with the range of tilts at which it is usually photographed. Sorted; names of the TensorFlow flowers.
@@ -54,16 +54,6 @@ _BLOSSOMS: tuple[Color, ...] = (
 )
 
 
-def draw_flower(label: str, seed: int, size: int = 160) -> Image.Image:
-    """Draw one RGB image of `size` x `size` pixels: the first image of its class in `generate_dataset`.
-
-    A pure function of its arguments; `seed` is at least 0. Raises UserError if the label is not in `CLASSES`.
-    """
-    if label not in CLASSES:
-        raise unknown("flower", label, CLASSES)
-    return _draw_image(label, seed, 0, size)
-
-
 def generate_dataset(directory: Path, per_class: int = 80, seed: int = 0, size: int = 160) -> Path:
     """Write `per_class` images of each class to `directory`/CLASS/CLASS_0000.jpg ..., and return `directory`.
 
@@ -91,7 +81,23 @@ def draw_part(folder: str, per_class: int, seed: int, size: int, part: int, num_
     """Draw every `num_parts`-th image of each class, from image `part` on; for the processes of `generate_dataset`."""
     for label in CLASSES:
         for index in range(part, per_class, num_parts):
-            _draw_image(label, seed, index, size).save(Path(folder, label, f"{label}_{index:04d}.jpg"), quality=90)
+            draw_image(label, seed, index, size).save(Path(folder, label, f"{label}_{index:04d}.jpg"), quality=90)
+
+
+def draw_image(label: str, seed: int, index: int, size: int) -> Image.Image:
+    """Draw image `index` of a class in the dataset of `seed`: RGB, `size` x `size` pixels; a pure function."""
+    rng = np.random.default_rng([seed, CLASSES.index(label), index])
+    light = np.array([rng.uniform(-0.8, 0.8), rng.uniform(-0.9, -0.2), 0.8])
+    light /= np.linalg.norm(light)
+    far = _background(rng, size, light)
+    image = far.resize((size * _OVERSAMPLING, size * _OVERSAMPLING), Image.Resampling.BICUBIC)
+    canvas = Canvas(image, light)
+    for pose in _poses(rng, _FLOWERS[label][1]):
+        _stem(rng, canvas, pose)
+        _FLOWERS[label][0](rng, canvas, pose)
+    if rng.random() < 0.3:
+        _grass(rng, canvas, int(rng.integers(3, 22)), rng.uniform(0.2, 0.9))
+    return _develop(rng, image.reduce(_OVERSAMPLING))
 
 
 def _draw_in_processes(folder: Path, per_class: int, seed: int, size: int) -> None:
@@ -127,21 +133,6 @@ def _contains(directory: Path, metadata: str, per_class: int) -> bool:
     if same and all(len(list((directory / label).glob("*.jpg"))) == per_class for label in CLASSES):
         return True
     raise UserError(f"{directory} contains something other than this dataset. Move it away or use another folder.")
-
-
-def _draw_image(label: str, seed: int, index: int, size: int) -> Image.Image:
-    rng = np.random.default_rng([seed, CLASSES.index(label), index])
-    light = np.array([rng.uniform(-0.8, 0.8), rng.uniform(-0.9, -0.2), 0.8])
-    light /= np.linalg.norm(light)
-    far = _background(rng, size, light)
-    image = far.resize((size * _OVERSAMPLING, size * _OVERSAMPLING), Image.Resampling.BICUBIC)
-    canvas = Canvas(image, light)
-    for pose in _poses(rng, _FLOWERS[label][1]):
-        _stem(rng, canvas, pose)
-        _FLOWERS[label][0](rng, canvas, pose)
-    if rng.random() < 0.3:
-        _grass(rng, canvas, int(rng.integers(3, 22)), rng.uniform(0.2, 0.9))
-    return _develop(rng, image.reduce(_OVERSAMPLING))
 
 
 def _poses(rng: np.random.Generator, tilts: tuple[float, float]) -> list[Pose]:
