@@ -54,7 +54,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     config = complete_config(_read_config_file(spec))
     values = dict(_parse_overrides(overrides))  # the last one of a setting that is given twice
-    if "optimizer.name" in values:
+    name = config.optimizer.get("name")
+    if values.get("optimizer.name", name) != name:
         with config.unlocked():  # the other arguments belong to the optimizer that is replaced
             config.optimizer = ConfigDict({"name": ""})
     known = dict(flatten_config(config))

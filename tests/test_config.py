@@ -118,15 +118,11 @@ def test_override_has_the_type_of_the_setting(write, override, expected):
     assert type(value) is type(expected)
 
 
-def test_override_of_the_optimizer_drops_other_arguments(write):
-    file = write(SMALLEST)
+def test_override_of_the_optimizer_by_another_drops_other_arguments(write):
+    file, kept = write(SMALLEST), {"name": "nadam", "b1": 0.5, "b2": 0.999, "eps": 1e-7}
     assert load_config(file, ["--config.optimizer.name=sgd"]).optimizer.to_dict() == {"name": "sgd"}
-    assert load_config(file, ["--config.optimizer.b1=0.5"]).optimizer.to_dict() == {
-        "name": "nadam",
-        "b1": 0.5,
-        "b2": 0.999,
-        "eps": 1e-7,
-    }
+    for name in ([], ["--config.optimizer.name=nadam"]):
+        assert load_config(file, [*name, "--config.optimizer.b1=0.5"]).optimizer.to_dict() == kept
 
 
 def test_override_given_twice_uses_the_last(write):
