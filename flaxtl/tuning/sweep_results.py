@@ -36,8 +36,12 @@ class MeanStd(NamedTuple):
 
 
 class RunOutcome(NamedTuple):
-    """Validation metrics of a complete run after its last phase, and the number of weights that this phase trains."""
+    """Validation metrics of a complete run after its last phase, and the number of weights that this phase trains.
 
+    Runs of one `fold` have the same validation images, `num_images`.
+    """
+
+    fold: int
     accuracy: float
     loss: float
     num_images: int
@@ -76,9 +80,8 @@ class SweepPoint:
     @property
     def accuracy(self) -> MeanStd | None:
         """Validation accuracy; None if no run is complete."""
-        num_images = sum(outcome.num_images for outcome in self.outcomes)
-        num_repeats = len(self.runs) / len({run.fold for run in self.runs})  # each seed has the same images
-        return mean_std([outcome.accuracy for outcome in self.outcomes], round(num_images / num_repeats))
+        images_of_fold = {outcome.fold: outcome.num_images for outcome in self.outcomes}
+        return mean_std([outcome.accuracy for outcome in self.outcomes], sum(images_of_fold.values()))
 
     @property
     def loss(self) -> MeanStd | None:
@@ -159,7 +162,7 @@ def read_outcome(workdir: Path, run: SweepRun) -> RunOutcome | None:
     if last is None or metrics is None or metrics.accuracy is None or metrics.loss is None:
         file = workdir / RUNS / run.name / "summary.json"
         raise UserError(f"{file} has no validation metrics. Remove {file.parent} to train the run again.")
-    return RunOutcome(metrics.accuracy, metrics.loss, metrics.n, last.trainable_params, summary.wall_seconds)
+    return RunOutcome(run.fold, metrics.accuracy, metrics.loss, metrics.n, last.trainable_params, summary.wall_seconds)
 
 
 def test_file(workdir: Path, run: SweepRun) -> Path:

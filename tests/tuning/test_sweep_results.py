@@ -117,6 +117,8 @@ def test_point_of_folds_has_the_images_of_all_folds(tmp_path):
     for name, fold in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
         files.run(name, {"units": 1}, 0.5, fold=fold)
     assert files.results().points[0].accuracy == (0.5, 0.0, 4, 16)
+    files.run("e", {"units": 1}, fold=1)  # a seed that is not trained yet has no other images
+    assert files.results().points[0].accuracy == (0.5, 0.0, 4, 16)
 
 
 def test_results_name_points_that_are_no_different_from_the_best(files):
