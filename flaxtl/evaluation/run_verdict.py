@@ -146,9 +146,12 @@ def _twice_as_long(config: Any, phase: str) -> dict[str, Any]:
 
 
 def _num_folds(run: RunRecord) -> int:
-    """Return 5, or the number of images of the smallest class: each fold needs one. Test images are in no fold."""
+    """Return 5, or the number of images of the smallest class: each fold needs one. Test images are in no fold.
+
+    Without manifest.csv it is 0.
+    """
     sizes = Counter(example.label for example in run.manifest.examples if example.split != "test")
-    return min(MAX_FOLDS, *sizes.values())
+    return min(MAX_FOLDS, min(sizes.values(), default=0))
 
 
 def _augmentation(config: Any, phase: str) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def test_run_verdict_without_predictions_is_none(workdir):
     assert run_verdict(read_run(workdir)) is None
 
 
+def test_run_verdict_without_manifest_suggests_no_cross_validation(workdir):
+    (workdir / "manifest.csv").unlink()
+    assert next_step(workdir) == ("Classify new images.", "flaxtl predict --workdir=DIR --input PATH")
+
+
 def test_run_verdict_falling_loss_doubles_the_epochs(workdir):
     write_losses(workdir, [1.0, 0.8, 0.6])
     assert run_verdict(read_run(workdir)).findings[0].startswith("Phase finetune ended too early")
