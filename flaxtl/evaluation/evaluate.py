@@ -216,12 +216,12 @@ def metrics_table(result: EvaluationResult) -> Table:
     correct, n = result.n - result.errors, result.n
     rows = [
         ("accuracy", f"{rounded_percent(correct, n)} (95 % interval {rounded_interval(correct, n)})"),
-        ("balanced accuracy", f"{result.balanced_accuracy:.1%}"),
+        ("balanced accuracy", rounded_accuracy(result.balanced_accuracy, n)),
         ("loss", f"{result.loss:.3f}"),
         ("misclassified", f"{result.errors:,} of {result.n:,}"),
     ]
     recalls = [
-        (f"recall of {name}", f"{row[index] / sum(row):.1%} ({row[index]:,} of {sum(row):,})")
+        (f"recall of {name}", f"{rounded_percent(row[index], sum(row))} ({row[index]:,} of {sum(row):,})")
         for index, (name, row) in enumerate(zip(result.classes, result.confusion_matrix, strict=True))
         if sum(row)
     ]

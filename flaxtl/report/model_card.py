@@ -13,7 +13,7 @@ from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.models import registry
 from flaxtl.report import run_summary
 from flaxtl.report.templating import load_template, markdown_code, markdown_text
-from flaxtl.train.rounding import wilson_interval
+from flaxtl.train.rounding import rounded_accuracy, rounded_interval
 
 MAX_CONFUSIONS = 10
 UNKNOWN_LICENSE = "unknown; ask the provider"
@@ -21,12 +21,12 @@ UNKNOWN_LICENSE = "unknown; ask the provider"
 
 @dataclass(frozen=True)
 class ClassRecall:
-    """How many of the `num_images` images of a class are predicted correctly; 95 % interval of the recall."""
+    """How many of the `num_images` images of a class are predicted correctly; 95 % interval of the recall, as text."""
 
     name: str
     num_correct: int
     num_images: int
-    interval: tuple[float, float]
+    interval: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LabelIssueCount:
 class Results:
     """Results on the evaluated split: recalls in the order of the classes, the most frequent confusions first."""
 
-    balanced_accuracy: float
+    balanced_accuracy: str
     recalls: Sequence[ClassRecall]
     confusions: Sequence[ConfusionRow]
 
@@ -103,9 +103,9 @@ def _results(run: RunRecord) -> Results | None:
     matrix = predictions.confusion_matrix
     num_correct, num_images = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
     return Results(
-        balanced_accuracy=classification.balanced_accuracy(matrix),
+        balanced_accuracy=rounded_accuracy(classification.balanced_accuracy(matrix), len(predictions)),
         recalls=[
-            ClassRecall(name, correct, total, wilson_interval(correct, total))
+            ClassRecall(name, correct, total, rounded_interval(correct, total) if total else "–")
             for name, correct, total in zip(classes, num_correct, num_images, strict=True)
         ],
         confusions=[

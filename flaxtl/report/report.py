@@ -33,6 +33,7 @@ from flaxtl.report.photos import jpeg_data_uri
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train import run_dir
+from flaxtl.train.rounding import rounded_accuracy
 from flaxtl.train.setup import RunSetup
 
 LABEL_ISSUES_FILE = "label_issues.csv"
@@ -65,13 +66,13 @@ class EvaluationSection:
     Attributes:
       confusion: the confusion matrix as SVG.
       num_shown: number of classes in it.
-      balanced_accuracy: mean recall of the classes.
+      balanced_accuracy: mean recall of the classes, as text.
       class_rows: one for each class.
     """
 
     confusion: Markup
     num_shown: int
-    balanced_accuracy: float
+    balanced_accuracy: str
     class_rows: Sequence[ClassRow]
 
 
@@ -227,7 +228,7 @@ def evaluation_section(run: RunRecord) -> EvaluationSection | None:
     return EvaluationSection(
         confusion=Markup(plots.plot_confusion(matrix, classes)),
         num_shown=min(len(classes), plots.MAX_CONFUSION_CLASSES),
-        balanced_accuracy=classification.balanced_accuracy(matrix),
+        balanced_accuracy=rounded_accuracy(classification.balanced_accuracy(matrix), len(predictions)),
         class_rows=_worst_first(
             [ClassRow(*row) for row in zip(classes, *(column.tolist() for column in columns), strict=True)]
         ),

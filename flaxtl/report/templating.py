@@ -64,6 +64,11 @@ def metrics_digits(metrics: SplitMetrics) -> int:
     return rounding.percent_digits(round((metrics.accuracy or 0) * metrics.n), metrics.n)
 
 
+def format_share(count: int, total: int) -> str:
+    """13, 16 -> 81 %: a share, with the digits that its total supports; a dash for a total of 0."""
+    return format_units(rounding.rounded_percent(count, total)) if total else format_percent(None)
+
+
 def format_units(text: str) -> str:
     """Keep every number of a sentence on one line with its percent sign, or with its plus-minus sign."""
     return re.sub(r"(?<=\d) (?=%)|(?<=±) ", "\N{NARROW NO-BREAK SPACE}", text)
@@ -103,6 +108,7 @@ def round_lr(lr: float) -> float:
 FILTERS = {
     "percent": format_percent,
     "rounded": format_rounded,
+    "share": format_share,
     "units": format_units,
     "threshold": format_threshold,
     "points": format_points,

@@ -1,10 +1,11 @@
-"""The evaluation at the end of a run, which shares programs with training, and that of a run directory."""
+"""The evaluation at the end of a run, which shares programs with training, and that of a run directory; its table."""
 
 import pytest
 from helpers import tiny_run
+from helpers.fake_train import EVALUATION
 
 from flaxtl.data.array_store import DIGEST_LENGTH
-from flaxtl.evaluation.evaluate import evaluate_run, evaluate_workdir
+from flaxtl.evaluation.evaluate import EvaluationResult, evaluate_run, evaluate_workdir, metrics_table
 from flaxtl.train import eval_steps, trainer
 
 
@@ -31,3 +32,18 @@ def test_evaluate_streamed_images_keeps_those_of_training(folder, tmp_path):
         assert list(image_file.parent.iterdir()) == [image_file]
         results.append(result.replace(workdir=""))
     assert results[0] == results[1]
+
+
+def test_metrics_table_has_the_digits_that_the_images_support():
+    matrix = [[650, 84, 0], [2, 1, 0], [0, 0, 0]]  # accuracy 651 / 737, balanced accuracy (650 / 734 + 1 / 3) / 2
+    changes = {"accuracy": 651 / 737, "balanced_accuracy": 0.6094, "n": 737, "errors": 86, "classes": ["a", "b", "c"]}
+    result = EvaluationResult(**EVALUATION | {"workdir": "run", "confusion_matrix": matrix} | changes)
+    names, values = (map(str, column.cells) for column in metrics_table(result).columns)
+    assert dict(zip(names, values, strict=True)) == {
+        "accuracy": "88.3 % (95 % interval 85.8 to 90.5 %)",
+        "balanced accuracy": "60.9 %",
+        "loss": "1.000",
+        "misclassified": "86 of 737",
+        "recall of a": "88.6 % (650 of 734)",
+        "recall of b": "33 % (1 of 3)",
+    }

@@ -79,6 +79,11 @@ def test_format_threshold_rounds_down():
     assert templating.format_threshold(float("nan")) == templating.format_threshold(float("inf")) == "–"
 
 
+@pytest.mark.parametrize(("count", "total", "shown"), [(13, 16, "81 %"), (655, 734, "89.2 %"), (0, 0, "–")])
+def test_format_share_has_the_digits_that_the_total_supports(count, total, shown):
+    assert templating.format_share(count, total).replace("\N{NARROW NO-BREAK SPACE}", " ") == shown
+
+
 def test_format_percent_and_points():
     assert templating.format_percent(float("nan")) == templating.format_percent(None) == "–"
     assert templating.format_percent(0.92609, 1) == "92.6\N{NARROW NO-BREAK SPACE}%"
