@@ -122,13 +122,6 @@ def cross_entropy(log_probs: FloatArray, labels: IntArray) -> FloatArray:
     return np.asarray(-log_probs[np.arange(len(labels)), labels], np.float64)
 
 
-def top_losses(log_probs: FloatArray, labels: IntArray, limit: int) -> tuple[CountArray, FloatArray]:
-    """Return row indices (int64 [k]) and losses (float64 [k]) of the `limit` largest losses, largest first."""
-    losses = cross_entropy(log_probs, labels)
-    rows = np.argsort(-losses, kind="stable")[:limit].astype(np.int64)
-    return rows, losses[rows]
-
-
 def largest_loss_errors(log_probs: FloatArray, labels: IntArray, limit: int) -> list[int]:
     """Return the rows of the `limit` misclassified images with the largest loss, largest first."""
     wrong = np.flatnonzero(log_probs.argmax(axis=1) != labels)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl import fileio
-from flaxtl.evaluation.classification import FloatArray, cross_entropy
+from flaxtl.evaluation.classification import FloatArray
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.fileio import atomic_write
 
@@ -60,8 +60,7 @@ def find_label_issues(predictions: Predictions) -> LabelIssues:
     rows = np.flatnonzero(candidates.any(axis=1))
     suggested = np.where(candidates[rows], probabilities[rows], -1).argmax(axis=1)
     probability = probabilities[rows, suggested]
-    losses = cross_entropy(predictions.log_probabilities, predictions.labels)
-    order = np.lexsort((-losses[rows], -probability))
+    order = np.lexsort((-predictions.losses[rows], -probability))
     return LabelIssues(rows[order], suggested[order], probability[order])
 
 

@@ -87,6 +87,11 @@ class Predictions:
         return np.asarray(self.predicted == self.labels)
 
     @property
+    def losses(self) -> FloatArray:
+        """The cross-entropy -log p(label) of each image (nats), float64 [n]."""
+        return classification.cross_entropy(self.log_probabilities, self.labels)
+
+    @property
     def confusion_matrix(self) -> CountArray:
         """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
         return classification.confusion_matrix(self.labels, self.predicted, len(self.classes))

@@ -142,6 +142,5 @@ def _confused_pairs(album: PhotoAlbum, rows: Rows) -> list[ConfusedPair]:
 
 def _by_loss(predictions: Predictions, rows: Rows) -> Rows:
     """Return rows in the order of their loss, the largest first."""
-    losses = classification.cross_entropy(predictions.log_probabilities, predictions.labels)[rows]
-    ordered: Rows = rows[np.argsort(-losses, kind="stable")]
+    ordered: Rows = rows[np.argsort(-predictions.losses[rows], kind="stable")]
     return ordered

@@ -14,7 +14,6 @@ from PIL import Image
 
 from flaxtl.data.decode import Resize, visible_region
 from flaxtl.data.image_file import UnreadableError, apply_exif_orientation, open_image, to_rgb
-from flaxtl.evaluation import classification
 from flaxtl.evaluation.gradcam import Heatmap, HeatmapSet
 from flaxtl.evaluation.predictions import Predictions
 from flaxtl.report import plots
@@ -88,7 +87,7 @@ class PhotoAlbum:
     ) -> None:
         self.predictions, self.suggested = predictions, suggested
         self._bit_depth, self._heatmaps, self._shown = bit_depth, heatmaps, set[int]()
-        self._losses = classification.cross_entropy(predictions.log_probabilities, predictions.labels)
+        self._losses = predictions.losses
 
     def take(self, rows: Iterable[int], limit: int) -> list[Photo]:
         """Return the photos in the first `limit` of `rows` that have not been taken yet."""
