@@ -2,21 +2,24 @@
 
 import json
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
 
+from flaxtl.cli import run_choice
 from flaxtl.cli.parser import parse_arguments
 from flaxtl.cli.run_choice import choose_workdir, load_train_config
 from flaxtl.config import config_to_json
 from flaxtl.data.sources.base import with_scheme
 from flaxtl.train.run_records import with_version
 
-TODAY = date.today().isoformat()
+TODAY = "2026-02-03"
 
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_choice, "date", SimpleNamespace(today=lambda: date.fromisoformat(TODAY)))
     (tmp_path / "my photos").mkdir()
     for name in ("a.zip", "b.csv"):
         (tmp_path / name).touch()
