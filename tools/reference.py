@@ -20,9 +20,10 @@ USAGE_WIDTH = 80
 
 COMMANDS = """# Command reference
 
-An image `SOURCE` is `folder:PATH`, `archive:FILE`, `csv:FILE`, `tfds:NAME` or `synthetic`. Commands that take a
-config also take any number of `--config.KEY=VALUE` ([Config reference](config.md)). Invalid input ends with a message
-and exit code 2; `--debug`, an option of all commands, adds the traceback.
+An image `SOURCE` is the path of a folder, an archive or a CSV file (also written `folder:PATH`, `archive:FILE`,
+`csv:FILE`), `hf:ORG/NAME`, `tfds:NAME` or `synthetic`. Commands that take a config also take any number of
+`--config.KEY=VALUE` ([Config reference](config.md)). Invalid input ends with a message and exit code 2; `--debug`, an
+option of all commands, adds the traceback.
 """
 
 

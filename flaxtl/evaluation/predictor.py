@@ -94,7 +94,7 @@ def _make_predict_step(
 
 
 class ImageBatches:
-    """Image files as batches for `run_batches`, decoded while they are consumed; unreadable files are left out.
+    """Image files as batches for `collect`, decoded while they are consumed; unreadable files are left out.
 
     Attributes:
       decoded: files decoded so far, in the order of the batches.

@@ -62,7 +62,7 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
             moved += num_bytes(re.sub(r"^\(\(.*?\), ", "", result))  # ((operands), results) of "-start"
         elif base == "copy" and (size := num_bytes(result.split("]")[0] + "]")) > 2**20:  # not the source of "-start"
             copies.append(size)
-        elif opcode in ("convolution", "dot") or (opcode == "custom-call" and _is_product(rest)):
+        elif opcode in ("convolution", "dot") or (opcode == "custom-call" and _is_convolution(rest)):
             products[result.strip("(").split("[")[0]] += 1
         elif opcode == "convert" and result.startswith("bf16["):
             rounded.add(result[5:].split("]")[0])
@@ -94,7 +94,7 @@ def num_bytes(types: str) -> int:
     return sum(ITEM_BYTES[dtype] * _num_elements(sizes) for dtype, sizes in arrays if dtype in ITEM_BYTES)
 
 
-def _is_product(call: str) -> bool:
+def _is_convolution(call: str) -> bool:
     """Whether a GPU's custom call is a convolution."""
     return 'custom_call_target="__cudnn$conv' in call
 
