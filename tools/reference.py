@@ -76,7 +76,7 @@ def _describe(option: argparse.Action) -> Iterator[str]:
         yield "*Required.*"
     if isinstance(option, argparse._AppendAction):
         yield "*Can be repeated.*"
-    if option.nargs != 0 and option.default not in (None, []):
+    if option.nargs != 0 and option.default not in (None, [], ""):
         yield f"*Default:* {code(str(option.default))}."
 
 

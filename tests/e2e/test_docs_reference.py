@@ -72,6 +72,7 @@ def test_command_page_contains_all_options():
             assert f"`{(option.option_strings or [option.metavar])[-1]}" in chapter
     assert re.search(r"\| `--split train\|validation\|test` \| [^|]+\. \*Default:\* `test`\. \|", page)
     assert re.search(r"\| `--input PATH \.\.\.` \| [^|]+\. \*Required\.\* \|", page)
+    assert re.search(r"\| `--skip-layers REGEX` \| [^|*]+\. \|", page)  # an empty default is none
 
 
 def test_option_name_of_flag_has_no_value():
