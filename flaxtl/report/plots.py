@@ -93,7 +93,7 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], metric: Literal["loss", "ac
         _set_y_limits(axes, np.concatenate([training, validation]), metric)
         _use_gridlines(axes, percent=metric == "accuracy")
         _mark_phases(axes, [str(epoch["phase"]) for epoch in epochs])
-        _add_legend(axes, rows_above=1)
+        _add_legend(axes)
         return _to_svg(figure, f"{metric.capitalize()} of training and validation over {len(epochs)} epochs")
 
 
@@ -156,7 +156,7 @@ def plot_reliability(before: ReliabilityDiagram, after: ReliabilityDiagram | Non
         for axes in (upper, lower):
             _use_gridlines(axes, percent=True)
         lower.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _add_legend(upper, rows_above=1)  # leave space for dots at 100 %
+        _add_legend(upper)  # leave space for dots at 100 %
         return _to_svg(figure, f"Reliability diagram of {int(before.count.sum()):,} predictions")
 
 
@@ -232,7 +232,7 @@ def plot_lr_curve(points: Sequence[tuple[float, float, float]], num_skipped: int
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_lr(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         _use_gridlines(axes, percent=False)
-        _add_legend(axes, rows_above=1)
+        _add_legend(axes)
         first, last = format_lr(lrs[0]), format_lr(round_lr(lrs[-1]))
         return _to_svg(figure, f"Loss over learning rates from {first} to {last}")
 
@@ -263,10 +263,10 @@ def _use_gridlines(axes: Axes, *, percent: bool) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _add_legend(axes: Axes, rows_above: int) -> None:
-    """Place the legend above the axes and above the `rows_above` rows of text that are already there."""
+def _add_legend(axes: Axes) -> None:
+    """Place the legend above the axes, with space for one row of text between."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.02 + 0.075 * rows_above), ncols=2, frameon=False, borderaxespad=0,
+        loc="lower left", bbox_to_anchor=(0, 1.095), ncols=2, frameon=False, borderaxespad=0,
         handlelength=1.4, columnspacing=1.6, borderpad=0.2,
     )  # fmt: skip
 

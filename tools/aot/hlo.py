@@ -21,6 +21,9 @@ PASSES_ON = frozenset({
 KERNELS = frozenset({"fusion", "custom-call", "copy", "convolution", "dot"})
 """Instructions outside fusions that a GPU runs as kernels of their own."""
 
+CLOCK_HZ = 1.5e9
+"""Cycles of a TPU v5e in a second."""
+
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 
 
@@ -50,8 +53,8 @@ class Program(NamedTuple):
     milliseconds: float
 
 
-def study(hlo: str, clock_ghz: float = 1.5) -> Program:
-    """Count what `compiled.as_text()` contains; `clock_ghz` converts a TPU's cycles to time (v5e: 1.5)."""
+def study(hlo: str) -> Program:
+    """Count what `compiled.as_text()` contains."""
     collectives: Counter[str] = Counter()
     products: Counter[str] = Counter()
     copies, moved, rounded = [], 0, set()
@@ -76,7 +79,7 @@ def study(hlo: str, clock_ghz: float = 1.5) -> Program:
         rounded=frozenset(rounded),
         products=products,
         kernels=max((_count_kernels(body) for body in bodies), default=0),
-        milliseconds=max((_cycles(body) for body in bodies), default=0) / clock_ghz / 1e6,
+        milliseconds=max((_cycles(body) for body in bodies), default=0) / CLOCK_HZ * 1000,
     )
 
 
