@@ -173,8 +173,9 @@ def _train_command(run: RunRecord, settings: Mapping[str, Any]) -> str:
 
 
 def _sweep_command(run: RunRecord, option: str) -> str:
-    """Return the command of a sweep of the settings of the run."""
-    arguments = [argument for argument in _arguments(run) if argument.startswith("--config")]
+    """Return the command of a sweep of the settings of the run, except that of a `--grid`: it may be given once."""
+    swept = "--" + option.removeprefix("--grid=").partition("=")[0]
+    arguments = [arg for arg in _arguments(run) if arg.startswith("--config") and arg.partition("=")[0] != swept]
     if not any(argument.startswith("--config=") for argument in arguments):
         arguments.insert(0, "--config=folder")
     source = run.config.data.source

@@ -181,6 +181,16 @@ def test_run_verdict_mixup_is_not_suggested_for_single_images(workdir):
     assert "--kfold=5" in next_step(workdir)[1]
 
 
+def test_run_verdict_sweep_gives_each_setting_once(workdir):
+    overfit(workdir, augment=True)
+    settings = "--config.data.source=folder:/p --config.augmentation.mixup=0"
+    change(workdir / "summary.json", command=f"flaxtl train --config=a.py {settings}")
+    assert next_step(workdir)[1] == (
+        "flaxtl sweep --config=a.py --config.data.source=folder:/p --grid=config.augmentation.mixup=0.0,0.2 "
+        "--workdir=DIR-sweep"
+    )
+
+
 @pytest.mark.parametrize(("size", "option"), [(3, "--kfold=3"), (1, "predict")])
 def test_run_verdict_small_class_gets_fewer_folds_or_none(workdir, size, option):
     header, *rows = (workdir / "manifest.csv").read_text().splitlines()
