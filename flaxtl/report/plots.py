@@ -377,7 +377,7 @@ def _to_svg(figure: Figure, description: str) -> str:
     """Return one <svg> element that scales with its container and has `description` as its accessible label."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # ids are hashed with the description, so that two plots on a page do not share any
+    # ids are hashes of shapes and the description: plots of one page with the same description share equal shapes only
     with mpl.rc_context({"svg.hashsalt": description}):
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     svg = file.getvalue()

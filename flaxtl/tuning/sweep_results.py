@@ -188,8 +188,8 @@ def _csv_row(keys: Sequence[str], point: SweepPoint) -> list[object]:
     settings = [format_value(point.values[key]) for key in keys]
     metrics = [
         value
-        for mean_std in (point.accuracy, point.loss, point.test)
-        for value in ((mean_std.mean, mean_std.std) if mean_std else (None, None))
+        for metric in (point.accuracy, point.loss, point.test)
+        for value in ((metric.mean, metric.std) if metric else (None, None))
     ]
     seconds = None if point.seconds is None else round(point.seconds, 1)
     reasons = "; ".join(dict.fromkeys(point.failures.values()))

@@ -58,6 +58,7 @@ def test_markdown_code_is_one_block(value):
         (12.34, "12.3 s"),
         (59.97, "1 min 00 s"),
         (125, "2 min 05 s"),
+        (3599.6, "1 h 00 min"),
         (3725, "1 h 02 min"),
     ],
 )
