@@ -234,10 +234,12 @@ def _parse(file: TextIO, path: Path) -> Predictions:
         try:
             texts = row[num_fixed:]
             row_of_probabilities = np.array(texts, np.float32)
+            if not ((row_of_probabilities >= 0) & (row_of_probabilities <= 1)).all():
+                raise ValueError
             for column in np.flatnonzero(row_of_probabilities < SMALLEST).tolist():
                 logs[len(paths), column] = _log_of_text(texts[column])
         except (ValueError, OverflowError):
-            raise _not_predictions(path, f"line {rows.line_num} has a probability that is not a number") from None
+            raise _not_predictions(path, f"line {rows.line_num} has a probability that is not in 0 to 1") from None
         rows_of_probabilities.append(row_of_probabilities)
         paths.append(row[0])
         splits.append(row[1])

@@ -102,7 +102,10 @@ def test_read_predictions_missing_file_names_command(tmp_path):
         (HEADER[:-9].encode() + b"\n", rf"(?i){COLUMNS}.*\bclass"),
         (HEADER.encode() + b"x,test,cat,dog,0.7,0.3\n", r"\bline 2\b.*\b6\b.*\b7\b"),
         (HEADER.encode() + b"x,test,cow,dog,0.7,0.3,0.7\n", r"\bline 2\b.*'cow'"),
-        (HEADER.encode() + b"x,test,cat,dog,0.7,0.3,much\n", r"(?i)\bline 2\b.*\bprobability\b"),
+        *(
+            (HEADER.encode() + b"x,test,cat,dog,0.7,0.3,%s\n" % value, r"\bline 2\b.*\bprobability\b.*\b0 to 1\b")
+            for value in (b"much", b"nan", b"-0.5", b"70")
+        ),
         (b"\x89PNG\r\n\x1a\n\0\0", COLUMNS),
     ],
 )
