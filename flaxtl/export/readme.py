@@ -88,7 +88,7 @@ License of the pretrained weights: {metadata.license}
 
 def _escape(text: str) -> str:
     """Return a name of a user as Markdown that shows it."""
-    return re.sub(r"([\\`*_#|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_#|<>\[\]~$&])", r"\\\1", " ".join(text.split()))
 
 
 def _describe_confidence(metadata: ModelMetadata) -> str:

@@ -67,6 +67,7 @@ def test_render_readme_lists_the_files(form):
 
 def test_render_readme_names_classes_as_text():
     assert r"Classes: oak\_red and \<b\>elm." in rendered()
+    assert r"Classes: \~\~ash\~\~ and fir \&lt; \$x\$." in rendered(classes=["~~ash~~", "fir &lt; $x$"])
 
 
 def test_render_readme_says_whether_confidence_is_calibrated():
