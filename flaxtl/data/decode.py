@@ -1,5 +1,6 @@
 """Decode image files to uint8 RGB arrays of one size; one error names all files that cannot be read, and why."""
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -191,12 +192,21 @@ def load_images(
       crop_pct: size of the crop relative to the resized image, in (0, 1].
 
     Raises:
-      UserError: no paths, files that cannot be read (all are named), or an invalid `resize`, `interpolation` or
-        `crop_pct`.
+      UserError: no paths, files that cannot be read (all are named), or an invalid `size`, `resize`, `interpolation`
+        or `crop_pct`.
     """
     files = list_image_files(paths)
-    height, width = (size, size) if isinstance(size, int | np.integer) else size
+    height, width = height_and_width("size", size)
     return decode_all([user_path(file) for file in files], Resize(height, width, resize, interpolation, crop_pct))
+
+
+def height_and_width(argument: str, size: Any) -> tuple[int, int]:
+    """Return the height and width of images. Raises UserError if `size` is not an integer or a pair of integers."""
+    try:
+        height, width = map(operator.index, size if np.iterable(size) else (size, size))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{argument} is {size!r}. Give an integer or (height, width), in pixels.") from error
+    return height, width
 
 
 def list_image_files(paths: object) -> list[str | Path]:

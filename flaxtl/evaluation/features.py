@@ -48,7 +48,7 @@ def extract_features(
       UserError: no images, an image that cannot be read, or an unknown layer.
     """
     if not isinstance(images, np.ndarray | jax.Array):
-        images = list_image_files(images)
+        images = list_image_files(images)  # by position: a pandas.Series has an index of its own
     if batch_size < 1 or not len(images):
         raise UserError(f"Cannot compute features of {len(images)} images in batches of {batch_size}. Give 1 or more.")
     step = _make_feature_step(model, layer)

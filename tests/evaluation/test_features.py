@@ -1,5 +1,9 @@
 """Features of many images: one result for arrays and files, in any batch size."""
 
+import re
+from collections import UserList
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +11,16 @@ from PIL import Image
 import flaxtl
 from flaxtl.errors import UserError
 from flaxtl.evaluation import features
+
+
+class Shuffled(UserList):
+    """As a shuffled pandas.Series: its order is that of the iteration, and [0] is the value with the label 0."""
+
+    def __getitem__(self, label):
+        return self.data[(label + 1) % len(self)]
+
+    def __iter__(self):
+        return iter(self.data)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +42,8 @@ def test_extract_features_reads_files_in_order(created, tmp_path):
     assert len(np.unique(of_files, axis=0)) == 3
     layer = flaxtl.extract_features(*created, images, layer="block1_conv1", batch_size=3)
     assert (layer.shape, layer.dtype) == ((3, 32, 32, 64), np.float32)
+    of_series = flaxtl.extract_features(*created, Shuffled(paths), batch_size=2)
+    np.testing.assert_array_equal(of_series, of_files)
 
 
 def test_extract_features_twice_compiles_once(created):
@@ -42,7 +58,7 @@ def test_extract_features_mistakes_are_user_errors(created, tmp_path):
         flaxtl.extract_features(*created, [tmp_path / "missing.png"])
     with pytest.raises(UserError, match=r"\b0 images"):
         flaxtl.extract_features(*created, np.zeros((0, 32, 32, 3), np.uint8))
-    with pytest.raises(UserError, match=r"not \[\]"):
+    with pytest.raises(UserError, match=r"Give a list of image files.*not \[\]"):
         flaxtl.extract_features(*created, [])
     with pytest.raises(UserError, match=r"'block1_convv1'.*'block1_conv1'"):
         flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="block1_convv1")
@@ -52,3 +68,11 @@ def test_extract_features_mistakes_are_user_errors(created, tmp_path):
         flaxtl.extract_features(*created, "flowers")
     with pytest.raises(UserError, match=r"not Image objects"):
         flaxtl.load_images([Image.new("RGB", (32, 32))], 32)
+    with pytest.raises(UserError, match=r"Path\('flowers'\)"):
+        flaxtl.extract_features(*created, Path("flowers"))
+
+
+@pytest.mark.parametrize("size", ["8", 8.0, (8,), (8, 8, 3), None])
+def test_load_images_size_mistake_is_a_user_error(size, tmp_path):
+    with pytest.raises(UserError, match=f"size is {re.escape(repr(size))}.*integer or \\(height, width\\)"):
+        flaxtl.load_images([tmp_path / "a.png"], size)
