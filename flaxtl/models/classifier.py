@@ -118,7 +118,7 @@ class Classifier(nn.Module):
           x: RGB images [batch, height, width, 3] with values 0..255 (uint8 or float), or the output of layer `start`.
           train_layers: names of the layers in train mode. Their batch norms normalize by the batch, and dropout is
             active after them.
-          dropout_keys: random keys [batch], one per example; None: dropout is inactive.
+          dropout_keys: random keys [batch], one per example; may be None if no dropout layer is in train mode.
           start: backbone layer whose output is `x`; it and the layers below it are skipped.
           stop: last layer to run.
           taps: names of the layers whose outputs are returned.
@@ -127,7 +127,7 @@ class Classifier(nn.Module):
           trace: list that every layer that runs is appended to, in Keras' order.
 
         Raises:
-          UserError: a layer does not exist, or is not part of what runs.
+          UserError: a layer does not exist, or is not part of what runs; or dropout in train mode without keys.
         """
         net = Net(
             dtype=self.dtype,

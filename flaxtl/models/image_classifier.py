@@ -61,7 +61,8 @@ class ImageClassifier(nn.Module):
           The logits; with `capture`, the logits and a dict of layer name -> output, in the dtype of the layers.
 
         Raises:
-          UserError: a layer or a group does not exist, or images have another shape or are too small for the network.
+          UserError: a layer or a group does not exist, images have another shape or are too small for the network, or
+            dropout is active and has no key.
         """
         if start is None:
             self._check_images(images)
@@ -73,8 +74,7 @@ class ImageClassifier(nn.Module):
             size = images.shape[1:3] if start is None else self.input_size
             layers = list_layers(self.classifier.clone(parent=None), *size)
             train_layers = self._train_layers(layers, trainable)
-            active_dropout = any(layer.kind == "dropout" and layer.name in train_layers for layer in layers)
-            if active_dropout or self.has_rng("dropout"):
+            if self.has_rng("dropout") or self.has_rng("params"):  # Flax's default for streams without a key
                 keys = jax.random.split(self.make_rng("dropout"), len(images))
         result = self.classifier(
             images,

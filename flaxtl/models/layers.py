@@ -10,8 +10,10 @@ from jax import lax
 
 from flaxtl.models.convolution import DIMENSION_NUMBERS, conv
 
-GLOROT = nn.initializers.glorot_uniform()
-"""Keras' default initializer of kernels (Glorot and Bengio 2010); biases are initialized to zero."""
+GLOROT = nn.initializers.glorot_uniform(dtype=jnp.float32)
+"""Keras' default initializer of kernels (Glorot and Bengio 2010); biases are initialized to zero.
+
+Parameters are float32 also where `jax_enable_x64` makes float64 JAX's default."""
 
 LAYER_SCALE = 1e-6
 """Initial value of a layer scale (Keras' convnext.py)."""
@@ -45,7 +47,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", GLOROT, shape).astype(self.dtype)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
         strides = (self.strides, self.strides)
         return conv(
             x.astype(self.dtype),
@@ -78,7 +80,7 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", GLOROT, (*self.kernel_size, 1, channels)).astype(self.dtype)
         y = depthwise_conv(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(self.dtype)
+            y += self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32).astype(self.dtype)
         return y
 
 
@@ -115,7 +117,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., channels] -> the same shape."""
-        scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],), jnp.float32)
         return x.astype(self.dtype) * scale.astype(self.dtype)
 
 
@@ -129,8 +131,8 @@ class Standardize(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, ..., channels] -> the same shape, float32."""
-        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
-        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1], jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1], jnp.float32)
         return (x.astype(jnp.float32) - mean.value) * lax.rsqrt(var.value + EPSILON)
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from flaxtl.errors import UserError
 from flaxtl.models import tokens
 from flaxtl.models.layers import GLOROT, Conv, DepthwiseConv, LayerScale, SeparableConv, Standardize, unit_norm
 from flaxtl.models.tracer import OPERATION, LayerRunner, Value
@@ -338,8 +339,10 @@ class Net(LayerRunner):
 
         def run(x: jax.Array) -> jax.Array:
             in_train_mode = trains_with in self.train_layers if trains_with else self._in_train_mode
-            if not rate or not in_train_mode or self.dropout_keys is None:
+            if not rate or not in_train_mode:
                 return x
+            if self.dropout_keys is None:
+                raise UserError(f"Layer {name!r} is in train mode and needs a key: give rngs={{'dropout': key}}.")
             layer_id = crc32(name.encode())  # depends on the name only, not on which layers were skipped
             shape = (1,) * (x.ndim - 1) if per_example else x.shape[1:]
 

@@ -29,7 +29,7 @@ class ClassToken(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Patches [batch, rows, columns, channels] -> tokens [batch, 1 + rows * columns, channels], row by row."""
         batch, rows, columns, channels = x.shape
-        token = self.param("token", nn.initializers.zeros_init(), (1, 1, channels)).astype(self.dtype)
+        token = self.param("token", nn.initializers.zeros_init(), (1, 1, channels), jnp.float32).astype(self.dtype)
         patches = x.astype(self.dtype).reshape(batch, rows * columns, channels)
         # A sum and not a concatenation: an ONNX model cannot repeat a constant as often as there are images.
         return jnp.pad(patches, ((0, 0), (1, 0), (0, 0))) + jnp.pad(token, ((0, 0), (0, rows * columns), (0, 0)))
@@ -48,7 +48,7 @@ class PositionEmbedding(nn.Module):
     def __call__(self, tokens: jax.Array, grid: Grid) -> jax.Array:
         """Tokens [batch, 1 + rows * columns, channels] of the patches of `grid` -> the same shape."""
         shape = (1, 1 + math.prod(self.grid), tokens.shape[-1])
-        embedding = self.param("pos_embedding", nn.initializers.normal(EMBEDDING_STD), shape)
+        embedding = self.param("pos_embedding", nn.initializers.normal(EMBEDDING_STD), shape, jnp.float32)
         if grid != self.grid:
             embedding = resample_embedding(embedding, self.grid, grid)
         return tokens.astype(self.dtype) + embedding.astype(self.dtype)

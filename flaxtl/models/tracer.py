@@ -51,7 +51,7 @@ class LayerRunner:
     Settings:
       dtype: of the computation; parameters stay float32.
       train_layers: names of the layers in train mode; empty for inference.
-      dropout_keys: random keys [batch], one per example. None: dropout is inactive.
+      dropout_keys: random keys [batch], one per example. None: no dropout layer is in train mode.
       start: name of the layer to start from; its output is `start_value`.
       stop: name of the last layer to run.
       taps: names of the layers whose outputs are kept in `tapped`.

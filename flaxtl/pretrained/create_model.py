@@ -1,15 +1,15 @@
 """Models as Flax modules with pretrained weights: the entry point for training loops other than flaxtl's own."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from flaxtl.data.decode import height_and_width
 from flaxtl.errors import UserError, unknown
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, Params
@@ -99,13 +99,15 @@ def create_model(
 
     Raises:
       UserError: an unknown model, pooling or dtype; an argument of another type; weights that do not exist or do not
-        fit; a weight file with a trained head that does not fit; images too small for the model; or `include_top` with
-        another number of classes than 1,000.
+        fit; a weight file with a trained head that does not fit; images too small for the model; `include_top` with
+        another number of classes than 1,000; or `units`, `dropout` or `normalize` for a model without a head.
     """
     spec = name if isinstance(name, ModelSpec) else registry.get_spec(str(name))
     size = _image_size(spec, input_size)
     num_classes = None if num_classes is None else _integer("num_classes", num_classes)
     units = _head_units(units)
+    if include_top or num_classes is None:
+        _check_no_head({"units": (units, ()), "dropout": (dropout, 0), "normalize": (normalize, "none")})
     network = Classifier(
         spec,
         None if include_top else Head(num_classes or 1, pooling, units, dropout, normalize),
@@ -119,7 +121,7 @@ def create_model(
     elif num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is {num_classes}. Give 1 or more, or None for a model without a head.")
     model = ImageClassifier(network, size, output_layer)
-    key = jax.random.key(_integer("seed", seed))
+    key = jax.random.key(_seed(seed))
     if weights in (None, "random"):
         params = classifier.init_params(network, *size, key, head_only=False)
     else:
@@ -150,6 +152,27 @@ def _integer(argument: str, value: Any) -> int:
         raise UserError(f"{argument} is {value!r}. Give an integer.") from error
 
 
+def _seed(value: Any) -> int:
+    seed = _integer("seed", value)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}. Give an integer from 0 to 2**63 - 1.")
+    return seed
+
+
+def _check_no_head(arguments: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise UserError if an argument of the head is given for a model without one, where it would have no effect.
+
+    Args:
+      arguments: name -> value, default.
+    """
+    for name, (value, default) in arguments.items():
+        if value != default:
+            raise UserError(
+                f"{name}={value!r} is an argument of the head, and the model has none. Leave it out, or give "
+                "num_classes, without include_top, for a new head."
+            )
+
+
 def _head_units(units: Any) -> tuple[int, ...]:
     try:
         return tuple(map(operator.index, units))
@@ -159,12 +182,7 @@ def _head_units(units: Any) -> tuple[int, ...]:
 
 def _image_size(spec: ModelSpec, input_size: Any) -> tuple[int, int]:
     """Return height and width. Raises UserError if `input_size` is neither, or too small."""
-    if input_size is None:
-        input_size = spec.input_size
-    try:
-        height, width = map(operator.index, input_size if np.iterable(input_size) else (input_size, input_size))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"input_size is {input_size!r}. Give an integer or (height, width), in pixels.") from error
+    height, width = height_and_width("input_size", spec.input_size if input_size is None else input_size)
     classifier.check_input_size(spec, height, width)
     return height, width
 

@@ -151,6 +151,32 @@ def test_create_model_dropout_needs_a_key(images, units):
         shapes(model, variables, images, train=True, trainable=("head",))
 
 
+def test_create_model_dropout_is_active_if_its_dense_layer_trains(images):
+    """Also if the dense layer is named and not its group; never silently without a key."""
+    model, variables = create_abstractly(NAME, 3, None, input_size=32, dropout=0.5)
+    train = {"train": True, "trainable": ("predictions",)}
+    with pytest.raises(UserError, match=r"'dropout'.*rngs=\{'dropout': key\}"):
+        shapes(model, variables, images, **train)
+    assert shapes(model, variables, images, **train, rngs={"dropout": jax.random.key(0)}).shape == (4, 3)
+    assert shapes(model, variables, images, train=True, trainable=("conv_pw_13",)).shape == (4, 3)
+
+
+def test_create_model_start_above_dropout_needs_no_key():
+    model, variables = create_abstractly("efficientnet_b0", 3, None, input_size=32)
+    arguments = {"train": True, "mutable": ["batch_stats"]}
+    with pytest.raises(UserError, match=r"'block2b_drop'.*rngs"):
+        shapes(model, variables, np.zeros((2, 32, 32, 3), np.uint8), **arguments)
+    features = np.zeros((2, 1, 1, 1280), np.float32)
+    assert shapes(model, variables, features, start="top_activation", **arguments)[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", [NAME, "xception", "convnext_tiny", "vit_tiny_patch16_224"])
+def test_create_model_params_are_float32_with_x64(name):
+    with jax.enable_x64(True):
+        _, variables = create_abstractly(name, 3, None, units=(8,), normalize="standardize")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+
+
 def test_create_model_captures_layers_and_their_gradients(created, images):
     model, variables = created
     logits, captured = shapes(model, variables, images, capture=("conv_pw_13", "pool"))
@@ -248,6 +274,11 @@ def test_create_model_include_top_is_the_published_network():
         (("vgg16", 5, None, {"input_size": (64, 64, 3)}), ("input_size is (64, 64, 3)", "(height, width)")),
         (("vgg16", 5, None, {"input_size": (64, 16)}), ("64x16", "data.height", "32")),
         (("vgg16", 5, None, {"seed": 0.5}), ("seed is 0.5", "integer")),
+        (("vgg16", 5, None, {"seed": -1}), ("seed is -1", "0 to 2**63 - 1")),
+        (("vgg16", 5, None, {"seed": 2**63}), ("seed is 9223372036854775808", "0 to 2**63 - 1")),
+        (("vgg16", None, None, {"units": (8,)}), ("units=(8,)", "head", "num_classes")),
+        (("vgg16", None, None, {"dropout": 0.5}), ("dropout=0.5", "head", "num_classes")),
+        (("vgg16", 1000, None, {"include_top": True, "normalize": "l2"}), ("normalize='l2'", "head", "include_top")),
     ],
 )
 def test_create_model_mistake_is_a_user_error(arguments, facts):
