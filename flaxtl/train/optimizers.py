@@ -117,8 +117,7 @@ def make_optimizer(
     Raises:
       UserError: for a rate of a group that does not exist in a pytree `groups`, or a negative rate.
     """
-    if not callable(groups):
-        _check_lrs(lrs, set(jax.tree.leaves(groups)))
+    _check_lrs(lrs, None if callable(groups) else set(jax.tree.leaves(groups)))
     transforms = {group: optimizer(lr) for group, lr in lrs.items() if callable(lr) or lr > 0}
 
     def labels(params: optax.Params) -> Any:
@@ -129,9 +128,9 @@ def make_optimizer(
     return _scale_updates(by_group, lr_scales) if lr_scales else by_group
 
 
-def _check_lrs(lrs: Mapping[str, Schedule | float], groups: Set[str]) -> None:
+def _check_lrs(lrs: Mapping[str, Schedule | float], groups: Set[str] | None) -> None:
     for group, lr in lrs.items():
-        if group not in groups:
+        if groups is not None and group not in groups:
             raise unknown("group", group, groups)
         if not callable(lr) and not lr >= 0:
             raise UserError(f"The learning rate of {group!r} is {lr}. Give 0.0 (frozen) or more.")

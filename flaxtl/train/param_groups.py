@@ -58,7 +58,7 @@ def param_groups(params: Mapping[str, Any], rules: Sequence[Rule]) -> NestedPara
     Raises:
       UserError: for a parameter without a matching rule, a rule that matches nothing, or an invalid expression.
     """
-    return unflatten_params(assign_groups(list(flatten_params(dict(params))), rules))
+    return unflatten_params(assign_groups(list(_flatten(params)), rules))
 
 
 def partition(params: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, NestedParams[Any]]:
@@ -78,9 +78,9 @@ def partition(params: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str,
     Raises:
       UserError: for a parameter without a group.
     """
-    names = flatten_params(dict(groups))
+    names = _flatten(groups)
     parts: dict[str, dict[str, Any]] = {}
-    for path, value in flatten_params(dict(params)).items():
+    for path, value in _flatten(params).items():
         if path not in names:
             raise unknown("parameter in groups", path, names)
         parts.setdefault(names[path], {})[path] = value
@@ -93,9 +93,18 @@ def merge(parts: Mapping[str, Mapping[str, Any]]) -> NestedParams[Any]:
     Args:
       parts: group -> nested parameters.
     """
-    return unflatten_params(
-        {path: leaf for part in parts.values() for path, leaf in flatten_params(dict(part)).items()}
-    )
+    return unflatten_params({path: leaf for part in parts.values() for path, leaf in _flatten(part).items()})
+
+
+def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return path -> value of nested parameters. Raises UserError if a level of them is missing."""
+    try:
+        return flatten_params(dict(params))
+    except AttributeError as error:
+        raise UserError(
+            "A level of the nested parameters is missing: they are section -> layer -> leaf -> value, as in "
+            "variables['params'] of flaxtl.create_model."
+        ) from error
 
 
 def make_param_groups(phase: str, groups: Mapping[str, str], lrs: Mapping[str, float]) -> "ParamGroups":

@@ -157,6 +157,11 @@ def test_make_optimizer_wrong_rate_is_a_user_error(lrs, fact):
         optimizers.make_optimizer({"a": "head", "b": "base"}, lrs, optax.sgd)
 
 
+def test_make_optimizer_negative_rate_with_a_function_is_refused():
+    with pytest.raises(UserError, match=r"'head' is -0\.5"):
+        optimizers.make_optimizer(lambda params: dict.fromkeys(params, "head"), {"head": -0.5}, optax.sgd)
+
+
 def test_make_optimizer_lr_scales_change_updates_not_state():
     shapes = {"head/out/kernel": (4,), "backbone/conv/kernel": (4,), "backbone/stem/kernel": (4,)}
     parameters = random(0, shapes)

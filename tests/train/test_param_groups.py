@@ -154,3 +154,14 @@ def test_partition_divides_by_group_and_merge_is_the_inverse():
     del groups["head"]
     with refused("'head/out/kernel'"):
         param_groups.partition(params, groups)
+
+
+def test_param_groups_of_a_single_section_are_rejected():
+    params = unflatten_params(dict.fromkeys(PATHS, 0))
+    groups = param_groups.param_groups(params, RULES)
+    with refused("section -> layer -> leaf"):
+        param_groups.param_groups(params["backbone"], RULES)
+    with refused("section -> layer -> leaf"):
+        param_groups.partition(params["backbone"], groups)
+    with refused("section -> layer -> leaf"):
+        param_groups.merge(params)  # without a group
