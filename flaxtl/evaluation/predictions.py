@@ -83,8 +83,8 @@ class Predictions:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether the predicted class is the label, bool [n]."""
-        return np.asarray(self.predicted == self.labels)
+        """Whether the predicted class is the label, bool [n]. Raises UserError if a label is unknown."""
+        return np.asarray(self.predicted == self._known_labels)
 
     @property
     def losses(self) -> FloatArray:
@@ -93,8 +93,21 @@ class Predictions:
 
     @property
     def confusion_matrix(self) -> CountArray:
-        """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
-        return classification.confusion_matrix(self.labels, self.predicted, len(self.classes))
+        """Images by true class (row) and predicted class (column), int64 [classes, classes].
+
+        Raises UserError if a label is unknown.
+        """
+        return classification.confusion_matrix(self._known_labels, self.predicted, len(self.classes))
+
+    @property
+    def _known_labels(self) -> npt.NDArray[np.integer]:
+        """Return `labels`. Unknown ones would count as errors, and as images of the last class."""
+        unknown = np.flatnonzero(self.labels == UNLABELED)
+        if len(unknown):
+            raise UserError(
+                f"The true class of {self.paths[unknown[0]]} is unknown. Compare `predicted` with labels of your own."
+            )
+        return self.labels
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -61,6 +61,15 @@ def test_predictions_predicted_class_and_confidence(predictions):
     assert predictions.confidence.tolist() == [np.float32(2 / 3), 1.0, 0.375]
 
 
+def test_predictions_unknown_labels_are_not_counted(predictions):
+    assert predictions.correct.tolist() == [False, False, True]
+    assert predictions.confusion_matrix.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    partly = replace(predictions, labels=np.array([0, predictions_file.UNLABELED, 1]))
+    for name in ("correct", "confusion_matrix"):
+        with pytest.raises(UserError, match=r'true class of /data/say "cheese"\n\.jpg is unknown'):
+            getattr(partly, name)
+
+
 def test_of_split_keeps_rows_of_one_split(predictions):
     test = predictions.of_split("test")
     assert test.paths == predictions.paths[1:]
