@@ -35,7 +35,7 @@ from flaxtl.train.signals import StopRequested, StopSignal
 from flaxtl.train.trainer import TrainResult
 
 
-def load_config(spec: str, *overrides: str) -> ConfigDict:
+def load_config(spec: str | Path, *overrides: str) -> ConfigDict:
     """Load a config; its settings can be changed, none can be added.
 
         config = flaxtl.load_config("folder", "data.source=folder:flowers", "model.name=resnet50")
@@ -48,7 +48,7 @@ def load_config(spec: str, *overrides: str) -> ConfigDict:
     Raises:
       UserError: the config does not exist or is invalid, or a key is unknown.
     """
-    return config.load_config(spec, [f"--config.{override}" for override in overrides])
+    return config.load_config(str(spec), [f"--config.{override}" for override in overrides])
 
 
 def train(config: ConfigDict, workdir: str | Path) -> "RunResult":

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import export
 
 from flaxtl.errors import UserError, unknown
-from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, check_input_size, list_layers
+from flaxtl.models.classifier import NO_PERTURBATIONS, Classifier, check_input_size, list_layers, param_shapes
 from flaxtl.models.spec import Groups
 from flaxtl.models.tracer import Layer
 
@@ -100,7 +100,7 @@ class ImageClassifier(nn.Module):
 
     def _train_layers(self, layers: list[Layer], trainable: Collection[str] | None) -> frozenset[str]:
         """Return the layers in train mode: those of `trainable`, groups or layers; None: all."""
-        groups = {layer.name: self._group_of(layer) for layer in layers}
+        groups = {layer.name: self._group_of(layer.section, layer.name) for layer in layers}
         if trainable is None:
             return frozenset(groups)
         if isinstance(trainable, str):
@@ -111,14 +111,20 @@ class ImageClassifier(nn.Module):
                 raise unknown("group or layer", name, [*dict.fromkeys(groups.values()), *groups])
         return frozenset(name for name, group in groups.items() if not {name, group}.isdisjoint(trainable))
 
-    def _group_of(self, layer: Layer) -> str:
+    def _group_of(self, section: str, layer: str) -> str:
         """Return the default group of a layer; default rules never divide one."""
-        path = f"{layer.section}/{layer.name}/"
+        path = f"{section}/{layer}/"
         return next(group for group, pattern in self.classifier.spec.groups if re.fullmatch(pattern, path))
 
     @property
     def default_groups(self) -> Groups:
-        """The rules of the usual parameter groups: the head, the last block and the rest of the backbone."""
-        head, *backbone = self.classifier.spec.groups
-        has_head = self.classifier.head is not None and self.output_layer is None
-        return (head, *backbone) if has_head else tuple(backbone)
+        """The rules of the usual parameter groups: the head, the last block and the rest of the backbone.
+
+        Those without a parameter are left out: the head of a model that returns features, and the last block of a
+        backbone that ends below it.
+        """
+        shapes = param_shapes(self.classifier.clone(parent=None), *self.input_size)
+        if self.output_layer is not None:
+            del shapes["head"]  # a placeholder
+        groups = {self._group_of(section, layer) for section, layers in shapes.items() for layer in layers}
+        return tuple((group, pattern) for group, pattern in self.classifier.spec.groups if group in groups)

@@ -170,3 +170,4 @@ def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
     Place(tmp_path / "user", "epochs=1", "epochs=1")
     with pytest.raises(UserError, match=r"'frozen\.epoch'.*'frozen\.epochs'"):
         api.load_config(str(tmp_path / "user" / "config.py"), "frozen.epoch=3")
+    assert api.load_config(tmp_path / "user" / "config.py", "frozen.epochs=3").frozen.epochs == 3

@@ -308,6 +308,17 @@ def test_create_model_accepts_the_spec_of_an_unregistered_network():
     assert model.default_groups == spec.groups
 
 
+@pytest.mark.parametrize(
+    ("last", "groups"), [("block5_conv1", ("head", "block5", "base")), ("block4_pool", ("head", "base"))]
+)
+def test_image_classifier_default_groups_are_those_with_parameters(last, groups):
+    network = Classifier(registry.get_spec("vgg16"), Head(3, "global_average", ()), output_layer=last)
+    model = ImageClassifier(network, (32, 32))
+    assert tuple(group for group, _ in model.default_groups) == groups
+    params = param_shapes(network, 32, 32)
+    assert set(flaxtl.partition(params, flaxtl.param_groups(params, model.default_groups))) == set(groups)
+
+
 def test_list_models_pattern_selects_names():
     assert "vgg16" in flaxtl.list_models()
     assert flaxtl.list_models("VGG*") == ["vgg16", "vgg19"]
