@@ -9,6 +9,7 @@ parameters are held flat, by layer name. A call without a name gets Keras' autom
 `LayerRunner`, the base class, decides which layers run and which are skipped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
@@ -319,7 +320,11 @@ class Net(LayerRunner):
 
     def flatten(self, x: Value, *, name: str = "") -> Value:
         """[batch, height, width, channels] -> [batch, height * width * channels], in that order (Keras' Flatten)."""
-        return self._layer("flatten", name or self._auto_name("flatten"), lambda x: x.reshape(x.shape[0], -1), x)
+
+        def run(x: jax.Array) -> jax.Array:
+            return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 is undefined for a batch without images
+
+        return self._layer("flatten", name or self._auto_name("flatten"), run, x)
 
     def reshape(self, x: Value, shape: tuple[int, ...], *, name: str = "") -> Value:
         """[batch, ...] -> [batch, *shape], in that order (Keras' Reshape)."""

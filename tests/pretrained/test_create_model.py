@@ -170,6 +170,12 @@ def test_create_model_start_above_dropout_needs_no_key():
     assert shapes(model, variables, features, start="top_activation", **arguments)[0].shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["vgg16", NAME, "vit_tiny_patch16_224"])
+def test_create_model_batch_without_images_has_no_logits(name):
+    model, variables = create_abstractly(name, 3, None, input_size=32)
+    assert shapes(model, variables, np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)
+
+
 @pytest.mark.parametrize("name", [NAME, "xception", "convnext_tiny", "vit_tiny_patch16_224"])
 def test_create_model_params_are_float32_with_x64(name):
     with jax.enable_x64(True):
