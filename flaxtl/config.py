@@ -27,6 +27,7 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 OTHER_NAMES = {
     "lr": "lr.head",
     "learning_rate": "lr.head",
+    "data": "data.source",
     "model": "model.name",
     "arch": "model.name",
     "optimizer": "optimizer.name",
@@ -319,6 +320,8 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
     new_key = ".".join(RENAMED.get(part, part) for part in key.split("."))
     if new_key != key and any(name.startswith(new_key) for name in known):
         return UserError(f"Unknown setting {key!r}. Did you mean {new_key!r}?")
+    if key not in OTHER_NAMES and (section := [name for name in known if name.startswith(f"{key}.")]):
+        return UserError(f"{key!r} is a section of settings. Set one of them: {join_names(section, 'or')}")
     if named := settings_named(key, known):
         return UserError(f"Unknown setting {key!r}. Did you mean {join_names(map(repr, named), 'or')}?")
     return unknown("setting", key, known)

@@ -40,9 +40,8 @@ def error_of(write):
     def load(*lines, overrides=()):
         with pytest.raises(UserError) as error:
             load_config(write(*lines), overrides)
-        text = str(error.value)
-        assert len(text.splitlines()) == 1
-        return text
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
 
     return load
 
@@ -175,8 +174,9 @@ def test_override_that_is_no_rate_of_the_last_block_is_refused(write, key):
         ("sed=3", [r"\bsed\b.*\bseed\b"]),
         ("head.unit=3", [r"\bhead\.unit\b.*\bhead\.units\b"]),
         ("frozen.lr.haed=1", [r"\bfrozen\.lr\.haed\b.*\bfrozen\.lr\.head\b"]),
-        ("epochs=3", [r"'epochs'\. Did you mean 'frozen\.epochs'\?"]),
         ("lr=3", [r"'lr'\. Did you mean 'frozen\.lr\.head'\?"]),
+        ("frozen.lr=3", [r"'frozen\.lr' is a section\b.*: frozen\.lr\.base or frozen\.lr\.head$"]),
+        ("head=3", [r"'head' is a section\b.*: head\.dropout, head\.normalize, head\.pooling or head\.units$"]),
         ("seed", [r"--config\.seed(?!=)", r"--config\.seed=\S"]),
         ("phases=()", [r"\bphases\b", r"\bfrozen,finetune\b"]),
         ("seed=1.5", [r"--config\.seed=1\.5: '1\.5' is not a whole number, such as 0\."]),

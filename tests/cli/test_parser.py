@@ -71,6 +71,7 @@ def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_p
         ("train photos --batch-size 8", "--config.batch_size=8"),
         ("train --height=224 photos", "--config.data.height=224"),
         ("train photos --model=resnet50", "--config.model.name=resnet50"),
+        ("sweep --config=demo --workdir=w --data=folder:photos", "--config.data.source=folder:photos"),
         ("train photos --weight-decay=0.1", "--config.optimizer.weight_decay=0.1"),
         ("train photos --data.widht=64", "--config.data.width=64"),
         ("train photos --dropout=0.5 --config=nowhere", "--config.head.dropout=0.5"),
@@ -88,6 +89,11 @@ def test_unknown_option_suggests_the_setting_or_option_of_that_name(line, sugges
 def test_unknown_option_without_a_similar_setting_lists_the_options():
     with pytest.raises(UserError, match=r"'--pretrained'\. Available: --data, --config"):
         parse_arguments(["train", "photos", "--pretrained"])
+
+
+def test_parse_arguments_folder_for_a_sweep_names_the_setting(tmp_path):
+    with pytest.raises(UserError, match=rf"^flaxtl sweep takes images as --config\.data\.source=folder:{tmp_path}$"):
+        parse_arguments(["sweep", "--config=folder", "--workdir=w", str(tmp_path)])
 
 
 def test_parse_arguments_setting_with_spaces_is_an_override():
