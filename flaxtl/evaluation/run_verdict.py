@@ -66,9 +66,11 @@ def _training_findings(run: RunRecord) -> dict[str, str]:
     losses = [epoch.validation_loss for epoch in run.epochs if epoch.phase == name]
     keeps_best = run.config[name].patience > 0
     all_epochs = phase.epochs == run.config[name].epochs
+    untrained = _describe_untrained(run, name) if all_epochs else ""
+    overfitting = verdicts.describe_overfitting(name, run.train_metrics(name), phase.validation)
     findings = {
-        "untrained": _describe_untrained(run, name) if all_epochs else "",
-        "overfitting": verdicts.describe_overfitting(name, run.train_metrics(name), phase.validation),
+        "untrained": untrained,
+        "overfitting": "" if untrained else overfitting,  # the gap of a model that hardly trained is chance
         "rising": "" if keeps_best else verdicts.describe_rising_loss(name, losses),
         "falling": verdicts.describe_falling_loss(name, losses) if all_epochs else "",
     }

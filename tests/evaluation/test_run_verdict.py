@@ -252,6 +252,14 @@ def test_run_verdict_untrained_model_gets_1000_steps(workdir):
     )
 
 
+def test_run_verdict_untrained_model_does_not_overfit(workdir):
+    overfit(workdir, augment=False)
+    undertrain(workdir)
+    untrained, few, *_ = run_verdict(read_run(workdir)).findings
+    assert untrained.startswith("The model has hardly trained")
+    assert few.startswith("16 test images are too few")
+
+
 def test_run_verdict_untrained_with_steps_per_epoch_doubles_the_epochs(workdir):
     undertrain(workdir)
     change_config(workdir, finetune={"steps_per_epoch": 1})
