@@ -245,6 +245,9 @@ def _collect_examples(
 ) -> tuple[tuple[Example, ...], str]:
     """Return the examples to evaluate, and the name of their split: 'all' for a source without splits."""
     if source is None:
+        if split not in run_manifest.splits:
+            others = join_names([f"--split={name}" for name in reversed(run_manifest.splits)], "or")
+            raise UserError(f"The run has no {split} images. Evaluate those of another split: {others}")
         examples = run_manifest.of_split(split)
         if missing := [example.path for example in examples if not image_exists(Path(example.path))]:
             raise UserError(
@@ -266,7 +269,10 @@ def _collect_examples(
             f"{explain_missing(unknown_classes, run_manifest.classes)}. "
             f"Its classes are {join_names(run_manifest.classes)}."
         )
-    return source_manifest.examples, split if index.has_splits else "all"
+    if not index.has_splits:
+        message(console, f"{source} has no splits: evaluating all of its images.")
+        return source_manifest.examples, "all"
+    return source_manifest.examples, split
 
 
 def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> tuple[Example, ...]:

@@ -128,6 +128,8 @@ COLUMNS = ("accuracy", "95 % interval", "only first correct", "only this correct
 def comparison_table(comparison: Comparison) -> Table:
     """Return the accuracies as a table for the console."""
     title = f"{format_count(comparison.num_images)} {comparison.split} images"
+    if comparison.num_excluded:
+        title += f" that all runs have; {format_count(comparison.num_excluded)} others are left out"
     return make_table(title, ("run", *COLUMNS), [(run.name, *_cells(run, comparison)) for run in comparison.runs])
 
 

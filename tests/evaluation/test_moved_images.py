@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_evaluate_of_missing_images_names_the_option(run):
     move(folder)
     with pytest.raises(UserError, match=r"\b2 of the 2 test images\b.*images/a/.*--data=folder:PATH"):
         collect(workdir, None)
+
+
+def test_evaluate_of_a_run_without_test_images_names_its_splits(run):
+    manifest = run_dir.read_manifest(run[0])
+    others = replace(manifest, examples=manifest.of_split("train") + manifest.of_split("validation"))
+    with pytest.raises(UserError, match=r"no test images\b.*: --split=validation or --split=train$"):
+        evaluate._collect_examples(others, None, "test", tiny_run.quiet())
+
+
+def test_evaluate_of_a_source_without_splits_says_all_images(run):
+    workdir, folder = run
+    console = tiny_run.quiet()
+    assert len(collect(workdir, f"folder:{folder}", console)) == 8
+    assert f"folder:{folder} has no splits: evaluating all of its images." in tiny_run.texts(console).replace("\n", "")
 
 
 def test_evaluate_of_moved_images_keeps_the_split(run):
