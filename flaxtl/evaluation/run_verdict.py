@@ -101,7 +101,7 @@ def _next_step(run: RunRecord, guessing: str, training: Mapping[str, str], few: 
     """Return the most promising next step as (advice, command)."""
     config, name = run.config, next(reversed(run.summary.phases), run.config.phases[-1])
     if "untrained" in training:
-        return "Train longer.", _train_command(run, _enough_steps(config, name))
+        return "Train longer.", _train_command(run, _enough_steps(config, _first_full_phase(run)))
     if "falling" in training:
         return "Train longer.", _train_command(run, _twice_as_long(config, name))
     if guessing:
@@ -132,6 +132,11 @@ def _describe_augmentation_work(run: RunRecord, phase: str) -> str:
     summary = run.summary.phases[phase]
     num_trained = summary.epochs * summary.train.n
     return f" Each step then runs the frozen layers, too: on {num_trained:,} images in all instead of {num_cached:,}."
+
+
+def _first_full_phase(run: RunRecord) -> str:
+    """Return the first phase that trained all its epochs: it trains the new head, mostly on cached features."""
+    return next(name for name, phase in run.summary.phases.items() if phase.epochs == run.config[name].epochs)
 
 
 def _enough_steps(config: Any, phase: str) -> dict[str, Any]:

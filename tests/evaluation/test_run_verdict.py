@@ -248,7 +248,7 @@ def test_run_verdict_untrained_model_gets_1000_steps(workdir):
     assert falling.startswith("Phase finetune ended too early")
     assert next_step(workdir) == (
         "Train longer.",
-        "flaxtl train --config=a.py --config.finetune.min_steps=1000 --workdir=DIR-2",
+        "flaxtl train --config=a.py --config.frozen.min_steps=1000 --workdir=DIR-2",
     )
 
 
@@ -262,8 +262,14 @@ def test_run_verdict_untrained_model_does_not_overfit(workdir):
 
 def test_run_verdict_untrained_with_steps_per_epoch_doubles_the_epochs(workdir):
     undertrain(workdir)
-    change_config(workdir, finetune={"steps_per_epoch": 1})
-    assert next_step(workdir)[1] == "flaxtl train --config=a.py --config.finetune.epochs=6 --workdir=DIR-2"
+    change_config(workdir, frozen={"steps_per_epoch": 1})
+    assert next_step(workdir)[1] == "flaxtl train --config=a.py --config.frozen.epochs=4 --workdir=DIR-2"
+
+
+def test_run_verdict_untrained_skips_a_phase_that_stopped_early(workdir):
+    undertrain(workdir)
+    change_config(workdir, frozen={"epochs": 9, "patience": 2})
+    assert next_step(workdir)[1] == "flaxtl train --config=a.py --config.finetune.min_steps=1000 --workdir=DIR-2"
 
 
 @pytest.mark.parametrize(
