@@ -211,7 +211,7 @@ class PhaseTrainer:
             raise UserError(
                 f"The validation loss became {metrics.loss} in phase {self.phase.name!r}, epoch "
                 f"{progress.early_stopping.epoch + 1}, step {int(progress.state.step) - 1}. "
-                f"Start a new --workdir with a lower learning rate ({self._lr_flags()})."
+                f"Start a new --workdir with a lower learning rate than {self._lr_flags()}."
             )
         return metrics
 
@@ -250,10 +250,11 @@ class PhaseTrainer:
         paths = [examples[index].path for index in self.setup.sampler().batch(step).indices]
         record = NonfiniteStep(phase=self.phase.name, epoch=epoch, step=step, images=paths)
         run_dir.update_summary(self.setup.workdir, nonfinite_step=record)
+        more = f" and {len(paths) - 5:,} more, listed in summary.json" if len(paths) > 5 else ""
         raise UserError(
             f"Loss or gradient became NaN or inf in phase {self.phase.name!r}, epoch {epoch}, step {step}. "
-            f"Batch: {', '.join(paths)}. The last good state is in {self.setup.workdir / 'checkpoints' / 'latest'}. "
-            f"Start a new --workdir with a lower learning rate ({self._lr_flags()})."
+            f"Start a new --workdir with a lower learning rate than {self._lr_flags()}. The last good state is in "
+            f"{self.setup.workdir / 'checkpoints' / 'latest'}. Batch: {', '.join(paths[:5])}{more}."
         )
 
     def _lr_flags(self) -> str:

@@ -54,9 +54,9 @@ def locate_images(workdir: Path, config: Any, num_phases: int | None = None) -> 
         return manifest  # check_images lists them
     if missing:
         raise UserError(
-            f"{workdir} has a run with another config (data.source: {saved_source} -> {source}), and "
-            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}, are not in "
-            f"{source}. Use another --workdir, or the settings that the run was started with."
+            f"{workdir} has a run with another config (data.source: {saved_source} -> {source}), and {source} lacks "
+            f"{len(missing):,} of its {len(manifest.examples):,} images, such as {missing[0].path}. Use another "
+            "--workdir, or the settings that the run was started with."
         )
     return moved
 
@@ -76,7 +76,7 @@ def check_images(workdir: Path, manifest: Manifest) -> Manifest:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{len(changed)} images have changed since the run in {workdir} was started: "
+            f"{len(changed)} image(s) have changed since the run in {workdir} was started: "
             f"{', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
         )
     return manifest

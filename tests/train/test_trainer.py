@@ -306,6 +306,17 @@ def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
         train(settings, workdir)
 
 
+def test_train_nonfinite_loss_of_a_large_batch_names_five_images(folder, tmp_path):
+    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",), batch_size=8)
+    with pytest.raises(
+        UserError, match=r"than frozen\.lr\.head=1e\+38\. .* and 3 more, listed in summary\.json\.$"
+    ) as error:
+        train(settings, tmp_path / "run")
+    images = run_dir.read_summary(tmp_path / "run").nonfinite_step.images
+    assert [image in str(error.value) for image in images] == [True] * 5 + [False] * 3
+
+
 def test_train_nonfinite_validation_loss_is_reported(folder, tmp_path):
     ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
     with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
