@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 FOLDER = Path(__file__).parent
@@ -57,7 +57,7 @@ def main(paths: Sequence[str], *, raw: bool = False) -> int:
         try:
             image = load_image(path, metadata["resize"])
         except Exception as error:  # Pillow raises many types for invalid files
-            print(f"{path}: cannot read the image ({error})", file=sys.stderr)
+            print(f"{path}: cannot read the image ({_reason(error)})", file=sys.stderr)
             exit_code = 2
             continue
         (probabilities,) = run_model(image[np.newaxis])
@@ -66,6 +66,12 @@ def main(paths: Sequence[str], *, raw: bool = False) -> int:
         top = np.argsort(-probabilities, kind="stable")[:TOP_K]
         print(f"{path}:", ", ".join(f"{metadata['classes'][index]} {probabilities[index]:.1%}" for index in top))
     return exit_code
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own message shows a Python object
+        return "not an image of a known format"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -228,11 +228,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_predict_script_unreadable_image_is_reported(exported, expected, tmp_path):
     (tmp_path / "notes.jpg").write_text("not an image")
     script = [sys.executable, exported["onnx"][0] / "predict.py"]
-    paths = [tmp_path / "notes.jpg", expected.paths[0]]
+    paths = [tmp_path / "notes.jpg", expected.paths[0], tmp_path / "nowhere.jpg"]
     result = subprocess.run([*script, *paths], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"{paths[0]}: ")
-    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.splitlines() == [
+        f"{paths[0]}: cannot read the image (not an image of a known format)",
+        f"{paths[2]}: cannot read the image (No such file or directory)",
+    ]
     assert result.stdout.startswith(f"{paths[1]}: ")
     (tmp_path / "photos" / "empty").mkdir(parents=True)
     shutil.copy(expected.paths[0], tmp_path / "photos")
