@@ -1,11 +1,11 @@
-"""The images and the network of `flowers_vgg16`, trained with the methods of today: one phase of six epochs.
+"""The images and the network of `flowers_vgg16`, with today's methods: one phase of six epochs.
 
     flaxtl train --config=flowers_tuned --workdir=runs/flowers_tuned
 
 Differs from the exercise in: images of 224x224, the size that VGG16 was trained with, resized with bicubic
-interpolation; features averaged over places and normalized per image, and no hidden layer; block5 trains together with
-the head, with AdamW and a learning rate that warms up and falls to 0; label smoothing; bfloat16. Six augmented views
-of each image are cached.
+interpolation; features averaged over positions and normalized per image, and no hidden layer; block5 trains together
+with the head, with AdamW and a learning rate that warms up and falls to 0; label smoothing; bfloat16. Six augmented
+views of each image are cached.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ DEFAULTS = ConfigDict(
             "classes": (),  # expected class names, sorted; () accepts any
             "height": 200,  # input height of the model, in pixels
             "width": 200,  # input width of the model, in pixels; may differ from the height
-            "resize": "squash",  # or crop: resize the shorter side, then crop the center
+            "resize": "squash",  # changes the aspect ratio; or crop: resize the shorter side, then crop the center
             "crop_pct": 0.875,  # resize=crop: size of the crop relative to the resized image; 1.0 crops as Keras does
             "interpolation": "bilinear",  # used by the resize: nearest, bilinear, bicubic, lanczos, box or hamming
             "bit_depth": 0,  # bits that the values of 16-bit images use: 8 to 16; 0: all 16

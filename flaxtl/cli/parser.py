@@ -120,7 +120,7 @@ def _add_config_option(parser: argparse._ActionsContainer, *, required: bool = T
 
 def _add_train_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="?", metavar="SOURCE", help="images to train on, such as the folder photos/")
-    parser.add_argument("--data", metavar="SOURCE", help="the same as an option")
+    parser.add_argument("--data", metavar="SOURCE", help="SOURCE, given as an option")
     _add_config_option(parser, default=DEFAULT_CONFIG)
     parser.add_argument(
         "--workdir",
@@ -305,7 +305,7 @@ def _add_split_options(parser: Parser) -> None:
 
 def _add_doctor_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="?", metavar="SOURCE", help="images to check, such as the folder photos/")
-    parser.add_argument("--data", metavar="SOURCE", help="the same as an option")
+    parser.add_argument("--data", metavar="SOURCE", help="SOURCE, given as an option")
     _add_near_duplicates_option(parser, "report near-duplicates")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings as JSON")
     parser.add_argument("--html", type=user_path, metavar="FILE", help="write an HTML report with thumbnails")
