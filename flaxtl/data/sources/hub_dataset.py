@@ -283,11 +283,7 @@ def _split_of_part(part: str) -> str | None:
 
 def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:
     """Write the images that METADATA files label; return False without any."""
-    labels = {
-        str(name.parent / image): label
-        for name, file in repository.files([*METADATA, *(f"*/{name}" for name in METADATA)])
-        for image, label in _read_labels(file, dataset)
-    }
+    labels = _labels_by_path(repository, dataset)
     if not labels:
         return False
     files = {str(name): (name.parent, file) for name, file in repository.files(_IMAGES)}
@@ -300,6 +296,20 @@ def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) 
         for index, file in enumerate(images):
             writer.write(parent, label_of[file], f"{split}_{index:06d}", file.read_bytes())
     return True
+
+
+def _labels_by_path(repository: _Repository, dataset: HubDataset) -> dict[str, str]:
+    """Return the label of each image in the repository that METADATA files list."""
+    labels: dict[str, str] = {}
+    for name, file in repository.files([*METADATA, *(f"*/{name}" for name in METADATA)]):
+        for image, label in _read_labels(file, dataset):
+            path = str(name.parent / image)
+            if labels.setdefault(path, label) != label:
+                raise UserError(
+                    f"{dataset} has two labels for {path}, {labels[path]!r} and {label!r}. An image must have one: use "
+                    "another dataset."
+                )
+    return labels
 
 
 def _read_labels(file: Path, dataset: HubDataset) -> list[tuple[str, str]]:
