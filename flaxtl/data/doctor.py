@@ -12,12 +12,13 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from flaxtl.console import ProgressFn
-from flaxtl.data import duplicates, splitting
+from flaxtl.data import duplicates
 from flaxtl.data.bit_depth import describe_range, is_deep_color, narrow_bit_depth
 from flaxtl.data.class_names import show_difference, similar_classes
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.image_file import FORMAT_SUFFIXES, UnreadableError, apply_exif_orientation, open_image, to_rgb
+from flaxtl.data.manifest import assign_splits
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport, SourceImage, absent_classes
 from flaxtl.defaults import DEFAULTS
 from flaxtl.errors import UserError, join_names
@@ -178,7 +179,7 @@ def check_dataset(source_report: IndexReport, progress: ProgressFn, near_duplica
         *(Issue("note", (), note) for note in (*source_report.index.notes, *absent_classes(source_report.index))),
         *_range_issues(fingerprints),
         *_class_issues(source_report.index),
-        *_split_issues(readable, groups),
+        *_split_issues(source_report.index.origin, readable, groups),
     ]
     order = list(ISSUE_TYPES)
     return DatasetReport(
@@ -347,11 +348,10 @@ def _class_issues(index: DatasetIndex) -> Iterator[Issue]:
             yield Issue("imbalance", (), f"{largest} has {most:,} images, {smallest} {least:,}")
 
 
-def _split_issues(images: Sequence[SourceImage], groups: Sequence[Sequence[int]]) -> Iterator[Issue]:
-    """Yield an issue if images without defined splits cannot be split with the default fractions."""
-    if images and not any(image.split for image in images):
-        fractions = DEFAULTS.data.fractions.to_dict()
+def _split_issues(origin: str, images: Sequence[SourceImage], groups: duplicates.Groups) -> Iterator[Issue]:
+    """Yield an issue if the splits that are not defined cannot be made with the default fractions."""
+    if images:
         try:
-            splitting.stratified_split([image.label for image in images], groups, fractions, 0, lambda message: None)
+            assign_splits(origin, images, groups, DEFAULTS.data.fractions.to_dict(), 0, lambda message: None)
         except UserError as error:
             yield Issue("too-small", (), str(error))

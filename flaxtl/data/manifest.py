@@ -191,9 +191,7 @@ def make_manifest(
     duplicates.check_label_conflicts(index.origin, shown, equal, warn)
     if index.has_splits:
         duplicates.check_split_leakage(index.origin, shown, equal, similar, allow_leaks, warn)
-        splits = _add_validation(index, images, similar, run_fractions, seed, warn)
-    else:
-        splits = splitting.stratified_split([image.label for image in images], similar, run_fractions, seed, warn)
+    splits = assign_splits(index.origin, images, similar, run_fractions, seed, warn)
     skipped_files = len(index.skipped_inside)
     return replace(_sorted_manifest(images, splits, fingerprints), root=index.root, skipped_files=skipped_files)
 
@@ -223,19 +221,35 @@ def _relative_to_root(index: DatasetIndex, images: Sequence[SourceImage]) -> lis
     ]
 
 
-def _add_validation(
-    index: DatasetIndex,
+def assign_splits(
+    origin: str,
     images: Sequence[SourceImage],
-    groups: Sequence[Sequence[int]],
+    groups: duplicates.Groups,
     fractions: Mapping[str, float],
     seed: int,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Return the defined split of every image; if none is for validation, take a part of the training images."""
-    splits = [image.split or "" for image in images]
-    if "validation" in index.splits:
-        return splits
-    train = [number for number, split in enumerate(splits) if split == "train"]
+    """Return the split of every image: the defined one, or that of `splitting.stratified_split`.
+
+    If only validation is missing, it is taken from the training images, in the proportion of their fractions.
+
+    Args:
+      origin: the source, for messages.
+      images: all with a split or all without, in the order of `fingerprint_images`.
+      groups: images that stay together; see `splitting.stratified_split`.
+      fractions: of train, validation and, optionally, test, above 0, with sum 1.
+      seed: 0 or more.
+      warn: called with each warning.
+
+    Raises:
+      UserError: a class is too small to be split.
+    """
+    defined = [image.split for image in images if image.split]
+    if not defined:
+        return splitting.stratified_split([image.label for image in images], groups, fractions, seed, warn)
+    train = [number for number, split in enumerate(defined) if split == "train"]
+    if not train or "validation" in defined:
+        return defined
     position = {number: i for i, number in enumerate(train)}
     train_groups = [[position[number] for number in group if number in position] for group in groups]
     total = fractions["train"] + fractions["validation"]
@@ -247,12 +261,12 @@ def _add_validation(
         warn,
     )
     for number, split in zip(train, new_splits, strict=True):
-        splits[number] = split
+        defined[number] = split
     warn(
-        f"{index.origin} has no validation images: {new_splits.count('validation')} of its {len(train)} training "
+        f"{origin} has no validation images: {new_splits.count('validation')} of its {len(train)} training "
         "images are used for validation."
     )
-    return splits
+    return defined
 
 
 def collect_examples(index: DatasetIndex, split: str) -> Manifest:

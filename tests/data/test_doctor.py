@@ -277,6 +277,18 @@ def test_check_dataset_small_class_with_splits_is_warning(given):
     assert set(diagnosis_of(given).by_kind) == {"few"}
 
 
+def test_check_dataset_class_too_small_for_validation_stops(given):
+    (given / "validation").rename(given / "test")
+    assert diagnosis_of(given).issues == ()  # validation is taken from train
+    for split in ("train", "test"):
+        fill(given / split / "cats", 2000 if split == "train" else 2100, n=1)
+    found = diagnosis_of(given)
+    assert set(found.by_kind) == {"too-small", "few"}
+    assert found.by_kind["too-small"][0].message == (
+        "The class 'cats' is too small: its 1 image(s) leave validation empty. Add images, or change the fractions."
+    )
+
+
 @pytest.mark.parametrize(("n", "kinds"), [(100, set()), (101, {"imbalance"})])
 def test_check_dataset_reports_imbalance_above_ten(plain, n, kinds):
     fill(plain / "cats", 500, n=n)
