@@ -263,7 +263,7 @@ class _FolderScan:
             if split is None:
                 self.problems.append(
                     f"{self.root} contains splits and also {folder.name!r}, which is not one of {', '.join(SPLITS)}. "
-                    "Move it."
+                    "Rename or move it."
                 )
             elif split in folders:
                 self.problems.append(
@@ -329,10 +329,14 @@ class _FolderScan:
             )
 
     def _note_possible_splits(self, classes: Mapping[Path, _Entries]) -> None:
-        """Note that the folders taken for classes may be splits, if all of them contain the same folders, no images."""
-        inside = {tuple(folder.name for folder in entries.folders) for entries in classes.values()}
-        names = next(iter(inside), ())
-        if len(classes) > 1 and len(inside) == 1 and len(names) > 1 and not any(e.images for e in classes.values()):
+        """Note that the folders taken for classes may be splits, if they contain the same folders and no images.
+
+        A split may lack a class, so some of the folders may be absent from all but one.
+        """
+        inside = [[folder.name for folder in entries.folders] for entries in classes.values()]
+        names = max(inside, key=len, default=[])
+        is_alike = all(set(names).issuperset(others) for others in inside)
+        if len(classes) > 1 and is_alike and len(names) > 1 and not any(entries.images for entries in classes.values()):
             self.notes.append(
                 f"The classes are {join_names(folder.name for folder in classes)}. If the classes should be "
                 f"{join_names(names)}, rename the folders around them to train, validation and test."
