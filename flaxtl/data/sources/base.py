@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxtl.data.sources import archive, csv_file, hub_dataset, image_folder
+from flaxtl.data.sources.class_folders import read_notes
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
 from flaxtl.errors import UserError, unknown
 from flaxtl.fileio import cache_dir, suggest_path, user_path
@@ -76,8 +77,10 @@ def _name_origin(index: DatasetIndex, source: str, folder: Path) -> DatasetIndex
     if scheme == "archive":
         return replace(index, origin=_archive_name(source))
     if scheme == "hf":
-        note = hub_dataset.describe_commit(location, folder)
-        return replace(index, origin=source, notes=(*filter(None, (note,)), *index.notes))
+        commit = filter(None, (hub_dataset.describe_commit(location, folder),))
+        return replace(index, origin=source, notes=(*commit, *read_notes(folder), *index.notes))
+    if scheme == "tfds":
+        return replace(index, notes=(*read_notes(folder), *index.notes))
     return index
 
 

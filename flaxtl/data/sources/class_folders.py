@@ -1,10 +1,26 @@
 """Class folders with the encoded images of a published dataset, byte for byte."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flaxtl.data import heif
 from flaxtl.data.image_file import FORMAT_SUFFIXES, SIGNATURE_BYTES, matching_formats
 from flaxtl.errors import UserError
+
+NOTES_NAME = ".notes.txt"
+"""Hidden file in the folder of an exported dataset: one line for each kind of image that was left out."""
+
+
+def write_notes(folder: Path, notes: Sequence[str]) -> None:
+    """Keep notes on an export in its folder; see `read_notes`."""
+    if notes:
+        (folder / NOTES_NAME).write_text("\n".join(notes), encoding="utf-8")
+
+
+def read_notes(folder: Path) -> tuple[str, ...]:
+    """Return what `write_notes` wrote to an exported folder."""
+    file = folder / NOTES_NAME
+    return tuple(file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
 
 
 class ClassFolders:

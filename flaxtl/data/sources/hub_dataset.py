@@ -19,7 +19,7 @@ from typing import Any
 from flaxtl import fileio
 from flaxtl.data.decode import EXTENSIONS
 from flaxtl.data.sources import csv_text, parquet_images
-from flaxtl.data.sources.class_folders import ClassFolders
+from flaxtl.data.sources.class_folders import ClassFolders, write_notes
 from flaxtl.data.sources.image_folder import SPLITS, parse_split_name
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.hub_access import PREFIX, explained_errors, import_hub
@@ -76,7 +76,8 @@ def export_dataset(location: str, cache: Path) -> Path:
 
     A dataset with two or more of train, validation and test becomes FOLDER/SPLIT/CLASS/*, another FOLDER/CLASS/*. The
     images of tables are called SPLIT_INDEX, where INDEX is the row in the split, six digits; so names, and with
-    them the order of the images, depend on the commit only. Rows without a label are skipped.
+    them the order of the images, depend on the commit only. Rows without a label, and files of other splits, are left
+    out; `class_folders.read_notes` returns how many.
 
     Args:
       location: the data source without 'hf:'.
@@ -179,7 +180,7 @@ def _export_parquet(repository: _Repository, dataset: HubDataset, folder: Path) 
         return False
     if not patterns:
         _check_one_config([name for name, _ in files], dataset)
-    splits = _by_split(files, listed)
+    splits, others = _by_split(files, listed)
     fileio.check_disk_space(
         folder,
         sum(file.stat().st_size for parts in splits.values() for file in parts),
@@ -187,16 +188,19 @@ def _export_parquet(repository: _Repository, dataset: HubDataset, folder: Path) 
         "Free some space, or set FLAXTL_CACHE to a folder on another disk.",
     )
     features = parquet_images.card_features(_entry(card.get("dataset_info"), config))
-    writer = ClassFolders(str(dataset))
+    writer, unlabeled = ClassFolders(str(dataset)), 0
     for split, parts in splits.items():
         parent, index = folder / split if len(splits) > 1 else folder, 0
         columns = parquet_images.find_columns(parts[0], features, dataset.label, str(dataset))
         for part in parts:
             for row in parquet_images.labeled_images(part, columns, str(dataset)):
-                if row is not None:
+                if row is None:
+                    unlabeled += 1
+                else:
                     image, label = row
                     writer.write(parent, label, f"{split}_{index:06d}", image)
                 index += 1
+    write_notes(folder, _describe_left_out(dataset, unlabeled, others))
     return True
 
 
@@ -259,17 +263,31 @@ def _check_one_config(names: Sequence[PurePosixPath], dataset: HubDataset) -> No
 
 def _by_split(
     files: Sequence[tuple[PurePosixPath, Path]], listed: Mapping[str, Sequence[str]]
-) -> dict[str, list[Path]]:
-    """Return the files of train, validation and test; those of other splits only if there is none of these.
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the files of train, validation and test, and the names of others; without any of these, all files.
 
     The split is the one that the README lists a file for, or the first word in its path that names a split.
     """
     splits: dict[str, list[Path]] = {}
+    others: list[str] = []
     for name, file in files:
         published = next((s for s, globs in listed.items() if any(fnmatchcase(str(name), g) for g in globs)), None)
         split = parse_split_name(published) if published else _split_of_name(name)
         splits.setdefault(split or "all", []).append(file)
-    return {split: splits[split] for split in SPLITS if split in splits} or splits
+        others += [] if split else [str(name)]
+    used = {split: splits[split] for split in SPLITS if split in splits}
+    return (used, others) if used else (splits, [])
+
+
+def _describe_left_out(dataset: HubDataset, unlabeled: int, others: Sequence[str]) -> list[str]:
+    """Return notes on the images that are not used: how many lack a label, and the files of `others` splits."""
+    notes = [f"{dataset}: {unlabeled:,} image(s) without a label are left out."] if unlabeled else []
+    if others:
+        notes.append(
+            f"{dataset}: {len(others):,} file(s) that belong to none of {join_names(SPLITS)} are left out, such as "
+            f"{others[0]}."
+        )
+    return notes
 
 
 def _split_of_name(name: PurePosixPath) -> str | None:
@@ -290,11 +308,13 @@ def _export_labeled(repository: _Repository, dataset: HubDataset, folder: Path) 
     if missing := sorted(labels.keys() - files.keys()):
         raise UserError(f"{dataset} lacks {len(missing):,} image(s) that its metadata lists, such as {missing[0]}.")
     label_of = {files[name][1]: label for name, label in labels.items()}
-    splits, writer = _by_split([files[name] for name in sorted(labels)], {}), ClassFolders(str(dataset))
+    splits, others = _by_split([files[name] for name in sorted(labels)], {})
+    writer = ClassFolders(str(dataset))
     for split, images in splits.items():
         parent = folder / split if len(splits) > 1 else folder
         for index, file in enumerate(images):
             writer.write(parent, label_of[file], f"{split}_{index:06d}", file.read_bytes())
+    write_notes(folder, _describe_left_out(dataset, len(files) - len(labels), others))
     return True
 
 

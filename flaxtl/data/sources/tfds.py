@@ -6,6 +6,7 @@ prepared records are read here without TensorFlow, so that the accelerator's mem
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from typing import Any, BinaryIO
 from flaxtl.data import tf_example
 from flaxtl.data.image_file import SIGNATURE_BYTES
 from flaxtl.data.record_files import RecordImage
-from flaxtl.data.sources.class_folders import ClassFolders
+from flaxtl.data.sources.class_folders import ClassFolders, write_notes
 from flaxtl.data.sources.image_folder import SPLITS, DatasetIndex, SourceImage
-from flaxtl.errors import UserError, first_line, missing_package, unknown
+from flaxtl.errors import UserError, first_line, join_names, missing_package, unknown
 from flaxtl.fileio import atomic_folder
 
 
@@ -27,7 +28,8 @@ def export_tfds(name: str, target: Path, data_dir: Path | None = None) -> Path:
 
     A dataset with one split (tf_flowers) becomes `target`/CLASS/SPLIT_INDEX.jpg and is split by flaxtl; a dataset with
     two or more of train, validation and test becomes `target`/SPLIT/CLASS/SPLIT_INDEX.jpg with the published splits.
-    INDEX is the position in the split, six digits. A '/' in a class name becomes '-'. Unlabeled images are skipped.
+    INDEX is the position in the split, six digits. A '/' in a class name becomes '-'. Unlabeled images and other splits
+    are left out; `class_folders.read_notes` returns how many.
 
     Args:
       name: as for `tfds.builder`: 'tf_flowers', or with config and version 'name/config:1.0.0'.
@@ -44,11 +46,14 @@ def export_tfds(name: str, target: Path, data_dir: Path | None = None) -> Path:
     if target.is_dir():
         return target
     dataset = _open(name, data_dir)
+    num_images: Counter[str] = Counter()
     with atomic_folder(target) as folder:
         for split in dataset.splits:
             parent = folder / split if len(dataset.splits) > 1 else folder
             for label, stem, image in _encoded_images(dataset, split):
                 dataset.folders.write(parent, label, stem, image)
+                num_images[split] += 1
+        write_notes(folder, _describe_left_out(name, dataset, num_images))
     return target
 
 
@@ -72,15 +77,18 @@ def list_records(name: str, data_dir: Path | None = None) -> DatasetIndex:
             "place. Prepare it as tfrecord, or use data.loader=decoded, which exports its images."
         )
     images: list[SourceImage] = []
+    num_images: Counter[str] = Counter()
     for split in dataset.splits:
         found = []
         for label, stem, image, start in _scan_records(dataset, split):
             path = image.path(dataset.folders.relative_path(label, stem, start))
             found.append(SourceImage(path, path.parent.name, split if len(dataset.splits) > 1 else None))
         images += sorted(found, key=lambda image: (image.label, image.path.name))
+        num_images[split] = len(found)
     if not images:
         raise UserError(f"TFDS dataset {name!r} has no images with a class.")
-    return DatasetIndex(tuple(images), f"tfds:{name}", root=images[0].path.parents[3])
+    notes = _describe_left_out(name, dataset, num_images)
+    return DatasetIndex(tuple(images), f"tfds:{name}", root=images[0].path.parents[3], notes=notes)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,17 @@ def _select_splits(name: str, published: list[str]) -> list[str]:
     if len(published) == 1:
         return published
     raise UserError(f"TFDS dataset {name!r} has none of the splits {', '.join(SPLITS)}, only {', '.join(published)}")
+
+
+def _describe_left_out(name: str, dataset: _Dataset, num_images: Counter[str]) -> tuple[str, ...]:
+    """Return notes on the images that are not used; `num_images` counts those that are, by split."""
+    published = dataset.builder.info.splits
+    unlabeled = sum(published[split].num_examples - num_images[split] for split in dataset.splits)
+    others = [f"{split} ({published[split].num_examples:,})" for split in published if split not in dataset.splits]
+    notes = [f"TFDS dataset {name!r}: {unlabeled:,} image(s) without a label are left out."] if unlabeled else []
+    if others:
+        notes.append(f"TFDS dataset {name!r}: the images of other splits are left out: {join_names(others)}.")
+    return tuple(notes)
 
 
 def _encoded_images(dataset: _Dataset, split: str) -> Iterator[tuple[str, str, bytes]]:

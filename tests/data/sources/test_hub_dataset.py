@@ -16,6 +16,7 @@ from pyarrow import parquet
 from flaxtl.data.manifest import collect_examples
 from flaxtl.data.sources import hub_dataset
 from flaxtl.data.sources.base import inspect_source, open_source
+from flaxtl.data.sources.class_folders import NOTES_NAME, read_notes
 from flaxtl.data.sources.hub_dataset import HubDataset, export_dataset, parse_location
 from flaxtl.errors import UserError
 
@@ -136,7 +137,8 @@ def fake_hub(server, tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != NOTES_NAME]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -183,14 +185,20 @@ def test_export_dataset_of_parquet_writes_encoded_images(fake_hub, tmp_path):
 def test_open_hub_dataset_once_per_commit_and_offline(fake_hub, tmp_path, monkeypatch):
     first = open_source("hf:org/flowers", tmp_path)
     assert first.origin == "hf:org/flowers"
-    assert first.notes == (f"hf:org/flowers is at commit {COMMIT[:12]}. To keep it, write @{COMMIT} after the name.",)
+    left_out = (
+        "hf:org/flowers: 1 image(s) without a label are left out.",
+        "hf:org/flowers: 1 file(s) that belong to none of train, validation and test are left out, such as "
+        "data/extra-00000-of-00001.parquet.",
+    )
+    commit = f"hf:org/flowers is at commit {COMMIT[:12]}. To keep it, write @{COMMIT} after the name."
+    assert first.notes == (commit, *left_out)
     digests = [example.sha256 for example in collect_examples(first, "test").examples]
     assert digests == [hashlib.sha256(encoded(number)).hexdigest() for number in (6, 7, 5)]
     monkeypatch.setattr(hub_dataset, "ClassFolders", None)  # nothing is written again
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fake_hub.requests.clear()
     assert open_source("hf:org/flowers", tmp_path) == first
-    assert open_source(f"hf:org/flowers@{COMMIT}", tmp_path).notes == ()
+    assert open_source(f"hf:org/flowers@{COMMIT}", tmp_path).notes == left_out
     assert fake_hub.requests == []
     with pytest.raises(UserError, match=r"hf:org/photos is not in the cache.*\bHF_HUB_OFFLINE\b"):
         open_source("hf:org/photos", tmp_path)
@@ -210,11 +218,13 @@ def test_open_hub_dataset_of_images_keeps_folders(fake_hub, tmp_path):
 
 
 def test_export_dataset_reads_labels_of_metadata_csv(fake_hub, tmp_path):
-    assert contents(export_dataset("org/lists", tmp_path)) == {
+    folder = export_dataset("org/lists", tmp_path)
+    assert contents(folder) == {
         "train/roses/train_000000.png": encoded(0),
         "train/daisy-white/train_000001.png": encoded(1),  # c.jpg has no label
         "test/roses/test_000000.png": encoded(3),
     }
+    assert read_notes(folder) == ("hf:org/lists: 1 image(s) without a label are left out.",)
     with pytest.raises(UserError, match=r"'kind'"):  # the test images have none
         export_dataset("org/lists:kind", tmp_path)
 

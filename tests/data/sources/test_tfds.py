@@ -13,6 +13,7 @@ import pytest
 from flaxtl.data.manifest import make_manifest
 from flaxtl.data.record_files import open_binary
 from flaxtl.data.sources.base import open_source
+from flaxtl.data.sources.class_folders import NOTES_NAME, read_notes
 from flaxtl.data.sources.image_folder import DatasetIndex, scan_folder
 from flaxtl.data.sources.tfds import export_tfds, list_records
 from flaxtl.errors import UserError
@@ -37,7 +38,7 @@ def expected(splits: dict[str, int], nested: bool) -> set[tuple[str, str, bytes]
 
 
 def found(folder: Path) -> set[tuple[str, str, bytes]]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NOTES_NAME]
     return {(path.parent.relative_to(folder).as_posix(), path.suffix, path.read_bytes()) for path in files}
 
 
@@ -74,14 +75,19 @@ def test_export_keeps_published_splits(tmp_path: Path) -> None:
 
 
 def test_export_uses_the_one_known_split(tmp_path: Path) -> None:
-    folder = export_tfds(prepare(tmp_path / "tfds", {"train": 6, "extra": 3}), tmp_path / "out", tmp_path / "tfds")
+    splits = {"train": 6, "extra": 3, "unlabeled": 2}
+    folder = export_tfds(prepare(tmp_path / "tfds", splits), tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=False)
+    assert read_notes(folder) == (
+        "TFDS dataset 'tiny_plants': the images of other splits are left out: extra (3) and unlabeled (2).",
+    )
 
 
 def test_export_drops_unlabeled_images(tmp_path: Path) -> None:
     name = prepare(tmp_path / "tfds", {"train": 6, "test": 6}, unlabeled="test")
     folder = export_tfds(name, tmp_path / "out", tmp_path / "tfds")
     assert found(folder) == expected({"train": 6}, nested=True)
+    assert read_notes(folder) == ("TFDS dataset 'tiny_plants': 6 image(s) without a label are left out.",)
 
 
 def test_export_names_are_deterministic(tmp_path: Path) -> None:
@@ -201,7 +207,7 @@ def rows(index: DatasetIndex) -> list[tuple[str, str, str | None, bytes]]:
 def test_list_records_equals_the_export(tmp_path: Path, splits: dict[str, int]) -> None:
     name = prepare(tmp_path / "tfds", splits, num_shards=3)
     listed = list_records(name, tmp_path / "tfds")
-    exported = scan_folder(export_tfds(name, tmp_path / "out", tmp_path / "tfds"))
+    exported = open_source(f"tfds:{name}", tmp_path / "cache")
     assert rows(listed) == rows(exported)
     assert (listed.classes, listed.splits, listed.messages) == (exported.classes, exported.splits, exported.messages)
     fractions = {"train": 0.5, "validation": 0.2, "test": 0.3}
