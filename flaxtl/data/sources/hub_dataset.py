@@ -174,12 +174,9 @@ def _export_parquet(repository: _Repository, dataset: HubDataset, folder: Path) 
     card = repository.card()
     config = _choose_config(card, dataset)
     listed = _listed_files(_entry(card.get("configs"), config))
-    patterns = [glob for globs in listed.values() for glob in globs]
-    files = repository.files(patterns or [f"{dataset.config}/*.parquet" if dataset.config else "*.parquet"])
+    files = _parquet_files(repository, dataset, [glob for globs in listed.values() for glob in globs])
     if not files:
         return False
-    if not patterns:
-        _check_one_config([name for name, _ in files], dataset)
     splits, others = _by_split(files, listed)
     fileio.check_disk_space(
         folder,
@@ -202,6 +199,18 @@ def _export_parquet(repository: _Repository, dataset: HubDataset, folder: Path) 
                 index += 1
     write_notes(folder, _describe_left_out(dataset, unlabeled, others))
     return True
+
+
+def _parquet_files(
+    repository: _Repository, dataset: HubDataset, patterns: Sequence[str]
+) -> list[tuple[PurePosixPath, Path]]:
+    """Download the parquet files that match the patterns of the README, or without any, all of the config."""
+    if patterns:  # '**/' may also match no folder
+        files = repository.files([glob.replace("**/", "*") for glob in patterns])
+        return [(name, file) for name, file in files if any(_matches(name.parts, glob) for glob in patterns)]
+    files = repository.files([f"{dataset.config}/*.parquet" if dataset.config else "*.parquet"])
+    _check_one_config([name for name, _ in files], dataset)
+    return files
 
 
 def _choose_config(card: Mapping[str, Any], dataset: HubDataset) -> str | None:
@@ -236,14 +245,29 @@ def _listed_files(config: Mapping[str, Any]) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for part in data_files:
         paths = [part["path"]] if isinstance(part["path"], str) else part["path"]
-        if patterns := [glob if glob.endswith(".parquet") else f"{glob}.parquet" for glob in paths if _may_match(glob)]:
+        if patterns := [_only_parquet(glob) for glob in paths if glob.endswith((".parquet", "*"))]:
             splits[str(part["split"])] = patterns
     return splits
 
 
-def _may_match(pattern: str) -> bool:
-    """Return whether a pattern of the README may match parquet files."""
-    return pattern.endswith((".parquet", "*"))
+def _only_parquet(pattern: str) -> str:
+    """Return a pattern of the README that ends with '.parquet' or '*' such that it matches parquet files only."""
+    if pattern.endswith(".parquet"):
+        return pattern
+    return f"{pattern}/*.parquet" if pattern.endswith("**") else f"{pattern}.parquet"
+
+
+def _matches(name: Sequence[str], pattern: str) -> bool:
+    """Return whether a pattern of the README matches a file, by the parts of its name, as the hub matches them.
+
+    '*' matches any part of a name without '/', and '**' any number of folders.
+    """
+    first, _, rest = pattern.partition("/")
+    if not rest:
+        return len(name) == 1 and fnmatchcase(name[0], first)
+    if first == "**":
+        return any(_matches(name[start:], rest) for start in range(len(name)))
+    return bool(name) and fnmatchcase(name[0], first) and _matches(name[1:], rest)
 
 
 def _unclear_config(configs: Sequence[str], dataset: HubDataset) -> UserError:
@@ -271,7 +295,7 @@ def _by_split(
     splits: dict[str, list[Path]] = {}
     others: list[str] = []
     for name, file in files:
-        published = next((s for s, globs in listed.items() if any(fnmatchcase(str(name), g) for g in globs)), None)
+        published = next((s for s, globs in listed.items() if any(_matches(name.parts, g) for g in globs)), None)
         split = parse_split_name(published) if published else _split_of_name(name)
         splits.setdefault(split or "all", []).append(file)
         others += [] if split else [str(name)]

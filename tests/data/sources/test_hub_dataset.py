@@ -81,6 +81,22 @@ LISTED = {
     "parts/c.parquet": table([4, 5], kind=[1, 0]),
     "parts/b0.zip": b"not needed",
 }
+NESTED_CARD = b"""---
+configs:
+- config_name: top
+  data_files: "*.parquet"
+- config_name: all
+  data_files: "**/*.parquet"
+- config_name: below
+  data_files: a/**
+---
+"""
+NESTED = {
+    "README.md": NESTED_CARD,
+    "0.parquet": table([0], label=["x"]),
+    "a/1.parquet": table([1], label=["x"]),
+    "a/b/2.parquet": table([2], label=["x"]),
+}
 PHOTOS = {f"data/{split}/{label}/{n}.JPG": encoded(n) for split in ("train", "test") for label in "ab" for n in (0, 1)}
 LISTS = {
     "train/metadata.csv": "file_name,kind,label\na.jpg,x,roses\nsub/b.jpg,y,daisy/white\nc.jpg,x,\n".encode(
@@ -119,6 +135,7 @@ def server():
     repos = {
         "flowers": FLOWERS,
         "listed": LISTED,
+        "nested": NESTED,
         "photos": PHOTOS,
         "lists": LISTS,
         "lines": JSON_LINES,
@@ -251,6 +268,12 @@ def test_export_dataset_follows_the_card(fake_hub, tmp_path):
     assert not [request for request in fake_hub.requests if ".zip" in request]
     with pytest.raises(UserError, match=r"config of hf:org/listed 'lage'.*'large'"):
         export_dataset("org/listed/lage", tmp_path)
+
+
+@pytest.mark.parametrize(("config", "numbers"), [("top", [0]), ("all", [0, 1, 2]), ("below", [1, 2])])
+def test_export_dataset_matches_patterns_as_the_hub(config, numbers, fake_hub, tmp_path):
+    folder = export_dataset(f"org/nested/{config}", tmp_path)
+    assert contents(folder) == {f"x/train_{row:06d}.png": encoded(number) for row, number in enumerate(numbers)}
 
 
 def test_export_dataset_of_several_configs_and_labels_asks(fake_hub, tmp_path):
