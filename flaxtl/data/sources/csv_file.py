@@ -143,7 +143,8 @@ def _row_problem(cells: Mapping[str, str], image: SourceImage) -> str | None:
         return f"unknown split {cells['split']!r}; available: {', '.join(SPLITS)}"
     if image.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", image.sha256):
         return f"{image.sha256!r} is not a SHA-256"
-    return _file_problem(image.path)
+    problem = _file_problem(image.path)
+    return f"{problem} (write / instead of \\)" if problem and "\\" in cells["path"] else problem
 
 
 def _file_problem(path: Path) -> str | None:

@@ -88,6 +88,7 @@ def test_scan_csv_keeps_non_unicode_names(table, tmp_path: Path) -> None:
         ("in/0001.jpg,a,,", "''.*train, validation, test"),
         ("in/0001.jpg,a,train,12", "'12'.*SHA-256"),
         ("in/0009.jpg,a,train,", r"/in/0009\.jpg\b"),
+        (r"in\0001.jpg,a,train,", r"/in\\0001\.jpg \(write / instead of \\\)"),
         ("in,a,train,", r"/in\b.*\b(folder|directory)\b"),
         ("in/0000.jpg,b,test,", r"/in/0000\.jpg\b"),
     ],
