@@ -167,7 +167,7 @@ def make_manifest(
       allow_leaks: whether equal files in two defined splits only cause a warning.
       bit_depth: the setting `data.bit_depth`; if it is 0, 16-bit images with small values cause a warning.
       warn: called with each warning: the messages of the index, near-duplicates in two defined splits, equal files with
-        two labels, and totals that had to change because of groups of duplicates.
+        two labels, and totals that had to change because of groups of duplicates or small classes.
       on_progress: called with the number of files that are fingerprinted.
 
     Returns:

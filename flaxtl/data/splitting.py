@@ -61,7 +61,7 @@ def stratified_split(
       groups: disjoint sets of two or more images, by index, that must stay together; their classes may differ.
       fractions: of each split, above 0, with sum 1.
       seed: 0 or more.
-      warn: called with one message if groups are so large that the totals had to change.
+      warn: called with one message if groups are so large, or classes so small, that the totals had to change.
 
     Returns:
       The split of every image.
@@ -82,11 +82,7 @@ def stratified_split(
     for label in range(len(classes)):
         singles = order[(class_of[order] == label) & (assignment[order] < 0)]
         assignment[singles] = np.repeat(np.arange(len(splits)), counts[label] - placed[label])
-    totals, target_totals = counts.sum(0), targets.sum(0)
-    if (totals != target_totals).any():
-        rows = zip(splits, totals, target_totals, strict=True)
-        changes = ", ".join(f"{split} {n} instead of {target}" for split, n, target in rows if n != target)
-        warn(f"Near-duplicates are kept in the same split, so the fractions cannot be met exactly: {changes}")
+    _warn_of_totals(splits, counts, targets, allocate_counts([len(labels)], list(fractions.values())), warn)
     return [splits[number] for number in assignment]
 
 
@@ -105,6 +101,20 @@ def stratified_kfold(
         raise UserError(f"The class {smallest!r} is too small: its {size} image(s) cannot fill {k} folds. Use fewer.")
     names = [f"fold {number + 1}" for number in range(k)]
     return [names.index(name) for name in stratified_split(labels, groups, dict.fromkeys(names, 1 / k), seed, warn)]
+
+
+def _warn_of_totals(
+    splits: Sequence[str], counts: Counts, targets: Counts, exact: Counts, warn: Callable[[str], None]
+) -> None:
+    """Warn if the totals of `counts` are not `exact`; `targets` are the counts without groups."""
+    totals, exact_totals = counts.sum(0), exact.sum(0)
+    if (totals == exact_totals).all():
+        return
+    grouped = (totals != targets.sum(0)).any()
+    reason = "Near-duplicates are kept in the same split" if grouped else "Every split gets an image of each class"
+    rows = zip(splits, totals, exact_totals, strict=True)
+    changes = ", ".join(f"{split} {n} instead of {target}" for split, n, target in rows if n != target)
+    warn(f"{reason}, so the fractions cannot be met exactly: {changes}")
 
 
 def _permute_classes(class_of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:

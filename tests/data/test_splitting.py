@@ -94,6 +94,17 @@ def test_stratified_split_group_too_large_warns() -> None:
     assert found == [("train", "13", "10"), ("validation", "2", "4"), ("test", "5", "6")]
 
 
+def test_stratified_split_of_small_classes_warns() -> None:
+    warnings: list[str] = []
+    fractions = {"train": 0.9, "validation": 0.1}
+    splits = stratified_split([f"class {i // 2}" for i in range(20)], [], fractions, 0, warnings.append)
+    assert Counter(splits) == {"train": 10, "validation": 10}
+    assert warnings == [
+        "Every split gets an image of each class, so the fractions cannot be met exactly: train 10 instead of 18, "
+        "validation 10 instead of 2"
+    ]
+
+
 def test_stratified_split_other_class_compensates_large_group() -> None:
     names = labels(a=10, b=10)
     splits = stratified_split(names, [list(range(6))], LECTURE, 0, nothing)
