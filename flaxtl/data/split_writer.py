@@ -11,6 +11,7 @@ from typing import NamedTuple
 from flaxtl import fileio
 from flaxtl.data import duplicates, manifest, record_files, splitting
 from flaxtl.data.duplicates import Fingerprint
+from flaxtl.data.file_listing import is_visible
 from flaxtl.data.sources.csv_file import COLUMNS
 from flaxtl.data.sources.image_folder import MANIFEST_NAME, SPLITS, DatasetIndex, SourceImage, parse_split_name
 from flaxtl.errors import UserError
@@ -71,7 +72,8 @@ def write_folders(
 
     manifest.csv has the columns path (relative to OUTPUT), label, split and sha256, is sorted by path, and can be used
     as a csv: source. If the names of two images of a class differ at most in case, the first 8 digits of the SHA-256
-    are appended to each. Splits that the source defines are not kept; `notify` is called with a message.
+    are appended to each; a hidden name gets '_' in front. Splits that the source defines are not kept; `notify` is
+    called with a message.
 
     Args:
       index: the images of the source.
@@ -199,12 +201,12 @@ def _check_folder_names(index: DatasetIndex) -> None:
 
 def _unique_names(images: Sequence[SourceImage], fingerprints: Sequence[Fingerprint]) -> list[str]:
     """Return a file name for each image that is unique within its class on any file system."""
-    occurrences = Counter((image.label, image.path.name.casefold()) for image in images)
+    own_names = [_visible_name(image.path) for image in images]
+    occurrences = Counter((image.label, name.casefold()) for image, name in zip(images, own_names, strict=True))
     taken: set[tuple[str, str]] = set()
     names = []
-    for image, fingerprint in zip(images, fingerprints, strict=True):
-        stem, suffix = image.path.stem, image.path.suffix
-        name, copy = image.path.name, 1
+    for image, name, fingerprint in zip(images, own_names, fingerprints, strict=True):
+        stem, suffix, copy = Path(name).stem, Path(name).suffix, 1
         if occurrences[image.label, name.casefold()] > 1:
             stem = _append_to_stem(stem, f"-{fingerprint.sha256[:8]}", suffix)
             name = stem + suffix
@@ -214,6 +216,11 @@ def _unique_names(images: Sequence[SourceImage], fingerprints: Sequence[Fingerpr
         taken.add((image.label, name.casefold()))
         names.append(name)
     return names
+
+
+def _visible_name(path: Path) -> str:
+    """Return the name of a file, after '_' if it is hidden: a CSV file may list it, but a folder would not."""
+    return path.name if is_visible(path) else f"_{path.name}"
 
 
 def _append_to_stem(stem: str, addition: str, suffix: str) -> str:

@@ -72,6 +72,15 @@ def test_write_folders_output_is_folder_and_csv_source(place: Path, tmp_path: Pa
     assert folder.splits == listed.splits == ("train", "validation", "test")
 
 
+def test_write_folders_shows_hidden_images(place: Path, tmp_path: Path) -> None:
+    (place / "ants" / "0.png").rename(place / "ants" / ".0.png")
+    table = place.parent / "list.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in sorted(place.glob("*/*.png"))))
+    written(scan_csv(table), tmp_path / "out")
+    names = {image.path.name for image in scan_folder(tmp_path / "out").images if image.label == "ants"}
+    assert names == {"_.0.png", *(f"{i}.png" for i in range(1, 20))}
+
+
 def test_write_folders_same_seed_same_bytes(place: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(place, tmp_path / "other" / "deep")
     written(scan_folder(place), tmp_path / "one", seed=5)
