@@ -12,17 +12,19 @@ from PIL import Image
 
 from flaxtl.data import heif
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.data.image_file import FORMATS, SIGNATURE_BYTES, foreign_format, matching_formats
+from flaxtl.data.image_file import (
+    FORMATS,
+    RAW_ADVICE,
+    RAW_SUFFIXES,
+    SIGNATURE_BYTES,
+    foreign_format,
+    matching_formats,
+)
 from flaxtl.data.record_files import image_exists
 from flaxtl.errors import UserError, join_names
 from flaxtl.fileio import user_path
 
 JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
-
-# Camera RAW files look like TIFF, but what Pillow would read from them is the small preview.
-RAW_SUFFIXES = frozenset(
-    (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-)
 
 # Formats that the first bytes tell for certain: files of them that cannot be decoded are reported, not skipped.
 _CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP", heif.FORMAT))
@@ -67,7 +69,7 @@ def skip_reason(path: Path) -> str | None:
     if not path.is_file():  # reading a named pipe would wait forever
         return "not a regular file"
     if path.suffix.lower() in RAW_SUFFIXES:
-        return "a camera RAW image: convert it to JPEG or PNG"
+        return RAW_ADVICE
     if command := _unpack_command(path):
         return f"an archive: unpack it with {command.split()[0]}"
     try:

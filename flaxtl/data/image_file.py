@@ -46,6 +46,13 @@ Naming them keeps Pillow from trying its other formats on an untrusted file: for
 interpreter.
 """
 
+RAW_SUFFIXES = frozenset(
+    (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+)
+"""Suffixes of camera RAW files, which look like TIFF, but what Pillow would read from them is the small preview."""
+
+RAW_ADVICE = "a camera RAW image: convert it to JPEG or PNG"
+
 SIGNATURE_BYTES = 32
 """Bytes at the start of a file that tell its format."""
 
@@ -123,6 +130,8 @@ def open_image(path: Path, min_side: int | None = None, bit_depth: int = 0) -> I
     Raises:
       UnreadableError: the file cannot be used as an image.
     """
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise UnreadableError("undecodable", RAW_ADVICE)
     size = _check_size(path)
     with _large_file if size > _LARGE_FILE else nullcontext():
         content = _read_bytes(path)

@@ -146,6 +146,8 @@ def load_image(path: str | Path, resize: dict[str, Any]) -> np.ndarray:
 
     `resize` is the entry of that name in model.json.
     """
+    if Path(path).suffix.lower() in RAW_SUFFIXES:
+        raise ValueError("a camera RAW image: convert it to JPEG or PNG")
     content, bit_depth = Path(path).read_bytes(), resize.get("bit_depth", 0)
     try:
         image = _read_rgb(content, bit_depth)

@@ -85,6 +85,12 @@ def fault(path: Path) -> UnreadableError:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_open_image_refuses_the_preview_in_a_raw_file(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.DNG", "TIFF")
+    error = fault(tmp_path / "a.DNG")
+    assert (error.kind, str(error)) == ("undecodable", "a camera RAW image: convert it to JPEG or PNG")
+
+
 @pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS + 1, 1), (10_489, 10_489)])
 def test_open_image_refuses_too_many_pixels_by_header(tmp_path, size):
     (tmp_path / "a.png").write_bytes(png(*size))

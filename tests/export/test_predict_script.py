@@ -12,7 +12,7 @@ from PIL import Image
 
 from flaxtl.data import file_listing
 from flaxtl.data.decode import EXTENSIONS, Resize, decode
-from flaxtl.data.image_file import FORMATS
+from flaxtl.data.image_file import FORMATS, RAW_ADVICE, RAW_SUFFIXES
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.calibration import apply_temperature
@@ -102,6 +102,9 @@ def test_load_image_refuses_what_decode_refuses(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
     with pytest.raises(ValueError, match=r"LA;16B cannot be scaled"):
         load_image(path, vars(Resize(8, 8, bit_depth=12)))
+    Image.new("RGB", (8, 8)).save(tmp_path / "preview.NEF", "TIFF")
+    with pytest.raises(ValueError, match=RAW_ADVICE):
+        load_image(tmp_path / "preview.NEF", vars(Resize(8, 8)))
     with pytest.raises(UserError, match=r"LA;16B cannot be scaled"):
         decode(path, Resize(8, 8, bit_depth=12))
 
@@ -135,7 +138,7 @@ def test_find_images_finds_what_flaxtl_finds_in_the_same_order(tmp_path):
 def test_image_kinds_are_those_of_flaxtl():
     assert predict_script.SUFFIXES == EXTENSIONS
     assert predict_script.FORMATS == FORMATS
-    assert predict_script.RAW_SUFFIXES == file_listing.RAW_SUFFIXES
+    assert predict_script.RAW_SUFFIXES == RAW_SUFFIXES
     assert predict_script.JUNK == file_listing.JUNK
 
 
