@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flaxtl.data.file_listing import is_visible, skip_reason
 from flaxtl.data.sources import archive, csv_file, hub_dataset, image_folder
 from flaxtl.data.sources.class_folders import read_notes
 from flaxtl.data.sources.image_folder import DatasetIndex, IndexReport
@@ -39,7 +40,7 @@ def open_source(source: str, cache: Path, *, loader: str = "decoded") -> Dataset
         index = image_folder.scan_folder(path)
     except UserError as error:
         raise UserError(_explain(str(error), source, path)) from error
-    return _name_origin(index, source, path)
+    return _name_origin(index, source, path, cache)
 
 
 def with_scheme(source: str) -> str:
@@ -64,24 +65,38 @@ def inspect_source(source: str, cache: Path) -> IndexReport:
         return csv_file.inspect_csv(path)
     report = image_folder.inspect_folder(path)
     problems = tuple(_explain(problem, source, path) for problem in report.problems)
-    return IndexReport(_name_origin(report.index, source, path), problems)
+    return IndexReport(_name_origin(report.index, source, path, cache), problems)
 
 
 def _is_csv(source: str) -> bool:
     return source.startswith("csv:")
 
 
-def _name_origin(index: DatasetIndex, source: str, folder: Path) -> DatasetIndex:
+def _name_origin(index: DatasetIndex, source: str, folder: Path, cache: Path) -> DatasetIndex:
     """Name what a user knows as the origin, the archive or the dataset, and not the folder in the cache."""
     scheme, _, location = source.partition(":")
     if scheme == "archive":
-        return replace(index, origin=_archive_name(source))
+        return replace(index, origin=_archive_name(source), notes=(*_describe_beside(folder, cache), *index.notes))
     if scheme == "hf":
         commit = filter(None, (hub_dataset.describe_commit(location, folder),))
-        return replace(index, origin=source, notes=(*commit, *read_notes(folder), *index.notes))
+        notes = (*commit, *read_notes(folder), *_describe_beside(folder, cache), *index.notes)
+        return replace(index, origin=source, notes=notes)
     if scheme == "tfds":
         return replace(index, notes=(*read_notes(folder), *index.notes))
     return index
+
+
+def _describe_beside(folder: Path, cache: Path) -> list[str]:
+    """Return a note on the images beside `folder` and the folders around it, up to CACHE/KIND/NAME; see _dataset_root.
+
+    They have no class: a dataset may come with an image of itself.
+    """
+    outer = folder.parents[: len(folder.relative_to(cache).parts) - 2]
+    files = [path for parent in outer for path in sorted(parent.iterdir()) if is_visible(path) and path.is_file()]
+    images = [path.name for path in files if skip_reason(path) is None]
+    if not images:
+        return []
+    return [f"Left out {len(images):,} image(s) outside of the folder {folder.name}, such as {images[0]}."]
 
 
 def _explain(problem: str, source: str, folder: Path) -> str:
@@ -175,7 +190,7 @@ def _archive_key(file: Path) -> str:
 
 
 def _dataset_root(folder: Path) -> Path:
-    """Descend while a folder contains nothing but one folder of folders: flower_photos/ of flower_photos.tgz."""
+    """Descend while a folder contains one folder only, and that has folders: flower_photos/ of flower_photos.tgz."""
     inside = image_folder.subfolders(folder)
     while (
         len(inside) == 1

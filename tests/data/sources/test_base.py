@@ -106,6 +106,19 @@ def test_open_archive_descends_to_dataset_root(tmp_path: Path, inside: tuple[str
     assert folder.name.split("-")[0] == found
 
 
+def test_open_archive_counts_images_around_the_dataset_root(tmp_path: Path) -> None:
+    root = images(tmp_path / "f", "a/b/cats", "a/b/dogs")
+    for name in ("cover.jpg", "a/sample.jpg", "a/notes.txt", ".hidden.jpg"):
+        (root / name).write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as bundle:
+        for file in sorted(path for path in root.rglob("*") if path.is_file()):
+            bundle.write(file, file.relative_to(root))
+    index = open_source(f"archive:{tmp_path / 'f.zip'}", tmp_path / "cache")
+    assert len(index.images) == 20
+    assert index.notes == ("Left out 2 image(s) outside of the folder b, such as sample.jpg.",)
+    assert inspect_source(f"archive:{tmp_path / 'f.zip'}", tmp_path / "cache").index.notes == index.notes
+
+
 def test_open_archive_with_bad_layout_names_the_archive(tmp_path: Path) -> None:
     root = images(tmp_path / "set", "cats", "dogs")
     (root / "loose.jpg").write_bytes(b"")
