@@ -106,6 +106,7 @@ def _explain(problem: str, source: str, folder: Path) -> str:
         return hub_dataset.explain_layout(problem, location, folder)
     if scheme != "archive":
         return problem
+    problem = re.sub(r"\bUnpack (.+?): .*", r"It contains \1.", problem)  # no command can unpack it there
     text = problem.replace(str(folder.resolve()), _archive_name(source))
     return f"{text} Pack the archive again, or extract it yourself and use folder:PATH."
 

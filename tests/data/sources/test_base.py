@@ -131,6 +131,19 @@ def test_open_archive_with_bad_layout_names_the_archive(tmp_path: Path) -> None:
     assert inspect_source(f"archive:{file}", tmp_path / "cache").problems[0] == str(error.value)
 
 
+def test_open_archive_of_archives_gives_no_command_for_the_cache(tmp_path: Path) -> None:
+    file = tmp_path / "f.zip"
+    with zipfile.ZipFile(file, "w") as bundle:
+        bundle.writestr("a.zip", b"x")
+        bundle.writestr("b.tar", b"x")
+    with pytest.raises(UserError) as error:
+        open_source(f"archive:{file}", tmp_path / "cache")
+    assert str(error.value) == (
+        f"{file} contains no class folders. It contains a.zip and b.tar. Pack the archive again, or extract it "
+        "yourself and use folder:PATH."
+    )
+
+
 def test_make_manifest_of_archive_names_files_in_it(tmp_path: Path) -> None:
     paint(tmp_path / "set" / "cats", range(10))
     paint(tmp_path / "set" / "dogs", range(9, 19))
