@@ -38,7 +38,9 @@ _REFERENCE = re.compile(
     r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[^@:/]+))?(?:@(?P<revision>[^:]+))?(?::(?P<label>.+))?"
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
-_IMAGES = [f"*{suffix}" for known in sorted(EXTENSIONS) for suffix in (known, known.upper())]
+_IMAGES = [
+    "*." + "".join(f"[{char}{char.upper()}]" for char in suffix.removeprefix(".")) for suffix in sorted(EXTENSIONS)
+]  # '*.[jJ][pP][gG]': suffixes in any case
 
 
 @dataclass(frozen=True)

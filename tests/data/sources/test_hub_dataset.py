@@ -97,7 +97,12 @@ NESTED = {
     "a/1.parquet": table([1], label=["x"]),
     "a/b/2.parquet": table([2], label=["x"]),
 }
-PHOTOS = {f"data/{split}/{label}/{n}.JPG": encoded(n) for split in ("train", "test") for label in "ab" for n in (0, 1)}
+PHOTOS = {
+    f"data/{split}/{label}/{n}.{suffix}": encoded(n)
+    for split in ("train", "test")
+    for label in "ab"
+    for n, suffix in enumerate(("JPG", "Jp2"))
+}
 LISTS = {
     "train/metadata.csv": "file_name,kind,label\na.jpg,x,roses\nsub/b.jpg,y,daisy/white\nc.jpg,x,\n".encode(
         "utf-8-sig"
