@@ -241,7 +241,7 @@ def _to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray(_scale_to_8_bits(np.asarray(image).astype(np.int64), bit_depth))
     elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
 

@@ -188,6 +188,15 @@ def test_decode_composes_transparency_over_white(tmp_path, mode):
     np.testing.assert_allclose(as_is(path), expected, atol=0.6)
 
 
+def test_decode_composes_premultiplied_gray_over_white(tmp_path):
+    path = save(tmp_path / "a.tif", Image.new("LA", (7, 9), (100, 128)))
+    unassociated, associated = (struct.pack("<HHIH", 338, 3, 1, value) for value in (2, 1))  # TIFF 6.0, ExtraSamples
+    path.write_bytes(path.read_bytes().replace(unassociated, associated))
+    with Image.open(path) as image:
+        assert image.mode == "La"
+    np.testing.assert_array_equal(as_is(path), np.full((9, 7, 3), 100 + 255 - 128))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
 def test_decode_transparent_palette_entry_is_white(tmp_path, suffix):
     image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8), "P")

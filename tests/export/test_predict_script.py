@@ -81,6 +81,14 @@ def test_load_image_undeclared_fourth_channel_matches_decode(tmp_path):
     np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
 
 
+def test_load_image_premultiplied_gray_matches_decode(tmp_path):
+    path = tmp_path / "gray.tif"
+    Image.new("LA", (7, 5), (100, 128)).save(path)
+    unassociated, associated = (struct.pack("<HHIH", 338, 3, 1, value) for value in (2, 1))  # TIFF 6.0, ExtraSamples
+    path.write_bytes(path.read_bytes().replace(unassociated, associated))
+    np.testing.assert_array_equal(load_image(path, vars(RESIZES[0])), decode(path, RESIZES[0]))
+
+
 def test_load_image_of_16_bits_matches_decode(tmp_path):
     values = np.random.default_rng(0).integers(0, 2**12, (5, 7, 4), dtype=np.uint16)
     values[..., 3] = 2**16 - 1
