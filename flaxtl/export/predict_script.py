@@ -238,8 +238,13 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
     """Scale 16-bit gray with values of `bit_depth` bits, put transparent images on white, convert the rest."""
+    if image.mode in ("F", "LAB"):
+        raise ValueError(f"pixels of mode {image.mode} cannot be converted to RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_scale_to_8_bits(np.asarray(image).astype(np.int64), bit_depth))
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError("gray values do not fit into 16 bits")
+        image = Image.fromarray(_scale_to_8_bits(gray, bit_depth))
     elif image.has_transparency_data:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -117,6 +117,24 @@ def test_load_image_refuses_what_decode_refuses(tmp_path):
         decode(path, Resize(8, 8, bit_depth=12))
 
 
+@pytest.mark.parametrize(
+    ("mode", "level", "reason"),
+    [
+        ("F", 0, "pixels of mode F cannot be converted to RGB"),
+        ("LAB", 0, "pixels of mode LAB cannot be converted to RGB"),
+        ("I", 70_000, "gray values do not fit into 16 bits"),
+        ("I", -1, "gray values do not fit into 16 bits"),
+    ],
+)
+def test_load_image_refuses_pixels_that_decode_refuses(mode, level, reason, tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new(mode, (8, 8), level).save(path)
+    with pytest.raises(UserError, match=reason):
+        decode(path, RESIZES[0])
+    with pytest.raises(ValueError, match=reason):
+        load_image(path, vars(RESIZES[0]))
+
+
 @pytest.mark.parametrize("resize", [Resize(200, 200, "squash", "nearest"), Resize(224, 224, "crop", "bicubic")])
 def test_load_image_real_photos_match_decode(shared, resize):
     paths = sorted(Path(shared / "data/flowers/validation").rglob("*.jpg"))[::80]
