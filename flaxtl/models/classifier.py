@@ -70,6 +70,8 @@ class Backbone(nn.Module):
         """Run the layers; returns the output of the last one that ran, the input of a head."""
         net.begin_section("backbone", self.output_layer)
         self.spec.build(net, x, self.include_top)
+        if self.output_layer:
+            net.check_names([self.output_layer])  # before those of the head
         return SKIPPED if net.stopped else net.output
 
 
@@ -155,8 +157,6 @@ class Classifier(nn.Module):
         """Raise UserError if a layer that the caller named does not exist or did not run."""
         named = [name for name in (net.start, net.stop, *net.taps, *net.perturbations) if name]
         net.check_names(named)
-        if self.output_layer:
-            net.check_names([self.output_layer])
         executed = {layer.name for layer in net.layers}
         if missing := [name for name in named if name not in executed]:
             raise UserError(

@@ -60,9 +60,13 @@ def test_layer_above_the_output_layer_is_an_error(params, images, cut):
         jax.eval_shape(lambda: forward(SMALL, params, images, **settings))
 
 
-def test_unknown_output_layer_suggests():
-    with pytest.raises(UserError, match=r"'block3_pol'.*'block3_pool'"):
-        classifier.param_shapes(Classifier(VGG16, HEAD, output_layer="block3_pol"), 32, 32)
+@pytest.mark.parametrize(
+    ("output_layer", "facts"),
+    [("block3_pol", r"'block3_pol'.*'block3_pool'"), ("predictions", r"'predictions'.*\bblock1_conv1\b")],
+)
+def test_output_layer_that_is_not_in_the_backbone_is_an_error(output_layer, facts):
+    with pytest.raises(UserError, match=facts):
+        classifier.param_shapes(Classifier(VGG16, HEAD, output_layer=output_layer), 32, 32)
 
 
 def test_stop_in_head_and_backbone(params, images):
