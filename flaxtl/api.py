@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message, print_box
 from flaxtl.data.file_listing import describe_skipped, find_images
 from flaxtl.errors import UserError, memory_errors, unknown
-from flaxtl.evaluation import classification, gradcam, predictor, run_files
+from flaxtl.evaluation import gradcam, predictor, run_files
 from flaxtl.evaluation.classification import CountArray
 from flaxtl.evaluation.evaluate import evaluate_run
 from flaxtl.evaluation.predictions import Predictions
@@ -146,9 +145,7 @@ class RunResult:
         predictions = self.record.eval_predictions
         if predictions is None:
             raise UserError(f"The run in {self.workdir} has not been evaluated yet. Train it to its end.")
-        losses = classification.cross_entropy(predictions.log_probabilities, predictions.labels)
-        rows = np.argsort(-losses, kind="stable")
-        rows = rows[~predictions.correct[rows]]
+        rows = predictions.errors
         for name, values in ((true, predictions.labels), (predicted, predictions.predicted)):
             if name is not None:
                 rows = rows[values[rows] == _class_index(name, predictions.classes)]

@@ -122,14 +122,6 @@ def cross_entropy(log_probs: FloatArray, labels: IntArray) -> FloatArray:
     return np.asarray(-log_probs[np.arange(len(labels)), labels], np.float64)
 
 
-def largest_loss_errors(log_probs: FloatArray, labels: IntArray, limit: int) -> list[int]:
-    """Return the rows of the `limit` misclassified images with the largest loss, largest first."""
-    wrong = np.flatnonzero(log_probs.argmax(axis=1) != labels)
-    order = np.argsort(-cross_entropy(log_probs, labels)[wrong], kind="stable")
-    rows: list[int] = wrong[order][:limit].tolist()
-    return rows
-
-
 def typical_correct(probabilities: npt.NDArray[np.floating], labels: IntArray, limit: int) -> list[int]:
     """Return one row for each of the first `limit` classes with a correct prediction: that of median confidence."""
     correct, confidence = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1)

@@ -111,7 +111,7 @@ def heatmap_targets(run: RunRecord) -> dict[str, ClassPair]:
         return {}
     labels, classes = predictions.labels, predictions.classes
     rows = [
-        *classification.largest_loss_errors(predictions.log_probabilities, labels, MAX_ERRORS),
+        *predictions.errors[:MAX_ERRORS],
         *classification.typical_correct(predictions.probabilities, labels, MAX_CORRECT),
     ]
     return {predictions.paths[row]: (classes[predictions.predicted[row]], classes[labels[row]]) for row in rows}

@@ -88,8 +88,14 @@ class Predictions:
 
     @property
     def losses(self) -> FloatArray:
-        """The cross-entropy -log p(label) of each image (nats), float64 [n]."""
-        return classification.cross_entropy(self.log_probabilities, self.labels)
+        """The cross-entropy -log p(label) of each image (nats), float64 [n]. Raises UserError if a label is unknown."""
+        return classification.cross_entropy(self.log_probabilities, self._known_labels)
+
+    @property
+    def errors(self) -> npt.NDArray[np.intp]:
+        """The rows of the misclassified images, largest loss first. Raises UserError if a label is unknown."""
+        wrong = np.flatnonzero(~self.correct)
+        return wrong[np.argsort(-self.losses[wrong], kind="stable")]
 
     @property
     def confusion_matrix(self) -> CountArray:
@@ -102,10 +108,10 @@ class Predictions:
     @property
     def _known_labels(self) -> npt.NDArray[np.integer]:
         """Return `labels`. Unknown ones would count as errors, and as images of the last class."""
-        unknown = np.flatnonzero(self.labels == UNLABELED)
-        if len(unknown):
+        unlabeled = np.flatnonzero(self.labels == UNLABELED)
+        if len(unlabeled):
             raise UserError(
-                f"The true class of {self.paths[unknown[0]]} is unknown. Compare `predicted` with labels of your own."
+                f"The true class of {self.paths[unlabeled[0]]} is unknown. Compare `predicted` with labels of your own."
             )
         return self.labels
 

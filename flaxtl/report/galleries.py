@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtl.evaluation import classification, gradcam, label_issues
-from flaxtl.evaluation.predictions import Predictions
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.report.photos import Photo, PhotoAlbum, colorbar
 
@@ -81,10 +80,11 @@ def make_galleries(run: RunRecord) -> Galleries | None:
     marked = suggested if label_issues.are_reliable(predictions) else {}
     album = PhotoAlbum(predictions, run.config.data.bit_depth, marked, heatmaps)
     rows = np.flatnonzero(np.array([split == run.eval_split for split in predictions.splits]))
-    worst, best = _extreme_classes(album, rows)
+    wrong = predictions.errors
+    wrong = wrong[np.isin(wrong, rows)]
+    worst, best = _extreme_classes(album, rows, wrong)
     pairs = _confused_pairs(album, rows)
-    wrong = rows[~predictions.correct[rows]]
-    errors = album.take(_by_loss(predictions, wrong), MAX_ERRORS)
+    errors = album.take(wrong, MAX_ERRORS)
     typical = classification.typical_correct(predictions.probabilities[rows], predictions.labels[rows], MAX_CORRECT)
     correct = album.take(rows[typical], MAX_CORRECT)
     album.suggested = suggested  # the section on label issues shows all of them, folded if they are not reliable
@@ -105,15 +105,21 @@ def make_galleries(run: RunRecord) -> Galleries | None:
     )
 
 
-def _extreme_classes(album: PhotoAlbum, rows: Rows) -> tuple[ClassPhotos | None, ClassPhotos | None]:
-    """Return the class with the lowest and with the highest recall; neither if all have the same."""
+def _extreme_classes(album: PhotoAlbum, rows: Rows, wrong: Rows) -> tuple[ClassPhotos | None, ClassPhotos | None]:
+    """Return the class with the lowest and with the highest recall; neither if all have the same.
+
+    Args:
+      album: the photos.
+      rows: of the evaluated images.
+      wrong: those of them that are misclassified, largest loss first.
+    """
     predictions = album.predictions
     labels, correct = predictions.labels[rows], predictions.correct[rows]
     recalls = {index: correct[labels == index].mean() for index in np.unique(labels).tolist()}
     worst, best = min(recalls, key=recalls.__getitem__), max(recalls, key=recalls.__getitem__)
     if recalls[worst] == recalls[best]:
         return None, None
-    errors = _by_loss(predictions, rows[(labels == worst) & ~correct])
+    errors = wrong[predictions.labels[wrong] == worst]
     recognized = rows[(labels == best) & correct]
     distance = np.abs(predictions.confidence[recognized] - np.median(predictions.confidence[recognized]))
     typical = recognized[np.argsort(distance, kind="stable")]
@@ -138,9 +144,3 @@ def _confused_pairs(album: PhotoAlbum, rows: Rows) -> list[ConfusedPair]:
         photos = album.take(most_confident.tolist(), IMAGES_PER_PAIR)
         pairs.append(ConfusedPair(classes[pair.true], classes[pair.predicted], pair.count, photos))
     return pairs
-
-
-def _by_loss(predictions: Predictions, rows: Rows) -> Rows:
-    """Return rows in the order of their loss, the largest first."""
-    ordered: Rows = rows[np.argsort(-predictions.losses[rows], kind="stable")]
-    return ordered

@@ -55,32 +55,18 @@ def test_most_confused_pairs_sorted_by_count_then_class():
     assert classification.most_confused_pairs(np.diag([4, 5]), limit=2) == []
 
 
-def test_largest_loss_errors_are_misclassified_and_largest_first():
-    probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]], np.float32)
-    log_probs, labels = classification.log_probabilities(probabilities), np.zeros(4, np.int64)
-    # exact: the probabilities are powers of two, and the logarithm is taken in float64
-    losses = [-np.log(0.5), -np.log(0.25), -np.log(2.0**-126), 0]
-    assert classification.cross_entropy(log_probs, labels).tolist() == losses
-    assert classification.largest_loss_errors(log_probs, labels, limit=3) == [2, 1]
-
-
-def test_largest_losses_beyond_a_logit_gap_of_88_are_ranked_by_the_logits():
+def test_cross_entropy_beyond_a_logit_gap_of_88_is_that_of_the_logits():
     log_softmax = np.array([[-100, 0], [-427.9, 0], [-200.46, 0], [-0.5, np.log1p(-np.exp(-0.5))]], np.float32)
     probabilities = np.exp(log_softmax)
     probabilities[probabilities < classification.SMALLEST] = 0
     log_probs, labels = classification.log_probabilities(probabilities, log_softmax), np.zeros(4, np.int64)
     losses = [100, np.float32(427.9), np.float32(200.46), -np.log(float(probabilities[3, 0]))]
     assert classification.cross_entropy(log_probs, labels).tolist() == losses
-    assert classification.largest_loss_errors(log_probs, labels, limit=2) == [1, 2]
     # without logits all that is known of a probability of 0 is that it is below the smallest float32
     assert (
         classification.cross_entropy(classification.log_probabilities(probabilities), labels)[:3].tolist()
         == [-np.log(classification.SMALLEST)] * 3
     )
-
-
-def test_largest_loss_errors_without_images_is_empty():
-    assert classification.largest_loss_errors(np.zeros((0, 2)), np.zeros(0, np.int64), limit=3) == []
 
 
 @pytest.mark.parametrize(

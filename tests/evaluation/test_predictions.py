@@ -65,7 +65,7 @@ def test_predictions_unknown_labels_are_not_counted(predictions):
     assert predictions.correct.tolist() == [False, False, True]
     assert predictions.confusion_matrix.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
     partly = replace(predictions, labels=np.array([0, predictions_file.UNLABELED, 1]))
-    for name in ("correct", "confusion_matrix"):
+    for name in ("correct", "confusion_matrix", "losses", "errors"):
         with pytest.raises(UserError, match=r'true class of /data/say "cheese"\n\.jpg is unknown'):
             getattr(partly, name)
 
@@ -79,8 +79,18 @@ def test_of_split_keeps_rows_of_one_split(predictions):
     assert predictions.of_split("train").probabilities.shape == (0, 3)
 
 
+def test_predictions_errors_are_misclassified_images_largest_loss_first():
+    probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    plain = Predictions(tuple("abcd"), ("test",) * 4, np.zeros(4, np.int64), probabilities, ("cat", "dog"))
+    # exact: the probabilities are powers of two, and the logarithm is taken in float64
+    assert plain.losses.tolist() == [-np.log(0.5), -np.log(0.25), -np.log(2.0**-126), 0]
+    assert plain.errors.tolist() == [2, 1]
+    assert replace(plain, log_softmax=np.float32([[-1, -1], [-2, 0], [-100, 0], [0, -200]])).losses[2] == 100
+    assert plain.take([]).errors.tolist() == []
+
+
 def test_predictions_csv_without_rows_round_trip(tmp_path, predictions):
-    predictions_file.write_predictions(tmp_path / "none.csv", predictions.of_split("train"))
+    predictions_file.write_predictions(tmp_path / "none.csv", predictions.take([]))
     assert predictions_file.read_predictions(tmp_path / "none.csv").probabilities.shape == (0, 3)
 
 
