@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flaxtl import fileio
 from flaxtl.console import make_table, printable, truncate_rows
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import calibration, classification
 from flaxtl.evaluation.classification import SMALLEST, CountArray, FloatArray
 from flaxtl.fileio import atomic_write
@@ -120,7 +120,9 @@ class Predictions:
         return len(self.paths)
 
     def of_split(self, split: str) -> "Predictions":
-        """Return the images of one split, in their order; possibly none."""
+        """Return the images of one split, in their order. Raises UserError if there are none."""
+        if split not in self.splits:
+            raise unknown("split", split, dict.fromkeys(self.splits))
         return self.take([row for row, name in enumerate(self.splits) if name == split])
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> "Predictions":

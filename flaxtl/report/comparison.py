@@ -109,9 +109,9 @@ def _labels_and_correctness(run: RunRecord, split: str) -> dict[tuple[str, int],
 
     An image is the SHA-256 of its file, of which each run may have its own copy, and a number for files of equal bytes.
     """
-    predictions = run.predictions.of_split(split) if run.predictions else None
-    if predictions is None or not predictions.paths:
+    if run.predictions is None or split not in run.predictions.splits:
         raise UserError(f"{run.workdir} has no predictions of {split} images. Run flaxtl train until it is complete.")
+    predictions = run.predictions.of_split(split)
     digests = {example.path: example.sha256 for example in run.manifest.examples}
     results: dict[tuple[str, int], tuple[str, bool]] = {}
     counts: Counter[str] = Counter()

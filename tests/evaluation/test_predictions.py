@@ -76,7 +76,8 @@ def test_of_split_keeps_rows_of_one_split(predictions):
     assert test.splits == ("test", "test")
     assert test.labels.tolist() == [2, 1]
     assert test.probabilities.tolist() == predictions.probabilities[1:].tolist()
-    assert predictions.of_split("train").probabilities.shape == (0, 3)
+    with pytest.raises(UserError, match=r"split 'tset'.*'test'"):
+        predictions.of_split("tset")
 
 
 def test_predictions_errors_are_misclassified_images_largest_loss_first():
