@@ -8,7 +8,7 @@ Keras builds all published networks with a rate of zero.
 from functools import partial
 
 from flaxtl.models.net import Net
-from flaxtl.models.spec import ModelSpec, WeightsFile, default_groups, keras_weights
+from flaxtl.models.spec import ModelSpec, default_groups, keras_weights
 from flaxtl.models.tracer import Value
 
 EPSILON = 1e-6
@@ -50,91 +50,85 @@ def _block(net: Net, x: Value, width: int, *, name: str) -> Value:
     return net.operation(lambda shortcut, x: shortcut + x, shortcut, x)
 
 
-def _spec(
-    variant: str,
-    widths: tuple[int, ...],
-    counts: tuple[int, int],
-    top1: float,
-    hashes: tuple[str, str],
-    depths: tuple[int, ...] = DEPTHS,
-) -> ModelSpec:
-    name = f"convnext_{variant}"
-    whole, base = (
-        _weights(f"{name}{suffix}.h5", sha256) for suffix, sha256 in zip(("", "_notop"), hashes, strict=True)
-    )
-    return ModelSpec(
-        name=name,
-        build=partial(convnext, name=name, widths=widths, depths=depths),
-        preprocessing="torch",
-        weights=whole,
-        weights_no_top=base,
-        num_params=counts[0],
-        num_params_no_top=counts[1],
-        top1=top1,
-        top5=None,
-        groups=default_groups(last_block="stage_3", layers=r".*_stage_3_.*|layer_normalization"),
-        license="MIT (Meta)",
-        paper="arXiv:2201.03545",
-        blocks=r".*_stage_\d+_block_\d+",
-    )
-
-
-def _weights(file: str, sha256: str) -> WeightsFile:
-    return keras_weights(f"convnext/{file}", sha256=sha256)
-
+_convnext_spec = partial(
+    ModelSpec,
+    preprocessing="torch",
+    top5=None,
+    blocks=r".*_stage_\d+_block_\d+",
+    groups=default_groups(last_block="stage_3", layers=r".*_stage_3_.*|layer_normalization"),
+    license="MIT (Meta)",
+    paper="arXiv:2201.03545",
+)
 
 # Counts, files and hashes: Keras' convnext.py. Accuracies: keras.io/api/applications, which gives no top-5; base, large
 # and xlarge were trained on ImageNet-21k first.
 MODELS = (
-    _spec(
-        "tiny",
-        (96, 192, 384, 768),
-        (28_589_128, 27_820_128),
-        81.3,
-        (
-            "8ae6e78ce2933352b1ef4008e6dd2f17bc40771563877d156bc6426c7cf503ff",
-            "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
+    _convnext_spec(
+        name="convnext_tiny",
+        build=partial(convnext, name="convnext_tiny", widths=(96, 192, 384, 768), depths=(3, 3, 9, 3)),
+        weights=keras_weights(
+            "convnext/convnext_tiny.h5", sha256="8ae6e78ce2933352b1ef4008e6dd2f17bc40771563877d156bc6426c7cf503ff"
         ),
-        depths=(3, 3, 9, 3),
+        weights_no_top=keras_weights(
+            "convnext/convnext_tiny_notop.h5", sha256="d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1"
+        ),
+        num_params=28_589_128,
+        num_params_no_top=27_820_128,
+        top1=81.3,
     ),
-    _spec(
-        "small",
-        (96, 192, 384, 768),
-        (50_223_688, 49_454_688),
-        82.3,
-        (
-            "ce1277d8f1ee5a0ef0e171469089c18f5233860ceaf9b168049cb9263fd7483c",
-            "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab",
+    _convnext_spec(
+        name="convnext_small",
+        build=partial(convnext, name="convnext_small", widths=(96, 192, 384, 768)),
+        weights=keras_weights(
+            "convnext/convnext_small.h5", sha256="ce1277d8f1ee5a0ef0e171469089c18f5233860ceaf9b168049cb9263fd7483c"
         ),
+        weights_no_top=keras_weights(
+            "convnext/convnext_small_notop.h5",
+            sha256="6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab",
+        ),
+        num_params=50_223_688,
+        num_params_no_top=49_454_688,
+        top1=82.3,
     ),
-    _spec(
-        "base",
-        (128, 256, 512, 1024),
-        (88_591_464, 87_566_464),
-        85.3,
-        (
-            "52cbb006d3dadd03f6e095a8ca1aca47aecdd75acb4bc74bce1f5c695d0086e6",
-            "40a20c5548a5e9202f69735ecc06c990e6b7c9d2de39f0361e27baeb24cb7c45",
+    _convnext_spec(
+        name="convnext_base",
+        build=partial(convnext, name="convnext_base", widths=(128, 256, 512, 1024)),
+        weights=keras_weights(
+            "convnext/convnext_base.h5", sha256="52cbb006d3dadd03f6e095a8ca1aca47aecdd75acb4bc74bce1f5c695d0086e6"
         ),
+        weights_no_top=keras_weights(
+            "convnext/convnext_base_notop.h5", sha256="40a20c5548a5e9202f69735ecc06c990e6b7c9d2de39f0361e27baeb24cb7c45"
+        ),
+        num_params=88_591_464,
+        num_params_no_top=87_566_464,
+        top1=85.3,
     ),
-    _spec(
-        "large",
-        (192, 384, 768, 1536),
-        (197_767_336, 196_230_336),
-        86.3,
-        (
-            "070c5ed9ed289581e477741d3b34beffa920db8cf590899d6d2c67fba2a198a6",
-            "96f02b6f0753d4f543261bc9d09bed650f24dd6bc02ddde3066135b63d23a1cd",
+    _convnext_spec(
+        name="convnext_large",
+        build=partial(convnext, name="convnext_large", widths=(192, 384, 768, 1536)),
+        weights=keras_weights(
+            "convnext/convnext_large.h5", sha256="070c5ed9ed289581e477741d3b34beffa920db8cf590899d6d2c67fba2a198a6"
         ),
+        weights_no_top=keras_weights(
+            "convnext/convnext_large_notop.h5",
+            sha256="96f02b6f0753d4f543261bc9d09bed650f24dd6bc02ddde3066135b63d23a1cd",
+        ),
+        num_params=197_767_336,
+        num_params_no_top=196_230_336,
+        top1=86.3,
     ),
-    _spec(
-        "xlarge",
-        (256, 512, 1024, 2048),
-        (350_196_968, 348_147_968),
-        86.7,
-        (
-            "c1f5ccab661354fc3a79a10fa99af82f0fbf10ec65cb894a3ae0815f17a889ee",
-            "de3f8a54174130e0cecdc71583354753d557fcf1f4487331558e2a16ba0cfe05",
+    _convnext_spec(
+        name="convnext_xlarge",
+        build=partial(convnext, name="convnext_xlarge", widths=(256, 512, 1024, 2048)),
+        weights=keras_weights(
+            "convnext/convnext_xlarge.h5", sha256="c1f5ccab661354fc3a79a10fa99af82f0fbf10ec65cb894a3ae0815f17a889ee"
         ),
+        weights_no_top=keras_weights(
+            "convnext/convnext_xlarge_notop.h5",
+            sha256="de3f8a54174130e0cecdc71583354753d557fcf1f4487331558e2a16ba0cfe05",
+        ),
+        num_params=350_196_968,
+        num_params_no_top=348_147_968,
+        top1=86.7,
     ),
 )

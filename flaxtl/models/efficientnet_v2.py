@@ -113,12 +113,20 @@ def _fused_mbconv(net: Net, x: Value, block: Block) -> Value:
     return add_residual(net, x, shortcut, block)
 
 
-_small_spec = partial(ModelSpec, preprocessing="torch", license="Apache 2.0 (Google)", paper="arXiv:2104.00298")
-_large_spec = partial(_small_spec, preprocessing="tf_128")
+_b_spec = partial(
+    ModelSpec,
+    preprocessing="torch",
+    blocks=r"block\d+[a-z]",
+    groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
+    license="Apache 2.0 (Google)",
+    paper="arXiv:2104.00298",
+)
+_s_spec = partial(_b_spec, preprocessing="tf_128")
+_m_l_spec = partial(_s_spec, groups=default_groups(last_block="block7", layers="block7.*|top_.*"))
 
 # Input sizes, counts, files and hashes: Keras' efficientnet_v2.py. Accuracies: keras.io/api/applications.
 MODELS = (
-    _small_spec(
+    _b_spec(
         name="efficientnet_v2_b0",
         build=partial(efficientnet_v2, stages=B0, stem=32),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b0.h5", md5="21ecbf6da12460d5c40bb2f29ceb2188"),
@@ -129,10 +137,8 @@ MODELS = (
         num_params_no_top=5_919_312,
         top1=78.7,
         top5=94.3,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
     ),
-    _small_spec(
+    _b_spec(
         name="efficientnet_v2_b1",
         build=partial(efficientnet_v2, stages=B0, stem=32, depth=1.1),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b1.h5", md5="069f0534ff22adf035c89e2d9547a9dc"),
@@ -143,11 +149,9 @@ MODELS = (
         num_params_no_top=6_931_124,
         top1=79.8,
         top5=95.0,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=240,
     ),
-    _small_spec(
+    _b_spec(
         name="efficientnet_v2_b2",
         build=partial(efficientnet_v2, stages=B0, stem=32, width=1.1, depth=1.2),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b2.h5", md5="424e49f28180edbde1e94797771950a7"),
@@ -158,11 +162,9 @@ MODELS = (
         num_params_no_top=8_769_374,
         top1=80.5,
         top5=95.1,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=260,
     ),
-    _small_spec(
+    _b_spec(
         name="efficientnet_v2_b3",
         build=partial(efficientnet_v2, stages=B0, stem=32, width=1.2, depth=1.4),
         weights=keras_weights("efficientnet_v2/efficientnetv2-b3.h5", md5="1f1fc43bd98a6e4fd8fdfd551e02c7a0"),
@@ -173,11 +175,9 @@ MODELS = (
         num_params_no_top=12_930_622,
         top1=82.0,
         top5=95.8,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=300,
     ),
-    _large_spec(
+    _s_spec(
         name="efficientnet_v2_s",
         build=partial(efficientnet_v2, stages=S, stem=24),
         weights=keras_weights("efficientnet_v2/efficientnetv2-s.h5", md5="e1d88a8495beba45748fedd0cecbe016"),
@@ -188,11 +188,9 @@ MODELS = (
         num_params_no_top=20_331_360,
         top1=83.9,
         top5=96.7,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block6", layers="block6.*|top_.*"),
         input_size=384,
     ),
-    _large_spec(
+    _m_l_spec(
         name="efficientnet_v2_m",
         build=partial(efficientnet_v2, stages=M, stem=24),
         weights=keras_weights("efficientnet_v2/efficientnetv2-m.h5", md5="a3bf6aa3276309f4fc6a34aa114c95cd"),
@@ -203,11 +201,9 @@ MODELS = (
         num_params_no_top=53_150_388,
         top1=85.3,
         top5=97.4,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block7", layers="block7.*|top_.*"),
         input_size=480,
     ),
-    _large_spec(
+    _m_l_spec(
         name="efficientnet_v2_l",
         build=partial(efficientnet_v2, stages=L, stem=32),
         weights=keras_weights("efficientnet_v2/efficientnetv2-l.h5", md5="27e6d408b53c7ebc868fefa357689935"),
@@ -218,8 +214,6 @@ MODELS = (
         num_params_no_top=117_746_848,
         top1=85.7,
         top5=97.5,
-        blocks=r"block\d+[a-z]",
-        groups=default_groups(last_block="block7", layers="block7.*|top_.*"),
         input_size=480,
     ),
 )

@@ -129,6 +129,7 @@ def _unnamed_activation(net: Net, x: Value, act: str) -> Value:
 _mobilenet_v3_spec = partial(
     ModelSpec,
     preprocessing="tf",
+    blocks=r"expanded_conv(?:_\d+)?(?=_)|conv_1",
     license="Apache 2.0 (Google)",
     paper="arXiv:1905.02244",
 )
@@ -148,7 +149,6 @@ MODELS = (
         num_params_no_top=939_120,
         top1=68.076,
         top5=87.800,
-        blocks=r"expanded_conv(?:_\d+)?(?=_)|conv_1",
         groups=default_groups(last_block="last_stage", layers="expanded_conv_(?:8|9|10)_.*|conv_1.*"),
     ),
     _mobilenet_v3_spec(
@@ -164,7 +164,6 @@ MODELS = (
         num_params_no_top=2_996_352,
         top1=75.556,
         top5=92.708,
-        blocks=r"expanded_conv(?:_\d+)?(?=_)|conv_1",
         groups=default_groups(last_block="last_stage", layers="expanded_conv_(?:12|13|14)_.*|conv_1.*"),
     ),
 )

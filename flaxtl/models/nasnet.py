@@ -125,7 +125,13 @@ def _batch_norm(net: Net, x: Value, name: str) -> Value:
     return net.batch_norm(x, momentum=0.9997, name=name)
 
 
-_nasnet_spec = partial(ModelSpec, preprocessing="tf", license="Apache 2.0 (Google)", paper="arXiv:1707.07012")
+_nasnet_spec = partial(
+    ModelSpec,
+    preprocessing="tf",
+    blocks=r"(?!activation).*?_(stem_\d|reduce_\d+|\d+)$",
+    license="Apache 2.0 (Google)",
+    paper="arXiv:1707.07012",
+)
 _URL = f"{KERAS_APPLICATIONS}/nasnet"
 
 # Input sizes, counts, files and hashes: Keras' nasnet.py. Accuracies: README of keras-applications.
@@ -141,7 +147,6 @@ MODELS = (
         num_params_no_top=4_269_716,
         top1=74.366,
         top5=91.854,
-        blocks=r"(?!activation).*?_(stem_\d|reduce_\d+|\d+)$",
         groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_8|9|1[0-2])"),
     ),
     _nasnet_spec(
@@ -155,7 +160,6 @@ MODELS = (
         num_params_no_top=84_916_818,
         top1=82.498,
         top5=96.004,
-        blocks=r"(?!activation).*?_(stem_\d|reduce_\d+|\d+)$",
         groups=default_groups(last_block="last_stage", layers=".*_(?:reduce_12|1[3-8])"),
         input_size=331,
     ),

@@ -9,6 +9,7 @@ timm computes the exact GELU with the same weights.
 """
 
 from functools import partial
+from typing import Any
 
 from flaxtl.models.net import Net
 from flaxtl.models.spec import ModelSpec, WeightsFile, default_groups
@@ -59,68 +60,69 @@ def _checkpoint(training: str, fine_tuning: str) -> WeightsFile:
     return WeightsFile(name, f"{AUGREG}/{name}", hash="")
 
 
-def _spec(
-    name: str,
-    file: WeightsFile,
-    build: partial[Value],
-    counts: tuple[int, int],
-    accuracies: tuple[float, float],
-) -> ModelSpec:
+def _vit_spec(*, build: partial[Value], weights: WeightsFile, **facts: Any) -> ModelSpec:
+    """Return the record of a network with these facts; the base is in the same file as the top."""
     last = f"encoderblock_{build.keywords['depth'] - 1}"
     return ModelSpec(
-        name=name,
         build=build,
         preprocessing="tf",
-        weights=file,
-        weights_no_top=file,
-        num_params=counts[0],
-        num_params_no_top=counts[1],
-        top1=accuracies[0],
-        top5=accuracies[1],
+        weights=weights,
+        weights_no_top=weights,
+        blocks=r"encoderblock_\d+",
         groups=default_groups(last_block=last, layers=f"{last}_.*|encoder_norm"),
         license="Apache-2.0 (Google)",
         paper="arXiv:2106.10270",
         input_size=INPUT_SIZE,
-        blocks=r"encoderblock_\d+",
+        **facts,
     )
 
 
 # Accuracies: timm's results-imagenet.csv, of 248x248 pixels cropped to 224x224.
-# The files are those that timm's vision_transformer.py names; no hashes are published. The base is in the same file.
+# The files are those that timm's vision_transformer.py names; no hashes are published.
 MODELS = (
-    _spec(
-        "vit_tiny_patch16_224",
-        _checkpoint("Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0", "lr_0.03"),
-        partial(vit, patch=16, channels=192, depth=12, heads=3),
-        (5_717_416, 5_524_416),
-        (75.454, 92.844),
+    _vit_spec(
+        name="vit_tiny_patch16_224",
+        build=partial(vit, patch=16, channels=192, depth=12, heads=3),
+        weights=_checkpoint("Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0", "lr_0.03"),
+        num_params=5_717_416,
+        num_params_no_top=5_524_416,
+        top1=75.454,
+        top5=92.844,
     ),
-    _spec(
-        "vit_small_patch16_224",
-        _checkpoint("S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0", "lr_0.03"),
-        partial(vit, patch=16, channels=384, depth=12, heads=6),
-        (22_050_664, 21_665_664),
-        (81.384, 96.136),
+    _vit_spec(
+        name="vit_small_patch16_224",
+        build=partial(vit, patch=16, channels=384, depth=12, heads=6),
+        weights=_checkpoint("S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0", "lr_0.03"),
+        num_params=22_050_664,
+        num_params_no_top=21_665_664,
+        top1=81.384,
+        top5=96.136,
     ),
-    _spec(
-        "vit_base_patch16_224",
-        _checkpoint("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0", "lr_0.01"),
-        partial(vit, patch=16, channels=768, depth=12, heads=12),
-        (86_567_656, 85_798_656),
-        (84.532, 97.292),
+    _vit_spec(
+        name="vit_base_patch16_224",
+        build=partial(vit, patch=16, channels=768, depth=12, heads=12),
+        weights=_checkpoint("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0", "lr_0.01"),
+        num_params=86_567_656,
+        num_params_no_top=85_798_656,
+        top1=84.532,
+        top5=97.292,
     ),
-    _spec(
-        "vit_base_patch32_224",
-        _checkpoint("B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0", "lr_0.03"),
-        partial(vit, patch=32, channels=768, depth=12, heads=12),
-        (88_224_232, 87_455_232),
-        (80.716, 95.566),
+    _vit_spec(
+        name="vit_base_patch32_224",
+        build=partial(vit, patch=32, channels=768, depth=12, heads=12),
+        weights=_checkpoint("B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0", "lr_0.03"),
+        num_params=88_224_232,
+        num_params_no_top=87_455_232,
+        top1=80.716,
+        top5=95.566,
     ),
-    _spec(
-        "vit_large_patch16_224",
-        _checkpoint("L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1", "lr_0.01"),
-        partial(vit, patch=16, channels=1024, depth=24, heads=16),
-        (304_326_632, 303_301_632),
-        (85.834, 97.818),
+    _vit_spec(
+        name="vit_large_patch16_224",
+        build=partial(vit, patch=16, channels=1024, depth=24, heads=16),
+        weights=_checkpoint("L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1", "lr_0.01"),
+        num_params=304_326_632,
+        num_params_no_top=303_301_632,
+        top1=85.834,
+        top5=97.818,
     ),
 )
