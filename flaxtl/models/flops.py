@@ -1,7 +1,7 @@
 """Floating-point operations of a model, counted from the shapes of its layers."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from flaxtl.models.tracer import Layer
 
@@ -45,7 +45,6 @@ def eval_step_flops(flops: Mapping[str, int], start_layer: str | None) -> int:
 
 
 def _above(flops: Mapping[str, int], layer: str | None) -> int:
-    names: Iterable[str] = list(flops)
-    if layer is not None:
-        names = list(flops)[list(flops).index(layer) + 1 :]
-    return sum(flops[name] for name in names)
+    names = list(flops)
+    first = 0 if layer is None else names.index(layer) + 1
+    return sum(flops[name] for name in names[first:])

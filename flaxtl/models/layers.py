@@ -1,4 +1,4 @@
-"""Layers that Flax does not have: depthwise (fast on CPU) and separable convolutions, layer scale, standardization."""
+"""Layers that Flax does not have: convolutions that are fast on CPU, layer scale, standardization, unit norm."""
 
 from functools import partial
 from typing import Any

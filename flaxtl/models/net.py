@@ -358,20 +358,18 @@ class Net(LayerRunner):
 
         return self._layer("dropout", name, run, x)
 
-    def local_response_norm(
-        self, x: Value, *, name: str, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
-    ) -> Value:
-        """x / (1 + alpha * m) ** beta, where m is the mean square over `size` neighboring channels.
+    def local_response_norm(self, x: Value, *, name: str) -> Value:
+        """x / (1 + 1e-4 * m) ** 0.75, where m is the mean square over 5 neighboring channels.
 
         Krizhevsky et al. 2012, section 3.3, as Caffe trained its networks: the mean instead of the sum, and 1 instead
         of 2. Channels beyond the first and the last count as zero. In float32 regardless of `dtype`.
         """
 
         def run(x: jax.Array) -> jax.Array:
-            channels, border = x.shape[-1], (size // 2, size // 2)
-            squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), border))
-            total = sum(squares[..., first : first + channels] for first in range(size))
-            return (x / (1 + alpha / size * total) ** beta).astype(self.dtype)
+            channels = x.shape[-1]
+            squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+            total = sum(squares[..., first : first + channels] for first in range(5))
+            return (x / (1 + 1e-4 / 5 * total) ** 0.75).astype(self.dtype)
 
         return self._layer("local response norm", name, run, x)
 
