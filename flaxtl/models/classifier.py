@@ -212,10 +212,13 @@ def param_shapes(model: Classifier, height: int, width: int) -> NestedParams[tup
     """Return the shape of every parameter, in the order of Keras' weight files. Nothing is computed.
 
     Raises:
-      UserError: the backbone ends inside a branch, so that the output of another branch would be unused.
+      UserError: the backbone ends before its first parameter, or inside a branch, so that the output of another branch
+        would be unused.
     """
     check_input_size(model.spec, height, width)
     layers, shapes = _trace(model, height, width)
+    if "backbone" not in shapes:
+        raise UserError(f"No layer up to {model.output_layer!r} has parameters. Choose a later model.output_layer.")
     ordered: NestedParams[tuple[int, ...]] = {section: {} for section in shapes}
     for layer in layers:
         if layer.name in shapes[layer.section]:

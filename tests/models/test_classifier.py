@@ -69,6 +69,12 @@ def test_output_layer_that_is_not_in_the_backbone_is_an_error(output_layer, fact
         classifier.param_shapes(Classifier(VGG16, HEAD, output_layer=output_layer), 32, 32)
 
 
+def test_output_layer_below_the_first_parameter_is_an_error():
+    model = Classifier(registry.get_spec("resnet50"), HEAD, output_layer="conv1_pad")
+    with pytest.raises(UserError, match=r"'conv1_pad'.*\bmodel\.output_layer\b"):
+        classifier.param_shapes(model, 32, 32)
+
+
 def test_stop_in_head_and_backbone(params, images):
     result = forward(SMALL, params, images, stop="dense_1")
     assert result.output.shape == (3, 8)
