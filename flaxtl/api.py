@@ -145,7 +145,7 @@ class RunResult:
         predictions = self.record.eval_predictions
         if predictions is None:
             raise UserError(f"The run in {self.workdir} has not been evaluated yet. Train it to its end.")
-        rows = predictions.errors
+        rows = predictions.error_rows
         for name, values in ((true, predictions.labels), (predicted, predictions.predicted)):
             if name is not None:
                 rows = rows[values[rows] == _class_index(name, predictions.classes)]

@@ -111,7 +111,7 @@ def heatmap_targets(run: RunRecord) -> dict[str, ClassPair]:
         return {}
     labels, classes = predictions.labels, predictions.classes
     rows = [
-        *predictions.errors[:MAX_ERRORS],
+        *predictions.error_rows[:MAX_ERRORS],
         *classification.typical_correct(predictions.probabilities, labels, MAX_CORRECT),
     ]
     return {predictions.paths[row]: (classes[predictions.predicted[row]], classes[labels[row]]) for row in rows}

@@ -92,7 +92,7 @@ class Predictions:
         return classification.cross_entropy(self.log_probabilities, self._known_labels)
 
     @property
-    def errors(self) -> npt.NDArray[np.intp]:
+    def error_rows(self) -> npt.NDArray[np.intp]:
         """The rows of the misclassified images, largest loss first. Raises UserError if a label is unknown."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.losses[wrong], kind="stable")]

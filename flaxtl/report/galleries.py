@@ -80,7 +80,7 @@ def make_galleries(run: RunRecord) -> Galleries | None:
     marked = suggested if label_issues.are_reliable(predictions) else {}
     album = PhotoAlbum(predictions, run.config.data.bit_depth, marked, heatmaps)
     rows = np.flatnonzero(np.array([split == run.eval_split for split in predictions.splits]))
-    wrong = predictions.errors
+    wrong = predictions.error_rows
     wrong = wrong[np.isin(wrong, rows)]
     worst, best = _extreme_classes(album, rows, wrong)
     pairs = _confused_pairs(album, rows)

@@ -65,7 +65,7 @@ def test_predictions_unknown_labels_are_not_counted(predictions):
     assert predictions.correct.tolist() == [False, False, True]
     assert predictions.confusion_matrix.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
     partly = replace(predictions, labels=np.array([0, predictions_file.UNLABELED, 1]))
-    for name in ("correct", "confusion_matrix", "losses", "errors"):
+    for name in ("correct", "confusion_matrix", "losses", "error_rows"):
         with pytest.raises(UserError, match=r'true class of /data/say "cheese"\n\.jpg is unknown'):
             getattr(partly, name)
 
@@ -80,14 +80,14 @@ def test_of_split_keeps_rows_of_one_split(predictions):
         predictions.of_split("tset")
 
 
-def test_predictions_errors_are_misclassified_images_largest_loss_first():
+def test_predictions_error_rows_are_sorted_largest_loss_first():
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]], np.float32)
     plain = Predictions(tuple("abcd"), ("test",) * 4, np.zeros(4, np.int64), probabilities, ("cat", "dog"))
     # exact: the probabilities are powers of two, and the logarithm is taken in float64
     assert plain.losses.tolist() == [-np.log(0.5), -np.log(0.25), -np.log(2.0**-126), 0]
-    assert plain.errors.tolist() == [2, 1]
+    assert plain.error_rows.tolist() == [2, 1]
     assert replace(plain, log_softmax=np.float32([[-1, -1], [-2, 0], [-100, 0], [0, -200]])).losses[2] == 100
-    assert plain.take([]).errors.tolist() == []
+    assert plain.take([]).error_rows.tolist() == []
 
 
 def test_predictions_csv_without_rows_round_trip(tmp_path, predictions):
