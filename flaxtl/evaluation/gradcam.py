@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from flaxtl.data.decode import CROP_PCT, Resize, decode
 from flaxtl.data.loaders import Mask
+from flaxtl.data.sampler import padded_batches
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import classification, run_files
 from flaxtl.evaluation.predictor import TrainedRun
@@ -158,10 +159,9 @@ def _readable_images(paths: Sequence[str], resize: Resize) -> dict[str, npt.NDAr
 def _compute_in_batches(
     run: TrainedRun, images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int32], layer: Layer
 ) -> Heatmap:
-    """Return uint8 [n, 2, rows, columns]. The last batch is padded to the size of the others: one compilation."""
+    """Return uint8 [n, 2, rows, columns]. The batches have one size, as little padded as possible: one compilation."""
     n, height, width, _ = images.shape
     num_batches = math.ceil(n / max(1, MAX_BATCH_PIXELS // (height * width)))
-    batch_rows = np.arange(num_batches * math.ceil(n / num_batches)).reshape(num_batches, -1)
     # After a distributed run only this process is left: move the params from the mesh to its default device.
     params = jax.device_put(jax.device_get(unflatten_params(run.params)))
 
@@ -169,7 +169,7 @@ def _compute_in_batches(
     def step(params: Params, batch: tuple[jax.Array, jax.Array], mask: Mask) -> jax.Array:
         return gradcam_maps(run.setup.model_info.model, params, *batch, layer)
 
-    batches = (((images[rows % n], classes[rows % n]), rows < n) for rows in batch_rows)
+    batches = (((images[rows], classes[rows]), mask) for rows, mask in padded_batches(n, math.ceil(n / num_batches)))
     heatmaps: npt.NDArray[np.float32] = collect(step, params, batches)
     return (255 * heatmaps).round().astype(np.uint8)
 
