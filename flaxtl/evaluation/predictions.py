@@ -84,12 +84,12 @@ class Predictions:
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether the predicted class is the label, bool [n]. Raises UserError if a label is unknown."""
-        return np.asarray(self.predicted == self._known_labels)
+        return np.asarray(self.predicted == self.known_labels)
 
     @property
     def losses(self) -> FloatArray:
         """The cross-entropy -log p(label) of each image (nats), float64 [n]. Raises UserError if a label is unknown."""
-        return classification.cross_entropy(self.log_probabilities, self._known_labels)
+        return classification.cross_entropy(self.log_probabilities, self.known_labels)
 
     @property
     def error_rows(self) -> npt.NDArray[np.intp]:
@@ -103,11 +103,11 @@ class Predictions:
 
         Raises UserError if a label is unknown.
         """
-        return classification.confusion_matrix(self._known_labels, self.predicted, len(self.classes))
+        return classification.confusion_matrix(self.known_labels, self.predicted, len(self.classes))
 
     @property
-    def _known_labels(self) -> npt.NDArray[np.integer]:
-        """Return `labels`. Unknown ones would count as errors, and as images of the last class."""
+    def known_labels(self) -> npt.NDArray[np.integer]:
+        """`labels`. Raises UserError if one is unknown: it would count as an error, and as the last class."""
         unlabeled = np.flatnonzero(self.labels == UNLABELED)
         if len(unlabeled):
             raise UserError(
@@ -174,7 +174,7 @@ def _class_of_column(title: str) -> str:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv, atomically.
+    """Write predictions.csv, atomically; raises UserError if a label is unknown.
 
     A probability below the smallest normal float32 is written from its logarithm, such as 3.45678912e-187. Other
     programs read it as a tiny number or 0; `read_predictions` reads the logarithm.
@@ -205,7 +205,7 @@ def _rows(predictions: Predictions) -> Iterator[list[str]]:
     columns = zip(
         predictions.paths,
         predictions.splits,
-        predictions.labels,
+        predictions.known_labels,
         predictions.predicted,
         predictions.confidence,
         predictions.probabilities,

@@ -104,6 +104,13 @@ def test_write_predictions_failure_keeps_old_file(tmp_path, predictions):
     assert path.read_text() == "old"
 
 
+def test_write_predictions_refuses_unknown_labels(tmp_path, predictions):
+    unlabeled = replace(predictions, labels=np.full(3, predictions_file.UNLABELED))
+    with pytest.raises(UserError, match=r"true class of /data/a,b\.jpg is unknown"):
+        predictions_file.write_predictions(tmp_path / "predictions.csv", unlabeled)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_predictions_inconsistent_shapes_raise():
     with pytest.raises(ValueError, match=r"\b2 paths\b"):
         Predictions(("a", "b"), ("test", "test"), np.array([0]), np.ones((2, 1), np.float32), ("c",))
