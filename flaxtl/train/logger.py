@@ -4,15 +4,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_progress
 from flaxtl.fileio import atomic_write_text
@@ -51,7 +53,7 @@ class MetricLogger:
         self._workdir = workdir
         self._epochs = read_metrics(workdir)
         processes.barrier("all processes have read metrics.jsonl")  # before it is rewritten
-        self._event_writer: SummaryWriter | None = None
+        self._event_file: EventFile | None = None
         self._feature_speed: float | None = None
         self._has_forecast = False
 
@@ -59,8 +61,8 @@ class MetricLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._event_writer is not None:
-            self._event_writer.close()
+        if self._event_file is not None:
+            self._event_file.close()
 
     def info(self, text: str) -> None:
         """Print a message."""
@@ -83,8 +85,8 @@ class MetricLogger:
         if not processes.is_main_process():
             return
         atomic_write_text(self._workdir / "metrics.jsonl", "".join(map(_json_line, self._epochs)))
-        if self._event_writer is None:
-            self._event_writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+        if self._event_file is None:
+            self._event_file = EventFile(self._workdir / "tensorboard", step + 1)
 
     @contextmanager
     def log_phase(
@@ -126,13 +128,38 @@ class MetricLogger:
             file.write(_json_line(metrics))
             file.flush()
             os.fsync(file.fileno())
-        assert self._event_writer is not None, "truncate_after was called"
-        add_scalar = partial(self._event_writer.add_scalar, global_step=metrics.step)
-        for name, value in metrics.to_json().items():
-            if isinstance(value, float):
-                add_scalar(name, value)
-        for group, lr in metrics.lrs.items():
-            add_scalar(f"lr/{group}", lr)
+        assert self._event_file is not None, "truncate_after was called"
+        scalars = {name: value for name, value in metrics.to_json().items() if isinstance(value, float)}
+        self._event_file.write(metrics.step, scalars | {f"lr/{group}": lr for group, lr in metrics.lrs.items()})
+
+
+class EventFile:
+    """A TensorBoard event file, in which TensorBoard ignores what other files of the folder have from a step on.
+
+    tensorboardX's SummaryWriter writes in a thread, and waits forever for one that has failed to write to a full disk.
+
+    Args:
+      folder: created if needed; its parent exists.
+      first_step: global step from which on the events of other files are ignored.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the values of a global step, by tag; they can be read when it returns. Raises OSError."""
+        for tag, value in scalars.items():
+            self._write(step, summary=scalar(tag, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class PhaseLog:

@@ -1,9 +1,13 @@
 import json
+import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import tiny_run
+from tensorboardX import record_writer
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from flaxtl.errors import UserError
 from flaxtl.train import logger
@@ -77,10 +81,40 @@ def test_logger_epoch_goes_to_console_file_and_tensorboard(tmp_path):
     assert read_metrics(tmp_path) == EPOCHS[:1]
     facts = r"\bfrozen 1/2\b\D*\b0\.500\b\D*\b75\.0%\D*\bvalidation\b\D*\b0\.625\b\D*\b50\.0%"
     assert re.search(facts, tiny_run.texts(console))
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    events = file.read_bytes()
-    assert b"train_loss" in events
-    assert b"lr/head" in events
+    scalars = {
+        (event.step, value.tag): value.simple_value for event in events(tmp_path) for value in event.summary.value
+    }
+    expected = {name: value for name, value in EPOCHS[0].to_json().items() if isinstance(value, float)}
+    assert scalars == pytest.approx({(3, name): value for name, value in expected.items()} | {(3, "lr/head"): 0.001})
+
+
+def events(workdir):
+    """Return the events of the only event file: length, its checksum, event, its checksum."""
+    (file,) = (workdir / "tensorboard").iterdir()
+    data, parsed = file.read_bytes(), []
+    while data:
+        end = 12 + int.from_bytes(data[:8], "little")
+        parsed.append(Event.FromString(data[12:end]))
+        data = data[end + 4 :]
+    return parsed
+
+
+def test_resumed_logger_hides_later_events_of_earlier_files(workdir):
+    with MetricLogger(workdir, tiny_run.quiet()) as logger:
+        logger.truncate_after(6)
+    version, start = events(workdir)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (7, SessionLog.START)
+
+
+def test_logger_with_a_full_disk_for_events_raises_and_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_writer, "open_file", lambda path: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    logger = MetricLogger(tmp_path, tiny_run.quiet())
+    logger.truncate_after(0)
+    for stop in (partial(logger.record, EPOCHS[0]), partial(logger.__exit__, None, None, None)):
+        with pytest.raises(OSError, match="No space left"):
+            stop()
+    assert read_metrics(tmp_path) == EPOCHS[:1]
 
 
 @pytest.mark.parametrize(
