@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from io import BufferedRandom
@@ -122,6 +122,26 @@ def file_lock(path: Path, *, wait: bool) -> BufferedRandom | None:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the previous holder has renamed or removed it
+
+
+@contextmanager
+def exclusive_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Lock `path`, a file that exists only while it is locked; wait for another process that holds it.
+
+    Args:
+      path: the file; its folder exists.
+      on_wait: called if another process holds the lock.
+    """
+    lock = file_lock(path, wait=False)
+    if lock is None:
+        on_wait()
+        lock = file_lock(path, wait=True)
+        assert lock is not None, "it waits"
+    with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check_disk_space(folder: Path, num_bytes: int, purpose: str, advice: str) -> None:

@@ -2,6 +2,7 @@ import csv
 import io
 import os
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,3 +117,21 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
     assert str(fileio.user_path("runs/~/a")) == "runs/~/a"
     with pytest.raises(UserError, match=r"~no-such-user\b.*home folder.*\./~no-such-user"):
         fileio.user_path("~no-such-user/runs")
+
+
+def test_exclusive_lock_waits_for_its_holder_and_leaves_no_file(tmp_path):
+    path, events = tmp_path / ".lock", []
+    with ThreadPoolExecutor() as pool:
+        with fileio.exclusive_lock(path):
+            waits = threading.Event()
+
+            def wait():
+                with fileio.exclusive_lock(path, waits.set):
+                    events.append("second")
+
+            second = pool.submit(wait)
+            assert waits.wait(30)
+            events.append("first")
+        second.result(30)
+    assert events == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []

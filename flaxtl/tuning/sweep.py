@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +26,30 @@ from flaxtl import fileio
 from flaxtl.config import load_config
 from flaxtl.console import message, progress_bar
 from flaxtl.data.manifest import Manifest
-from flaxtl.data.sources.image_folder import DatasetIndex, SourceImage
-from flaxtl.data.split_writer import write_folds
 from flaxtl.errors import UserError, join_names
 from flaxtl.models.classifier import Classifier
 from flaxtl.pretrained.backbone import load_backbone
 from flaxtl.train.rounding import rounded_accuracy
-from flaxtl.train.run_dir import run_dir_lock
+from flaxtl.train.run_dir import LOCK_NAME, run_dir_lock
 from flaxtl.train.setup import build_manifest, build_setup, check_config
 from flaxtl.train.signals import GRACE_SECONDS, SIGNALS, StopRequested, StopSignal, exit_code
 from flaxtl.tuning import sweep_results
 from flaxtl.tuning.sweep_grid import SweepPlan, SweepRun, keep_run_names, merge_plans, read_plan, shard_runs
+from flaxtl.tuning.sweep_images import (
+    DEVELOPMENT_NAME,
+    TEST_NAME,
+    image_list_source,
+    read_development_images,
+    without_test_images,
+    write_image_lists,
+)
 from flaxtl.tuning.sweep_report import result_messages, results_table, write_sweep_report
 from flaxtl.tuning.sweep_results import SweepPoint, SweepResults, read_results, write_results_csv
 
-PLAN_NAME, DEVELOPMENT_NAME, TEST_NAME = "sweep.json", "development.csv", "test.csv"
-TABLE_NAME, PAGE_NAME = "sweep.csv", "sweep.html"
+PLAN_NAME, TABLE_NAME, PAGE_NAME = "sweep.json", "sweep.csv", "sweep.html"
 
-FOLDS, FEATURES, SHARD_LOCKS = "folds", "features", "shards"
-"""Folders of a sweep: lists of the folds, cached features, and a lock for each shard that is being trained."""
+FEATURES, SHARD_LOCKS = "features", "shards"
+"""Folders of a sweep: cached features, and a lock for each shard that is being trained."""
 
 FLAXTL = (sys.executable, "-m", "flaxtl")
 
@@ -83,8 +88,8 @@ def run_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, shard: str | No
         sweep = Sweep(base, workdir, plan, console)
         with sweep.processes.stop_signal.listening():
             sweep.prepare()
-            sweep.train(runs)
-            return sweep.finish()
+            trained = sweep.train(runs)
+            return sweep.finish() and trained
 
 
 def collect_sweep(base: SweepConfig, plan: SweepPlan, workdir: Path, console: Console) -> bool:
@@ -131,44 +136,53 @@ class Sweep:
         self._config = load_config(base.spec, base.overrides)
         self._requested = plan
         self.processes = SweepProcesses()
-        file = workdir / PLAN_NAME
-        self.plan = merge_plans(read_plan(file), plan, workdir) if file.is_file() else plan
+        self.plan = self._merged_plan()
 
     def prepare(self) -> None:
         """Check every config with the images; then write the lists of images and the plan.
 
         A new sweep reads all images first, which may take minutes, so every config is checked before that without them.
+        Shards that are started at once do this one after the other, so that all have the same lists and plan.
         """
         # Accelerators are for the runs: a process that only looks at them would allocate their memory.
         jax.config.update("jax_platforms", "cpu")
-        development = read_development_images(self._workdir)
-        if development is None:
-            self._check_configs(check_config)
-        manifest = development or build_manifest(self._config, self._workdir, self._console)
-        development_images, checked_weights = without_test_images(manifest), set[tuple[str, ...]]()
+        waiting = "Another process prepares the sweep; waiting for it."
+        with fileio.exclusive_lock(self._workdir / ".preparation", lambda: self._notify(waiting)):
+            self.plan = self._merged_plan()
+            development = read_development_images(self._workdir)
+            if development is None:
+                self._check_configs(check_config)
+            manifest = development or build_manifest(self._config, self._workdir, self._console)
+            development_images, checked_weights = without_test_images(manifest), set[tuple[str, ...]]()
 
-        def check_start(config: Any) -> None:
-            setup = build_setup(config, self._workdir, development_images)
-            self._check_weights(config, setup.model_info.model, checked_weights)
+            def check_start(config: Any) -> None:
+                setup = build_setup(config, self._workdir, development_images)
+                self._check_weights(config, setup.model_info.model, checked_weights)
 
-        self._check_configs(check_start)
-        if development is None:
-            near_duplicates, seed = self._config.data.near_duplicates, self._config.seed
-            write_image_lists(self._workdir, manifest, self.plan.folds, seed, near_duplicates, self._console)
-        self.plan.write(self._workdir / PLAN_NAME)
+            self._check_configs(check_start)
+            if development is None:
+                near_duplicates, seed = self._config.data.near_duplicates, self._config.seed
+                write_image_lists(self._workdir, manifest, self.plan.folds, seed, near_duplicates, self._console)
+            self.plan.write(self._workdir / PLAN_NAME)
 
-    def train(self, runs: Sequence[SweepRun]) -> None:
-        """Train the runs that are not complete, one after the other. A failed run does not end the sweep."""
+    def train(self, runs: Sequence[SweepRun]) -> bool:
+        """Train the runs that are not complete, one after the other. A failed run does not end the sweep.
+
+        Returns:
+          Whether none has failed. One that fails after its evaluation, as its report is written, has a result.
+        """
         incomplete = self._incomplete(runs)
         if len(incomplete) < len(runs):
             self._notify(f"{len(runs) - len(incomplete)} of {len(runs)} runs are complete")
         if not incomplete:
-            return
+            return True
         self._notify(f"Logs of the runs: {self._workdir / sweep_results.LOGS}")
         with progress_bar(self._console, "Training runs", len(incomplete)) as advance:
+            succeeded = True
             for run in incomplete:
-                self._train(run)
+                succeeded &= self._train(run)
                 advance(1)
+        return succeeded
 
     def finish(self) -> bool:
         """Write and print the results. Once all runs have ended, evaluate the best point on the test images.
@@ -178,20 +192,22 @@ class Sweep:
         Returns:
           Whether nothing has failed.
         """
-        lock = fileio.file_lock(self._workdir / ".table", wait=True)
-        assert lock is not None, "it waits"
-        with lock:
+        with fileio.exclusive_lock(self._workdir / ".table"):
             results = self._read_results()
             evaluated = results.best is None or self._evaluate(results.best)
             results = self._read_results()
             write_results_csv(results, self._workdir / TABLE_NAME)
             write_sweep_report(results, self._workdir / PAGE_NAME)
-            (self._workdir / ".table").unlink()
         self._console.print(results_table(results))
         for text in result_messages(results):
             self._notify(text)
         self._notify(f"results: {self._workdir / PAGE_NAME}, {self._workdir / TABLE_NAME}")
         return evaluated and not results.failures
+
+    def _merged_plan(self) -> SweepPlan:
+        """Return the requested runs, added to those of earlier calls."""
+        file = self._workdir / PLAN_NAME
+        return merge_plans(read_plan(file), self._requested, self._workdir) if file.is_file() else self._requested
 
     def _read_results(self) -> SweepResults:
         return read_results(self._workdir, self.plan)
@@ -216,8 +232,9 @@ class Sweep:
             load_backbone(model, path, self._notify, skip_layers=skip_layers)
         checked.add(key)
 
-    def _train(self, run: SweepRun) -> None:
-        """Train one run in its own process; report its accuracy, or why it failed."""
+    def _train(self, run: SweepRun) -> bool:
+        """Train one run in its own process; report its accuracy, or why it failed. Returns whether it has not."""
+        self._wait_for_other_process(run)
         failure_file = sweep_results.failure_file(self._workdir, run)
         failure_file.unlink(missing_ok=True)
         failure = self.processes.run(self._train_arguments(run), self._log(run))
@@ -229,6 +246,16 @@ class Sweep:
         else:
             accuracy = rounded_accuracy(outcome.accuracy, outcome.num_images)
             self._notify(f"{run.name}: validation accuracy {accuracy} in {outcome.seconds:.1f} s")
+        return failure is None
+
+    def _wait_for_other_process(self, run: SweepRun) -> None:
+        """Wait until no other process trains a run: that of a sweep which was killed goes on to its end."""
+        waiting = f"{run.name} is trained by another process; waiting for it."
+        with (
+            suppress(FileNotFoundError),  # nobody has begun it, or whoever did has removed its empty folder
+            fileio.exclusive_lock(self._run_dir(run) / LOCK_NAME, lambda: self._notify(waiting)),
+        ):
+            pass
 
     def _train_arguments(self, run: SweepRun) -> list[str]:
         own_overrides = [
@@ -240,7 +267,7 @@ class Sweep:
             own_overrides.append(f"--config.feature_cache.dir={self._workdir.resolve() / FEATURES}")
         replaced = {override.split("=")[0] for override in own_overrides}
         shared_overrides = [override for override in self._base.overrides if override.split("=")[0] not in replaced]
-        workdir = self._workdir / sweep_results.RUNS / run.name
+        workdir = self._run_dir(run)
         return ["train", f"--config={self._base.spec}", f"--workdir={workdir}", *shared_overrides, *own_overrides]
 
     def _evaluate(self, point: SweepPoint) -> bool:
@@ -253,7 +280,7 @@ class Sweep:
         file = sweep_results.test_file(self._workdir, run)
         file.parent.mkdir(exist_ok=True)
         unfinished = file.with_name(f".{file.name}")
-        workdir, test_list = self._workdir / sweep_results.RUNS / run.name, self._workdir / TEST_NAME
+        workdir, test_list = self._run_dir(run), self._workdir / TEST_NAME
         arguments = [f"--workdir={workdir}", f"--data=csv:{test_list}", "--split=test", f"--json={unfinished}"]
         if (failure := self.processes.run(["evaluate", *arguments], self._log(run))) is not None:
             self._notify(f"{run.name} could not be evaluated on the test images: {failure}")
@@ -261,65 +288,14 @@ class Sweep:
         unfinished.replace(file)
         return True
 
+    def _run_dir(self, run: SweepRun) -> Path:
+        return self._workdir / sweep_results.RUNS / run.name
+
     def _log(self, run: SweepRun) -> Path:
         return self._workdir / sweep_results.LOGS / f"{run.name}.log"
 
     def _notify(self, text: str) -> None:
         message(self._console, text)
-
-
-def read_development_images(workdir: Path) -> Manifest | None:
-    """Return the development images of a sweep; None before they are written."""
-    file = workdir / DEVELOPMENT_NAME
-    return Manifest.read(file) if file.is_file() else None
-
-
-def without_test_images(manifest: Manifest) -> Manifest:
-    """Return the development images: all that are not in the test split."""
-    return Manifest(manifest.classes, tuple(example for example in manifest.examples if example.split != "test"))
-
-
-def write_image_lists(
-    workdir: Path, manifest: Manifest, folds: int, seed: int, near_duplicates: int, console: Console
-) -> None:
-    """Write the lists of development and test images, and of the folds.
-
-    The folds are stratified; images whose hashes differ in at most `near_duplicates` bits are in the same fold. The
-    development images are written last: if their list exists, the others do.
-
-    Raises:
-      UserError: a class has too few images for the folds.
-    """
-    development = without_test_images(manifest)
-    if folds and not (workdir / FOLDS).is_dir():
-        _write_fold_lists(workdir, development, folds, seed, near_duplicates, console)
-    if "test" in manifest.splits:
-        Manifest(manifest.classes, manifest.of_split("test")).write(workdir / TEST_NAME)
-    development.write(workdir / DEVELOPMENT_NAME)
-
-
-def image_list_source(workdir: Path, fold: int) -> str:
-    """Return the value of data.source for a run of fold `fold`, from 1; 0 without folds."""
-    return f"csv:{workdir.resolve() / (f'{FOLDS}/fold-{fold}.csv' if fold else DEVELOPMENT_NAME)}"
-
-
-def _write_fold_lists(
-    workdir: Path, images: Manifest, folds: int, seed: int, near_duplicates: int, console: Console
-) -> None:
-    index = DatasetIndex(
-        tuple(SourceImage(Path(example.path), example.label, None, example.sha256) for example in images.examples),
-        str(workdir / DEVELOPMENT_NAME),
-    )
-    with progress_bar(console, f"Splitting into {folds} folds", len(index.images)) as advance:
-        write_folds(
-            index,
-            workdir / FOLDS,
-            folds,
-            seed,
-            near_duplicates=near_duplicates,
-            notify=partial(message, console),
-            on_progress=lambda done: advance(1),
-        )
 
 
 class SweepProcesses:

@@ -13,76 +13,19 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_run
+from helpers.sweeps import FAKE_TRAIN, Sweeps, grid
 
-from flaxtl.cli import main
 from flaxtl.data.sources.csv_file import scan_csv
 from flaxtl.train import run_dir, setup
 from flaxtl.tuning import sweep
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="random")
-    c.model = dict(name="vgg16", output_layer="block1_pool")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen",)
-    c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
-    return c
-"""
-FAKE_TRAIN = (sys.executable, str(ROOT / "tests/helpers/fake_train.py"))
-
-
-class Sweeps:
-    """Sweeps over a folder of images and a config of one short phase."""
-
-    def __init__(self, folder, capsys):
-        self.folder, self.workdir, self._capsys = folder, folder / "sweep", capsys
-        tiny_run.images(folder / "images")
-        (folder / "config.py").write_text(CONFIG)
-
-    def arguments(self, *options):
-        start = ["sweep", f"--config={self.folder / 'config.py'}", f"--workdir={self.workdir}"]
-        return [*start, f"--config.data.source=folder:{self.folder / 'images'}", *options]
-
-    def run(self, *options):
-        """Return exit code, lines of stdout and lines of stderr."""
-        code = 0
-        try:
-            main.main(self.arguments(*options))
-        except SystemExit as ended:
-            code = ended.code
-        captured = self._capsys.readouterr()
-        return code, captured.out.splitlines(), captured.err.splitlines()
-
-    def commands(self):
-        """Return (command, run, flags) of all calls of the fake since the last call of this method."""
-        file = self.workdir / "runs" / "commands.txt"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        file.unlink(missing_ok=True)
-        return [(command, self.run_of(flags), flags) for command, *flags in lines]
-
-    def run_of(self, flags):
-        (workdir,) = [flag for flag in flags if flag.startswith("--workdir=")]
-        return Path(workdir.removeprefix("--workdir=")).name
-
-    def trained(self):
-        return [run for command, run, _ in self.commands() if command == "train"]
 
 
 @pytest.fixture
 def sweeps(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "FLAXTL", FAKE_TRAIN)
     return Sweeps(tmp_path, capsys)
-
-
-def grid(*units):
-    return f"--grid=config.head.units={','.join(map(str, units))}"
 
 
 def rows(out):
@@ -170,6 +113,14 @@ def test_sweep_goes_on_after_an_error_and_retries_later(sweeps):
     code, out, _ = sweeps.run(grid(13, 14, 20))
     assert (code, sweeps.trained()) == (0, ["head.units=13", "head.units=14"])
     assert "failed" not in "\n".join(out)
+
+
+def test_sweep_with_a_run_that_fails_after_its_result_exits_with_1(sweeps):
+    code, out, _ = sweeps.run(grid(16))
+    assert code == 1
+    assert "head.units=16 failed: no space for the report" in out
+    assert [row[:2] for row in rows(out)[1:]] == [["16", "16 %"]]
+    assert sweeps.run(grid(16))[0] == 0
 
 
 @pytest.mark.slow
