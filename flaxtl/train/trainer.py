@@ -103,7 +103,11 @@ def train(
         _check_processes_agree(setup, splits, initial)
         # 6. Files of the run directory, with the first checkpoint.
         if initial is not None:
-            restored = 0, _start_run(setup, initial, checkpoints, command, skipped)
+            summary = RunSummary(command=command, skipped=skipped, skipped_files=setup.manifest.skipped_files)
+            if is_resumed:  # it was killed before its first checkpoint; its manifest lacks what it has skipped
+                earlier = run_dir.read_summary(workdir)
+                summary = summary.replace(skipped=earlier.skipped, skipped_files=earlier.skipped_files)
+            restored = 0, _start_run(setup, initial, checkpoints, summary)
         assert restored is not None, "restored in step 4 or just saved"
         num_done, params = restored
         # 7. Table of parameter groups and learning rates.
@@ -353,15 +357,12 @@ def _check_processes_agree(setup: RunSetup, splits: Mapping[str, SplitData], ini
     processes.assert_equal("The pretrained weights", repr(initial and param_digests(initial.params)))
 
 
-def _start_run(
-    setup: RunSetup, initial: InitialParams, checkpoints: Checkpoints, command: str, skipped: Mapping[str, str]
-) -> FlatParams:
+def _start_run(setup: RunSetup, initial: InitialParams, checkpoints: Checkpoints, summary: RunSummary) -> FlatParams:
     """Write the files of a new run directory and the first checkpoint; return the parameters on the mesh."""
     layers = run_dir.layer_records(setup.model_info, setup.phases, initial.source)
     weights = WeightsSource(path=setup.config.weights.path, source=initial.source)
-    skipped_files = setup.manifest.skipped_files
-    summary = RunSummary(command=command, weights=weights, skipped=dict(skipped), skipped_files=skipped_files)
-    run_dir.create_run_dir(setup.workdir, config_to_json(setup.config), setup.manifest, layers, summary)
+    config = config_to_json(setup.config)
+    run_dir.create_run_dir(setup.workdir, config, setup.manifest, layers, summary.replace(weights=weights))
     params = devices.replicate(initial.params, setup.mesh)
     checkpoints.save_phase(0, params)
     return params

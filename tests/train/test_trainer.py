@@ -363,3 +363,19 @@ def test_describe_resumption_names_finished_phases_and_the_epoch(whole):
     first, second = whole.setup.phases[:2]
     text = trainer._describe_resumption(whole.setup, second, 0)
     assert text == f"Resuming: {first.name} finished, {second.name} at epoch 1/{second.epochs}"
+
+
+def test_train_killed_before_its_first_checkpoint_keeps_what_it_skipped(folder, tmp_path, monkeypatch):
+    images = shutil.copytree(folder, tmp_path / "images")
+    (images / "red" / "0.png").write_bytes(b"no image")
+    (images / "red" / "notes.txt").touch()
+    config = tiny_run.config(images)
+    config.data.on_error = "skip"
+    for owner, name in ((Checkpoints, "save_phase"), (trainer, "train_phase")):
+        with monkeypatch.context() as patch:
+            tiny_run.stop_at(patch, owner, name, 1)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path / "run")
+        summary = run_dir.read_summary(tmp_path / "run")
+        assert list(summary.skipped) == [str(images / "red" / "0.png")]
+        assert summary.skipped_files == 1
