@@ -186,6 +186,7 @@ class ArrayStoreWriter:
     def __init__(self, store: ArrayStore) -> None:
         self.store = store
         self.rows_done = 0
+        self._discarded = False
         self._synced_at = time.monotonic()
 
     def __enter__(self) -> "ArrayStoreWriter":
@@ -203,7 +204,7 @@ class ArrayStoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         store = self.store
-        if error is None:
+        if error is None and not self._discarded:
             with _write_errors(store.path.parent), self._file:
                 if not self._complete:
                     os.fsync(self._file.fileno())
@@ -219,6 +220,10 @@ class ArrayStoreWriter:
                 store.partial_path.unlink()
         with suppress(OSError):
             self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file when the block ends, instead of giving it its final name."""
+        self._discarded = True
 
     def write(self, first: int, rows: Array) -> None:
         """Write rows `first`, `first + 1`, ...; `first` is at most `rows_done`."""

@@ -306,9 +306,8 @@ def _decode_to_disk(
             with ArrayStoreWriter(compact) as compact_writer:
                 for row, index in enumerate(readable):
                     compact_writer[row] = writer.read([index])[0]
-    if unreadable:
-        store.path.unlink()
-        store = compact
+            writer.discard()
+            store = compact
     return store, unreadable
 
 

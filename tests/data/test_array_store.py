@@ -226,3 +226,11 @@ def test_second_writer_waits_and_writes_nothing(tmp_path, monkeypatch):
     assert events == ["first", "second, 3 rows done"]
     assert store.read().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert list(tmp_path.iterdir()) == [store.path]
+
+
+def test_discarded_file_never_has_its_final_name(tmp_path):
+    store = features(tmp_path)
+    with ArrayStoreWriter(store) as writer:
+        writer[0] = np.zeros(2, np.float32)
+        writer.discard()
+    assert list(tmp_path.iterdir()) == []
