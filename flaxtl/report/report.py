@@ -25,7 +25,7 @@ from flaxtl.evaluation import classification, label_issues
 from flaxtl.evaluation.calibration import CalibrationReport, describe_temperature
 from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.evaluation.run_verdict import run_verdict
-from flaxtl.fileio import atomic_write_text
+from flaxtl.fileio import atomic_write_text, exclusive_lock
 from flaxtl.report import model_card, plots, run_summary
 from flaxtl.report.earlier_images import keep_images
 from flaxtl.report.galleries import make_galleries
@@ -122,20 +122,21 @@ def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -
     Raises:
       UserError: workdir is not a run directory, or one of its files cannot be read.
     """
-    run = read_run(workdir)
-    page, card = render_report(run, augmented), model_card.render_model_card(run)
-    file = run_dir.report_path(workdir)
+    run, file = read_run(workdir), run_dir.report_path(workdir)
     folder = file.parent
     folder.mkdir(exist_ok=True)
-    atomic_write_text(folder / "model_card.md", card)
-    if predictions := run.calibrated_predictions:
-        issues = label_issues.find_label_issues(predictions)
-        label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, predictions, issues)
-    else:
-        (folder / LABEL_ISSUES_FILE).unlink(missing_ok=True)
-    if file.is_file():
-        page = keep_images(page, file.read_text(encoding="utf-8", errors="replace"))
-    atomic_write_text(file, page)  # last, because `flaxtl train` writes a report again that has no page
+    # `flaxtl report` of a run in training may take longer than the rest of the run: its page must not replace the last.
+    with exclusive_lock(folder / ".lock"):
+        page = render_report(run, augmented)
+        atomic_write_text(folder / "model_card.md", model_card.render_model_card(run))
+        if predictions := run.calibrated_predictions:
+            issues = label_issues.find_label_issues(predictions)
+            label_issues.write_label_issues(folder / LABEL_ISSUES_FILE, predictions, issues)
+        else:
+            (folder / LABEL_ISSUES_FILE).unlink(missing_ok=True)
+        if file.is_file():
+            page = keep_images(page, file.read_text(encoding="utf-8", errors="replace"))
+        atomic_write_text(file, page)  # last, because `flaxtl train` writes a report again that has no page
     return file
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from flaxtl.errors import UserError
 from flaxtl.evaluation.predictions import read_predictions, write_predictions
+from flaxtl.fileio import exclusive_lock
 from flaxtl.report import report, templating
 from flaxtl.report.report import AugmentedExample
 
@@ -311,3 +313,18 @@ def test_write_report_invalid_temperature_raises(workdir, calibration, reason):
     (workdir / "summary.json").write_text(json.dumps({"format_version": 2, "calibration": calibration}))
     with pytest.raises(UserError, match=reason):
         report.write_report(workdir)
+
+
+def test_write_report_waits_for_another_before_it_reads_the_run(workdir, monkeypatch):
+    """It is started during training, and finds the run finished once `flaxtl train` has written its report."""
+    predictions = (workdir / "predictions.csv").rename(workdir / "not written yet")
+
+    @contextmanager
+    def lock(path):
+        with exclusive_lock(path):
+            predictions.rename(workdir / "predictions.csv")
+            yield
+
+    monkeypatch.setattr(report, "exclusive_lock", lock)
+    assert re.search(headline("81", "test", "13 of 16"), text(workdir))
+    assert (workdir / "report" / "label_issues.csv").is_file()
