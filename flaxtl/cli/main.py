@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"Cannot read or write {error.filename or 'a file'}: {error.strerror or error}.", 2, arguments)
     except Exception as error:
         _fail(f"Internal error ({type(error).__name__}: {error}). Add --debug for the traceback.", 1, arguments)
+    finally:
+        if is_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exit hook that Ctrl-C interrupts prints a traceback
 
 
 @contextmanager

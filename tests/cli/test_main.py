@@ -1,6 +1,7 @@
 """How a command ends that a signal stops."""
 
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,24 @@ main.main()
 def test_ctrl_c_while_xla_compiles_exits_with_code_130():
     done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "flaxtl: Stopped.\n")
+
+
+FINISHED = """
+import atexit, os, signal, sys, time
+from flaxtl.cli import commands, main
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(interrupt)
+sys.argv = ["flaxtl", "models"]
+commands.COMMANDS["models"] = lambda options: None
+main.main()
+"""
+
+
+def test_ctrl_c_in_an_exit_hook_prints_no_traceback():
+    done = subprocess.run([sys.executable, "-c", FINISHED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
