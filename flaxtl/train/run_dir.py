@@ -60,7 +60,7 @@ def run_dir_lock(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"Cannot write to {workdir} ({error.strerror}). Use another --workdir.") from error
     if file is None:
-        holder = (workdir / LOCK_NAME).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+        holder = _lock_holder(workdir)
         raise UserError(f"{workdir} is in use ({holder}). Wait until it is done, or use another --workdir.")
     with file:
         file.truncate(0)
@@ -73,6 +73,14 @@ def run_dir_lock(workdir: Path) -> Iterator[None]:
                 (workdir / LOCK_NAME).unlink()
                 for folder in created:
                     folder.rmdir()
+
+
+def _lock_holder(workdir: Path) -> str:
+    try:
+        text = (workdir / LOCK_NAME).read_text(encoding="utf-8", errors="replace")[:200]
+    except FileNotFoundError:
+        text = ""  # it has just ended
+    return text or "another process"
 
 
 def is_run(workdir: Path) -> bool:

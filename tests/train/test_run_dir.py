@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from flaxtl import fileio
 from flaxtl.config import config_from_json, config_to_json
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.errors import UserError
@@ -205,3 +206,9 @@ def test_lock_of_a_file_names_it(tmp_path, below):
     refused = rf"{re.escape(str(workdir))} .*(File exists|Not a directory)"
     with pytest.raises(UserError, match=refused), run_dir.run_dir_lock(workdir):
         pass
+
+
+def test_lock_whose_holder_has_just_ended_is_refused_without_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(fileio, "file_lock", lambda path, wait: None)
+    with pytest.raises(UserError, match=r"in use \(another process\)"):
+        run_dir.run_dir_lock(tmp_path).__enter__()
