@@ -29,6 +29,7 @@ from flaxtl.models import classifier
 from flaxtl.models.image_classifier import ImageClassifier
 from flaxtl.parallel import devices, processes
 from flaxtl.train import run_dir, trainer
+from flaxtl.train.datasets import remove_intermediate_files
 from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
 from flaxtl.train.trainer import TrainResult
@@ -292,7 +293,7 @@ def training_session(config: Any, workdir: Path) -> Iterator[tuple[Console, Stop
 
 
 def evaluate_and_report(result: TrainResult | None, workdir: Path, console: Console) -> None:
-    """Evaluate a trained run and write its report.
+    """Evaluate a trained run, remove files that only resuming needs, and write the report.
 
     Args:
       result: None if the run was already complete; then only a report that is missing is written.
@@ -315,6 +316,7 @@ def _write_report(run: TrainedRun, console: Console) -> None:
     from flaxtl.report import report, run_summary
 
     workdir = run.setup.workdir
+    remove_intermediate_files(run.setup)  # here, where a run that is killed before arrives again
     gradcam.update_heatmaps(workdir, lambda: run, partial(message, console))
     path = report.write_report(workdir, augmented=report.augmented_samples(run.setup))
     print_box(console, run_summary.summary_lines(run_files.read_run(workdir), path))

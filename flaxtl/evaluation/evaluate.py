@@ -40,7 +40,7 @@ from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import processes
 from flaxtl.train import eval_steps, run_dir
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.datasets import SplitData, decode_examples, remove_intermediate_files
+from flaxtl.train.datasets import SplitData, decode_examples
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.phases import Phase
 from flaxtl.train.rounding import rounded_accuracy, rounded_interval, rounded_percent
@@ -114,12 +114,13 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
         run_dir.update_summary(
             setup.workdir, calibration=_fit_temperature(predictions.of_split("validation"), console), complete=True
         )
-        remove_intermediate_files(setup)
     return params
 
 
 def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, Evaluation], FlatParams]:
     """Evaluate each phase on the test split, if there is one, and the last phase on the validation split, too.
+
+    An earlier phase whose checkpoint was deleted or damaged is left out: its parameters cannot be restored.
 
     Returns:
       The last phase's evaluations by split, in the manifest's order, and its parameters.
@@ -128,7 +129,13 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
     evaluations: dict[str, Evaluation] = {}
     with Checkpoints(setup.workdir) as checkpoints:
         for number, phase in enumerate(setup.phases, start=1):
-            params = checkpoints.restore_phase(number, setup.abstract_params())
+            try:
+                params = checkpoints.restore_phase(number, setup.abstract_params())
+            except UserError:
+                if phase is setup.phases[-1]:
+                    raise
+                message(console, f"{phase.name}: no test accuracy, because its checkpoint cannot be read")
+                continue
             splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
             for split in (split for split in splits if split in data):
                 evaluations[split] = _evaluate_split(setup, phase, params, data[split], console)

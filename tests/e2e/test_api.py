@@ -13,6 +13,7 @@ from helpers import finished_run, tiny_run
 from helpers.train_process import Place
 
 from flaxtl import api
+from flaxtl.data.array_store import DIGEST_LENGTH
 from flaxtl.data.decode import load_images
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictor
@@ -45,6 +46,13 @@ def test_train_returns_results_and_repeats_nothing(tmp_path):
     before = run.report_path.stat().st_mtime_ns
     assert repr(api.train(config, tmp_path / "run")) == repr(run)
     assert run.report_path.stat().st_mtime_ns == before
+    feature_file = tmp_path / "run" / "features" / f"{'a' * DIGEST_LENGTH}.npy"  # of a run that was killed at its end
+    feature_file.parent.mkdir()
+    feature_file.touch()
+    run.report_path.unlink()
+    api.train(config, tmp_path / "run")
+    assert run.report_path.is_file()
+    assert not feature_file.parent.exists()
 
 
 def test_train_stop_request_interrupts_the_cell(monkeypatch, tmp_path):

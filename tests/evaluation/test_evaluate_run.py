@@ -1,5 +1,7 @@
 """The evaluation at the end of a run, which shares programs with training, and that of a run directory; its table."""
 
+import shutil
+
 import pytest
 from helpers import tiny_run
 from helpers.fake_train import EVALUATION
@@ -7,6 +9,7 @@ from helpers.fake_train import EVALUATION
 from flaxtl.data.array_store import DIGEST_LENGTH
 from flaxtl.evaluation.evaluate import EvaluationResult, evaluate_run, evaluate_workdir, metrics_table
 from flaxtl.train import eval_steps, trainer
+from flaxtl.train.run_dir import read_summary
 
 
 @pytest.mark.slow
@@ -47,3 +50,16 @@ def test_metrics_table_has_the_digits_that_the_images_support():
         "recall of a": "88.6 % (650 of 734)",
         "recall of b": "33 % (1 of 3)",
     }
+
+
+@pytest.mark.slow
+def test_evaluate_run_leaves_out_a_phase_whose_checkpoint_is_lost(folder, tmp_path):
+    phase = {"epochs": 1, "steps_per_epoch": 1}
+    config, console = tiny_run.config(folder, frozen=phase, finetune=phase), tiny_run.quiet()
+    result = trainer.train(config, tmp_path, console, "flaxtl train")
+    shutil.rmtree(tmp_path / "checkpoints" / "phases" / "1")
+    evaluate_run(result, console)
+    summary = read_summary(tmp_path)
+    assert summary.complete
+    assert [phase.test is None for phase in summary.phases.values()] == [True, False]
+    assert "frozen: no test accuracy" in tiny_run.texts(console)
