@@ -178,10 +178,17 @@ def write_csv(stream: IO[Any], rows: Iterable[Sequence[object]]) -> None:
 
 
 def cache_dir(name: str) -> Path:
-    """Return the cache folder `name`: in $FLAXTL_CACHE, or in the system's folder for caches."""
+    """Return the cache folder `name`: in $FLAXTL_CACHE, or in the system's folder for caches.
+
+    Raises:
+      UserError: the system's is in the home folder, and the user has none, as in some containers.
+    """
     root = os.environ.get("FLAXTL_CACHE")
     if root:
         return user_path(root) / name
     import pooch  # here, because it loads an HTTP client that most runs do not need
 
-    return Path(pooch.os_cache("flaxtl")) / name
+    try:
+        return Path(pooch.os_cache("flaxtl")) / name
+    except RuntimeError as error:
+        raise UserError("The home folder is unknown. Set FLAXTL_CACHE to a folder for caches.") from error

@@ -119,6 +119,16 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
         fileio.user_path("~no-such-user/runs")
 
 
+def test_cache_dir_without_home_folder_names_the_variable(monkeypatch, tmp_path):
+    for name in ("FLAXTL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # the user has no entry: KeyError
+    with pytest.raises(UserError, match=r"\bhome folder\b.*\bFLAXTL_CACHE\b"):
+        fileio.cache_dir("data")
+    monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path))
+    assert fileio.cache_dir("data") == tmp_path / "data"
+
+
 def test_exclusive_lock_waits_for_its_holder_and_leaves_no_file(tmp_path):
     path, events = tmp_path / ".lock", []
     with ThreadPoolExecutor() as pool:

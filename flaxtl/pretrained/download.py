@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -85,8 +86,10 @@ def find_file(weights: str, notify: Callable[[str], None], advice: str = "Correc
 
 def cached_files(filename: str) -> list[ResolvedWeights]:
     """Return the files of that name in Keras' cache and in flaxtl's, in this order. Their content is not checked."""
-    keras_cache = fileio.user_path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"  # keras.utils.get_file
-    caches = ((keras_cache, "Keras' cache"), (fileio.cache_dir("weights"), "flaxtl's cache"))
+    caches = [(fileio.cache_dir("weights"), "flaxtl's cache")]
+    with suppress(UserError):  # there is no home folder
+        keras_home = fileio.user_path(os.environ.get("KERAS_HOME") or "~/.keras")  # as keras.utils.get_file
+        caches.insert(0, (keras_home / "models", "Keras' cache"))
     return [ResolvedWeights(folder / filename, name) for folder, name in caches if (folder / filename).is_file()]
 
 

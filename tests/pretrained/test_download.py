@@ -7,7 +7,7 @@ import pytest
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
-from flaxtl.pretrained.download import resolve_weights
+from flaxtl.pretrained.download import cached_files, resolve_weights
 
 CONTENT = b"weights" * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -185,3 +185,13 @@ def test_path_is_expanded_and_must_exist(tmp_path, resolve, monkeypatch):
     assert resolve("~/mine.h5").path == tmp_path / "mine.h5"
     with pytest.raises(UserError, match="'imagnet'"):
         resolve("imagnet")
+
+
+def test_cached_files_without_home_folder_are_those_of_flaxtl(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXTL_CACHE", str(tmp_path))
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # the user has no entry: KeyError
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / NAME).touch()
+    assert [file.path for file in cached_files(NAME)] == [tmp_path / "weights" / NAME]
