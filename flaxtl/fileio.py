@@ -58,19 +58,29 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
     if path.exists() and not path.is_file():
-        with path.open(mode, **options) as file:
+        with errors_naming(path), path.open(mode, **options) as file:
             yield file
         return
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")  # processes of two hosts may have one number
     try:
-        with temporary.open(mode, **options) as file:
+        with errors_naming(path), temporary.open(mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, such as that of a write to a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_atomic_write_keeps_links_and_pipes(tmp_path):
         atomic_write_text(tmp_path / "pipe", "sent")
     assert read.result() == "sent"
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_atomic_write_to_a_full_disk_names_the_file():
+    with pytest.raises(OSError, match="No space left") as error:
+        atomic_write_text(Path("/dev/full"), "text")
+    assert error.value.filename == "/dev/full"
 
 
 def test_atomic_write_after_error_keeps_old_file(tmp_path):

@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_progress
-from flaxtl.fileio import atomic_write_text
+from flaxtl.fileio import atomic_write_text, errors_naming
 from flaxtl.parallel import processes
 from flaxtl.train.device_calls import MAX_PENDING_RESULTS
 from flaxtl.train.param_groups import layer_of
@@ -124,7 +124,8 @@ class MetricLogger:
         self._epochs.append(metrics)
         if not processes.is_main_process():
             return
-        with (self._workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self._workdir / "metrics.jsonl"
+        with errors_naming(path), path.open("a", encoding="utf-8") as file:
             file.write(_json_line(metrics))
             file.flush()
             os.fsync(file.fileno())
@@ -145,18 +146,21 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(exist_ok=True)
+        self._folder = folder
         self._writer = EventsWriter(str(folder / "events"))
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the values of a global step, by tag; they can be read when it returns. Raises OSError."""
-        for tag, value in scalars.items():
-            self._write(step, summary=scalar(tag, value))
-        self._writer.flush()
+        with errors_naming(self._folder):
+            for tag, value in scalars.items():
+                self._write(step, summary=scalar(tag, value))
+            self._writer.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
+        """Close the file. Raises OSError."""
+        with errors_naming(self._folder):
+            self._writer.close()
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
