@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +133,8 @@ def train(
                     )
         finally:
             earlier_seconds = run_dir.read_summary(workdir).wall_seconds
-            run_dir.update_summary(workdir, wall_seconds=earlier_seconds + time.monotonic() - start_time)
+            with suppress(OSError):  # if the disk is full, what has ended the run is its error
+                run_dir.update_summary(workdir, wall_seconds=earlier_seconds + time.monotonic() - start_time)
     return TrainResult(setup, splits)
 
 

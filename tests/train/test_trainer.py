@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -379,3 +380,17 @@ def test_train_killed_before_its_first_checkpoint_keeps_what_it_skipped(folder, 
         summary = run_dir.read_summary(tmp_path / "run")
         assert list(summary.skipped) == [str(images / "red" / "0.png")]
         assert summary.skipped_files == 1
+
+
+def test_train_on_a_full_disk_reports_what_has_ended_it(folder, tmp_path, monkeypatch):
+    update = run_dir.update_summary
+
+    def full(workdir, **changes):
+        if "wall_seconds" in changes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        update(workdir, **changes)
+
+    monkeypatch.setattr(run_dir, "update_summary", full)
+    tiny_run.stop_at(monkeypatch, trainer, "train_phase", 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run.config(folder), tmp_path / "run")
