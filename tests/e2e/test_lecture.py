@@ -30,7 +30,7 @@ def check_results(notebook):
         assert float(accuracy[1]) > 60  # chance is 20 %
         assert result(cell, "text/html").count("<svg") == 3  # loss, accuracy, confusion matrix
     assert sum(bool(result(cell, "image/png")) for cell in notebook.cells) == 3  # classes, augmentation, errors
-    check_errors(next(cell for cell in notebook.cells if "top_losses" in cell.source))
+    check_errors(next(cell for cell in notebook.cells if "predictions.losses" in cell.source))
     heads = ast.literal_eval(result(notebook.cells[-2], "text/plain"))
     assert list(heads) == [(), (128,), (256, 128)]
     assert min(heads.values()) > 0.6
