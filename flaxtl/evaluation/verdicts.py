@@ -125,9 +125,9 @@ def describe_rising_loss(phase: str, losses: Sequence[float]) -> str:
     best = min(range(len(losses)), key=losses.__getitem__)
     if losses[-1] <= (1 + MIN_LOSS_CHANGE) * losses[best]:
         return ""
+    lowest, last = _format_losses(losses[best], losses[-1])
     return (
-        f"The validation loss of phase {phase} rose from {_two_digits(losses[best])} in epoch {best + 1} to "
-        f"{_two_digits(losses[-1])} in epoch {len(losses)}."
+        f"The validation loss of phase {phase} rose from {lowest} in epoch {best + 1} to {last} in epoch {len(losses)}."
     )
 
 
@@ -139,9 +139,10 @@ def describe_falling_loss(phase: str, losses: Sequence[float]) -> str:
     before, last = min(losses[:-late]), min(losses[-late:])
     if last >= (1 - MIN_LOSS_CHANGE) * before:
         return ""
+    earlier, lowest = _format_losses(before, last)
     return (
-        f"Phase {phase} ended too early: its validation loss still fell from {_two_digits(before)} to "
-        f"{_two_digits(last)} in {'the last epoch' if late == 1 else f'the last {late} epochs'} of {len(losses)}."
+        f"Phase {phase} ended too early: its validation loss still fell from {earlier} to {lowest} in "
+        f"{'the last epoch' if late == 1 else f'the last {late} epochs'} of {len(losses)}."
     )
 
 
@@ -201,5 +202,11 @@ def _largest_class(matrix: CountArray) -> tuple[int, int]:
     return int(support.argmax()), int(support.max())
 
 
-def _two_digits(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _format_losses(first: float, last: float) -> tuple[str, str]:
+    """Return two losses with two digits, or with three if two would write them alike: 1.44 and 1.36."""
+    two, three = ((_significant(first, digits), _significant(last, digits)) for digits in (2, 3))
+    return two if two[0] != two[1] else three
+
+
+def _significant(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if value < 10 ** (digits - 1) else f"{value:.0f}"

@@ -112,6 +112,16 @@ def test_describe_overfitting(train, validation, text):
             "",
         ),
         (
+            [1.36, 1.44],
+            "The validation loss of phase frozen rose from 1.36 in epoch 1 to 1.44 in epoch 2.",
+            "",
+        ),
+        (
+            [1.44, 1.36],
+            "",
+            "Phase frozen ended too early: its validation loss still fell from 1.44 to 1.36 in the last epoch of 2.",
+        ),
+        (
             [2.0, 1.0, 0.9, 0.8],
             "",
             "Phase frozen ended too early: its validation loss still fell from 0.9 to 0.8 in the last epoch of 4.",
