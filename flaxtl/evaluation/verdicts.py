@@ -176,7 +176,7 @@ def describe_confused_pair(matrix: CountArray, classes: Sequence[str]) -> str:
 
 
 def describe_ties(num_images: int, discordant: Mapping[str, tuple[int, int]]) -> str:
-    """Return which models are no different from the best one on the same images; '' if all of them are worse.
+    """Return which models are not significantly worse than the best one on the same images; '' if all of them are.
 
     Args:
       num_images: number of images.
@@ -186,7 +186,7 @@ def describe_ties(num_images: int, discordant: Mapping[str, tuple[int, int]]) ->
     ties = [f"{name} (McNemar {format_p(p)})" for name, p in p_values.items() if p >= SIGNIFICANT]
     if not ties:
         return ""
-    return f"No difference from the best on {num_images:,} images: {', '.join(ties)}."
+    return f"No significant difference from the best on {num_images:,} images: {', '.join(ties)}."
 
 
 def format_p(p_value: float) -> str:

@@ -54,6 +54,7 @@ def render_sweep_report(results: SweepResults, name: str) -> str:
         name=name,
         results=results,
         best=complete[0] if complete else None,
+        num_complete=len(complete),
         columns=table_columns(results),
         num_settings=len(results.plan.keys) or 1,
         rows=[(table_cells(results, point), _report_links(point)) for point in results.points],

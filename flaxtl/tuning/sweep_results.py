@@ -106,8 +106,8 @@ class SweepResults:
     Attributes:
       plan: the sweep.
       points: its points.
-      ties: which points are no different from the best on the validation images, as a sentence; "" if all are worse, or
-        if this cannot be tested: runs are not complete, or several seeds predict the same image.
+      ties: which points are not significantly worse than the best on the validation images, as a sentence; "" if all
+        are, or if this cannot be tested: runs are not complete, or several seeds predict the same image.
     """
 
     plan: SweepPlan
@@ -207,7 +207,7 @@ def _read_point(workdir: Path, runs: Sequence[SweepRun]) -> SweepPoint:
 
 
 def _describe_ties(workdir: Path, points: Sequence[SweepPoint]) -> str:
-    """Return which of the complete points are no different from the first, by McNemar's test; "" if none is."""
+    """Return which of the complete points are not significantly worse than the first, by McNemar's test; "" if all."""
     best, *others = (_correct_predictions(workdir, point) for point in points)
     if not best:
         return ""

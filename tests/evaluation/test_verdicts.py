@@ -171,7 +171,7 @@ def test_describe_confused_pair(matrix, text):
 def test_describe_ties_lists_only_models_that_may_be_as_good():
     discordant = {"lr=0.01": (5, 3), "lr=0.1": (14, 2), "lr=0.001": (0, 0)}
     assert verdicts.describe_ties(40, discordant) == (
-        "No difference from the best on 40 images: lr=0.01 (McNemar p = 0.7), lr=0.001 (McNemar p = 1)."
+        "No significant difference from the best on 40 images: lr=0.01 (McNemar p = 0.7), lr=0.001 (McNemar p = 1)."
     )
     assert verdicts.describe_ties(40, {"lr=0.1": (14, 2)}) == ""
 

@@ -129,7 +129,7 @@ def test_results_name_points_that_are_no_different_from_the_best(files):
     ):
         files.run(name, {"units": units}, accuracy)
         files.predict(name, correct)
-    ties = "No difference from the best on 10 images: units=1 (McNemar p = 1)."
+    ties = "No significant difference from the best on 10 images: units=1 (McNemar p = 1)."
     assert files.results().ties == ties
     assert ties in list(sweep_report.result_messages(files.results()))
     assert ties in sweep_report.render_sweep_report(files.results(), "sweep")
@@ -141,7 +141,7 @@ def test_results_pool_folds_but_not_images_that_are_predicted_twice(tmp_path):
         for fold in (1, 2):
             files.run(f"{name}{fold}", {"units": units}, 1.0 / units, fold=fold)
             files.predict(f"{name}{fold}", correct, first=4 * fold)
-    assert files.results().ties == "No difference from the best on 8 images: units=2 (McNemar p = 0.5)."
+    assert files.results().ties == "No significant difference from the best on 8 images: units=2 (McNemar p = 0.5)."
     files.predict("b2", "1101", first=4)  # the images of the first fold again
     assert files.results().ties == ""
 
@@ -233,6 +233,26 @@ def test_report_shows_every_point_and_a_plot_of_every_setting(tmp_path):
     assert "&lt;b&gt;no&lt;/b&gt;" in page
     for word in ("http://", "https://", "src="):  # no requests
         assert word not in page.replace("http://www.w3.org/", "")
+
+
+def test_report_selection_bias_counts_the_complete_points(files):
+    files.run("a", {"units": 1}, 0.5, test=0.25)
+    files.run("b", {"units": 2}, failed="no")
+    page = sweep_report.render_sweep_report(files.results(), "sweep")
+    assert "25 % test accuracy." in page
+    assert "optimistic" not in page  # nothing was selected
+    files.run("c", {"units": 3}, 0.25)
+    page = " ".join(sweep_report.render_sweep_report(files.results(), "sweep").split())
+    assert "25 % test accuracy. The validation figure is optimistic because it was used for selection, as the" in page
+    assert "best of 2 points; the test figure is not." in page
+
+
+def test_report_note_has_a_space_between_its_sentences(tmp_path):
+    files = SweepFiles(tmp_path, folds=2)
+    for fold in (1, 2):
+        files.run(f"a{fold}", {"units": 1}, 0.5, fold=fold)
+    page = sweep_report.render_sweep_report(files.results(), "sweep")
+    assert "after the last phase. Each point is trained on 2 cross-validation folds. ±: sample standard" in page
 
 
 def test_axis_values_are_in_order():
