@@ -89,7 +89,7 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], metric: Literal["loss", "ac
         axes.plot(x, validation, color=ACCENT, linewidth=2, markersize=4, label="validation", **style)
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         _set_y_limits(axes, np.concatenate([training, validation]), metric)
         _use_gridlines(axes, percent=metric == "accuracy")
         _mark_phases(axes, [str(epoch["phase"]) for epoch in epochs])
@@ -123,7 +123,7 @@ def plot_confusion(matrix: classification.CountArray, classes: Sequence[str]) ->
             if numbered:
                 _write_count(axes, true, predicted, int(counts[true, predicted]), share, n)
         _label_classes(axes, [classes[index] for index in shown])
-        axes.set_title(title, fontsize=FONT_SIZES["large"], fontweight="bold", pad=12)
+        figure.suptitle(title, fontsize=FONT_SIZES["large"], fontweight="bold")  # may be wider than the axes
         return _to_svg(figure, f"Confusion matrix of {n} classes. {title}.")
 
 
@@ -341,14 +341,13 @@ def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
     axes.tick_params(length=0, pad=4, labelsize=min(FONT_SIZES["normal"], 220 / n))
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    names = [_shorten(name, MAX_NAME_LENGTH) for name in classes]
-    centers = np.arange(n) + 0.5
+    names, centers = _shorten_names(classes, MAX_NAME_LENGTH), np.arange(n) + 0.5
     axes.set_yticks(centers, names)
     axes.set_xticks(centers, names, **_label_rotation(names))
 
 
 def _label_values(axes: Axes, values: Sequence[str]) -> None:
-    names = [_shorten(value, 18) for value in values]
+    names = _shorten_names(values, 18)
     axes.set_xticks(range(len(names)), names, **_label_rotation(names))
 
 
@@ -358,10 +357,18 @@ def _label_rotation(names: Sequence[str]) -> dict[str, Any]:
     return {} if fits else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
 
 
-def _shorten(name: str, limit: int) -> str:
+def _shorten(name: str, limit: int, *, keep_end: bool = False) -> str:
     """Return a name without control characters, cut to `limit` characters."""
     name = printable(name)
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    if len(name) <= limit:
+        return name
+    return "…" + name[1 - limit :] if keep_end else name[: limit - 1] + "…"
+
+
+def _shorten_names(names: Sequence[str], limit: int) -> list[str]:
+    """Return the names cut to `limit` characters; those that only differ in their ends keep these."""
+    shown = [_shorten(name, limit) for name in names]
+    return [_shorten(name, limit, keep_end=shown.count(cut) > 1) for name, cut in zip(names, shown, strict=True)]
 
 
 @contextmanager

@@ -69,6 +69,11 @@ def test_curves_missing_values_leave_gaps(missing):
     assert "nan" not in plots.plot_curves(lines, "loss")
 
 
+def test_curves_of_one_epoch_have_one_tick():
+    svg = plots.plot_curves(epochs(frozen=1), "accuracy")
+    assert [text for text in texts(svg) if re.fullmatch(r"[\d.]+", text)] == ["1"]
+
+
 def test_curves_without_values_are_drawn():
     assert shows(plots.plot_curves([{"phase": "frozen"}], "loss"), "epoch")
 
@@ -96,6 +101,20 @@ def test_confusion_many_classes_shows_most_confused():
     assert {"class300", "class900", "class5", "class6"} <= set(shown)
     assert len([text for text in shown if text.startswith("class")]) == 2 * plots.MAX_CONFUSION_CLASSES
     assert len(svg) < 100_000
+
+
+def test_confusion_long_names_keep_what_differs():
+    names = ["garden flower no 1", "garden flower no 2", "another flower no 1"]
+    shown = texts(plots.plot_confusion(np.eye(3, dtype=np.int64), names))
+    assert {"…n flower no 1", "…n flower no 2", "another flowe…"} <= set(shown)
+
+
+def test_confusion_title_of_long_names_is_centered():
+    svg = plots.plot_confusion(np.eye(5, dtype=np.int64), [f"class {i} {'名' * 20}" for i in range(5)])
+    root = ElementTree.fromstring(svg)
+    (title,) = [element for element in root.iter(SVG + "text") if element.text.startswith("Accuracy")]
+    assert float(title.get("x")) == pytest.approx(float(root.get("viewBox").split()[2]) / 2, abs=1)
+    assert "text-anchor: middle" in title.get("style")
 
 
 def test_confusion_without_images_is_drawn():
