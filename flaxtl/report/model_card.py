@@ -64,6 +64,7 @@ def render_model_card(run: RunRecord) -> str:
         run=run,
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
+        unfinished=run_summary.describe_unfinished(run),
         facts=[*run_summary.facts(run), ("Arithmetic", _arithmetic(run))],
         phases=run_summary.phase_rows(run),
         results=_results(run),

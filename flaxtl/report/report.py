@@ -146,6 +146,7 @@ def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) ->
         run=run,
         name=run.workdir.resolve().name,
         headline=run_summary.headline(run),
+        unfinished=run_summary.describe_unfinished(run),
         facts=run_summary.facts(run),
         verdict=run_verdict(run),
         phase_results=run_summary.phase_results(run, run.eval_split),

@@ -87,18 +87,32 @@ class PhaseResult:
 
 
 def headline(run: RunRecord) -> Headline | None:
-    """Return the main result, from the predictions, the summary or the last epoch, whichever exists first."""
+    """Return the main result: from the predictions, or else of the phase in training, or else of the last phase."""
     predictions = run.eval_predictions
     if predictions is not None:
         return _headline(run.eval_split, int(predictions.correct.sum()), len(predictions.paths))
-    phases = list(run.summary.phases.values())
-    if phases:
-        split, metrics = ("test", phases[-1].test) if phases[-1].test else ("validation", phases[-1].validation)
-        return _headline(split, round((metrics.accuracy or 0) * metrics.n), metrics.n)
-    if run.epochs:
+    phases = run.summary.phases
+    if run.epochs and run.epochs[-1].phase not in phases:
         num_images = sum(example.split == "validation" for example in run.manifest.examples)
         return _headline("validation", round(run.epochs[-1].validation_accuracy * num_images), num_images)
+    if phases:
+        last = next(reversed(phases.values()))
+        split, metrics = ("test", last.test) if last.test else ("validation", last.validation)
+        return _headline(split, round((metrics.accuracy or 0) * metrics.n), metrics.n)
     return None
+
+
+def describe_unfinished(run: RunRecord) -> str:
+    """Return that a run is not finished, or why its training stopped for good; "" for a complete run."""
+    if run.summary.complete:
+        return ""
+    if stop := run.summary.nonfinite_step:
+        return (
+            f"This run is not finished: loss or gradient became NaN or inf in phase {stop.phase}, epoch "
+            f"{stop.epoch}, step {stop.step:,}. The figures are those so far. Start a new --workdir with a lower "
+            "learning rate."
+        )
+    return "This run is not finished. The figures are those so far; run flaxtl report again later."
 
 
 def summary_lines(run: RunRecord, report: Path) -> list[str]:

@@ -131,7 +131,7 @@ def test_card_counts_skipped_images_and_label_issues(workdir):
     predictions.write_predictions(workdir / "predictions.csv", stored)
     shown = card_after(workdir, "summary.json")
     assert re.search(r"Fewer than 85.% of the validation images .* difficult images with a correct label", shown)
-    assert re.search(r"(?m)^2 .*\bsummary\.json\b", shown)
+    assert re.search(r"(?m)\bskipped: 2, .*\bsummary\.json\b", shown)
 
 
 def test_card_without_test_split(workdir):

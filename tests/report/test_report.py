@@ -169,6 +169,32 @@ def test_report_of_unfinished_run(workdir):
     assert "summary.json" in shown
 
 
+def test_report_of_a_run_in_its_second_phase_shows_that_phase(workdir):
+    (workdir / "predictions.csv").unlink()
+    summary = workdir / "summary.json"
+    values = json.loads(summary.read_text())
+    del values["phases"]["finetune"], values["complete"]
+    summary.write_text(json.dumps(values))
+    epochs = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["phase"] for epoch in epochs[:3]] == ["frozen", "frozen", "finetune"]
+    epochs[2]["validation_accuracy"] = 0.375
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs[:3]))
+    shown = text(workdir)
+    assert re.search(headline("38", "validation", "3 of 8"), shown)
+    assert "This run is not finished. The figures are those so far; run flaxtl report again later." in shown
+
+
+def test_report_of_a_diverged_run_says_where_and_what_to_do(workdir):
+    (workdir / "predictions.csv").unlink()
+    summary = workdir / "summary.json"
+    values = json.loads(summary.read_text())
+    stop = {"phase": "finetune", "epoch": 2, "step": 1234, "images": []}
+    summary.write_text(json.dumps({**values, "complete": False, "nonfinite_step": stop}))
+    notice = "loss or gradient became NaN or inf in phase finetune, epoch 2, step 1,234."
+    assert notice in text(workdir)
+    assert "again later" not in text(workdir)
+
+
 def test_report_of_config_only(workdir):
     for path in workdir.iterdir():
         if path.is_file() and path.name != "config.json":
