@@ -225,7 +225,7 @@ def in_notebook() -> bool:
 
 def format_duration(seconds: float) -> str:
     """Return 850 ms, 12.3 s, 2 min 05 s or 1 h 02 min."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"

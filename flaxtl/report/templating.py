@@ -80,8 +80,8 @@ def format_threshold(confidence: float) -> str:
 
 
 def format_points(difference: float, digits: int = 2) -> str:
-    """Difference of two shares in percentage points: 0.0288 -> +2.88."""
-    return f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    """Difference of two shares in percentage points: 0.0288 -> +2.88, and +0.00 for what rounds to zero."""
+    return f"{100 * difference:+z.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_count(number: int | None) -> str:

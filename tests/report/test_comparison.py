@@ -75,6 +75,13 @@ def test_report_command_compares_runs(runs, capsys):
     assert re.search(r'class="notice"[^>]*>[^<]*\b2\b', html)
 
 
+def test_comparison_names_the_images_of_the_phases(runs):
+    first, second = (run_files.read_run(run) for run in runs)
+    note = "The accuracies of the phases are measured on all images of each run."
+    assert note in comparison.render_comparison([first, second], comparison.compare_runs([first, second]))
+    assert note not in comparison.render_comparison([first, first], comparison.compare_runs([first, first]))
+
+
 def test_write_comparison_wrong_arguments_raise(runs, tmp_path, capsys):
     with pytest.raises(UserError, match="--output="):
         run_report(["report", f"--workdir={runs[0]}", f"--output={tmp_path / 'x.html'}"])

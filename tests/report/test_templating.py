@@ -55,6 +55,7 @@ def test_markdown_code_is_one_block(value):
     [
         (None, "–"),
         (0.0123, "12 ms"),
+        (0.9996, "1.0 s"),
         (12.34, "12.3 s"),
         (59.97, "1 min 00 s"),
         (125, "2 min 05 s"),
@@ -89,3 +90,4 @@ def test_format_percent_and_points():
     assert templating.format_percent(float("nan")) == templating.format_percent(None) == "–"
     assert templating.format_percent(0.92609, 1) == "92.6\N{NARROW NO-BREAK SPACE}%"
     assert templating.format_points(-0.0288) == "\N{MINUS SIGN}2.88"
+    assert templating.format_points(-0.001, 0) == "+0"
