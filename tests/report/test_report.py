@@ -14,7 +14,7 @@ from PIL import Image
 from flaxtl.errors import UserError
 from flaxtl.evaluation.predictions import read_predictions, write_predictions
 from flaxtl.fileio import exclusive_lock
-from flaxtl.report import report, templating
+from flaxtl.report import galleries, report, templating
 from flaxtl.report.report import AugmentedExample
 
 pytestmark = pytest.mark.usefixtures("unplotted")
@@ -167,6 +167,12 @@ def test_report_of_unfinished_run(workdir):
     assert "finetune head 1e-6 top 1e-6 – on 1 of 3 1.5 s" in shown
     assert re.search(r"(?i)\bno predictions\b", shown)
     assert "summary.json" in shown
+
+
+def test_report_photos_left_out_of_a_pair_are_not_above(workdir, monkeypatch):
+    monkeypatch.setattr(galleries, "IMAGES_PER_CLASS", 0)
+    monkeypatch.setattr(galleries, "IMAGES_PER_PAIR", 1)
+    assert "2 images, 1 shown here" in text(workdir)
 
 
 def test_report_of_a_run_in_its_second_phase_shows_that_phase(workdir):
