@@ -142,6 +142,7 @@ def test_card_without_test_split(workdir):
     assert re.search(r"(?i)\bno test\b", shown)
     assert re.search(r"(?i)\btemperature\b[^|\n]*\b8 validation \w+, \w", shown)  # the same images
     assert re.search(r"\bAll 8 validation\b", shown)
+    assert "images that differ from the validation images" in shown
 
 
 def test_card_of_config_alone(workdir):
