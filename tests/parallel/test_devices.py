@@ -1,5 +1,6 @@
 import os
 import re
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -64,15 +65,32 @@ def test_make_deterministic_keeps_other_flags(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops=true"
 
 
+@dataclass(frozen=True)
+class Chip:
+    """A device of a TPU pod."""
+
+    id: int
+    process_index: int
+
+
+def mesh_of(monkeypatch, chips, batch_size):
+    """Return the devices of the mesh that `make_mesh` chooses of `chips`."""
+    monkeypatch.setattr(jax, "device_count", lambda: len(chips))
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    mesh = devices.make_mesh(batch_size)
+    assert mesh.axis_names == ("data",)
+    return mesh.devices.tolist()
+
+
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 4), (6, 3), (5, 1), (2, 2)])
 def test_make_mesh_uses_devices_that_divide_the_batch(monkeypatch, batch_size, num_devices):
-    mesh = {}
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
-    monkeypatch.setattr(jax, "devices", lambda: list(range(4)))
-    monkeypatch.setattr(jax, "make_mesh", lambda shape, names, **options: mesh.update(shape=shape, **options))
-    devices.make_mesh(batch_size)
-    assert mesh["shape"] == (num_devices,)
-    assert mesh["devices"] == list(range(num_devices))
+    chips = [Chip(number, 0) for number in range(4)]
+    assert mesh_of(monkeypatch, chips, batch_size) == chips[:num_devices]
+
+
+def test_make_mesh_keeps_the_devices_of_a_process_together(monkeypatch):
+    chips = [Chip(number, process) for number, process in enumerate((0, 0, 1, 1, 0, 0, 1, 1))]
+    assert [chip.id for chip in mesh_of(monkeypatch, chips, 8)] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_replicate_returns_copies():
