@@ -1,5 +1,6 @@
 """Trained runs and pretrained models, loaded for inference, and prediction on image files."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh
 
 from flaxtl.data.decode import Resize, decode
 from flaxtl.data.loaders import Mask
@@ -28,7 +30,7 @@ from flaxtl.train.eval_loop import collect
 from flaxtl.train.setup import RunSetup, build_setup
 
 MAX_BATCH_PIXELS = 32 * 224 * 224
-"""Maximum number of pixels in a batch: many small images or a few large ones."""
+"""Maximum number of pixels of a device's part of a batch: many small images or a few large ones."""
 
 
 class Predictor(NamedTuple):
@@ -40,6 +42,7 @@ class Predictor(NamedTuple):
       resize: how images are resized to the input size.
       classes: what the outputs of layer 'predictions' stand for; () if the model is run for layer outputs only.
       wordnet_ids: WordNet IDs of `classes` if these are ImageNet's, else ().
+      mesh: the devices that hold `params`; each batch is split over them.
       output_layer: the last layer to run; None runs the whole network.
     """
 
@@ -47,6 +50,7 @@ class Predictor(NamedTuple):
     params: Params
     resize: Resize
     classes: tuple[str, ...]
+    mesh: Mesh
     wordnet_ids: tuple[str, ...] = ()
     output_layer: str | None = None
 
@@ -61,8 +65,8 @@ class Predictor(NamedTuple):
           UserError: none of the images can be read.
         """
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
-        step = _make_predict_step(self.model, layers, self.output_layer)
-        batches = ImageBatches(paths, self.resize)
+        step = _make_predict_step(self.model, self.mesh, layers, self.output_layer)
+        batches = ImageBatches(paths, self.resize, self.mesh.size)
         outputs, log_softmax = collect(step, self.params, batches)
         n = len(batches.decoded)
         return Predictions(
@@ -80,30 +84,38 @@ class Predictor(NamedTuple):
 
 @cache
 def _make_predict_step(
-    model: Classifier, layers: tuple[str, ...], stop: str | None
+    model: Classifier, mesh: Mesh, layers: tuple[str, ...], stop: str | None
 ) -> Callable[..., tuple[dict[str, jax.Array], jax.Array | None]]:
     """Return the jitted (params, images, mask) -> (outputs by layer, log probabilities)."""
 
     def step(params: Params, images: jax.Array, mask: Mask) -> tuple[dict[str, jax.Array], jax.Array | None]:
-        in_chunks = jax.default_backend() == "cpu"
-        result = infer(model, params, images, in_chunks=in_chunks, stop=stop, taps=layers)
+        result = infer(model, params, images, in_chunks=devices.is_one_cpu(mesh), stop=stop, taps=layers)
         outputs = {layer: output.astype(jnp.float32) for layer, output in result.taps.items()}
         return outputs, None if result.logits is None else jax.nn.log_softmax(result.logits)
 
-    return jax.jit(step)
+    replicated = devices.replicated_sharding(mesh)
+    shardings = (replicated, devices.batch_sharding(mesh), replicated)
+    return jax.jit(step, in_shardings=shardings, out_shardings=replicated)
 
 
 class ImageBatches:
     """Image files as batches for `collect`, decoded while they are consumed; unreadable files are left out.
 
+    Args:
+      paths: the files, at least one.
+      resize: how they are resized.
+      num_devices: the size of a batch is a multiple of it.
+
     Attributes:
+      batch_size: images in a batch, with the padding of the last one.
       decoded: files decoded so far, in the order of the batches.
       unreadable: one message for each unreadable file so far.
     """
 
-    def __init__(self, paths: Sequence[Path], resize: Resize) -> None:
+    def __init__(self, paths: Sequence[Path], resize: Resize, num_devices: int) -> None:
         self._paths, self._resize = paths, resize
-        self._batch_size = min(max(1, MAX_BATCH_PIXELS // (resize.height * resize.width)), len(paths))
+        per_device = max(1, MAX_BATCH_PIXELS // (resize.height * resize.width))
+        self.batch_size = num_devices * min(per_device, math.ceil(len(paths) / num_devices))
         self.decoded: list[Path] = []
         self.unreadable: list[str] = []
 
@@ -113,7 +125,7 @@ class ImageBatches:
         Raises:
           UserError: none of the images can be read.
         """
-        size = self._batch_size
+        size = self.batch_size
         with ThreadPoolExecutor() as pool:
             for first in range(0, len(self._paths), size):
                 images = np.zeros((size, self._resize.height, self._resize.width, 3), np.uint8)
@@ -148,8 +160,8 @@ class TrainedRun(NamedTuple):
 
     def predictor(self) -> Predictor:
         """Return a predictor with the run's model."""
-        setup = self.setup
-        return Predictor(setup.model_info.model, unflatten_params(self.params), setup.resize, setup.manifest.classes)
+        setup, params = self.setup, unflatten_params(self.params)
+        return Predictor(setup.model_info.model, params, setup.resize, setup.manifest.classes, setup.mesh)
 
 
 def load_run(workdir: Path) -> TrainedRun:
@@ -224,11 +236,13 @@ def load_pretrained(
     devices.enable_compilation_cache()
     params, source = load_backbone(model, weights, notify, option="--weights", skip_layers=skip_layers)
     classes = () if use_headless else imagenet.imagenet_classes()
+    mesh = devices.make_mesh(jax.device_count())
     predictor = Predictor(
         model,
-        {"backbone": jax.tree.map(jnp.asarray, params)},
+        {"backbone": jax.device_put(params, devices.replicated_sharding(mesh))},
         eval_resize(spec),
         classes=tuple(entry.name for entry in classes),
+        mesh=mesh,
         wordnet_ids=tuple(entry.wordnet_id for entry in classes),
         output_layer=headless_layers[-1] if use_headless else None,
     )

@@ -178,11 +178,21 @@ def test_predict_padded_batches_compile_once(place, run_predict, tmp_path, monke
     )
 
 
-def test_image_batches_large_images_one_per_batch(tmp_path, monkeypatch):
-    paint(tmp_path, range(4))
+@pytest.mark.parametrize(
+    ("num_devices", "masks"), [(1, [[1]] * 5), (2, [[1, 1], [1, 1], [1, 0]]), (8, [[1] * 5 + [0] * 3])]
+)
+def test_image_batches_large_images_one_per_device(tmp_path, monkeypatch, num_devices, masks):
+    paint(tmp_path, range(5))
     monkeypatch.setattr(predictor, "MAX_BATCH_PIXELS", 100)
-    batches = predictor.ImageBatches(sorted(tmp_path.iterdir()), Resize(20, 20))
-    assert [images.shape for images, _ in batches] == [(1, 20, 20, 3)] * 4
+    batches = list(predictor.ImageBatches(sorted(tmp_path.iterdir()), Resize(20, 20), num_devices))
+    assert [images.shape for images, _ in batches] == [(num_devices, 20, 20, 3)] * len(masks)
+    assert [mask.tolist() for _, mask in batches] == masks
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 4), (5, 8), (500, 128)])
+def test_image_batches_small_sets_are_shared_by_all_devices(num_images, batch_size):
+    images = predictor.ImageBatches([Path("missing.png")] * num_images, Resize(224, 224), 4)
+    assert images.batch_size == batch_size
 
 
 @pytest.mark.slow

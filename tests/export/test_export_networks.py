@@ -12,6 +12,7 @@ from flaxtl.export.formats import probabilities
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, forward_logits
 from flaxtl.models.head import Head
+from flaxtl.parallel import devices
 
 ROUNDING = 8
 """Tolerance, as a multiple of the effect of changing every parameter by one unit in the last place.
@@ -72,7 +73,8 @@ def test_write_onnx_every_family_matches_flaxtl(name, output_layer, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     last = params["head"]["predictions"]
     last["kernel"] *= 4 / np.abs(jax.jit(forward_logits, static_argnums=0)(model, params, images)).max()
-    onnx.write_onnx(tmp_path / "model.onnx", Predictor(model, params, Resize(side, side), ()), "")
+    predictor = Predictor(model, params, Resize(side, side), (), devices.make_mesh(1))
+    onnx.write_onnx(tmp_path / "model.onnx", predictor, "")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {"images": images})
     predict = jax.jit(probabilities, static_argnums=0)

@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxtl.data.device_dataset import put_dataset
 from flaxtl.data.sampler import EpochSampler
+from flaxtl.evaluation import predictor
 from flaxtl.parallel import devices
 from flaxtl.train import train_step
 from flaxtl.train.optimizers import phase_optimizer
@@ -49,9 +50,31 @@ def check_gather(mesh):
         assert gathered.sharding.shard_shape(gathered.shape)[0] == 4 // mesh.size
 
 
+def check_predict(setup):
+    """Five images on all devices, padded to three a device, have the predictions of one device."""
+    params = tiny_run.parameters(setup.model_info, setup.config)
+    paths, shards, predictions = [Path(example.path) for example in setup.manifest.examples[:5]], [], []
+    infer = predictor.infer
+
+    def noting(model, params, images, **options):
+        jax.debug.inspect_array_sharding(images, callback=lambda split: shards.append(split.shard_shape(images.shape)))
+        return infer(model, params, images, **options)
+
+    predictor.infer = noting
+    for num_devices in (1, jax.device_count()):
+        mesh = devices.make_mesh(num_devices)
+        run = predictor.TrainedRun(replace(setup, mesh=mesh), devices.replicate(params, mesh), "frozen")
+        predictions.append(run.predictor().predict(paths))
+    one, many = predictions
+    assert one.paths == many.paths == tuple(map(str, paths))
+    np.testing.assert_allclose(many.probabilities, one.probabilities, rtol=0, atol=1e-6)
+    assert [shape[0] for shape in shards] == [5, 3]
+
+
 if __name__ == "__main__":
     images, result = map(Path, sys.argv[1:])
     setup = tiny_run.setup(images, result.parent)
     arrays = {f"{n} {name}": array for n in (1, jax.device_count()) for name, array in train(setup, n).items()}
     check_gather(setup.mesh)
+    check_predict(setup)
     np.savez(result, **{name.replace("/", "."): array for name, array in arrays.items()})
