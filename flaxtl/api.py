@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -191,7 +192,7 @@ class RunResult:
         Returns:
           As of `flaxtl.create_model`: the module takes RGB images 0..255 and returns float32 logits [n, classes] in
           the order of `classes`. Their softmax equals the probabilities of `predict` if the images are resized as in
-          the config of the run. The variables are a copy, so a step may donate them.
+          the config of the run. The variables are a copy on jax's default device, so a step may donate them.
 
         Raises:
           UserError: no phase has finished.
@@ -199,7 +200,7 @@ class RunResult:
         setup = self._trained.setup
         variables = classifier.to_variables(classifier.unflatten_params(self._trained.params))
         model = ImageClassifier(setup.model_info.model, (setup.resize.height, setup.resize.width))
-        return model, jax.device_put(variables, may_alias=False)
+        return model, jax.device_put(jax.tree.map(np.array, variables))
 
     def export(self, form: str, path: str | Path) -> Path:
         """Export the model after the last finished phase, with its preprocessing, and verify it on images of the run.

@@ -129,6 +129,8 @@ def test_run_result_model_has_the_outputs_of_predict(tmp_path):
     assert (logits.shape, logits.dtype) == ((24, 3), np.float32)
     # float32 rounding of a program and of operations one by one
     np.testing.assert_allclose(jax.nn.softmax(logits), predicted.probabilities, rtol=0, atol=1e-6)
+    # uncommitted, as those of create_model: they go with images on any device
+    assert {array.committed for array in jax.tree.leaves(variables)} == {False}
     jax.tree.map(lambda array: array.delete(), variables)  # as a step that donates them
     np.testing.assert_array_equal(run.predict([folder]).probabilities, predicted.probabilities)
 
