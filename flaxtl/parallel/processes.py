@@ -163,7 +163,9 @@ def put_global(array: Any, sharding: Sharding) -> jax.Array:
     where this takes microseconds.
     """
     if process_count() == 1:
-        on_devices: jax.Array = jax.device_put(array, sharding, may_alias=False)
+        if isinstance(array, jax.Array):  # first: to several devices, device_put shares it in spite of may_alias=False
+            array = jax.device_put(array, array.sharding, may_alias=False)
+        on_devices: jax.Array = jax.device_put(array, sharding)
         return on_devices
     host: npt.NDArray[Any] = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))

@@ -50,6 +50,18 @@ def check_gather(mesh):
         assert gathered.sharding.shard_shape(gathered.shape)[0] == 4 // mesh.size
 
 
+def check_copies(mesh):
+    """Donating what `replicate` returns leaves an array valid, wherever it was."""
+    originals = [jnp.arange(3.0), *(jax.device_put(jnp.arange(3.0), device) for device in jax.devices())]
+    originals.append(jax.device_put(jnp.arange(3.0), devices.replicated_sharding(mesh)))
+    copies = devices.replicate(originals, mesh)
+    jax.jit(lambda arrays: [-array for array in arrays], donate_argnums=0)(copies)
+    assert all(copy.is_deleted() for copy in copies)
+    for original in originals:
+        assert not original.is_deleted()
+        np.testing.assert_array_equal(original + 0, [0, 1, 2])
+
+
 def check_predict(setup):
     """Five images on all devices, padded to three a device, have the predictions of one device."""
     params = tiny_run.parameters(setup.model_info, setup.config)
@@ -76,5 +88,6 @@ if __name__ == "__main__":
     setup = tiny_run.setup(images, result.parent)
     arrays = {f"{n} {name}": array for n in (1, jax.device_count()) for name, array in train(setup, n).items()}
     check_gather(setup.mesh)
+    check_copies(setup.mesh)
     check_predict(setup)
     np.savez(result, **{name.replace("/", "."): array for name, array in arrays.items()})
