@@ -120,7 +120,7 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
 def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, Evaluation], FlatParams]:
     """Evaluate each phase on the test split, if there is one, and the last phase on the validation split, too.
 
-    An earlier phase whose checkpoint was deleted or damaged is left out: its parameters cannot be restored.
+    An earlier phase is left out if its checkpoint is deleted or damaged.
 
     Returns:
       The last phase's evaluations by split, in the manifest's order, and its parameters.

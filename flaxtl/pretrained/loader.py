@@ -118,7 +118,7 @@ def read_layers(
     start = _read_start(path)
     if _is_keras(path, start):
         layers, file_format = _read_keras(path, start, expected, known)
-        layers = _without_layers(layers, skip_layers)  # before automatic names are told apart by their number
+        layers = _without_layers(layers, skip_layers)  # before automatic names are matched by their number
         layers = keras_layers.drop_normalization(layers, path)
         layers = keras_layers.rename_automatic_layers(layers, (known, expected), path)
         layers = keras_layers.rename_final_norm(layers, expected)

@@ -32,7 +32,7 @@ def write_image_lists(
 ) -> None:
     """Write the lists of development and test images, and of the folds.
 
-    The folds are stratified; images whose hashes differ in at most `near_duplicates` bits are in the same fold. The
+    The folds are stratified; images with hashes that differ in at most `near_duplicates` bits are in the same fold. The
     development images are written last: if their list exists, the others do.
 
     Raises:
