@@ -18,6 +18,7 @@ from flaxtl.train.run_records import TemperatureFit
 
 NUM_BINS = 15
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1e4  # of logits from some hundredths to some ten thousands
+LIKELIHOOD_MARGIN = 1.96**2 / 2  # of a 95 % interval: half the quantile of chi-squared with one degree of freedom
 COVERAGE_PERCENTS = (100, 95, 90, 80, 50)  # the rows of the report's table
 
 
@@ -108,17 +109,45 @@ def fit_temperature(log_probs: FloatArray, labels: IntArray) -> float | None:
     return math.exp(brentq(slope, low, high, xtol=1e-12))
 
 
-def describe_temperature(temperature: float) -> str:
-    """Return what a fitted temperature means: 'very overconfident', ..., 'well calibrated', ... 'underconfident'."""
-    if 0.9 <= temperature <= 1.1:
+def temperature_interval(log_probs: FloatArray, labels: IntArray, temperature: float) -> tuple[float, float]:
+    """Return the 95 % interval (low, high) of a fitted temperature, within MIN_TEMPERATURE and MAX_TEMPERATURE.
+
+    It has all temperatures that a likelihood-ratio test does not reject: the sum of the cross-entropies of log p
+    [n, classes] for `labels` [n] is less than LIKELIHOOD_MARGIN above its minimum, which is at `temperature`.
+    """
+    from scipy.optimize import brentq  # slow to import
+
+    def loss(log_temperature: float) -> float:
+        scaled = apply_temperature(log_probs, math.exp(log_temperature))
+        return float(classification.cross_entropy(scaled, labels).sum())
+
+    fitted = math.log(temperature)
+    limit = loss(fitted) + LIKELIHOOD_MARGIN
+    low, high = (
+        bound if loss(bound) < limit else brentq(lambda value: loss(value) - limit, *sorted((bound, fitted)))
+        for bound in (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+    )
+    return math.exp(low), math.exp(high)
+
+
+def describe_fit(fit: TemperatureFit) -> str:
+    """Return what a fitted temperature means: 'very overconfident', ..., 'well calibrated', ... 'underconfident'.
+
+    'not clearly underconfident' if the images are too few to exclude that the model is calibrated; '' without one.
+    """
+    if fit.temperature is None:
+        return ""
+    if 0.9 <= fit.temperature <= 1.1:
         return "well calibrated"
-    very = "" if 0.5 <= temperature <= 2 else "very "
-    return very + ("overconfident" if temperature > 1 else "underconfident")
+    direction = "overconfident" if fit.temperature > 1 else "underconfident"
+    if fit.interval and fit.interval[0] <= 1 <= fit.interval[1]:
+        return f"not clearly {direction}"
+    return direction if 0.5 <= fit.temperature <= 2 else f"very {direction}"
 
 
-def temperature_message(temperature: float) -> str:
+def fit_message(fit: TemperatureFit) -> str:
     """Return what a fitted temperature means, and the temperature with two significant digits, as a sentence."""
-    return f"Model is {describe_temperature(temperature)} (temperature {temperature:.2g})."
+    return f"Model is {describe_fit(fit)} (temperature {fit.temperature:.2g})."
 
 
 def _logits(log_probs: FloatArray) -> FloatArray:

@@ -162,10 +162,14 @@ def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: Spl
 
 def _fit_temperature(validation: Predictions, console: Console) -> TemperatureFit:
     """Fit the temperature on validation predictions."""
-    temperature = calibration.fit_temperature(validation.log_probabilities, validation.labels)
-    if temperature:
-        message(console, calibration.temperature_message(temperature))
-    return TemperatureFit(temperature, len(validation.paths))
+    log_probs, labels = validation.log_probabilities, validation.labels
+    temperature = calibration.fit_temperature(log_probs, labels)
+    if temperature is None:
+        return TemperatureFit(None, len(labels))
+    interval = calibration.temperature_interval(log_probs, labels, temperature)
+    fit = TemperatureFit(temperature, len(labels), interval)
+    message(console, calibration.fit_message(fit))
+    return fit
 
 
 def evaluate_workdir(

@@ -22,7 +22,7 @@ from flaxtl.data.augment.ops import augment
 from flaxtl.data.decode import decode
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, label_issues
-from flaxtl.evaluation.calibration import CalibrationReport, describe_temperature
+from flaxtl.evaluation.calibration import CalibrationReport, describe_fit
 from flaxtl.evaluation.run_files import RunRecord, read_run
 from flaxtl.evaluation.run_verdict import run_verdict
 from flaxtl.fileio import atomic_write_text, exclusive_lock
@@ -252,7 +252,7 @@ def calibration_section(run: RunRecord) -> CalibrationSection | None:
     after = metrics.calibrated.reliability if metrics.calibrated else None
     return CalibrationSection(
         metrics=metrics,
-        description=describe_temperature(metrics.temperature) if metrics.temperature else "",
+        description=describe_fit(run.summary.calibration) if run.summary.calibration else "",
         reliability=Markup(plots.plot_reliability(metrics.uncalibrated.reliability, after)),
         risk_coverage=Markup(plots.plot_risk_coverage(metrics.risk_coverage)),
     )

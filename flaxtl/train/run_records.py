@@ -91,11 +91,18 @@ class WeightsSource(Record, frozen=True):
     source: str
 
 
-class TemperatureFit(Record, frozen=True):
-    """The calibration temperature, fitted on `n` validation images; None if no temperature helps."""
+Temperature = Annotated[float, Meta(ge=1e-15, le=1e15)]
 
-    temperature: Annotated[float, Meta(ge=1e-15, le=1e15)] | None
+
+class TemperatureFit(Record, frozen=True):
+    """The calibration temperature, fitted on `n` validation images; None if no temperature helps.
+
+    `interval` is its 95 % interval (low, high); None without a temperature, and in runs of older versions.
+    """
+
+    temperature: Temperature | None
     n: Count
+    interval: tuple[Temperature, Temperature] | None = None
 
 
 class NonfiniteStep(Record, frozen=True):

@@ -100,7 +100,13 @@ def test_predictions_have_one_row_per_image(place):
 
 def test_temperature_is_fitted_on_validation_images(place):
     validation = predictions.read_predictions(place / "run" / "predictions.csv").of_split("validation")
-    expected = {"temperature": calibration.fit_temperature(validation.log_probabilities, validation.labels), "n": 6}
+    images = validation.log_probabilities, validation.labels
+    temperature = calibration.fit_temperature(*images)
+    expected = {
+        "temperature": temperature,
+        "n": 6,
+        "interval": list(calibration.temperature_interval(*images, temperature)),
+    }
     assert json.loads((place / "run" / "summary.json").read_text())["calibration"] == expected
 
 

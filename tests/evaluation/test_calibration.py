@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from flaxtl.evaluation import calibration
 from flaxtl.evaluation.calibration import CoveragePoint
 from flaxtl.evaluation.classification import log_probabilities
+from flaxtl.train.run_records import TemperatureFit
 
 
 def log_softmax(logits):
@@ -15,6 +16,14 @@ def log_softmax(logits):
 
 def loss(log_probs, labels, temperature):
     return calibration.calibration_metrics(calibration.apply_temperature(log_probs, temperature), labels).loss
+
+
+LOGIT = math.log(0.9) - math.log(0.1)
+
+
+def one_logit(num_correct):
+    """Return 100 predictions of class 0 with the same LOGIT, and labels with which `num_correct` are correct."""
+    return np.log(np.tile([0.9, 0.1], (100, 1))), (np.arange(100) >= num_correct).astype(np.int64)
 
 
 @pytest.fixture
@@ -28,13 +37,10 @@ def samples():
 
 @pytest.mark.parametrize("num_correct", [51, 70, 80, 99])
 def test_fit_temperature_two_classes_matches_closed_form(num_correct):
-    # 100 predictions with the same logit L: the loss is minimal where 1 / (1 + exp(-L / T)) is the accuracy
-    log_probs = np.log(np.tile([0.9, 0.1], (100, 1)))
-    labels = (np.arange(100) >= num_correct).astype(np.int64)
-    logit = math.log(0.9) - math.log(0.1)
-    expected = logit / math.log(num_correct / (100 - num_correct))
+    # the loss is minimal where 1 / (1 + exp(-LOGIT / T)) is the accuracy
+    expected = LOGIT / math.log(num_correct / (100 - num_correct))
     # the root finder stops at 1e-12; the slope is rounded at 1e-16, a hundredth of its steepness
-    assert calibration.fit_temperature(log_probs, labels) == pytest.approx(expected, rel=1e-11)
+    assert calibration.fit_temperature(*one_logit(num_correct)) == pytest.approx(expected, rel=1e-11)
 
 
 def test_loss_and_temperature_beyond_logit_gap_of_88_are_exact():
@@ -91,18 +97,46 @@ def test_temperature_underflowed_probabilities_stay_finite():
     assert np.isfinite(calibration.apply_temperature(log_probs, fitted)).all()
 
 
+@pytest.mark.parametrize("num_correct", [70, 80, 99])
+def test_temperature_interval_is_that_of_the_likelihood_ratio(num_correct):
+    log_probs, labels = one_logit(num_correct)
+    interval = calibration.temperature_interval(log_probs, labels, calibration.fit_temperature(log_probs, labels))
+
+    def log_likelihood(accuracy):
+        return num_correct * math.log(accuracy) + (100 - num_correct) * math.log(1 - accuracy)
+
+    for temperature in interval:
+        accuracy = 1 / (1 + math.exp(-LOGIT / temperature))
+        ratio = 2 * (log_likelihood(num_correct / 100) - log_likelihood(accuracy))
+        assert ratio == pytest.approx(1.96**2, rel=1e-9)
+    assert interval[0] < LOGIT / math.log(num_correct / (100 - num_correct)) < interval[1]
+
+
+def test_temperature_interval_without_upper_end_stops_at_limit():
+    log_probs, labels = one_logit(51)  # guessing, which is an infinite temperature, is not rejected
+    fitted = calibration.fit_temperature(log_probs, labels)
+    low, high = calibration.temperature_interval(log_probs, labels, fitted)
+    assert low < fitted
+    assert high == pytest.approx(calibration.MAX_TEMPERATURE, rel=1e-12)
+
+
 @pytest.mark.parametrize(
-    ("temperature", "text"),
+    ("temperature", "interval", "text"),
     [
-        (11.0, "very overconfident"),
-        (1.5, "overconfident"),
-        (1.0, "well calibrated"),
-        (0.7, "underconfident"),
-        (0.2, "very underconfident"),
+        (None, None, ""),
+        (11.0, (9.0, 14.0), "very overconfident"),
+        (1.5, (1.01, 2.5), "overconfident"),
+        (1.5, (0.99, 2.5), "not clearly overconfident"),
+        (11.0, (0.5, 1e4), "not clearly overconfident"),
+        (1.0, (0.9, 1.1), "well calibrated"),
+        (0.7, (0.5, 0.9), "underconfident"),
+        (0.2, (0.1, 0.3), "very underconfident"),
+        (0.2, (0.01, 1.0), "not clearly underconfident"),
+        (0.2, None, "very underconfident"),  # of a run without an interval
     ],
 )
-def test_describe_temperature_names_direction_and_degree(temperature, text):
-    assert calibration.describe_temperature(temperature) == text
+def test_describe_fit_names_direction_and_degree(temperature, interval, text):
+    assert calibration.describe_fit(TemperatureFit(temperature, 100, interval)) == text
 
 
 @pytest.mark.parametrize(
@@ -113,8 +147,8 @@ def test_describe_temperature_names_direction_and_degree(temperature, text):
         (11.62, "Model is very overconfident (temperature 12)."),
     ],
 )
-def test_temperature_message_has_two_significant_digits(temperature, text):
-    assert calibration.temperature_message(temperature) == text
+def test_fit_message_has_two_significant_digits(temperature, text):
+    assert calibration.fit_message(TemperatureFit(temperature, 100)) == text
 
 
 def test_apply_temperature_scales_log_probabilities():

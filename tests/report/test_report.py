@@ -334,6 +334,19 @@ def test_report_without_temperature_gives_reason(workdir, calibration, reason):
 
 
 @pytest.mark.parametrize(
+    ("interval", "meaning", "shown"),
+    [([1.3, 3.1], "overconfident", "1.30 to 3.10"), ([0.7, 123], "not clearly overconfident", "0.70 to 123.00")],
+)
+def test_report_shows_the_interval_of_the_temperature(workdir, interval, meaning, shown):
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["calibration"]["interval"] = interval
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    page = text(workdir)
+    assert f"it is {meaning}." in page
+    assert f"(95 % interval {shown})." in page
+
+
+@pytest.mark.parametrize(
     ("calibration", "reason"),
     [
         ([], r"(?=.*\bcalibration\b)(?=.*\bobject\b)"),
