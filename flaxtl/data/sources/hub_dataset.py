@@ -5,7 +5,6 @@ metadata.csv or metadata.jsonl. Repositories of other kinds, such as archives or
 by the hub itself at the revision refs/convert/parquet.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,9 +17,10 @@ from typing import Any
 
 from flaxtl import fileio
 from flaxtl.data.decode import EXTENSIONS
-from flaxtl.data.sources import csv_text, parquet_images
+from flaxtl.data.sources import parquet_images
 from flaxtl.data.sources.class_folders import ClassFolders, write_notes
 from flaxtl.data.sources.image_folder import SPLITS, parse_split_name
+from flaxtl.data.sources.metadata_files import METADATA, read_labels
 from flaxtl.errors import UserError, join_names, unknown
 from flaxtl.hub_access import PREFIX, explained_errors, import_hub
 
@@ -30,9 +30,6 @@ CONVERTED = "refs/convert/parquet"
 """Revision at which the hub stores its own conversion of a dataset."""
 
 CARD = "README.md"
-
-METADATA = ("metadata.csv", "metadata.jsonl")
-"""Files with labels, in any folder, as ImageFolder of `datasets` reads them."""
 
 _REFERENCE = re.compile(
     r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[^@:/]+))?(?:@(?P<revision>[^:]+))?(?::(?P<label>.+))?"
@@ -199,6 +196,8 @@ def _export_parquet(repository: _Repository, dataset: HubDataset, folder: Path) 
                     image, label = row
                     writer.write(parent, label, f"{split}_{index:06d}", image)
                 index += 1
+    if not any(folder.iterdir()):
+        raise UserError(f"{dataset} has no images with a label.")
     write_notes(folder, _describe_left_out(dataset, unlabeled, others))
     return True
 
@@ -348,7 +347,7 @@ def _labels_by_path(repository: _Repository, dataset: HubDataset) -> dict[str, s
     """Return the label of each image in the repository that METADATA files list."""
     labels: dict[str, str] = {}
     for name, file in repository.files([*METADATA, *(f"*/{name}" for name in METADATA)]):
-        for image, label in _read_labels(file, dataset):
+        for image, label in read_labels(file, dataset.label, str(dataset)):
             path = str(name.parent / image)
             if labels.setdefault(path, label) != label:
                 raise UserError(
@@ -356,35 +355,6 @@ def _labels_by_path(repository: _Repository, dataset: HubDataset) -> dict[str, s
                     "another dataset."
                 )
     return labels
-
-
-def _read_labels(file: Path, dataset: HubDataset) -> list[tuple[str, str]]:
-    """Return (image, label) for the labeled rows of a METADATA file; [] if it has no column of labels."""
-    label = (dataset.label or "label").lower()
-    text = csv_text.decode_text(file, csv_text.read_bytes(file))
-    if file.suffix == ".csv":
-        table = csv_text.parse_table(file, text, {"file_name"})
-        rows = [dict(zip(table.header, cells, strict=False)) for _, cells in table.rows]
-    else:
-        rows = [_json_row(number, line, dataset) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    if not {"file_name", label} <= set(columns):
-        if dataset.label:
-            raise unknown(f"column of {file.name} of {dataset}", dataset.label, columns)
-        return []
-    cells = [(row.get("file_name", "").strip(), row.get(label, "").strip()) for row in rows]
-    return [(image, value) for image, value in cells if image and value]
-
-
-def _json_row(number: int, line: str, dataset: HubDataset) -> dict[str, str]:
-    """Return the texts and integers of a line of metadata.jsonl, by column; class indices are labels, too."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"Line {number} of metadata.jsonl of {dataset} is not a JSON object: {line[:40]!r}.")
-    return {name.lower(): str(value) for name, value in row.items() if isinstance(value, str | int)}
 
 
 def _link_images(repository: _Repository, dataset: HubDataset, folder: Path) -> bool:

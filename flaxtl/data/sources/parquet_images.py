@@ -15,6 +15,9 @@ from flaxtl.errors import UserError, first_line, join_names, missing_package, un
 BATCH = 64
 """Rows that are read at a time: some hundred MB of photos at most."""
 
+UNLABELED = -1
+"""Class index of an image whose class was never published, as in `datasets`."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -167,8 +170,8 @@ def _image_bytes(image: Any, reference: str) -> bytes:
 
 
 def _class_name(label: Any, columns: Columns, reference: str) -> str | None:
-    """Return the class of a value; None for no label (-1, where the label was never published)."""
-    if label is None or (columns.classes is not None and label == -1):
+    """Return the class of a value; None for no label."""
+    if label is None or label == UNLABELED:
         return None
     if columns.classes is None:
         return str(label)

@@ -121,6 +121,13 @@ CONVERTED = {
     "one/train/0000.parquet": table([0, 1], coarse=["a", "b"], fine=["c", "d"]),
     "two/partial-train/0000.parquet": table([2], label=["e"]),
 }
+INDICES = {
+    "parquet": {"train.parquet": table([0, 1, 2], label=[1, -1, 0])},
+    "csv": {"metadata.csv": b"file_name,label\n0.png,1\n1.png,-1\n2.png,0\n"},
+    "jsonl": {
+        "metadata.jsonl": b"\n".join(b'{"file_name": "%d.png", "label": %d}' % row for row in ((0, 1), (1, -1), (2, 0)))
+    },
+}
 FAULTY = {
     "scripts": {"flowers.py": b"", "photos.zip": b""},
     "damaged": {"train.parquet": b"PAR1"},
@@ -130,6 +137,7 @@ FAULTY = {
     "several": {"metadata.csv": b"file_name,label\na.jpg,x\nb.jpg,y\na.jpg,x\na.jpg,y\n", "a.jpg": encoded(0)},
     "cut": {"metadata.jsonl": b'{"file_name": "a.jpg", "label": "x"}\n{"file_name": "b.jp', "a.jpg": encoded(0)},
     "numbers": {"train.parquet": table([0], {"label": class_label(["a"])}, label=[3])},
+    "unlabeled": {"train.parquet": table([0], {"label": class_label()}, label=[-1])},
     "text": {"train.parquet": table([0], label=[0.5])},
     "unknown": {"train.parquet": table([0], label=["."])},
 }
@@ -145,6 +153,7 @@ def server():
         "lists": LISTS,
         "lines": JSON_LINES,
         "converted": CONVERTED,
+        **{kind: files | {f"{n}.png": encoded(n) for n in range(3)} for kind, files in INDICES.items()},
         **FAULTY,
     }
     with serve_hub({f"datasets/org/{name}": {"main": files} for name, files in repos.items()}) as server:
@@ -261,6 +270,14 @@ def test_export_dataset_reads_labels_of_metadata_jsonl(fake_hub, tmp_path):
         export_dataset("org/lines:ind", tmp_path)
 
 
+@pytest.mark.parametrize("kind", INDICES)
+def test_export_dataset_leaves_out_the_label_minus_1(kind, fake_hub, tmp_path):
+    folder = export_dataset(f"org/{kind}", tmp_path)
+    labeled = {name.split("/")[0]: content for name, content in contents(folder).items()}
+    assert labeled == {"1": encoded(0), "0": encoded(2)}
+    assert read_notes(folder) == (f"hf:org/{kind}: 1 image(s) without a label are left out.",)
+
+
 def test_export_dataset_follows_the_card(fake_hub, tmp_path):
     small, large = export_dataset("org/listed", tmp_path), export_dataset("org/listed/large", tmp_path)
     assert contents(small) == {"hen/train_000000.png": encoded(0), "cow/train_000001.png": encoded(1)}
@@ -308,6 +325,7 @@ def test_export_dataset_of_several_configs_and_labels_asks(fake_hub, tmp_path):
         ("lists:species", r"column of metadata\.csv of hf:org/lists 'species'.*\bfile_name\b"),
         ("cut", r"Line 2 of metadata\.jsonl of hf:org/cut is not a JSON object: .*b\.jp"),
         ("numbers", r"hf:org/numbers has the label 3 and only 1 classes"),
+        ("unlabeled", r"hf:org/unlabeled has no images with a label\.$"),
         ("text", r"hf:org/text has no column of labels"),
         ("unknown", r"hf:org/unknown has the class '\.'"),
     ],
