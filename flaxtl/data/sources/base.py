@@ -82,7 +82,7 @@ def _name_origin(index: DatasetIndex, source: str, folder: Path, cache: Path) ->
         notes = (*commit, *read_notes(folder), *_describe_beside(folder, cache), *index.notes)
         return replace(index, origin=source, notes=notes)
     if scheme == "tfds":
-        return replace(index, notes=(*read_notes(folder), *index.notes))
+        return replace(index, origin=source, notes=(*read_notes(folder), *index.notes))
     return index
 
 

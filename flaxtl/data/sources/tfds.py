@@ -85,8 +85,6 @@ def list_records(name: str, data_dir: Path | None = None) -> DatasetIndex:
             found.append(SourceImage(path, path.parent.name, split if len(dataset.splits) > 1 else None))
         images += sorted(found, key=lambda image: (image.label, image.path.name))
         num_images[split] = len(found)
-    if not images:
-        raise UserError(f"TFDS dataset {name!r} has no images with a class.")
     notes = _describe_left_out(name, dataset, num_images)
     return DatasetIndex(tuple(images), f"tfds:{name}", root=images[0].path.parents[3], notes=notes)
 
@@ -190,7 +188,12 @@ def _select_splits(name: str, published: list[str]) -> list[str]:
 
 
 def _describe_left_out(name: str, dataset: _Dataset, num_images: Counter[str]) -> tuple[str, ...]:
-    """Return notes on the images that are not used; `num_images` counts those that are, by split."""
+    """Return notes on the images that are not used; `num_images` counts those that are, by split.
+
+    Raises UserError if none is used.
+    """
+    if not num_images.total():
+        raise UserError(f"TFDS dataset {name!r} has no images with a class.")
     published = dataset.builder.info.splits
     unlabeled = sum(published[split].num_examples - num_images[split] for split in dataset.splits)
     others = [f"{split} ({published[split].num_examples:,})" for split in published if split not in dataset.splits]

@@ -90,6 +90,11 @@ def test_export_drops_unlabeled_images(tmp_path: Path) -> None:
     assert read_notes(folder) == ("TFDS dataset 'tiny_plants': 6 image(s) without a label are left out.",)
 
 
+def test_export_refuses_a_dataset_without_labels(tmp_path: Path) -> None:
+    name = prepare(tmp_path / "tfds", {"train": 6}, unlabeled="train")
+    assert fails(tmp_path, name) == "TFDS dataset 'tiny_plants' has no images with a class."
+
+
 def test_export_names_are_deterministic(tmp_path: Path) -> None:
     first = export_tfds(prepare(tmp_path / "a", {"train": 9}), tmp_path / "first", tmp_path / "a")
     second = export_tfds(prepare(tmp_path / "b", {"train": 9}), tmp_path / "second", tmp_path / "b")
@@ -209,6 +214,7 @@ def test_list_records_equals_the_export(tmp_path: Path, splits: dict[str, int]) 
     listed = list_records(name, tmp_path / "tfds")
     exported = open_source(f"tfds:{name}", tmp_path / "cache")
     assert rows(listed) == rows(exported)
+    assert listed.origin == exported.origin == "tfds:tiny_plants"
     assert (listed.classes, listed.splits, listed.messages) == (exported.classes, exported.splits, exported.messages)
     fractions = {"train": 0.5, "validation": 0.2, "test": 0.3}
     manifests = [make_manifest(index, fractions, 5) for index in (listed, exported)]
