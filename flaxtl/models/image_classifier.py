@@ -73,6 +73,8 @@ class ImageClassifier(nn.Module):
         if train:
             size = images.shape[1:3] if start is None else self.input_size
             layers = list_layers(self.classifier.clone(parent=None), *size)
+            if self.output_layer:  # the head is a placeholder
+                layers = [layer for layer in layers if layer.section == "backbone"]
             train_layers = self._train_layers(layers, trainable)
             if self.has_rng("dropout") or self.has_rng("params"):  # Flax's default for streams without a key
                 keys = jax.random.split(self.make_rng("dropout"), len(images))

@@ -100,7 +100,8 @@ def create_model(
     Raises:
       UserError: an unknown model, pooling or dtype; an argument of another type; weights that do not exist or do not
         fit; a weight file with a trained head that does not fit; images too small for the model; `include_top` with
-        another number of classes than 1,000; or `units`, `dropout` or `normalize` for a model without a head.
+        another number of classes than 1,000; `units`, `dropout` or `normalize` for a model without a head; or `pooling`
+        with `include_top`.
     """
     spec = name if isinstance(name, ModelSpec) else registry.get_spec(str(name))
     size = _image_size(spec, input_size)
@@ -108,6 +109,8 @@ def create_model(
     units = _head_units(units)
     if include_top or num_classes is None:
         _check_no_head({"units": (units, ()), "dropout": (dropout, 0), "normalize": (normalize, "none")})
+    if include_top:  # features are pooled, too
+        _check_no_head({"pooling": (pooling, "global_average")})
     network = Classifier(
         spec,
         None if include_top else Head(num_classes or 1, pooling, units, dropout, normalize),

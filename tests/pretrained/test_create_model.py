@@ -246,6 +246,14 @@ def test_create_model_without_classes_returns_features(pooling, shape):
     flaxtl.param_groups(variables["params"], model.default_groups)
 
 
+@pytest.mark.parametrize("name", ["head", "predictions"])
+def test_create_model_without_head_refuses_to_train_it(images, name):
+    model, variables = create_abstractly(NAME, weights=None, input_size=32)
+    with pytest.raises(UserError, match=rf"Unknown group or layer '{name}'\. Available: base, last_stage\b"):
+        shapes(model, variables, images, train=True, trainable=(name,))
+    assert shapes(model, variables, images, train=True, trainable=()).shape == (4, 256)
+
+
 def test_create_model_include_top_is_the_published_network():
     model, variables = create_abstractly(NAME, weights=None, include_top=True)
     assert model.input_size == (224, 224)
@@ -285,6 +293,7 @@ def test_create_model_include_top_is_the_published_network():
         (("vgg16", None, None, {"units": (8,)}), ("units=(8,)", "head", "num_classes")),
         (("vgg16", None, None, {"dropout": 0.5}), ("dropout=0.5", "head", "num_classes")),
         (("vgg16", 1000, None, {"include_top": True, "normalize": "l2"}), ("normalize='l2'", "head", "include_top")),
+        (("vgg16", None, None, {"include_top": True, "pooling": "none"}), ("pooling='none'", "head", "include_top")),
     ],
 )
 def test_create_model_mistake_is_a_user_error(arguments, facts):
