@@ -211,10 +211,10 @@ def height_and_width(argument: str, size: Any) -> tuple[int, int]:
 
 def list_image_files(paths: object) -> list[str | Path]:
     """Return paths as a list. Raises UserError unless `paths` is a list, or another iterable, of one or more paths."""
-    files = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else []
-    others = [file for file in files if not isinstance(file, str | Path)]
+    files = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else None
+    others = [file for file in files or () if not isinstance(file, str | Path)]
     if others or not files:
-        given = f"{type(others[0]).__name__} objects" if others else repr(paths)
+        given = f"{type(others[0]).__name__} objects" if others else repr(paths if files is None else files)
         raise UserError(f"Give a list of image files, such as sorted(Path(FOLDER).glob('*/*.jpg')), not {given}.")
     return files
 

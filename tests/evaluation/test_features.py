@@ -64,6 +64,8 @@ def test_extract_features_mistakes_are_user_errors(created, tmp_path):
         flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), layer="block1_convv1")
     with pytest.raises(UserError, match=r"'flowers'"):
         flaxtl.load_images("flowers", 32)
+    with pytest.raises(UserError, match=r"Give a list of image files.*not \[\]"):
+        flaxtl.load_images(tmp_path.glob("*.jpg"), 32)
     with pytest.raises(UserError, match=r"'flowers'"):
         flaxtl.extract_features(*created, "flowers")
     with pytest.raises(UserError, match=r"not Image objects"):
