@@ -322,6 +322,9 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
         return UserError(f"Unknown setting {key!r}. Did you mean {new_key!r}?")
     if key not in OTHER_NAMES and (section := [name for name in known if name.startswith(f"{key}.")]):
         return UserError(f"{key!r} is a section of settings. Set one of them: {join_names(section, 'or')}")
+    phase, _, setting = key.partition(".")
+    if setting.split(".")[0] in PHASE_DEFAULTS and not any(name.startswith(f"{phase}.") for name in known):
+        return unknown("phase", phase, known["phases"])
     if named := settings_named(key, known):
         return UserError(f"Unknown setting {key!r}. Did you mean {join_names(map(repr, named), 'or')}?")
     return unknown("setting", key, known)
