@@ -140,7 +140,13 @@ def create_run_dir(
 
 
 def read_manifest(workdir: Path) -> Manifest:
-    """Return the manifest of the run in `workdir`, with absolute paths."""
+    """Return the manifest of the run in `workdir`, with absolute paths.
+
+    Raises:
+      UserError: summary.json, which has the folder of the images, or manifest.csv is missing or damaged.
+    """
+    if not (workdir / "summary.json").is_file():
+        raise UserError(f"{workdir} has no summary.json. Restore it, or start a new --workdir.")
     root = read_summary(workdir).data_root
     return Manifest.read(workdir / "manifest.csv", Path(root) if root else None)
 

@@ -138,6 +138,13 @@ def test_read_of_missing_files(tmp_path):
         run_dir.load_config(tmp_path)
 
 
+def test_read_manifest_of_a_run_without_summary_names_it(workdir):
+    assert run_dir.read_manifest(workdir) == MANIFEST
+    (workdir / "summary.json").unlink()
+    with pytest.raises(UserError, match=rf"^{re.escape(str(workdir))} has no summary\.json\."):
+        run_dir.read_manifest(workdir)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
 def test_read_of_invalid_json_names_the_file(workdir, text):
     for name, read in (("config.json", run_dir.load_config), ("summary.json", run_dir.read_summary)):
