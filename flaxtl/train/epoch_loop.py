@@ -208,9 +208,11 @@ class PhaseTrainer:
 
         metrics = self._evaluate(self.frozen | progress.state.eval_params, stop_if_requested)
         if not math.isfinite(metrics.loss):
+            epoch, step = progress.early_stopping.epoch + 1, int(progress.state.step) - 1
+            record = NonfiniteStep(phase=self.phase.name, epoch=epoch, step=step, images=[])
+            run_dir.update_summary(self.setup.workdir, nonfinite_step=record)
             raise UserError(
-                f"The validation loss became {metrics.loss} in phase {self.phase.name!r}, epoch "
-                f"{progress.early_stopping.epoch + 1}, step {int(progress.state.step) - 1}. "
+                f"The validation loss became {metrics.loss} in phase {self.phase.name!r}, epoch {epoch}, step {step}. "
                 f"Start a new --workdir with a lower learning rate than {self._lr_flags()}."
             )
         return metrics

@@ -106,7 +106,10 @@ class TemperatureFit(Record, frozen=True):
 
 
 class NonfiniteStep(Record, frozen=True):
-    """Where training stopped because the loss or a gradient became nan or inf."""
+    """Where training stopped because the loss or a gradient became nan or inf.
+
+    `images` are the paths of the step's batch; [] if it is the validation loss, after this step.
+    """
 
     phase: str
     epoch: Count

@@ -323,6 +323,8 @@ def test_train_nonfinite_validation_loss_is_reported(folder, tmp_path):
     with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
         train(tiny_run.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
     assert read_metrics(tmp_path / "run") == []
+    facts = run_dir.read_summary(tmp_path / "run").nonfinite_step.to_json()
+    assert facts == {"phase": "frozen", "epoch": 1, "step": 0, "images": []}
 
 
 def test_train_unknown_optimizer_creates_no_run(folder, tmp_path):
