@@ -75,11 +75,12 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
 
 @contextmanager
 def errors_naming(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file, such as that of a write to a full disk, name `path`."""
+    """Let an error of the operating system that names no file, such as that of a full disk, name `path`."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # one of a library is only a text, which a file name would replace
+            error.filename = error.filename or str(path)
         raise
 
 

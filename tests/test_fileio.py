@@ -43,6 +43,11 @@ def test_atomic_write_to_a_full_disk_names_the_file():
     assert error.value.filename == "/dev/full"
 
 
+def test_atomic_write_keeps_the_text_of_an_error_of_a_library(tmp_path):
+    with pytest.raises(OSError, match=r"^encoder error -2$"), atomic_write(tmp_path / "file"):
+        raise OSError("encoder error -2")
+
+
 def test_atomic_write_after_error_keeps_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -19,7 +19,7 @@ from flaxtl.console import make_table, printable, truncate_rows
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation import calibration, classification
 from flaxtl.evaluation.classification import SMALLEST, CountArray, FloatArray
-from flaxtl.fileio import atomic_write
+from flaxtl.fileio import atomic_write, errors_naming
 
 FIXED_COLUMNS = ("path", "split", "label", "prediction", "confidence")
 
@@ -325,7 +325,7 @@ def write_csv(file: Path, predictions: Predictions, k: int) -> None:
     ImageNet has too many classes for columns, and two pairs of them share a name. Its rows hold the WordNet ID, then
     prediction_2, confidence_2, wordnet_id_2 and so on up to the k-th best class.
     """
-    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with errors_naming(file), file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         classes = map(class_column, predictions.classes)
         header = _ranked_columns(k) if predictions.wordnet_ids else ["prediction", "confidence", *classes]
         rows = (
@@ -356,7 +356,8 @@ def write_json(file: Path, predictions: Predictions, k: int) -> None:
         {"path": path, "top": [_score_to_json(score) for score in predictions.top(row, k)]}
         for row, path in enumerate(predictions.paths)
     ]
-    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with errors_naming(file):
+        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def _score_to_json(score: ClassScore) -> dict[str, str | float]:
@@ -366,5 +367,5 @@ def _score_to_json(score: ClassScore) -> dict[str, str | float]:
 def write_npz(file: Path, predictions: Predictions) -> None:
     """Write 'path' and one array named after each tapped layer."""
     arrays: dict[str, npt.NDArray[np.generic]] = {"path": np.array(predictions.paths), **predictions.taps}
-    with file.open("wb") as stream:
+    with errors_naming(file), file.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)

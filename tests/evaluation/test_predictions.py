@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,14 @@ def test_write_csv_class_named_like_a_column_gets_a_prefix(tmp_path):
 def test_read_predictions_accepts_columns_without_prefix(tmp_path):
     (tmp_path / "old.csv").write_text(f"{COLUMNS},label,rose\nx.jpg,test,label,rose,0.75,0.25,0.75\n")
     assert predictions_file.read_predictions(tmp_path / "old.csv").classes == ("label", "rose")
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_write_outputs_to_a_full_disk_names_the_file(predictions, position):
+    files = [None] * 3
+    files[position] = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^Cannot write /dev/full \(No space left on device\)\."):
+        predictions_file.write_outputs(predictions, 1, *files)
 
 
 @pytest.mark.parametrize(
