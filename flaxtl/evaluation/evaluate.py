@@ -95,6 +95,8 @@ class EvaluationResult(Record, frozen=True, kw_only=True):
 def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
     """Evaluate a trained run, write predictions.csv and the temperature, and mark the run as complete.
 
+    A report that was written earlier is removed.
+
     Returns:
       The parameters after the last phase.
     """
@@ -111,6 +113,8 @@ def evaluate_run(result: TrainResult, console: Console) -> FlatParams:
     )
     if processes.is_main_process():
         write_predictions(setup.workdir / "predictions.csv", predictions)
+        # A page of the run in training would pass for the final one if the run is killed before that is written.
+        run_dir.report_path(setup.workdir).unlink(missing_ok=True)
         run_dir.update_summary(
             setup.workdir, calibration=_fit_temperature(predictions.of_split("validation"), console), complete=True
         )

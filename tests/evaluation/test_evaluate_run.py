@@ -8,8 +8,9 @@ from helpers.fake_train import EVALUATION
 
 from flaxtl.data.array_store import DIGEST_LENGTH
 from flaxtl.evaluation.evaluate import EvaluationResult, evaluate_run, evaluate_workdir, metrics_table
+from flaxtl.report.report import write_report
 from flaxtl.train import eval_steps, trainer
-from flaxtl.train.run_dir import read_summary
+from flaxtl.train.run_dir import has_report, is_complete, read_summary
 
 
 @pytest.mark.slow
@@ -35,6 +36,16 @@ def test_evaluate_streamed_images_keeps_those_of_training(folder, tmp_path):
         assert list(image_file.parent.iterdir()) == [image_file]
         results.append(result.replace(workdir=""))
     assert results[0] == results[1]
+
+
+def test_evaluate_run_removes_the_report_of_the_run_in_training(folder, tmp_path):
+    config, console = tiny_run.config(folder, phases=("frozen",), frozen={"epochs": 1}), tiny_run.quiet()
+    result = trainer.train(config, tmp_path, console, "flaxtl train")
+    write_report(tmp_path)
+    assert has_report(tmp_path)
+    evaluate_run(result, console)
+    assert is_complete(tmp_path)
+    assert not has_report(tmp_path)  # if the run is killed now, the same command writes the final one
 
 
 def test_metrics_table_has_the_digits_that_the_images_support():
