@@ -133,20 +133,23 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
     evaluations: dict[str, Evaluation] = {}
     with Checkpoints(setup.workdir) as checkpoints:
         for number, phase in enumerate(setup.phases, start=1):
+            is_last = number == len(setup.phases)
+            splits = [split for split in (("validation", "test") if is_last else ("test",)) if split in data]
+            if not splits:
+                continue
             try:
                 params = checkpoints.restore_phase(number, setup.abstract_params())
             except UserError:
-                if phase is setup.phases[-1]:
+                if is_last:
                     raise
                 message(console, f"{phase.name}: no test accuracy, because its checkpoint cannot be read")
                 continue
-            splits = ["validation", "test"] if phase is setup.phases[-1] else ["test"]
-            for split in (split for split in splits if split in data):
+            for split in splits:
                 evaluations[split] = _evaluate_split(setup, phase, params, data[split], console)
             if "test" in evaluations:
                 metrics = evaluations["test"].metrics
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=SplitMetrics(**metrics._asdict()))
-                if phase is not setup.phases[-1]:  # the summary at the end has the accuracy of the last phase
+                if not is_last:  # the summary at the end has the accuracy of the last phase
                     accuracy = rounded_accuracy(metrics.accuracy, metrics.n)
                     message(console, f"{phase.name}: test accuracy {accuracy} on {metrics.n:,} images")
     return {split: evaluations[split] for split in setup.manifest.splits if split in evaluations}, params

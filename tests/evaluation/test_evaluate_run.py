@@ -64,6 +64,18 @@ def test_metrics_table_has_the_digits_that_the_images_support():
 
 
 @pytest.mark.slow
+def test_evaluate_run_without_test_images_needs_the_last_phase_only(folder, tmp_path):
+    phase, fractions = {"epochs": 1, "steps_per_epoch": 1}, {"train": 0.5, "validation": 0.5, "test": 0.0}
+    data = tiny_run.config(folder).data.to_dict() | {"fractions": fractions}
+    config, console = tiny_run.config(folder, frozen=phase, finetune=phase, data=data), tiny_run.quiet()
+    result = trainer.train(config, tmp_path, console, "flaxtl train")
+    shutil.rmtree(tmp_path / "checkpoints" / "phases" / "1")
+    evaluate_run(result, console)
+    assert read_summary(tmp_path).complete
+    assert "no test accuracy" not in tiny_run.texts(console)
+
+
+@pytest.mark.slow
 def test_evaluate_run_leaves_out_a_phase_whose_checkpoint_is_lost(folder, tmp_path):
     phase = {"epochs": 1, "steps_per_epoch": 1}
     config, console = tiny_run.config(folder, frozen=phase, finetune=phase), tiny_run.quiet()
