@@ -33,7 +33,7 @@ from flaxtl.report.photos import jpeg_data_uri
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
 from flaxtl.train import run_dir
-from flaxtl.train.rounding import rounded_accuracy
+from flaxtl.train.rounding import percent_digits, rounded_accuracy
 from flaxtl.train.setup import RunSetup
 
 LABEL_ISSUES_FILE = "label_issues.csv"
@@ -57,6 +57,11 @@ class ClassRow:
     f1: float
     support: int
     num_correct: int
+
+    @property
+    def digits(self) -> int:
+        """Number of decimals in percent that the number of its images supports."""
+        return percent_digits(self.num_correct, self.support)
 
 
 @dataclass(frozen=True)

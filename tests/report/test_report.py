@@ -224,6 +224,14 @@ def test_report_without_test_split_uses_validation(workdir):
     assert re.search(r"(?i)\ball 8 validation\b", shown)
 
 
+def test_report_recall_has_the_digits_of_the_model_card(workdir):
+    predictions = read_predictions(workdir / "predictions.csv").of_split("test")
+    daisies = np.flatnonzero(predictions.labels == CLASSES.index("daisy")).repeat(50)
+    write_predictions(workdir / "predictions.csv", predictions.take(daisies))
+    assert "daisy 100 % 25 % 40 % 200" in text(workdir)
+    assert "| daisy | 25\u202f% |" in (workdir / "report" / "model_card.md").read_text()
+
+
 def test_report_unpredicted_test_split_is_not_used(workdir):
     predictions = read_predictions(workdir / "predictions.csv")
     write_predictions(workdir / "predictions.csv", predictions.of_split("validation"))
