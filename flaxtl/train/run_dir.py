@@ -130,12 +130,13 @@ def create_run_dir(
         dtype=config["dtype"],
         precision=config["precision"],
         classes=list(manifest.classes),
+        data_root=str(manifest.root or ""),
         devices=[device.device_kind for device in jax.devices()],
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
     _write_summary(workdir, summary)  # first: it shows that the other files are a run's
     _write_json(workdir / "layers.json", [layer.to_json() for layer in layers])
-    write_manifest(workdir, manifest)
+    manifest.write(workdir / "manifest.csv")
     _write_json(workdir / "config.json", with_version(config))
 
 

@@ -3,8 +3,11 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from helpers import tiny_run
 
 from flaxtl import fileio
 from flaxtl.config import config_from_json, config_to_json
@@ -65,6 +68,20 @@ def test_create_run_dir_writes_all_files(workdir):
     assert (summary.command, summary.seed, summary.classes, summary.phases) == ("flaxtl train", 3, ["a", "b"], {})
     assert (summary.dtype, summary.precision) == ("bfloat16", "high")
     assert set(summary.versions) == {"python", *run_dir.PACKAGES}
+
+
+def test_create_run_dir_again_interrupted_keeps_the_manifest(tmp_path, monkeypatch):
+    manifest = replace(MANIFEST, root=Path("/x"))
+
+    def create():
+        run_dir.create_run_dir(tmp_path, CONFIG, manifest, [LAYER], RunSummary(command="flaxtl train"))
+
+    create()
+    assert "1.png,a," in (tmp_path / "manifest.csv").read_text().splitlines()[1]
+    tiny_run.stop_at(monkeypatch, run_dir, "_write_json", 2)  # in a run that was killed before its first checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        create()
+    assert run_dir.read_manifest(tmp_path) == MANIFEST
 
 
 def test_is_run_without_config_is_false(workdir):
