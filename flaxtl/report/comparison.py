@@ -129,7 +129,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return the accuracies as a table for the console."""
     title = f"{format_count(comparison.num_images)} {comparison.split} images"
     if comparison.num_excluded:
-        title += f" that all runs have; {format_count(comparison.num_excluded)} others are left out"
+        title += f"; left out: {format_count(comparison.num_excluded)} that not all runs have with the same label"
     return make_table(title, ("run", *COLUMNS), [(run.name, *_cells(run, comparison)) for run in comparison.runs])
 
 

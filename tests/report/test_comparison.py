@@ -66,7 +66,7 @@ def test_report_command_compares_runs(runs, capsys):
     file = runs[0] / "report" / "comparison.html"
     assert str(file) in out
     assert re.search(r" 100 % +\d+ to 100 % ", out)
-    assert out.startswith("14 test images that all runs have; 2 others are left out")
+    assert out.startswith("14 test images; left out: 2 that not all runs have with the same label")
     html = file.read_text()
     page = finished_run.Page(html)
     assert "<b>better" in page.text
