@@ -131,12 +131,21 @@ class Sweep:
     """The runs of one sweep in its directory."""
 
     def __init__(self, base: SweepConfig, workdir: Path, plan: SweepPlan, console: Console) -> None:
-        """Merge the requested `plan` with that of earlier calls. Arguments as for `run_sweep`."""
+        """Load the config. Arguments as for `run_sweep`."""
         self._base, self._workdir, self._console = base, workdir, console
         self._config = load_config(base.spec, base.overrides)
         self._requested = plan
         self.processes = SweepProcesses()
-        self.plan = self._merged_plan()
+
+    @property
+    def plan(self) -> SweepPlan:
+        """The requested runs, added to those of other calls: another process may add some at any time.
+
+        Raises:
+          UserError: they are of another sweep.
+        """
+        file = self._workdir / PLAN_NAME
+        return merge_plans(read_plan(file), self._requested, self._workdir) if file.is_file() else self._requested
 
     def prepare(self) -> None:
         """Check every config with the images; then write the lists of images and the plan.
@@ -148,7 +157,7 @@ class Sweep:
         jax.config.update("jax_platforms", "cpu")
         waiting = "Another process prepares the sweep; waiting for it."
         with fileio.exclusive_lock(self._workdir / ".preparation", lambda: self._notify(waiting)):
-            self.plan = self._merged_plan()
+            plan = self.plan
             development = read_development_images(self._workdir)
             if development is None:
                 self._check_configs(check_config)
@@ -162,8 +171,8 @@ class Sweep:
             self._check_configs(check_start)
             if development is None:
                 near_duplicates, seed = self._config.data.near_duplicates, self._config.seed
-                write_image_lists(self._workdir, manifest, self.plan.folds, seed, near_duplicates, self._console)
-            self.plan.write(self._workdir / PLAN_NAME)
+                write_image_lists(self._workdir, manifest, plan.folds, seed, near_duplicates, self._console)
+            plan.write(self._workdir / PLAN_NAME)
 
     def train(self, runs: Sequence[SweepRun]) -> bool:
         """Train the runs that are not complete, one after the other. A failed run does not end the sweep.
@@ -203,11 +212,6 @@ class Sweep:
             self._notify(text)
         self._notify(f"results: {self._workdir / PAGE_NAME}, {self._workdir / TABLE_NAME}")
         return evaluated and not results.failures
-
-    def _merged_plan(self) -> SweepPlan:
-        """Return the requested runs, added to those of earlier calls."""
-        file = self._workdir / PLAN_NAME
-        return merge_plans(read_plan(file), self._requested, self._workdir) if file.is_file() else self._requested
 
     def _read_results(self) -> SweepResults:
         return read_results(self._workdir, self.plan)

@@ -8,7 +8,7 @@ from helpers.sweeps import FAKE_TRAIN, Sweeps, grid
 
 from flaxtl import fileio
 from flaxtl.train import run_dir
-from flaxtl.tuning import sweep
+from flaxtl.tuning import sweep, sweep_grid
 
 
 @pytest.fixture
@@ -39,6 +39,21 @@ def test_sweep_waits_for_a_run_that_another_process_trains(sweeps, monkeypatch):
         assert sweeps.run(grid(20, 30))[0] == 0
     assert waited == ["head.units=20 is trained by another process; waiting for it."]
     assert sweeps.trained() == ["head.units=20", "head.units=30"]
+
+
+def test_sweep_table_has_the_runs_that_another_call_has_added(sweeps, monkeypatch):
+    with ExitStack() as other:
+        other.enter_context(run_dir.run_dir_lock(sweeps.workdir / "runs" / "head.units=20"))
+
+        def add_runs():
+            plan = sweep_grid.read_plan(sweeps.workdir / "sweep.json")
+            added = plan.runs[0].replace(name="head.units=30", point={"head.units": [30]})
+            plan.replace(runs=[*plan.runs, added]).write(sweeps.workdir / "sweep.json")
+            other.close()
+
+        on_waiting(monkeypatch, add_runs)
+        assert sweeps.run(grid(20))[0] == 0
+    assert [row.split(",")[0] for row in (sweeps.workdir / "sweep.csv").read_text().splitlines()[1:]] == ["20", "30"]
 
 
 def test_sweep_waits_for_a_shard_that_prepares_it(sweeps, monkeypatch, tmp_path):
