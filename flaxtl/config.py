@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
@@ -200,7 +201,7 @@ def _find_config(spec: str) -> tuple[Path, list[str]]:
     parts = spec.split(":")
     for length in range(len(parts), 0, -1):
         path = ":".join(parts[:length])
-        file = Path(path).expanduser() if path.startswith("~/") else Path(path)
+        file = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises an error without a home folder
         if file.is_file():
             return file, [":".join(parts[length:])] if length < len(parts) else []
     name, *variant = spec.split(":", 1)

@@ -286,6 +286,13 @@ def test_missing_config_file_is_named(spec):
         load_config(spec)
 
 
+def test_config_in_an_unknown_home_folder_is_not_found(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # the user has no entry: KeyError
+    with pytest.raises(UserError, match=r"'~/mine\.py' not found"):
+        load_config("~/mine.py")
+
+
 @pytest.mark.parametrize("name", ["demo", "folder", "flowers_tuned", "flowers_vgg16:scratch", "gradual"])
 def test_config_name_finds_a_config_of_flaxtl(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
