@@ -1,8 +1,5 @@
-"""The convolutions on CPU, Winograd's algorithm and products of matrices, compared with XLA's convolution."""
+"""The choice of convolutions on CPU, and those without Winograd's algorithm, compared with XLA's convolution."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -13,39 +10,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flaxtl.models import convolution
 from flaxtl.models.convolution import DIMENSION_NUMBERS
+from tests.helpers.compare import outputs_and_gradients, relative_error
 
 BATCH, INPUTS, OUTPUTS = 2, 24, 16
-
-
-def winograd(x, kernel, bias):
-    return convolution.winograd(x, kernel, bias, True)
-
-
-def xla_conv(x, kernel, bias):
-    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSION_NUMBERS)
-    return jax.nn.relu(y + bias)
-
-
-def random_arrays(height, width, dtype, batch=BATCH):
-    """Return images, a kernel, a bias and the gradient with respect to the outputs; all of unit variance."""
-    random = np.random.default_rng(height)
-    kernel, outputs = (3, 3, INPUTS, OUTPUTS), (batch, height, width, OUTPUTS)
-    shapes = (batch, height, width, INPUTS), kernel, (OUTPUTS,), outputs
-    return tuple(jnp.asarray(random.normal(size=shape), dtype) for shape in shapes)
-
-
-def outputs_and_gradients(convolve, x, kernel, bias, dy):
-    output, gradients = jax.vjp(convolve, x, kernel, bias)
-    return output, *gradients(dy)
-
-
-def relative_error(value, expected):
-    """Return the root mean square of the error, relative to that of what is expected."""
-    value, expected = np.asarray(value, np.float32), np.asarray(expected, np.float32)
-    return np.sqrt(np.square(value - expected).mean() / np.square(expected).mean())
-
-
-SIZES = (8, 6, 2), (1, 1, 2), (2, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -113,39 +80,6 @@ def test_conv_with_few_outputs_has_one_row_and_equals_xla(kernel_size, strides, 
     assert relative_error(half, own(x, kernel)) < 2**-7  # inputs, kernel and output are rounded to 8 bits
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "batch"), [(7, 9, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in SIZES)]
-)
-def test_winograd_and_gradients_equal_xla(monkeypatch, height, width, batch):
-    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * batch * width * INPUTS)  # two rows of tiles
-    arrays = random_arrays(height, width, jnp.float32, batch)
-    actual = jax.jit(lambda *arrays: outputs_and_gradients(winograd, *arrays))(*arrays)
-    expected = jax.jit(lambda *arrays: outputs_and_gradients(xla_conv, *arrays))(*arrays)
-    for value, reference in zip(actual, expected, strict=True):
-        assert (value.shape, value.dtype) == (reference.shape, jnp.float32)
-        # Sums of up to 9 * 24 products in another order, after up to four additions each.
-        assert relative_error(value, reference) < 8 * 2.0**-24
-
-
-@pytest.mark.slow
-def test_winograd_sums_bfloat16_products_in_float32(monkeypatch):
-    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * BATCH * 5 * INPUTS)
-    arrays = random_arrays(7, 5, jnp.bfloat16)
-    values = outputs_and_gradients(winograd, *arrays)
-    exact = outputs_and_gradients(xla_conv, *(array.astype(jnp.float32) for array in arrays))
-    assert {value.dtype for value in values} == {np.dtype(jnp.bfloat16)}
-    # Transformed inputs, transformed kernel and outputs are each rounded to 8 bits.
-    assert relative_error(values[0], exact[0]) < 2**-7
-
-
-@pytest.mark.slow
-def test_winograd_with_vmap_equals_one_call_each():
-    x, kernel, bias, _ = random_arrays(4, 5, jnp.float32)
-    many = jnp.stack([x, 2 * x])
-    expected = np.stack([winograd(images, kernel, bias) for images in many])
-    assert relative_error(jax.vmap(winograd, (0, None, None))(many, kernel, bias), expected) < 8 * 2.0**-24
-
-
 def exported_text(platform, batch, width, channels, size=3, outputs=None, **options):
     """Return the program of a convolution for a platform; nothing is compiled."""
     run = jax.jit(lambda x, kernel: convolution.conv(x, kernel, **options))
@@ -211,15 +145,14 @@ DEVICE_CASES = {"winograd": (7, 3, 16), "one pixel": (7, 1, 16), "rows": (7, 3, 
 def conv_case(monkeypatch, request):
     """Return images, kernel, bias and gradient of the outputs, for each way to compute a convolution on CPU."""
     monkeypatch.setattr(convolution, "MIN_PRODUCTS", {16: 1})
-    monkeypatch.setattr(convolution, "CHUNK_SIZE", 4 * BATCH * 7 * INPUTS)  # two rows of tiles
     size, kernel_size, outputs = DEVICE_CASES[request.param]
     shapes = (BATCH, size, size, INPUTS), (kernel_size, kernel_size, INPUTS, outputs), (outputs,)
     random = np.random.default_rng(0)
     return [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in (*shapes, (BATCH, size, size, outputs))]
 
 
-def conv_and_gradients(*arrays):
-    return outputs_and_gradients(partial(convolution.conv, relu=True), *arrays)
+def conv_and_gradients(x, kernel, bias, dy):
+    return outputs_and_gradients(partial(convolution.conv, relu=True), x, kernel, bias, dy=dy)
 
 
 def assert_equal_but_for_rounding(values, expected):
@@ -253,40 +186,3 @@ def test_conv_in_shard_map_equals_no_mesh(conv_case, varying):
     specs = [split if index == varying else whole for index in range(3)]
     run = jax.shard_map(conv_and_gradients, mesh=mesh, in_specs=(*specs, split), out_specs=(split, *specs))
     assert_equal_but_for_rounding(jax.jit(run)(*conv_case), jax.jit(conv_and_gradients)(*conv_case))
-
-
-SPLIT_BATCH = """
-import re, sys, jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from flaxtl.models import convolution
-
-convolution.MIN_PRODUCTS, convolution.CHUNK_SIZE = {8: 1}, 4 * 4 * 6 * 8
-axis_type, in_shard_map = AxisType[sys.argv[1]], sys.argv[2] == "shard_map"
-mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
-specs = PartitionSpec(), PartitionSpec("data")
-whole, split = (NamedSharding(mesh, spec) for spec in specs)
-
-def loss(kernel, x):
-    return (convolution.conv(x, kernel, relu=True) ** 2).sum()
-
-random = np.random.default_rng(0)
-arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((3, 3, 8, 8), (4, 6, 6, 8))]
-gradients = jax.grad(loss, argnums=(0, 1))
-expected = jax.jit(gradients)(*arrays)
-if in_shard_map:
-    gradients = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs)
-arrays = jax.device_put(arrays, [whole, split])
-program = jax.jit(gradients, out_shardings=(whole, split)).lower(*arrays).compile()
-for value, reference in zip(program(*arrays), expected):
-    np.testing.assert_allclose(value, reference, rtol=0, atol=2e-6 * np.abs(reference).max())
-print(re.findall(r" (all-\\w+|collective-\\w+|reduce-scatter)\\(", program.as_text()))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("Auto", "jit"), ("Explicit", "jit"), ("Auto", "shard_map")])
-def test_winograd_keeps_a_split_batch_on_its_devices(arguments):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-c", SPLIT_BATCH, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["['all-reduce']"], done.stderr  # of the kernel's gradient, after the loop
