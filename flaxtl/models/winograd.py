@@ -247,7 +247,8 @@ class _Chunks(NamedTuple):
 
     def spread_outputs(self, padded: jax.Array, index: jax.Array, dtype: jnp.dtype) -> Vector:
         rows = lax.dynamic_slice_in_dim(padded, self.first_row(index) + 1, self.rows, axis=1)
-        return self._transform(self.tiling.spread_outputs, rows, (0, -self.width % self.tiling.size), dtype)
+        border = 0, self.tiling.size - self.width % self.tiling.size  # never (0, 0), with which nothing is stored
+        return self._transform(self.tiling.spread_outputs, rows, border, dtype)
 
     def _transform(
         self, transform: Callable[[Vector], Vector], rows: jax.Array, border: tuple[int, int], dtype: jnp.dtype
