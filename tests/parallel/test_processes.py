@@ -322,7 +322,7 @@ def test_launcher_exits_with_the_code_of_the_cause(tmp_path):
 def test_launcher_forwards_sigterm(tmp_path):
     stand_in = """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-print("ready", file=sys.stderr, flush=True)
+os.write(2, b"ready\\n")  # print writes the end of the line separately, so that two processes may mix
 time.sleep(30)
 """
     process = launch(tmp_path, stand_in, "--processes=2", "--", "train")
