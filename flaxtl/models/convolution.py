@@ -29,6 +29,9 @@ MIN_PRODUCTS = {256: 2**27, 64: 2**30}
 Winograd takes a second to compile, far longer than XLA's convolution. From here on it saves about 10 ms of processor
 time a call, or more. With fewer channels the transforms cost more of what is saved; with less than 64, all of it."""
 
+MIN_PRODUCTS_IN_CHUNKS = {64: 2**27}
+"""The same for a batch in chunks, whose tiles stay in the cache: Winograd then saves more."""
+
 MAX_SERIAL_OUTPUTS = 64
 """XLA uses one core for a convolution with up to as many outputs (jax 0.10.2; not if there are only 16)."""
 
@@ -188,4 +191,5 @@ def _is_large(x: jax.Array, kernel: jax.Array, num_chunks: int) -> bool:
     batch, height, width, inputs = x.shape
     outputs = kernel.shape[3]
     products = num_chunks * batch * height * width * inputs * outputs
-    return any(min(inputs, outputs) >= channels and products >= least for channels, least in MIN_PRODUCTS.items())
+    min_products = MIN_PRODUCTS if num_chunks == 1 else MIN_PRODUCTS_IN_CHUNKS
+    return any(min(inputs, outputs) >= channels and products >= least for channels, least in min_products.items())

@@ -100,6 +100,9 @@ def exported_text(platform, batch, width, channels, size=3, outputs=None, **opti
         ({"channels": 32, "batch": 1024}, "XLA"),  # too few channels
         ({"batch": 1}, "XLA"),  # too little work
         ({"batch": 1, "num_chunks": 32}, "winograd"),  # repeated often enough
+        ({"batch": 4, "num_chunks": 8, "width": 32}, "winograd"),  # 2^27 products are enough in chunks
+        ({"batch": 4, "num_chunks": 8, "width": 31}, "XLA"),
+        ({"batch": 32, "width": 32}, "XLA"),
         ({"strides": (2, 2)}, "XLA"),
         ({"padding": "VALID"}, "XLA"),
         ({"groups": 2}, "XLA"),
