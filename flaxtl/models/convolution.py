@@ -30,7 +30,7 @@ Winograd takes a second to compile, far longer than XLA's convolution. From here
 time a call, or more. With fewer channels the transforms cost more of what is saved; with less than 64, all of it."""
 
 MIN_PRODUCTS_IN_CHUNKS = {64: 2**27}
-"""The same for a batch in chunks, whose tiles stay in the cache: Winograd then saves more."""
+"""The same for a batch in chunks: their tiles stay in the cache, so that Winograd saves more."""
 
 MAX_SERIAL_OUTPUTS = 64
 """XLA uses one core for a convolution with up to as many outputs (jax 0.10.2; not if there are only 16)."""

@@ -6,7 +6,7 @@ product of matrices for each of their elements, for all tiles together.
 
 Tiles of 4x4 outputs, F(4x4, 3x3), take 36 products instead of 144; tiles of 2x2, F(2x2, 3x3), 16 instead of 36. The
 rounding errors of the former are about four times those of a sum of products, 1e-6 of the outputs (root mean square).
-In bfloat16 that would be too much, so it is computed with small tiles, whose transforms only add, subtract and halve.
+In bfloat16 that would be too much, so it is computed with small tiles. Their transforms only add, subtract and halve.
 
 XLA's own convolution on CPU computes bfloat16 in float32. Products of bfloat16 matrices with float32 sums use the
 processor's bfloat16 instructions, if it has any.

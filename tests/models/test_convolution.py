@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.compare import outputs_and_gradients, relative_error
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flaxtl.models import convolution
 from flaxtl.models.convolution import DIMENSION_NUMBERS
-from tests.helpers.compare import outputs_and_gradients, relative_error
 
 BATCH, INPUTS, OUTPUTS = 2, 24, 16
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.compare import outputs_and_gradients, relative_error
 
 from flaxtl.models import winograd
 from flaxtl.models.winograd import LARGE_TILES, SMALL_TILES
-from tests.helpers.compare import outputs_and_gradients, relative_error
 
 BATCH, INPUTS, OUTPUTS = 2, 24, 16
 

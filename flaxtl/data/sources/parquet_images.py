@@ -16,7 +16,7 @@ BATCH = 64
 """Rows that are read at a time: some hundred MB of photos at most."""
 
 UNLABELED = -1
-"""Class index of an image whose class was never published, as in `datasets`."""
+"""Class index of an image without a published class, as in `datasets`."""
 
 
 @dataclass(frozen=True)
