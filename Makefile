@@ -67,7 +67,7 @@ FLOWERS_INPUTS = $(if $(DATA),--config.data.source=folder:$(DATA)) $(if $(WEIGHT
 
 # The lecture in full: three phases, 450 epochs. DATA=DIR and WEIGHTS=FILE (Keras' VGG16) are used instead of downloads.
 # VIEWS=0 augments anew in every step, as the lecture does; that needs an accelerator, or a day. With views, the frozen layers
-# compute in bfloat16, in half the time.
+# compute in bfloat16, as in the runs that docs/tutorial.md reports.
 flowers: $(FLOWERS_PACKAGES)
 	@echo "$(if $(filter 0,$(VIEWS)),A day,About three hours and 11 GB of disk) on two CPU cores. If it is stopped, the same command continues it."
 	$(BIN)/flaxtl train --config=flowers_vgg16 --workdir=$(FLOWERS_WORKDIR) $(FLOWERS_INPUTS) \

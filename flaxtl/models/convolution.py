@@ -7,6 +7,8 @@ Few outputs: XLA uses one core, so the rows of the kernel become outputs of one 
 Images smaller than the kernel: XLA's own convolution then takes tens of times as long, so one product of matrices, too.
 
 Large 3x3 convolutions: Winograd's algorithm, see `winograd`.
+
+bfloat16 on processors that have no instructions for it: XLA emulates them, so its matrices are multiplied in float32.
 """
 
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from flaxtl.models.winograd import winograd
+from flaxtl.parallel.processor import multiplies_bfloat16
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-3, small-1, pointwise-1, rows-1, chunks-1"
+CONV_VERSION = "winograd-4, small-1, pointwise-2, rows-1, chunks-1"
 """Changes with the arithmetic of `conv` and `infer`, so that cached features of another version are not used."""
 
 MIN_PRODUCTS = {256: 2**27, 64: 2**30}
@@ -90,8 +93,9 @@ def conv(
 
     def winograd_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         zeros = jnp.where(False, kernel[0, 0, 0], 0)  # on the kernel's mesh, unlike jnp.zeros
-        output: jax.Array = winograd(*_vary_alike(x, kernel, zeros if bias is None else bias), relu)
-        return output
+        arrays = _vary_alike(x, kernel, zeros if bias is None else bias)
+        output: jax.Array = winograd(*_to_products(*arrays), relu)
+        return output.astype(x.dtype)
 
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
         return xla_conv(x, kernel, bias)
@@ -136,7 +140,7 @@ def _is_smaller_than_kernel(x: jax.Array, kernel: jax.Array) -> bool:
 def _multiply_pixels(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
     """Return the convolution with a kernel of one pixel, without bias."""
     pixels = x[:, :: strides[0], :: strides[1]]
-    return jnp.dot(pixels, kernel[0, 0], preferred_element_type=jnp.float32).astype(x.dtype)
+    return _multiply(pixels, kernel[0, 0])
 
 
 def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: str) -> jax.Array:
@@ -150,10 +154,19 @@ def _multiply_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int],
         for i in range(height)
         for j in range(width)
     ]
-    products = jnp.dot(
-        jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs), preferred_element_type=jnp.float32
-    )
-    return products.astype(x.dtype)
+    return _multiply(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
+
+
+def _multiply(pixels: jax.Array, weights: jax.Array) -> jax.Array:
+    """[batch, rows, columns, inputs] times [inputs, outputs], of the dtype of `pixels`."""
+    products = jnp.dot(*_to_products(pixels, weights), preferred_element_type=jnp.float32)
+    return products.astype(pixels.dtype)
+
+
+def _to_products(*arrays: jax.Array) -> list[jax.Array]:
+    """Convert bfloat16 arrays to float32 if the processor multiplies these faster."""
+    is_slow = arrays[0].dtype == jnp.bfloat16 and not multiplies_bfloat16()
+    return [array.astype(jnp.float32) for array in arrays] if is_slow else list(arrays)
 
 
 def _has_few_outputs(x: jax.Array, kernel: jax.Array) -> bool:

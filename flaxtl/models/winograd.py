@@ -9,7 +9,7 @@ rounding errors of the former are about four times those of a sum of products, 1
 In bfloat16 that would be too much, so it is computed with small tiles. Their transforms only add, subtract and halve.
 
 XLA's own convolution on CPU computes bfloat16 in float32. Products of bfloat16 matrices with float32 sums use the
-processor's bfloat16 instructions, if it has any.
+processor's bfloat16 instructions; if it has none, `convolution` converts images to float32 first.
 """
 
 import math

@@ -1,9 +1,6 @@
 """Devices: the mesh and its shardings, memory, determinism, and the cache of compiled programs."""
 
-import hashlib
 import os
-import platform
-from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -14,6 +11,7 @@ from flaxtl import fileio
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
 from flaxtl.parallel.host_memory import host_memory
+from flaxtl.parallel.processor import machine_name
 
 Tree = TypeVar("Tree")
 
@@ -121,15 +119,5 @@ def check_batch_size(num_devices: int, batch_size: int, accum_steps: int = 1) ->
 def enable_compilation_cache() -> None:
     """Keep compiled programs in the cache folder, unless the user has configured jax's own."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(fileio.cache_dir("compiled") / _machine_name()))
+        jax.config.update("jax_compilation_cache_dir", str(fileio.cache_dir("compiled") / machine_name()))
         jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
-
-
-def _machine_name() -> str:
-    """Return a name for this type of processor: machines may share a home folder, but not compiled programs."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}) or lines
-    return f"{platform.machine()}-{hashlib.sha256(chr(10).join(features).encode()).hexdigest()[:12]}"

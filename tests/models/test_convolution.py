@@ -1,5 +1,6 @@
 """The choice of convolutions on CPU, and those without Winograd's algorithm, compared with XLA's convolution."""
 
+import re
 from functools import partial
 
 import jax
@@ -138,6 +139,24 @@ def test_conv_exports_any_batch_size_with_xla(size):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_conv_of_one_pixel_on_accelerators_is_left_to_xla(platform):
     assert "stablehlo.convolution" in exported_text(platform, 2, 8, 64, size=1)
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+@pytest.mark.parametrize(("size", "kernel_size"), [(7, 3), (7, 1), (2, 3)])
+def test_conv_multiplies_bfloat16_only_if_processor_does(monkeypatch, has_instructions, size, kernel_size):
+    monkeypatch.setattr(convolution, "multiplies_bfloat16", lambda: has_instructions)
+    monkeypatch.setattr(convolution, "MIN_PRODUCTS", {16: 1})
+    random = np.random.default_rng(0)
+    shapes = (BATCH, size, size, INPUTS), (kernel_size, kernel_size, INPUTS, OUTPUTS)
+    arrays = [jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    text = jax.jit(partial(convolution.conv)).lower(*arrays).as_text()  # a function of its own is traced anew
+    multiplied = re.findall(r"dot_general .* : \(tensor<[^>]*x(\w+)>", text)
+    assert ("bf16" in multiplied) == has_instructions
+    outputs = convolution.conv(*arrays)
+    exact = convolution.conv(*(array.astype(jnp.float32) for array in arrays))
+    assert outputs.dtype == jnp.bfloat16
+    # Outputs are rounded to 8 bits; if bfloat16 is multiplied, so are transformed inputs and kernels.
+    assert relative_error(outputs, exact) < (2**-7 if has_instructions else 2**-9)
 
 
 DEVICE_CASES = {"winograd": (7, 3, 16), "one pixel": (7, 1, 16), "rows": (7, 3, 6), "small image": (2, 3, 8)}

@@ -120,13 +120,6 @@ def test_compilation_cache_of_the_user_is_kept(tmp_path, no_compilation_cache):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
-def test_machine_name_depends_on_processor_features(monkeypatch):
-    name = devices._machine_name()
-    assert name == devices._machine_name()
-    monkeypatch.setattr(devices.Path, "read_text", lambda *args, **options: "flags\t: other\n")
-    assert devices._machine_name() != name
-
-
 @pytest.mark.parametrize(
     ("platforms", "facts"),
     [
