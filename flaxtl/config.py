@@ -200,10 +200,10 @@ def _find_config(spec: str) -> tuple[Path, list[str]]:
     """
     parts = spec.split(":")
     for length in range(len(parts), 0, -1):
-        path = ":".join(parts[:length])
-        file = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises an error without a home folder
-        if file.is_file():
-            return file, [":".join(parts[length:])] if length < len(parts) else []
+        # Methods of Path raise errors for a path without a home folder and for a long one.
+        file = os.path.expanduser(":".join(parts[:length]))  # noqa: PTH111
+        if os.path.isfile(file):  # noqa: PTH113
+            return Path(file), [":".join(parts[length:])] if length < len(parts) else []
     name, *variant = spec.split(":", 1)
     configs = bundled_configs()
     if name in configs:

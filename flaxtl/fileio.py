@@ -1,6 +1,7 @@
 """File operations: atomic files and folders, locks, CSV, disk space and the cache folder."""
 
 import csv
+import errno
 import fcntl
 import os
 import shutil
@@ -15,17 +16,35 @@ from typing import IO, Any
 
 from flaxtl.errors import UserError
 
+_MAX_PREFIX = 240
+"""Bytes of the name of a file that are kept in those of its temporary files; file systems allow 255 in all."""
+
 
 def user_path(text: str | Path) -> Path:
     """Return a path that a user has given, with a leading `~` replaced by the home folder.
 
-    Shells do not replace it in `--workdir=~/runs`. Raises UserError if there is no such user.
+    Shells do not replace it in `--workdir=~/runs`. Raises UserError if there is no such user, or if the path or a name
+    in it is too long.
     """
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError as error:
         name = Path(text).parts[0]
         raise UserError(f"Cannot use {str(text)!r}: the home folder of {name} is unknown. Write ./{name}.") from error
+    if _is_too_long(path):
+        raise UserError(f"Cannot use {str(text)!r}: the path, or a name in it, is too long. Give a shorter one.")
+    return path
+
+
+def _is_too_long(path: Path) -> bool:
+    """Return whether the file system refuses a path because of its length; many methods of Path raise OSError then."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # a null character
+        pass
+    return False
 
 
 def suggest_path(path: Path) -> str:
@@ -62,7 +81,7 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
             yield file
         return
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}")  # processes of two hosts may have one number
+    temporary = path.with_name(f"{temporary_prefix(path)}{token_hex(4)}")  # not the process: two hosts may share its id
     try:
         with errors_naming(path), temporary.open(mode, **options) as file:
             yield file
@@ -71,6 +90,14 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_prefix(path: Path) -> str:
+    """Return the beginning of the names of temporary files and folders that become `path`; they are hidden.
+
+    A long name is shortened: with the rest of the temporary name it would exceed the limit of the file system.
+    """
+    return f".{os.fsencode(path.name)[:_MAX_PREFIX].decode(errors='ignore')}."
 
 
 @contextmanager
@@ -102,7 +129,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix(target), dir=target.parent) as scratch:
             folder = Path(scratch, target.name)
             folder.mkdir()
             yield folder

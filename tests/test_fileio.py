@@ -84,6 +84,15 @@ def test_atomic_folder_keeps_the_first_of_two(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "ß" * 127, "a" * 239 + "ß" * 8])
+def test_atomic_writes_accept_names_of_255_bytes(tmp_path, name):
+    atomic_write_text(tmp_path / name, "text")
+    with atomic_folder(tmp_path / "folders" / name) as folder:
+        (folder / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "folders"])
+    assert [path.name for path in (tmp_path / "folders").iterdir()] == [name]
+
+
 def test_atomic_folder_not_writable_raises(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with (
@@ -129,6 +138,18 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
     assert str(fileio.user_path("runs/~/a")) == "runs/~/a"
     with pytest.raises(UserError, match=r"~no-such-user\b.*home folder.*\./~no-such-user"):
         fileio.user_path("~no-such-user/runs")
+
+
+@pytest.mark.parametrize("text", ["a" * 256, "~/" + "ß" * 128, "a/" * 2048 + "a"])
+def test_user_path_that_is_too_long_raises(monkeypatch, tmp_path, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a").symlink_to("../a")
+    with pytest.raises(UserError, match=rf"^Cannot use '{text}': .* too long\. Give a shorter one\.$"):
+        fileio.user_path(text)
+    assert fileio.user_path("~/" + "ß" * 127) == tmp_path / ("ß" * 127)
+    assert fileio.user_path("a\0b") == Path("a\0b")
 
 
 def test_cache_dir_without_home_folder_names_the_variable(monkeypatch, tmp_path):

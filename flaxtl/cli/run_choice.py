@@ -16,6 +16,9 @@ from flaxtl.train import run_dir
 RUNS = Path("runs")
 """Folder of the runs that are started without --workdir."""
 
+MAX_NAME = 60
+"""Characters of the name of a source in that of its run: with the date, they are less than 255 bytes."""
+
 
 def load_train_config(options: argparse.Namespace) -> Any:
     """Return the complete config of `flaxtl train`, with the images that the command line names.
@@ -75,11 +78,11 @@ def _existing_source(text: str) -> str:
 
 
 def _run_name(source: str) -> str:
-    """Return the name of the folder or file of a source, or of its data set, in characters fit for a file name."""
+    """Return the name of the folder or file of a source, or of its data set, fit for the beginning of a file name."""
     scheme, _, location = source.partition(":")
     if scheme in ("folder", "archive", "csv"):
         location = user_path(location).resolve().name.split(".")[0]
-    return re.sub(r"\W+", "-", location).strip("-")
+    return re.sub(r"\W+", "-", location).strip("-")[:MAX_NAME]
 
 
 def _is_unfinished(folder: Path, config: Any) -> bool:

@@ -18,6 +18,7 @@ from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_folder
 
 _MAX_NAME = 255  # bytes of a file name on the file systems of Linux; no other allows more
+_MAX_SUFFIX = 16  # characters; what follows the last dot of a long name, such as that of a sentence, is no suffix
 
 Progress = Callable[[int], None]
 Notify = Callable[[str], None]
@@ -206,13 +207,12 @@ def _unique_names(images: Sequence[SourceImage], fingerprints: Sequence[Fingerpr
     taken: set[tuple[str, str]] = set()
     names = []
     for image, name, fingerprint in zip(images, own_names, fingerprints, strict=True):
-        stem, suffix, copy = Path(name).stem, Path(name).suffix, 1
         if occurrences[image.label, name.casefold()] > 1:
-            stem = _append_to_stem(stem, f"-{fingerprint.sha256[:8]}", suffix)
-            name = stem + suffix
+            name = _append_to_stem(name, f"-{fingerprint.sha256[:8]}")
+        first, copy = name, 1
         while (image.label, name.casefold()) in taken:  # an equal file with the same name, from another folder
             copy += 1
-            name = _append_to_stem(stem, f"-{copy}", suffix) + suffix
+            name = _append_to_stem(first, f"-{copy}")
         taken.add((image.label, name.casefold()))
         names.append(name)
     return names
@@ -220,14 +220,17 @@ def _unique_names(images: Sequence[SourceImage], fingerprints: Sequence[Fingerpr
 
 def _visible_name(path: Path) -> str:
     """Return the name of a file, after '_' if it is hidden: a CSV file may list it, but a folder would not."""
-    return path.name if is_visible(path) else f"_{path.name}"
+    return path.name if is_visible(path) else _append_to_stem(f"_{path.name}", "")
 
 
-def _append_to_stem(stem: str, addition: str, suffix: str) -> str:
+def _append_to_stem(name: str, addition: str) -> str:
     """Append to the stem of a file name, truncating it if the name would be too long."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    if len(suffix) > _MAX_SUFFIX:
+        stem, suffix = name, ""
     while len(os.fsencode(stem + addition + suffix)) > _MAX_NAME:
         stem = stem[:-1]
-    return stem + addition
+    return stem + addition + suffix
 
 
 def _copy(source: Path, target: Path, link: bool) -> None:

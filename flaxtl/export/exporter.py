@@ -60,7 +60,7 @@ def export_run(run: TrainedRun, output: Path, form: str, model_card: str = "") -
     predictor = run.predictor()
     if form == "onnx":
         predictor = predictor._replace(model=predictor.model.clone(dtype=jnp.float32))
-    scratch = target.with_name(f".{target.name}.{token_hex(4)}")
+    scratch = target.with_name(fileio.temporary_prefix(target) + token_hex(4))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()

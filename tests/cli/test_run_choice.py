@@ -66,6 +66,12 @@ def test_choose_workdir_takes_the_name_and_the_date():
     assert choose_workdir(config_of("--config=demo"), "demo")[0].as_posix() == f"runs/demo-{TODAY}"
 
 
+def test_choose_workdir_shortens_a_long_name(working_directory):
+    (working_directory / ("ß" * 127)).mkdir()
+    workdir, _ = choose_workdir(config_of("ß" * 127), None)
+    assert workdir.as_posix() == f"runs/{'ß' * 60}-{TODAY}"
+
+
 def test_choose_workdir_resumes_a_run_of_the_same_model_by_another_name(working_directory):
     earlier = working_directory / "runs/my-photos-2001-01-01"
     write_run(earlier, config_of("my photos", "--config.model.name=mobilenet_v2_100"), complete=False)

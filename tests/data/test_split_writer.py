@@ -74,11 +74,26 @@ def test_write_folders_output_is_folder_and_csv_source(place: Path, tmp_path: Pa
 
 def test_write_folders_shows_hidden_images(place: Path, tmp_path: Path) -> None:
     (place / "ants" / "0.png").rename(place / "ants" / ".0.png")
+    (place / "ants" / "1.png").rename(place / "ants" / f".{'a' * 250}.png")
     table = place.parent / "list.csv"
     table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in sorted(place.glob("*/*.png"))))
     written(scan_csv(table), tmp_path / "out")
     names = {image.path.name for image in scan_folder(tmp_path / "out").images if image.label == "ants"}
-    assert names == {"_.0.png", *(f"{i}.png" for i in range(1, 20))}
+    assert names == {"_.0.png", f"_.{'a' * 249}.png", *(f"{i}.png" for i in range(2, 20))}
+
+
+@pytest.mark.parametrize(
+    ("name", "addition", "expected"),
+    [
+        ("_" + "a" * 251 + ".png", "", "_" + "a" * 250 + ".png"),
+        ("ß" * 125 + ".png", "-2", "ß" * 124 + "-2.png"),
+        ("a." + "b" * 250, "-2", "a." + "b" * 250 + "-2"),
+        ("a." + "b" * 253, "-2", "a." + "b" * 251 + "-2"),
+        ("a.png", "-2", "a-2.png"),
+    ],
+)
+def test_append_to_stem_keeps_names_within_255_bytes(name: str, addition: str, expected: str) -> None:
+    assert split_writer._append_to_stem(name, addition) == expected
 
 
 def test_write_folders_same_seed_same_bytes(place: Path, tmp_path: Path) -> None:
