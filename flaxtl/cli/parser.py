@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import NoReturn
 
 from flaxtl import __version__
@@ -79,11 +78,13 @@ def _check_overrides(rest: Sequence[str], options: argparse.Namespace) -> None:
     allowed = "config" in options
     for argument, following in pairwise([*rest, ""]):
         if not allowed or not argument.startswith("--config."):
-            if allowed and "images" not in options and Path(argument).is_dir():
-                raise UserError(f"flaxtl {options.command} takes images as --config.data.source=folder:{argument}")
+            if allowed and "images" not in options and user_path(argument).is_dir():
+                setting = shlex.quote(f"--config.data.source=folder:{argument}")
+                raise UserError(f"flaxtl {options.command} takes images as {setting}")
             raise UserError(f"Unknown argument {argument!r}. See flaxtl {options.command} --help.")
         if "=" not in argument and following[:1] not in ("", "-"):
-            raise UserError(f"{argument} {following} needs an equals sign: {argument}={following}")
+            correct = shlex.quote(f"{argument}={following}")
+            raise UserError(f"{argument} {following} needs an equals sign: {correct}")
 
 
 def make_parser() -> Parser:

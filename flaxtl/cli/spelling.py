@@ -1,6 +1,7 @@
 """Options that do not exist: the error suggests an option of the command, or the setting that the user may mean."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -30,7 +31,7 @@ def check_options(command: str, arguments: Sequence[str], known: Sequence[str], 
         if not settings:
             raise unknown(f"option of flaxtl {command}:", name, known)
         following = next((text for text in arguments[index + 1 : index + 2] if not text.startswith("-")), "VALUE")
-        suggestions = [f"--config.{setting}={value or following}" for setting in settings]
+        suggestions = [shlex.quote(f"--config.{setting}={value or following}") for setting in settings]
         raise UserError(f"Unknown option of flaxtl {command}: {name!r}. Did you mean {join_names(suggestions, 'or')}?")
 
 

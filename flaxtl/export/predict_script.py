@@ -7,6 +7,7 @@ pillow-heif. model.json describes the model, including its classes in the order 
 
 import argparse
 import json
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,8 @@ def main(paths: Sequence[str], *, raw: bool = False) -> int:
     try:
         metadata, run_model, exit_code = read_metadata(), load_model(), 0
     except ImportError as error:
-        print(f"predict.py needs {error.name}: pip install -r {FOLDER / 'requirements.txt'}", file=sys.stderr)
+        requirements = shlex.quote(str(FOLDER / "requirements.txt"))
+        print(f"predict.py needs {error.name}: pip install -r {requirements}", file=sys.stderr)
         return 2
     images: dict[Path, None] = {}
     for path in map(Path, paths):

@@ -1,12 +1,15 @@
 """Options of the command line as Python values."""
 
 import argparse
+import re
+import shlex
 
 import pytest
 
 from flaxtl.cli.parser import make_parser, parse_arguments
 from flaxtl.config import load_config
 from flaxtl.errors import UserError
+from flaxtl.pretrained.download import find_file
 
 
 def path_options():
@@ -33,6 +36,12 @@ REQUIRED = {
 }
 
 
+def other_arguments(command, option):
+    """Return the required arguments of a command beside an option."""
+    needs_run = command == "predict" and option not in ("--workdir", "--model")
+    return ["--workdir=w", *REQUIRED[command]] if needs_run else REQUIRED[command]
+
+
 def test_path_options_are_found():
     assert len(set(path_options())) > 20
 
@@ -41,10 +50,7 @@ def test_path_options_are_found():
 def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_path):
     """Shells expand `~` at the start of a word only, not behind the `=` of an option."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    others = REQUIRED[command]
-    if command == "predict" and option not in ("--workdir", "--model"):
-        others = ["--workdir=w", *others]
-    options = parse_arguments([command, *others, f"{option}=~/x.py"])
+    options = parse_arguments([command, *other_arguments(command, option), f"{option}=~/x.py"])
     value = getattr(options, option.removeprefix("--").replace("-", "_"))
     if option == "--config":  # a name or a file
         (tmp_path / "x.py").write_text(
@@ -55,6 +61,16 @@ def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_p
         assert value == "~/x.py"
     else:
         assert (value[-1] if isinstance(value, list) else value) == tmp_path / "x.py"
+
+
+@pytest.mark.parametrize(("command", "option"), path_options())
+def test_path_option_that_is_too_long_raises(command, option):
+    def use():
+        options = parse_arguments([command, *other_arguments(command, option), f"{option}={'a' * 256}"])
+        return load_config(options.config) if option == "--config" else find_file(options.weights, print)
+
+    with pytest.raises(UserError, match=r"^Cannot use 'a{256}': .* too long|^Config 'a{256}' not found"):
+        use()
 
 
 @pytest.mark.parametrize(
@@ -76,13 +92,14 @@ def test_path_option_expands_the_home_folder(command, option, monkeypatch, tmp_p
         ("train photos --data.widht=64", "--config.data.width=64"),
         ("train photos --dropout=0.5 --config=nowhere", "--config.head.dropout=0.5"),
         ("sweep --config demo --workdir=w --seed=1", "--config.seed=1"),
+        ("train --config=demo --source='my photos'", "'--config.data.source=my photos'"),
         ("train photos --proces=3", "'--process'"),
         ("evaluate --workdri=3", "'--workdir'"),
     ],
 )
 def test_unknown_option_suggests_the_setting_or_option_of_that_name(line, suggestion):
     with pytest.raises(UserError) as error:
-        parse_arguments(line.split())
+        parse_arguments(shlex.split(line))
     assert str(error.value).endswith(f" Did you mean {suggestion}?")
 
 
@@ -92,8 +109,18 @@ def test_unknown_option_without_a_similar_setting_lists_the_options():
 
 
 def test_parse_arguments_folder_for_a_sweep_names_the_setting(tmp_path):
-    with pytest.raises(UserError, match=rf"^flaxtl sweep takes images as --config\.data\.source=folder:{tmp_path}$"):
-        parse_arguments(["sweep", "--config=folder", "--workdir=w", str(tmp_path)])
+    (tmp_path / "my photos").mkdir()
+    for folder, setting in (
+        (tmp_path, f"--config.data.source=folder:{tmp_path}"),
+        (tmp_path / "my photos", f"'--config.data.source=folder:{tmp_path}/my photos'"),
+    ):
+        with pytest.raises(UserError, match=rf"^flaxtl sweep takes images as {re.escape(setting)}$"):
+            parse_arguments(["sweep", "--config=folder", "--workdir=w", str(folder)])
+
+
+def test_parse_arguments_setting_without_equals_sign_is_quoted():
+    with pytest.raises(UserError, match=r"needs an equals sign: '--config\.data\.source=folder:my photos'$"):
+        parse_arguments(["sweep", "--config=demo", "--workdir=w", "--config.data.source", "folder:my photos"])
 
 
 def test_parse_arguments_setting_with_spaces_is_an_override():

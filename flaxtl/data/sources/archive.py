@@ -2,6 +2,7 @@
 
 import gzip
 import posixpath
+import shlex
 import stat
 import tarfile
 import zipfile
@@ -59,7 +60,7 @@ def _check_type(archive: Path) -> None:
     if not archive.exists():
         raise UserError(f"There is no archive {archive}. {suggest_path(archive)}")
     if not archive.is_file():
-        raise UserError(f"{archive} is not a file. For a folder of images use folder:{archive}")
+        raise UserError(f"{archive} is not a file. For a folder of images use {shlex.quote(f'folder:{archive}')}")
     if not archive.name.lower().endswith(SUFFIXES):
         raise UserError(f"Unknown type of archive: {archive}. Supported: {', '.join(SUFFIXES)}")
 

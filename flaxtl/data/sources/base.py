@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,9 @@ def with_scheme(source: str) -> str:
 
     A path as a user types it on a command line is enough to know which of them it is.
     """
-    path = user_path(source) if source else None
-    if path is None or source.partition(":")[0] in _SCHEMES:
+    if not source or source.partition(":")[0] in _SCHEMES:
         return source
+    path = user_path(source)
     if path.is_dir():
         return f"folder:{source}"
     if path.is_file():
@@ -148,16 +149,16 @@ def _check_local(source: str) -> None:
     match = re.fullmatch(r"(?:folder:|archive:|csv:)?((s3|gs)://.*?([^/]+)/?)", source)
     if match:
         url, scheme, name = match.groups()
-        raise UserError(f"{url} is not on this machine. Copy it: {_COPY[scheme]} {url} {name}")
+        raise UserError(f"{url} is not on this machine. Copy it: {_COPY[scheme]} {shlex.join([url, name])}")
 
 
 def _not_a_source(source: str, scheme: str) -> UserError:
     """Return the error for a source without a known scheme; a path that exists gets its scheme suggested."""
     if (complete := with_scheme(source)) != source:
         kind = "folder" if complete.startswith("folder:") else "file"
-        return UserError(f"The data source {source!r} is a {kind}. Write {complete}")
+        return UserError(f"The data source {source!r} is a {kind}. Write {shlex.quote(complete)}")
     if len(scheme) == 1:  # a Windows drive
-        return UserError(f"Not a data source: {source!r}. For a folder write folder:{source}")
+        return UserError(f"Not a data source: {source!r}. For a folder write {shlex.quote(f'folder:{source}')}")
     if ":" in source:
         return unknown("source scheme", scheme, _SCHEMES)
     forms = ", ".join(form for form, _ in _SCHEMES.values())

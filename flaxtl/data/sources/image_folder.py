@@ -1,5 +1,6 @@
 """Image folders as sources, and the index of a source: image files with labels and, if given, splits."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -201,7 +202,8 @@ def _check_folder(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"There is no folder {folder}. {suggest_path(folder)}")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder of images. Write csv:{folder} or archive:{folder}")
+        forms = " or ".join(shlex.quote(f"{scheme}:{folder}") for scheme in ("csv", "archive"))
+        raise UserError(f"{folder} is a file, not a folder of images. Write {forms}")
     return folder.resolve()
 
 
@@ -284,7 +286,7 @@ class _FolderScan:
         for folder, (folders, direct) in classes.items():
             images = sorted([*direct, *self._nested_images((self.root, parent, folder), folders)])
             if len(classes) == 1 and folders and not direct:
-                advice = f"Write folder:{folder}" if split is None else f"Move them to {parent}"
+                advice = f"Write {shlex.quote(f'folder:{folder}')}" if split is None else f"Move them to {parent}"
                 self.problems.append(
                     f"{parent} contains only one folder, {folder.name!r}. {advice} if the folders in it are classes."
                 )

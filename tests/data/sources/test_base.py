@@ -195,7 +195,8 @@ def test_open_tfds_exports_into_named_folder(tmp_path: Path, monkeypatch: pytest
         ("folder:", "'folder:'.*folder:PATH$"),
         ("tfds", "'tfds'.*tfds:NAME$"),
         ("synthetic:/x", r"'synthetic:/x'.*\bsynthetic$"),
-        ("C:\\flowers", r"folder:C:\\flowers$"),
+        ("s3://bucket/my photos/", r": aws s3 sync 's3://bucket/my photos/' 'my photos'$"),
+        ("C:\\flowers", r"'folder:C:\\flowers'$"),
     ],
 )
 def test_open_source_unknown_scheme_raises(
@@ -212,6 +213,9 @@ def test_open_source_bare_path_suggests_scheme(tmp_path: Path) -> None:
         folder_of(str(tmp_path), tmp_path / "cache")
     with pytest.raises(UserError, match=re.escape(f"archive:{tmp_path}/f.tgz") + "$"):
         folder_of(f"{tmp_path}/f.tgz", tmp_path / "cache")
+    (tmp_path / "my photos").mkdir()
+    with pytest.raises(UserError, match=re.escape(f"'folder:{tmp_path}/my photos'") + "$"):
+        folder_of(f"{tmp_path}/my photos", tmp_path / "cache")
     (tmp_path / "f.csv").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(f"csv:{tmp_path}/f.csv") + "$"):
         folder_of(f"{tmp_path}/f.csv", tmp_path / "cache")
