@@ -328,6 +328,10 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
         return unknown("phase", phase, known["phases"])
     if named := settings_named(key, known):
         return UserError(f"Unknown setting {key!r}. Did you mean {join_names(map(repr, named), 'or')}?")
+    if "." not in key:
+        names = {name.split(".")[0]: None for name in known}
+        sections = sorted(names, key=DEFAULTS.__contains__)  # phases first
+        return unknown("phase or setting", key, [*sections, *known])
     return unknown("setting", key, known)
 
 

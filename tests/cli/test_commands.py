@@ -254,6 +254,11 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["summary", f"--config={DEMO}", "--config.sed=1"], ["'sed'", "'seed'"]),
         (["summary", f"--config={DEMO}", "--config.seed=x"], ["--config.seed=", "'x'"]),
         (["summary", f"--config={DEMO}", "--config.model.output_layer=block5"], ["'block5'", "'block5_pool'"]),
+        (
+            ["summary", f"--config={DEMO}", "--config.late=3"],
+            ["phase or setting 'late'", "augmented, finetune, frozen"],
+        ),
+        (["summary", f"--config={DEMO}", "--config.frozn=3"], ["'frozn'. Did you mean 'frozen'?"]),
         (["summary", f"--config={DEMO}", "--config.phases=late"], ["'late'", "augmented, finetune, frozen"]),
         (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
         (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),
