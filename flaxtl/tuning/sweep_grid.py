@@ -122,9 +122,7 @@ def _weight_digests(paths: Collection[object]) -> dict[str, str]:
     """Return the SHA-256 of those values of `weights.path` that are files on this machine."""
     files = {path: user_path(path) for path in paths if isinstance(path, str)}
     return {
-        path: hashlib.sha256(file.read_bytes()).hexdigest()
-        for path, file in sorted(files.items())
-        if os.path.isfile(file)  # noqa: PTH113  # Path.is_file raises an error for a name that is too long
+        path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in sorted(files.items()) if file.is_file()
     }
 
 
