@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,11 @@ def read_manifest(workdir: Path) -> Manifest:
 
 
 def write_manifest(workdir: Path, manifest: Manifest) -> None:
-    """Write manifest.csv, and the folder that its paths are relative to into summary.json."""
+    """Write manifest.csv, and the folder that its paths are relative to into summary.json.
+
+    In between the paths are absolute, which fits the former folder and the new one: a kill leaves no mixture.
+    """
+    replace(manifest, root=None).write(workdir / "manifest.csv")
     update_summary(workdir, data_root=str(manifest.root or ""))
     manifest.write(workdir / "manifest.csv")
 

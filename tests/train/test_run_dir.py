@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers import tiny_run
 
 from flaxtl import fileio
 from flaxtl.config import config_from_json, config_to_json
+from flaxtl.data import manifest as manifest_module
 from flaxtl.data.manifest import Example, Manifest
 from flaxtl.errors import UserError
 from flaxtl.train import run_dir
@@ -160,6 +162,25 @@ def test_read_manifest_of_a_run_without_summary_names_it(workdir):
     (workdir / "summary.json").unlink()
     with pytest.raises(UserError, match=rf"^{re.escape(str(workdir))} has no summary\.json\."):
         run_dir.read_manifest(workdir)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_write_manifest_interrupted_leaves_one_of_both_places(tmp_path, monkeypatch, writes):
+    old = replace(MANIFEST, root=Path("/x"))
+    run_dir.create_run_dir(tmp_path, CONFIG, old, [LAYER], RunSummary(command="flaxtl train"))
+    moved = tuple(replace(example, path=f"/y/z{example.path[2:]}") for example in old.examples)
+    new = replace(old, examples=moved, root=Path("/y"))
+    left, write = list(range(writes)), fileio.atomic_write
+
+    def write_or_die(*arguments, **options):
+        left.pop()  # IndexError
+        return write(*arguments, **options)
+
+    for module in (fileio, manifest_module):
+        monkeypatch.setattr(module, "atomic_write", write_or_die)
+    with suppress(IndexError):
+        run_dir.write_manifest(tmp_path, new)
+    assert run_dir.read_manifest(tmp_path) == (new if writes else old)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
