@@ -299,7 +299,11 @@ class ImageSet:
 
 def fits_in_memory(n_bytes: int, memory_bytes: int) -> bool:
     """Return whether data fits beside the model in every process: hosts may differ, but all need the same loader."""
-    return not processes.any_process(n_bytes > MAX_MEMORY_FRACTION * memory_bytes)
+    return not processes.any_process(_exceeds(n_bytes, memory_bytes))
+
+
+def _exceeds(n_bytes: int, memory_bytes: int) -> bool:
+    return n_bytes > MAX_MEMORY_FRACTION * memory_bytes
 
 
 def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str, num_devices: int = 1) -> tuple[str, str]:
@@ -315,8 +319,9 @@ def choose_pipeline(n_bytes: int, memory_bytes: int, memory: str, num_devices: i
     size = f"Decoded images ({fileio.format_bytes(n_bytes)}{split})"
     if fits_in_memory(n_bytes, memory_bytes):
         return "resident", f"{size} kept in {memory}."
-    limit = f"{MAX_MEMORY_FRACTION:.0%} of the {fileio.format_bytes(memory_bytes)} of {memory}"
-    return "stream", f"{size} exceed {limit}; streaming them from disk."
+    is_own = _exceeds(n_bytes, memory_bytes)
+    limit = f"{fileio.format_bytes(memory_bytes)} of {memory}" if is_own else f"{memory} of another process"
+    return "stream", f"{size} exceed {MAX_MEMORY_FRACTION:.0%} of the {limit}; streaming them from disk."
 
 
 def view_rows(batch: BatchIndices, num_views: int) -> Indices:

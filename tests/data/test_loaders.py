@@ -85,3 +85,11 @@ def test_choose_pipeline_reason_names_sizes_and_memory():
     assert re.search(r"\b440\.4 MB\b.*\bdevice memory\b", reason)
     _, reason = choose_pipeline(60 * 10**9, 24 * 10**9, "device memory")
     assert re.search(r"\b60\.0 GB\b.*\b50%.*\b24\.0 GB\b.*\bdevice memory\b", reason)
+
+
+def test_choose_pipeline_reason_names_the_memory_of_another_process(monkeypatch):
+    monkeypatch.setattr(loaders.processes, "any_process", lambda flag: True)
+    assert choose_pipeline(6 * 10**9, 64 * 10**9, "memory") == (
+        "stream",
+        "Decoded images (6.0 GB) exceed 50% of the memory of another process; streaming them from disk.",
+    )
