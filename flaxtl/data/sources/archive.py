@@ -38,7 +38,8 @@ def extract_archive(archive: Path, target: Path) -> Path:
     """Extract `archive` into the new folder `target`, and return `target`.
 
     An archive is refused if it has a member with an absolute name or '..', a link to anything but an earlier file of
-    the archive, or a device; if it has more than MAX_MEMBERS members; or if its contents are larger than GRACE_BYTES +
+    the archive, or a device; if it is a .zip with two different files of one name (in a .tar, the later one is an
+    update); if it has more than MAX_MEMBERS members; or if its contents are larger than GRACE_BYTES +
     MAX_EXPANSION times the archive.
 
     Raises:
@@ -133,10 +134,17 @@ def _extract_zip(archive: Path, folder: Path) -> None:
             if member.flag_bits & 1:
                 raise UserError(f"{archive} is encrypted. Extract it yourself and use folder:PATH.")
         has_slashes = any("/" in member.filename for member in members)
+        contents: dict[str, tuple[int, int]] = {}
         for member in members:
             # Tools on Windows write backslashes against the standard; a file name on Linux may contain some.
             if member.create_system == _WINDOWS or not has_slashes:
                 member.filename = member.filename.replace("\\", "/")
+            content = member.CRC, member.file_size
+            if contents.setdefault(posixpath.normpath(member.filename), content) != content:
+                raise UserError(
+                    f"{archive} contains two different files {member.filename!r}, one of which would be lost. Rename "
+                    "one, or extract it yourself and use folder:PATH."
+                )
             bundle.extract(member, folder)
 
 

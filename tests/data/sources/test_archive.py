@@ -68,6 +68,14 @@ def refused(path: Path, into: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_extract_zip_with_two_files_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "f.zip", ("a/1.jpg", b"one"), ("a/2.jpg", b"two"), ("./a/1.jpg", b"three"))
+    assert re.search(r"f\.zip contains two different files '\./a/1\.jpg'.*folder:PATH", refused(path, tmp_path / "out"))
+    path = zip_of(tmp_path / "g.zip", ("a/1.jpg", b"one"), ("a/", b""), ("a/", b""), ("a/1.jpg", b"one"))
+    assert contents(extract_archive(path, tmp_path / "out")) == {"a/1.jpg": b"one"}
+
+
 @pytest.mark.parametrize("name", ["f.tar", "f.tar.gz", "f.tgz", "F.TGZ", "f.zip"])
 def test_extract_every_type_keeps_bytes(tmp_path: Path, name: str) -> None:
     make: Callable[..., Path] = zip_of if name.endswith("zip") else tar_of
