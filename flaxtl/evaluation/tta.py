@@ -11,14 +11,15 @@ from rich.console import Console
 from flaxtl.console import progress_bar
 from flaxtl.data.augment import tta
 from flaxtl.data.augment.tta import TtaTransform
-from flaxtl.data.loaders import Loader
+from flaxtl.data.loaders import Batch, Loader, Mask
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation.classification import FloatArray
 from flaxtl.evaluation.predictor import TrainedRun
+from flaxtl.models.classifier import FlatParams
 from flaxtl.train import eval_steps
-from flaxtl.train.eval_loop import Evaluation, evaluate
-from flaxtl.train.metrics import Metrics
+from flaxtl.train.eval_loop import Evaluation, run_batches, take_rows
+from flaxtl.train.metrics import ClassProbabilities, Metrics
 from flaxtl.train.rounding import rounded_accuracy
 from flaxtl.train.run_records import Count, Fraction, Record
 from flaxtl.train.setup import RunSetup
@@ -64,7 +65,7 @@ def average_views(
 
     Probabilities are averaged, not logits, as in Krizhevsky et al. 2012: the mean is a distribution, and each view has
     the same weight however large its logits are. The logarithm of the mean is computed from those of the views, so that
-    loss and gain are right where all views underflow.
+    loss and gain are right where all views underflow. A batch is loaded once, for all of its views.
 
     Args:
       run: the model.
@@ -78,12 +79,19 @@ def average_views(
     step = eval_steps.make_tta_step(setup.model_info.model, setup.mesh, views.view_fn, data.sharding(setup.mesh))
     total = plain.probabilities.astype(np.float64) * views.include_original
     log_total = np.where(views.include_original, plain.log_softmax.astype(np.float64), -np.inf)
+
+    def all_views(params: FlatParams, batch: Batch, mask: Mask) -> list[ClassProbabilities]:
+        return [step(np.int32(view), params, batch, mask)[0] for view in range(views.num_generated)]
+
+    first = 0
     with progress_bar(console, "Evaluating views", views.num_generated * len(labels)) as advance:
-        for view in range(views.num_generated):
-            view_step = partial(step, np.int32(view))
-            evaluation = evaluate(view_step, run.params, data, setup.config.batch_size, advance)
-            total += evaluation.probabilities
-            log_total = np.logaddexp(log_total, evaluation.log_softmax)
+        for outputs, mask in run_batches(all_views, run.params, data.eval_batches(setup.config.batch_size)):
+            rows = slice(first, first + int(mask.sum()))
+            for probabilities, log_softmax in take_rows(outputs, mask):
+                total[rows] += probabilities
+                log_total[rows] = np.logaddexp(log_total[rows], log_softmax)
+                advance(rows.stop - rows.start)
+            first = rows.stop
     probabilities = (total / views.num_views).astype(np.float32)
     log_softmax = log_total - math.log(views.num_views)
     log_probs = classification.log_probabilities(probabilities, log_softmax)

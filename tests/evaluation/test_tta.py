@@ -17,7 +17,7 @@ from flaxtl.cli.main import main
 from flaxtl.data.augment import tta
 from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.data.decode import Resize, decode
-from flaxtl.data.loaders import ImageSet
+from flaxtl.data.loaders import DeviceLoader, ImageSet
 from flaxtl.errors import UserError
 from flaxtl.evaluation import classification
 from flaxtl.evaluation import tta as evaluation_tta
@@ -25,6 +25,7 @@ from flaxtl.evaluation.evaluate import evaluate_workdir
 from flaxtl.evaluation.predictor import load_run
 from flaxtl.train import eval_steps
 from flaxtl.train.eval_loop import Evaluation, evaluate
+from flaxtl.train.metrics import ClassProbabilities
 
 OWN = Resize(tiny_run.SIDE, tiny_run.SIDE)
 LARGER = 36  # 32 / 0.875 = 36.57
@@ -98,8 +99,8 @@ def test_average_of_underflowed_views_has_the_logarithm_of_the_mean(run, val_ima
     log_softmax = np.zeros((6, 3), np.float32)
     log_softmax[np.arange(6), val_images.labels] = -200.46
     evaluation = Evaluation(np.exp(log_softmax), log_softmax, None)
-    sharper = evaluation._replace(log_softmax=log_softmax - 30)
-    monkeypatch.setattr(evaluation_tta, "evaluate", lambda *_: sharper)
+    sharper = ClassProbabilities(evaluation.probabilities, log_softmax - 30)
+    monkeypatch.setattr(evaluation_tta, "run_batches", lambda *_: [([sharper], np.ones(6, bool))])
     averaged = evaluate_with_tta(run, tta.flip_views(OWN), evaluation, val_images)
     # (exp(-200.46) + exp(-230.46)) / 2; 200.46 is rounded to float32
     assert averaged.metrics.loss == pytest.approx(200.46 + np.log(2) - np.log1p(np.exp(-30)), rel=2**-24)
@@ -213,12 +214,15 @@ def test_n_views_include_original_image(run, val_images, evaluate_images, plain)
 
 
 @pytest.mark.parametrize("method", ["crops", pytest.param("3", marks=pytest.mark.slow)])
-def test_all_views_and_batches_compile_once(run, plain, monkeypatch, method):
+def test_all_views_compile_once_and_share_the_batches(run, plain, monkeypatch, method):
     steps, make_tta_step = [], eval_steps.make_tta_step
+    readings, eval_batches = [], DeviceLoader.eval_batches
+    monkeypatch.setattr(DeviceLoader, "eval_batches", lambda *args: readings.append(args) or eval_batches(*args))
     monkeypatch.setattr(eval_steps, "make_tta_step", lambda *args: steps.append(make_tta_step(*args)) or steps[-1])
     views = evaluation_tta.make_tta(method)(run.setup)
     evaluate_with_tta(run, views, plain, decoded(run, views.resize))
     assert [step._cache_size() for step in steps] == [1]
+    assert len(readings) == 1
 
 
 @pytest.mark.slow
