@@ -180,7 +180,7 @@ def put_process_local(array: npt.NDArray[Any], sharding: Sharding) -> jax.Array:
 def stop_signals() -> dict[int, int]:
     """Return the signals that request a stop of the run, with the one that each stands for."""
     terminate = FORWARDED_SIGTERM if jax.distributed.is_initialized() else signal.SIGTERM
-    return {signal.SIGINT: signal.SIGINT, terminate: signal.SIGTERM}
+    return {signal.SIGINT: signal.SIGINT, terminate: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 
 
 def request_stop() -> None:
@@ -242,10 +242,11 @@ def is_connection_error(error: BaseException | None) -> bool:
 def _supervise(child: int, process_id: int | None, num_processes: int | None) -> NoReturn:
     def forward(number: int, _: FrameType | None) -> None:
         with suppress(ProcessLookupError):
-            os.kill(child, FORWARDED_SIGTERM if number == signal.SIGTERM else number)
+            os.kill(child, number if number == signal.SIGINT else FORWARDED_SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, forward)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code in (-signal.SIGABRT, EXIT_PEER_LOST):
         name = "A process" if process_id is None else f"Process {process_id} of {num_processes}"

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS: dict[int, int] = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+SIGNALS: dict[int, int] = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,  # the terminal was closed
+}
 """Signals that stop a run -> the signals that they stand for; see `processes.stop_signals`."""
 
 GRACE_SECONDS = 25.0
@@ -18,6 +23,15 @@ GRACE_SECONDS = 25.0
 def exit_code(number: int) -> int:
     """Return the exit code for a signal, by the convention of shells: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
+
+
+def _discard_output_to_closed_terminal() -> None:
+    """Write stdout and stderr to nowhere if their terminal is closed: an error of theirs would end the run unsaved."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream)
+            os.close(null)
 
 
 class StopRequested(BaseException):
@@ -62,7 +76,10 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """Handle SIGINT and SIGTERM; the previous handlers are restored. Does nothing outside the main thread."""
+        """Handle the signals; the previous handlers are restored. Does nothing outside the main thread.
+
+        SIGHUP stays ignored if it is: `nohup` lets a run outlive its terminal.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -71,7 +88,9 @@ class StopSignal:
         done = threading.Event()
         threading.Thread(target=self._exit_after_grace, args=(read_end, done), daemon=True).start()
         previous_fd = signal.set_wakeup_fd(write_end)
-        previous_handlers = {number: signal.signal(number, self._handle) for number in self._signals}
+        has_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        handled = [number for number in self._signals if number != signal.SIGHUP or not has_nohup]
+        previous_handlers = {number: signal.signal(number, self._handle) for number in handled}
         try:
             yield self
         finally:
@@ -91,6 +110,7 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        _discard_output_to_closed_terminal()
         number = self._signals[number]
         if self._number is not None or not self._deferred:
             raise StopRequested(number)

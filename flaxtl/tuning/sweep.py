@@ -331,7 +331,7 @@ class SweepProcesses:
             return None
         for number in SIGNALS:  # a cluster may signal all processes of a job
             if code in (exit_code(number), -number):
-                raise StopRequested(number)
+                raise StopRequested(SIGNALS[number])
         return _failure(code, log, start)
 
     def _wait(self, command: Sequence[str], output: int) -> int:

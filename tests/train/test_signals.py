@@ -27,6 +27,23 @@ def test_signal_outside_deferred_stops_at_once(number):
     assert not interruption.requested
 
 
+def test_signal_of_a_closed_terminal_stands_for_sigterm():
+    with StopSignal().listening(), pytest.raises(StopRequested) as stopped:
+        send(signal.SIGHUP)
+    assert stopped.value.number == signal.SIGTERM
+
+
+def test_signal_of_a_closed_terminal_stays_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal().listening() as interruption, interruption.deferred():
+            send(signal.SIGHUP)
+            assert not interruption.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_signal_inside_deferred_is_recorded_second_stops_at_once():
     requests = []
     with StopSignal(lambda: requests.append(True)).listening() as interruption, interruption.deferred():
@@ -72,6 +89,31 @@ def test_listening_in_thread_does_nothing():
     thread.start()
     thread.join()
     assert heard == [False]
+
+
+CLOSED = """
+import os, pty, signal, sys
+from flaxtl.train.signals import StopRequested, StopSignal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+process, terminal = pty.fork()
+if process:
+    assert os.read(terminal, 100) == b"ready\\r\\n"
+    os.close(terminal)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+try:
+    with StopSignal().listening() as interruption, interruption.deferred():
+        print("ready", flush=True)
+        while not interruption.requested:
+            signal.pause()
+        print("saved", flush=True)
+        interruption.stop()
+except StopRequested as stop:
+    os._exit(128 + stop.number)
+"""
+
+
+def test_output_after_the_terminal_was_closed_is_discarded():
+    assert subprocess.run([sys.executable, "-c", CLOSED], check=False).returncode == 143
 
 
 STUCK = """
