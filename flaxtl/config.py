@@ -1,6 +1,7 @@
 """Configs: read a config file, fill in the defaults of defaults.py, apply command-line overrides, validate."""
 
 import ast
+import inspect
 import json
 import math
 import os
@@ -185,6 +186,8 @@ def _read_config_file(spec: str) -> ConfigDict:
         loader = SourceFileLoader("flaxtl_config", str(file))
         module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
         loader.exec_module(module)
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise ValueError(f"it has no variants. Leave out ':{variant[0]}'.")
         config = module.get_config(*variant)
     except Exception as error:
         raise UserError(f"Cannot load the config {spec!r}: {_last_line(error)}") from error

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 MAX_SUGGESTIONS = 12
 """Names that the error for an unknown name lists, if no known name is similar to it."""
+
+MIN_SIMILARITY = 0.6
+"""Least similarity of a misspelled name to the known one, as `SequenceMatcher.ratio` measures it: 1 for equal names."""
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 """What XLA's errors say when a device, or its library for CPUs, cannot allocate a buffer."""
@@ -26,6 +29,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist.
 
     It suggests the most similar known name, ignoring case: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
+    Names that are equally similar are all suggested: `Unknown model 'vgg'. Did you mean 'vgg16' or 'vgg19'?`
     If none is similar, it lists them: `Unknown phase 'late'. Available: frozen, augmented, finetune`
 
     Args:
@@ -34,12 +38,21 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
       known: all names that exist, in the order in which to list them (a set: alphabetical).
     """
     known = sorted(known) if isinstance(known, Set) else list(known)
-    lowercase = {other.lower(): other for other in known}
-    similar = get_close_matches(str(name).lower(), lowercase, n=1, cutoff=0.6)
-    if similar:
-        return UserError(f"Unknown {kind} {name!r}. Did you mean {lowercase[similar[0]]!r}?")
+    if similar := _most_similar(str(name), known):
+        return UserError(f"Unknown {kind} {name!r}. Did you mean {join_names(map(repr, similar), 'or')}?")
     more = ", ..." if len(known) > MAX_SUGGESTIONS else ""
     return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS]) or 'none'}{more}")
+
+
+def _most_similar(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that are most similar to `name`, ignoring case; none if none is similar enough."""
+    matcher = SequenceMatcher(b=name.lower())
+    similarities = {}
+    for other in known:
+        matcher.set_seq1(other.lower())
+        similarities[other] = matcher.ratio()
+    best = max(similarities.values(), default=0.0)
+    return [other for other in similarities if similarities[other] == best] if best >= MIN_SIMILARITY else []
 
 
 def missing_package(what: str, packages: str, extra: str) -> UserError:

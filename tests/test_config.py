@@ -310,7 +310,7 @@ def test_config_file_may_contain_colons(write, tmp_path, name):
 
 
 def test_variant_of_a_config_without_variants_is_refused(write):
-    with pytest.raises(UserError, match="takes 0 positional arguments"):
+    with pytest.raises(UserError, match=r"mine\.py:two': it has no variants\. Leave out ':two'\."):
         load_config(write(SMALLEST) + ":two")
 
 

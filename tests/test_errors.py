@@ -22,6 +22,15 @@ def test_unknown_suggests_a_similar_name_or_lists_all_in_order(name, hint):
     assert [word for word in re.findall(r"\w+", str(error)) if word in known] == hint
 
 
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [("vgg61", "'vgg16' or 'vgg19'"), ("block5_conv", "'block5_conv2' or 'block5_conv1'")],
+)
+def test_unknown_suggests_all_names_that_are_equally_similar(name, suggested):
+    error = unknown("layer", name, ["block5_conv2", "block5_conv1", "vgg16", "vgg19"])
+    assert str(error) == f"Unknown layer {name!r}. Did you mean {suggested}?"
+
+
 def test_unknown_with_a_set_lists_it_sorted():
     assert re.findall(r"\b\w\b", str(unknown("letter", "none", {"c", "a", "b"}))) == ["a", "b", "c"]
 
