@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_
 from flaxtl.fileio import atomic_write_text, errors_naming
 from flaxtl.parallel import processes
 from flaxtl.train.device_calls import MAX_PENDING_RESULTS
-from flaxtl.train.param_groups import layer_of
+from flaxtl.train.param_groups import is_batch_stat, layer_of, layers_in_train_mode
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, read_metrics
 from flaxtl.train.setup import ModelInfo
@@ -199,7 +199,8 @@ class PhaseLog:
 def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> Table:
     """Return a table with a row per param group: its size, its learning rate in each phase, and its initial values.
 
-    With layer decay the learning rate is a range, of the group's last and first layer. The last row has the schedules.
+    With layer decay the learning rate is a range, of the group's last and first layer. Then follow how many batch norms
+    a phase trains, if there are any (the others use their stored statistics), and the schedules.
     """
     columns = ("group", "layers", "parameters", *(phase.name for phase in phases), "initial values")
     rows = []
@@ -210,6 +211,9 @@ def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_so
         source = weights_source if any(path.startswith("backbone/") for path in paths) else "random (Glorot)"
         lrs = (_format_lrs(phase, group) for phase in phases)
         rows.append((group, str(num_layers), f"{num_params:,}", *lrs, source))
+    if norms := {layer_of(path) for path in model_info.groups if is_batch_stat(path)}:
+        modes = (_format_batch_norms(phase, norms) for phase in phases)
+        rows.append(("batch norm", str(len(norms)), "", *modes, ""))
     rows.append(("schedule", "", "", *(_format_schedule(phase) for phase in phases), ""))
     return make_table("Learning rates", columns, rows)
 
@@ -228,6 +232,12 @@ def _format_metrics(metrics: EpochMetrics) -> str:
 def _format_lrs(phase: Phase, group: str) -> str:
     highest, lowest = phase.param_groups.lr_range(group)
     return "frozen" if not highest else f"{highest:.3g}" if highest == lowest else f"{highest:.3g} - {lowest:.3g}"
+
+
+def _format_batch_norms(phase: Phase, norms: Set[str]) -> str:
+    parts = phase.param_groups.partition(phase.param_groups.groups)
+    trained = norms & layers_in_train_mode([*parts.params, *parts.batch_stats], parts.frozen)
+    return f"{len(trained)} trained" if trained else "frozen"
 
 
 def _format_schedule(phase: Phase) -> str:

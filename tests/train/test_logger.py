@@ -143,12 +143,18 @@ def test_forecast_waits_until_steps_are_computed(tmp_path, monkeypatch):
         assert len(messages) == 1
 
 
-def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
-    settings = {"schedule": "plateau", "warmup_steps": 2, "ema": 0.9, "layer_decay": 0.5}
-    prepared, console = tiny_run.setup(folder, tmp_path, finetune=settings), tiny_run.quiet()
+def table_rows(prepared):
+    """The rows of the table of param groups, as lists of the cells with text."""
+    console = tiny_run.quiet()
     console.print(param_group_table(prepared.model_info, prepared.phases, "a file"))
     lines = tiny_run.texts(console).splitlines()
-    rows = [[cell.strip() for cell in text.split("  ") if cell.strip()] for text in lines]
+    return [[cell.strip() for cell in text.split("  ") if cell.strip()] for text in lines]
+
+
+def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
+    settings = {"schedule": "plateau", "warmup_steps": 2, "ema": 0.9, "layer_decay": 0.5}
+    prepared = tiny_run.setup(folder, tmp_path, finetune=settings)
+    rows = table_rows(prepared)
     (head,) = (row for row in rows if row[:1] == ["head"])
     assert head[:-1] == ["head", "2", "1,059", "0.01", "0.001"]
     assert "Glorot" in head[-1]
@@ -157,3 +163,14 @@ def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
     (schedule,) = (row for row in rows if row[:1] == ["schedule"])
     assert schedule[1] == "constant"
     assert re.fullmatch(r"plateau\b.*\b0\.1\b.*\b10\b.*\b2\b.*(?i:\bema\b).* 0\.9", schedule[2])
+
+
+def test_param_group_table_shows_batch_norms_that_train(folder, tmp_path):
+    groups = (("head", "head/.*"), ("block2", "backbone/conv_.._2.*"), ("base", "backbone/.*"))
+    model = {"name": "mobilenet_025", "output_layer": "conv_pw_2_relu"}
+    rows = table_rows(tiny_run.setup(folder, tmp_path, model=model, param_groups=groups))
+    assert [row for row in rows if row[:1] == ["batch norm"]] == [["batch norm", "5", "frozen", "2 trained"]]
+
+
+def test_param_group_table_without_batch_norms_has_no_row_for_them(folder, tmp_path):
+    assert [row for row in table_rows(tiny_run.setup(folder, tmp_path)) if row[:1] == ["batch norm"]] == []
