@@ -3,6 +3,7 @@
     forward  images per second of a forward pass
     train    images per second of train steps
     layers   processor time of each convolution of a network
+    variants  a forward pass beside the same without some of what makes it fast on a CPU
     data     images per second of decoding, and of augmentation
     job      a whole `flaxtl train`, from start-up to report
     accelerator  all of this for a GPU or TPU in 8 minutes: three models, share of its peak, PyTorch, the course
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import accelerator, job, layers
+from benchmarks import accelerator, job, layers, variants
 from benchmarks.compare import DATA_PEERS, PEERS, Subject, compare, own
 
 from flaxtl.errors import UserError
@@ -57,19 +58,24 @@ def make_parser() -> argparse.ArgumentParser:
     step.add_argument("--batch", type=int, default=32, help="batch size (default: %(default)s)")
     step.add_argument("--size", type=int, default=200, help="height and width of the images (default: %(default)s)")
     step.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)g)")
-    step.add_argument("--peers", default="all", metavar="NAMES", help=f"all, none, or some of {', '.join(PEERS)}")
     network = argparse.ArgumentParser(add_help=False, parents=[step])
     network.add_argument("--model", default="vgg16", help="model of the registry (default: %(default)s)")
     network.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    peers = argparse.ArgumentParser(add_help=False)
+    peers.add_argument("--peers", default="all", metavar="NAMES", help=f"all, none, or some of {', '.join(PEERS)}")
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    kinds.add_parser("forward", parents=[network], help="images per second of a forward pass")
-    train = kinds.add_parser("train", parents=[network], help="images per second of train steps")
+    kinds.add_parser("forward", parents=[network, peers], help="images per second of a forward pass")
+    train = kinds.add_parser("train", parents=[network, peers], help="images per second of train steps")
     train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the last block too")
-    single = kinds.add_parser("layers", parents=[network], help="processor time of each convolution of a network")
+    single = kinds.add_parser(
+        "layers", parents=[network, peers], help="processor time of each convolution of a network"
+    )
     single.set_defaults(peers="keras-tensorflow", seconds=0.5)
-    data = kinds.add_parser("data", parents=[step], help="images per second of decoding, and of augmentation")
+    variant = kinds.add_parser("variants", parents=[network], help="a forward pass with parts of flaxtl replaced")
+    variant.add_argument("--layer", metavar="NAME", help="last layer to run (default: all, to the logits)")
+    data = kinds.add_parser("data", parents=[step, peers], help="images per second of decoding, and of augmentation")
     data.add_argument("--source", default="synthetic", help="as data.source of flaxtl train (default: %(default)s)")
     data.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
     whole = kinds.add_parser("job", parents=[common], help="a whole `flaxtl train`, which gets all --config.key=value")
@@ -131,6 +137,13 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, "rows": rows}
 
 
+def run_variants(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a forward pass of flaxtl, and the same with parts of flaxtl replaced."""
+    settings = network_settings(options) | {"layer": options.layer}
+    title = _title(f"variants, up to {options.layer or 'the logits'}", settings)
+    return {"settings": settings, "rows": variants.compare_variants(title, settings, options.repeats)}
+
+
 def network_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all subjects need; `last_block` is the pattern of the parameters that phase `top` adds."""
     from flaxtl.models import registry
@@ -172,6 +185,7 @@ KINDS = {
     "forward": run_forward,
     "train": run_train,
     "layers": run_layers,
+    "variants": run_variants,
     "data": run_data,
     "job": job.run,
     "accelerator": accelerator.run,

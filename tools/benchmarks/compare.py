@@ -67,13 +67,25 @@ DATA_PEERS = {
 }
 
 
-MEDIANS = ("images_per_second", "cpu_seconds_per_image", "peak_mebibytes", "flop_per_image", "matmul_flop_per_second")
+MEDIANS = (
+    *("images_per_second", "cpu_seconds_per_image", "peak_mebibytes"),
+    *("temporary_mebibytes", "flop_per_image", "matmul_flop_per_second"),
+)
 
 
 def compare(
     title: str, function: str, subjects: Sequence[Subject], settings: Mapping[str, Any], repeats: int
 ) -> list[dict[str, Any]]:
-    """Measure the subjects in turns (A B C A B C ...), print a table, and return its rows.
+    """Measure the subjects in turns, print a table, and return its rows."""
+    rows = measure_in_turns(function, subjects, settings, repeats)
+    print_rows(title, rows, [_cells(row, rows[0], settings["batch"]) for row in rows])
+    return rows
+
+
+def measure_in_turns(
+    function: str, subjects: Sequence[Subject], settings: Mapping[str, Any], repeats: int
+) -> list[dict[str, Any]]:
+    """Measure the subjects in turns (A B C A B C ...); return a row with turns, medians and relative speeds of each.
 
     A subject that cannot be measured, or fails, is not tried again.
     """
@@ -89,7 +101,6 @@ def compare(
             values = [turn[key] for turn in row["turns"] if turn.get(key) is not None]
             row[key] = median(values) if values else None
         row["times"] = {other["subject"]: _ratio(row, other) for other in rows if row["turns"] and other["turns"]}
-    _print(title, rows, settings["batch"])
     return rows
 
 
@@ -104,8 +115,8 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / median(values)
 
 
-def _print(title: str, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
-    cells = [_cells(row, rows[0], batch) for row in rows]
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]) -> None:
+    """Print a table with the `cells` of each row (column -> text) and, below it, why rows were not measured."""
     columns = list(dict.fromkeys(column for row in cells for column, text in row.items() if text))
     terminal = console.make_console()
     table = [[row.get(column, "") for column in columns] for row in cells]

@@ -52,14 +52,18 @@ MATMUL_SIDE, CPU_MATMUL_SIDE = 8192, 2048
 
 
 def forward(settings: dict[str, Any]) -> Trial:
-    """Time the network from uint8 images to logits."""
+    """Time the network from uint8 images to logits, or to the output of a `layer`."""
     size, dtype = settings["size"], setup.DTYPES[settings["dtype"]]
     model = Classifier(registry.get_spec(settings["model"]), Head(CLASSES), dtype=dtype)
     shapes = classifier.flatten_params(classifier.param_shapes(model, size, size))
     params = classifier.unflatten_params(_random_params(shapes))
     images = jnp.asarray(_random_images((settings["batch"], size, size, 3)))
-    predict, whole = (jax.jit(partial(infer, model, in_chunks=n)) for n in (jax.default_backend() == "cpu", False))
-    return _trial(lambda: predict(params, images).logits, whole.trace(params, images), settings)
+    run, in_chunks = partial(infer, model, stop=settings.get("layer")), jax.default_backend() == "cpu"
+    predict, whole = (jax.jit(partial(run, in_chunks=value)) for value in (in_chunks, False))
+    memory = predict.lower(params, images).compile().memory_analysis()  # the program that the first step finds again
+    trial = _trial(lambda: predict(params, images), whole.trace(params, images), settings)
+    trial.facts["temporary_mebibytes"] = memory.temp_size_in_bytes / 2**20
+    return trial
 
 
 def train(settings: dict[str, Any]) -> Trial:
