@@ -49,49 +49,72 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
+# Each kind gets its own parents: argparse shares the options of a parent, and with them their defaults.
+def _common_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--repeats", type=int, default=3, help="number of turns (default: %(default)s)")
+    options.add_argument("--json", type=Path, metavar="FILE")
+    return options
+
+
+def _step_options(batch: int = 32, seconds: float = 3.0) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[_common_options()])
+    options.add_argument("--batch", type=int, default=batch, help="batch size (default: %(default)s)")
+    options.add_argument("--size", type=int, default=200, help="height and width of the images (default: %(default)s)")
+    options.add_argument("--seconds", type=float, default=seconds, help="of each measurement (default: %(default)g)")
+    return options
+
+
+def _network_options(seconds: float = 3.0) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[_step_options(seconds=seconds)])
+    options.add_argument("--model", default="vgg16", help="model of the registry (default: %(default)s)")
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    return options
+
+
+def _peer_options(default: str = "all") -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    names = f"all, none, or some of {', '.join(PEERS)} (default: %(default)s)"
+    options.add_argument("--peers", default=default, metavar="NAMES", help=names)
+    return options
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all kinds."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--repeats", type=int, default=3, help="number of turns (default: %(default)s)")
-    common.add_argument("--json", type=Path, metavar="FILE")
-    step = argparse.ArgumentParser(add_help=False, parents=[common])
-    step.add_argument("--batch", type=int, default=32, help="batch size (default: %(default)s)")
-    step.add_argument("--size", type=int, default=200, help="height and width of the images (default: %(default)s)")
-    step.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)g)")
-    network = argparse.ArgumentParser(add_help=False, parents=[step])
-    network.add_argument("--model", default="vgg16", help="model of the registry (default: %(default)s)")
-    network.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    peers = argparse.ArgumentParser(add_help=False)
-    peers.add_argument("--peers", default="all", metavar="NAMES", help=f"all, none, or some of {', '.join(PEERS)}")
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    kinds.add_parser("forward", parents=[network, peers], help="images per second of a forward pass")
-    train = kinds.add_parser("train", parents=[network, peers], help="images per second of train steps")
-    train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the last block too")
-    single = kinds.add_parser(
-        "layers", parents=[network, peers], help="processor time of each convolution of a network"
+    kinds.add_parser(
+        "forward", parents=[_network_options(), _peer_options()], help="images per second of a forward pass"
     )
-    single.set_defaults(peers="keras-tensorflow", seconds=0.5)
-    variant = kinds.add_parser("variants", parents=[network], help="a forward pass with parts of flaxtl replaced")
+    train = kinds.add_parser(
+        "train", parents=[_network_options(), _peer_options()], help="images per second of train steps"
+    )
+    train.add_argument("--phase", choices=("head", "top"), default="head", help="train the head, or the last block too")
+    kinds.add_parser(
+        "layers",
+        parents=[_network_options(seconds=0.5), _peer_options("keras-tensorflow")],
+        help="processor time of each convolution of a network",
+    )
+    variant = kinds.add_parser(
+        "variants", parents=[_network_options()], help="a forward pass with parts of flaxtl replaced"
+    )
     variant.add_argument("--layer", metavar="NAME", help="last layer to run (default: all, to the logits)")
-    data = kinds.add_parser("data", parents=[step, peers], help="images per second of decoding, and of augmentation")
+    data_parents = [_step_options(), _peer_options()]
+    data = kinds.add_parser("data", parents=data_parents, help="images per second of decoding, and of augmentation")
     data.add_argument("--source", default="synthetic", help="as data.source of flaxtl train (default: %(default)s)")
     data.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
-    whole = kinds.add_parser("job", parents=[common], help="a whole `flaxtl train`, which gets all --config.key=value")
+    whole = kinds.add_parser(
+        "job", parents=[_common_options()], help="a whole `flaxtl train`, which gets all --config.key=value"
+    )
     whole.add_argument("--config", default="flowers_vgg16", metavar="NAME|FILE[:VARIANT]")
     whole.add_argument(
         "--peer", nargs="?", const="keras-tensorflow", choices=("keras-tensorflow", "keras-jax"),
         help="also train with the course's Keras script; needs a config with one phase without augmentation",
     )  # fmt: skip
-    everything = kinds.add_parser("accelerator", parents=[common], help="all figures of a GPU or TPU, in parts")
+    step_options = _step_options(batch=256, seconds=2.0)
+    everything = kinds.add_parser("accelerator", parents=[step_options], help="all figures of a GPU or TPU, in parts")
     everything.add_argument("--models", default="vgg16,resnet50,efficientnet_b0", metavar="NAMES")
-    everything.add_argument("--batch", type=int, default=256, help="batch size (default: %(default)s)")
-    everything.add_argument(
-        "--size", type=int, default=200, help="height and width of the images (default: %(default)s)"
-    )
     everything.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    everything.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)g)")
     everything.add_argument("--steps", type=int, default=20, help="train steps per call (default: %(default)s)")
     everything.add_argument("--minutes", type=float, default=8.0, help="time limit; --json=FILE continues (default: 8)")
     everything.add_argument(

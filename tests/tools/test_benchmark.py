@@ -233,6 +233,13 @@ def test_benchmark_invalid_option_is_refused(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_defaults_of_layers_are_not_those_of_other_kinds():
+    kinds = ("forward", "train", "variants", "data", "layers")
+    parsed = [benchmark.make_parser().parse_args([kind]) for kind in kinds]
+    assert [options.seconds for options in parsed] == [3.0, 3.0, 3.0, 3.0, 0.5]
+    assert [getattr(options, "peers", None) for options in parsed] == ["all", "all", None, "all", "keras-tensorflow"]
+
+
 def test_benchmark_help_needs_no_other_framework():
     code = "import sys; sys.argv = ['benchmark.py', '--help']; import benchmark; benchmark.main()"
     absence = "import sys\nfor name in ('jax', 'tensorflow', 'keras', 'torch'): sys.modules[name] = None\n"
