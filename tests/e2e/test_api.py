@@ -23,7 +23,7 @@ from flaxtl.train.signals import StopRequested
 
 @pytest.mark.slow
 def test_train_returns_results_and_repeats_nothing(tmp_path):
-    place = Place(tmp_path / "user", "epochs=1", "epochs=1")
+    place = Place(tmp_path / "user", {"epochs": 1}, {"epochs": 1})
     config = api.load_config(str(place.folder / "config.py"), f"data.source=folder:{place.folder / 'images'}")
     config.phases = ("frozen",)
     config.frozen.epochs = 2
@@ -177,7 +177,7 @@ def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
         api.load_run(tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.py"))):
         api.load_config(str(tmp_path / "config.py"))
-    Place(tmp_path / "user", "epochs=1", "epochs=1")
+    Place(tmp_path / "user", {"epochs": 1}, {"epochs": 1})
     with pytest.raises(UserError, match=r"'frozen\.epoch'.*'frozen\.epochs'"):
         api.load_config(str(tmp_path / "user" / "config.py"), "frozen.epoch=3")
     assert api.load_config(tmp_path / "user" / "config.py", "frozen.epochs=3").frozen.epochs == 3

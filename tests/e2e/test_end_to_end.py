@@ -7,28 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import tiny_run
 from helpers.tiny_run import images
 
 from flaxtl.cli.main import main
 from flaxtl.evaluation import calibration, predictions
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="builtin")
-    c.model = dict(name="vgg16", output_layer="block2_pool")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.param_groups = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen", "finetune")
-    c.frozen = dict(epochs=3, lr=dict(head=1e-2, block2=0.0, base=0.0))
-    c.finetune = dict(epochs=1, augment=True, lr=dict(head=1e-5, block2=1e-5, base=0.0))
-    return c
-"""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +19,8 @@ def place(tmp_path_factory):
     """Return a folder with images/, config.py and a finished run/."""
     place = tmp_path_factory.mktemp("user")
     images(place / "images")
-    (place / "config.py").write_text(CONFIG)
+    finetune = {"epochs": 1, "lr": {"head": 1e-5, "block2": 1e-5, "base": 0.0}}  # not so far that all is certain
+    tiny_run.write_config(place, seed=0, weights={"path": "builtin"}, frozen={"epochs": 3}, finetune=finetune)
     train(place, "run")
     return place
 
@@ -282,12 +266,11 @@ def test_train_lists_all_bad_images_and_writes_nothing(place, tmp_path, capsys):
     whole = tmp_path / "images" / "red" / "0.png"
     whole.write_bytes(whole.read_bytes()[:500])
     (tmp_path / "images" / "blue" / "note.jpg").write_text("not an image")
-    (tmp_path / "config.py").write_text(CONFIG)
     workdir = tmp_path / "run"
     error = error_of(
         capsys,
         "train",
-        f"--config={tmp_path / 'config.py'}",
+        f"--config={place / 'config.py'}",
         f"--workdir={workdir}",
         f"--config.data.source=folder:{tmp_path / 'images'}",
     )

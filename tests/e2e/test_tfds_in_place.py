@@ -21,30 +21,13 @@ from helpers import tiny_tfds
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs_tf]
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25), loader="tfdata")
-    c.weights = dict(path="random")
-    c.model = dict(name="vgg16", output_layer="block2_pool")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen",)
-    c.checkpoint = dict(every_seconds=0.0)
-    c.frozen = dict(epochs=2, augment=True, lr=dict(head=1e-2, base=0.0))
-    return c
-"""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with records/ (a run on TFDS' files), exported/ (the same on the export), tfds/ and export/."""
     place = tmp_path_factory.mktemp("place")
-    (place / "config.py").write_text(CONFIG)
+    settings = {"data": tiny_run.DATA | {"loader": "tfdata"}, "checkpoint": {"every_seconds": 0.0}}
+    tiny_run.write_config(place, **settings, phases=("frozen",), frozen={"augment": True})
     with pytest.MonkeyPatch.context() as patch:
         tiny_tfds.work_offline(patch, place / "tfds")
         patch.setenv("FLAXTL_CACHE", str(place / "cache"))

@@ -3,30 +3,17 @@
 import re
 
 import pytest
+from helpers import tiny_run
 from helpers.tiny_run import images
 
 from flaxtl.cli.main import main
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, pipeline="stream", fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="builtin")
-    c.model = dict(name="vgg16", output_layer="block2_pool")
-    c.head = dict(pooling="global_average", units=())
-    c.phases = ("frozen",)
-    c.frozen = dict(epochs=1, lr=dict(head=1e-2, top=0.0, base=0.0))
-    return c
-"""
 
 
 @pytest.fixture
 def train(tmp_path, capsys):
     """Return a function that trains on a folder in a run directory, and returns the exit code and the errors."""
-    (tmp_path / "config.py").write_text(CONFIG)
+    settings = {"data": tiny_run.DATA | {"pipeline": "stream"}, "weights": {"path": "builtin"}}
+    tiny_run.write_config(tmp_path, **settings, phases=("frozen",), frozen={"epochs": 1})
 
     def run(source, workdir):
         return run_command(

@@ -13,8 +13,8 @@ class Launched(Place):
     """Runs of several processes that tools/launch_local.py starts."""
 
     def __init__(self, folder):
-        finetune = "epochs=3, schedule='plateau', plateau_patience=1, monitor='validation_accuracy', ema=0.9"
-        super().__init__(folder, "epochs=2", finetune)
+        plateau = {"schedule": "plateau", "plateau_patience": 1, "monitor": "validation_accuracy"}
+        super().__init__(folder, {"epochs": 2}, {"epochs": 3, "ema": 0.9} | plateau)
 
     def start(self, workdir, processes, devices, *more):
         launcher = str(ROOT / "tools" / "launch_local.py")

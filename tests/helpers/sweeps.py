@@ -7,21 +7,6 @@ from pathlib import Path
 from flaxtl.cli import main
 from helpers import tiny_run
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="random")
-    c.model = dict(name="vgg16", output_layer="block1_pool")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.param_groups = (("head", "head/.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen",)
-    c.frozen = dict(epochs=3, lr=dict(head=1e-2, base=0.0))
-    return c
-"""
 FAKE_TRAIN = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
 
 
@@ -31,7 +16,7 @@ class Sweeps:
     def __init__(self, folder, capsys):
         self.folder, self.workdir, self._capsys = folder, folder / "sweep", capsys
         tiny_run.images(folder / "images")
-        (folder / "config.py").write_text(CONFIG)
+        tiny_run.write_config(folder, phases=("frozen",), frozen={"epochs": 3})
 
     def arguments(self, *options):
         start = ["sweep", f"--config={self.folder / 'config.py'}", f"--workdir={self.workdir}"]

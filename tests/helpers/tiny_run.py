@@ -24,6 +24,7 @@ COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}
 EACH = 8
 SIDE = 32
 
+DATA = {"height": SIDE, "width": SIDE, "fractions": {"train": 0.5, "validation": 0.25, "test": 0.25}}
 GROUPS = (("head", "head/.*"), ("block2", "backbone/block2_.*"), ("base", "backbone/.*"))
 FROZEN = {"head": 1e-2, "block2": 0.0, "base": 0.0}
 FINETUNE = {"head": 1e-3, "block2": 1e-4, "base": 0.0}
@@ -45,7 +46,20 @@ def images(folder):
 
 
 def config(folder, **changes):
-    """A complete config: batch 4, 12 training and 6 validation and test images, 3 steps per epoch, 2 + 2 epochs.
+    """A complete config of `settings` for the images of a folder."""
+    values = settings(**changes)
+    values["data"] = {"source": f"folder:{folder}"} | values["data"]
+    return complete_config(ConfigDict(values))
+
+
+def write_config(folder, **changes):
+    """Write `settings` to FOLDER/config.py."""
+    function = f"def get_config():\n    return ConfigDict({settings(**changes)})\n"
+    (folder / "config.py").write_text(f"from ml_collections import ConfigDict\n\n{function}")
+
+
+def settings(**changes):
+    """Settings without data.source: batch 4, 12 training and 6 validation and test images, 2 + 2 epochs of 3 steps.
 
     `changes` replace settings: batch_size=2, or phase settings such as frozen={...} merged into the phase's own.
     """
@@ -53,15 +67,10 @@ def config(folder, **changes):
         "frozen": {"epochs": 2, "augment": False, "lr": FROZEN},
         "finetune": {"epochs": 2, "augment": True, "lr": FINETUNE},
     }
-    settings = {
+    values = {
         "seed": 3,
         "batch_size": 4,
-        "data": {
-            "source": f"folder:{folder}",
-            "height": SIDE,
-            "width": SIDE,
-            "fractions": {"train": 0.5, "validation": 0.25, "test": 0.25},
-        },
+        "data": DATA,
         "weights": {"path": "random"},
         "model": {"name": "vgg16", "output_layer": "block2_pool"},
         "head": {"pooling": "global_average", "units": (8,), "dropout": 0.4},
@@ -75,8 +84,8 @@ def config(folder, **changes):
         if key in phases:
             phases[key] = phases[key] | value
         else:
-            settings[key] = value
-    return complete_config(ConfigDict(settings | {name: phases[name] for name in settings["phases"]}))
+            values[key] = value
+    return values | {name: phases[name] for name in values["phases"]}
 
 
 def setup(folder, workdir, **changes):

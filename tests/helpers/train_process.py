@@ -4,37 +4,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from helpers import compiling, tiny_run
 
 HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    c = ConfigDict()
-    c.batch_size = 4
-    c.data = dict(height=32, width=32, fractions=dict(train=0.5, validation=0.25, test=0.25))
-    c.weights = dict(path="random")
-    c.model = dict(name="mobilenet_025", output_layer="conv_pw_2_relu")
-    c.head = dict(pooling="global_average", units=(8,), dropout=0.4)
-    c.augmentation = dict(rotation=20.0, horizontal_flip=True)
-    c.param_groups = (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*"))
-    c.phases = ("frozen", "finetune")
-    c.frozen = dict({frozen}, lr=dict(head=1e-2, block2=0.0, base=0.0))
-    c.finetune = dict({finetune}, augment=True, lr=dict(head=1e-3, block2=1e-3, base=0.0))
-    return c
-"""
+NETWORK = {
+    "model": {"name": "mobilenet_025", "output_layer": "conv_pw_2_relu"},
+    "param_groups": (("head", "head/.*"), ("block2", "backbone/conv_.w_2.*"), ("base", "backbone/.*")),
+}
+"""The first blocks of a network with batch norms."""
 
 
 class Place:
-    """`frozen` and `finetune` are the settings of the two phases other than their learning rates."""
+    """`frozen` and `finetune` change the settings of the two phases."""
 
-    def __init__(self, folder: Path, frozen: str, finetune: str) -> None:
+    def __init__(self, folder: Path, frozen: dict[str, Any], finetune: dict[str, Any]) -> None:
         self.folder = folder
         tiny_run.images(folder / "images")
-        (folder / "config.py").write_text(CONFIG.format(frozen=frozen, finetune=finetune))
+        tiny_run.write_config(folder, **NETWORK, frozen=frozen, finetune=finetune)
 
     def train(self, program: list[str], workdir: Path, *more: str, stderr: int = subprocess.PIPE) -> subprocess.Popen:
         """Start `flaxtl train` by a program that takes its command line; compiled programs are kept in the folder."""

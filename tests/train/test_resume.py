@@ -15,8 +15,9 @@ from helpers.train_process import HERE, Place
 
 from flaxtl.train.signals import GRACE_SECONDS
 
-FROZEN = "epochs=3, patience=2, monitor='validation_accuracy', schedule='plateau', plateau_patience=1"
-FINETUNE = "epochs=2, schedule='cosine', ema=0.9, layer_decay=0.8"
+PLATEAU = {"monitor": "validation_accuracy", "schedule": "plateau", "plateau_patience": 1}
+FROZEN = {"epochs": 3, "patience": 2} | PLATEAU
+FINETUNE = {"epochs": 2, "schedule": "cosine", "ema": 0.9, "layer_decay": 0.8}
 
 
 class Killed(Place):

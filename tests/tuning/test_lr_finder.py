@@ -22,7 +22,7 @@ from flaxtl.tuning.lr_finder import LrFinderResult, suggest_lrs
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Return a folder with images/ and config.py."""
-    return Place(tmp_path_factory.mktemp("user"), "epochs=1", "epochs=1").folder
+    return Place(tmp_path_factory.mktemp("user"), {"epochs": 1}, {"epochs": 1}).folder
 
 
 def command(place, name, workdir, *more):
