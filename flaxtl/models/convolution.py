@@ -75,7 +75,7 @@ def conv(
     """
 
     def finish(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = y if bias is None else y + bias
+        y = y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
         return jax.nn.relu(y) if relu else y
 
     def xla_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

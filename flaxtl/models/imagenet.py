@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 CLASSES_FILE = Path(__file__).with_name("imagenet_classes.txt")
 """One class per line: the content of Keras' imagenet_class_index.json (used by `decode_predictions`)."""
@@ -55,8 +56,13 @@ class Preprocessing:
             pixels = jnp.flip(pixels, -1)
         if self.scale != 1:
             pixels = pixels / self.scale
-        pixels = pixels - jnp.array(self.mean, jnp.float32)
-        return pixels if self.std == (1, 1, 1) else pixels / jnp.array(self.std, jnp.float32)
+        pixels = pixels - _channel_values(self.mean, pixels.ndim)
+        return pixels if self.std == (1, 1, 1) else pixels / _channel_values(self.std, pixels.ndim)
+
+
+def _channel_values(values: ColorValues, ndim: int) -> jax.Array:
+    """Return the values of the channels, float32 [1, ..., 3], for an array of `ndim` axes."""
+    return lax.broadcast_to_rank(jnp.array(values, jnp.float32), ndim)
 
 
 # The modes "caffe", "tf" and "torch" of keras/src/applications/imagenet_utils.py; "tf_128" is the first layer of

@@ -80,7 +80,8 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", GLOROT, (*self.kernel_size, 1, channels)).astype(self.dtype)
         y = depthwise_conv(x.astype(self.dtype), kernel, (self.strides, self.strides), self.padding)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32).astype(self.dtype)
+            y += lax.broadcast_to_rank(bias, y.ndim)
         return y
 
 
@@ -118,7 +119,7 @@ class LayerScale(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., channels] -> the same shape."""
         scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],), jnp.float32)
-        return x.astype(self.dtype) * scale.astype(self.dtype)
+        return x.astype(self.dtype) * lax.broadcast_to_rank(scale.astype(self.dtype), x.ndim)
 
 
 class Standardize(nn.Module):
@@ -133,7 +134,8 @@ class Standardize(nn.Module):
         """[batch, ..., channels] -> the same shape, float32."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1], jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1], jnp.float32)
-        return (x.astype(jnp.float32) - mean.value) * lax.rsqrt(var.value + EPSILON)
+        centered = x.astype(jnp.float32) - lax.broadcast_to_rank(mean.value, x.ndim)
+        return centered * lax.broadcast_to_rank(lax.rsqrt(var.value + EPSILON), x.ndim)
 
 
 def unit_norm(x: jax.Array) -> jax.Array:
@@ -183,5 +185,5 @@ def _sum_of_shifts(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pa
     for i in range(rows):
         for j in range(columns):
             shifted = padded[:, i : i + down * (height - 1) + 1 : down, j : j + across * (width - 1) + 1 : across]
-            total += shifted * kernel[i, j, 0].astype(jnp.float32)
+            total += shifted * lax.broadcast_to_rank(kernel[i, j, 0].astype(jnp.float32), x.ndim)
     return total.astype(x.dtype)

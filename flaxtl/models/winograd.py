@@ -122,7 +122,7 @@ def winograd(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> ja
     cache.
     """
     xla_conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    y = jax.eval_shape(lambda: xla_conv(x, kernel, (1, 1), "SAME") + bias)
+    y = jax.eval_shape(lambda: xla_conv(x, kernel, (1, 1), "SAME") + lax.broadcast_to_rank(bias, 4))
     return _split_by_xla(partial(_convolve_tiles, relu=relu), y.sharding)(x, kernel, bias)
 
 
@@ -147,7 +147,7 @@ def _convolve_tiles(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool
     def convolve_chunk(index: jax.Array, y: jax.Array) -> jax.Array:
         tiles = chunks.transform_inputs(padded, index, x.dtype)
         products = [_multiply(tile.astype(x.dtype), weight) for tile, weight in zip(tiles, weights, strict=True)]
-        rows = chunks.sum_products(products)[:, :, :width].astype(x.dtype) + bias
+        rows = chunks.sum_products(products)[:, :, :width].astype(x.dtype) + lax.broadcast_to_rank(bias, 4)
         rows = _as_bits(jnp.maximum(rows, 0) if relu else rows)
         return lax.dynamic_update_slice_in_dim(y, rows, chunks.first_row(index), axis=1)
 

@@ -1,13 +1,23 @@
-"""The sum over a kernel's positions that replaces XLA's convolution on CPU."""
+"""The sum over a kernel's positions that replaces XLA's convolution on CPU, and the ranks of operands."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxtl.models import layers
+from flaxtl.models import layers, registry
+from flaxtl.models.classifier import (
+    Classifier,
+    flatten_params,
+    forward,
+    list_layers,
+    param_shapes,
+    unflatten_params,
+)
+from flaxtl.models.head import Head
 from flaxtl.models.layers import DIMENSION_NUMBERS
 
 
@@ -75,3 +85,29 @@ def test_depthwise_conv_uses_xla_on_other_platforms():
     run = jax.jit(lambda x, kernel: layers.depthwise_conv(x, kernel, (1, 1), "SAME"))
     texts = [jax.export.export(run, platforms=[platform])(x, kernel).mlir_module() for platform in ("cpu", "cuda")]
     assert ["stablehlo.convolution" in text for text in texts] == [False, True]
+
+
+def test_layers_and_their_gradients_need_no_rank_promotion():
+    """`jax_numpy_rank_promotion=raise` is a setting of users who look for mistakes in code of their own."""
+
+    def build(net, x, include_top):
+        x = net.conv(net.conv(x, 64, 3), 64, 3)  # the second by Winograd's algorithm
+        x = net.separable_conv(net.depthwise_conv(x, 3, use_bias=True), 8, 3)
+        x = net.layer_scale(net.layer_norm(net.batch_norm(x)), name="layer_scale")
+        x = net.local_response_norm(x, name="lrn")
+        tokens = net.position_embedding(net.class_token(x, name="token"), x, (64, 64), name="positions")
+        return net.first_token(net.attention(tokens, tokens, tokens, 2, name="attention"), name="first")
+
+    spec = replace(registry.get_spec("resnet50_v2"), build=build, preprocessing="torch")
+    model = Classifier(spec, Head(3, "none", (8,), 0.5, "standardize"))
+    layers = frozenset(layer.name for layer in list_layers(model, 64, 64))
+
+    def loss(params, images):
+        keys = jax.random.split(jax.random.key(0), len(images))
+        return forward(model, params, images, train_layers=layers, dropout_keys=keys).logits.sum()
+
+    shapes = param_shapes(model, 64, 64)
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in flatten_params(shapes).items()}
+    images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.uint8)
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(jax.grad(loss), unflatten_params(params), images)
