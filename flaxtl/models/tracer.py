@@ -122,7 +122,10 @@ class LayerRunner:
     def _layer(self, kind: str, name: str, function: Callable[..., jax.Array], *inputs: Value) -> Value:
         """Run one layer, or skip it; returns its output."""
         if name in self._names:
-            raise ValueError(f"two layers are named {name!r}")
+            raise UserError(
+                f"Two layers are named {name!r}; the second is in the {self._section}. Rename the first, in the "
+                "function that builds the backbone."
+            )
         self._names[name] = None
         output = SKIPPED if self._closed else self._compute(name, function, inputs)
         if not isinstance(output, Skipped):

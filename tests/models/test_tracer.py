@@ -1,5 +1,7 @@
 """The graph of layers. Their order is compared with Keras in test_keras_parity.py."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -41,6 +43,15 @@ def test_cut_points_are_not_inside_branches():
         layer("head", "out"),
     ]
     assert cut_points(layers) == ["stem", "add", "out", "head"]
+
+
+def test_backbone_with_a_name_of_the_head_is_a_user_error():
+    def build(net, x, include_top):
+        return net.dropout(net.conv(x, 4, 3, name="conv"), 0.5)
+
+    model = Classifier(replace(registry.get_spec("vgg16"), build=build), Head(3, "global_average", ()))
+    with pytest.raises(UserError, match=r"Two layers are named 'dropout'; the second is in the head\."):
+        classifier.list_layers(model, 32, 32)
 
 
 def test_cut_points_with_two_layers_that_read_the_images():
