@@ -3,21 +3,24 @@
 `flaxtl.report` is imported where it is used: its libraries take half a second, which training need not wait for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
+from PIL import Image
 from rich.console import Console
 
 from flaxtl import config
 from flaxtl.config import prune_phases
 from flaxtl.console import make_console, message, print_box
-from flaxtl.data.file_listing import describe_skipped, find_images
+from flaxtl.data.decode import ImageSource, MemoryImage
+from flaxtl.data.file_listing import SkippedFile, describe_skipped, find_images
 from flaxtl.errors import UserError, memory_errors, unknown
 from flaxtl.evaluation import gradcam, predictor, run_files
 from flaxtl.evaluation.classification import CountArray
@@ -34,6 +37,9 @@ from flaxtl.train.datasets import remove_intermediate_files
 from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
 from flaxtl.train.trainer import TrainResult
+
+PredictInput: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
+"""An image file, a folder or a glob pattern; a PIL image; or uint8 RGB [height, width, 3]."""
 
 
 def load_config(spec: str | Path, *overrides: str) -> ConfigDict:
@@ -158,26 +164,29 @@ class RunResult:
         """Path of the HTML report, which exists once the run has ended."""
         return run_dir.report_path(self.workdir)
 
-    def predict(self, inputs: str | Path | Sequence[str | Path], *, calibrated: bool = False) -> Predictions:
+    def predict(self, inputs: PredictInput | Iterable[PredictInput], *, calibrated: bool = False) -> Predictions:
         """Classify images with the model after the last finished phase.
 
         Args:
-          inputs: image files, folders or glob patterns, or one of them.
+          inputs: image files, folders, glob patterns, PIL images, or uint8 RGB arrays [height, width, 3]; or one of
+            them. PIL images of any mode are converted as files are: upright by their EXIF orientation, over white.
           calibrated: return probabilities at the run's temperature, as `flaxtl predict` does by default, instead of
             those of the network.
 
         Returns:
-          One row for each image, named by `paths`: in the order of the inputs, and sorted within a folder. An image
-          that is given twice has one row; one that cannot be read has none, but is in `unreadable`, with a message.
+          One row for each image, named by `paths`: in the order of the inputs, and sorted within a folder. An image in
+          memory is called 'image 0', by its place in the inputs. A file that is given twice has one row; an image that
+          cannot be read has none, but is in `unreadable`, with a message.
 
         Raises:
-          UserError: no image is found or can be read, no phase has finished, or the run has no temperature.
+          UserError: no image is found or can be read, an array has another dtype or shape, no phase has finished, or
+            the run has no temperature.
         """
-        listing = find_images(_path_texts(inputs))
-        if listing.skipped:
-            message(make_console(), describe_skipped(listing.skipped))
+        images, skipped = _list_images(inputs)
+        if skipped:
+            message(make_console(), describe_skipped(skipped))
         with memory_errors():
-            predictions = self._trained.predictor().predict(listing.images)
+            predictions = self._trained.predictor().predict(images)
         for reason in predictions.unreadable:
             message(make_console(), reason)
         return predictor.calibrate(predictions, self.workdir) if calibrated else predictions
@@ -246,13 +255,22 @@ class RunResult:
         return report.render_notebook_summary(self.record, repr(self))
 
 
-def _path_texts(inputs: str | Path | Sequence[str | Path]) -> list[str]:
-    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    if others := [type(path).__name__ for path in paths if not isinstance(path, str | Path)]:
-        raise UserError(f"Give image files, folders or glob patterns to predict, not objects of type {others[0]}.")
-    if not paths:
-        raise UserError("Give one or more image files, folders or glob patterns to predict.")
-    return list(map(str, paths))
+def _list_images(inputs: Any) -> tuple[list[ImageSource], list[SkippedFile]]:
+    """Return the images of `RunResult.predict` in order, and the files in folders that are not images."""
+    is_array = isinstance(inputs, np.ndarray)
+    is_batch = inputs.ndim == 4 if is_array else isinstance(inputs, Iterable) and not isinstance(inputs, str)
+    images: dict[ImageSource, None] = {}
+    skipped: dict[SkippedFile, None] = {}
+    for number, item in enumerate(inputs if is_batch else [inputs]):
+        if isinstance(item, str | Path):
+            listing = find_images([str(item)])
+            images.update(dict.fromkeys(listing.images))
+            skipped.update(dict.fromkeys(listing.skipped))
+        else:
+            images[MemoryImage(f"image {number}", item)] = None
+    if not images:
+        raise UserError("Give one or more image files, folders, glob patterns, PIL images or arrays to predict.")
+    return list(images), list(skipped)
 
 
 def _class_index(name: str, classes: Sequence[str]) -> int:

@@ -4,10 +4,11 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from flaxtl.data.image_file import (
     UnreadableError,
     apply_exif_orientation,
     has_deep_header,
+    load_pixels,
     open_image,
     to_rgb,
 )
@@ -140,7 +142,50 @@ class EncodedImages:
         return replace(self, paths=self.paths[first:last])
 
 
-def decode(path: Path, resize: Resize) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """An image in memory, in the place of the path of a file.
+
+    Attributes:
+      name: the name in results and messages, such as 'image 0'.
+      pixels: a PIL image, or uint8 RGB [height, width, 3].
+
+    Raises:
+      UserError: another type or shape, or no pixels.
+    """
+
+    name: str
+    pixels: Image.Image | npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        """Validate the pixels before the first image is decoded."""
+        pixels: Any = self.pixels
+        if isinstance(pixels, np.ndarray):
+            is_valid = pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and bool(pixels.size)
+            given = f"{pixels.dtype} [{', '.join(map(str, pixels.shape))}]"
+        else:
+            is_valid = isinstance(pixels, Image.Image) and all(pixels.size)
+            given = "empty" if isinstance(pixels, Image.Image) else f"of type {type(pixels).__name__}"
+        if not is_valid:
+            raise UserError(
+                f"Cannot read {self.name}, which is {given}. Give image files, folders or glob patterns, PIL images or "
+                "uint8 RGB arrays [height, width, 3]."
+            )
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+    def open(self) -> Image.Image:
+        """Return a loaded image. Raises UnreadableError if the file of a PIL image is damaged."""
+        return Image.fromarray(self.pixels) if isinstance(self.pixels, np.ndarray) else load_pixels(self.pixels)
+
+
+ImageSource: TypeAlias = Path | MemoryImage
+"""A file, or an image in memory."""
+
+
+def decode(source: ImageSource, resize: Resize) -> np.ndarray:
     """Read one image: uint8 [height, width, 3], RGB, upright.
 
     EXIF orientation is applied (Keras ignores it). Transparent images are composed over white. 16-bit images are scaled
@@ -151,9 +196,10 @@ def decode(path: Path, resize: Resize) -> np.ndarray:
         larger than `image_file.MAX_PIXELS` or `image_file.MAX_FILE_BYTES`; names the file and the reason.
     """
     try:
-        return _read(path, resize).copy()
+        return _read(source, resize).copy()
     except UnreadableError as reason:
-        raise UserError(f"Cannot read the image {path}: {reason}. Replace or remove it.") from reason
+        name = source if isinstance(source, MemoryImage) else f"the image {source}"
+        raise UserError(f"Cannot read {name}: {reason}. Replace or remove it.") from reason
 
 
 def decode_all(
@@ -310,9 +356,14 @@ def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
     return image.crop((round(left), round(top), max(round(right), round(left) + 1), max(round(bottom), round(top) + 1)))
 
 
-def _read(path: Path, resize: Resize) -> np.ndarray:
-    """Return the decoded file as a read-only array, or raise UnreadableError."""
-    with open_image(path, bit_depth=resize.bit_depth) as image:
+def _read(source: ImageSource, resize: Resize) -> np.ndarray:
+    """Return the decoded image as a read-only array, or raise UnreadableError."""
+    opened: AbstractContextManager[Image.Image]
+    if isinstance(source, MemoryImage):
+        opened = nullcontext(source.open())
+    else:
+        opened = open_image(source, bit_depth=resize.bit_depth)
+    with opened as image:
         return np.asarray(_resize(to_rgb(apply_exif_orientation(image), resize.bit_depth), resize))
 
 

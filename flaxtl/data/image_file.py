@@ -7,6 +7,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
@@ -79,6 +80,9 @@ _STRIP = 2**22  # pixels that are converted at a time if the conversion makes co
 _LARGE_FILE = 2**24  # bytes; larger files are read one at a time
 
 
+AnyImage = TypeVar("AnyImage", bound=Image.Image)
+
+
 class UnreadableError(Exception):
     """Why a file cannot be used as an image; the message is the reason.
 
@@ -115,6 +119,7 @@ class _PixelBudget:
 
 _pixel_budget = _PixelBudget(MAX_PIXELS)
 _large_file = threading.Lock()
+_lazy_image = threading.Lock()
 
 
 @contextmanager
@@ -258,7 +263,7 @@ def _decode(image: ImageFile, content: bytes, min_side: int | None, bit_depth: i
     return image
 
 
-def _load(image: ImageFile, min_side: int | None) -> ImageFile:
+def _load(image: AnyImage, min_side: int | None) -> AnyImage:
     try:
         if min_side is not None:
             image.draft(None, (min_side, min_side))
@@ -267,6 +272,12 @@ def _load(image: ImageFile, min_side: int | None) -> ImageFile:
         image.close()  # frees its pixels before it is read again
         raise _damaged(error) from error
     return image
+
+
+def load_pixels(image: Image.Image) -> Image.Image:
+    """Read the pixels of an image in memory, which Pillow does when they are first used, and not in two threads."""
+    with _lazy_image:
+        return _load(image, None)
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:

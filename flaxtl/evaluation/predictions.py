@@ -34,7 +34,7 @@ class Predictions:
     """Class probabilities of n images, and what is known about each image.
 
     Attributes:
-      paths: n file names, as in the manifest or as given.
+      paths: n file names, as in the manifest or as given; 'image 0' for an image in memory, the first of the inputs.
       splits: split of each image: train, validation or test; "" if it has none.
       labels: true classes as indices into `classes`, int [n]; UNLABELED if unknown.
       probabilities: float32 [n, classes] in [0, 1].

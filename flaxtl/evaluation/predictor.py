@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from flaxtl.data.decode import Resize, decode
+from flaxtl.data.decode import ImageSource, Resize, decode
 from flaxtl.data.loaders import Mask
 from flaxtl.errors import UserError, unknown
 from flaxtl.evaluation.calibration import missing_temperature_reason
@@ -54,11 +54,11 @@ class Predictor(NamedTuple):
     wordnet_ids: tuple[str, ...] = ()
     output_layer: str | None = None
 
-    def predict(self, paths: Sequence[Path], taps: Sequence[str] = ()) -> Predictions:
+    def predict(self, images: Sequence[ImageSource], taps: Sequence[str] = ()) -> Predictions:
         """Predict every readable image.
 
         Args:
-          paths: image files.
+          images: files, or images in memory.
           taps: names of layers to return the outputs of, too.
 
         Raises:
@@ -66,11 +66,11 @@ class Predictor(NamedTuple):
         """
         layers = tuple(dict.fromkeys((*taps, *(["predictions"] if self.classes else []))))
         step = _make_predict_step(self.model, self.mesh, layers, self.output_layer)
-        batches = ImageBatches(paths, self.resize, self.mesh.size)
+        batches = ImageBatches(images, self.resize, self.mesh.size)
         outputs, log_softmax = collect(step, self.params, batches)
         n = len(batches.decoded)
         return Predictions(
-            paths=tuple(str(path) for path in batches.decoded),
+            paths=tuple(map(str, batches.decoded)),
             splits=("",) * n,
             labels=np.full(n, UNLABELED),
             probabilities=outputs["predictions"] if self.classes else np.zeros((n, 0), np.float32),
@@ -99,24 +99,24 @@ def _make_predict_step(
 
 
 class ImageBatches:
-    """Image files as batches for `collect`, decoded while they are consumed; unreadable files are left out.
+    """Images as batches for `collect`, decoded while they are consumed; unreadable ones are left out.
 
     Args:
-      paths: the files, at least one.
+      sources: the images, at least one.
       resize: how they are resized.
       num_devices: the size of a batch is a multiple of it.
 
     Attributes:
       batch_size: images in a batch, with the padding of the last one.
-      decoded: files decoded so far, in the order of the batches.
-      unreadable: one message for each unreadable file so far.
+      decoded: images decoded so far, in the order of the batches.
+      unreadable: one message for each unreadable image so far.
     """
 
-    def __init__(self, paths: Sequence[Path], resize: Resize, num_devices: int) -> None:
-        self._paths, self._resize = paths, resize
+    def __init__(self, sources: Sequence[ImageSource], resize: Resize, num_devices: int) -> None:
+        self._sources, self._resize = sources, resize
         per_device = max(1, MAX_BATCH_PIXELS // (resize.height * resize.width))
-        self.batch_size = num_devices * min(per_device, math.ceil(len(paths) / num_devices))
-        self.decoded: list[Path] = []
+        self.batch_size = num_devices * min(per_device, math.ceil(len(sources) / num_devices))
+        self.decoded: list[ImageSource] = []
         self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.uint8], Mask]]:
@@ -127,26 +127,26 @@ class ImageBatches:
         """
         size = self.batch_size
         with ThreadPoolExecutor() as pool:
-            for first in range(0, len(self._paths), size):
+            for first in range(0, len(self._sources), size):
                 images = np.zeros((size, self._resize.height, self._resize.width, 3), np.uint8)
-                chunk = self._paths[first : first + size]
+                chunk = self._sources[first : first + size]
                 count = 0
-                for path, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
+                for source, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
                     if isinstance(image, str):
                         self.unreadable.append(image)
                     else:
                         images[count] = image
-                        self.decoded.append(path)
+                        self.decoded.append(source)
                         count += 1
                 if count:
                     yield images, np.arange(size) < count
         if not self.decoded:
             raise UserError("None of the images can be read: " + "; ".join(self.unreadable[:10]))
 
-    def _decode(self, path: Path) -> npt.NDArray[np.uint8] | str:
+    def _decode(self, source: ImageSource) -> npt.NDArray[np.uint8] | str:
         """Return the image, or why it cannot be read."""
         try:
-            return decode(path, self._resize)
+            return decode(source, self._resize)
         except UserError as error:
             return str(error)
 

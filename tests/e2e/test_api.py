@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import finished_run, tiny_run
 from helpers.train_process import Place
+from PIL import ExifTags, Image
 
 from flaxtl import api
 from flaxtl.data.array_store import DIGEST_LENGTH
@@ -146,9 +147,46 @@ def test_calibrate_uses_the_temperature_of_the_run(tmp_path):
         predictor.calibrate(predictions, workdir)
 
 
-@pytest.mark.parametrize("inputs", [[], [np.zeros((8, 8, 3), np.uint8)], np.zeros((1, 8, 8, 3), np.uint8)])
-def test_predict_inputs_that_are_no_paths_are_user_errors(tmp_path, inputs):
-    with pytest.raises(UserError, match=r"Give .*image files, folders or glob patterns to predict"):
+def test_predict_images_in_memory_equal_their_files(tmp_path):
+    """Bit for bit: as PNG files of the same pixels, or the file that a PIL image was opened from."""
+    folder = tiny_run.images(tmp_path / "images")
+    run = api.load_run(tiny_run.untrained(folder, tmp_path / "run"))
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 4)).astype(np.uint8)
+    rgba, exif = Image.fromarray(noise), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    rgba.convert("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    palette = rgba.convert("RGB").quantize(8)
+    palette.info["transparency"] = 3
+    gray = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    in_memory = [noise[..., :3], rgba, palette, gray, rgba.convert("L"), Image.open(tmp_path / "turned.jpg")]
+    files = [tmp_path / f"{number}.png" for number in range(5)] + [tmp_path / "turned.jpg"]
+    for file, pixels in zip(files[:5], in_memory, strict=False):
+        (Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels).save(file)
+    last = folder / "blue" / "0.png"
+    predicted = run.predict([*in_memory, last])
+    expected = run.predict([*files, last])
+    assert predicted.paths == (*(f"image {number}" for number in range(6)), str(last))
+    assert len(np.unique(expected.log_softmax, axis=0)) == 7
+    np.testing.assert_array_equal(predicted.log_softmax, expected.log_softmax)
+    batch = np.stack([noise[..., :3]] * 2)
+    assert run.predict(iter(batch)).paths == run.predict(batch).paths == ("image 0", "image 1")
+    floats = run.predict([noise[..., :3], Image.new("F", (8, 8))])
+    assert floats.paths == ("image 0",)
+    assert floats.unreadable[0].startswith("Cannot read image 1: pixels of mode F")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fact"),
+    [
+        ([], "Give one or more"),
+        (3, "image 0, which is of type int"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], r"image 1, which is float64 \[8, 8, 3\]"),
+        (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]\. .*uint8 RGB arrays \[height, width, 3\]"),
+        (Image.new("RGB", (0, 8)), "image 0, which is empty"),
+    ],
+)
+def test_predict_inputs_that_are_no_images_are_user_errors(tmp_path, inputs, fact):
+    with pytest.raises(UserError, match=fact):
         api.load_run(finished_run.write_run(tmp_path)).predict(inputs)
 
 
