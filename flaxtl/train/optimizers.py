@@ -36,9 +36,7 @@ SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
     "constant": lambda lr, steps: optax.constant_schedule(lr),
     "cosine": optax.cosine_decay_schedule,
     "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
-    "step": lambda lr, steps: optax.piecewise_constant_schedule(
-        lr, {int(at * steps): by for at, by in STEP_DECAY.items()}
-    ),
+    "step": lambda lr, steps: optax.piecewise_constant_schedule(lr, _step_factors(steps)),
     "plateau": lambda lr, steps: optax.constant_schedule(lr),  # the reductions are in `TrainState.lr_scale`
 }
 """Name in the config -> schedule of a learning rate over the steps after the warm-up."""
@@ -93,6 +91,15 @@ def make_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> Sc
     warmup = optax.linear_schedule(0.0, lr, warmup_steps)
     joined: Schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
     return joined
+
+
+def _step_factors(steps: int) -> dict[int, float]:
+    """Return step -> factor on the rate from there on: that of STEP_DECAY, or the product of those of one step."""
+    factors: dict[int, float] = {}
+    for fraction, factor in STEP_DECAY.items():
+        step = int(fraction * steps)
+        factors[step] = factors.get(step, 1.0) * factor
+    return factors
 
 
 def make_optimizer(
