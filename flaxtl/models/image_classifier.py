@@ -1,7 +1,7 @@
 """A model as a plain Flax module, images -> logits or features, for training loops other than flaxtl's own."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,9 @@ class ImageClassifier(nn.Module):
         images: jax.Array,
         *,
         train: bool = False,
-        trainable: Collection[str] | None = None,
+        trainable: Iterable[str] | None = None,
         start: str | None = None,
-        capture: Collection[str] = (),
+        capture: Iterable[str] = (),
         perturbations: Mapping[str, jax.Array] = NO_PERTURBATIONS,
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Return float32 logits [batch, classes], or the features of a model without a classifier.
@@ -61,13 +61,14 @@ class ImageClassifier(nn.Module):
           The logits; with `capture`, the logits and a dict of layer name -> output, in the dtype of the layers.
 
         Raises:
-          UserError: a layer or a group does not exist, images have another shape or are too small for the network, or
-            dropout is active and has no key.
+          UserError: a layer or a group does not exist, images or outputs of `start` have another shape, images are too
+            small for the network, or dropout is active and has no key.
         """
         if start is None:
             self._check_images(images)
-        if isinstance(capture, str):
-            raise UserError(f"capture is the text {capture!r}. Write capture=({capture!r},).")
+        else:
+            self._check_features(images, start)
+        capture = _layer_names("capture", capture)
         output_layers = (self.output_layer,) if self.output_layer else ()
         train_layers, keys = frozenset[str](), None
         if train:
@@ -100,13 +101,28 @@ class ImageClassifier(nn.Module):
         if not any(map(export.is_symbolic_dim, size)):
             check_input_size(self.classifier.spec, *size)
 
-    def _train_layers(self, layers: list[Layer], trainable: Collection[str] | None) -> frozenset[str]:
+    def _check_features(self, features: jax.Array, start: str) -> None:
+        """Check the shape of the outputs of `start`; if the head is global, they may be of images of another size."""
+        layers = list_layers(self.classifier.clone(parent=None), *self.input_size)
+        shape = next((layer.shape for layer in layers if layer.name == start), None)
+        if shape is None:  # which the forward pass reports
+            return
+        given, head = features.shape[1:], self.classifier.head
+        is_flattened = self.output_layer is None and head is not None and not head.pooling.startswith("global")
+        fits = given == shape if is_flattened else (len(given), given[-1:]) == (len(shape), shape[-1:])
+        if not fits:
+            height, width = self.input_size
+            raise UserError(
+                f"The outputs of layer {start!r} are [batch, {', '.join(map(str, shape))}] for images of "
+                f"{height}x{width}, but the shape of the features is {[*features.shape]}."
+            )
+
+    def _train_layers(self, layers: list[Layer], trainable: Iterable[str] | None) -> frozenset[str]:
         """Return the layers in train mode: those of `trainable`, groups or layers; None: all."""
         groups = {layer.name: self._group_of(layer.section, layer.name) for layer in layers}
         if trainable is None:
             return frozenset(groups)
-        if isinstance(trainable, str):
-            raise UserError(f"trainable is the text {trainable!r}. Write trainable=({trainable!r},).")
+        trainable = _layer_names("trainable", trainable)
         known = {*groups, *groups.values()}
         for name in trainable:
             if name not in known:
@@ -130,3 +146,10 @@ class ImageClassifier(nn.Module):
             del shapes["head"]  # a placeholder
         groups = {self._group_of(section, layer) for section, layers in shapes.items() for layer in layers}
         return tuple((group, pattern) for group, pattern in self.classifier.spec.groups if group in groups)
+
+
+def _layer_names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple, because an iterator yields them only once. Raises UserError for anything else."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UserError(f"{argument} is {names!r}. Give a sequence of names, such as {argument}=({str(names)!r},).")
+    return tuple(names)

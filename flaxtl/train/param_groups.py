@@ -36,11 +36,11 @@ def assign_groups(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, str]
             )
         used.add(index)
         groups[path] = compiled[index][0]
-    for index, (group, pattern) in enumerate(rules):
+    for index, (group, pattern) in enumerate(compiled):
         if index not in used:
             raise UserError(
-                f"The rule ({group!r}, {pattern!r}) in param_groups matches no parameter that is not matched by an "
-                "earlier rule. Correct or remove it."
+                f"The rule ({group!r}, {pattern.pattern!r}) in param_groups matches no parameter that is not matched "
+                "by an earlier rule. Correct or remove it."
             )
     return groups
 
@@ -100,7 +100,7 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return path -> value of nested parameters. Raises UserError if a level of them is missing."""
     try:
         return flatten_params(dict(params))
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         raise UserError(
             "A level of the nested parameters is missing: they are section -> layer -> leaf -> value, as in "
             "variables['params'] of flaxtl.create_model."

@@ -123,6 +123,20 @@ def test_create_model_trainable_name_is_a_group_or_a_layer(created, images):
         shapes(model, variables, images, train=True, trainable=("haed",), rngs={"dropout": jax.random.key(0)})
     with pytest.raises(UserError, match=r"'head'.*trainable=\('head',\)"):
         shapes(model, variables, images, train=True, trainable="head")
+    with pytest.raises(UserError, match=r"trainable is 3\. Give a sequence of names"):
+        shapes(model, variables, images, train=True, trainable=3)
+
+
+def test_create_model_names_may_come_from_an_iterator(created, images):
+    model, variables = created
+    with pytest.raises(UserError, match=r"'dropout_1' is in train mode"):
+        shapes(model, variables, images, train=True, trainable=iter(["head"]))
+    _, captured = shapes(model, variables, images, capture=iter(["conv1", "conv_dw_1"]))
+    assert sorted(captured) == ["conv1", "conv_dw_1"]
+    groups = flaxtl.param_groups(variables["params"], iter(model.default_groups))
+    assert groups == flaxtl.param_groups(variables["params"], model.default_groups)
+    with pytest.raises(UserError, match=r"'other'.*matches no parameter"):
+        flaxtl.param_groups(variables["params"], iter([("all", ".*"), ("other", ".*")]))
 
 
 def test_create_model_train_mode_drops_out(created, images):
@@ -213,6 +227,27 @@ def test_create_model_images_of_another_shape_are_refused(created, shape, fact):
         shapes(model, variables, np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("pooling", "shape", "expected"),
+    [
+        ("global_average", (4, 1, 1, 7), "batch, 1, 1, 256"),
+        ("global_average", (4, 256), "batch, 1, 1, 256"),
+        ("none", (4, 2, 2, 256), "batch, 1, 1, 256"),
+    ],
+)
+def test_create_model_features_of_another_shape_are_refused(pooling, shape, expected):
+    model, variables = create_abstractly(NAME, 3, None, input_size=32, pooling=pooling)
+    facts = ("'conv_pw_13_relu'", f"[{expected}]", "32x32", f"features is {list(shape)}")
+    with pytest.raises(UserError, match=".*".join(map(re.escape, facts))):
+        shapes(model, variables, np.zeros(shape, np.float32), start="conv_pw_13_relu")
+
+
+def test_create_model_features_of_larger_images_fit_a_global_head(created):
+    model, variables = created
+    features = np.zeros((4, 2, 3, 256), np.float32)
+    assert shapes(model, variables, features, start="conv_pw_13_relu").shape == (4, 3)
+
+
 def test_create_model_start_needs_only_parameters_above_the_layer(created, images):
     model, variables = created
     whole, captured = jax.jit(lambda x: model.apply(variables, x, capture=("conv_pw_13_relu",)))(images)
@@ -279,6 +314,7 @@ def test_create_model_include_top_is_the_published_network():
         ((None,), ("'None'",)),
         (("vgg16", "5"), ("num_classes is '5'", "integer")),
         (("vgg16", 5.0), ("num_classes is 5.0", "integer")),
+        (("vgg16", 5, "builtin", {"skip_layers": 3}), ("skip_layers=3", "regular expression")),
         (("vgg16", 5, None, {"units": 128}), ("units is 128", "(128,)")),
         (("vgg16", 5, None, {"units": (8.0,)}), ("units is (8.0,)", "(128,)")),
         (("vgg16", 5, None, {"pooling": None}), ("pooling 'None'", "'none'")),
