@@ -55,6 +55,8 @@ def load_config(spec: str | Path, *overrides: str) -> ConfigDict:
     Raises:
       UserError: the config does not exist or is invalid, or a key is unknown.
     """
+    if others := [override for override in overrides if not isinstance(override, str)]:
+        raise UserError(f"Give each setting as a text of its own, such as 'seed=1', not {others[0]!r}.")
     return config.load_config(str(spec), [f"--config.{override}" for override in overrides])
 
 

@@ -138,6 +138,8 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
     assert str(fileio.user_path("runs/~/a")) == "runs/~/a"
     with pytest.raises(UserError, match=r"~no-such-user\b.*home folder.*\./~no-such-user"):
         fileio.user_path("~no-such-user/runs")
+    with pytest.raises(UserError, match=r"path .*, not 3"):
+        fileio.user_path(3)
 
 
 @pytest.mark.parametrize("text", ["a" * 256, "~/" + "ß" * 128, "a/" * 2048 + "a"])

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -87,8 +88,8 @@ class Resize:
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
         check_bit_depth(self.bit_depth)
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct is {self.crop_pct}. It must be above 0 and at most 1, such as 0.875.")
+        if not (isinstance(self.crop_pct, Real) and 0 < self.crop_pct <= 1):
+            raise UserError(f"crop_pct is {self.crop_pct!r}. It must be a number above 0 and at most 1, such as 0.875.")
         if self.height < 1 or self.width < 1:
             raise UserError(
                 f"Cannot resize images to {self.height} x {self.width} pixels. Both sides must be at least 1."

@@ -45,12 +45,14 @@ def extract_features(
       float32 [n, ...], in the order of `images`.
 
     Raises:
-      UserError: no images, an image that cannot be read, or an unknown layer.
+      UserError: no images, an image that cannot be read, an unknown layer, or an impossible batch size.
     """
     if not isinstance(images, np.ndarray | jax.Array):
         images = list_image_files(images)  # by position: a pandas.Series has an index of its own
-    if batch_size < 1 or not len(images):
-        raise UserError(f"Cannot compute features of {len(images)} images in batches of {batch_size}. Give 1 or more.")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1 or not len(images):
+        raise UserError(
+            f"Cannot compute features of {len(images)} images in batches of {batch_size!r}. Give 1 or more."
+        )
     step = _make_feature_step(model, layer)
     features = collect(step, dict(variables), _batches(model, images, min(batch_size, len(images))))
     return cast(npt.NDArray[np.float32], features)

@@ -142,7 +142,7 @@ def skip_pattern(skip_layers: str) -> re.Pattern[str]:
     """Return the regular expression of the setting. Raises UserError if it is not one."""
     try:
         return re.compile(skip_layers)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise UserError(f"skip_layers={skip_layers!r} is not a regular expression: {error}") from error
 
 

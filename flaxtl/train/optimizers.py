@@ -122,8 +122,11 @@ def make_optimizer(
       lr_scales: path -> factor on the updates of a parameter, for parameters in a flat dict; none if empty.
 
     Raises:
-      UserError: for a rate of a group that does not exist in a pytree `groups`, or a negative rate.
+      UserError: for a rate of a group that does not exist in a pytree `groups`, a negative rate, or the name of an
+        optimizer.
     """
+    if not callable(optimizer):
+        raise UserError(f"The optimizer is {optimizer!r}. Give a function of the learning rate, such as optax.adam.")
     _check_lrs(lrs, None if callable(groups) else set(jax.tree.leaves(groups)))
     transforms = {group: optimizer(lr) for group, lr in lrs.items() if callable(lr) or lr > 0}
 
@@ -139,8 +142,8 @@ def _check_lrs(lrs: Mapping[str, Schedule | float], groups: Set[str] | None) -> 
     for group, lr in lrs.items():
         if groups is not None and group not in groups:
             raise unknown("group", group, groups)
-        if not callable(lr) and not lr >= 0:
-            raise UserError(f"The learning rate of {group!r} is {lr}. Give 0.0 (frozen) or more.")
+        if isinstance(lr, str) or (not callable(lr) and not lr >= 0):
+            raise UserError(f"The learning rate of {group!r} is {lr!r}. Give 0.0 (frozen) or more.")
 
 
 def _scale_updates(

@@ -123,6 +123,7 @@ def test_decode_crop_of_long_image_stays_small(tmp_path):
         ({"interpolation": "linear"}, "'linear'.*'bilinear'"),
         ({"crop_pct": 0.0}, r"\bcrop_pct is 0\.0\b"),
         ({"crop_pct": 1.1}, r"\bcrop_pct is 1\.1\b"),
+        ({"crop_pct": "0.8"}, r"\bcrop_pct is '0\.8'\. .*number"),
         ({"height": 0}, r"\b0\D+8\b"),
     ],
 )

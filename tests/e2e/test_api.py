@@ -211,6 +211,10 @@ def test_run_result_of_unfinished_run_is_empty(tmp_path):
 def test_load_config_and_load_run_mistakes_are_user_errors(tmp_path):
     with pytest.raises(UserError, match=r"Give a config, .* not 'folder'"):
         api.train("folder", tmp_path)
+    with pytest.raises(UserError, match=r"path .*, not None"):
+        api.load_run(None)
+    with pytest.raises(UserError, match=r"setting as a text.*not \['seed=1'\]"):
+        api.load_config("folder", ["seed=1"])
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + r"\b.*\bconfig\.json"):
         api.load_run(tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.py"))):

@@ -56,6 +56,8 @@ def test_extract_features_twice_compiles_once(created):
 def test_extract_features_mistakes_are_user_errors(created, tmp_path):
     with pytest.raises(UserError, match=r"missing\.png"):
         flaxtl.extract_features(*created, [tmp_path / "missing.png"])
+    with pytest.raises(UserError, match=r"batches of '8'"):
+        flaxtl.extract_features(*created, np.zeros((1, 32, 32, 3), np.uint8), batch_size="8")
     with pytest.raises(UserError, match=r"\b0 images"):
         flaxtl.extract_features(*created, np.zeros((0, 32, 32, 3), np.uint8))
     with pytest.raises(UserError, match=r"Give a list of image files.*not \[\]"):

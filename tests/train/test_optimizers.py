@@ -151,10 +151,22 @@ def test_make_optimizer_takes_a_prefix_of_the_groups():
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
-@pytest.mark.parametrize(("lrs", "fact"), [({"haed": 1e-3}, "'haed'.*'head'"), ({"head": -1.0}, "'head'.*-1.0")])
+@pytest.mark.parametrize(
+    ("lrs", "fact"),
+    [
+        ({"haed": 1e-3}, "'haed'.*'head'"),
+        ({"head": -1.0}, "'head'.*-1.0"),
+        ({"head": "1e-3"}, "'head'.*'1e-3'"),
+    ],
+)
 def test_make_optimizer_wrong_rate_is_a_user_error(lrs, fact):
     with pytest.raises(UserError, match=fact):
         optimizers.make_optimizer({"a": "head", "b": "base"}, lrs, optax.sgd)
+
+
+def test_make_optimizer_name_of_an_optimizer_is_a_user_error():
+    with pytest.raises(UserError, match=r"optimizer is 'adam'.*optax\.adam"):
+        optimizers.make_optimizer({"a": "head"}, {"head": 1e-3}, "adam")
 
 
 def test_make_optimizer_negative_rate_with_a_function_is_refused():

@@ -162,6 +162,8 @@ def test_param_groups_of_a_single_section_are_rejected():
     with refused("section -> layer -> leaf"):
         param_groups.param_groups(params["backbone"], RULES)
     with refused("section -> layer -> leaf"):
+        param_groups.param_groups(3, RULES)
+    with refused("section -> layer -> leaf"):
         param_groups.partition(params["backbone"], groups)
     with refused("section -> layer -> leaf"):
         param_groups.merge(params)  # without a group
