@@ -94,10 +94,13 @@ def make_schedule(name: str, lr: float, steps: int, warmup_steps: int = 0) -> Sc
 
 
 def _step_factors(steps: int) -> dict[int, float]:
-    """Return step -> factor on the rate from there on: that of STEP_DECAY, or the product of those of one step."""
+    """Return step -> factor on the rate from there on: that of STEP_DECAY, or the product of those of one step.
+
+    The first step has the full rate, however short the phase is.
+    """
     factors: dict[int, float] = {}
     for fraction, factor in STEP_DECAY.items():
-        step = int(fraction * steps)
+        step = max(int(fraction * steps), 1)
         factors[step] = factors.get(step, 1.0) * factor
     return factors
 

@@ -5,7 +5,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -28,10 +28,11 @@ def exit_code(number: int) -> int:
 def _discard_output_to_closed_terminal() -> None:
     """Write stdout and stderr to nowhere if their terminal is closed: an error of theirs would end the run unsaved."""
     for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream)
-            os.close(null)
+        with suppress(OSError):  # a stream that was never open
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream)
+                os.close(null)
 
 
 class StopRequested(BaseException):

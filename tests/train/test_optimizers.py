@@ -214,7 +214,7 @@ def test_make_schedule_values(name, warmup, expected):
     assert found == pytest.approx(expected, rel=0, abs=2e-8)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, [0.005]), (2, [0.5, 0.005]), (3, [0.5, 0.05, 0.005])])
+@pytest.mark.parametrize(("steps", "expected"), [(1, [0.5]), (2, [0.5, 0.005]), (3, [0.5, 0.05, 0.005])])
 def test_make_schedule_step_factors_of_one_step_multiply(steps, expected):
     rate = optimizers.make_schedule("step", 0.5, steps)
     assert [float(rate(jnp.int32(step))) for step in range(steps)] == pytest.approx(expected, rel=1e-6)

@@ -116,6 +116,23 @@ def test_output_after_the_terminal_was_closed_is_discarded():
     assert subprocess.run([sys.executable, "-c", CLOSED], check=False).returncode == 143
 
 
+NO_OUTPUT = """
+import os, signal
+from flaxtl.train.signals import StopRequested, StopSignal
+with StopSignal().listening():
+    os.close(1)
+    os.close(2)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except StopRequested as stop:
+        os._exit(128 + stop.number)
+"""
+
+
+def test_signal_without_open_output_stops_the_run():
+    assert subprocess.run([sys.executable, "-c", NO_OUTPUT], check=False).returncode == 143
+
+
 STUCK = """
 import ctypes, sys
 from flaxtl.train.signals import StopSignal
