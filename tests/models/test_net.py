@@ -190,7 +190,7 @@ def test_perturbation_of_unknown_layer_suggests(vgg16):
 
 
 def test_duplicate_layer_name_is_an_error():
-    with pytest.raises(ValueError, match="'same'"):
+    with pytest.raises(UserError, match="'same'"):
         run(repeated, X)
 
 
