@@ -18,7 +18,8 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -225,8 +226,17 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{package.name: package.version for package in distributions() if package.name in PACKAGES},
+        **installed_versions(),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Return name -> version of those of PACKAGES that are installed."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from flaxtl.models.winograd import winograd
-from flaxtl.parallel.processor import multiplies_bfloat16
+from flaxtl.parallel.host import multiplies_bfloat16
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 

@@ -10,8 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxtl import fileio
 from flaxtl.errors import UserError
 from flaxtl.parallel import processes
-from flaxtl.parallel.host_memory import host_memory
-from flaxtl.parallel.processor import machine_name
+from flaxtl.parallel.host import host_memory, machine_name
 
 Tree = TypeVar("Tree")
 

@@ -77,6 +77,13 @@ def test_forward_reports_peers_that_are_not_installed(monkeypatch, tmp_path, cap
     assert "not installed: torch, torchvision" in printed
 
 
+def test_versions_are_those_of_packages_however_a_wheel_writes_the_name(monkeypatch, tmp_path):
+    (tmp_path / "tensorflow_cpu-9.8.dist-info").mkdir()
+    (tmp_path / "tensorflow_cpu-9.8.dist-info" / "METADATA").write_text("Name: tensorflow_cpu\nVersion: 9.8\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert benchmark.installed_versions()["tensorflow-cpu"] == "9.8"
+
+
 def test_compare_takes_turns_until_a_subject_fails(monkeypatch):
     order = []
 
