@@ -4,7 +4,6 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Real
@@ -21,7 +20,7 @@ from flaxtl.data.image_file import (
     UnreadableError,
     apply_exif_orientation,
     has_deep_header,
-    load_pixels,
+    load_upright,
     open_image,
     to_rgb,
 )
@@ -178,8 +177,8 @@ class MemoryImage:
         return self.name
 
     def open(self) -> Image.Image:
-        """Return a loaded image. Raises UnreadableError if the file of a PIL image is damaged."""
-        return Image.fromarray(self.pixels) if isinstance(self.pixels, np.ndarray) else load_pixels(self.pixels)
+        """Return the image, loaded and upright. Raises UnreadableError if the file of a PIL image is damaged."""
+        return Image.fromarray(self.pixels) if isinstance(self.pixels, np.ndarray) else load_upright(self.pixels)
 
 
 ImageSource: TypeAlias = Path | MemoryImage
@@ -359,13 +358,14 @@ def visible_region(image: Image.Image, resize: Resize) -> Image.Image:
 
 def _read(source: ImageSource, resize: Resize) -> np.ndarray:
     """Return the decoded image as a read-only array, or raise UnreadableError."""
-    opened: AbstractContextManager[Image.Image]
     if isinstance(source, MemoryImage):
-        opened = nullcontext(source.open())
-    else:
-        opened = open_image(source, bit_depth=resize.bit_depth)
-    with opened as image:
-        return np.asarray(_resize(to_rgb(apply_exif_orientation(image), resize.bit_depth), resize))
+        return _to_array(source.open(), resize)
+    with open_image(source, bit_depth=resize.bit_depth) as image:
+        return _to_array(apply_exif_orientation(image), resize)
+
+
+def _to_array(image: Image.Image, resize: Resize) -> np.ndarray:
+    return np.asarray(_resize(to_rgb(image, resize.bit_depth), resize))
 
 
 def _resize(image: Image.Image, resize: Resize) -> Image.Image:

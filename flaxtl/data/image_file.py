@@ -274,10 +274,13 @@ def _load(image: AnyImage, min_side: int | None) -> AnyImage:
     return image
 
 
-def load_pixels(image: Image.Image) -> Image.Image:
-    """Read the pixels of an image in memory, which Pillow does when they are first used, and not in two threads."""
+def load_upright(image: Image.Image) -> Image.Image:
+    """Return an image in memory upright, with its pixels.
+
+    Pillow reads pixels and EXIF data when they are first used, but not in two threads, which may have the same image.
+    """
     with _lazy_image:
-        return _load(image, None)
+        return apply_exif_orientation(_load(image, None))
 
 
 def _unreadable(error: OSError | ValueError) -> UnreadableError:

@@ -1,6 +1,8 @@
 import re
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxtl.data.decode import EXTENSIONS, Resize, _crop_box, decode, decode_all
+from flaxtl.data.decode import EXTENSIONS, MemoryImage, Resize, _crop_box, decode, decode_all
 from flaxtl.errors import UserError
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "train"
@@ -156,6 +158,17 @@ def test_decode_applies_exif_orientation_once(tmp_path, suffix, orientation):
     path = save(tmp_path / f"a{suffix}", Image.fromarray(stored), exif=exif, **options)
     expected = UPRIGHT[orientation](stored)
     np.testing.assert_array_equal(decode(path, Resize(*expected.shape[:2])), expected)
+
+
+def test_decode_of_one_pil_image_in_two_threads_is_upright(tmp_path, monkeypatch):
+    exif, load = Image.Exif(), Image.Exif.load
+    exif[ORIENTATION] = 3
+    file = save(tmp_path / "a.png", Image.fromarray(noise(8, 8)), exif=exif)
+    monkeypatch.setattr(Image.Exif, "load", lambda *args: time.sleep(0.1) or load(*args))  # marked as loaded before
+    image = MemoryImage("image 0", Image.open(file))
+    with ThreadPoolExecutor(2) as pool:
+        for pixels in pool.map(lambda image: decode(image, Resize(8, 8)), [image, image]):
+            np.testing.assert_array_equal(pixels, noise(8, 8)[::-1, ::-1])
 
 
 def test_decode_ignores_damaged_exif(tmp_path):
