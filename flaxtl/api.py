@@ -38,7 +38,7 @@ from flaxtl.train.run_records import SplitMetrics
 from flaxtl.train.signals import StopRequested, StopSignal
 from flaxtl.train.trainer import TrainResult
 
-PredictInput: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
+PredictInput: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8] | jax.Array
 """An image file, a folder or a glob pattern; a PIL image; or uint8 RGB [height, width, 3]."""
 
 
@@ -170,8 +170,10 @@ class RunResult:
         """Classify images with the model after the last finished phase.
 
         Args:
-          inputs: image files, folders, glob patterns, PIL images, or uint8 RGB arrays [height, width, 3]; or one of
-            them. PIL images of any mode are converted as files are: upright by their EXIF orientation, over white.
+          inputs: image files, folders, glob patterns, PIL images, or uint8 RGB arrays [height, width, 3] of NumPy or
+            JAX; one of them, or a batch [n, height, width, 3]. PIL images of any mode are converted as files are:
+            upright by their EXIF orientation, over white. Pillow keeps only the high bytes of 16-bit colors; give
+            their files if the run has a `data.bit_depth`.
           calibrated: return probabilities at the run's temperature, as `flaxtl predict` does by default, instead of
             those of the network.
 
@@ -259,11 +261,14 @@ class RunResult:
 
 def _list_images(inputs: Any) -> tuple[list[ImageSource], list[SkippedFile]]:
     """Return the images of `RunResult.predict` in order, and the files in folders that are not images."""
-    is_array = isinstance(inputs, np.ndarray)
-    is_batch = inputs.ndim == 4 if is_array else isinstance(inputs, Iterable) and not isinstance(inputs, str)
+    inputs = _to_numpy(inputs)
+    if isinstance(inputs, np.ndarray):
+        is_list = inputs.ndim in (1, 4)  # paths, or a batch of images
+    else:
+        is_list = isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes)
     images: dict[ImageSource, None] = {}
     skipped: dict[SkippedFile, None] = {}
-    for number, item in enumerate(inputs if is_batch else [inputs]):
+    for number, item in enumerate(map(_to_numpy, inputs) if is_list else [inputs]):
         if isinstance(item, str | Path):
             listing = find_images([str(item)])
             images.update(dict.fromkeys(listing.images))
@@ -273,6 +278,10 @@ def _list_images(inputs: Any) -> tuple[list[ImageSource], list[SkippedFile]]:
     if not images:
         raise UserError("Give one or more image files, folders, glob patterns, PIL images or arrays to predict.")
     return list(images), list(skipped)
+
+
+def _to_numpy(item: Any) -> Any:
+    return np.asarray(item) if isinstance(item, jax.Array) else item
 
 
 def _class_index(name: str, classes: Sequence[str]) -> int:

@@ -169,7 +169,10 @@ def test_predict_images_in_memory_equal_their_files(tmp_path):
     assert len(np.unique(expected.log_softmax, axis=0)) == 7
     np.testing.assert_array_equal(predicted.log_softmax, expected.log_softmax)
     batch = np.stack([noise[..., :3]] * 2)
-    assert run.predict(iter(batch)).paths == run.predict(batch).paths == ("image 0", "image 1")
+    for inputs in (batch, iter(batch), jax.device_put(batch), [*jax.device_put(batch)]):
+        assert run.predict(inputs).paths == ("image 0", "image 1")
+    for dtype in (str, object):
+        assert run.predict(np.array([str(last), str(files[0])], dtype)).paths == (str(last), str(files[0]))
     floats = run.predict([noise[..., :3], Image.new("F", (8, 8))])
     assert floats.paths == ("image 0",)
     assert floats.unreadable[0].startswith("Cannot read image 1: pixels of mode F")
@@ -180,6 +183,7 @@ def test_predict_images_in_memory_equal_their_files(tmp_path):
     [
         ([], "Give one or more"),
         (3, "image 0, which is of type int"),
+        (b"PNG", "image 0, which is of type bytes"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], r"image 1, which is float64 \[8, 8, 3\]"),
         (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]\. .*uint8 RGB arrays \[height, width, 3\]"),
         (Image.new("RGB", (0, 8)), "image 0, which is empty"),
