@@ -20,7 +20,7 @@ from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_
 from flaxtl.fileio import atomic_write_text, errors_naming
 from flaxtl.parallel import processes
 from flaxtl.train.device_calls import MAX_PENDING_RESULTS
-from flaxtl.train.param_groups import is_batch_stat, layer_of, layers_in_train_mode
+from flaxtl.train.param_groups import layer_of, layers_in_train_mode
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, read_metrics
 from flaxtl.train.setup import ModelInfo
@@ -211,7 +211,7 @@ def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_so
         source = weights_source if any(path.startswith("backbone/") for path in paths) else "random (Glorot)"
         lrs = (_format_lrs(phase, group) for phase in phases)
         rows.append((group, str(num_layers), f"{num_params:,}", *lrs, source))
-    if norms := {layer_of(path) for path in model_info.groups if is_batch_stat(path)}:
+    if norms := {layer.name for layer in model_info.layers if layer.kind == "batch norm"}:
         modes = (_format_batch_norms(phase, norms) for phase in phases)
         rows.append(("batch norm", str(len(norms)), "", *modes, ""))
     rows.append(("schedule", "", "", *(_format_schedule(phase) for phase in phases), ""))
