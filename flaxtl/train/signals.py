@@ -126,5 +126,6 @@ class StopSignal:
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while received := pipe.read(1):
                 if (number := self._signals.get(received[0])) and not done.wait(self._grace_seconds):
-                    os.write(2, b"flaxtl: stopped after the grace period; work since the last checkpoint is lost\n")
+                    with suppress(OSError):  # its terminal is closed: it must exit, too
+                        os.write(2, b"flaxtl: stopped after the grace period; work since the last checkpoint is lost\n")
                     os._exit(exit_code(number))

@@ -27,21 +27,27 @@ def test_signal_outside_deferred_stops_at_once(number):
     assert not interruption.requested
 
 
-def test_signal_of_a_closed_terminal_stands_for_sigterm():
+@pytest.fixture
+def handle_sighup():
+    """Return a function that sets the handler of SIGHUP until the test ends; under nohup it is ignored before."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_signal_of_a_closed_terminal_stands_for_sigterm(handle_sighup):
+    handle_sighup(signal.SIG_DFL)
     with StopSignal().listening(), pytest.raises(StopRequested) as stopped:
         send(signal.SIGHUP)
     assert stopped.value.number == signal.SIGTERM
 
 
-def test_signal_of_a_closed_terminal_stays_ignored_under_nohup():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopSignal().listening() as interruption, interruption.deferred():
-            send(signal.SIGHUP)
-            assert not interruption.requested
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_signal_of_a_closed_terminal_stays_ignored_under_nohup(handle_sighup):
+    handle_sighup(signal.SIG_IGN)
+    with StopSignal().listening() as interruption, interruption.deferred():
+        send(signal.SIGHUP)
+        assert not interruption.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_signal_inside_deferred_is_recorded_second_stops_at_once():
@@ -102,6 +108,7 @@ if process:
         output += os.read(terminal, 100)
     os.close(terminal)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+signal.alarm(30)  # ends the process if nothing else does
 try:
     with StopSignal().listening() as interruption, interruption.deferred():
         print("ready", flush=True)
@@ -155,3 +162,11 @@ def test_process_exits_after_grace_period():
     assert process.returncode == 143
     assert re.fullmatch(r"flaxtl: .+\n", err)
     assert 0.4 < time.monotonic() - started < 10  # lower bound: the grace period; upper: a slow machine
+
+
+def test_process_without_a_reader_of_stderr_exits_after_grace_period():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
