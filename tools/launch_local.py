@@ -1,8 +1,8 @@
 """Train one run in several processes on this machine: `python tools/launch_local.py --processes=2 -- train ...`.
 
-Output of process 0 is shown unchanged; lines of the others start with their number. SIGTERM and Ctrl-C are forwarded
-to all processes. If one fails, the others have some time to notice before they are killed. The exit code is that of the
-process that failed, not of those that lost the connection to it.
+Output of process 0 is shown unchanged; lines of the others start with their number. SIGTERM, SIGHUP (the terminal was
+closed) and Ctrl-C are forwarded to all processes. If one fails, the others have some time to notice before they are
+killed. The exit code is that of the process that failed, not of those that lost the connection to it.
 """
 
 import argparse
@@ -34,8 +34,9 @@ def main() -> None:
     if options.processes < 1:
         parser.error("--processes must be 1 or more")
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):  # from now on: one that comes while processes start is for them, too
-        signal.signal(number, lambda number, _: received.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # from now on: while processes start, too
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda number, _: received.append(number))
     codes = wait(start(options.processes, options.devices_per_process, options.command), received)
     sys.exit(next((code for code in codes if code not in (0, LOST)), max(codes)))
 

@@ -319,16 +319,18 @@ def test_launcher_exits_with_the_code_of_the_cause(tmp_path):
     assert process.returncode == 3
 
 
-def test_launcher_forwards_sigterm(tmp_path):
-    stand_in = """
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_launcher_forwards_signals(tmp_path, number):
+    stand_in = f"""
+signal.signal({number}, lambda *_: sys.exit(143))
 os.write(2, b"ready\\n")  # print writes the end of the line separately, so that two processes may mix
 time.sleep(30)
 """
-    process = launch(tmp_path, stand_in, "--processes=2", "--", "train")
+    options = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}  # also if these tests run under nohup
+    process = launch(tmp_path, stand_in, "--processes=2", "--", "train", **options)
     for _ in range(2):
         assert process.stderr.readline() in ("ready\n", "[1] ready\n")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=10)
     assert process.returncode == 143
 
