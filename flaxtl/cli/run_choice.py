@@ -17,7 +17,7 @@ RUNS = Path("runs")
 """Folder of the runs that are started without --workdir."""
 
 MAX_NAME = 60
-"""Characters of the name of a source in that of its run: with the date, they are less than 255 bytes."""
+"""Characters of the name of a source or config in that of its run: with the date, they are less than 255 bytes."""
 
 
 def load_train_config(options: argparse.Namespace) -> Any:
@@ -54,7 +54,7 @@ def choose_workdir(config: Any, config_name: str | None) -> tuple[Path, str]:
     Returns:
       runs/NAME-DATE, or runs/NAME-DATE-2 and so on, and why it was chosen.
     """
-    name = _run_name(config.data.source) or re.sub(r"\W+", "-", Path(config_name or DEFAULT_CONFIG).stem)
+    name = _run_name(config.data.source) or _as_name(Path(config_name or DEFAULT_CONFIG).stem)
     earlier = [folder for folder in RUNS.glob("*") if re.fullmatch(rf"{re.escape(name)}-\d{{4}}-.*", folder.name)]
     for folder in sorted(earlier, key=lambda folder: folder.stat().st_mtime, reverse=True):
         if _is_unfinished(folder, config):
@@ -78,11 +78,15 @@ def _existing_source(text: str) -> str:
 
 
 def _run_name(source: str) -> str:
-    """Return the name of the folder or file of a source, or of its data set, fit for the beginning of a file name."""
+    """Return the name of the folder or file of a source, or of its data set; empty if it has none."""
     scheme, _, location = source.partition(":")
     if scheme in ("folder", "archive", "csv"):
         location = user_path(location).resolve().name.split(".")[0]
-    return re.sub(r"\W+", "-", location).strip("-")[:MAX_NAME]
+    return _as_name(location)
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text)[:MAX_NAME].strip("-")
 
 
 def _is_unfinished(folder: Path, config: Any) -> bool:

@@ -70,6 +70,8 @@ def test_choose_workdir_shortens_a_long_name(working_directory):
     (working_directory / ("ß" * 127)).mkdir()
     workdir, _ = choose_workdir(config_of("ß" * 127), None)
     assert workdir.as_posix() == f"runs/{'ß' * 60}-{TODAY}"
+    workdir, _ = choose_workdir(config_of("--config=demo"), f"{'a' * 59}-{'b' * 180}.py")
+    assert workdir.as_posix() == f"runs/{'a' * 59}-{TODAY}"
 
 
 def test_choose_workdir_resumes_a_run_of_the_same_model_by_another_name(working_directory):
