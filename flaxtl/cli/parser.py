@@ -24,7 +24,7 @@ SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:
 tfds:NAME or synthetic.
 On TPU, float32 multiplies in bfloat16, and on NVIDIA GPUs in TF32; --config.precision=highest keeps float32.
 Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
-69 another process of a distributed run has died; 130 and 143 stopped by Ctrl-C or SIGTERM, progress is saved."""
+69 another process of a distributed run has died; 130 Ctrl-C, 143 SIGTERM or a closed terminal: progress is saved."""
 
 
 PLAIN_WORDS = {"invalid int value": "not a whole number", "invalid float value": "not a number"}
