@@ -280,6 +280,8 @@ def load_upright(image: Image.Image) -> Image.Image:
     Pillow reads pixels and EXIF data when they are first used, but not in two threads, which may have the same image.
     """
     with _lazy_image:
+        if isinstance(image, ImageFile) and image.tile and image.fp is None:
+            raise UnreadableError("unreadable", "its file was closed before its pixels were read")
         return apply_exif_orientation(_load(image, None))
 
 

@@ -171,6 +171,17 @@ def test_decode_of_one_pil_image_in_two_threads_is_upright(tmp_path, monkeypatch
             np.testing.assert_array_equal(pixels, noise(8, 8)[::-1, ::-1])
 
 
+def test_decode_of_a_closed_pil_image_says_so(tmp_path):
+    file = save(tmp_path / "a.png", Image.fromarray(noise(8, 8)))
+    with Image.open(file) as loaded:
+        loaded.load()
+    np.testing.assert_array_equal(decode(MemoryImage("image 0", loaded), Resize(8, 8)), noise(8, 8))
+    with Image.open(file) as unread:
+        pass
+    with pytest.raises(UserError, match=r"image 1: its file was closed before its pixels were read\."):
+        decode(MemoryImage("image 1", unread), Resize(8, 8))
+
+
 def test_decode_ignores_damaged_exif(tmp_path):
     path = save(tmp_path / "a.webp", Image.fromarray(noise(8, 8)), lossless=True, exif=b"no TIFF header")
     with Image.open(path) as image, pytest.raises(SyntaxError):
