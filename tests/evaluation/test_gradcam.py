@@ -26,7 +26,11 @@ CLASS_PAIRS = np.array([[0, 1], [2, 2]], np.int32)  # classes to explain in each
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
+    """Images without a unit so close to zero that rounding, which differs between processors, decides its gradient.
+
+    With noise of 3e-7 on all parameters, heat maps change by at most 6e-6; those of seeds 1 and 4 by 9e-5 and 5e-3.
+    """
+    return np.random.default_rng(2).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
 
 
 def flaxtl_maps(model, params, images, layer, class_indices=CLASS_PAIRS):
@@ -103,7 +107,7 @@ def test_gradcam_maps_vgg16_equal_keras(vgg16, images, layer):
     heatmaps = flaxtl_maps(model, params, images, layer)
     assert heatmaps.shape == (2, 2, *{"block5_conv3": (4, 4), "block4_conv1": (8, 8)}[layer])
     np.testing.assert_allclose(heatmaps, expected, rtol=0, atol=BOUND)
-    assert heatmaps[0, 0].max() == 1
+    assert abs(heatmaps[0, 0].max() - 1) < 2**-23  # XLA may multiply by the rounded reciprocal of the maximum
     np.testing.assert_array_equal(heatmaps[1, 0], heatmaps[1, 1])  # the same class twice
     assert np.abs(heatmaps[0, 0] - heatmaps[0, 1]).max() > 0.1
 
