@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from flaxtl.console import make_table
-from flaxtl.errors import UserError
+from flaxtl.errors import UserError, join_names
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier, FlatParams, NestedParams
 from flaxtl.models.head import Head
@@ -81,7 +81,7 @@ def load_backbone(
     Args:
       model: the model. Without a head, it is loaded with its own ImageNet top.
       weights: 'imagenet', 'builtin' or the path of a file.
-      notify: receives messages about downloads.
+      notify: receives messages about downloads, and about layers of the file that the model does not have.
       option: the command-line option that `weights` comes from, for error messages.
       skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
@@ -96,6 +96,8 @@ def load_backbone(
         skip_layers=skip_layers,
         trusted=resolved.trusted,
     )
+    if skipped := dict.fromkeys(row.layer for row in loaded.rows if row.status == "skipped"):
+        notify(f"{resolved.path.name}: {join_names(skipped)} not loaded; the model does not have these layers.")
     return loaded.params, f"{resolved.path.name} ({resolved.source})"
 
 

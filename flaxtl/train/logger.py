@@ -20,6 +20,7 @@ from flaxtl.console import LINE_SECONDS, ProgressBar, make_table, message, task_
 from flaxtl.fileio import atomic_write_text, errors_naming
 from flaxtl.parallel import processes
 from flaxtl.train.device_calls import MAX_PENDING_RESULTS
+from flaxtl.train.optimizers import has_weight_decay, weight_decay
 from flaxtl.train.param_groups import layer_of, layers_in_train_mode
 from flaxtl.train.phases import Phase
 from flaxtl.train.run_records import EpochMetrics, read_metrics
@@ -196,11 +197,20 @@ class PhaseLog:
             self._logger.print_forecast(self._bar, self._forecast)
 
 
-def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_source: str) -> Table:
+def param_group_table(
+    model_info: ModelInfo, phases: Sequence[Phase], optimizer: Mapping[str, Any], weights_source: str
+) -> Table:
     """Return a table with a row per param group: its size, its learning rate in each phase, and its initial values.
 
     With layer decay the learning rate is a range, of the group's last and first layer. Then follow how many batch norms
-    a phase trains, if there are any (the others use their stored statistics), and the schedules.
+    a phase trains, if there are any (the others use their stored statistics), the schedules, and how many of the
+    trained arrays have weight decay, if the optimizer has it.
+
+    Args:
+      model_info: the layers, and the group of each parameter.
+      phases: a column each.
+      optimizer: the config's `optimizer`.
+      weights_source: where the values of the backbone come from.
     """
     columns = ("group", "layers", "parameters", *(phase.name for phase in phases), "initial values")
     rows = []
@@ -215,6 +225,8 @@ def param_group_table(model_info: ModelInfo, phases: Sequence[Phase], weights_so
         modes = (_format_batch_norms(phase, norms) for phase in phases)
         rows.append(("batch norm", str(len(norms)), "", *modes, ""))
     rows.append(("schedule", "", "", *(_format_schedule(phase) for phase in phases), ""))
+    if decay := weight_decay(optimizer):
+        rows.append(("weight decay", "", "", *(_format_weight_decay(phase, decay) for phase in phases), ""))
     return make_table("Learning rates", columns, rows)
 
 
@@ -238,6 +250,11 @@ def _format_batch_norms(phase: Phase, norms: Set[str]) -> str:
     parts = phase.param_groups.partition(phase.param_groups.groups)
     trained = norms & layers_in_train_mode([*parts.params, *parts.batch_stats], parts.frozen)
     return f"{len(trained)} trained" if trained else "frozen"
+
+
+def _format_weight_decay(phase: Phase, decay: float) -> str:
+    trained = phase.param_groups.partition(phase.param_groups.groups).params
+    return f"{decay:g} on {sum(map(has_weight_decay, trained))} of {len(trained)} arrays"
 
 
 def _format_schedule(phase: Phase) -> str:

@@ -209,9 +209,7 @@ def optimizer_factory(settings: Mapping[str, Any]) -> OptimizerFactory:
     """
     name = str(settings.get("name", ""))
     arguments = {key: value for key, value in settings.items() if key != "name"}
-    if name != "nadam" and name not in OPTIMIZERS:
-        raise unknown("optimizer", name, ("nadam", *OPTIMIZERS))
-    make: OptimizerFactory = nadam if name == "nadam" else getattr(optax, name)
+    make = _optimizer(name)
     signature = inspect.signature(make).parameters
     known = signature.keys() - {"learning_rate", "mask"}
     for key, value in arguments.items():
@@ -226,6 +224,24 @@ def optimizer_factory(settings: Mapping[str, Any]) -> OptimizerFactory:
     if "mask" in signature:
         arguments["mask"] = _weight_decay_mask
     return lambda lr: make(lr, **arguments)
+
+
+def weight_decay(settings: Mapping[str, Any]) -> float:
+    """Return the weight decay of a config's optimizer, which may be its default; 0.0 if it has none."""
+    parameter = inspect.signature(_optimizer(str(settings["name"]))).parameters.get("weight_decay")
+    return 0.0 if parameter is None else float(settings.get("weight_decay", parameter.default))
+
+
+def has_weight_decay(path: str) -> bool:
+    """Whether weight decay applies to a parameter: to kernels, not to biases, norms, class token and positions."""
+    return path.endswith("kernel")
+
+
+def _optimizer(name: str) -> OptimizerFactory:
+    if name != "nadam" and name not in OPTIMIZERS:
+        raise unknown("optimizer", name, ("nadam", *OPTIMIZERS))
+    make: OptimizerFactory = nadam if name == "nadam" else getattr(optax, name)
+    return make
 
 
 def _check_argument(key: str, value: Any, default: Any) -> None:
@@ -244,8 +260,8 @@ def _check_argument(key: str, value: Any, default: Any) -> None:
 
 
 def _weight_decay_mask(params: optax.Params) -> optax.Params:
-    """Select kernels for weight decay: not biases and batch norms, which are vectors."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """Return whether each of the parameters, a flat dict in which `multi_transform` masks some, has weight decay."""
+    return jax.tree.map_with_path(lambda path, _: has_weight_decay(path[-1].key), params)
 
 
 class NadamState(NamedTuple):

@@ -113,7 +113,8 @@ def train(
         num_done, params = restored
         # 7. Table of parameter groups and learning rates.
         weights = run_dir.read_summary(workdir).weights
-        console.print(param_group_table(setup.model_info, setup.phases, weights.source if weights else ""))
+        source = weights.source if weights else ""
+        console.print(param_group_table(setup.model_info, setup.phases, config.optimizer, source))
         message(console, "3/4 Training", style="bold")
         # 8. Phases.
         try:

@@ -1,6 +1,7 @@
 """Pretrained weights under a new head, and `flaxtl convert`."""
 
 import math
+import re
 from pathlib import Path
 
 import keras
@@ -68,6 +69,13 @@ def test_initial_params_put_builtin_base_under_new_head():
         assert not np.any(head[f"head/{layer}/bias"])
     other = section(initial_params(weights={"path": "builtin"}, seed=4).params, "head")
     assert not np.array_equal(head["head/dense_1/kernel"], other["head/dense_1/kernel"])
+
+
+def test_layers_that_the_model_does_not_have_are_reported():
+    config, messages = tiny_run.config("unused", weights={"path": "builtin"}), []
+    backbone.initial_params(config, build_model(config, 3).model, messages.append)
+    (text,) = messages
+    assert re.match(r"vgg16_notop.safetensors: block3_conv1, block3_conv2, .* and 4 more not loaded\b", text)
 
 
 def test_initial_params_with_builtin_weights_fit_the_whole_vgg16():

@@ -146,7 +146,7 @@ def test_forecast_waits_until_steps_are_computed(tmp_path, monkeypatch):
 def table_rows(prepared):
     """The rows of the table of param groups, as lists of the cells with text."""
     console = tiny_run.quiet()
-    console.print(param_group_table(prepared.model_info, prepared.phases, "a file"))
+    console.print(param_group_table(prepared.model_info, prepared.phases, prepared.config.optimizer, "a file"))
     lines = tiny_run.texts(console).splitlines()
     return [[cell.strip() for cell in text.split("  ") if cell.strip()] for text in lines]
 
@@ -163,6 +163,20 @@ def test_param_group_table_shows_rates_and_schedules(folder, tmp_path):
     (schedule,) = (row for row in rows if row[:1] == ["schedule"])
     assert schedule[1] == "constant"
     assert re.fullmatch(r"plateau\b.*\b0\.1\b.*\b10\b.*\b2\b.*(?i:\bema\b).* 0\.9", schedule[2])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ({"name": "nadam"}, []),
+        ({"name": "sgd"}, []),
+        ({"name": "nadam", "weight_decay": 0.01}, ["0.01 on 2 of 4 arrays", "0.01 on 4 of 8 arrays"]),
+        ({"name": "adamw"}, ["0.0001 on 2 of 4 arrays", "0.0001 on 4 of 8 arrays"]),  # optax' default
+    ],
+)
+def test_param_group_table_shows_weight_decay(folder, tmp_path, optimizer, expected):
+    rows = table_rows(tiny_run.setup(folder, tmp_path, optimizer=optimizer))
+    assert [row[1:] for row in rows if row[:1] == ["weight decay"]] == ([expected] if expected else [])
 
 
 def test_param_group_table_shows_batch_norms_that_train(folder, tmp_path):

@@ -265,6 +265,9 @@ def test_weight_decay_applies_to_trained_kernels_only(name):
         "head/out/kernel": (2, 3),
         "head/out/bias": (3,),
         "backbone/bn/scale": (4,),
+        "backbone/cls/token": (1, 1, 4),
+        "backbone/posembed_input/pos_embedding": (1, 5, 4),
+        "backbone/separable/depthwise_kernel": (3, 3, 4, 1),
         "backbone/conv/kernel": (2, 2),
     }
     parameters = {path: np.full(shape, 2.0, np.float32) for path, shape in shapes.items()}
@@ -275,7 +278,7 @@ def test_weight_decay_applies_to_trained_kernels_only(name):
     nothing = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     updates, _ = jax.jit(transformation.update)(nothing, transformation.init(parameters), parameters)
     moved = sorted(path for path, update in updates.items() if np.any(np.asarray(update) != 0))
-    assert moved == ["head/out/kernel"]
+    assert moved == ["backbone/separable/depthwise_kernel", "head/out/kernel"]
 
 
 @pytest.mark.parametrize(
