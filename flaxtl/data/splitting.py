@@ -20,7 +20,14 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-_OFF_BY_MORE = 1e6  # penalty per image by which a count is more than one off its quota; outweighs any sum of squares
+_UNIT = 10**6
+"""Quotas and costs are whole numbers of this fraction of an image, which floats add exactly.
+
+With sums that are rounded, moves that cancel each other can seem to gain a little, and the search for the cheapest path
+would follow them in a circle without end.
+"""
+
+_OFF_BY_MORE = 10**6  # penalty per image by which a count is more than one off its quota; outweighs any sum of squares
 
 
 def check_fractions(fractions: Mapping[str, float], seed: int) -> dict[str, float]:
@@ -187,15 +194,15 @@ def allocate_counts(sizes: Sequence[int], fractions: Sequence[float], at_least: 
     shares = np.asarray(fractions, np.float64) / np.sum(fractions)
     rows = np.asarray(sizes, np.int64)
     low = np.zeros((len(rows), len(shares)), np.int64) if at_least is None else at_least
-    quotas = np.outer(rows, shares)
-    totals = _round_quotas(int(rows.sum()), rows.sum() * shares, low.sum(0))
+    quotas = np.round(np.outer(rows, shares) * _UNIT)
+    totals = _round_quotas(int(rows.sum()), np.round(rows.sum() * shares * _UNIT), low.sum(0))
     table = np.array([_round_quotas(int(n), *row) for n, *row in zip(rows, quotas, low, strict=True)], np.int64)
     return _match_totals(table, quotas, low, totals)
 
 
 def _round_quotas(n: int, quotas: Floats, low: Counts) -> Counts:
     """Return counts that sum to n: the quotas rounded down, then changed one image at a time where it costs least."""
-    counts = np.maximum(low, np.floor(quotas + 1e-9).astype(np.int64))  # 733.9999999999999 is 734
+    counts = np.maximum(low, (quotas // _UNIT).astype(np.int64))
     while counts.sum() < n:
         counts[_cost_of_adding(counts, quotas).argmin()] += 1
     while counts.sum() > n:
@@ -236,16 +243,16 @@ def _cheapest_path(costs: Floats, surplus: Counts) -> list[int]:
 
 
 def _cost_of_adding(table: Counts, quotas: Floats) -> Floats:
-    """Return the cost of one more image; rounded, so that equal costs are bit-identical and the first one is taken."""
-    return np.round(_cost(table + 1, quotas) - _cost(table, quotas), 6)
+    """Return the cost of one more image, in units."""
+    return _cost_of_rising(table * _UNIT - quotas)
 
 
 def _cost_of_removing(table: Counts, quotas: Floats, low: Counts) -> Floats:
-    """Return the cost of one image less, infinite at the lower bound."""
-    cost = np.round(_cost(table - 1, quotas) - _cost(table, quotas), 6)
-    return np.where(table > low, cost, np.inf)
+    """Return the cost of one image less, in units, infinite at the lower bound."""
+    return np.where(table > low, _cost_of_rising(quotas - table * _UNIT), np.inf)
 
 
-def _cost(table: Counts, quotas: Floats) -> Floats:
-    off = np.abs(table - quotas)
-    return np.asarray(off**2 + _OFF_BY_MORE * np.maximum(off - 1, 0))
+def _cost_of_rising(off: Floats) -> Floats:
+    """Return by how much x**2 and the penalty grow from x = `off` / _UNIT to x + 1."""
+    penalty = np.maximum(np.abs(off + _UNIT) - _UNIT, 0) - np.maximum(np.abs(off) - _UNIT, 0)
+    return np.asarray(2 * off + _UNIT + _OFF_BY_MORE * penalty)
