@@ -45,7 +45,7 @@ def extract_archive(archive: Path, target: Path) -> Path:
     Raises:
       UserError: the archive is missing, of an unknown type, refused or damaged, or does not fit on the disk.
     """
-    _check_type(archive)
+    check_archive(archive)
     extract = _extract_zip if archive.name.lower().endswith(".zip") else _extract_tar
     with atomic_folder(target) as folder:
         try:
@@ -57,7 +57,8 @@ def extract_archive(archive: Path, target: Path) -> Path:
     return target
 
 
-def _check_type(archive: Path) -> None:
+def check_archive(archive: Path) -> None:
+    """Raise UserError unless `archive` is a file with one of SUFFIXES."""
     if not archive.exists():
         raise UserError(f"There is no archive {archive}. {suggest_path(archive)}")
     if not archive.is_file():

@@ -178,7 +178,8 @@ def _synthetic(location: str, cache: Path) -> Path:
 
 def _archive(location: str, cache: Path) -> Path:
     file = user_path(location)
-    target = cache / "archives" / (_archive_key(file) if file.is_file() else file.name)
+    archive.check_archive(file)
+    target = cache / "archives" / _archive_key(file)
     if not target.is_dir():
         archive.extract_archive(file, target)
     return _dataset_root(target)

@@ -164,6 +164,13 @@ def test_open_missing_archive_raises(tmp_path: Path) -> None:
         folder_of(f"archive:{tmp_path}/none.tgz", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("location", [".", "..", "/"])
+def test_open_folder_as_archive_does_not_open_the_cache(tmp_path: Path, location: str) -> None:
+    images(tmp_path / "cache" / "archives", "a", "b")
+    with pytest.raises(UserError, match=rf"^{re.escape(location)} is not a file\. .*\bfolder:{re.escape(location)}$"):
+        open_source(f"archive:{location}", tmp_path / "cache")
+
+
 def test_open_synthetic_has_a_folder_per_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     created: list[Path] = []
     monkeypatch.setattr(
