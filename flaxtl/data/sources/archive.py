@@ -31,6 +31,8 @@ file names on Linux have at most 4,096 bytes."""
 
 _WINDOWS = 0  # value of ZipInfo.create_system: APPNOTE.TXT, section 4.4.2
 
+_UTF8_NAME = 1 << 11  # bit of ZipInfo.flag_bits: APPNOTE.TXT, section 4.4.4
+
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
@@ -127,6 +129,7 @@ def _extract_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as bundle:
         members = bundle.infolist()
         for member in members:
+            member.filename = _member_name(member)
             limits.add(member.filename, member.file_size)
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(
@@ -147,6 +150,16 @@ def _extract_zip(archive: Path, folder: Path) -> None:
                     "one, or extract it yourself and use folder:PATH."
                 )
             bundle.extract(member, folder)
+
+
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a member. macOS and `zip` on Linux write UTF-8 without the flag that says so."""
+    if member.flag_bits & _UTF8_NAME:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()  # zipfile reads names without the flag as cp437
+    except UnicodeError:
+        return member.filename
 
 
 class _Limits:

@@ -279,3 +279,13 @@ def test_extract_zip_with_backslashes_keeps_folders(tmp_path: Path, names, syste
             member.create_system = system
             bundle.writestr(member, b"x")
     assert contents(extract_archive(tmp_path / "f.zip", tmp_path / "out")).keys() == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_extract_zip_with_names_without_utf8_flag(tmp_path: Path, encoding: str) -> None:
+    """Names in UTF-8 are those of macOS and of `zip` on Linux, names in code page 437 those of Windows."""
+    name = "gänse/1.jpg".encode(encoding)
+    placeholder = "x" * len(name)
+    path = zip_of(tmp_path / "f.zip", (placeholder, b"y"))
+    path.write_bytes(path.read_bytes().replace(placeholder.encode(), name))
+    assert contents(extract_archive(path, tmp_path / "out")) == {"gänse/1.jpg": b"y"}
