@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,9 +73,9 @@ def write_folders(
     """Split the images into OUTPUT/SPLIT/CLASS/NAME and list them in OUTPUT/manifest.csv.
 
     manifest.csv has the columns path (relative to OUTPUT), label, split and sha256, is sorted by path, and can be used
-    as a csv: source. If the names of two images of a class differ at most in case, the first 8 digits of the SHA-256
-    are appended to each; a hidden name gets '_' in front. Splits that the source defines are not kept; `notify` is
-    called with a message.
+    as a csv: source. If the paths of two images differ at most in upper case or in the form of Unicode characters, the
+    first 8 digits of the SHA-256 are appended to the name of each; a hidden name gets '_' in front. Splits that the
+    source defines are not kept; `notify` is called with a message.
 
     Args:
       index: the images of the source.
@@ -203,19 +204,24 @@ def _check_folder_names(index: DatasetIndex) -> None:
 def _unique_names(images: Sequence[SourceImage], fingerprints: Sequence[Fingerprint]) -> list[str]:
     """Return a file name for each image that is unique within its class on any file system."""
     own_names = [_visible_name(image.path) for image in images]
-    occurrences = Counter((image.label, name.casefold()) for image, name in zip(images, own_names, strict=True))
-    taken: set[tuple[str, str]] = set()
+    occurrences = Counter(_folded(image.label, name) for image, name in zip(images, own_names, strict=True))
+    taken: set[str] = set()
     names = []
     for image, name, fingerprint in zip(images, own_names, fingerprints, strict=True):
-        if occurrences[image.label, name.casefold()] > 1:
+        if occurrences[_folded(image.label, name)] > 1:
             name = _append_to_stem(name, f"-{fingerprint.sha256[:8]}")
         first, copy = name, 1
-        while (image.label, name.casefold()) in taken:  # an equal file with the same name, from another folder
+        while _folded(image.label, name) in taken:  # an equal file with the same name, from another folder
             copy += 1
             name = _append_to_stem(first, f"-{copy}")
-        taken.add((image.label, name.casefold()))
+        taken.add(_folded(image.label, name))
         names.append(name)
     return names
+
+
+def _folded(label: str, name: str) -> str:
+    """Return what the path of an image has in common with all that macOS takes for the same, also the class folder."""
+    return unicodedata.normalize("NFC", f"{label}/{name}").casefold()
 
 
 def _visible_name(path: Path) -> str:

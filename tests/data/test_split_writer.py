@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +137,23 @@ def test_write_folders_pools_splits_and_renames_equal_names(tmp_path: Path) -> N
     assert {f"0-{own}.png", f"0-{own}-2.png", f"X-{sha['train/b/X.png']}.png", f"x-{other}.PNG"} <= names
     assert "0.png" not in names
     assert "1.png" in names
+
+
+def test_write_folders_paths_differ_on_file_systems_of_macos(tmp_path: Path) -> None:
+    """Upper case in a class or a name, and NFC or NFD, would be one folder or file: an image would be lost."""
+    rows = ["path,label"]
+    for number, (label, name) in enumerate(
+        [("Rose", "0.png"), ("rose", "0.png"), ("ants", "\u00e4.png"), ("ants", "a\u0308.png"), ("ants", "1.png")]
+    ):
+        paint(tmp_path / "set" / str(number), [number])
+        (tmp_path / "set" / str(number) / f"{number}.png").rename(tmp_path / "set" / str(number) / name)
+        rows.append(f"{number}/{name},{label}")
+    (tmp_path / "set" / "list.csv").write_text("\n".join(rows), encoding="utf-8")
+    written(scan_csv(tmp_path / "set" / "list.csv"), tmp_path / "out", {"all": 1.0})
+    names = {path.parent.name + "/" + path.stem.split("-")[0] for path in (tmp_path / "out").rglob("*.png")}
+    assert names == {"Rose/0", "rose/0", "ants/\u00e4", "ants/a\u0308", "ants/1"}
+    paths = [str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*.png")]
+    assert len({unicodedata.normalize("NFD", path).casefold() for path in paths}) == 5
 
 
 def test_write_folders_with_named_splits(place: Path, tmp_path: Path) -> None:
