@@ -24,7 +24,8 @@ from flaxtl.data.record_files import image_exists
 from flaxtl.errors import UserError, join_names
 from flaxtl.fileio import user_path
 
-JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by file managers; names with a dot are hidden too
+JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir"))
+"""Names, in lower case, that file managers and network storage (Synology's thumbnails) write."""
 
 # Formats that the first bytes tell for certain: files of them that cannot be decoded are reported, not skipped.
 _CLEAR_FORMATS = frozenset(("JPEG", "PNG", "GIF", "WEBP", heif.FORMAT))
@@ -54,7 +55,7 @@ class FolderImages(NamedTuple):
 
 
 def is_visible(path: Path) -> bool:
-    """Return whether a file or folder is neither hidden nor written by a file manager."""
+    """Return whether a file or folder is neither hidden nor one of JUNK."""
     return not path.name.startswith(".") and path.name.lower() not in JUNK
 
 

@@ -29,7 +29,7 @@ SUFFIXES = {
 RAW_SUFFIXES = {  # of cameras: Pillow would read their preview
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
 }  # fmt: skip
-JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # written by file managers
+JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # written by file managers and network storage
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

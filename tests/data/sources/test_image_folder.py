@@ -58,7 +58,7 @@ def test_scan_folder_with_class_named_train_has_no_splits(tmp_path: Path) -> Non
 
 def test_scan_folder_ignores_hidden_and_other_files(two: Path) -> None:
     plain = scan_folder(two)
-    for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
+    for junk in (".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir"):
         fill(two / junk, 3)
         fill(two / "cats" / junk, 3)
     for stray in (
