@@ -144,9 +144,11 @@ def _prepare(name: str, data_dir: Path | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
-        raise unknown("TFDS dataset", re.split("[/:]", name)[0], tfds.list_builders()) from error
-    except ValueError as error:  # unknown config or version, or a malformed name
-        raise UserError(f"Cannot open the TFDS dataset {name!r}: {first_line(error)}") from error
+        dataset, known = re.split("[/:]", name)[0], tfds.list_builders()  # a known one: its version is malformed
+        raise unknown("TFDS dataset", name if dataset in known else dataset, known) from error
+    except (ValueError, AssertionError) as error:  # unknown config, unknown version, or a malformed name
+        reason = first_line(type(error)(re.sub('^Failed to construct dataset .*?}": ', "", str(error))))
+        raise UserError(f"Cannot open the TFDS dataset {name!r}: {reason}") from error
     _supervised_keys(name, builder.info)  # fail before a long download
     try:
         builder.download_and_prepare()

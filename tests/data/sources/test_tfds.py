@@ -146,6 +146,12 @@ def test_export_unknown_name_suggests_one(tmp_path: Path) -> None:
     assert "'tf_flowers/big'" in fails(tmp_path, "tf_flowers/big")
 
 
+def test_export_unknown_version_lists_the_known_ones(tmp_path: Path) -> None:
+    error = fails(tmp_path, "tf_flowers:9.9.9")
+    assert re.search(r"'tf_flowers:9\.9\.9': Dataset tf_flowers\b.*\b9\.9\.9, only: \d+\.\d", error)
+    assert re.search(r"'tf_flowers:new'.*'tf_flowers'", fails(tmp_path, "tf_flowers:new"))
+
+
 def test_export_refuses_other_tasks(tmp_path: Path) -> None:
     error = fails(tmp_path, prepare(tmp_path / "tfds", {"train": 3}, keys=None))
     assert re.search("(?i)'tiny_plants'.*image classification", error)
