@@ -214,7 +214,7 @@ class ArrayStoreWriter:
                 store.progress_path.unlink(missing_ok=True)
             return
         with suppress(OSError, UserError):
-            if self.rows_done:
+            if self.rows_done and not self._complete:
                 self._sync()
             else:
                 store.partial_path.unlink()
@@ -262,9 +262,8 @@ class ArrayStoreWriter:
 
     def _sync(self) -> None:
         """Record the progress, after the rows that it counts are on disk."""
-        if not self._complete:
-            os.fsync(self._file.fileno())
-            fileio.atomic_write_text(self.store.progress_path, json.dumps({"rows": self.rows_done}))
+        os.fsync(self._file.fileno())
+        fileio.atomic_write_text(self.store.progress_path, json.dumps({"rows": self.rows_done}))
         self._synced_at = time.monotonic()
 
 

@@ -228,6 +228,13 @@ def test_second_writer_waits_and_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [store.path]
 
 
+def test_writer_of_complete_file_leaves_nothing_beside_it(store):
+    with suppress(KeyboardInterrupt), ArrayStoreWriter(store) as writer:
+        assert writer.rows_done == len(store)
+        raise KeyboardInterrupt
+    assert [file.name for file in store.path.parent.iterdir()] == [store.path.name]
+
+
 def test_discarded_file_never_has_its_final_name(tmp_path):
     store = features(tmp_path)
     with ArrayStoreWriter(store) as writer:
