@@ -8,8 +8,8 @@ by the hub itself at the revision refs/convert/parquet.
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -98,12 +98,21 @@ def export_dataset(location: str, cache: Path) -> Path:
     target = cache / "hf" / f"{name}@{commit}"
     if not target.is_dir():
         with fileio.atomic_folder(target) as folder:
-            exporters = (_export_parquet, _export_labeled, _link_images)
-            if not any(export(repository, dataset, folder) for export in exporters):
-                raise UserError(
-                    f"{dataset} has neither parquet files nor images. {_suggest_conversion(dataset, 'Many datasets')}"
-                )
+            exporters = _exporters(dataset)
+            if not any(export(repository, dataset, folder) for export in exporters.values()):
+                contents = join_names(exporters, "or")
+                raise UserError(f"{dataset} has no {contents}. {_suggest_conversion(dataset, 'Many datasets')}")
     return target
+
+
+def _exporters(dataset: HubDataset) -> Mapping[str, Callable[["_Repository", HubDataset, Path], bool]]:
+    """Return the functions that may export a dataset, by what they read."""
+    exporters = {"parquet files": _export_parquet}
+    if not dataset.config:  # only parquet files have configs
+        exporters["labels in a metadata file"] = _export_labeled
+        if not dataset.label:  # images in class folders have no columns
+            exporters["images"] = _link_images
+    return exporters
 
 
 def describe_commit(location: str, folder: Path) -> str | None:
@@ -122,7 +131,7 @@ def explain_layout(problem: str, location: str, folder: Path) -> str:
 
 
 def _suggest_conversion(dataset: HubDataset, subject: str) -> str:
-    return f"{subject} have been converted by the hub: try hf:{dataset.repo}@{CONVERTED}"
+    return f"{subject} have been converted by the hub: try {replace(dataset, revision=CONVERTED)}"
 
 
 class _Repository:
