@@ -79,16 +79,15 @@ def stratified_split(
     splits = list(fractions)
     classes, class_of = np.unique(np.array(labels, dtype=object), return_inverse=True)
     sizes = np.bincount(class_of, minlength=len(classes))
-    order = _permute_classes(class_of, classes, seed)
+    members = _permute_classes(class_of, classes, sizes, seed)
     nothing_placed = np.zeros((len(classes), len(splits)), np.int64)
     targets = allocate_counts(sizes.tolist(), list(fractions.values()), _lower_bounds(nothing_placed, sizes))
     assignment = np.full(len(labels), -1)
-    placed = _place_groups(groups, class_of, order, targets, assignment)
+    placed = _place_groups(groups, class_of, np.concatenate(members), targets, assignment)
     counts = allocate_counts(sizes.tolist(), list(fractions.values()), _lower_bounds(placed, sizes))
     _check_none_empty(counts, [str(name) for name in classes], splits, sizes, placed)
-    for label in range(len(classes)):
-        singles = order[(class_of[order] == label) & (assignment[order] < 0)]
-        assignment[singles] = np.repeat(np.arange(len(splits)), counts[label] - placed[label])
+    for own, free in zip(members, counts - placed, strict=True):
+        assignment[own[assignment[own] < 0]] = np.repeat(np.arange(len(splits)), free)
     _warn_of_totals(splits, counts, targets, allocate_counts([len(labels)], list(fractions.values())), warn)
     return [splits[number] for number in assignment]
 
@@ -124,14 +123,11 @@ def _warn_of_totals(
     warn(f"{reason}, so the fractions cannot be met exactly: {changes}")
 
 
-def _permute_classes(class_of: Indices, classes: NDArray[np.object_], seed: int) -> Indices:
-    """Return all images, class by class, each class permuted."""
-    permuted = [np.zeros(0, np.int64)]
-    for number, name in enumerate(classes):
-        members = np.flatnonzero(class_of == number)
-        rng = np.random.default_rng([seed, *name.encode(errors="surrogateescape")])
-        permuted.append(members[rng.permutation(len(members))])
-    return np.concatenate(permuted)
+def _permute_classes(class_of: Indices, classes: NDArray[np.object_], sizes: Counts, seed: int) -> list[Indices]:
+    """Return the images of each class, permuted."""
+    members = np.split(np.argsort(class_of, kind="stable"), np.cumsum(sizes)[:-1])
+    seeds = [[seed, *name.encode(errors="surrogateescape")] for name in classes]
+    return [own[np.random.default_rng(key).permutation(len(own))] for own, key in zip(members, seeds, strict=True)]
 
 
 def _lower_bounds(placed: Counts, sizes: Counts) -> Counts:
