@@ -223,7 +223,8 @@ def check_split_leakage(
                 "--config.data.allow_leaks=true"
             )
         warn(f"{text} Metrics on these images are too optimistic.")
-    near_leaks = [group for group in _groups_across(images, similar, "split") if group not in leaks]
+    equal_groups = set(map(tuple, leaks))
+    near_leaks = [group for group in _groups_across(images, similar, "split") if tuple(group) not in equal_groups]
     if near_leaks:
         warn(
             f"{len(near_leaks)} image(s) of {origin} have near-duplicates in another split: "
