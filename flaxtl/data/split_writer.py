@@ -13,12 +13,12 @@ from flaxtl import fileio
 from flaxtl.data import duplicates, manifest, record_files, splitting
 from flaxtl.data.duplicates import Fingerprint
 from flaxtl.data.file_listing import is_visible
+from flaxtl.data.sources.class_folders import MAX_NAME
 from flaxtl.data.sources.csv_file import COLUMNS
 from flaxtl.data.sources.image_folder import MANIFEST_NAME, SPLITS, DatasetIndex, SourceImage, parse_split_name
 from flaxtl.errors import UserError
 from flaxtl.fileio import atomic_folder
 
-_MAX_NAME = 255  # bytes of a file name on the file systems of Linux; no other allows more
 _MAX_SUFFIX = 16  # characters; what follows the last dot of a long name, such as that of a sentence, is no suffix
 
 Progress = Callable[[int], None]
@@ -197,7 +197,7 @@ def _check_labels(index: DatasetIndex) -> None:
 
 def _check_folder_names(index: DatasetIndex) -> None:
     for label in index.classes:
-        if label.startswith(".") or re.search(r"[/\\\x00]", label) or len(os.fsencode(label)) > _MAX_NAME:
+        if label.startswith(".") or re.search(r"[/\\\x00]", label) or len(os.fsencode(label)) > MAX_NAME:
             raise UserError(f"The class {label!r} of {index.origin} is not a valid folder name. Rename it there.")
 
 
@@ -234,7 +234,7 @@ def _append_to_stem(name: str, addition: str) -> str:
     stem, suffix = Path(name).stem, Path(name).suffix
     if len(suffix) > _MAX_SUFFIX:
         stem, suffix = name, ""
-    while len(os.fsencode(stem + addition + suffix)) > _MAX_NAME:
+    while len(os.fsencode(stem + addition + suffix)) > MAX_NAME:
         stem = stem[:-1]
     return stem + addition + suffix
 

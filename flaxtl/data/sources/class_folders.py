@@ -1,5 +1,6 @@
 """Class folders with the encoded images of a published dataset, byte for byte."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from flaxtl.errors import UserError
 
 NOTES_NAME = ".notes.txt"
 """Hidden file in the folder of an exported dataset: one line for each kind of image that was left out."""
+
+MAX_NAME = 255
+"""Bytes of the name of a file or folder on the file systems of Linux; no other allows more."""
 
 
 def write_notes(folder: Path, notes: Sequence[str]) -> None:
@@ -41,7 +45,8 @@ class ClassFolders:
         name = label.replace("/", "-")
         if self._labels.setdefault(name, label) != label:
             raise UserError(f"{self._dataset} has two classes with the folder name {name!r}. Export it yourself.")
-        if name.startswith(".") or not name or "\0" in name:  # '..' would lead outside; hidden folders are not listed
+        is_hidden = name.startswith(".")  # '..' would lead outside; hidden folders are not listed
+        if is_hidden or not name or "\0" in name or len(os.fsencode(name)) > MAX_NAME:
             raise UserError(f"{self._dataset} has the class {label!r}, which cannot be a folder. Export it yourself.")
         return name
 

@@ -173,7 +173,7 @@ def _class_name(label: Any, columns: Columns, reference: str) -> str | None:
     """Return the class of a value; None for no label."""
     if label is None or label == UNLABELED:
         return None
-    if columns.classes is None:
+    if columns.classes is None or isinstance(label, str):  # a name instead of an index, which `datasets` reads, too
         return str(label)
     if not 0 <= label < len(columns.classes):
         raise UserError(f"{reference} has the label {label} and only {len(columns.classes)} classes. Report it there.")

@@ -117,6 +117,7 @@ JSON_LINES = {
     "test/metadata.jsonl": b'{"file_name": "test_a.jpg", "label": "roses", "index": 2}',
     **{name: encoded(n) for n, name in enumerate(("train/a.jpg", "train/sub/b.jpg", "train/c.jpg", "test/test_a.jpg"))},
 }
+NAMED = {"train.parquet": table([0, 1], {"label": class_label(["a", "b"])}, label=["b", "a"])}
 CONVERTED = {
     "one/train/0000.parquet": table([0, 1], coarse=["a", "b"], fine=["c", "d"]),
     "two/partial-train/0000.parquet": table([2], label=["e"]),
@@ -140,6 +141,7 @@ FAULTY = {
     "unlabeled": {"train.parquet": table([0], {"label": class_label()}, label=[-1])},
     "text": {"train.parquet": table([0], label=[0.5])},
     "unknown": {"train.parquet": table([0], label=["."])},
+    "captions": {"train.parquet": table([0], label=["a" * 256])},
 }
 
 
@@ -152,6 +154,7 @@ def server():
         "photos": PHOTOS,
         "lists": LISTS,
         "lines": JSON_LINES,
+        "named": NAMED,
         "converted": CONVERTED,
         **{kind: files | {f"{n}.png": encoded(n) for n in range(3)} for kind, files in INDICES.items()},
         **FAULTY,
@@ -292,6 +295,11 @@ def test_export_dataset_follows_the_card(fake_hub, tmp_path):
         export_dataset("org/listed/lage", tmp_path)
 
 
+def test_export_dataset_reads_names_in_place_of_class_indices(fake_hub, tmp_path):
+    folder = export_dataset("org/named", tmp_path)
+    assert contents(folder) == {"b/train_000000.png": encoded(0), "a/train_000001.png": encoded(1)}
+
+
 @pytest.mark.parametrize(("config", "numbers"), [("top", [0]), ("all", [0, 1, 2]), ("below", [1, 2])])
 def test_export_dataset_matches_patterns_as_the_hub(config, numbers, fake_hub, tmp_path):
     folder = export_dataset(f"org/nested/{config}", tmp_path)
@@ -330,6 +338,7 @@ def test_export_dataset_of_several_configs_and_labels_asks(fake_hub, tmp_path):
         ("unlabeled", r"hf:org/unlabeled has no images with a label\.$"),
         ("text", r"hf:org/text has no column of labels"),
         ("unknown", r"hf:org/unknown has the class '\.'"),
+        ("captions", r"hf:org/captions has the class 'a{256}', which cannot be a folder"),
     ],
 )
 def test_open_hub_dataset_error_is_one_sentence(name, facts, fake_hub, tmp_path):
