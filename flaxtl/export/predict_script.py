@@ -11,7 +11,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -282,4 +282,6 @@ if __name__ == "__main__":
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of images")
     parser.add_argument("--raw", action="store_true", help="probabilities as the model gives them, uncalibrated")
     options = parser.parse_args()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have characters that the terminal lacks
     sys.exit(main(options.paths, raw=options.raw))

@@ -1,6 +1,11 @@
 """predict.py reads image files exactly as flaxtl does."""
 
+import json
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -18,6 +23,14 @@ from flaxtl.evaluation import classification
 from flaxtl.evaluation.calibration import apply_temperature
 from flaxtl.export import predict_script
 from flaxtl.export.predict_script import calibrate, find_images, load_image
+
+ONNXRUNTIME = """
+import numpy as np
+get_available_providers = list
+class InferenceSession:
+    def __init__(self, file, providers): ...
+    def run(self, outputs, inputs): return [np.array([[0.25, 0.75]])]
+"""
 
 RESIZES = [
     Resize(24, 32),
@@ -159,6 +172,20 @@ def test_find_images_finds_what_flaxtl_finds_in_the_same_order(tmp_path):
     assert found == file_listing.walk_images(folder).images
     names = ["10.JPG", "2.jpg", "b/10.png", "b/c/10.png", "b/other.txt", "damaged.png", "missing.png", "no_suffix"]
     assert [str(path.relative_to(folder)) for path in found] == names
+
+
+def test_script_prints_names_that_the_terminal_lacks(tmp_path):
+    shutil.copy(predict_script.__file__, tmp_path / "predict.py")
+    (tmp_path / "onnxruntime.py").write_text(ONNXRUNTIME)
+    (tmp_path / "model.onnx").touch()
+    metadata = {"classes": ["daisy", "Löwenzahn"], "temperature": None, "resize": vars(RESIZES[0])}
+    (tmp_path / "model.json").write_text(json.dumps(metadata))
+    random_image("RGB").save(tmp_path / "10_é.png")
+    command = [sys.executable, tmp_path / "predict.py", tmp_path / "10_é.png"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.stdout == f"{tmp_path}/10_\\xe9.png: L\\xf6wenzahn 75.0%, daisy 25.0%\n"
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_image_kinds_are_those_of_flaxtl():
