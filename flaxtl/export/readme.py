@@ -2,6 +2,7 @@
 
 import re
 
+from flaxtl.console import printable
 from flaxtl.errors import join_names
 from flaxtl.export.metadata import ModelMetadata
 
@@ -88,7 +89,7 @@ License of the pretrained weights: {metadata.license}
 
 def _escape(text: str) -> str:
     """Return a name of a user as Markdown that shows it."""
-    return re.sub(r"([\\`*_#|<>\[\]~$&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_#|<>\[\]~$&])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _describe_confidence(metadata: ModelMetadata) -> str:

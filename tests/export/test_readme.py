@@ -31,9 +31,9 @@ METADATA = {
 }
 
 
-def rendered(form="onnx", **changes):
+def rendered(form="onnx", name="trees", **changes):
     metadata = msgspec.convert(METADATA | {"file": f"model.{form}"} | changes, ModelMetadata)
-    return readme.render_readme(metadata, "trees", has_model_card=True)
+    return readme.render_readme(metadata, name, has_model_card=True)
 
 
 def requirements(form):
@@ -68,6 +68,12 @@ def test_render_readme_lists_the_files(form):
 def test_render_readme_names_classes_as_text():
     assert r"Classes: oak\_red and \<b\>elm." in rendered()
     assert r"Classes: \~\~ash\~\~ and fir \&lt; \$x\$." in rendered(classes=["~~ash~~", "fir &lt; $x$"])
+
+
+def test_render_readme_replaces_unprintable_characters():
+    text = rendered(name="caf\udce9", classes=["\x1b[2Joak", "e\u202elm"])
+    assert text.startswith("# caf\ufffd: classifier of 2 classes\n")
+    assert "Classes: \ufffd\\[2Joak and e\ufffdlm." in text
 
 
 def test_render_readme_says_whether_confidence_is_calibrated():
