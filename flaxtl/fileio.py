@@ -38,6 +38,19 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
+def output_path(text: str) -> Path:
+    """Return the path of a file that a user wants written, as `user_path` does.
+
+    Raises UserError, also if it is a folder, or in one that does not exist: known before the work, not after it.
+    """
+    path = user_path(text)
+    if path.is_dir():
+        raise UserError(f"Cannot write {path}: it is a folder. Give the name of a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"Cannot write {path}: {path.parent} is not a folder. {suggest_path(path.parent)}")
+    return path
+
+
 def _is_too_long(path: Path) -> bool:
     """Return whether the file system refuses a path because of its length; many methods of Path raise OSError then."""
     try:

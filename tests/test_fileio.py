@@ -1,6 +1,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,17 @@ import pytest
 
 from flaxtl import fileio
 from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_folder, atomic_write, atomic_write_text, check_disk_space, suggest_path
+from flaxtl.fileio import atomic_folder, atomic_write, atomic_write_text, check_disk_space, output_path, suggest_path
+
+
+def test_output_path_needs_a_folder_that_exists(tmp_path):
+    (tmp_path / "results").mkdir()
+    assert output_path(f"{tmp_path}/results/new.json") == tmp_path / "results" / "new.json"
+    assert output_path("/dev/stdout") == Path("/dev/stdout")
+    with pytest.raises(UserError, match=rf"result is not a folder\. Did you mean {re.escape(str(tmp_path))}/results\?"):
+        output_path(f"{tmp_path}/result/new.json")
+    with pytest.raises(UserError, match=r"/results: it is a folder\."):
+        output_path(f"{tmp_path}/results")
 
 
 def test_atomic_write_replaces_file_at_the_end(tmp_path):

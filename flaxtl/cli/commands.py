@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from flaxtl.cli.parser import DEFAULT_TOP
 from flaxtl.console import make_console, make_table, message, progress_bar
 from flaxtl.errors import UserError, unknown
+from flaxtl.fileio import atomic_write_text
 
 if TYPE_CHECKING:
     from flaxtl.evaluation.predictor import Predictor, TrainedRun
@@ -76,6 +77,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print the metrics of a run: a table on stderr, and one JSON object, the last line of stdout."""
     from flaxtl.evaluation.evaluate import brief_result, evaluate_workdir, metrics_table
 
+    _check_output_files(options)
     source = _source(options.data) if options.data else None
     result = evaluate_workdir(options.workdir, source, options.split, make_console(stderr=True), options.tta)
     make_console(stderr=True).print(metrics_table(result))  # stdout holds only JSON, for jq and scripts
@@ -96,7 +98,7 @@ def predict(options: argparse.Namespace) -> None:
 
     _check_predict_options(options)
     listing, top = find_images(options.input), options.top or DEFAULT_TOP
-    _check_predict_outputs(options, listing.images)
+    _check_output_files(options, listing.images)
     if listing.skipped:
         _notify(describe_skipped(listing.skipped))
     predictor = _pretrained_predictor(options) if options.model else _load_run(options.workdir).predictor()
@@ -244,7 +246,7 @@ def split(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> None:
     """Check a dataset, print the findings and write the requested files; exit with code 1 if one blocks training."""
-    from flaxtl.report.doctor_report import diagnose_source, doctor_tables, write_doctor_report
+    from flaxtl.report.doctor_report import diagnose_source, doctor_tables, render_doctor_report
 
     sources = [source for source in (options.images, options.data) if source is not None]
     if len(sources) != 1:
@@ -255,7 +257,7 @@ def doctor(options: argparse.Namespace) -> None:
     if options.json:
         _write(options.json, json.dumps(diagnosis.as_json(source), indent=1) + "\n")
     if options.html:
-        write_doctor_report(diagnosis, source, options.html)
+        _write(options.html, render_doctor_report(diagnosis, source))
     if diagnosis.num_blocking:
         sys.exit(1)
 
@@ -331,13 +333,14 @@ def _check_predict_options(options: argparse.Namespace) -> None:
         raise UserError("--calibrated applies only to --workdir=DIR; a pretrained model has no temperature.")
 
 
-def _check_predict_outputs(options: argparse.Namespace, images: Sequence[Path]) -> None:
+def _check_output_files(options: argparse.Namespace, images: Sequence[Path] = ()) -> None:
     """Raise UserError if an output file is one of the images, or one that the run has written."""
     from flaxtl.train.run_dir import OUTPUT_FILES
 
     run_files = {(options.workdir / name).resolve() for name in OUTPUT_FILES} if options.workdir else set()
     inputs = {path.resolve() for path in images}
-    for option, file in (("csv", options.csv), ("json", options.json), ("npz", options.npz)):
+    for option in ("csv", "json", "npz"):
+        file = getattr(options, option, None)
         if file is not None and file.resolve() in run_files | inputs:
             what = "one of the images" if file.resolve() in inputs else "a file of the run"
             raise UserError(f"--{option}={file} is {what}. Choose another file.")
@@ -382,6 +385,6 @@ def _notify(text: str) -> None:
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        atomic_write_text(file, text)
     except OSError as error:
         raise UserError(f"Cannot write {file}: {error.strerror}. Choose another file.") from error

@@ -10,7 +10,7 @@ from typing import NoReturn
 from flaxtl import __version__
 from flaxtl.cli.spelling import check_options
 from flaxtl.errors import UserError, unknown
-from flaxtl.fileio import user_path
+from flaxtl.fileio import output_path, user_path
 
 DEFAULT_TOP = 5
 """Classes that `flaxtl predict` shows for each image."""
@@ -207,7 +207,7 @@ def _add_evaluate_options(parser: Parser) -> None:
         help="test-time augmentation: average the probabilities of an image and its mirror image, of ten crops, or of "
         "N random views with the run's augmentation. Choose it on --split=validation",
     )
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the JSON object to FILE")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="also write the JSON object to FILE")
 
 
 def _add_predict_options(parser: Parser) -> None:
@@ -233,8 +233,8 @@ def _add_predict_options(parser: Parser) -> None:
         "--calibrated", action="store_true", help="fail if --workdir has no temperature to calibrate probabilities with"
     )
     parser.add_argument("--raw", action="store_true", help="probabilities as the network gives them, uncalibrated")
-    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write one row per image")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the top classes of every image")
+    parser.add_argument("--csv", type=output_path, metavar="FILE", help="write one row per image")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write the top classes of every image")
     parser.add_argument(
         "--tap",
         action="append",
@@ -243,7 +243,7 @@ def _add_predict_options(parser: Parser) -> None:
         help="write the output of LAYER to --npz; repeat the option for several layers. If only layers of the backbone "
         "of --model are tapped, and --top, --csv and --json are not given, weights without the top layers are enough",
     )
-    parser.add_argument("--npz", type=user_path, metavar="FILE", help="file for --tap: 'path' and one array per layer")
+    parser.add_argument("--npz", type=output_path, metavar="FILE", help="file for --tap: 'path' and an array per layer")
 
 
 def _add_report_options(parser: Parser) -> None:
@@ -308,8 +308,8 @@ def _add_doctor_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="?", metavar="SOURCE", help="images to check, such as the folder photos/")
     parser.add_argument("--data", metavar="SOURCE", help="SOURCE, given as an option")
     _add_near_duplicates_option(parser, "report near-duplicates")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all findings as JSON")
-    parser.add_argument("--html", type=user_path, metavar="FILE", help="write an HTML report with thumbnails")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument("--html", type=output_path, metavar="FILE", help="write an HTML report with thumbnails")
 
 
 def _add_convert_options(parser: Parser) -> None:

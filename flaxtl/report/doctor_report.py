@@ -15,8 +15,6 @@ from flaxtl.data import doctor
 from flaxtl.data.doctor import ISSUE_TYPES, DatasetReport, Issue, IssueType
 from flaxtl.data.image_file import UnreadableError
 from flaxtl.data.sources.base import inspect_source
-from flaxtl.errors import UserError
-from flaxtl.fileio import atomic_write_text
 from flaxtl.report.photos import thumbnail_uri
 from flaxtl.report.templating import load_template
 
@@ -136,17 +134,8 @@ def _describe(issue: Issue) -> str:
     return f"{names[0]}: {message}" if len(names) == 1 else "\n  ".join((message, *names))
 
 
-def write_doctor_report(diagnosis: DatasetReport, source: str, file: Path) -> None:
-    """Write the page; `source` is shown as given. Raises UserError if `file` cannot be written."""
-    page = render_doctor_report(diagnosis, source)
-    try:
-        atomic_write_text(file, page)
-    except OSError as error:
-        raise UserError(f"Cannot write {file} ({error.strerror}). Choose another file.") from error
-
-
 def render_doctor_report(diagnosis: DatasetReport, source: str) -> str:
-    """Return the page as HTML."""
+    """Return the page as HTML; `source` is shown as given."""
     return load_template("doctor.html.jinja").render(
         source=source,
         num_images=len(diagnosis.index.images),

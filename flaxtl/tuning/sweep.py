@@ -283,13 +283,11 @@ class Sweep:
     def _evaluate_run(self, run: SweepRun) -> bool:
         file = sweep_results.test_file(self._workdir, run)
         file.parent.mkdir(exist_ok=True)
-        unfinished = file.with_name(f".{file.name}")
         workdir, test_list = self._run_dir(run), self._workdir / TEST_NAME
-        arguments = [f"--workdir={workdir}", f"--data=csv:{test_list}", "--split=test", f"--json={unfinished}"]
+        arguments = [f"--workdir={workdir}", f"--data=csv:{test_list}", "--split=test", f"--json={file}"]
         if (failure := self.processes.run(["evaluate", *arguments], self._log(run))) is not None:
             self._notify(f"{run.name} could not be evaluated on the test images: {failure}")
             return False
-        unfinished.replace(file)
         return True
 
     def _run_dir(self, run: SweepRun) -> Path:

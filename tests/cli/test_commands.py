@@ -276,6 +276,7 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         ),
         (["predict", "--workdir=x", "--input=y", "--top=0"], ["--top=0", "1"]),
         (["evaluate", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
+        (["evaluate", f"--workdir={ROOT}", f"--json={ROOT}/summary.json"], ["--json=", "is a file of the run"]),
         (["report", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
     ],
 )

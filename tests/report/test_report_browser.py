@@ -52,9 +52,9 @@ def pages(images, tmp_path_factory) -> dict[str, Path]:
     """The doctor page of these images, and the report of a run on them."""
     folder = tmp_path_factory.mktemp("pages")
     index_report = image_folder.inspect_folder(images)
-    doctor_report.write_doctor_report(
-        doctor.check_dataset(index_report, bar), f"folder:{images}</title><b id=injected>", folder / "doctor.html"
-    )
+    diagnosis = doctor.check_dataset(index_report, bar)
+    page = doctor_report.render_doctor_report(diagnosis, f"folder:{images}</title><b id=injected>")
+    (folder / "doctor.html").write_text(page, encoding="utf-8")
     workdir = folder / f"<b id=injected>{INJECTED}"
     workdir.mkdir()
     return {"doctor": folder / "doctor.html", "report": _report(workdir, index_report.index.images)}
