@@ -147,14 +147,15 @@ def write_report(workdir: Path, *, augmented: Sequence[AugmentedExample] = ()) -
 
 def render_report(run: RunRecord, augmented: Sequence[AugmentedExample] = ()) -> str:
     """Return the page as HTML."""
+    headline = run_summary.headline(run)
     return load_template("report.html.jinja", partial(printable, keep="\n")).render(
         run=run,
         name=run.workdir.resolve().name,
-        headline=run_summary.headline(run),
+        headline=headline,
         unfinished=run_summary.describe_unfinished(run),
         facts=run_summary.facts(run),
         verdict=run_verdict(run),
-        phase_results=run_summary.phase_results(run, run.eval_split),
+        phase_results=run_summary.phase_results(run, headline.split) if headline else [],
         phases=run_summary.phase_rows(run),
         curves=run_summary.training_curves(run),
         evaluation=evaluation_section(run),

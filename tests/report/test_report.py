@@ -67,6 +67,11 @@ def test_report_phases_round_training_accuracy_by_its_images(workdir):
     assert "frozen head 0.001 590,597 off 2 1 min 01 s 100 % 75 % 75 %" in text(workdir)
 
 
+def test_report_names_elements_that_have_a_role(html):
+    assert '<span class="arrow" role="img" aria-label="predicted as">' in html
+    assert not re.search(r"<(span|div)(?![^>]* role=)[^>]* aria-label=", html)  # ARIA 1.2 forbids names without one
+
+
 def test_report_confusion_and_class_table(page):
     assert re.search(r"\b81 %\D+\b3\b\D+\b16\b", page.text)
     # one of four daisies is found, and nothing else is predicted as daisy
@@ -188,6 +193,7 @@ def test_report_of_a_run_in_its_second_phase_shows_that_phase(workdir):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs[:3]))
     shown = text(workdir)
     assert re.search(headline("38", "validation", "3 of 8"), shown)
+    assert "frozen 75 % finetune 38 % −38 points" in shown  # validation accuracy, as the headline
     assert "This run is not finished. The figures are those so far; run flaxtl report again later." in shown
 
 
