@@ -65,6 +65,8 @@ def sweep(options: argparse.Namespace) -> None:
 
     base = SweepConfig(options.config, options.overrides)
     plan = make_plan(*base, options.grid, options.seeds, options.kfold)
+    if options.collect and options.shard:
+        raise UserError(f"--collect trains nothing and reads all runs. Leave out --shard={options.shard}.")
     if options.collect:
         succeeded = collect_sweep(base, plan, options.workdir, make_console())
     else:

@@ -30,7 +30,8 @@ def result_messages(results: SweepResults) -> Iterator[str]:
     if _is_repeated(results):
         yield "±: sample standard deviation over the runs of a point"
     if results.num_missing:
-        yield f"{results.num_missing} run(s) are not trained yet. Run the same command to train them."
+        missing = f"{results.num_missing:,} of {len(results.plan.runs):,} runs"
+        yield f"Not trained yet: {missing}. Run the same command to train them."
     for name, reason in list(results.failures.items())[:MAX_ROWS]:
         yield f"{name} failed: {reason}"
     if results.best:

@@ -277,6 +277,10 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["predict", "--workdir=x", "--input=y", "--top=0"], ["--top=0", "1"]),
         (["evaluate", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
         (["evaluate", f"--workdir={ROOT}", f"--json={ROOT}/summary.json"], ["--json=", "is a file of the run"]),
+        (
+            ["sweep", "--config=demo", "--workdir=x", "--seeds=0,1", "--collect", "--shard=1/2"],
+            ["--collect trains nothing", "Leave out --shard=1/2."],
+        ),
         (["report", "--workdir=nowhere"], ["nowhere", "config.json", "--workdir"]),
     ],
 )
