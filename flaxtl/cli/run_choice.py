@@ -55,13 +55,13 @@ def choose_workdir(config: Any, config_name: str | None) -> tuple[Path, str]:
       runs/NAME-DATE, or runs/NAME-DATE-2 and so on, and why it was chosen.
     """
     name = _run_name(config.data.source) or _as_name(Path(config_name or DEFAULT_CONFIG).stem)
-    earlier = [folder for folder in RUNS.glob("*") if re.fullmatch(rf"{re.escape(name)}-\d{{4}}-.*", folder.name)]
+    earlier = [folder for folder in RUNS.glob("*/") if re.fullmatch(rf"{re.escape(name)}-\d{{4}}-.*", folder.name)]
     for folder in sorted(earlier, key=lambda folder: folder.stat().st_mtime, reverse=True):
         if _is_unfinished(folder, config):
             return folder, "unfinished run of the same command, resumed"
     first = RUNS / f"{name}-{date.today().isoformat()}"
     folder, number = first, 1
-    while folder.exists():
+    while folder.exists() or folder.is_symlink():  # also a link to a disk that is not mounted
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
     return folder, "new run" if number == 1 else f"new run; {first} exists and is kept"

@@ -111,7 +111,7 @@ def make_plan(
         for fold in range(1, folds + 1) if folds is not None else (0,):
             name = _run_name(values | ({"fold": fold} if fold else {}))
             if name in runs:
-                raise UserError(f"Two values of a --grid give the same run, {name}. Leave one of them out.")
+                raise UserError(f"Two values of a --grid or of --seeds give the same run, {name}. Leave one out.")
             runs[name] = SweepRun(name, point, fold, own_overrides)
     keys = [axis.key for axis in axes if axis.key != SEED]
     paths = {base["weights"]["path"], *(run.point.get(WEIGHTS) for run in runs.values())}

@@ -94,3 +94,12 @@ def test_choose_workdir_resumes_only_an_unfinished_run_of_the_same_config(workin
     workdir, reason = choose_workdir(other, None)
     assert workdir.name == f"my-photos-{TODAY}-2"
     assert f"my-photos-{TODAY} exists and is kept" in reason
+
+
+def test_choose_workdir_passes_over_a_link_to_nowhere(working_directory):
+    (working_directory / "runs").mkdir()
+    for day in ("2001-01-01", TODAY):
+        (working_directory / f"runs/my-photos-{day}").symlink_to("/nowhere")
+    workdir, reason = choose_workdir(config_of("my photos"), None)
+    assert workdir.name == f"my-photos-{TODAY}-2"
+    assert f"my-photos-{TODAY} exists and is kept" in reason
