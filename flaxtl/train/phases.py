@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 import jax.numpy as jnp
@@ -200,14 +200,15 @@ def find_cut_layer(
 ) -> str | None:
     """Return the last backbone layer that all paths pass through and that, with all layers below, is frozen.
 
-    None if there is no such layer, or if its outputs for `num_images` images would exceed FEATURE_CACHE_BYTES.
+    None if there is no such layer, if no layer up to it has parameters (ResNet's first one only pads the images), or if
+    its outputs for `num_images` images would exceed FEATURE_CACHE_BYTES.
     """
-    active = {
-        layer_of(path) for path in param_groups.groups if path.startswith("backbone/") and param_groups.is_active(path)
-    }
+    paths = [path for path in param_groups.groups if path.startswith("backbone/")]
+    with_params, active = set(map(layer_of, paths)), set(map(layer_of, filter(param_groups.is_active, paths)))
     frozen = takewhile(lambda layer: layer.section == "backbone" and layer.name not in active, layers)
+    computed = dropwhile(lambda layer: layer.name not in with_params, frozen)
     candidates = set(cut_points(layers))
-    *_, cut_layer = None, *(layer for layer in frozen if layer.name in candidates)
+    *_, cut_layer = None, *(layer for layer in computed if layer.name in candidates)
     if cut_layer is None:
         return None
     image_bytes = math.prod(cut_layer.shape) * jnp.dtype(model.dtype).itemsize

@@ -11,6 +11,7 @@ from flaxtl.errors import UserError
 from flaxtl.models import classifier, registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
+from flaxtl.models.tracer import Layer
 from flaxtl.train import param_groups, phases
 from flaxtl.train.setup import build_model
 
@@ -49,6 +50,17 @@ def test_find_cut_layer_is_below_lowest_trained_layer(layers, learning, cut):
     )
     rates = {group: 1e-3 if group in learning else 0.0 for group, _ in GROUPS}
     assert phases.find_cut_layer(MODEL, layers, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
+
+
+@pytest.mark.parametrize(("trained", "cut"), [("block1", None), ("block5", "block4_pool")])
+def test_find_cut_layer_is_not_below_all_parameters(layers, trained, cut):
+    pad = Layer("backbone", "pad", "pad", (34, 34, 3))  # as ResNet50 begins: caching its outputs would save nothing
+    padded = [pad, layers[0]._replace(inputs=("pad",)), *layers[1:]]
+    assigned = param_groups.assign_groups(
+        list(classifier.flatten_params(classifier.param_shapes(MODEL, 32, 32))), GROUPS
+    )
+    rates = {group: 1e-3 if group == trained else 0.0 for group, _ in GROUPS}
+    assert phases.find_cut_layer(MODEL, padded, param_groups.make_param_groups("tune", assigned, rates), 10) == cut
 
 
 def test_find_cut_layer_too_large_outputs_gives_none(layers):
