@@ -139,7 +139,7 @@ def class_weights(setting: str, classes: Sequence[str], labels: npt.NDArray[np.i
     weights = _parse_weights(setting)
     for name, weight in weights.items():
         if name not in classes:
-            raise unknown("class in class_weights", str(name), classes)
+            raise unknown("class in class_weights", name, classes)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise UserError(f"class_weights of {name!r} is {weight!r}; it must be a number of at least 0.")
     if not any(weights.get(name, 1) for name in classes):
@@ -147,13 +147,14 @@ def class_weights(setting: str, classes: Sequence[str], labels: npt.NDArray[np.i
     return tuple(float(weights.get(name, 1)) for name in classes)
 
 
-def _parse_weights(setting: str) -> dict[Any, Any]:
+def _parse_weights(setting: str) -> dict[str, Any]:
+    """Return the weights by class name; a name such as 7 needs no quotes."""
     if not setting.startswith("{"):
         raise unknown("class_weights", setting, CLASS_WEIGHT_KINDS)
     try:
         weights = ast.literal_eval(setting)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         weights = None
     if not isinstance(weights, dict):
         raise UserError("class_weights must be none, balanced, or weights by class name such as {'daisy': 2.0}.")
-    return weights
+    return {str(name): weight for name, weight in weights.items()}

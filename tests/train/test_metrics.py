@@ -86,6 +86,10 @@ def test_class_weights_by_name_default_to_one():
     assert class_weights("{'tulips': 3, 'daisy': 0.5}", CLASSES, TRAIN_LABELS) == (0.5, 1.0, 3.0)
 
 
+def test_class_weights_of_numbered_classes_need_no_quotes():
+    assert class_weights("{7: 2.0, '8': 3.0}", ("7", "8", "9"), TRAIN_LABELS) == (2.0, 3.0, 1.0)
+
+
 def test_class_weights_of_config_are_replaced_by_override(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
@@ -108,6 +112,7 @@ def test_class_weights_of_config_are_replaced_by_override(tmp_path):
         ("{'roses': '2'}", "class_weights.*'roses'.*'2'"),
         ("{'daisy': 0, 'roses': 0, 'tulips': 0}", r"class_weights(?!.*').*\b0\b"),
         ("{'roses': ", r"class_weights.*\bnone\b.*\bbalanced\b"),
+        ("{['roses']: 2.0}", r"class_weights.*\bnone\b.*\bbalanced\b"),
         ("{1, 2}", r"class_weights.*\bnone\b.*\bbalanced\b"),
     ],
 )
