@@ -29,6 +29,9 @@ OPTIMIZERS = ("adabelief", "adam", "adamw", "lamb", "lion", "radam", "rmsprop", 
 FRACTION_ARGUMENTS = frozenset({"b1", "b2", "decay", "momentum"})
 """Arguments of optimizers that are decay rates of running means: from 0 to below 1."""
 
+MOMENT_DTYPES = ("float32", "bfloat16")
+"""Dtypes that an optimizer may keep its running means in."""
+
 STEP_DECAY = {0.5: 0.1, 0.75: 0.1}
 """Schedule `step`: fraction of the steps -> factor on the rate from there on (He et al. 2016, CIFAR-10)."""
 
@@ -246,9 +249,11 @@ def _optimizer(name: str) -> OptimizerFactory:
 
 def _check_argument(key: str, value: Any, default: Any) -> None:
     """Raise UserError for a value that an argument of an optimizer cannot have; `default` gives its type."""
-    if value == default or key.endswith("dtype"):
+    if value == default:
         return
-    if isinstance(default, bool):
+    if key.endswith("dtype"):  # of a running mean, which an integer type would round to 0
+        is_valid, allowed = value in MOMENT_DTYPES, f"one of {', '.join(MOMENT_DTYPES)}"
+    elif isinstance(default, bool):
         is_valid, allowed = isinstance(value, bool), "True or False"
     else:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -242,6 +242,8 @@ def test_make_schedule_unknown_name_suggests_similar():
         ({"name": "adamw", "eps": None}, r"optimizer\.eps is None\b.*\bnumber\b"),
         ({"name": "rmsprop", "decay": "0.9"}, r"optimizer\.decay is '0\.9'.*\bnumber\b"),
         ({"name": "adamw", "mask": None}, r"(?=.*\badamw\b).*'mask'"),
+        ({"name": "adam", "mu_dtype": "int32"}, r"optimizer\.mu_dtype.*'int32'.*\bbfloat16\b"),
+        ({"name": "sgd", "accumulator_dtype": "flaot32"}, r"optimizer\.accumulator_dtype.*'flaot32'.*\bfloat32\b"),
     ],
 )
 def test_optimizer_factory_unknown_name_or_argument_is_rejected(settings, facts):
