@@ -40,13 +40,12 @@ from flaxtl.models.classifier import FlatParams, cast_for_compute
 from flaxtl.parallel import processes
 from flaxtl.train import eval_steps, run_dir
 from flaxtl.train.checkpoints import Checkpoints
-from flaxtl.train.datasets import SplitData, decode_examples
+from flaxtl.train.datasets import decode_examples
 from flaxtl.train.eval_loop import Evaluation, evaluate
 from flaxtl.train.phases import Phase
 from flaxtl.train.rounding import rounded_accuracy, rounded_interval, rounded_percent
 from flaxtl.train.run_records import Count, Fraction, Record, SplitMetrics, TemperatureFit, load_json
-from flaxtl.train.setup import RunSetup
-from flaxtl.train.trainer import TrainResult
+from flaxtl.train.trainer import TrainResult, clean_loader
 
 
 class EvaluationResult(Record, frozen=True, kw_only=True):
@@ -145,7 +144,7 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
                 message(console, f"{phase.name}: no test accuracy, because its checkpoint cannot be read")
                 continue
             for split in splits:
-                evaluations[split] = _evaluate_split(setup, phase, params, data[split], console)
+                evaluations[split] = _evaluate_split(result, phase, params, split, console)
             if "test" in evaluations:
                 metrics = evaluations["test"].metrics
                 run_dir.update_phase_summary(setup.workdir, phase.name, test=SplitMetrics(**metrics._asdict()))
@@ -155,12 +154,10 @@ def _evaluate_phases(result: TrainResult, console: Console) -> tuple[dict[str, E
     return {split: evaluations[split] for split in setup.manifest.splits if split in evaluations}, params
 
 
-def _evaluate_split(setup: RunSetup, phase: Phase, params: FlatParams, data: SplitData, console: Console) -> Evaluation:
+def _evaluate_split(result: TrainResult, phase: Phase, params: FlatParams, split: str, console: Console) -> Evaluation:
     """Evaluate a phase's parameters on one split, from cached features if the phase has a cut layer."""
-    if phase.cut_layer is None:
-        loader = data.image_loader()
-    else:
-        loader = data.feature_loader(phase.cut_layer, params, partial(progress_bar, console))
+    setup, data = result
+    loader = clean_loader(data, split, phase.cut_layer, params, partial(progress_bar, console))
     step = eval_steps.make_eval_step(setup.model_info.model, setup.mesh, phase.cut_layer, loader.sharding(setup.mesh))
     # In the dtypes of the phase's own validation, so that the same program serves both.
     frozen = phase.param_groups.partition(cast_for_compute(params, setup.model_info.model)).frozen

@@ -151,7 +151,7 @@ def with_feature_statistics(
         return params
     first, info = setup.phases[0], setup.model_info
     start_layer = None if first.augment else first.cut_layer
-    loader = _clean_loader(splits, "train", start_layer, params, progress)
+    loader = clean_loader(splits, "train", start_layer, params, progress)
     return params | feature_statistics(info.model, setup.mesh, params, loader, start_layer, setup.config.batch_size)
 
 
@@ -176,7 +176,7 @@ def train_phase(
         setup.config.optimizer, phase.param_groups, phase.schedule, phase.steps, phase.warmup_steps, phase.clip_norm
     )
     num_views = setup.config.feature_cache.views
-    validation_loader = _clean_loader(splits, "validation", phase.cut_layer, params, logger.progress_bar)
+    validation_loader = clean_loader(splits, "validation", phase.cut_layer, params, logger.progress_bar)
     train_loader, start_layer = select_loader(splits, phase, params, num_views, logger.progress_bar)
     if phase.augment and start_layer:
         source = ", read from a file," if isinstance(train_loader, HostLoader) else ""
@@ -222,12 +222,25 @@ def select_loader(
     3. Otherwise                                     -> images, augmented inside the train step
     """
     if not phase.augment:
-        return _clean_loader(splits, "train", phase.cut_layer, params, progress), phase.cut_layer
+        return clean_loader(splits, "train", phase.cut_layer, params, progress), phase.cut_layer
     if phase.cut_layer and num_views:
         reserved = _other_splits_bytes(splits, "train")
         loader = splits["train"].feature_loader(phase.cut_layer, params, progress, num_views, reserved)
         return loader, phase.cut_layer
     return splits["train"].image_loader(), None
+
+
+def clean_loader(
+    splits: Mapping[str, SplitData], split: str, cut_layer: str | None, params: FlatParams, progress: ProgressFn
+) -> Loader:
+    """Return a split without augmentation: images, or the cached features of `cut_layer`.
+
+    Features that do not fit into device memory beside the data of the other splits are read from a file.
+    """
+    if cut_layer is None:
+        return splits[split].image_loader()
+    reserved = _other_splits_bytes(splits, split)
+    return splits[split].feature_loader(cut_layer, params, progress, reserved_bytes=reserved)
 
 
 def make_step_config(
@@ -271,16 +284,6 @@ def verify_frozen(phase: Phase, digests: Mapping[str, str], params: FlatParams) 
     if changed := sorted(path for path in digests if digests[path] != after[path]):
         raise RuntimeError(f"Frozen parameters changed in phase {phase.name}: {', '.join(changed)}")
     return len(digests)
-
-
-def _clean_loader(
-    splits: Mapping[str, SplitData], split: str, cut_layer: str | None, params: FlatParams, progress: ProgressFn
-) -> Loader:
-    """Return a split without augmentation: images, or the cached features of `cut_layer`."""
-    if cut_layer is None:
-        return splits[split].image_loader()
-    reserved = _other_splits_bytes(splits, split)
-    return splits[split].feature_loader(cut_layer, params, progress, reserved_bytes=reserved)
 
 
 def _other_splits_bytes(splits: Mapping[str, SplitData], split: str) -> int:

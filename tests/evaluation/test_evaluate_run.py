@@ -8,6 +8,7 @@ from helpers.fake_train import EVALUATION
 
 from flaxtl.data.array_store import DIGEST_LENGTH
 from flaxtl.evaluation.evaluate import EvaluationResult, evaluate_run, evaluate_workdir, metrics_table
+from flaxtl.parallel import devices
 from flaxtl.report.report import write_report
 from flaxtl.train import eval_steps, trainer
 from flaxtl.train.run_dir import has_report, is_complete, read_summary
@@ -46,6 +47,16 @@ def test_evaluate_run_removes_the_report_of_the_run_in_training(folder, tmp_path
     evaluate_run(result, console)
     assert is_complete(tmp_path)
     assert not has_report(tmp_path)  # if the run is killed now, the same command writes the final one
+
+
+def test_evaluate_run_reads_features_without_room_from_a_file(folder, tmp_path, monkeypatch):
+    config, console = tiny_run.config(folder, phases=("frozen",), frozen={"epochs": 1}), tiny_run.quiet()
+    result = trainer.train(config, tmp_path, console, "flaxtl train")
+    held = sum(data.device_bytes for data in result.splits.values())  # of 12 training and 6 validation images
+    monkeypatch.setattr(devices, "device_memory", lambda mesh: (2 * held, "memory"))  # half of it is for data
+    evaluate_run(result, console)
+    assert result.splits["test"].device_bytes == 0
+    assert read_summary(tmp_path).phases["frozen"].test.n == 6
 
 
 def test_metrics_table_has_the_digits_that_the_images_support():
