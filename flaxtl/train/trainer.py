@@ -183,11 +183,9 @@ def train_phase(
         logger.info(f"{phase.name}: {num_views} views of each image are cached{source} and replace fresh augmentation.")
     feature_seconds = time.monotonic() - phase_start
 
-    state = initial_state(setup, phase, params, optimizer)
-    fresh = PhaseProgress(state, devices.replicate(state.updated_params, setup.mesh), EarlyStopping(0, None, 0))
     logged = logger.phase_epochs(phase.name)
-    progress = checkpoints.restore_latest(phase.first_step, phase.last_step, len(logged), fresh) or fresh
-    if progress is not fresh or (start_time is not None and phase is not setup.phases[0]):
+    progress = _start_or_resume(setup, phase, params, optimizer, checkpoints, len(logged))
+    if int(progress.state.step) > phase.first_step or (start_time is not None and phase is not setup.phases[0]):
         logger.info(_describe_resumption(setup, phase, progress.early_stopping.epoch))
     earlier_seconds = sum(epoch.seconds for epoch in logged[: progress.early_stopping.epoch])
     progress = PhaseTrainer(
@@ -260,6 +258,24 @@ def make_step_config(
         ema=Ema(phase.ema, phase.first_step) if phase.ema else None,
         cut_layer=phase.cut_layer,
     )
+
+
+def _start_or_resume(
+    setup: RunSetup,
+    phase: Phase,
+    params: FlatParams,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    num_logged: int,
+) -> PhaseProgress:
+    """Return the progress of a phase in its last checkpoint, or that before its first step.
+
+    In a function of its own, so that the state before the first step does not occupy memory beside a restored one.
+    """
+    state = initial_state(setup, phase, params, optimizer)
+    best_params = {path: params[path] for path in state.updated_params}  # never donated, unlike those of the state
+    start = PhaseProgress(state, best_params, EarlyStopping(0, None, 0))
+    return checkpoints.restore_latest(phase.first_step, phase.last_step, num_logged, start) or start
 
 
 def initial_state(

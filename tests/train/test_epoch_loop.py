@@ -10,12 +10,15 @@ import pytest
 from helpers import compiling, tiny_run
 
 from flaxtl.data.sampler import EpochSampler
+from flaxtl.errors import UserError
 from flaxtl.parallel import devices, processes
-from flaxtl.train import device_calls, eval_steps, train_step, trainer
+from flaxtl.train import device_calls, eval_steps, run_dir, train_step, trainer
 from flaxtl.train.checkpoints import Checkpoints
 from flaxtl.train.epoch_loop import MultiStepCalls, PhaseTrainer, SingleStepCalls, uses_multi_step
 from flaxtl.train.eval_loop import evaluate_metrics
 from flaxtl.train.optimizers import phase_optimizer
+from flaxtl.train.run_records import read_metrics
+from flaxtl.train.setup import build_setup
 from flaxtl.train.train_step import StepConfig, TrainState
 
 # Accuracies of 6 images: they are equal more often than not.
@@ -27,7 +30,12 @@ PHASES = {
 
 
 def train(folder, workdir, console=None, every_seconds=3600.0, **phases):
-    config = tiny_run.config(folder, checkpoint={"every_seconds": every_seconds}, **(phases or PHASES))
+    return run(
+        tiny_run.config(folder, checkpoint={"every_seconds": every_seconds}, **(phases or PHASES)), workdir, console
+    )
+
+
+def run(config, workdir, console=None):
     return trainer.train(config, workdir, console or tiny_run.quiet(), "flaxtl train")
 
 
@@ -116,6 +124,44 @@ def test_ema_params_are_validated_and_saved(folder, tmp_path):
     for row, parameters in zip(rows_of, kept, strict=True):
         # Of images here, of features there: float32 sums in another order.
         assert evaluate_metrics(step, parameters, data, 4).loss == pytest.approx(row["validation_loss"], rel=1e-5)
+
+
+def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
+    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    workdir = tmp_path / "run"
+    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",))
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as error:
+        run(settings, workdir)
+    assert read_metrics(workdir) == []
+    facts = run_dir.read_summary(workdir).nonfinite_step.to_json()
+    setup = build_setup(settings, workdir, run_dir.read_manifest(workdir))
+    train_images = setup.manifest.of_split("train")
+    expected = [train_images[index].path for index in setup.sampler().batch(1).indices]
+    assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}
+    assert ", ".join(expected) in str(error.value)
+    # The state before the step that failed: one step was made. The same command fails again at the same step.
+    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):
+        run(settings, workdir)
+
+
+def test_train_nonfinite_loss_of_a_large_batch_names_five_images(folder, tmp_path):
+    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",), batch_size=8)
+    with pytest.raises(
+        UserError, match=r"than frozen\.lr\.head=1e\+38\. .* and 3 more, listed in summary\.json\.$"
+    ) as error:
+        run(settings, tmp_path / "run")
+    images = run_dir.read_summary(tmp_path / "run").nonfinite_step.images
+    assert [image in str(error.value) for image in images] == [True] * 5 + [False] * 3
+
+
+def test_train_nonfinite_validation_loss_is_reported(folder, tmp_path):
+    ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
+    with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
+        run(tiny_run.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
+    assert read_metrics(tmp_path / "run") == []
+    facts = run_dir.read_summary(tmp_path / "run").nonfinite_step.to_json()
+    assert facts == {"phase": "frozen", "epoch": 1, "step": 0, "images": []}
 
 
 CUT = "block2_pool"

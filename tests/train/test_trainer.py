@@ -2,8 +2,10 @@ import errno
 import json
 import re
 import shutil
+import weakref
 from functools import partial
 
+import jax
 import pytest
 from helpers import tiny_run
 
@@ -289,44 +291,6 @@ def test_train_skips_unreadable_images_of_a_new_run_only(folder, tmp_path, monke
         train(config, tmp_path / "run")
 
 
-def test_train_nonfinite_loss_reports_the_batch(folder, tmp_path):
-    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
-    workdir = tmp_path / "run"
-    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",))
-    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b.*frozen\.lr\.head=1e\+38") as error:
-        train(settings, workdir)
-    assert read_metrics(workdir) == []
-    facts = run_dir.read_summary(workdir).nonfinite_step.to_json()
-    setup = build_setup(settings, workdir, run_dir.read_manifest(workdir))
-    train_images = setup.manifest.of_split("train")
-    expected = [train_images[index].path for index in setup.sampler().batch(1).indices]
-    assert facts == {"phase": "frozen", "epoch": 1, "step": 1, "images": expected}
-    assert ", ".join(expected) in str(error.value)
-    # The state before the step that failed: one step was made. The same command fails again at the same step.
-    with pytest.raises(UserError, match=r"frozen\b.*epoch 1\b.*step 1\b"):
-        train(settings, workdir)
-
-
-def test_train_nonfinite_loss_of_a_large_batch_names_five_images(folder, tmp_path):
-    fast = {"epochs": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
-    settings = tiny_run.config(folder, frozen=fast, phases=("frozen",), batch_size=8)
-    with pytest.raises(
-        UserError, match=r"than frozen\.lr\.head=1e\+38\. .* and 3 more, listed in summary\.json\.$"
-    ) as error:
-        train(settings, tmp_path / "run")
-    images = run_dir.read_summary(tmp_path / "run").nonfinite_step.images
-    assert [image in str(error.value) for image in images] == [True] * 5 + [False] * 3
-
-
-def test_train_nonfinite_validation_loss_is_reported(folder, tmp_path):
-    ruin = {"epochs": 1, "steps_per_epoch": 1, "lr": tiny_run.FROZEN | {"head": 1e38}}
-    with pytest.raises(UserError, match=r"\b(nan|inf)\b.*frozen\b.*epoch 1\b.*step 0\b"):
-        train(tiny_run.config(folder, frozen=ruin, phases=("frozen",)), tmp_path / "run")
-    assert read_metrics(tmp_path / "run") == []
-    facts = run_dir.read_summary(tmp_path / "run").nonfinite_step.to_json()
-    assert facts == {"phase": "frozen", "epoch": 1, "step": 0, "images": []}
-
-
 def test_train_unknown_optimizer_creates_no_run(folder, tmp_path):
     with pytest.raises(UserError, match=r"'nadm'.*'nadam'"):
         train(tiny_run.config(folder, optimizer={"name": "nadm"}), tmp_path / "run")
@@ -342,6 +306,26 @@ def test_verify_frozen_changed_param_raises(whole):
     assert trainer.verify_frozen(phase, digests, parameters) == 8
     with pytest.raises(RuntimeError, match=rf"\bfrozen\b.*{path}"):
         trainer.verify_frozen(phase, digests, {**parameters, path: parameters[path] + 1})
+
+
+def test_train_phase_holds_no_first_state_beside_a_restored_one(folder, tmp_path, monkeypatch):
+    interrupt(monkeypatch, folder, tmp_path / "run", PhaseTrainer, "_begin_epoch", 2)
+    restore, first_states = Checkpoints.restore_latest, []
+
+    def noting(checkpoints, first, last, epochs, like):
+        first_states.extend(map(weakref.ref, jax.tree.leaves(like.state)))
+        return restore(checkpoints, first, last, epochs, like)
+
+    def run(trainer, progress):
+        assert int(progress.state.step) == 2
+        assert [first() for first in first_states] == [None] * len(first_states)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "restore_latest", noting)
+    monkeypatch.setattr(PhaseTrainer, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(folder), tmp_path / "run")
+    assert first_states
 
 
 def test_build_setup_of_finished_run_is_equal(whole):
