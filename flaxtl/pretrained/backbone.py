@@ -30,6 +30,9 @@ from flaxtl.pretrained.timm import pytorch_preprocessing
 
 BUILTIN_DIR = Path(__file__).parent / "builtin"
 
+PUBLISHED = ("imagenet", "builtin")
+"""Values of `weights.path` that stand for a published file of the model."""
+
 
 class InitialParams(NamedTuple):
     """The parameters that a run starts from, and where those of the backbone came from."""
@@ -81,7 +84,7 @@ def load_backbone(
     Args:
       model: the model. Without a head, it is loaded with its own ImageNet top.
       weights: 'imagenet', 'builtin' or the path of a file.
-      notify: receives messages about downloads, and about layers of the file that the model does not have.
+      notify: receives messages about downloads, and about layers of the user's file that the model does not have.
       option: the command-line option that `weights` comes from, for error messages.
       skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
@@ -96,7 +99,8 @@ def load_backbone(
         skip_layers=skip_layers,
         trusted=resolved.trusted,
     )
-    if skipped := dict.fromkeys(row.layer for row in loaded.rows if row.status == "skipped"):
+    skipped = dict.fromkeys(row.layer for row in loaded.rows if row.status == "skipped")
+    if skipped and weights not in PUBLISHED:  # flaxtl chooses a published file, and may leave its top out
         notify(f"{resolved.path.name}: {join_names(skipped)} not loaded; the model does not have these layers.")
     return loaded.params, f"{resolved.path.name} ({resolved.source})"
 
@@ -125,7 +129,7 @@ def load_params(
       UserError: the file does not fit the backbone, or holds another head than the model.
     """
     resolved = _find_file(model, weights, notify, option="weights")
-    backbone, is_published = expected_shapes(model), weights in ("imagenet", "builtin")
+    backbone, is_published = expected_shapes(model), weights in PUBLISHED
     loaded = load_weights_with_head(
         resolved.path,
         backbone,

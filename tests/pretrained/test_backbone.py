@@ -71,10 +71,12 @@ def test_initial_params_put_builtin_base_under_new_head():
     assert not np.array_equal(head["head/dense_1/kernel"], other["head/dense_1/kernel"])
 
 
-def test_layers_that_the_model_does_not_have_are_reported():
-    config, messages = tiny_run.config("unused", weights={"path": "builtin"}), []
-    backbone.initial_params(config, build_model(config, 3).model, messages.append)
-    (text,) = messages
+def test_layers_of_a_file_that_the_model_lacks_are_reported():
+    messages = []
+    for path in ("builtin", str(BUILTIN_FILE)):
+        config = tiny_run.config("unused", weights={"path": path})
+        backbone.initial_params(config, build_model(config, 3).model, messages.append)
+    (text,) = messages  # about the file of the user only
     assert re.match(r"vgg16_notop.safetensors: block3_conv1, block3_conv2, .* and 4 more not loaded\b", text)
 
 
