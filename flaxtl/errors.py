@@ -60,6 +60,11 @@ def missing_package(what: str, packages: str, extra: str) -> UserError:
     return UserError(f"{what} needs {packages}: pip install 'flaxtl[{extra}]'")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python or XLA could not allocate memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Raise UserError in place of the errors of Python and of XLA for memory that cannot be allocated."""
@@ -68,7 +73,7 @@ def memory_errors() -> Iterator[None]:
     except MemoryError as error:
         raise UserError("Out of memory. Lower batch_size, or set data.pipeline=stream.") from error
     except Exception as error:
-        if not any(text in str(error) for text in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             "The device is out of memory. Lower batch_size, raise accum_steps, or choose smaller images or a smaller "

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import orbax.checkpoint as ocp
 
 from flaxtl import fileio
-from flaxtl.errors import UserError, first_line
+from flaxtl.errors import UserError, first_line, is_out_of_memory
 from flaxtl.models.classifier import FlatParams
 from flaxtl.parallel import processes
 from flaxtl.train.run_records import Count, Record
@@ -272,7 +272,7 @@ def _read(manager: _Manager, number: int, items: dict[str, Any]) -> Any:
     try:
         restored = manager.restore(number, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and TensorStore raise many types for damaged files
-        if processes.is_connection_error(error):
+        if processes.is_connection_error(error) or is_out_of_memory(error):
             raise
         problem = error
     if processes.any_process(problem is not None):

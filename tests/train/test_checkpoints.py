@@ -102,6 +102,22 @@ def test_save_of_checkpoint_that_cannot_be_read_back_fails(name, item, tmp_path,
         save_both_kinds(checkpoints, mesh)
 
 
+@pytest.mark.parametrize("error", [MemoryError("8 bytes"), RuntimeError("RESOURCE_EXHAUSTED: 8 bytes")])
+def test_restore_without_memory_keeps_the_checkpoint(error, tmp_path, mesh, monkeypatch):
+    def restore(manager, number, **arguments):
+        raise error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        save_both_kinds(checkpoints, mesh)
+    monkeypatch.setattr(_Manager, "restore", restore)
+    like = progress(mesh, 0, EarlyStopping(0, None, 0))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(type(error), match=re.escape(str(error))):
+        checkpoints.restore_latest(0, 10, 9, like)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(type(error), match=re.escape(str(error))):
+        checkpoints.restore_last_phase(abstract({"head/out/kernel": jnp.ones((2, 3))}))
+    assert not (tmp_path / "checkpoints" / "damaged").exists()
+
+
 def save_both_kinds(checkpoints, mesh):
     checkpoints.save_phase(0, devices.replicate({"head/out/kernel": jnp.ones((2, 3))}, mesh))
     checkpoints.save_latest(progress(mesh, 5, EarlyStopping(2, 0.1, 1)))
