@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flaxtl.data.augment.config import AugmentConfig
 from flaxtl.evaluation import verdicts
 from flaxtl.evaluation.run_files import RunRecord
 
@@ -163,7 +164,8 @@ def _num_folds(run: RunRecord) -> int:
 
 def _augmentation(config: Any, phase: str) -> dict[str, Any]:
     """Return the settings that augment a phase; flips and zoom, if the config has no augmentation yet."""
-    is_set = any(config.augmentation[key] for key in ("rotation", "width_shift", "zoom", "horizontal_flip", "crop"))
+    augmentation = AugmentConfig(**config.augmentation.to_dict())
+    is_set = augmentation.is_active or augmentation.uses_mixing
     defaults = {} if is_set else {"augmentation.horizontal_flip": True, "augmentation.zoom": 0.2}
     return {f"{phase}.augment": True, **defaults}
 

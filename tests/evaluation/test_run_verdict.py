@@ -141,6 +141,14 @@ def test_run_verdict_overfitting_suggests_augmentation(workdir, augment, advice,
     assert next_step(workdir) == (advice, command)
 
 
+@pytest.mark.parametrize("augmentation", [{"randaugment": 2}, {"shear": 0.1}, {"brightness": 0.2}, {"mixup": 0.2}])
+def test_run_verdict_enables_the_augmentation_of_the_config(workdir, augmentation):
+    overfit(workdir, augment=False)
+    change_config(workdir, augmentation=augmentation)
+    command = "flaxtl train --config=a.py --config.finetune.augment=true --workdir=DIR-2"
+    assert next_step(workdir) == ("Augment the training images.", command)
+
+
 def test_run_verdict_augmentation_runs_the_cached_layers(workdir):
     overfit(workdir, augment=False)  # 200 images in each of 3 epochs; 20 have cached features
     layers = json.loads((workdir / "layers.json").read_text())
