@@ -121,6 +121,8 @@ def _has_bytes(struct: Any) -> bool:
 def _holds_labels(column_type: Any) -> bool:
     from pyarrow import types
 
+    if types.is_dictionary(column_type):  # a column of categories in pandas
+        return _holds_labels(column_type.value_type)
     return any(is_kind(column_type) for is_kind in (types.is_integer, types.is_string, types.is_large_string))
 
 
@@ -148,13 +150,15 @@ def labeled_images(file: Path, columns: Columns, reference: str) -> Iterator[tup
     """Yield the encoded image and the class name of each row; None for a row without image or label.
 
     Raises:
-      UserError: the file is damaged, or an image or a label is not what the metadata says.
+      UserError: the file is damaged or lacks a column, or an image or a label is not what the metadata says.
     """
-    batches = _read(
-        file,
-        lambda parquet: parquet.ParquetFile(file).iter_batches(BATCH, columns=[columns.image, columns.label]),
-        reference,
-    )
+    content, needed = _read(file, lambda parquet: parquet.ParquetFile(file), reference), [columns.image, columns.label]
+    if missing := [name for name in needed if name not in content.schema_arrow.names]:
+        raise UserError(
+            f"{file.name} of {reference} has no column {join_names(map(repr, missing))}, which other files have. Use "
+            "another dataset."
+        )
+    batches = content.iter_batches(BATCH, columns=needed)
     while (batch := _read(file, lambda parquet: next(batches, None), reference)) is not None:
         rows = zip(batch.column(columns.image).to_pylist(), batch.column(columns.label).to_pylist(), strict=True)
         for image, label in rows:

@@ -118,6 +118,7 @@ JSON_LINES = {
     **{name: encoded(n) for n, name in enumerate(("train/a.jpg", "train/sub/b.jpg", "train/c.jpg", "test/test_a.jpg"))},
 }
 NAMED = {"train.parquet": table([0, 1], {"label": class_label(["a", "b"])}, label=["b", "a"])}
+CATEGORIES = {"train.parquet": table([0, 1], kind=pa.array(["b", "a"]).dictionary_encode())}
 CONVERTED = {
     "one/train/0000.parquet": table([0, 1], coarse=["a", "b"], fine=["c", "d"]),
     "two/partial-train/0000.parquet": table([2], label=["e"]),
@@ -142,6 +143,7 @@ FAULTY = {
     "text": {"train.parquet": table([0], label=[0.5])},
     "unknown": {"train.parquet": table([0], label=["."])},
     "captions": {"train.parquet": table([0], label=["a" * 256])},
+    "parts": {"train-0.parquet": table([0], label=["a"]), "train-1.parquet": table([1], kind=["b"])},
 }
 
 
@@ -155,6 +157,7 @@ def server():
         "lists": LISTS,
         "lines": JSON_LINES,
         "named": NAMED,
+        "categories": CATEGORIES,
         "converted": CONVERTED,
         **{kind: files | {f"{n}.png": encoded(n) for n in range(3)} for kind, files in INDICES.items()},
         **FAULTY,
@@ -300,6 +303,13 @@ def test_export_dataset_reads_names_in_place_of_class_indices(fake_hub, tmp_path
     assert contents(folder) == {"b/train_000000.png": encoded(0), "a/train_000001.png": encoded(1)}
 
 
+def test_export_dataset_reads_a_column_of_categories(fake_hub, tmp_path):
+    with pytest.raises(UserError, match=r"column is the label, kind\. Write hf:org/categories:COLUMN"):
+        export_dataset("org/categories", tmp_path)
+    folder = export_dataset("org/categories:kind", tmp_path)
+    assert contents(folder) == {"b/train_000000.png": encoded(0), "a/train_000001.png": encoded(1)}
+
+
 @pytest.mark.parametrize(("config", "numbers"), [("top", [0]), ("all", [0, 1, 2]), ("below", [1, 2])])
 def test_export_dataset_matches_patterns_as_the_hub(config, numbers, fake_hub, tmp_path):
     folder = export_dataset(f"org/nested/{config}", tmp_path)
@@ -338,6 +348,7 @@ def test_export_dataset_of_several_configs_and_labels_asks(fake_hub, tmp_path):
         ("unlabeled", r"hf:org/unlabeled has no images with a label\.$"),
         ("text", r"hf:org/text has no column of labels"),
         ("unknown", r"hf:org/unknown has the class '\.'"),
+        ("parts", r"train-1\.parquet of hf:org/parts has no column 'label', which other files have"),
         ("captions", r"hf:org/captions has the class 'a{256}', which cannot be a folder"),
     ],
 )
