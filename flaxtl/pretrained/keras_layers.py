@@ -111,7 +111,8 @@ The second is really the standard deviation. Keras' model divides by its root tw
 
 _RELATIVE_TOLERANCE = 2**-8  # of bfloat16, the coarsest dtype that a file may have
 
-_NORMALIZATION_NAME = re.compile(r"normalization(_\d+)?")
+_NORMALIZATION_NAME = re.compile(r"(.+/)?normalization(_\d+)?")
+"""A name that Keras generated, or the path of such a layer's group where a file has no names (see `keras_v3`)."""
 
 
 def drop_normalization(layers: StoredLayers, source: Path) -> StoredLayers:

@@ -125,11 +125,15 @@ def test_load_part_from_its_own_file_uses_ranks_of_the_part(save, third_model, t
     assert_loaded(file, third_model, part, optional=WITH_TOP)
 
 
-def test_load_keras3_file_without_names_uses_positions(third_model, tmp_path):
-    """As older versions of Keras 3 wrote them."""
-    path = keras_zoo.save_keras3(third_model, tmp_path / "weights.h5")
+def without_names(path):
+    """Remove the names of the layers, as older versions of Keras 3 wrote files."""
     with h5py.File(path, "r+") as file:
         file.visititems(lambda _, member: member.attrs.clear())
+    return path
+
+
+def test_load_keras3_file_without_names_uses_positions(third_model, tmp_path):
+    path = without_names(keras_zoo.save_keras3(third_model, tmp_path / "weights.h5"))
     assert_loaded(path, third_model, WITH_TOP)
 
 
@@ -217,6 +221,18 @@ def efficientnet_stem(mean, variance, name=None):
 def test_load_published_normalization_drops_it(save, name, tmp_path):
     file = save(efficientnet_stem(*PUBLISHED_NORMALIZATION, name), tmp_path / "x.h5")
     assert [row.layer for row in load_weights(file, STEM, trusted=True).rows] == ["stem_conv", "stem_conv"]
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_load_normalization_of_a_file_without_names_checks_it(is_nested, tmp_path):
+    paths = []
+    for number, mean in enumerate((PUBLISHED_NORMALIZATION[0], np.zeros(3))):
+        stem = efficientnet_stem(mean, PUBLISHED_NORMALIZATION[1])
+        model = keras.Sequential([keras.Input((8, 8, 3)), stem]) if is_nested else stem
+        paths.append(without_names(keras_zoo.save_keras3(model, tmp_path / f"{number}.h5")))
+    assert [row.layer for row in load_weights(paths[0], STEM, trusted=True).rows] == ["stem_conv", "stem_conv"]
+    with pytest.raises(UserError, match=r"1\.weights\.h5 was trained with another preprocessing.*/normalization"):
+        load_weights(paths[1], STEM, trusted=True)
 
 
 @pytest.mark.parametrize("save", [keras_zoo.save_legacy, keras_zoo.save_keras3])
