@@ -141,10 +141,16 @@ def _load_params(
     network, size = model.classifier, model.input_size
     head = {} if model.output_layer else classifier.param_shapes(network, *size).get("head", {})
     loaded = backbone.load_params(network, weights, notify, head=head, skip_layers=skip_layers)
-    params: Params = jax.tree.map(jnp.asarray, loaded)
+    params: Params = _copy_to_device(loaded)
     if head and "head" not in params:
         params |= classifier.init_params(network, *size, key, head_only=True)
     return params
+
+
+@jax.jit
+def _copy_to_device(params: Any) -> Any:
+    """Copy arrays to where random parameters are created, in one program; jnp.asarray compiles one for each shape."""
+    return jax.tree.map(jnp.copy, params)
 
 
 def _integer(argument: str, value: Any) -> int:

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -99,6 +100,16 @@ def test_create_model_loads_the_trained_head_of_a_file(exported):
     np.testing.assert_equal(params["head"], {"predictions": arrays["predictions"]})
     np.testing.assert_array_equal(params["backbone"]["conv_pw_13"]["kernel"], arrays["conv_pw_13"]["kernel"])
     np.testing.assert_array_equal(batch_stats["backbone"]["conv1_bn"]["var"], arrays["conv1_bn"]["var"])
+
+
+def test_create_model_copies_loaded_arrays_in_one_program(tmp_path, caplog):
+    head = Head(7, "global_average", (13,))  # its shapes occur in no other test
+    shapes = param_shapes(Classifier(registry.get_spec("mobilenet_025"), head), 32, 32)
+    safetensors_io.write_safetensors(tmp_path / "x", draw(shapes["backbone"] | shapes["head"]), {})
+    with jax.log_compiles():
+        flaxtl.create_model("mobilenet_025", 7, tmp_path / "x", input_size=32, units=(13,))
+    messages = [record.getMessage() for record in caplog.records if record.msg.startswith("Compiling")]
+    assert ["[13,7]" in message for message in messages if "[256,13]" in message] == [True]
 
 
 def test_create_model_skip_layers_leaves_out_the_trained_head(exported):
