@@ -59,7 +59,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     """Read a file written by `write_safetensors`, or any safetensors file with keys '<layer>/<leaf>'.
 
     Raises:
-      UserError: the file is damaged, or a tensor has an unsupported dtype or lacks its scale.
+      UserError: the file is damaged, or a tensor has another kind of name, an unsupported dtype or no scale.
     """
     tensors, metadata = read_tensors(path)
     layers: dict[str, dict[str, StoredTensor]] = {}
@@ -67,6 +67,11 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         if name.endswith(_SCALE_SUFFIX):
             continue
         layer, _, leaf = name.rpartition("/")
+        if not layer:
+            raise UserError(
+                f"{path} is not a file of flaxtl: it has a tensor {name!r}, not LAYER/LEAF. Convert a file of timm or "
+                "torchvision first, with flaxtl convert --layout=timm."
+            )
         layers.setdefault(layer, {})[leaf] = _decode(tensor, tensors.get(name + _SCALE_SUFFIX), path)
     return SafetensorsFile(layers, metadata)
 
@@ -79,7 +84,7 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """
     payload = path.read_bytes()
     try:
-        tensors = {name: _to_stored_tensor(name, tensor) for name, tensor in _deserialize(payload)}
+        tensors = {name: _to_stored_tensor(name, tensor, path) for name, tensor in _deserialize(payload)}
         metadata = _read_metadata(payload)
     except (safetensors.SafetensorError, ValueError) as error:
         raise damaged_file(path, error) from error
@@ -117,9 +122,9 @@ def _decode(tensor: StoredTensor, scale: StoredTensor | None, path: Path) -> Sto
     return StoredTensor(tensor.name, tensor.dtype, values)
 
 
-def _to_stored_tensor(name: str, tensor: Mapping[str, Any]) -> StoredTensor:
+def _to_stored_tensor(name: str, tensor: Mapping[str, Any], path: Path) -> StoredTensor:
     if tensor["dtype"] not in _DTYPES:
-        raise ValueError(f"{name!r} has the unsupported dtype {tensor['dtype']}")
+        raise UserError(f"{path} stores {name!r} as {tensor['dtype']}, which is not supported. Save it as F32.")
     values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     return StoredTensor(name, values.dtype.name, values)
 

@@ -143,7 +143,13 @@ def test_read_refuses_more_float32_bytes_than_any_model(tmp_path, monkeypatch):
 
 def test_read_unsupported_dtype_is_refused(tmp_path):
     save_file({"fc/kernel": np.ones((2, 3), np.int32)}, tmp_path / "x")
-    with pytest.raises(UserError, match=r"'fc/kernel'.*\bI32\b"):
+    with pytest.raises(UserError, match=r"x stores 'fc/kernel' as I32, which is not supported\. Save it as F32\."):
+        read_safetensors(tmp_path / "x")
+
+
+def test_read_file_of_pytorch_says_how_to_convert_it(tmp_path):
+    save_file({"features.0.weight": np.ones((2, 3, 1, 1), np.float32)}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"'features\.0\.weight'.*flaxtl convert --layout=timm\."):
         read_safetensors(tmp_path / "x")
 
 
