@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 
 from flaxtl.pretrained.merge import ExpectedShapes, LoadedLayers, StoredTensor, check_size, damaged_file
 
-_ZIP_MAGIC = b"PK\x03\x04"
-_NAME_OFFSET = 30  # of the name of the first file in a zip archive; its length is at 26
-
 _ATTENTION = "MultiHeadDotProductAttention_1"
-
-
-def is_npz(start: bytes) -> bool:
-    """Return whether a file that begins with `start` is an archive of NumPy arrays (a .keras file is one of others)."""
-    name = start[_NAME_OFFSET : _NAME_OFFSET + int.from_bytes(start[26:28], "little")]
-    return start.startswith(_ZIP_MAGIC) and name.endswith(b".npy")
 
 
 def read_npz(path: Path, expected: ExpectedShapes) -> LoadedLayers:

@@ -128,7 +128,7 @@ def read_layers(
         tensors, metadata = safetensors_io.read_safetensors(path)
         file_format = f"safetensors ({metadata.get('precision', 'unknown precision')})"
         return _without_layers(tensors, skip_layers), file_format
-    if augreg.is_npz(start):
+    if _first_member(start).endswith(".npy"):
         return _without_layers(augreg.read_npz(path, expected), skip_layers), "NumPy .npz"
     if onnx_reader.is_onnx(start):
         return _without_layers(onnx_reader.read_onnx(path), skip_layers), "ONNX"
@@ -160,10 +160,20 @@ def _without_layers(layers: Mapping[str, _Content], pattern: str) -> dict[str, _
 
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_NAME_OFFSET = 30  # of the name of the first file in a zip archive; its length is at 26
+
+_PICKLE_SUFFIX = "data.pkl"  # first file in an archive of PyTorch
+
+
+def _first_member(start: bytes) -> str:
+    """Return the name of the first file in a zip archive that begins with `start`; '' for a file of another format."""
+    name = start[_NAME_OFFSET : _NAME_OFFSET + int.from_bytes(start[26:28], "little")]
+    return name.decode(errors="replace") if start.startswith(_ZIP_MAGIC) else ""
 
 
 def _is_keras(path: Path, start: bytes) -> bool:
-    return (start.startswith(_ZIP_MAGIC) and not augreg.is_npz(start)) or bool(h5py.is_hdf5(path))
+    is_archive = start.startswith(_ZIP_MAGIC) and not _first_member(start).endswith((".npy", _PICKLE_SUFFIX))
+    return is_archive or bool(h5py.is_hdf5(path))
 
 
 def _check_readable(path: Path) -> None:
@@ -206,4 +216,6 @@ def _guess_content(start: bytes) -> str:
         return "a web page (the download link led to a page, not to the file)"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (run `git lfs pull`)"
+    if re.match(rb"\x80[\x02-\x05]", start) or _first_member(start).endswith(_PICKLE_SUFFIX):
+        return "a pickle, which could run code (of PyTorch: save its tensors with safetensors.torch.save_file)"
     return "of an unknown format"

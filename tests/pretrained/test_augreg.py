@@ -12,7 +12,7 @@ from flaxtl.errors import UserError
 from flaxtl.models import registry
 from flaxtl.models.classifier import Classifier
 from flaxtl.models.head import Head
-from flaxtl.pretrained.augreg import is_npz, read_npz
+from flaxtl.pretrained.augreg import read_npz
 from flaxtl.pretrained.backbone import convert_weights_file, expected_shapes
 from flaxtl.pretrained.loader import load_weights
 
@@ -103,9 +103,8 @@ def test_damaged_npz_is_refused(tmp_path):
     payload = (tmp_path / "x.npz").read_bytes()
     for damaged in (payload[:5000], payload[:200] + b"\0" * 100 + payload[300:]):
         (tmp_path / "x.npz").write_bytes(damaged)
-        assert is_npz(damaged[:512])
         with pytest.raises(UserError, match="damaged"):
-            read_npz(tmp_path / "x.npz", {})
+            load_weights(tmp_path / "x.npz", {})
 
 
 @pytest.mark.parametrize(("flag", "method"), [(1, 0), (0, 99)], ids=["encrypted", "unknown compression"])
