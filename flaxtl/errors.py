@@ -30,7 +30,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 
     It suggests the most similar known name, ignoring case: `Unknown layer 'block5_con3'. Did you mean 'block5_conv3'?`
     Names that are equally similar are all suggested: `Unknown model 'vgg'. Did you mean 'vgg16' or 'vgg19'?`
-    If none is similar, it lists them: `Unknown phase 'late'. Available: frozen, augmented, finetune`
+    If none is similar, it lists them, first those that contain the name: `Unknown phase 'late'. Available: frozen,
+    augmented, finetune`
 
     Args:
       kind: what the name stands for, such as 'layer'.
@@ -40,6 +41,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     known = sorted(known) if isinstance(known, Set) else list(known)
     if similar := _most_similar(str(name), known):
         return UserError(f"Unknown {kind} {name!r}. Did you mean {join_names(map(repr, similar), 'or')}?")
+    known.sort(key=lambda other: str(name).lower() not in other.lower())
     more = ", ..." if len(known) > MAX_SUGGESTIONS else ""
     return UserError(f"Unknown {kind} {name!r}. Available: {', '.join(known[:MAX_SUGGESTIONS]) or 'none'}{more}")
 

@@ -43,6 +43,12 @@ def test_unknown_with_many_names_lists_twelve():
     assert re.search(r"\b11\b.*(\.\.\.|…)", cut)
 
 
+def test_unknown_lists_names_that_contain_it_first():
+    known = [*(f"network{number}" for number in range(12)), "vit_tiny_patch16", "vit_base_patch16"]
+    listed = str(unknown("model", "ViT", known)).partition("Available: ")[2]
+    assert listed.startswith("vit_tiny_patch16, vit_base_patch16, network0, network1, ")
+
+
 def test_join_names_counts_what_it_leaves_out():
     assert [join_names("abcdefgh"[:n]) for n in (1, 2, 3, 6, 7)] == [
         "a",
