@@ -82,5 +82,6 @@ def _missing_file(file: HubFile, available: list[str]) -> str:
 def _safetensors_names(file: HubFile) -> list[str]:
     from huggingface_hub import HfApi
 
-    names = HfApi().list_repo_files(file.repo, revision=file.revision)
+    with explained_errors(file.repo, file.revision, f"the list of the files of {file.repo}@{file.revision}"):
+        names = HfApi().list_repo_files(file.repo, revision=file.revision)
     return sorted(name for name in names if name.endswith(".safetensors"))

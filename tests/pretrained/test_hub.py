@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.fake_hub import COMMIT, serve_hub, use_hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.numpy import save
 
 from flaxtl.errors import UserError
@@ -99,6 +99,17 @@ def test_download_file_error_is_one_sentence(reference, facts, fake_hub):
     with pytest.raises(UserError, match=facts) as error:
         hub.download_file(reference, lambda message: None)
     assert "\n" not in str(error.value)
+
+
+def test_download_file_without_a_list_of_files_is_one_sentence(fake_hub, monkeypatch):
+    """The hub limits the rate of other requests than downloads."""
+
+    def limited(*arguments, **options):
+        raise OSError("429 Client Error: Too Many Requests")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", limited)
+    with pytest.raises(UserError, match=r"the list of the files of org/net@main from .*: 429 Client Error"):
+        hub.download_file("hf:org/net/x.safetensors", lambda message: None)
 
 
 @pytest.mark.slow  # the library tries again for 20 seconds
