@@ -50,10 +50,12 @@ def _another_head(source: str, trained: ExpectedShapes, head: ExpectedShapes) ->
     kernel = trained.get("predictions", {}).get("kernel", ())
     classes = f" with {kernel[-1]:,} classes" if kernel else ""
     pattern = "|".join(map(re.escape, trained))
+    advice = "Only a head that ends in flaxtl's layer 'predictions' is loaded:"
+    if kernel:
+        advice = "Give the num_classes, units, normalize and pooling of that head to load it, or"
     return UserError(
         f"{source} holds a trained head{classes} ({_list_kernels(trained)}), but the model has "
-        f"{f'another ({_list_kernels(head)})' if head else 'none'}. Give the num_classes, units, normalize and pooling "
-        f"of that head to load it, or leave it out with skip_layers={pattern!r}."
+        f"{f'another ({_list_kernels(head)})' if head else 'none'}. {advice} leave it out with skip_layers={pattern!r}."
     )
 
 

@@ -61,7 +61,11 @@ def test_merge_with_head_skips_the_published_top(head, top):
         (LINEAR, HIDDEN, ("predictions (4, 5)", "dense_1 (4, 8), predictions (8, 5)", "skip_layers='predictions'")),
         (HIDDEN, LINEAR, ("dense_1 (4, 8), predictions (8, 5)", "(4, 5)", "skip_layers='dense_1|predictions'")),
         (TOP | LINEAR, HIDDEN, ("5 classes (predictions (4, 5))", "num_classes, units", "skip_layers='predictions'")),
-        ({"my.head": {"kernel": (4, 3)}}, LINEAR, ("trained head (my.head (4, 3))", r"skip_layers='my\\.head'")),
+        (
+            {"my.head": {"kernel": (4, 5)}},
+            LINEAR,
+            ("trained head (my.head (4, 5))", "Only", "'predictions' is loaded: leave", r"skip_layers='my\\.head'"),
+        ),
     ],
 )
 def test_merge_with_another_head_says_how_to_load_it(file, head, facts):
