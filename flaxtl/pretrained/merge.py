@@ -222,7 +222,7 @@ model it would give plausible, wrong outputs.
 
 
 def identify_model(layers: Collection[str], expected: Collection[str]) -> str | None:
-    """Guess why the layers of a file do not fit: it belongs to another model, or it is the file without the top."""
+    """Guess why the layers of a file do not fit: it belongs to another model, or to the lower part of this one."""
     for layer, model in _SIGNATURE_LAYERS:
         if layer in layers and layer not in expected:
             return f"it looks like {model}: it has a layer {layer}"
@@ -230,5 +230,5 @@ def identify_model(layers: Collection[str], expected: Collection[str]) -> str | 
             break
     first, rest = list(expected)[: len(layers)], list(expected)[len(layers) :]
     if rest and layers and set(first) == set(layers):
-        return f"it has no layer {rest[0]} or later: it looks like the file without the top"
+        return f"it has no layer {rest[0]} or later: it looks like a part of the model, such as that without the top"
     return None
