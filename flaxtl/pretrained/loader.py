@@ -93,7 +93,9 @@ def load_timm_weights(
     path: Path, model_name: str, expected: ExpectedShapes, optional: Collection[str] = frozenset()
 ) -> LoadedWeights:
     """Do the same for a safetensors file of PyTorch's `model_name` with the names of timm or torchvision."""
-    _read_start(path)
+    start = _read_start(path)
+    if not _is_safetensors(start):
+        raise UserError(f"{path} is {_guess_content(start)}, not a safetensors file, which --layout=timm reads.")
     check_size(path, path.stat().st_size)  # it is read as a whole
     layers = timm.read_timm(path, model_name, {*expected, *optional}, expected)
     params, rows = merge_params(expected, layers, optional=optional, source=str(path))
@@ -124,7 +126,7 @@ def read_layers(
         layers = keras_layers.rename_final_norm(layers, expected)
         return convert.name_leaves(layers, expected), file_format
     check_size(path, path.stat().st_size)  # it is read as a whole
-    if start[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
+    if _is_safetensors(start):
         tensors, metadata = safetensors_io.read_safetensors(path)
         file_format = f"safetensors ({metadata.get('precision', 'unknown precision')})"
         return _without_layers(tensors, skip_layers), file_format
@@ -157,6 +159,10 @@ def _without_layers(layers: Mapping[str, _Content], pattern: str) -> dict[str, _
     if not skipped:
         raise unknown("layer in skip_layers", pattern, layers)
     return {layer: content for layer, content in layers.items() if layer not in skipped}
+
+
+def _is_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{"  # eight bytes of header length, then JSON
 
 
 _ZIP_MAGIC = b"PK\x03\x04"

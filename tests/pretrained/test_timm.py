@@ -230,6 +230,12 @@ def test_convert_timm_lists_modules_without_counterpart(tmp_path):
         convert_weights_file("vgg16", tmp_path / "x", tmp_path / "y", timm=True)
 
 
+def test_convert_timm_names_a_file_of_another_format(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(UserError, match=r"x\.pth is a pickle.*safetensors\.torch\.save_file.*not a safetensors file"):
+        convert_weights_file("vgg16", tmp_path / "x.pth", tmp_path / "y", timm=True)
+
+
 def test_convert_command_passes_the_layout(tmp_path, capsys):
     save_file({"a.weight": np.zeros(1, np.float32)}, tmp_path / "x")
     options = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
