@@ -126,6 +126,8 @@ def create_model(
     model = ImageClassifier(network, size, output_layer)
     key = jax.random.key(_seed(seed))
     if weights in (None, "random"):
+        if skip_layers:
+            raise UserError(f"skip_layers={skip_layers!r} leaves out layers of a weight file. Give one as weights.")
         params = classifier.init_params(network, *size, key, head_only=False)
     else:
         params = _load_params(model, str(weights), key, skip_layers, notify)
@@ -198,7 +200,7 @@ def _image_size(spec: ModelSpec, input_size: Any) -> tuple[int, int]:
 
 def _dtype_name(dtype: Any) -> str:
     try:
-        name = str(jnp.dtype(dtype))
+        name = "None" if dtype is None else str(jnp.dtype(dtype))  # NumPy takes None for float64
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
