@@ -41,6 +41,9 @@ _INTERPOLATIONS = {
 
 _POLICIES = ("squash", "crop")
 
+REMEDY = "Replace or remove them."
+"""What an error for several unreadable images advises."""
+
 _MAX_NAMED = 100  # maximum number of bad files listed in an error
 
 _MAX_GROUP = 16
@@ -321,14 +324,13 @@ class _NullSink:
         pass
 
 
-def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str]) -> None:
-    """Raise one UserError if any files are `bad` (index -> reason); it lists the first hundred with their reasons."""
+def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str], remedy: str = REMEDY) -> None:
+    """Raise one UserError if any files are `bad` (index -> reason): the first hundred with reasons, and the remedy."""
     if bad:
         files = [f"{paths[index]} ({reason})" for index, reason in bad.items()]
         more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
         raise UserError(
-            f"Cannot read {len(bad)} of {len(paths)} images: {', '.join(files[:_MAX_NAMED])}{more}. Replace or remove "
-            "them."
+            f"Cannot read {len(bad)} of {len(paths)} images: {', '.join(files[:_MAX_NAMED])}{more}. {remedy}"
         )
 
 

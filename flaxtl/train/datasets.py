@@ -20,7 +20,15 @@ from flaxtl.data.array_store import (
     check_space,
     remove_stores,
 )
-from flaxtl.data.decode import EncodedImages, ImageSink, Resize, decode_into, find_unreadable, raise_unreadable
+from flaxtl.data.decode import (
+    REMEDY,
+    EncodedImages,
+    ImageSink,
+    Resize,
+    decode_into,
+    find_unreadable,
+    raise_unreadable,
+)
 from flaxtl.data.device_dataset import DeviceDataset, device_bytes, put_dataset
 from flaxtl.data.loaders import (
     DeviceLoader,
@@ -44,6 +52,9 @@ from flaxtl.train.setup import RunSetup, build_setup
 
 MAX_LISTED = 10
 """Skipped images that are named on the console; summary.json names all."""
+
+SKIP_REMEDY = "Replace or remove them, or leave them out: --config.data.on_error=skip"
+"""What the error for unreadable images of a new run advises."""
 
 
 class SplitData:
@@ -201,16 +212,18 @@ def load_splits(
       UserError: images cannot be read; one error lists those of all splits.
     """
     examples = [example for split in splits for example in setup.manifest.of_split(split)]
-    skip = may_skip and setup.config.data.on_error == "skip"
+    remedy: str | None = REMEDY
+    if may_skip:
+        remedy = None if setup.config.data.on_error == "skip" else SKIP_REMEDY
     images: ImagePixels | ArrayStore | EncodedImages
     if setup.config.data.loader == "tfdata":
         from flaxtl.data import tfdata  # noqa: F401  # without TensorFlow, stop here rather than at the first step
 
-        images, unreadable = _encoded_images(setup, examples, console, skip=skip)
+        images, unreadable = _encoded_images(setup, examples, console, remedy)
     elif _is_streamed(setup, len(examples), console):
-        images, unreadable = _decode_to_disk(setup, examples, console, skip=skip)
+        images, unreadable = _decode_to_disk(setup, examples, console, remedy)
     else:
-        images, unreadable = _decode_to_memory(setup, examples, console, skip=skip)
+        images, unreadable = _decode_to_memory(setup, examples, console, remedy)
     skipped = {examples[index].path: reason for index, reason in unreadable.items()}
     if skipped:
         _report_skipped(skipped, len(examples), console)
@@ -233,7 +246,7 @@ def decode_examples(setup: RunSetup, examples: Sequence[Example], console: Conso
       UserError: images cannot be read; one error lists all.
     """
     decode = _encoded_images if _is_streamed(setup, len(examples), console) else _decode_to_memory
-    images, _ = decode(setup, examples, console, skip=False)
+    images, _ = decode(setup, examples, console, REMEDY)
     return _image_set(setup, examples, images, 0, len(examples))
 
 
@@ -268,11 +281,11 @@ def _is_streamed(setup: RunSetup, num_images: int, console: Console) -> bool:
 
 
 def _decode_to_memory(
-    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+    setup: RunSetup, examples: Sequence[Example], console: Console, remedy: str | None
 ) -> tuple[ImagePixels, dict[int, str]]:
     """Return the readable images in order, and index -> reason for the others."""
     images: ImagePixels = aligned_empty((len(examples), setup.resize.height, setup.resize.width, 3), np.uint8)
-    unreadable = _decode_into(images, setup, examples, console, skip=skip)
+    unreadable = _decode_into(images, setup, examples, console, remedy)
     readable = [index for index in range(len(examples)) if index not in unreadable]
     for row, index in enumerate(readable):
         if row < index:  # in place: a copy would double the memory
@@ -281,16 +294,16 @@ def _decode_to_memory(
 
 
 def _encoded_images(
-    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+    setup: RunSetup, examples: Sequence[Example], console: Console, remedy: str | None
 ) -> tuple[EncodedImages, dict[int, str]]:
     """Return the readable files in order, and index -> reason for the others."""
-    unreadable = _decode_into(None, setup, examples, console, skip=skip)
+    unreadable = _decode_into(None, setup, examples, console, remedy)
     paths = (Path(example.path) for index, example in enumerate(examples) if index not in unreadable)
     return EncodedImages(tuple(paths), setup.resize), unreadable
 
 
 def _decode_to_disk(
-    setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+    setup: RunSetup, examples: Sequence[Example], console: Console, remedy: str | None
 ) -> tuple[ArrayStore, dict[int, str]]:
     """Decode into a file that is named after its images, so that a resumed run finds it."""
     store = _image_store(setup, examples)
@@ -299,7 +312,7 @@ def _decode_to_disk(
     remove_stores(_image_dir(setup))  # images of another manifest
     check_space([store], "Decoded images need", "Free some space or reduce data.height and data.width.")
     with ArrayStoreWriter(store) as writer:
-        unreadable = _decode_into(writer, setup, examples, console, skip=skip)
+        unreadable = _decode_into(writer, setup, examples, console, remedy)
         if unreadable:
             readable = [index for index in range(len(examples)) if index not in unreadable]
             compact = _image_store(setup, [examples[index] for index in readable])
@@ -312,15 +325,19 @@ def _decode_to_disk(
 
 
 def _decode_into(
-    images: ImageSink | None, setup: RunSetup, examples: Sequence[Example], console: Console, *, skip: bool
+    images: ImageSink | None, setup: RunSetup, examples: Sequence[Example], console: Console, remedy: str | None
 ) -> dict[int, str]:
-    """Decode with a progress bar, if `images` is None to nowhere; return index -> reason for unreadable images."""
+    """Decode with a progress bar, if `images` is None to nowhere; return index -> reason for unreadable images.
+
+    Raises:
+      UserError: there are unreadable images; it advises the `remedy`, and without one nothing is raised.
+    """
     paths = [Path(example.path) for example in examples]
     decode = find_unreadable if images is None else partial(decode_into, images)
     with progress_bar(console, "Checking images" if images is None else "Decoding images", len(paths)) as advance:
         unreadable = decode(paths, setup.resize, lambda done: advance(1))
-    if not skip:
-        raise_unreadable(paths, unreadable)
+    if remedy:
+        raise_unreadable(paths, unreadable, remedy)
     return unreadable
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import tiny_run
 
 from flaxtl.data.decode import decode_all
+from flaxtl.errors import UserError
 from flaxtl.train.datasets import load_splits
 
 
@@ -34,3 +35,18 @@ def test_load_splits_closes_the_gaps_of_unreadable_images(folder, tmp_path, monk
         np.testing.assert_array_equal(images, decode_all([Path(example.path) for example in examples], setup.resize))
         labels = np.concatenate([batch.labels[mask] for batch, mask in batches])
         np.testing.assert_array_equal(labels, setup.manifest.labels(examples))
+
+
+@pytest.mark.parametrize(
+    ("may_skip", "remedy"),
+    [
+        (True, r"Replace or remove them, or leave them out: --config\.data\.on_error=skip$"),
+        (False, r"Replace or remove them\.$"),  # the config of a run that has begun cannot change
+    ],
+)
+def test_load_splits_advises_to_skip_where_it_is_possible(folder, tmp_path, may_skip, remedy):
+    setup = tiny_run.setup(shutil.copytree(folder, tmp_path / "images"), tmp_path / "run")
+    damaged = setup.manifest.of_split("test")[0].path
+    Path(damaged).write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"^Cannot read 1 of 24 images: {damaged} \(not an image.*\)\. {remedy}"):
+        load_splits(setup, setup.manifest.splits, tiny_run.quiet(), may_skip=may_skip)
