@@ -112,10 +112,11 @@ def predict(options: argparse.Namespace) -> None:
             if options.calibrated:
                 raise UserError(f"{error} Leave out --calibrated.") from error
             _notify(str(error))
-    make_console().print(predictions_table(predictions, top))
+    make_console().print(predictions_table(predictions, top, options.csv or options.json))
     write_outputs(predictions, top, csv_file=options.csv, json_file=options.json, npz_file=options.npz)
     if predictions.unreadable:
-        raise UserError(f"Some images cannot be read and were skipped: {'; '.join(predictions.unreadable)}")
+        skipped = f"Skipped {len(predictions.unreadable):,} of {len(listing.images):,} images."
+        raise UserError(" ".join((skipped, *predictions.unreadable)))
 
 
 def report(options: argparse.Namespace) -> None:

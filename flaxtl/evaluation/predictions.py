@@ -278,8 +278,11 @@ def _not_predictions(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is not a valid predictions file: {reason}. Delete it and run flaxtl train again.")
 
 
-def predictions_table(predictions: Predictions, k: int) -> Table:
-    """Return a console table of each image's k best classes; without classes, of the tapped layers' shapes."""
+def predictions_table(predictions: Predictions, k: int, file: Path | None = None) -> Table:
+    """Return a console table of each image's k best classes; without classes, of the tapped layers' shapes.
+
+    `file` has all images, if they are too many for the console.
+    """
     if not predictions.classes:
         shapes = [(layer, "x".join(map(str, output.shape))) for layer, output in predictions.taps.items()]
         return make_table("Outputs", ("layer", "shape"), shapes)
@@ -291,7 +294,8 @@ def predictions_table(predictions: Predictions, k: int) -> Table:
         for row, name in enumerate(short_names(predictions.paths))
     ]
     columns = ("image", *(f"{rank}." for rank in range(1, min(k, len(predictions.classes)) + 1)))
-    return make_table("Predictions", columns, truncate_rows(cells, "; use --csv=FILE or --json=FILE for all"))
+    where = f", all in {printable(str(file))}" if file else "; use --csv=FILE or --json=FILE for all"
+    return make_table("Predictions", columns, truncate_rows(cells, where))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -141,7 +141,7 @@ class ImageBatches:
                 if count:
                     yield images, np.arange(size) < count
         if not self.decoded:
-            raise UserError("None of the images can be read: " + "; ".join(self.unreadable[:10]))
+            raise UserError(" ".join(("None of the images can be read.", *self.unreadable[:10])))
 
     def _decode(self, source: ImageSource) -> npt.NDArray[np.uint8] | str:
         """Return the image, or why it cannot be read."""

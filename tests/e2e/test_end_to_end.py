@@ -320,7 +320,8 @@ def test_predict_skips_an_unreadable_image(place, tmp_path, capsys):
     error = error_of(
         capsys, "predict", f"--workdir={place / 'run'}", "--input", str(tmp_path), str(good), f"--csv={target}"
     )
-    assert "bad.jpg" in error
+    reason = f"Cannot read the image {tmp_path}/bad.jpg: not an image of a known format. Replace or remove it."
+    assert error.endswith(f"Skipped 1 of 2 images. {reason}\n")
     assert len(target.read_text().splitlines()) == 2
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flaxtl import console
 from flaxtl.errors import UserError
 from flaxtl.evaluation import predictions as predictions_file
 from flaxtl.evaluation.predictions import Predictions
@@ -185,3 +186,13 @@ def test_short_names_differ(paths, expected):
     names = predictions_file.short_names(paths)
     assert len(set(names)) == len(paths)
     assert expected in (None, names)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [(Path("out.csv"), "and 2 more, all in out.csv"), (None, "and 2 more; use --csv=FILE or --json=FILE for all")],
+)
+def test_predictions_table_too_long_names_the_file_of_all(predictions, file, expected, monkeypatch):
+    monkeypatch.setattr(console, "MAX_ROWS", 1)
+    table = predictions_file.predictions_table(replace(predictions, paths=("a", "b", "c")), 1, file)
+    assert [str(cell) for cell in table.columns[0].cells] == ["a", expected]
