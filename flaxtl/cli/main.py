@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ from flaxtl.train.signals import StopRequested, exit_code
 
 CLOSED_LOOP = "Event loop is closed"
 """The error of TensorStore's threads, which is no use to anybody, after a write that has failed."""
+
+RESEND_SECONDS = 0.1
+"""Time to a second try of a signal that has arrived where Python raises nothing, such as in a garbage collection."""
 
 RESUMABLE = frozenset({"train", "sweep"})
 """Commands that resume when they are run again."""
@@ -52,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, StopRequested) as stop:
-        number = stop.number if isinstance(stop, StopRequested) else signal.SIGINT
         resume = "; progress saved. Run the same command to resume." if RESUMABLE & set(arguments[:1]) else "."
-        _fail(f"Stopped{resume}", exit_code(number), arguments, at_once=is_process)
+        _fail(f"Stopped{resume}", exit_code(_signal_number(stop)), arguments, at_once=is_process)
     except OSError as error:
         _fail(f"Cannot read or write {error.filename or 'a file'}: {error.strerror or error}.", 2, arguments)
     except Exception as error:
@@ -99,9 +102,18 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def _unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Do the same with what those threads cannot raise anywhere."""
-    if str(unraisable.exc_value) != CLOSED_LOOP:
+    """Do the same with what those threads cannot raise anywhere; a signal that was lost in this way is sent again."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt | StopRequested):
+        resend = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), _signal_number(error)))
+        resend.daemon = True
+        resend.start()
+    elif str(error) != CLOSED_LOOP:
         sys.__unraisablehook__(unraisable)
+
+
+def _signal_number(stop: KeyboardInterrupt | StopRequested) -> int:
+    return stop.number if isinstance(stop, StopRequested) else signal.SIGINT
 
 
 def _fail(text: str, code: int, arguments: Sequence[str], *, at_once: bool = False) -> NoReturn:

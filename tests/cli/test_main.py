@@ -77,6 +77,38 @@ def test_ctrl_c_while_xla_compiles_exits_with_code_130():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "flaxtl: Stopped.\n")
 
 
+COLLECTING = """
+import gc, os, signal, sys, time
+from contextlib import nullcontext
+from flaxtl.cli import main
+from flaxtl.cli.commands import COMMANDS
+from flaxtl.train.signals import StopSignal
+
+def interrupt(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), NUMBER)
+
+def collect_garbage(options):
+    with StopSignal().listening() if NUMBER == signal.SIGTERM else nullcontext():
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(30)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+COMMANDS["models"] = collect_garbage
+sys.argv = ["flaxtl", "models"]
+main.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_a_garbage_collection_ends_the_command(number, code):
+    """Python drops what a handler raises in a callback of the collection, and jax has such a callback."""
+    program = COLLECTING.replace("NUMBER", f"signal.{number.name}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "flaxtl: Stopped.\n")
+
+
 FINISHED = """
 import atexit, os, signal, sys, time
 from flaxtl.cli import commands, main
