@@ -274,7 +274,10 @@ def _collect_examples(
     for text in index.messages:
         message(console, text)
     if not index.has_splits and (moved := _moved_examples(run_manifest, index, split)):
-        message(console, f"{source} has all {len(moved):,} {split} images of the run: evaluating these.")
+        own = run_manifest.of_split(split)
+        num_corrected = sum(new.label != old.label for new, old in zip(moved, own, strict=True))
+        corrected = f", {num_corrected:,} with another label" if num_corrected else ""
+        message(console, f"{source} has all {len(moved):,} {split} images of the run: evaluating these{corrected}.")
         return moved, split
     source_manifest = manifest.collect_examples(index, split)
     unknown_classes = sorted(set(source_manifest.classes) - set(run_manifest.classes))
@@ -291,12 +294,18 @@ def _collect_examples(
 
 
 def _moved_examples(run_manifest: Manifest, index: DatasetIndex, split: str) -> tuple[Example, ...]:
-    """Return a split of the run with its images in `index`; empty unless all have been moved there."""
+    """Return a split of the run with its images in `index`; empty unless all have been moved there.
+
+    An image that is now in another class of the run has that label; a folder that no class is named after was renamed.
+    """
     own = run_manifest.of_split(split) if split in run_manifest.splits else ()
     if not own or any(image_exists(Path(example.path)) for example in own):
         return ()
     moved, missing = manifest.relocate(Manifest(run_manifest.classes, own), index)
-    return () if missing else moved.examples
+    if missing:
+        return ()
+    labels = {str(image.path): image.label for image in index.images if image.label in run_manifest.classes}
+    return tuple(replace(example, label=labels.get(example.path, example.label)) for example in moved.examples)
 
 
 def _evaluate_examples(

@@ -23,7 +23,8 @@ def check_resumable(workdir: Path, config: Any, notify: Callable[[str], None]) -
     manifest = locate_images(workdir, config)
     if manifest == run_dir.read_manifest(workdir) or run_dir.is_complete(workdir):
         return
-    notify(f"{config.data.source} has all {len(manifest.examples):,} images of the run: continuing with them.")
+    images = f"all {len(manifest.examples):,} images of the run"
+    notify(f"{config.data.source} has {images}: continuing with them and their former labels.")
     # All processes have read the old files before process 0 replaces them, and read the new ones afterwards.
     processes.barrier("the images are found")
     if processes.is_main_process():
@@ -67,7 +68,8 @@ def check_images(workdir: Path, manifest: Manifest) -> Manifest:
     Raises:
       UserError: images have changed since, or are missing.
     """
-    fingerprints = duplicates.fingerprint_files([Path(example.path) for example in manifest.examples], perceptual=False)
+    paths = [Path(example.path) for example in manifest.examples]
+    fingerprints = duplicates.fingerprint_files(paths, perceptual=False, strict=False)
     changed = [
         example.path
         for example, fingerprint in zip(manifest.examples, fingerprints, strict=True)
@@ -76,8 +78,8 @@ def check_images(workdir: Path, manifest: Manifest) -> Manifest:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{len(changed)} image(s) have changed since the run in {workdir} was started: "
-            f"{', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
+            f"{len(changed):,} of the {len(paths):,} images of the run in {workdir} changed or disappeared since its "
+            f"start: {', '.join(changed[:5])}{more}. Restore them, or start a new --workdir."
         )
     return manifest
 

@@ -118,6 +118,19 @@ def test_evaluate_of_moved_images_keeps_the_split(run):
     assert re.search(r"\ball 2 test images\b", tiny_run.texts(console))
 
 
+def test_evaluate_of_moved_images_uses_corrected_labels(run):
+    workdir, folder = run
+    first, second = collect(workdir, None)
+    target, console = move(folder), tiny_run.quiet()
+    assert (first.label, second.label) == ("a", "b")
+    name = Path(first.path).name
+    (target / "b").mkdir()  # beside "flower b", the former b
+    (target / "a" / name).rename(target / "b" / name)
+    corrected = collect(workdir, f"folder:{target}", console)
+    assert [(example.label, example.sha256) for example in corrected] == [("b", first.sha256), ("b", second.sha256)]
+    assert "evaluating these, 1 with another label." in tiny_run.texts(console).replace("\n", " ")
+
+
 def resumed(workdir, source):
     """Check the run's config with another source; return the messages."""
     config, messages = run_dir.load_config(workdir), []
@@ -132,7 +145,8 @@ def test_check_resumable_follows_moved_images(run):
     (workdir / "predictions.csv").unlink()  # an unfinished run
     target = folder.parent / "elsewhere"
     shutil.move(folder, target)
-    assert resumed(workdir, target) == [f"folder:{target} has all 8 images of the run: continuing with them."]
+    message = f"folder:{target} has all 8 images of the run: continuing with them and their former labels."
+    assert resumed(workdir, target) == [message]
     assert run_dir.load_config(workdir).data.source == f"folder:{target}"
     assert all(Path(example.path).is_file() for example in run_dir.read_manifest(workdir).examples)
     assert resumed(workdir, target) == []
