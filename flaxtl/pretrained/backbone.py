@@ -184,12 +184,14 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
       skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
     Raises:
-      UserError: among others, `skip_layers` is given for a file with the names of timm.
+      UserError: among others, `output` has another suffix, or `skip_layers` is given for a file with the names of timm.
 
     Returns:
       A table with one row per array of the file.
     """
     spec = registry.get_spec(name)
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output={output} would hold safetensors. Give a name that ends in .safetensors.")
     if output.resolve() == source.resolve():
         raise UserError(f"--output={output} is the file that is read. Choose another file.")
     if timm and skip_layers:

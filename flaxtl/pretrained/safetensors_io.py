@@ -77,14 +77,14 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Read all tensors of any safetensors file, with their own names and dtypes, and the file's metadata.
+    """Read all tensors of any safetensors file, by name, with their own dtypes, and the file's metadata.
 
     Raises:
       UserError: the file is damaged, or a tensor has an unsupported dtype.
     """
     payload = path.read_bytes()
     try:
-        tensors = {name: _to_stored_tensor(name, tensor, path) for name, tensor in _deserialize(payload)}
+        tensors = {name: _to_stored_tensor(name, tensor, path) for name, tensor in sorted(_deserialize(payload))}
         metadata = _read_metadata(payload)
     except (safetensors.SafetensorError, ValueError) as error:
         raise damaged_file(path, error) from error

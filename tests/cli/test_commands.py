@@ -224,7 +224,7 @@ def test_convert_of_a_file_without_weights_names_it(error_lines, tmp_path):
 
 
 def test_convert_of_another_models_weights_lists_missing_layers(error_lines, tmp_path):
-    sentence, *listed = error_lines(*convert(BUILTIN, tmp_path / "out", model="vgg19"))
+    sentence, *listed = error_lines(*convert(BUILTIN, tmp_path / "out.safetensors", model="vgg19"))
     assert sentence.startswith("flaxtl: ")
     assert str(BUILTIN) in sentence
     missing = [f"block{block}_conv4/{leaf}" for block in (3, 4, 5) for leaf in ("kernel", "bias")]
@@ -233,9 +233,11 @@ def test_convert_of_another_models_weights_lists_missing_layers(error_lines, tmp
 
 
 def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
-    (line,) = error_lines(*convert(BUILTIN, tmp_path))
-    assert re.fullmatch(rf"flaxtl: .*{re.escape(str(tmp_path))} .*Is a directory.*--output.*", line)
-    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "folder.safetensors"
+    folder.mkdir()
+    (line,) = error_lines(*convert(BUILTIN, folder))
+    assert re.fullmatch(rf"flaxtl: .*{re.escape(str(folder))} .*Is a directory.*--output.*", line)
+    assert list(tmp_path.rglob("*")) == [folder]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,7 @@ def test_convert_to_an_unwritable_path_names_it(error_lines, tmp_path):
         (["summary", f"--config={DEMO}", "--config.frozn=3"], ["'frozn'. Did you mean 'frozen'?"]),
         (["summary", f"--config={DEMO}", "--config.phases=late"], ["'late'", "augmented, finetune, frozen"]),
         (["convert", "--model=vgg61", "--weights=x", "--output=y"], ["'vgg61'", "'vgg19'"]),
+        (convert(BUILTIN, "vgg.h5"), ["--output=vgg.h5", ".safetensors"]),
         (["predict", "--workdir=x", "--input=y", "--tap=fc1"], ["--tap=LAYER", "--npz=FILE"]),
         (["predict", "--workdir=x", "--input=y", "--npz=z"], ["--tap=LAYER", "--npz=FILE"]),
         (["predict", "--workdir=x", "--input=y", "--weights=z"], ["--weights=FILE", "--model=NAME"]),

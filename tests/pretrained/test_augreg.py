@@ -63,8 +63,8 @@ def test_convert_timm_equals_npz(tmp_path, monkeypatch):
     arrays = save(tmp_path / "x.npz")
     save_file(timm_tensors(arrays), tmp_path / "timm")
     expected = load_weights(tmp_path / "x.npz", expected_shapes(NETWORK)).params
-    convert_weights_file("vit_short", tmp_path / "timm", tmp_path / "ours", timm=True)
-    np.testing.assert_equal(load_weights(tmp_path / "ours", expected_shapes(NETWORK)).params, expected)
+    convert_weights_file("vit_short", tmp_path / "timm", tmp_path / "ours.safetensors", timm=True)
+    np.testing.assert_equal(load_weights(tmp_path / "ours.safetensors", expected_shapes(NETWORK)).params, expected)
 
 
 def test_imagenet_21k_file_gives_the_base(tmp_path):

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from flaxtl.errors import UserError
 from flaxtl.pretrained import merge
-from flaxtl.pretrained.safetensors_io import quantize, read_safetensors, write_safetensors
+from flaxtl.pretrained.safetensors_io import quantize, read_safetensors, read_tensors, write_safetensors
 
 RNG = np.random.default_rng(0)
 TREE = {
@@ -151,6 +151,13 @@ def test_read_file_of_pytorch_says_how_to_convert_it(tmp_path):
     save_file({"features.0.weight": np.ones((2, 3, 1, 1), np.float32)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"'features\.0\.weight'.*flaxtl convert --layout=timm\."):
         read_safetensors(tmp_path / "x")
+
+
+def test_read_tensors_are_in_the_order_of_their_names(tmp_path):
+    """The library returns them in a random order."""
+    names = [f"fc{number}/kernel" for number in range(10)]
+    save_file(dict.fromkeys(reversed(names), np.ones(1, np.float32)), tmp_path / "x")
+    assert list(read_tensors(tmp_path / "x")[0]) == names
 
 
 def test_read_file_without_metadata(tmp_path):

@@ -227,7 +227,7 @@ def test_convert_timm_lists_modules_without_counterpart(tmp_path):
     """vgg16_bn has batch norms, and therefore other module numbers."""
     save_file({"features.1.weight": np.zeros(64, np.float32)}, tmp_path / "x")
     with pytest.raises(UserError, match=r"\+ features\.1/kernel \(64,\).*\bfeatures\.1\.weight\b"):
-        convert_weights_file("vgg16", tmp_path / "x", tmp_path / "y", timm=True)
+        convert_weights_file("vgg16", tmp_path / "x", tmp_path / "y.safetensors", timm=True)
 
 
 def test_convert_timm_names_a_file_of_another_format(tmp_path):
@@ -238,7 +238,7 @@ def test_convert_timm_names_a_file_of_another_format(tmp_path):
 
 def test_convert_command_passes_the_layout(tmp_path, capsys):
     save_file({"a.weight": np.zeros(1, np.float32)}, tmp_path / "x")
-    options = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y", "--layout=timm"]
+    options = ["--model=resnet50", f"--weights={tmp_path}/x", f"--output={tmp_path}/y.safetensors", "--layout=timm"]
     with pytest.raises(SystemExit) as exited:
         main.main(["convert", *options])
     assert exited.value.code == 2
