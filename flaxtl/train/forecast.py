@@ -95,7 +95,8 @@ def forecast(
     left = setup.phases[setup.phases.index(phase) :]
     if seconds is None:
         return None
-    early = ", less if one stops early" if any(phase.patience for phase in left) else ""
+    may_stop_early = any(0 < phase.patience < phase.epochs - 1 for phase in left)  # at best after epoch 1 + patience
+    early = ", less if one stops early" if may_stop_early else ""
     return f"{describe_time(seconds)} for {_count_phases(len(left), len(setup.phases))}{early}."
 
 

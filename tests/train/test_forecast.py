@@ -73,11 +73,13 @@ def test_run_work_adds_cached_views_to_the_first_phase_that_reads_them(folder, t
 
 
 def test_forecast_names_the_phases_that_are_left(folder, tmp_path):
-    setup = tiny_run.setup(folder, tmp_path, finetune={"patience": 1})
+    setup = tiny_run.setup(folder, tmp_path, finetune={"patience": 1, "epochs": 3})
     first, second = setup.phases
     assert forecast(setup, first, 0, 10.0, None) is None
     assert forecast(setup, first, 0, 10.0, 1e6) == "Less than a minute for 2 phases, less if one stops early."
-    assert forecast(setup, second, 0, 1 / 60, None) == "About 7 minutes for the last phase, less if one stops early."
+    assert forecast(setup, second, 0, 1 / 60, None) == "About 10 minutes for the last phase, less if one stops early."
+    short = tiny_run.setup(folder, tmp_path, finetune={"patience": 1, "epochs": 2})  # it cannot stop before its end
+    assert forecast(short, short.phases[1], 0, 1 / 60, None) == "About 7 minutes for the last phase."
 
 
 @pytest.mark.parametrize(
