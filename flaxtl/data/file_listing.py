@@ -150,7 +150,7 @@ def find_images(inputs: Sequence[str]) -> FolderImages:
             if advice := unpack_advice(file.path for file in others):
                 raise UserError(f"No images found at {text!r}. {advice}")
             reason = f" {describe_skipped(others)}." if others else ""
-            raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or globs to --input.")
+            raise UserError(f"No images found at {text!r}.{reason} Give image files, folders or glob patterns.")
         for listing in listings:
             paths.update(dict.fromkeys(listing.images))
             skipped.update(dict.fromkeys(listing.skipped))

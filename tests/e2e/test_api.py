@@ -195,7 +195,7 @@ def test_predict_inputs_that_are_no_images_are_user_errors(tmp_path, inputs, fac
 
 
 def test_predict_takes_one_path(tmp_path):
-    with pytest.raises(UserError, match=r"No images found at '.*/absent\.jpg'"):
+    with pytest.raises(UserError, match=r"No images found at '.*/absent\.jpg'\. Give image files, folders or glob"):
         api.load_run(finished_run.write_run(tmp_path)).predict(str(tmp_path / "absent.jpg"))
 
 
