@@ -33,6 +33,9 @@ BUILTIN_DIR = Path(__file__).parent / "builtin"
 PUBLISHED = ("imagenet", "builtin")
 """Values of `weights.path` that stand for a published file of the model."""
 
+OTHER_SUFFIXES = (".h5", ".keras", ".npz", ".onnx")
+"""Suffixes of files of weights that `flaxtl convert` reads and does not write."""
+
 
 class InitialParams(NamedTuple):
     """The parameters that a run starts from, and where those of the backbone came from."""
@@ -184,13 +187,14 @@ def convert_weights_file(name: str, source: Path, output: Path, *, timm: bool = 
       skip_layers: a regular expression for layers of the file that are left out; see `load_weights`.
 
     Raises:
-      UserError: among others, `output` has another suffix, or `skip_layers` is given for a file with the names of timm.
+      UserError: among others, `output` has the suffix of another format, or `skip_layers` is given for a file with the
+        names of timm.
 
     Returns:
       A table with one row per array of the file.
     """
     spec = registry.get_spec(name)
-    if output.suffix != ".safetensors":
+    if output.suffix in OTHER_SUFFIXES:
         raise UserError(f"--output={output} would hold safetensors. Give a name that ends in .safetensors.")
     if output.resolve() == source.resolve():
         raise UserError(f"--output={output} is the file that is read. Choose another file.")

@@ -31,7 +31,7 @@ def result_messages(results: SweepResults) -> Iterator[str]:
         yield "±: sample standard deviation over the runs of a point"
     if results.num_missing:
         missing = f"{results.num_missing:,} of {len(results.plan.runs):,} runs"
-        yield f"Not trained yet: {missing}. Run the command without --collect, and every --shard, to train them."
+        yield f"Not trained yet: {missing}. To train them, run the command without --collect, for every --shard."
     for name, reason in list(results.failures.items())[:MAX_ROWS]:
         yield f"{name} failed: {reason}"
     if results.best:

@@ -143,7 +143,7 @@ def test_sweep_shards_together_are_complete(sweeps):
     everything = grid(20, 30, 40)
     code, out, _ = sweeps.run(everything, "--shard=1/2")
     assert (code, [run for _, run, _ in sweeps.commands()]) == (0, ["head.units=20", "head.units=40"])
-    assert "Not trained yet: 1 of 3 runs. Run the same command to train them." in out
+    assert "Not trained yet: 1 of 3 runs. To train them, run the command without --collect, for every --shard." in out
     assert best_points(out) == []
     code, out, _ = sweeps.run(everything, "--shard=2/2")
     assert [(command, run) for command, run, _ in sweeps.commands()] == [

@@ -156,7 +156,7 @@ def test_results_with_missing_runs_have_no_best_point(tmp_path):
     assert units(results) == [2, 1]
     assert (results.num_missing, results.best) == (1, None)
     assert results.points[0].test is None
-    missing = "Not trained yet: 1 of 4 runs. Run the command without --collect, and every --shard, to train them."
+    missing = "Not trained yet: 1 of 4 runs. To train them, run the command without --collect, for every --shard."
     assert missing in sweep_report.result_messages(results)
     assert sweep_report.table_cells(results, results.points[1])[-1] == "1 of 2"
 
