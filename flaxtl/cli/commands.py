@@ -337,16 +337,16 @@ def _check_predict_options(options: argparse.Namespace) -> None:
 
 
 def _check_output_files(options: argparse.Namespace, images: Sequence[Path] = ()) -> None:
-    """Raise UserError if an output file is one of the images, or one that the run has written."""
+    """Raise UserError if an output file is one of the images, one that the run has written, or that of two options."""
     from flaxtl.train.run_dir import OUTPUT_FILES
 
-    run_files = {(options.workdir / name).resolve() for name in OUTPUT_FILES} if options.workdir else set()
-    inputs = {path.resolve() for path in images}
+    files = {(options.workdir / name).resolve(): "a file of the run" for name in OUTPUT_FILES if options.workdir}
+    files |= {path.resolve(): "one of the images" for path in images}
     for option in ("csv", "json", "npz"):
-        file = getattr(options, option, None)
-        if file is not None and file.resolve() in run_files | inputs:
-            what = "one of the images" if file.resolve() in inputs else "a file of the run"
-            raise UserError(f"--{option}={file} is {what}. Choose another file.")
+        if (file := getattr(options, option, None)) is not None:
+            if what := files.get(file.resolve()):
+                raise UserError(f"--{option}={file} is {what}. Choose another file.")
+            files[file.resolve()] = f"the file of --{option}, too"
 
 
 def _pretrained_predictor(options: argparse.Namespace) -> "Predictor":

@@ -89,6 +89,14 @@ def test_predict_into_an_image_or_a_file_of_the_run_is_refused(tmp_path, capsys,
     assert content(tmp_path) == before
 
 
+def test_predict_of_two_outputs_into_one_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "new"
+    code, error = run_command(
+        capsys, "predict", "--model=vgg16", f"--input={images(tmp_path / 'images')}", f"--csv={file}", f"--json={file}"
+    )
+    assert (code, error) == (2, f"flaxtl: --json={file} is the file of --csv, too. Choose another file.\n")
+
+
 def test_convert_into_its_input_is_refused(tmp_path, capsys):
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     (tmp_path / "same.safetensors").symlink_to(tmp_path / "w.safetensors")
