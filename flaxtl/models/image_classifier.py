@@ -130,9 +130,12 @@ class ImageClassifier(nn.Module):
         return frozenset(name for name, group in groups.items() if not {name, group}.isdisjoint(trainable))
 
     def _group_of(self, section: str, layer: str) -> str:
-        """Return the default group of a layer; default rules never divide one."""
-        path = f"{section}/{layer}/"
-        return next(group for group, pattern in self.classifier.spec.groups if re.fullmatch(pattern, path))
+        """Return the default group of a layer; default rules never divide one. Raises UserError if none matches."""
+        path, spec = f"{section}/{layer}/", self.classifier.spec
+        group = next((group for group, pattern in spec.groups if re.fullmatch(pattern, path)), None)
+        if group is None:
+            raise UserError(f"No rule in the groups of {spec.name!r} matches {path!r}. Add ('base', 'backbone/.*').")
+        return group
 
     @property
     def default_groups(self) -> Groups:

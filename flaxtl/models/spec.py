@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flaxtl.errors import unknown
+from flaxtl.models.imagenet import PREPROCESSING
 from flaxtl.models.net import Net
 from flaxtl.models.tracer import Value
 
@@ -72,6 +74,11 @@ class ModelSpec:
     min_input_size: int = 32
     blocks: str = ""
     builtin: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown preprocessing."""
+        if self.preprocessing not in PREPROCESSING:
+            raise unknown("preprocessing", self.preprocessing, PREPROCESSING)
 
     @property
     def last_block(self) -> str:

@@ -1,6 +1,7 @@
 """Models as Flax modules: variables, training mode of some groups, captured layers, features, optimizer."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -359,6 +360,15 @@ def test_create_model_accepts_the_spec_of_an_unregistered_network():
     backbone = {path: leaf.shape for path, leaf in leaves.items() if path.startswith("backbone/")}
     assert backbone == flatten_params({"backbone": expected})
     assert model.default_groups == spec.groups
+
+
+def test_spec_of_an_own_network_with_a_mistake_is_a_user_error():
+    spec = keras_zoo.get_spec("short_resnet")
+    with pytest.raises(UserError, match=r"preprocessing 'cafe'. Did you mean 'caffe'\?"):
+        replace(spec, preprocessing="cafe")
+    model, _ = create_abstractly(replace(spec, groups=spec.groups[:1]), 3, None, input_size=64)
+    with pytest.raises(UserError, match=r"'short_resnet' matches 'backbone/conv1_conv/'\. Add"):
+        assert model.default_groups
 
 
 @pytest.mark.parametrize(
