@@ -9,6 +9,8 @@ Images smaller than the kernel: XLA's own convolution then takes tens of times a
 Large 3x3 convolutions: Winograd's algorithm, see `winograd`.
 
 bfloat16 on processors that have no instructions for it: XLA emulates them, so its matrices are multiplied in float32.
+
+bfloat16 in XLA's convolutions: a barrier keeps two of them apart, because jaxlib 0.12 fuses them to wrong results.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from flaxtl.parallel.host import multiplies_bfloat16
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
-CONV_VERSION = "winograd-4, small-1, pointwise-2, rows-1, chunks-1"
+CONV_VERSION = "winograd-4, small-1, pointwise-2, rows-1, apart-1, chunks-1"
 """Changes with the arithmetic of `conv` and `infer`, so that cached features of another version are not used."""
 
 MIN_PRODUCTS = {256: 2**27, 64: 2**30}
@@ -81,6 +83,12 @@ def conv(
     def xla_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return finish(_convolve(x, kernel, strides, padding, feature_group_count=groups), bias)
 
+    def separate_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        # XLA of jaxlib 0.12.0.1 gives conv, relu, conv, relu and a pool or a mean to YNNPACK as one operation, whose
+        # outputs are then numbers from anywhere.
+        output: jax.Array = lax.optimization_barrier(xla_conv(x, kernel, bias))
+        return output
+
     def pointwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         return finish(_multiply_pixels(x, kernel, strides), bias)
 
@@ -97,9 +105,10 @@ def conv(
         output: jax.Array = winograd(*_to_products(*arrays), relu)
         return output.astype(x.dtype)
 
+    cpu_conv = separate_conv if x.dtype == jnp.bfloat16 else xla_conv
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
-        return xla_conv(x, kernel, bias)
-    if kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel, num_chunks):
+        pass
+    elif kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel, num_chunks):
         cpu_conv = winograd_conv
     elif kernel.shape[:2] == (1, 1):
         cpu_conv = pointwise_conv
@@ -107,7 +116,7 @@ def conv(
         cpu_conv = small_conv
     elif strides[0] == 1 and _has_few_outputs(x, kernel):
         cpu_conv = rows_conv
-    else:
+    if cpu_conv is xla_conv:
         return xla_conv(x, kernel, bias)
     output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=cpu_conv, default=xla_conv)
     return output

@@ -1,5 +1,6 @@
 """The choice of convolutions on CPU, and those without Winograd's algorithm, compared with XLA's convolution."""
 
+import math
 import re
 from functools import partial
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from helpers.compare import outputs_and_gradients, relative_error
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -81,12 +83,12 @@ def test_conv_with_few_outputs_has_one_row_and_equals_xla(kernel_size, strides, 
     assert relative_error(half, own(x, kernel)) < 2**-7  # inputs, kernel and output are rounded to 8 bits
 
 
-def exported_text(platform, batch, width, channels, size=3, outputs=None, **options):
+def exported_text(platform, batch, width, channels, size=3, outputs=None, dtype=jnp.float32, **options):
     """Return the program of a convolution for a platform; nothing is compiled."""
     run = jax.jit(lambda x, kernel: convolution.conv(x, kernel, **options))
     inputs = channels // options.get("groups", 1)
-    x = jax.ShapeDtypeStruct((batch, width, width, channels), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((size, size, inputs, outputs or channels), jnp.float32)
+    x = jax.ShapeDtypeStruct((batch, width, width, channels), dtype)
+    kernel = jax.ShapeDtypeStruct((size, size, inputs, outputs or channels), dtype)
     return jax.export.export(run, platforms=[platform])(x, kernel).mlir_module()
 
 
@@ -157,6 +159,33 @@ def test_conv_multiplies_bfloat16_only_if_processor_does(monkeypatch, has_instru
     assert outputs.dtype == jnp.bfloat16
     # Outputs are rounded to 8 bits; if bfloat16 is multiplied, so are transformed inputs and kernels.
     assert relative_error(outputs, exact) < (2**-7 if has_instructions else 2**-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"strides": (2, 2)}])
+@pytest.mark.parametrize(
+    ("platform", "dtype", "is_separate"),
+    [("cpu", jnp.bfloat16, True), ("cpu", jnp.float32, False), ("cuda", jnp.bfloat16, False)],
+)
+def test_conv_of_xla_is_separate_in_bfloat16_on_cpu(platform, dtype, is_separate, options):
+    text = exported_text(platform, 2, 8, 64, dtype=dtype, **options)
+    assert "stablehlo.convolution" in text
+    assert ("optimization_barrier" in text) == is_separate
+
+
+@pytest.mark.parametrize("reduce", [lambda y: nn.max_pool(y, (2, 2), (2, 2)), lambda y: y.mean((1, 2))])
+def test_bfloat16_convolutions_below_a_reduction_equal_float32(reduce):
+    """Without barriers, jaxlib 0.12 fuses both convolutions with the reduction, and returns wrong numbers."""
+    random = np.random.default_rng(0)
+    shapes = (BATCH, 64, 64, 3), (3, 3, 3, 64), (3, 3, 64, 64)
+    arrays = [
+        jnp.asarray(random.normal(size=shape) / math.sqrt(math.prod(shape[:-1])), jnp.bfloat16) for shape in shapes
+    ]
+
+    @jax.jit
+    def run(x, first, second):
+        return reduce(convolution.conv(convolution.conv(x, first, relu=True), second, relu=True))
+
+    assert relative_error(run(*arrays), run(*(array.astype(jnp.float32) for array in arrays))) < 2**-7
 
 
 DEVICE_CASES = {"winograd": (7, 3, 16), "one pixel": (7, 1, 16), "rows": (7, 3, 6), "small image": (2, 3, 8)}
