@@ -23,11 +23,13 @@ _MAX_PREFIX = 240
 def user_path(text: str | Path) -> Path:
     """Return a path that a user has given, with a leading `~` replaced by the home folder.
 
-    Shells do not replace it in `--workdir=~/runs`. Raises UserError if there is no such user, if the path or a name in
-    it is too long, or for another type.
+    Shells do not replace it in `--workdir=~/runs`. Raises UserError if there is no such user, if the path is empty, if
+    the path or a name in it is too long, or for another type.
     """
     if not isinstance(text, str | Path):
         raise UserError(f"Give the path of a file or folder, as a str or a Path, not {text!r}.")
+    if text == "":  # not the working directory, as for Path: most often a variable of a script that is not set
+        raise UserError("A path is empty. Give the path of a file or folder; . is the working directory.")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:

@@ -151,6 +151,8 @@ def test_user_path_expands_the_home_folder(monkeypatch, tmp_path):
         fileio.user_path("~no-such-user/runs")
     with pytest.raises(UserError, match=r"path .*, not 3"):
         fileio.user_path(3)
+    with pytest.raises(UserError, match=r"^A path is empty\."):
+        fileio.user_path("")
 
 
 @pytest.mark.parametrize("text", ["a" * 256, "~/" + "ß" * 128, "a/" * 2048 + "a"])

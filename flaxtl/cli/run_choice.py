@@ -28,16 +28,15 @@ def load_train_config(options: argparse.Namespace) -> Any:
     """
     sources = [source for source in (options.images, options.data) if source is not None]
     overrides = list(options.overrides)
-    if any(override.startswith("--config.data.source=") for override in overrides):
-        sources.append("")
-    if len(sources) > 1:
+    is_set = any(override.startswith("--config.data.source=") for override in overrides)
+    if len(sources) + is_set > 1:
         raise UserError("The images are named more than once. Give one of PATH, --data and --config.data.source.")
-    if not sources and options.config is None:
+    if not sources and not is_set and options.config is None:
         raise UserError("Which images? Give a folder with one subfolder per class: flaxtl train photos/")
     if options.workdir is None and (options.distributed or options.coordinator):
         raise UserError("A distributed run needs a run directory that all processes share: --workdir=DIR")
-    if source := "".join(sources):
-        overrides.append(f"--config.data.source={_existing_source(source)}")
+    if sources:
+        overrides.append(f"--config.data.source={_existing_source(sources[0])}")
     return load_config(options.config or DEFAULT_CONFIG, overrides)
 
 

@@ -11,6 +11,7 @@ from flaxtl.cli.parser import parse_arguments
 from flaxtl.cli.run_choice import choose_workdir, load_train_config
 from flaxtl.config import config_to_json
 from flaxtl.data.sources.base import with_scheme
+from flaxtl.errors import UserError
 from flaxtl.train.run_records import with_version
 
 TODAY = "2026-02-03"
@@ -59,6 +60,12 @@ def test_load_train_config_uses_config_folder(arguments):
     config = config_of(*arguments)
     assert config.data.source == "folder:my photos/"
     assert config.phases == ("frozen", "augmented", "finetune")
+
+
+@pytest.mark.parametrize("arguments", [[""], ["--data="]])
+def test_load_train_config_refuses_an_empty_path(arguments):
+    with pytest.raises(UserError, match=r"^A path is empty\."):
+        config_of(*arguments)
 
 
 def test_choose_workdir_takes_the_name_and_the_date():

@@ -123,8 +123,7 @@ def open_config_source(data: Any) -> DatasetIndex:
       UserError: also if its folder does not exist, which may be that of an example.
     """
     scheme, _, location = data.source.partition(":")
-    folder = user_path(location)
-    if scheme == "folder" and location and not folder.exists():
+    if scheme == "folder" and location and not (folder := user_path(location)).exists():
         raise UserError(
             f"There is no folder {folder}, from which the config reads its images. {suggest_path(folder)} "
             "Give the folder of your images: --config.data.source=folder:PATH"
@@ -162,8 +161,8 @@ def _not_a_source(source: str, scheme: str) -> UserError:
     if ":" in source:
         return unknown("source scheme", scheme, _SCHEMES)
     forms = ", ".join(form for form, _ in _SCHEMES.values())
-    advice = suggest_path(user_path(source))
-    return UserError(f"Not a data source, nor an existing path: {source!r}. {advice} Available: {forms}")
+    advice = f" {suggest_path(user_path(source))}" if source else ""
+    return UserError(f"Not a data source, nor an existing path: {source!r}.{advice} Available: {forms}")
 
 
 def _existing_path(location: str, cache: Path) -> Path:
