@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from flaxtl import config
-from flaxtl.config import prune_phases
+from flaxtl.config import complete_config, prune_phases
 from flaxtl.console import make_console, message, print_box
 from flaxtl.data.decode import ImageSource, MemoryImage
 from flaxtl.data.file_listing import SkippedFile, describe_skipped, find_images
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
         run = flaxtl.train(config, workdir="runs/flowers")
 
     Args:
-      config: from `load_config`.
+      config: from `load_config`, or of the same form; settings that it leaves out have their defaults.
       workdir: the run directory; created if it does not exist, resumed if it holds a run with the same config.
 
     Raises:
@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"Give a config, such as flaxtl.load_config('folder', ...), not {config!r}.")
-    config, workdir = prune_phases(config), user_path(workdir)
+    config, workdir = complete_config(prune_phases(config)), user_path(workdir)
     try:
         with memory_errors(), training_session(config, workdir) as (console, stop_signal):
             result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)
@@ -236,6 +236,10 @@ class RunResult:
         folder = user_path(path)
         exporter.export_run(self._trained, folder, form, render_model_card(self.record))
         return folder
+
+    def __reduce__(self) -> tuple[type["RunResult"], tuple[Path]]:
+        """Pickle the path of the run directory: the arrays of a loaded model, which are on devices, have no pickle."""
+        return RunResult, (self.workdir,)
 
     @cached_property
     def _trained(self) -> TrainedRun:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -22,9 +23,14 @@ from flaxtl.errors import UserError, join_names, unknown
 RENAMED = {"features": "feature_cache", "filter": "interpolation", "metric": "monitor", "stop": "output_layer"}
 """Former names of settings, too different from the new ones for a suggestion by similarity."""
 
-
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 """Type of a setting -> what an error calls its values."""
+
+FLOAT_SECTIONS = {
+    "lr": "the learning rate of every group, such as dict(head=1e-3)",
+    "fractions": "the fraction of every split, such as dict(train=0.5, validation=0.2, test=0.3)",
+}
+"""Section of numbers with names of the user's choice -> what an error says that it must give."""
 
 OTHER_NAMES = {
     "lr": "lr.head",
@@ -75,7 +81,6 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise _unknown_key(key, known)
     config = _apply_overrides(config, values)
     _check_values(config)
-    _check_phases(config.phases)
     return prune_phases(config)
 
 
@@ -93,7 +98,7 @@ def complete_config(values: ConfigDict) -> ConfigDict:
         if name in DEFAULTS:
             raise UserError(f"A phase cannot be called {name!r}: a setting has this name. Rename it in phases.")
         if name not in values:
-            raise unknown("phase", name, [key for key in values if _is_phase(key, values[key])])
+            raise _missing_phase(name, [key for key in values if _is_phase(key, values[key])])
         config[name] = PHASE_DEFAULTS.copy_and_resolve_references().unlock()
     _merge(config, values, "")
     _check_values(config)
@@ -101,21 +106,29 @@ def complete_config(values: ConfigDict) -> ConfigDict:
 
 
 def prune_phases(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a complete config without the settings of phases that `config.phases` does not list.
+    """Return a copy of a config without the settings of phases that it does not list.
 
     Raises:
-      UserError: `config.phases` lists a phase that has no settings.
+      UserError: `phases` is not a sequence of names, or lists a phase that has no settings.
     """
+    phases = _check_phases(config.get("phases", DEFAULTS.phases))
     names = [name for name, value in config.items() if _is_phase(name, value)]
-    for name in config.phases:
+    for name in phases:
         if name not in names:
-            raise unknown("phase", name, names)
+            raise _missing_phase(name, names)
     pruned = config.copy_and_resolve_references()
     with pruned.unlocked():
         for name in names:
-            if name not in config.phases:
+            if name not in phases:
                 del pruned[name]
     return pruned
+
+
+def _missing_phase(name: object, others: Sequence[str]) -> UserError:
+    """Return the error for a phase without settings; `others` have settings."""
+    if others:
+        return unknown("phase", name, others)
+    return UserError(f"Phase {name!r} has no settings. Add them, such as c.{name} = dict(lr=dict(head=1e-3)).")
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,10 +203,16 @@ def _read_config_file(spec: str) -> ConfigDict:
             raise ValueError(f"it has no variants. Leave out ':{variant[0]}'.")
         config = module.get_config(*variant)
     except Exception as error:
-        raise UserError(f"Cannot load the config {spec!r}: {_last_line(error)}") from error
+        raise UserError(f"Cannot load the config {spec!r}: {_last_line(error)}{_place(error, file)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of the config {spec!r} must return an ml_collections.ConfigDict.")
     return config
+
+
+def _place(error: Exception, file: Path) -> str:
+    """Return ' (KeyError in line 7)' for an error of a config file; '' for a ValueError: it refuses a variant so."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f" ({type(error).__name__} in line {lines[-1]})" if lines and not isinstance(error, ValueError) else ""
 
 
 def _find_config(spec: str) -> tuple[Path, list[str]]:
@@ -306,8 +325,8 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], prefix: str) -> None:
             raise _unknown_key(path, dict(flatten_config(config, prefix)))
         if key == "class_weights" and isinstance(value, ConfigDict):
             config[key] = repr(value.to_dict())  # a string, so that the command line can replace it by a word
-        elif key == "lr":
-            config[key] = _float_lrs(path, value)
+        elif key in FLOAT_SECTIONS:
+            config[key] = _floats(path, value, FLOAT_SECTIONS[key])
         elif isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict) and path not in ATOMIC_SETTINGS:
             _merge(config[key], value, path + ".")
         else:
@@ -338,14 +357,12 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
     return unknown("setting", key, known)
 
 
-def _float_lrs(path: str, value: Any) -> ConfigDict:
-    """Return learning rates as float, so that an override can replace a 0 by any rate."""
+def _floats(path: str, value: Any, contents: str) -> ConfigDict:
+    """Return the numbers of a section as float, so that an override can replace a 0 by any number."""
     try:
-        return ConfigDict({group: float(rate) for group, rate in value.items()})
+        return ConfigDict({name: float(number) for name, number in value.items()})
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"Setting {path!r} must give the learning rate of every group, such as dict(head=1e-3)."
-        ) from error
+        raise UserError(f"Setting {path!r} must give {contents}.") from error
 
 
 def _check_type(path: str, value: Any, default: Any) -> Any:
@@ -353,8 +370,8 @@ def _check_type(path: str, value: Any, default: Any) -> Any:
     types = {float: (float, int), tuple: (tuple, list)}.get(type(default), type(default))
     too_large = isinstance(value, int) and isinstance(default, float) and abs(value) > sys.float_info.max
     if not isinstance(value, types) or (isinstance(value, bool) and not isinstance(default, bool)) or too_large:
-        example = default.to_dict() if isinstance(default, ConfigDict) else default
-        raise UserError(f"Setting {path!r} is {value!r}, which has the wrong type. Give a value such as {example!r}.")
+        given, example = (item.to_dict() if isinstance(item, ConfigDict) else item for item in (value, default))
+        raise UserError(f"Setting {path!r} is {given!r}, which has the wrong type. Give a value such as {example!r}.")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import finished_run, tiny_run
 from helpers.train_process import Place
+from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
 from flaxtl import api
@@ -65,6 +67,24 @@ def test_train_stop_request_interrupts_the_cell(monkeypatch, tmp_path):
     monkeypatch.setattr(api.trainer, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         api.train(api.load_config(str(configs / "demo.py")), tmp_path)
+
+
+def test_train_completes_and_checks_the_config(monkeypatch, tmp_path):
+    configs = []
+
+    def record(config, *_):
+        configs.append(config)
+        raise StopRequested(signal.SIGINT)
+
+    monkeypatch.setattr(api.trainer, "train", record)
+    config = ConfigDict({"frozen": {"lr": {"head": 1}}})
+    with pytest.raises(KeyboardInterrupt):
+        api.train(config, tmp_path)
+    assert (configs[0].seed, configs[0].phases, configs[0].frozen.lr.head) == (0, ("frozen",), 1.0)
+    config.frozen.lr = {"head": float("inf")}
+    with pytest.raises(UserError, match=r"'frozen\.lr\.head' is inf\b"):
+        api.train(config, tmp_path)
+    assert len(configs) == 1
 
 
 def test_train_out_of_memory_is_a_user_error(monkeypatch, tmp_path):
@@ -134,6 +154,7 @@ def test_run_result_model_has_the_outputs_of_predict(tmp_path):
     assert {array.committed for array in jax.tree.leaves(variables)} == {False}
     jax.tree.map(lambda array: array.delete(), variables)  # as a step that donates them
     np.testing.assert_array_equal(run.predict([folder]).probabilities, predicted.probabilities)
+    assert pickle.loads(pickle.dumps(run)).workdir == workdir  # with a model, which is on a device
 
 
 def test_calibrate_uses_the_temperature_of_the_run(tmp_path):
