@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _silence_libraries()
+    _open_closed_streams()
     _escape_unencodable()
     try:
         options = parse_arguments(arguments)
@@ -78,6 +79,13 @@ def _backend_errors() -> Iterator[None]:
 
             devices.check_backend()
         raise
+
+
+def _open_closed_streams() -> None:
+    """Write to nowhere where the caller has closed a stream (`>&-`), which is None in Python."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
 
 
 def _escape_unencodable() -> None:

@@ -40,6 +40,15 @@ def test_output_of_another_encoding_gets_escapes(monkeypatch):
     assert stream.buffer.getvalue() == b"81 % \\xb1 5\n"
 
 
+def test_output_to_a_closed_stream_goes_nowhere(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    terminal = []
+    monkeypatch.setitem(commands.COMMANDS, "models", lambda options: terminal.append(sys.stdout.isatty()))
+    main.main(["models"])
+    sys.stdout.close()
+    assert terminal == [False]
+
+
 def test_unraisable_errors_of_a_closed_loop_are_hidden(monkeypatch):
     shown = []
     monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: shown.append(str(unraisable.exc_value)))
