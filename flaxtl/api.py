@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: str | Path) -> "RunResult":
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"Give a config, such as flaxtl.load_config('folder', ...), not {config!r}.")
-    config, workdir = complete_config(prune_phases(config)), user_path(workdir)
+    config, workdir = complete_config(prune_phases(ConfigDict(config))), user_path(workdir)
     try:
         with memory_errors(), training_session(config, workdir) as (console, stop_signal):
             result = trainer.train(config, workdir, console, "flaxtl.train", stop_signal)

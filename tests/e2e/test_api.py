@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import finished_run, tiny_run
 from helpers.train_process import Place
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import ExifTags, Image
 
 from flaxtl import api
@@ -79,7 +79,7 @@ def test_train_completes_and_checks_the_config(monkeypatch, tmp_path):
     monkeypatch.setattr(api.trainer, "train", record)
     config = ConfigDict({"frozen": {"lr": {"head": 1}}})
     with pytest.raises(KeyboardInterrupt):
-        api.train(config, tmp_path)
+        api.train(FrozenConfigDict(config), tmp_path)
     assert (configs[0].seed, configs[0].phases, configs[0].frozen.lr.head) == (0, ("frozen",), 1.0)
     config.frozen.lr = {"head": float("inf")}
     with pytest.raises(UserError, match=r"'frozen\.lr\.head' is inf\b"):
