@@ -199,7 +199,7 @@ def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: 
         return output.logits, output.taps[layer.name]
 
     output = jax.eval_shape(lambda: forward(model, params, images, taps=(layer.name,)).taps[layer.name])
-    zeros = jnp.zeros(output.shape)  # adding zeros gives the gradient at the layer's output
+    zeros = jnp.zeros(output.shape, output.dtype)  # adding zeros gives the gradient at the layer's output
     logits, gradient, features = jax.vjp(logits_and_features, zeros, has_aux=True)
 
     def patches(values: jax.Array) -> jax.Array:
@@ -208,7 +208,7 @@ def gradcam_maps(model: Classifier, params: Params, images: jax.Array, classes: 
 
     def heatmap(class_index: jax.Array) -> jax.Array:
         """[batch] -> [batch, rows, columns]; images are independent, so one backward pass serves the batch."""
-        (feature_gradient,) = gradient(jax.nn.one_hot(class_index, logits.shape[1]))
+        (feature_gradient,) = gradient(jax.nn.one_hot(class_index, logits.shape[1], dtype=logits.dtype))
         channel_weights = patches(feature_gradient).mean((1, 2), keepdims=True)
         return jax.nn.relu((channel_weights * patches(features)).sum(-1))
 

@@ -161,6 +161,12 @@ def test_gradcam_maps_bfloat16_model_equal_float32(linear, images):
     np.testing.assert_array_equal(flaxtl_maps(model.clone(dtype=jnp.bfloat16), params, images, "block1_conv1"), exact)
 
 
+def test_gradcam_maps_with_x64_are_float32(linear, images):
+    model, params, _ = linear
+    with jax.enable_x64(True):
+        assert flaxtl_maps(model, params, images[:, :32, :32], "block1_conv1").dtype == np.float32
+
+
 @pytest.mark.parametrize(
     ("name", "last", "expected"),
     [
