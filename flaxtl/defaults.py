@@ -31,7 +31,7 @@ DEFAULTS = ConfigDict(
             "augment_on": "device",  # or host: streamed images are augmented by tf.data, before they are sent
         },
         "weights": {
-            "path": "imagenet",  # backbone weights: imagenet, builtin, random, hf:ORG/REPO[/FILE] or a file
+            "path": "imagenet",  # backbone weights: imagenet, builtin, random, hf:ORG/REPO[/FILE][@REVISION] or a file
             "skip_layers": "",  # regular expression for layers of the file that are left out, such as another head
         },
         "model": {

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes:
       0: done.
-      1: a run of a sweep failed, doctor found a blocking problem, or an internal error.
+      1: a run of a sweep failed, doctor found an error, or an internal error.
       2: invalid input; the message explains the problem.
       69: another process of a distributed run has died (see `flaxtl.parallel.processes`).
       130, 143: stopped by Ctrl-C; by SIGTERM or a closed terminal (SIGHUP). Progress is saved.

@@ -23,7 +23,7 @@ Train on your own images, one folder per class: flaxtl train photos/
 SOURCE is a folder, an archive or a CSV file (also written folder:PATH, archive:FILE, csv:FILE), hf:ORG/NAME,
 tfds:NAME or synthetic.
 On TPU, float32 multiplies in bfloat16, and on NVIDIA GPUs in TF32; --config.precision=highest keeps float32.
-Exit codes: 0 done; 1 a run of a sweep failed, doctor found a blocking problem, or an internal error; 2 invalid input;
+Exit codes: 0 done; 1 a run of a sweep failed, doctor found an error, or an internal error; 2 invalid input;
 69 another process of a distributed run has died; 130 Ctrl-C, 143 SIGTERM or a closed terminal: progress is saved."""
 
 
@@ -222,7 +222,8 @@ def _add_predict_options(parser: Parser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights for --model: a file or hf:ORG/REPO[/FILE] (default: cached weights, downloaded if missing)",
+        help="weights for --model: a file or hf:ORG/REPO[/FILE][@REVISION] (default: cached weights, downloaded if "
+        "missing)",
     )
     _add_skip_layers_option(parser)
     parser.add_argument(
