@@ -22,7 +22,7 @@ DEFAULTS = ConfigDict(
             "interpolation": "bilinear",  # used by the resize: nearest, bilinear, bicubic, lanczos, box or hamming
             "bit_depth": 0,  # bits that the values of 16-bit images use: 8 to 16; 0: all 16
             "sampling": "shuffled",  # or balanced: every class equally often
-            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # of the splits, if the source defines none
+            "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3},  # share of each split, if the source has none
             "near_duplicates": 4,  # maximum bits (of 64) between perceptual hashes of duplicates; -1: equal files only
             "allow_leaks": False,  # allow the same image in two of the given splits
             "on_error": "fail",  # or skip: train without the images that cannot be read
@@ -42,7 +42,7 @@ DEFAULTS = ConfigDict(
             "pooling": "average_2x2",  # or global_average, global_max, none
             "units": (128,),  # width of each hidden layer; () for none
             "dropout": 0.4,  # dropout rate after each hidden layer; without hidden layers, of the features
-            "normalize": "none",  # of the features: l2 or layer_norm (per image), standardize (fixed) or batch_norm
+            "normalize": "none",  # or, for the features: l2, layer_norm (per image), standardize (fixed) or batch_norm
         },
         "augmentation": {
             "rotation": 0.0,  # maximum angle, in degrees
@@ -70,13 +70,13 @@ DEFAULTS = ConfigDict(
             "name": "nadam",  # as in Keras; or Optax' adabelief, adam, adamw, lamb, lion, radam, rmsprop, sgd
             "b1": 0.9,  # decay of the running mean of gradients
             "b2": 0.999,  # decay of the running mean of squared gradients
-            "eps": 1e-7,  # added to its root: Keras' default; that of the others, without a value here, is Optax'
+            "eps": 1e-7,  # added to the square root of that mean; without a value, another optimizer has Optax' default
         },
         "param_groups": (),  # pairs (name, regular expression), the first match wins; () uses the model's own groups
         "phases": ("frozen",),  # phase names, in order; each phase has its own settings
         "feature_cache": {
             "views": 0,  # augmented views of each image whose frozen features are cached; 0: new views in every step
-            "compute_dtype": "",  # float32 or bfloat16: of the frozen layers, while features are computed; '' as dtype
+            "compute_dtype": "",  # of frozen layers while features are computed: float32 or bfloat16; '' as dtype
             "dir": "",  # where features of frozen layers are cached; '' for the run directory
         },
         "checkpoint": {
@@ -89,7 +89,7 @@ PHASE_DEFAULTS = ConfigDict(
     {
         "epochs": 10,  # maximum; early stopping (patience) may end the phase sooner
         "steps_per_epoch": 0,  # 0: full batches until every training image was used, or more for min_steps
-        "min_steps": 0,  # of all epochs together, if steps_per_epoch is 0: with few images, epochs get more steps
+        "min_steps": 0,  # minimum of all epochs together, if steps_per_epoch is 0: with few images, epochs get longer
         "augment": False,  # augment the training images
         "lr": {},  # learning rate of each parameter group, 0.0 if frozen; `top` is the backbone's last block
         "schedule": "constant",  # or cosine, linear: down to 0; step: times 0.1 at 1/2 and 3/4 of the steps; or plateau
@@ -97,7 +97,7 @@ PHASE_DEFAULTS = ConfigDict(
         "plateau_patience": 10,  # epochs without improvement that make a plateau
         "warmup_steps": 0,  # steps of linear warmup from 0, before the schedule
         "layer_decay": 1.0,  # in (0, 1]: the k-th block below the head trains at its group's rate times layer_decay**k
-        "clip_norm": 0.0,  # gradients: maximum norm of all together, as Keras' global_clipnorm; 0 disables
+        "clip_norm": 0.0,  # maximum norm of all gradients together, as Keras' global_clipnorm; 0 disables
         "ema": 0.0,  # EMA decay of the weights, in [0, 1); 0 disables. The EMA weights are validated and saved
         "monitor": "validation_loss",  # the metric of early stopping and schedule=plateau
         "patience": 0,  # early stopping: epochs without improvement; 0 disables, and the last weights are kept
