@@ -1,7 +1,6 @@
-"""Runs from Python: train a run, look at its results and use its model.
+"""Runs from Python: train a run, look at its results and use its model."""
 
-`flaxtl.report` is imported where it is used: its libraries take half a second, which training need not wait for.
-"""
+# `flaxtl.report` is imported where it is used: its libraries take half a second, for which training need not wait.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

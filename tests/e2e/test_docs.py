@@ -178,6 +178,14 @@ def test_the_site_asks_nothing_of_the_network(site):
 
 
 @pytest.mark.slow
+def test_returned_value_of_several_lines_is_one_row(site):
+    page = (site / "reference" / "api.html").read_text(encoding="utf-8")
+    tables = re.findall(r">Returns:<.*?</table>", page, re.DOTALL)
+    assert len(tables) > 5
+    assert {table.count('class="doc-section-item"') for table in tables} == {1}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 def test_search_works_in_a_page_opened_as_a_file(site, tmp_path):
     flags = [
