@@ -178,6 +178,13 @@ def test_the_site_asks_nothing_of_the_network(site):
 
 
 @pytest.mark.slow
+def test_python_reference_has_the_call_of_a_model(site):
+    page = (site / "reference" / "api.html").read_text(encoding="utf-8")
+    assert 'id="flaxtl.models.image_classifier.ImageClassifier.__call__"' in page
+    assert 'id="flaxtl.models.image_classifier.ImageClassifier.setup"' not in page
+
+
+@pytest.mark.slow
 def test_returned_value_of_several_lines_is_one_row(site):
     page = (site / "reference" / "api.html").read_text(encoding="utf-8")
     tables = re.findall(r">Returns:<.*?</table>", page, re.DOTALL)
