@@ -96,7 +96,7 @@ def forecast(
     if seconds is None:
         return None
     may_stop_early = any(0 < phase.patience < phase.epochs - 1 for phase in left)  # at best after epoch 1 + patience
-    early = ", less if one stops early" if may_stop_early else ""
+    early = f", less if {'one' if len(left) > 1 else 'it'} stops early" if may_stop_early else ""
     return f"{describe_time(seconds)} for {_count_phases(len(left), len(setup.phases))}{early}."
 
 

@@ -77,7 +77,7 @@ def test_forecast_names_the_phases_that_are_left(folder, tmp_path):
     first, second = setup.phases
     assert forecast(setup, first, 0, 10.0, None) is None
     assert forecast(setup, first, 0, 10.0, 1e6) == "Less than a minute for 2 phases, less if one stops early."
-    assert forecast(setup, second, 0, 1 / 60, None) == "About 10 minutes for the last phase, less if one stops early."
+    assert forecast(setup, second, 0, 1 / 60, None) == "About 10 minutes for the last phase, less if it stops early."
     short = tiny_run.setup(folder, tmp_path, finetune={"patience": 1, "epochs": 2})  # it cannot stop before its end
     assert forecast(short, short.phases[1], 0, 1 / 60, None) == "About 7 minutes for the last phase."
 
