@@ -76,8 +76,10 @@ def reliability_diagram(confidence: FloatArray, correct: npt.NDArray[np.bool_]) 
 
 def apply_temperature(log_probs: FloatArray, temperature: float) -> FloatArray:
     """Return log softmax(log p / T), float64 [n, classes]: the same predictions, less confident where T > 1."""
-    logits = _logits(log_probs) / temperature
-    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), np.float64)
+    logits = _logits(log_probs)
+    logits /= temperature  # in place, as below: with many classes, a copy may take gigabytes
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
 
 
 def fit_temperature(log_probs: FloatArray, labels: IntArray) -> float | None:

@@ -106,15 +106,18 @@ def classes_with_most_errors(matrix: CountArray, limit: int) -> npt.NDArray[np.i
 def log_probabilities(
     probabilities: npt.NDArray[np.float32], log_softmax: npt.NDArray[np.floating] | None = None
 ) -> FloatArray:
-    """Return the logarithms of probabilities, float64 [n, classes], also of those that underflow float32.
+    """Return the logarithms of probabilities, float64 of their shape, also of those that underflow float32.
 
     Args:
-      probabilities: float32 [n, classes].
-      log_softmax: the log-softmax of the logits, [n, classes]; used where a probability is below SMALLEST. None:
+      probabilities: float32, such as [n, classes].
+      log_softmax: the log-softmax of the logits, of the same shape; used where a probability is below SMALLEST. None:
         these count as SMALLEST, so that their logarithm, -87.3, is finite.
     """
-    logs = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
-    return logs if log_softmax is None else np.where(probabilities < SMALLEST, log_softmax, logs)
+    logs = np.maximum(probabilities, SMALLEST, dtype=np.float64)
+    np.log(logs, out=logs)  # in place: with many classes, a copy may take gigabytes
+    if log_softmax is not None:
+        np.copyto(logs, log_softmax, where=probabilities < SMALLEST)
+    return logs
 
 
 def cross_entropy(log_probs: FloatArray, labels: IntArray) -> FloatArray:

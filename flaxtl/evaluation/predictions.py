@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -71,12 +72,12 @@ class Predictions:
         """Logarithms of `probabilities`, float64 [n, classes], for losses and temperatures; see `classification`."""
         return classification.log_probabilities(self.probabilities, self.log_softmax)
 
-    @property
+    @cached_property
     def predicted(self) -> npt.NDArray[np.intp]:
         """The most probable class of each image, int [n]; the first of ties."""
         return np.asarray(self.probabilities.argmax(axis=1), np.intp)
 
-    @property
+    @cached_property
     def confidence(self) -> npt.NDArray[np.float32]:
         """The probability of the predicted class, float32 [n]."""
         return np.asarray(self.probabilities.max(axis=1), np.float32)
@@ -86,10 +87,12 @@ class Predictions:
         """Whether the predicted class is the label, bool [n]. Raises UserError if a label is unknown."""
         return np.asarray(self.predicted == self.known_labels)
 
-    @property
+    @cached_property
     def losses(self) -> FloatArray:
         """The cross-entropy -log p(label) of each image (nats), float64 [n]. Raises UserError if a label is unknown."""
-        return classification.cross_entropy(self.log_probabilities, self.known_labels)
+        own = np.arange(len(self)), self.known_labels
+        log_softmax = None if self.log_softmax is None else self.log_softmax[own]
+        return -classification.log_probabilities(self.probabilities[own], log_softmax)
 
     @property
     def error_rows(self) -> npt.NDArray[np.intp]:
@@ -209,15 +212,15 @@ def _rows(predictions: Predictions) -> Iterator[list[str]]:
         predictions.predicted,
         predictions.confidence,
         predictions.probabilities,
-        predictions.log_probabilities,
+        [None] * len(predictions) if predictions.log_softmax is None else predictions.log_softmax,
         strict=True,
     )
-    for path, split, label, predicted, confidence, probabilities, log_probs in columns:
+    for path, split, label, predicted, confidence, probabilities, log_softmax in columns:
         # str of a float32 is the shortest text that reads back as the same float32
         texts = [str(probability) for probability in probabilities]
-        if predictions.log_softmax is not None:
+        if log_softmax is not None:
             for column in np.flatnonzero(probabilities < SMALLEST):
-                texts[column] = _text_of_log(log_probs[column])
+                texts[column] = _text_of_log(float(log_softmax[column]))
         yield [path, split, classes[label], classes[predicted], str(confidence), *texts]
 
 

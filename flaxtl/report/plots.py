@@ -111,7 +111,7 @@ def plot_confusion(matrix: classification.CountArray, classes: Sequence[str]) ->
         title = f"Accuracy {accuracy}, {num_errors:,} error{plural} in {num_images:,}"
     shown = classification.classes_with_most_errors(matrix, MAX_CONFUSION_CLASSES)
     n = len(shown)
-    counts, shares = matrix[np.ix_(shown, shown)], classification.normalize_rows(matrix)[np.ix_(shown, shown)]
+    counts, shares = matrix[np.ix_(shown, shown)], classification.normalize_rows(matrix[shown])[:, shown]
     with _figure(aspect=1.06) as figure:
         axes = figure.add_subplot(aspect="equal")
         axes.set_xlim(0, n)

@@ -63,6 +63,18 @@ def test_predictions_predicted_class_and_confidence(predictions):
     assert predictions.confidence.tolist() == [np.float32(2 / 3), 1.0, 0.375]
 
 
+def test_predictions_values_of_images_are_computed_once(predictions, monkeypatch):
+    """The report asks for them photo by photo, and with thousands of classes each takes a pass over all columns."""
+    shapes = []
+    log = predictions_file.classification.log_probabilities
+    monkeypatch.setattr(
+        predictions_file.classification, "log_probabilities", lambda p, logs: shapes.append(p.shape) or log(p, logs)
+    )
+    for name in ("predicted", "confidence", "losses"):
+        assert getattr(predictions, name) is getattr(predictions, name)
+    assert shapes == [(3,)]  # of the labels only
+
+
 def test_predictions_unknown_labels_are_not_counted(predictions):
     assert predictions.correct.tolist() == [False, False, True]
     assert predictions.confusion_matrix.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
