@@ -16,6 +16,7 @@ from flaxtl.report.templating import load_template, markdown_code, markdown_text
 from flaxtl.train.rounding import rounded_accuracy, rounded_interval
 
 MAX_CONFUSIONS = 10
+MAX_TABLE_ROWS = 30  # longer tables of the card and of the report are collapsed
 UNKNOWN_LICENSE = "unknown; ask the provider"
 
 
@@ -76,6 +77,7 @@ def render_model_card(run: RunRecord) -> str:
         split_totals=Counter(example.split for example in run.manifest.examples),
         weights_license=_weights_license(run),
         data_license=_data_license(run),
+        max_table_rows=MAX_TABLE_ROWS,
     )
 
 

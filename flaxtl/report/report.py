@@ -29,6 +29,7 @@ from flaxtl.fileio import atomic_write_text, exclusive_lock
 from flaxtl.report import model_card, plots, run_summary
 from flaxtl.report.earlier_images import keep_images
 from flaxtl.report.galleries import make_galleries
+from flaxtl.report.model_card import MAX_TABLE_ROWS
 from flaxtl.report.photos import jpeg_data_uri
 from flaxtl.report.run_summary import SPLITS
 from flaxtl.report.templating import load_template
@@ -37,7 +38,6 @@ from flaxtl.train.rounding import percent_digits, rounded_accuracy
 from flaxtl.train.setup import RunSetup
 
 LABEL_ISSUES_FILE = "label_issues.csv"
-MAX_TABLE_ROWS = 30  # longer tables are collapsed
 
 
 class AugmentedExample(NamedTuple):

@@ -55,6 +55,19 @@ def test_card_names_the_dtype_of_cached_features_if_it_is_another_one(workdir, c
     assert "cached features" not in card.text
 
 
+def test_card_folds_tables_of_many_classes(workdir, card, monkeypatch):
+    """With a thousand classes they would hide the results between them."""
+    assert "details" not in card.tags
+    monkeypatch.setattr(model_card, "MAX_TABLE_ROWS", 1)
+    folded = RenderedCard(model_card.render_model_card(read_run(workdir)))
+    assert folded.tags.count("details") == 2
+    assert folded.tags.count("table") == card.tags.count("table")
+    assert re.findall(r"(?:Images|Recall) of 4 classes.*", folded.text) == [
+        "Images of 4 classes by split| class | train | validation | test | all ",
+        "Recall of 4 classes| class | recall | 95 % interval | correct | images ",
+    ]
+
+
 def license_lines(text):
     """Return the lines on the licenses of weights and data, which precede that of flaxtl."""
     lines = text.splitlines()
