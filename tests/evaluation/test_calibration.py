@@ -224,7 +224,7 @@ def test_coverage_at_single_confidence_covers_all():
     assert calibration.coverage_at(curve, 50) == CoveragePoint(50, 0.5, 4, 3)
 
 
-def test_calibrated_log_probabilities_need_little_more_memory_than_the_result():
+def test_calibrated_log_probabilities_need_little_memory():
     """A copy of 10,000 images x 5,000 classes in float64 is 400 MB."""
     probabilities = np.full((100, 1000), 0.001, np.float32)
     logs, peak = peak_arrays(log_probabilities, probabilities, np.log(probabilities))
