@@ -84,8 +84,8 @@ def conv(
         return finish(_convolve(x, kernel, strides, padding, feature_group_count=groups), bias)
 
     def separate_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        # XLA of jaxlib 0.12.0.1 gives conv, relu, conv, relu and a pool or a mean to YNNPACK as one operation, whose
-        # outputs are then numbers from anywhere.
+        # XLA of jaxlib 0.12.0.1 passes conv, relu, conv, relu and a pool or a mean to YNNPACK as one operation. Its
+        # outputs are wrong: mostly NaN, or numbers near 1e38.
         output: jax.Array = lax.optimization_barrier(xla_conv(x, kernel, bias))
         return output
 
@@ -105,9 +105,9 @@ def conv(
         output: jax.Array = winograd(*_to_products(*arrays), relu)
         return output.astype(x.dtype)
 
-    cpu_conv = separate_conv if x.dtype == jnp.bfloat16 else xla_conv
+    plain_conv = separate_conv if x.dtype == jnp.bfloat16 else xla_conv
     if groups > 1 or export.is_symbolic_dim(x.shape[0]):  # symbolic: an exported program, for batches of any size
-        pass
+        cpu_conv = plain_conv
     elif kernel.shape[:2] == (3, 3) and strides == (1, 1) and padding == "SAME" and _is_large(x, kernel, num_chunks):
         cpu_conv = winograd_conv
     elif kernel.shape[:2] == (1, 1):
@@ -116,7 +116,9 @@ def conv(
         cpu_conv = small_conv
     elif strides[0] == 1 and _has_few_outputs(x, kernel):
         cpu_conv = rows_conv
-    if cpu_conv is xla_conv:
+    else:
+        cpu_conv = plain_conv
+    if cpu_conv is xla_conv:  # the same on every platform
         return xla_conv(x, kernel, bias)
     output: jax.Array = lax.platform_dependent(x, kernel, bias, cpu=cpu_conv, default=xla_conv)
     return output

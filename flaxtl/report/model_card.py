@@ -11,6 +11,7 @@ from flaxtl.errors import UserError
 from flaxtl.evaluation import classification, label_issues
 from flaxtl.evaluation.run_files import RunRecord
 from flaxtl.models import registry
+from flaxtl.pretrained.backbone import PUBLISHED
 from flaxtl.report import run_summary
 from flaxtl.report.templating import load_template, markdown_code, markdown_text
 from flaxtl.train.rounding import rounded_accuracy, rounded_interval
@@ -123,7 +124,7 @@ def _weights_license(run: RunRecord) -> str:
     weights = run.config.weights.path
     if weights == "random":
         return "none needed; training started from random weights"
-    if weights not in ("imagenet", "builtin"):
+    if weights not in PUBLISHED:
         return UNKNOWN_LICENSE
     try:
         return registry.get_spec(run.config.model.name).license
